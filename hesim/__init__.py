@@ -1,0 +1,72 @@
+"""What CKKS does to a JAX program: trace it, plan it, predict it. Encrypts nothing.
+
+Names load on first use, so that a process without JAX can import the parameters and Circuits.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "CKKSParams": "hesim.params",
+    "Circuit": "hesim.circuit.circuit",
+    "HesimError": "hesim.errors",
+    "LayoutError": "hesim.errors",
+    "LevelError": "hesim.errors",
+    "NotHomomorphicError": "hesim.errors",
+    "ParameterError": "hesim.errors",
+    "Program": "hesim.program",
+    "TraceError": "hesim.errors",
+    "compile": "hesim.circuit.compile",
+    "predict": "hesim.simulate",
+    "refresh": "hesim.refresh",
+    "simulate": "hesim.simulate",
+    "trace": "hesim.trace",
+}
+
+__all__ = [
+    "CKKSParams",
+    "Circuit",
+    "HesimError",
+    "LayoutError",
+    "LevelError",
+    "NotHomomorphicError",
+    "ParameterError",
+    "Program",
+    "TraceError",
+    "compile",
+    "predict",
+    "refresh",
+    "simulate",
+    "trace",
+]
+
+if TYPE_CHECKING:
+    from hesim.circuit.circuit import Circuit
+    from hesim.circuit.compile import compile
+    from hesim.errors import (
+        HesimError,
+        LayoutError,
+        LevelError,
+        NotHomomorphicError,
+        ParameterError,
+        TraceError,
+    )
+    from hesim.params import CKKSParams
+    from hesim.program import Program
+    from hesim.refresh import refresh
+    from hesim.simulate import predict, simulate
+    from hesim.trace import trace
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,52 @@
+"""The errors that hesim raises, each saying what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hesim.source import Source
+
+__all__ = [
+    "HesimError",
+    "LayoutError",
+    "LevelError",
+    "NotHomomorphicError",
+    "ParameterError",
+    "TraceError",
+]
+
+
+class HesimError(Exception):
+    """Base class of every error that hesim raises on purpose."""
+
+
+class ParameterError(HesimError, ValueError):
+    """CKKS parameters that cannot work, or are not secure at the level asked for."""
+
+
+class TraceError(HesimError, ValueError):
+    """A function or its arguments cannot be traced as asked (shapes, dtypes, `encrypted`)."""
+
+
+class NotHomomorphicError(HesimError, TypeError):
+    """An operation on encrypted values that additions and products cannot express.
+
+    Attributes:
+      operation: name of the JAX primitive.
+      source: the caller's file, line and function, or None if JAX kept none.
+    """
+
+    def __init__(self, operation: str, source: Source | None, reason: str, instead: str):
+        self.operation = operation
+        self.source = source
+        where = f" at {source}" if source is not None else ""
+        super().__init__(f"`{operation}` on an encrypted value{where}: {reason} {instead}")
+
+
+class LevelError(HesimError):
+    """A computation needs more levels than the parameters carry, and a refresh is forbidden."""
+
+
+class LayoutError(HesimError):
+    """A tensor does not fit the slots, or two layouts do not agree."""

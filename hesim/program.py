@@ -1,0 +1,349 @@
+"""The Program: one traced JAX function as typed SSA, each value public or encrypted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from hesim.errors import TraceError
+from hesim.source import Source
+
+__all__ = ["Equation", "Literal", "Program", "Var"]
+
+_SUBPROGRAMS = ("while", "scan", "cond")
+"""Public control flow that stays one equation; its body keeps the dtypes it was traced with."""
+
+_SCATTERS = {"scatter": jax.lax.scatter, "scatter-add": jax.lax.scatter_add}
+
+
+@dataclass(frozen=True, eq=False)
+class Var:
+    """One value of a Program.
+
+    Attributes:
+      id: number in order of definition.
+      shape: tensor shape.
+      dtype: dtype in the trace.
+      encrypted: whether the value depends on an encrypted argument.
+    """
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    encrypted: bool
+
+    @property
+    def name(self) -> str:
+        return f"%{self.id}" if self.encrypted else f"p{self.id}"
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """A scalar written into the program text."""
+
+    value: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    encrypted = False
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """One primitive applied to values.
+
+    Attributes:
+      primitive: the JAX primitive.
+      inputs, outputs: its operands and results.
+      params: parameters of the primitive, as in the jaxpr.
+      source: the place in the caller's code, None if JAX kept none.
+    """
+
+    primitive: Any
+    inputs: tuple[Var | Literal, ...]
+    outputs: tuple[Var, ...]
+    params: dict[str, Any]
+    source: Source | None
+    index: int
+
+    @property
+    def name(self) -> str:
+        return self.primitive.name
+
+    @property
+    def encrypted(self) -> bool:
+        return any(v.encrypted for v in self.outputs)
+
+    def __str__(self) -> str:
+        left = ", ".join(f"{v.name}:{_type(v)}" for v in self.outputs)
+        right = ", ".join(v.name if isinstance(v, Var) else _literal(v) for v in self.inputs)
+        detail = _describe(self.name, self.params)
+        text = f"{left} = {self.name}{detail} {right}"
+        return f"{text:<72}  # {self.source.brief}" if self.source else text
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A JAX function read once; everything else (simulate, compile, run) reads this.
+
+    Calling it evaluates the function exactly, in JAX. `program(*args)` takes and returns the
+    pytrees of the traced function; `precision="float64"` evaluates every float in float64
+    whatever the trace's dtypes are.
+
+    Attributes:
+      name: name of the traced function.
+      equations: all equations in order, public ones included, dead ones removed.
+      inputs: one Var per flattened argument leaf.
+      consts: arrays closed over, as (Var, array) pairs.
+      outputs: one Var or Literal per flattened result leaf.
+      in_tree, out_tree: pytree structures of the arguments (a tuple) and the result.
+      labels: a readable name per input leaf, e.g. `args[0]['kernel']`.
+    """
+
+    name: str
+    equations: tuple[Equation, ...]
+    inputs: tuple[Var, ...]
+    consts: tuple[tuple[Var, np.ndarray], ...]
+    outputs: tuple[Var | Literal, ...]
+    in_tree: Any
+    out_tree: Any
+    labels: tuple[str, ...]
+    _constants: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def ops(self) -> tuple[Equation, ...]:
+        """The equations whose result is encrypted, in order."""
+        return tuple(e for e in self.equations if e.encrypted)
+
+    @property
+    def depth(self) -> int:
+        """Levels on the longest path: a lower bound, before layouts ask for masks."""
+        from hesim.depth import program_depth
+
+        return program_depth(self)
+
+    def flatten(self, args: Sequence[Any]) -> list[Any]:
+        """Leaves of `args` in the order of `inputs`.
+
+        Raises:
+          TraceError: the structure or a shape is not the traced one.
+        """
+        leaves, tree = tree_util.tree_flatten(tuple(args))
+        if tree != self.in_tree:
+            raise TraceError(
+                f"{self.name} was traced with arguments of structure {self.in_tree}, but called with "
+                f"{tree}; trace it again for the new structure."
+            )
+        for leaf, var, label in zip(leaves, self.inputs, self.labels, strict=True):
+            if np.shape(leaf) != var.shape:
+                raise TraceError(
+                    f"{label} of {self.name} has shape {np.shape(leaf)}, but the program was traced "
+                    f"with {var.shape}; trace it again for the new shape."
+                )
+        return leaves
+
+    def __call__(self, *args: Any, precision: str | None = None) -> Any:
+        """The function's exact result.
+
+        Args:
+          args: as the traced function's.
+          precision: None to keep the trace's dtypes, "float64" to evaluate in float64
+            (results are then NumPy arrays).
+
+        Raises:
+          TraceError: arguments of another structure or shape, or an unknown precision.
+        """
+        flat = self.flatten(args)
+        if precision is None:
+            return tree_util.tree_unflatten(self.out_tree, self.evaluate(flat))
+        if precision != "float64":
+            raise TraceError(f"precision {precision!r} is unknown; use None or 'float64'.")
+        with jax.enable_x64(True):
+            out = [np.asarray(v) for v in self.evaluate(_widened(flat, self.inputs), wide=True)]
+        return tree_util.tree_unflatten(self.out_tree, out)
+
+    def evaluate(
+        self,
+        flat_args: Sequence[Any],
+        hook: Callable[[Equation, list[Any]], list[Any]] | None = None,
+        *,
+        wide: bool = False,
+        until: Sequence[Var] | None = None,
+    ) -> list[Any]:
+        """Runs the equations in JAX.
+
+        Args:
+          flat_args: leaves in the order of `inputs`.
+          hook: called after each equation with an encrypted result as `hook(equation,
+            results)`; what it returns replaces the results.
+          wide: evaluate floats in float64 (call it under `jax.enable_x64(True)`).
+          until: values to return instead of the outputs.
+
+        Returns:
+          One array per output leaf (or per Var of `until`).
+        """
+        env: dict[int, Any] = {}
+        for var, value in zip(self.inputs, flat_args, strict=True):
+            env[var.id] = value
+        for var, value in self.consts:
+            env[var.id] = _wide_array(value) if wide else value
+        wanted = self.outputs if until is None else until
+        for eqn in self._needed(until):
+            args = [
+                env[v.id] if isinstance(v, Var) else (_wide_array(v.value) if wide else v.value)
+                for v in eqn.inputs
+            ]
+            out = _bind(eqn, args, wide)
+            if hook is not None and eqn.encrypted:
+                out = hook(eqn, out)
+            for var, value in zip(eqn.outputs, out, strict=True):
+                env[var.id] = value
+        return [env[v.id] if isinstance(v, Var) else jnp.asarray(v.value) for v in wanted]
+
+    def _needed(self, until: Sequence[Var] | None) -> Iterator[Equation]:
+        if until is None:
+            return iter(self.equations)
+        live = {v.id for v in until}
+        kept = []
+        for eqn in reversed(self.equations):
+            if any(v.id in live for v in eqn.outputs):
+                kept.append(eqn)
+                live.update(v.id for v in eqn.inputs if isinstance(v, Var))
+        return reversed(kept)
+
+    def constant(self, value: Var | Literal) -> np.ndarray | None:
+        """The value of a public operand that depends on no argument, or None if it does."""
+        if isinstance(value, Literal):
+            return value.value
+        if value.encrypted:
+            return None
+        if not self._constants:
+            self._fold()
+        return self._constants.get(value.id)
+
+    def _fold(self) -> None:
+        known = {var.id: np.asarray(array) for var, array in self.consts}
+        with jax.ensure_compile_time_eval():
+            for eqn in self.equations:
+                operands = [
+                    v.value if isinstance(v, Literal) else known.get(v.id) for v in eqn.inputs
+                ]
+                if eqn.encrypted or any(x is None for x in operands):
+                    continue
+                for var, out in zip(eqn.outputs, _bind(eqn, operands, False), strict=True):
+                    known[var.id] = np.asarray(out)
+        self._constants.update(known)
+        self._constants.setdefault(-1, np.zeros(()))
+
+    def __str__(self) -> str:
+        public = [v for v in self.inputs if not v.encrypted]
+        secret = [v for v in self.inputs if v.encrypted]
+        ops = self.ops
+        lines = [
+            f"program {self.name}: {len(ops)} operations on encrypted values, depth {self.depth}",
+            "  encrypted: " + (", ".join(self._signature(secret)) or "none"),
+            "  public:    " + (", ".join(self._signature(public)) or "none"),
+        ]
+        lines += [f"  {eqn}" for eqn in ops]
+        results = (v.name if isinstance(v, Var) else _literal(v) for v in self.outputs)
+        lines.append("  return " + ", ".join(results))
+        return "\n".join(lines)
+
+    def _signature(self, values: Sequence[Var]) -> list[str]:
+        labels = {v.id: label for v, label in zip(self.inputs, self.labels, strict=True)}
+        return [f"{v.name}:{_type(v)} {labels[v.id]}" for v in values]
+
+
+def _bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
+    params = eqn.params
+    if wide and eqn.name in _SUBPROGRAMS:
+        # A public loop's body was traced in the narrow dtypes: run it there, widen the result.
+        args = [
+            jnp.asarray(a, v.dtype)
+            for a, v in zip(args, eqn.inputs, strict=True)
+            if isinstance(v, Var)
+        ]
+    elif wide and eqn.name in _SCATTERS:
+        # The update rule inside the equation is typed too: let the public function rebuild it.
+        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        return [_SCATTERS[eqn.name](*args, **{name: params[name] for name in names})]
+    elif wide:
+        params = {name: _wide_param(value) for name, value in params.items()}
+    out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
+    out = list(out) if eqn.primitive.multiple_results else [out]
+    return [_wide_array(o) for o in out] if wide else out
+
+
+def _is_float(dtype: Any) -> bool:
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+
+
+def _wide_param(value: Any) -> Any:
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return np.dtype(np.float64) if _is_float(value) else value
+    return value
+
+
+def _wide_array(value: Any) -> Any:
+    if _is_float(getattr(value, "dtype", None)) and value.dtype != np.float64:
+        return value.astype(np.float64)
+    return value
+
+
+def _widened(flat: Sequence[Any], declared: Sequence[Var]) -> list[Any]:
+    return [
+        np.asarray(leaf, np.float64 if _is_float(var.dtype) else var.dtype)
+        for leaf, var in zip(flat, declared, strict=True)
+    ]
+
+
+def _type(v: Var) -> str:
+    short = {
+        "float32": "f32",
+        "float64": "f64",
+        "bfloat16": "bf16",
+        "float16": "f16",
+        "int32": "i32",
+    }
+    return f"{short.get(str(v.dtype), str(v.dtype))}[{','.join(map(str, v.shape))}]"
+
+
+def _literal(v: Literal) -> str:
+    return (
+        f"{v.value.item():.6g}" if v.value.ndim == 0 and _is_float(v.value.dtype) else str(v.value)
+    )
+
+
+_SHOWN = {
+    "dot_general": "dimension_numbers",
+    "reduce_sum": "axes",
+    "reduce_prod": "axes",
+    "broadcast_in_dim": "broadcast_dimensions",
+    "transpose": "permutation",
+    "integer_pow": "y",
+    "concatenate": "dimension",
+    "cumsum": "axis",
+    "polynomial": "poly",
+    "squeeze": "dimensions",
+    "rev": "dimensions",
+}
+
+
+def _describe(name: str, params: dict[str, Any]) -> str:
+    if name == "slice":
+        pairs = zip(params["start_indices"], params["limit_indices"], strict=True)
+        return "[" + ",".join(f"{a}:{b}" for a, b in pairs) + "]"
+    key = _SHOWN.get(name)
+    return f"[{params[key]}]" if key in params else ""

@@ -1,0 +1,106 @@
+"""Where in the user's code an operation comes from."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Source", "of_traceback"]
+
+_OURS = Path(__file__).resolve().parent.parent
+_PLANNING = tuple(str(_OURS / name) + os.sep for name in ("approx", "hesim", "he_backend"))
+_PACKAGES = (*_PLANNING, *(str(_OURS / name) + os.sep for name in ("models", "experiments")))
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place in the caller's code, and the innermost place outside JAX if that differs.
+
+    Attributes:
+      file: path of the caller's file; frames of jax, flax, optax and this toolkit are skipped.
+      line: line number, from 1.
+      function: name of the function.
+      inner: `file:line` of the innermost frame that belongs to a model rather than to a
+        framework, e.g. a layer of `models`; empty if it is the caller itself.
+    """
+
+    file: str
+    line: int
+    function: str
+    inner: str = ""
+
+    def __str__(self) -> str:
+        text = f"{_short(self.file)}:{self.line} ({self.function})"
+        return f"{text} via {self.inner}" if self.inner else text
+
+    @property
+    def brief(self) -> str:
+        """`file:line` of the innermost model code, for tables."""
+        return self.inner or f"{Path(self.file).name}:{self.line}"
+
+
+def _short(path: str) -> str:
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:
+        return path
+    return path if relative.startswith("..") else relative
+
+
+@functools.lru_cache(maxsize=1)
+def _library_prefixes() -> tuple[str, ...]:
+    roots = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    for name in _LIBRARIES:
+        try:
+            module = __import__(name)
+        except ImportError:
+            continue
+        if module.__file__:
+            roots.add(str(Path(module.__file__).resolve().parent.parent))
+    found = {os.path.join(root, name) + os.sep for root in roots for name in _LIBRARIES}
+    stdlib = sysconfig.get_path("stdlib")
+    return (
+        *sorted(found),
+        os.path.join(stdlib, "functools.py"),
+        os.path.join(stdlib, "contextlib.py"),
+    )
+
+
+def of_traceback(traceback) -> Source | None:
+    """The Source that a JAX traceback stands for, or None if it holds no usable frame.
+
+    Args:
+      traceback: `eqn.source_info.traceback` of a jaxpr equation (may be None).
+    """
+    if traceback is None:
+        return None
+    frames = [
+        (
+            frame.file_name,
+            frame.start_line if hasattr(frame, "start_line") else frame.line_num,
+            frame.function_name,
+        )
+        for frame in _frames(traceback)
+    ]
+    skip = _library_prefixes()
+    outside = [
+        f for f in frames if not f[0].startswith((*skip, "<")) and not f[0].startswith(_PLANNING)
+    ]
+    if not outside:
+        return None
+    caller = next((f for f in outside if not f[0].startswith(_PACKAGES)), None)
+    inner = outside[0]
+    if caller is None:
+        return Source(inner[0], inner[1], inner[2])
+    if inner == caller:
+        return Source(*caller)
+    return Source(*caller, inner=f"{Path(inner[0]).parent.name}/{Path(inner[0]).name}:{inner[1]}")
+
+
+def _frames(traceback):
+    frames = getattr(traceback, "frames", None)
+    return frames if frames is not None else traceback
