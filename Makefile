@@ -1,0 +1,130 @@
+# Everything that a person or a machine runs, each from a fresh clone: needs Python >= 3.11, make and g++.
+#   make demo        train, run held-out sentences encrypted, compare, write a report
+#   make test        lint and the default tests          make test-slow   the long ones too
+#   make setup       the virtual environment in .venv    make data        the default data set
+#   make lint  bench  notebooks  clean                   make lock        pin the dependencies anew (needs uv)
+# PYTHON=/path/to/python chooses the interpreter; ARGS='--help' is handed to the program that a target runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+SOURCES := $(wildcard approx hesim models he_backend experiments tests benchmarks)
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
+
+# One thread a process: the tests and the encrypted workers already fill the cores with processes.
+TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JAX_PLATFORMS=cpu PYTHONHASHSEED=0
+
+export PIP_USER := 0
+export PIP_REQUIRE_VIRTUALENV := 0
+export MPLBACKEND ?= Agg
+
+.PHONY: help setup data demo test lint format test-slow bench notebooks clean lock
+
+help:
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
+
+# ---------------------------------------------------------------- the virtual environment
+# Interpreters in order of preference: the one that the figures in the documents come from first. A shim of a
+# version manager may exist and not run, so each is tried; Pyfhel needs the headers, a virtual environment ensurepip.
+$(STAMPS)/venv:
+	@chosen=""
+	notes=""
+	for python in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3.14 python3 python); do
+	  command -v "$$python" >/dev/null 2>&1 || continue
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue
+	  if ! "$$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then
+	    notes="$$notes  $$python has no venv/ensurepip: install its venv package (Debian: apt-get install python3-venv).\n"
+	  elif ! "$$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' >/dev/null 2>&1; then
+	    notes="$$notes  $$python has no C headers, which Pyfhel is compiled against: install its dev package (Debian: apt-get install python3-dev).\n"
+	  else
+	    chosen="$$python"; break
+	  fi
+	done
+	if [ -z "$$chosen" ]; then
+	  printf 'make setup: no usable Python >= 3.11 found%s.\n%b  Install one, or name it: make setup PYTHON=/path/to/python3.11\n' "$(if $(PYTHON), at $(PYTHON))" "$$notes" >&2
+	  exit 1
+	fi
+	if ! command -v "$${CXX:-g++}" >/dev/null 2>&1; then
+	  printf 'make setup: no C++ compiler (%s), which Pyfhel is compiled with. Install g++ (Debian: apt-get install g++).\n' "$${CXX:-g++}" >&2
+	  exit 1
+	fi
+	echo "setup: $$("$$chosen" --version) in $(VENV)"
+	rm -rf $(VENV)
+	"$$chosen" -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+# Build tools come first and from a lock of their own, so that nothing unpinned is fetched for an isolated build.
+$(STAMPS)/build: requirements/build.lock $(STAMPS)/venv
+	@echo "setup: build tools"
+	$(PIP_INSTALL) --require-hashes -r requirements/build.lock
+	touch $@
+
+$(STAMPS)/dependencies: requirements/dev.lock requirements/pyfhel.cmake $(STAMPS)/build
+	@echo "setup: dependencies (the first time Pyfhel is compiled, 2 to 3 minutes)"
+	export PATH="$(CURDIR)/$(BIN):$$PATH" CMAKE_TOOLCHAIN_FILE="$(CURDIR)/requirements/pyfhel.cmake"
+	$(PIP_INSTALL) --no-build-isolation --require-hashes -r requirements/dev.lock
+	$(BIN)/python -c 'import Pyfhel, jax' >/dev/null
+	touch $@
+
+$(STAMPS)/project: pyproject.toml $(STAMPS)/dependencies
+	@$(PIP_INSTALL) --no-build-isolation --no-deps --editable .
+	touch $@
+	echo "setup: done"
+
+setup: $(STAMPS)/project
+	@:
+
+# ---------------------------------------------------------------- what it is for
+data: setup
+	@$(BIN)/python -m models.data
+
+demo: setup data
+	@$(BIN)/hesim demo $(ARGS)
+
+bench: setup
+	@if [ -d benchmarks ]; then OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS); else echo "no benchmarks"; fi
+
+# ---------------------------------------------------------------- checks
+lint: setup
+	@$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/pyright --warnings $(SOURCES)
+
+format: setup
+	@$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+test: setup lint
+	@$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup data
+	@$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+
+notebooks: setup
+	@shopt -s nullglob
+	for notebook in notebooks/*.ipynb; do
+	  echo "$$notebook"
+	  $(TEST_ENV) $(BIN)/jupyter execute --timeout=1200 "$$notebook"
+	done
+
+# ---------------------------------------------------------------- upkeep
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv reads pyproject.toml; --fork-strategy fewest gives every Python the same versions where they exist.
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--fork-strategy fewest --python-version 3.11 --custom-compile-command "make lock" $(ARGS)
+lock:
+	$(LOCK) --extra dev -o requirements/dev.lock pyproject.toml requirements/build.in
+	$(LOCK) -c requirements/dev.lock -o requirements/build.lock requirements/build.in
