@@ -1,0 +1,325 @@
+"""Polynomial: a Chebyshev series on a domain, evaluated by NumPy or as one JAX primitive.
+
+``p(x) = sum_k coefficients[k] * T_k(scale * x + shift)``. On a NumPy array or a number, ``p(x)``
+is float64 NumPy by Clenshaw's recurrence; on a JAX array or tracer it is one equation
+``polynomial`` (see ``approx.primitive``). This module imports no JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from approx import plan as _plan
+from approx.errors import ApproxError, DomainError
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Polynomial:
+    """A Chebyshev series on one interval or a union of intervals; immutable and hashable.
+
+    Attributes:
+      coefficients: Chebyshev coefficients on u = scale * x + shift, T_0 first.
+      intervals: the domain as a tuple of disjoint intervals in ascending order.
+      scale, shift: the affine map of the domain's hull to [-1, 1].
+      name: of the target.
+      max_error: bound on |p - target| over the domain (infinite: nothing is claimed).
+      certified: whether max_error is rigorous; otherwise it is an estimate on a dense grid.
+      affine: "own" if evaluation spends a level on the affine map, "folded" if whoever evaluates
+        has merged ``scale`` into the constants of the operation before.
+      rule: what differentiation uses in place of the exact derivative, or None.
+      rule_of: "input" if the rule is a polynomial of x, "value" if it is one of p(x).
+    """
+
+    coefficients: tuple[float, ...]
+    intervals: tuple[Interval, ...] = ((-1.0, 1.0),)
+    scale: float = 1.0
+    shift: float = 0.0
+    name: str = "polynomial"
+    max_error: float = math.inf
+    certified: bool = False
+    affine: str = "own"
+    rule: Polynomial | None = None
+    rule_of: str = "input"
+
+    def __post_init__(self) -> None:
+        series = [float(c) for c in self.coefficients]
+        if not series or not all(math.isfinite(c) for c in series):
+            raise ApproxError(
+                f"{self.name}: coefficients must be finite and at least one; "
+                "fit the target on a domain where it is finite."
+            )
+        while len(series) > 1 and series[-1] == 0.0:
+            series.pop()
+        if self.affine not in ("own", "folded"):
+            raise ApproxError(f'affine must be "own" or "folded", not {self.affine!r}.')
+        if self.rule_of not in ("input", "value"):
+            raise ApproxError(f'A rule is of "input" or "value", not {self.rule_of!r}.')
+        intervals = check_intervals(self.intervals)
+        values = {
+            "coefficients": tuple(series),
+            "intervals": intervals,
+            "scale": float(self.scale),
+            "shift": float(self.shift),
+            "max_error": float(self.max_error),
+            "certified": bool(self.certified),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+    # --- identity -------------------------------------------------------------------------------
+
+    def _key(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key())
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Polynomial) and self._key() == other._key()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Polynomial, self._key()
+
+    def __repr__(self) -> str:
+        spans = " | ".join(f"[{a:g}, {b:g}]" for a, b in self.intervals)
+        error = "" if math.isinf(self.max_error) else f", max_error={self.max_error:.2e}"
+        return f"Polynomial({self.name}, degree={self.degree}, {spans}{error})"
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def degree(self) -> int:
+        """Highest k with a non-zero coefficient."""
+        return len(self.coefficients) - 1
+
+    @property
+    def domain(self) -> Any:
+        """(a, b), or a tuple of intervals if the domain is a union."""
+        return self.intervals[0] if len(self.intervals) == 1 else self.intervals
+
+    @property
+    def hull(self) -> Interval:
+        """The smallest interval that contains the domain."""
+        return self.intervals[0][0], self.intervals[-1][1]
+
+    @property
+    def parity(self) -> str | None:
+        """ "even" or "odd" if p is, as a function of scale * x + shift; otherwise None."""
+        present = {k % 2 for k, c in enumerate(self.coefficients) if c != 0.0}
+        if len(present) != 1:
+            return None
+        return "odd" if present == {1} else "even"
+
+    @cached_property
+    def plan(self) -> _plan.Plan:
+        """The straight-line program that encrypted evaluation runs on u = scale * x + shift."""
+        return _plan.build(self.coefficients)
+
+    @property
+    def depth(self) -> int:
+        """Levels that evaluation consumes, the affine map included unless it is free or folded."""
+        free = self.degree == 0 or abs(self.scale) == 1.0 or self.affine == "folded"
+        return self.plan.depth + (0 if free else 1)
+
+    # --- values ---------------------------------------------------------------------------------
+
+    def __call__(self, x: Any) -> Any:
+        """p(x): float64 for NumPy and numbers, one ``polynomial`` equation for JAX values."""
+        if _is_jax(x):
+            from approx.primitive import apply
+
+            return apply(self, x)
+        u = self.scale * np.asarray(x, dtype=np.float64) + self.shift
+        return clenshaw(self.coefficients, u)
+
+    def derivative(self) -> Polynomial:
+        """The exact derivative of the polynomial, on the same domain and affine map."""
+        series = differentiate(self.coefficients)
+        return dataclasses.replace(
+            self,
+            coefficients=tuple(self.scale * c for c in series),
+            name=f"{self.name}'",
+            max_error=math.inf,
+            certified=False,
+            rule=None,
+            rule_of="input",
+        )
+
+    def with_derivative(self, rule: Polynomial | str, of: str = "input") -> Polynomial:
+        """The same polynomial with another derivative rule, for cheap gradients.
+
+        Args:
+          rule: a polynomial, or "value": p' = p, exp's rule, which costs no evaluation at all.
+          of: what the rule is applied to: "input" x or "value" p(x), as 1 - y^2 for tanh.
+
+        Returns:
+          A polynomial whose values are the same and whose derivative in JAX is the rule.
+        """
+        if isinstance(rule, str):
+            if rule != "value":
+                raise ApproxError(f'A rule is a Polynomial or "value", not {rule!r}.')
+            rule, of = IDENTITY, "value"
+        return dataclasses.replace(self, rule=rule, rule_of=of)
+
+    def rescaled(self, m: float) -> Polynomial:
+        """q with q(x) = p(m * x) on the domain divided by m.
+
+        A preceding constant that absorbs 1/m makes the affine map cost no level: where the half
+        width of the new domain is 1, ``q.scale`` is exactly 1 and only a shift remains.
+        """
+        if not math.isfinite(m) or m == 0.0:
+            raise DomainError(f"rescaled needs a finite factor other than 0, not {m}.")
+        spans = sorted((min(a / m, b / m), max(a / m, b / m)) for a, b in self.intervals)
+        scale = _snap(self.scale * m)
+        rule = self.rule
+        if rule is not None and self.rule_of == "input":
+            rule = rule.rescaled(m)
+            rule = dataclasses.replace(
+                rule, coefficients=tuple(m * c for c in rule.coefficients), max_error=math.inf
+            )
+        if rule is not None and self.rule_of == "value":
+            rule = dataclasses.replace(rule, coefficients=tuple(m * c for c in rule.coefficients))
+        return dataclasses.replace(self, intervals=tuple(spans), scale=scale, rule=rule)
+
+    def growth(self, fraction: float) -> float:
+        """sup |p| within ``fraction`` of the hull's width outside the hull, the hull included."""
+        a, b = self.hull
+        margin = fraction * (b - a)
+        if not (math.isfinite(margin) and margin >= 0.0):
+            raise ApproxError(f"fraction must be finite and at least 0, not {fraction}.")
+        count = 8 * (self.degree + 2) + 1
+        angles = np.cos(np.linspace(0.0, np.pi, count))
+        inside = 0.5 * (a + b) + 0.5 * (b - a) * angles
+        outside = np.linspace(0.0, margin, 257)
+        points = np.concatenate([inside, a - outside, b + outside])
+        return float(np.max(np.abs(self(points))))
+
+    # --- storage --------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON keeps bit for bit (Python prints floats so that they round trip)."""
+        return {
+            "kind": "polynomial",
+            "coefficients": list(self.coefficients),
+            "intervals": [list(i) for i in self.intervals],
+            "scale": self.scale,
+            "shift": self.shift,
+            "name": self.name,
+            "max_error": None if math.isinf(self.max_error) else self.max_error,
+            "certified": self.certified,
+            "affine": self.affine,
+            "rule": None if self.rule is None else self.rule.to_dict(),
+            "rule_of": self.rule_of,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Polynomial:
+        """The inverse of ``to_dict``; raises ApproxError on anything else."""
+        try:
+            return cls(
+                coefficients=tuple(data["coefficients"]),
+                intervals=tuple((a, b) for a, b in data["intervals"]),
+                scale=data["scale"],
+                shift=data["shift"],
+                name=data["name"],
+                max_error=math.inf if data["max_error"] is None else data["max_error"],
+                certified=data["certified"],
+                affine=data["affine"],
+                rule=None if data["rule"] is None else cls.from_dict(data["rule"]),
+                rule_of=data["rule_of"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ApproxError(
+                f"Not a stored polynomial ({error!r}); write it with Polynomial.to_json."
+            ) from error
+
+    def to_json(self) -> str:
+        """JSON text with full precision."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Polynomial:
+        """The polynomial that ``to_json`` wrote, bit for bit."""
+        return cls.from_dict(json.loads(text))
+
+
+def check_intervals(intervals: Any) -> tuple[Interval, ...]:
+    """Intervals as sorted float pairs.
+
+    Raises:
+      DomainError: none, not finite, reversed or empty, or overlapping.
+    """
+    try:
+        spans = tuple(sorted((float(a), float(b)) for a, b in intervals))
+    except (TypeError, ValueError) as error:
+        raise DomainError("A domain is (a, b) with a < b, or a list of such pairs.") from error
+    if not spans:
+        raise DomainError("The domain is empty; give (a, b) with a < b.")
+    for a, b in spans:
+        if not (math.isfinite(a) and math.isfinite(b)):
+            raise DomainError(f"The domain ({a}, {b}) is not finite; a polynomial needs bounds.")
+        if not a < b:
+            raise DomainError(
+                f"The domain ({a}, {b}) is empty or reversed; give (a, b) with a < b."
+            )
+    for (_, b), (a, _) in zip(spans, spans[1:]):
+        if a <= b:
+            raise DomainError(f"The intervals of the domain meet at {a}; merge them into one.")
+    return spans
+
+
+def affine_map(intervals: tuple[Interval, ...]) -> tuple[float, float]:
+    """(scale, shift) that takes the hull of the intervals to [-1, 1]; scale is exactly 1 if it is."""
+    a, b = intervals[0][0], intervals[-1][1]
+    scale = _snap(2.0 / (b - a))
+    return scale, -(0.5 * (a + b)) * scale
+
+
+def clenshaw(coefficients: tuple[float, ...], u: Any) -> Any:
+    """sum_k coefficients[k] * T_k(u) by Clenshaw's recurrence; u is a NumPy or JAX array."""
+    one = two = 0.0 * u
+    for c in reversed(coefficients[1:]):
+        one, two = 2.0 * u * one - two + c, one
+    return u * one - two + coefficients[0]
+
+
+def differentiate(coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    """Chebyshev coefficients of the derivative by u."""
+    n = len(coefficients)
+    if n == 1:
+        return (0.0,)
+    out = [0.0] * (n + 1)
+    for k in range(n - 1, 0, -1):
+        out[k - 1] = out[k + 1] + 2.0 * k * coefficients[k]
+    out[0] *= 0.5
+    return tuple(out[: n - 1])
+
+
+def _snap(scale: float) -> float:
+    """1 or -1 where rounding alone keeps the scale from it."""
+    return math.copysign(1.0, scale) if abs(abs(scale) - 1.0) < 1e-14 else scale
+
+
+def _is_jax(x: Any) -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and (isinstance(x, jax.Array) or hasattr(x, "__jax_array__"))
+
+
+IDENTITY = Polynomial((0.0, 1.0), name="identity", max_error=0.0, certified=True)
+ONE_MINUS_SQUARE = Polynomial((0.5, 0.0, -0.5), name="1 - y^2", max_error=0.0, certified=True)
