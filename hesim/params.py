@@ -141,7 +141,7 @@ class CKKSParams:
         return 2.0 ** (self.log_q(level) - 1 - math.log2(self.scale(level)))
 
     def key_bytes(self, count: int = 1) -> int:
-        """Bytes of ``count`` rotation or relinearization keys: 16·N·k·(k − 1) each, at k moduli."""
+        """Bytes of ``count`` rotation or relinearization keys: 16·N·k·(k-1) each, k moduli."""
         k = self.levels + 2
         return count * 16 * self.n * k * (k - 1)
 
@@ -198,7 +198,7 @@ def _limit(log_n: int, security: int) -> int:
 
 
 def _secure(chain: tuple[int, ...], log_n: int, security: int) -> bool:
-    """The table is in whole bits, so a hundredth of a bit over, from primes just above 2^b, passes."""
+    """The table is in whole bits, so primes a hundredth of a bit over (just above 2^b) pass."""
     return round(_log2_product(chain), 2) <= _limit(log_n, security)
 
 
@@ -251,8 +251,8 @@ def _refusal(p: CKKSParams) -> str:
     limit = _limit(p.log_n, p.security)
     sizes = (p.scale_bits, p.first_bits, p.special_bits, p.security)
     text = (
-        f"log2(QP) = {p.log_qp:.1f} bits (special prime included) is above the {limit} bits that give "
-        f"{p.security}-bit security at N = 2^{p.log_n} (2024 guidelines)."
+        f"log2(QP) = {p.log_qp:.1f} bits (special prime included) is above the {limit} bits that "
+        f"give {p.security}-bit security at N = 2^{p.log_n} (2024 guidelines)."
     )
     older = SEAL_LIMITS.get(p.log_n, 0)
     if p.security == 128 and p.log_qp <= older:
