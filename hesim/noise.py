@@ -1,0 +1,145 @@
+"""CKKS noise formulas: the error that each ciphertext operation adds, in coefficients and slots.
+
+A ciphertext decrypts to ``m + e0 + e1·s``. Each operation adds independent polynomials to e0 and e1;
+``Noise`` holds the variances of their coefficients. In the canonical embedding a polynomial of
+coefficient variance v has complex slots of mean square N·v, and the secret, of squared norm h, has
+|S_j|² close to exponential with mean h. So the real part of a slot's error has variance
+``(N/2)·(direct + keyed·|S_j|²)`` given the key: heavy-tailed over slots (kurtosis 6 rather than 3),
+and the same slots are bad every time under one key.
+
+Sources: Costache, Curtis, Hales, Murphy, Ogilvie, Player, "On the precision loss in approximate
+homomorphic encryption" (ePrint 2022/162), for the average-case variances; SEAL 4 for what is rounded
+and when. Everything here is plain Python: no JAX, no NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from hesim.params import CKKSParams
+from hesim.profiles import NoiseProfile
+
+__all__ = [
+    "Noise",
+    "digit_key_switch",
+    "encode",
+    "encode_std",
+    "encrypt",
+    "fresh",
+    "key_switch",
+    "kurtosis",
+    "product",
+    "rescale",
+    "secret_norm",
+    "slot_std",
+    "value_std",
+]
+
+
+class Noise(NamedTuple):
+    """Coefficient variances of an error: ``direct`` of e0, ``keyed`` of e1, which meets the secret."""
+
+    direct: float
+    keyed: float
+
+    def plus(self, other: Noise) -> Noise:
+        """The sum of two independent errors."""
+        return Noise(self.direct + other.direct, self.keyed + other.keyed)
+
+    def over(self, divisor: float) -> Noise:
+        """The error after division of the ciphertext by ``divisor``, before any rounding."""
+        return Noise(self.direct / divisor**2, self.keyed / divisor**2)
+
+
+def secret_norm(n: int, profile: NoiseProfile) -> float:
+    """h = E‖s‖², the expected squared norm of the secret at ring degree n: 2n/3 if ternary."""
+    return 2.0 * n / 3.0 if profile.secret_weight is None else float(profile.secret_weight)
+
+
+def slot_std(noise: Noise, n: int, profile: NoiseProfile) -> float:
+    """Standard deviation of the real part of a slot, over slots and keys, in units of 1/scale."""
+    h = secret_norm(n, profile)
+    return math.sqrt(0.5 * n * (noise.direct + h * noise.keyed))
+
+
+def value_std(noise: Noise, params: CKKSParams, level: int, profile: NoiseProfile) -> float:
+    """The same in units of the values, for a ciphertext at the canonical scale of ``level``."""
+    return slot_std(noise, params.n, profile) / params.scale(level)
+
+
+def kurtosis(noise: Noise, n: int, profile: NoiseProfile) -> float:
+    """Fourth standardised moment over slots and keys: 3·(1 + f²), f the keyed part of variance."""
+    h = secret_norm(n, profile)
+    part = h * noise.keyed / (noise.direct + h * noise.keyed)
+    return 3.0 * (1.0 + part * part)
+
+
+def encode(profile: NoiseProfile) -> Noise:
+    """Rounding a plaintext vector to integer coefficients."""
+    return Noise(profile.rounding_variance, 0.0)
+
+
+def encode_std(params: CKKSParams, level: int, profile: NoiseProfile, *, scalar: bool) -> float:
+    """Standard deviation of the real error of a slot of a plaintext encoded at ``level``, in values.
+
+    A vector has n rounded coefficients, sqrt(n/24) / scale for rounding to nearest. A scalar (the
+    same value in all slots) has one, sqrt(1/12) / scale. A product of a message m by the plaintext
+    is wrong by m times this.
+    """
+    spread = 1.0 if scalar else 0.5 * params.n
+    return math.sqrt(spread * profile.rounding_variance) / params.scale(level)
+
+
+def encrypt(n: int, profile: NoiseProfile) -> Noise:
+    """A fresh encryption, the encoding left out.
+
+    Over Q·P and divided by P, only the roundings of the division remain. Over Q, the error is
+    e·u + e0 + e1·s with u uniform ternary.
+    """
+    if profile.encryption == "public_over_special":
+        return rescale(profile)
+    if profile.encryption == "public":
+        return Noise(profile.error_variance * (2.0 * n / 3.0 + 1.0), profile.error_variance)
+    return Noise(profile.error_variance, 0.0)
+
+
+def fresh(n: int, profile: NoiseProfile) -> Noise:
+    """A vector encoded and encrypted, as inputs are and as a refresh by the key holder is."""
+    return encode(profile).plus(encrypt(n, profile))
+
+
+def rescale(profile: NoiseProfile) -> Noise:
+    """The rounding of both components after a division by a prime; what was there is divided too."""
+    return Noise(profile.rounding_variance, profile.rounding_variance)
+
+
+def digit_key_switch(params: CKKSParams, level: int, profile: NoiseProfile) -> float:
+    """Coefficient variance of Σ_i d_i·e_i / P, the part of a key switch that digits cause.
+
+    N·σ²·Σ D_i²/P² times the second moment of a digit over D_i²: 1/12 centred, 1/3 in [0, D_i).
+    An un-centred digit also has a mean, which puts three quarters of this into the slots nearest
+    to ζ = 1.
+    """
+    moment = 1.0 / 12.0 if profile.centred_digits else 1.0 / 3.0
+    primes = params.primes[: level + 1]
+    width = profile.digit_primes
+    digits = [math.prod(primes[i : i + width]) for i in range(0, len(primes), width)]
+    ratio = math.fsum((d / params.special) ** 2 for d in digits)
+    return params.n * profile.error_variance * moment * ratio
+
+
+def key_switch(params: CKKSParams, level: int, profile: NoiseProfile) -> Noise:
+    """Relinearization or rotation at ``level``: digits against the key, then division by P."""
+    digits = Noise(digit_key_switch(params, level, profile), 0.0)
+    return digits.plus(rescale(profile))
+
+
+def product(params: CKKSParams, level: int, profile: NoiseProfile) -> Noise:
+    """What a product of two ciphertexts at ``level`` adds once relinearized and rescaled.
+
+    In coefficients at ``level - 1``. The parts that depend on the messages, e_a·m_b + e_b·m_a, are
+    not in it.
+    """
+    switched = key_switch(params, level, profile).over(float(params.primes[level]))
+    return switched.plus(rescale(profile))

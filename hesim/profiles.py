@@ -1,0 +1,82 @@
+"""Noise profiles: what one CKKS library does to the numbers it computes on, as data.
+
+The formulas in ``hesim.noise`` read these fields; adding a library means adding a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hesim.errors import ParameterError
+
+__all__ = ["PROFILES", "NoiseProfile", "profile"]
+
+#: Kinds of encryption: with the public key over Q·P and a division by P, with the public key over
+#: Q, or with the secret key.
+ENCRYPTIONS = ("public_over_special", "public", "secret")
+
+
+@dataclass(frozen=True)
+class NoiseProfile:
+    """The constants of one library's noise.
+
+    Attributes:
+      name: of the profile.
+      secret_weight: non-zero coefficients of the secret; None for uniform ternary (2N/3 expected).
+      error_variance: variance of a coefficient of the error distribution.
+      encryption: how fresh ciphertexts are made, one of ``ENCRYPTIONS``.
+      rounding_variance: variance of rounding a coefficient to the nearest integer.
+      digit_primes: data primes in one key-switching digit.
+      centred_digits: whether digits lie around zero; if not, they lie in [0, q).
+      decryption_factor: std of noise added at decryption, in units of the noise that is there.
+    """
+
+    name: str
+    secret_weight: int | None
+    error_variance: float
+    encryption: str
+    rounding_variance: float
+    digit_primes: int
+    centred_digits: bool
+    decryption_factor: float
+
+    def __post_init__(self) -> None:
+        if self.encryption not in ENCRYPTIONS:
+            raise ParameterError(
+                f"encryption={self.encryption!r} of profile {self.name!r} must be one of "
+                f"{', '.join(ENCRYPTIONS)}"
+            )
+        if self.digit_primes < 1:
+            raise ParameterError(f"digit_primes of profile {self.name!r} must be at least 1")
+
+
+#: By name. SEAL 4: uniform ternary secret, centred binomial error of 21 + 21 bits, encryption at the
+#: key level followed by a rounded division by the special prime, one digit per prime, raw residues.
+PROFILES: dict[str, NoiseProfile] = {
+    "seal": NoiseProfile(
+        name="seal",
+        secret_weight=None,
+        error_variance=10.5,
+        encryption="public_over_special",
+        rounding_variance=1.0 / 12.0,
+        digit_primes=1,
+        centred_digits=False,
+        decryption_factor=0.0,
+    ),
+}
+
+
+def profile(name: str | NoiseProfile) -> NoiseProfile:
+    """The profile of that name; a profile is returned as it is.
+
+    Raises:
+      ParameterError: no profile has that name.
+    """
+    if isinstance(name, NoiseProfile):
+        return name
+    if name not in PROFILES:
+        raise ParameterError(
+            f"there is no noise profile {name!r}: use one of {', '.join(sorted(PROFILES))}, "
+            f"or pass a NoiseProfile"
+        )
+    return PROFILES[name]
