@@ -18,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 SOURCES := $(wildcard approx hesim models he_backend experiments tests benchmarks)
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-script-location
 
 # One thread a process: the tests and the encrypted workers already fill the cores with processes.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JAX_PLATFORMS=cpu PYTHONHASHSEED=0
