@@ -1,15 +1,15 @@
 """CKKS noise formulas: the error that each ciphertext operation adds, in coefficients and slots.
 
-A ciphertext decrypts to ``m + e0 + e1·s``. Each operation adds independent polynomials to e0 and e1;
-``Noise`` holds the variances of their coefficients. In the canonical embedding a polynomial of
+A ciphertext decrypts to ``m + e0 + e1·s``. Each operation adds independent polynomials to e0 and
+e1; ``Noise`` holds the variances of their coefficients. In the canonical embedding a polynomial of
 coefficient variance v has complex slots of mean square N·v, and the secret, of squared norm h, has
 |S_j|² close to exponential with mean h. So the real part of a slot's error has variance
 ``(N/2)·(direct + keyed·|S_j|²)`` given the key: heavy-tailed over slots (kurtosis 6 rather than 3),
 and the same slots are bad every time under one key.
 
 Sources: Costache, Curtis, Hales, Murphy, Ogilvie, Player, "On the precision loss in approximate
-homomorphic encryption" (ePrint 2022/162), for the average-case variances; SEAL 4 for what is rounded
-and when. Everything here is plain Python: no JAX, no NumPy.
+homomorphic encryption" (ePrint 2022/162), for the average-case variances; SEAL 4 for what is
+rounded and when. Everything here is plain Python: no JAX, no NumPy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Noise(NamedTuple):
-    """Coefficient variances of an error: ``direct`` of e0, ``keyed`` of e1, which meets the secret."""
+    """Coefficient variances of an error: ``direct`` of e0, ``keyed`` of e1, which meets s."""
 
     direct: float
     keyed: float
@@ -81,7 +81,7 @@ def encode(profile: NoiseProfile) -> Noise:
 
 
 def encode_std(params: CKKSParams, level: int, profile: NoiseProfile, *, scalar: bool) -> float:
-    """Standard deviation of the real error of a slot of a plaintext encoded at ``level``, in values.
+    """Standard deviation of a slot's real error in a plaintext encoded at ``level``, in values.
 
     A vector has n rounded coefficients, sqrt(n/24) / scale for rounding to nearest. A scalar (the
     same value in all slots) has one, sqrt(1/12) / scale. A product of a message m by the plaintext
@@ -110,7 +110,7 @@ def fresh(n: int, profile: NoiseProfile) -> Noise:
 
 
 def rescale(profile: NoiseProfile) -> Noise:
-    """The rounding of both components after a division by a prime; what was there is divided too."""
+    """The rounding of both components after a division by a prime, which divides the rest."""
     return Noise(profile.rounding_variance, profile.rounding_variance)
 
 

@@ -28,7 +28,6 @@ class NoiseProfile:
       rounding_variance: variance of rounding a coefficient to the nearest integer.
       digit_primes: data primes in one key-switching digit.
       centred_digits: whether digits lie around zero; if not, they lie in [0, q).
-      decryption_factor: std of noise added at decryption, in units of the noise that is there.
     """
 
     name: str
@@ -38,7 +37,6 @@ class NoiseProfile:
     rounding_variance: float
     digit_primes: int
     centred_digits: bool
-    decryption_factor: float
 
     def __post_init__(self) -> None:
         if self.encryption not in ENCRYPTIONS:
@@ -50,8 +48,9 @@ class NoiseProfile:
             raise ParameterError(f"digit_primes of profile {self.name!r} must be at least 1")
 
 
-#: By name. SEAL 4: uniform ternary secret, centred binomial error of 21 + 21 bits, encryption at the
-#: key level followed by a rounded division by the special prime, one digit per prime, raw residues.
+#: By name. SEAL 4: uniform ternary secret, centred binomial error of 21 + 21 bits, encryption at
+#: the key level followed by a rounded division by the special prime, one digit per prime, raw
+#: residues.
 PROFILES: dict[str, NoiseProfile] = {
     "seal": NoiseProfile(
         name="seal",
@@ -61,7 +60,6 @@ PROFILES: dict[str, NoiseProfile] = {
         rounding_variance=1.0 / 12.0,
         digit_primes=1,
         centred_digits=False,
-        decryption_factor=0.0,
     ),
 }
 
