@@ -20,7 +20,7 @@ import sys
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -399,19 +399,6 @@ def _glue_rows(path: Path, layout: _GlueTask) -> list[_Row]:
         raise DataError(f"{path}: no column {missing[0]!r} among {list(columns)}.")
     if not lines:
         raise DataError(f"{path} holds no examples.")
-    read: Callable[[str, int], float]
-    if layout.classes:
-        numbers = {name: float(place) for place, name in enumerate(layout.classes)}
-
-        def read(field: str, number: int) -> float:
-            if field not in numbers:
-                raise DataError(f"{path}:{number}: label {field!r} is none of {layout.classes}.")
-            return numbers[field]
-    else:
-
-        def read(field: str, number: int) -> float:
-            return _number(field, path, number)
-
     rows = []
     for number, fields in lines:
         if len(fields) != width:
@@ -421,10 +408,18 @@ def _glue_rows(path: Path, layout: _GlueTask) -> list[_Row]:
                 id=f"{path.stem}-{number}",
                 text=fields[columns[layout.text]].strip(),
                 pair=None if layout.pair is None else fields[columns[layout.pair]].strip(),
-                label=read(fields[columns[layout.label]].strip(), number),
+                label=_label(fields[columns[layout.label]].strip(), layout, path, number),
             )
         )
     return rows
+
+
+def _label(field: str, layout: _GlueTask, path: Path, number: int) -> float:
+    if layout.task == "regression":
+        return _number(field, path, number)
+    if field not in layout.classes:
+        raise DataError(f"{path}:{number}: label {field!r} is none of {layout.classes}.")
+    return float(layout.classes.index(field))
 
 
 # ------------------------------------------------------------------ shared
