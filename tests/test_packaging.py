@@ -1,0 +1,60 @@
+"""The set-up itself: complete, hash-pinned locks without hosts, and Makefile targets that exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent
+LOCKS = [TOP / "requirements" / "build.lock", TOP / "requirements" / "dev.lock"]
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _pins(lock: Path) -> dict[str, str]:
+    """From package to the text of its entry."""
+    entries = re.split(r"^(?=[a-z0-9])", lock.read_text(), flags=re.MULTILINE)[1:]
+    return {_normal(entry.split("==")[0]): entry for entry in entries}
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_every_pin_has_an_exact_version_and_a_hash(lock: Path) -> None:
+    pins = _pins(lock)
+    assert len(pins) > 10
+    for entry in pins.values():
+        assert re.match(r"[a-z0-9._-]+==[^\s;]+", entry), entry
+        assert "--hash=sha256:" in entry, entry
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_locks_name_no_host_and_no_path(lock: Path) -> None:
+    assert not re.search(r"://|file:|index-url|find-links|^/|^-e", lock.read_text(), re.MULTILINE)
+
+
+def test_the_lock_covers_every_dependency() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {_normal(re.split(r"[\[<>=;! ]", line)[0]) for line in wanted}
+    assert names <= set(_pins(LOCKS[1]))
+
+
+def test_both_locks_agree() -> None:
+    build, everything = (_pins(lock) for lock in LOCKS)
+    for name, entry in build.items():
+        assert entry.split()[0] == everything[name].split()[0]
+
+
+def test_each_documented_target_exists() -> None:
+    named = re.findall(r"`make ([a-z-]+)", (TOP / "README.md").read_text())
+    assert {"setup", "test", "lint", "clean"} <= set(named)
+    for target in sorted(set(named)):
+        dry = subprocess.run(
+            ["make", "--dry-run", target], cwd=TOP, capture_output=True, text=True, check=False
+        )
+        assert dry.returncode == 0, dry.stderr
