@@ -1,0 +1,180 @@
+"""The encoder as one class, exact or polynomial site by site, and its pure functions.
+
+The client embeds in the clear (`Model.embed`) and encrypts the rows; `Model.encrypted_forward` is
+what is traced: it holds every operation on encrypted values, and with polynomials at all sites and
+Gaussian attention nothing but sums, products and polynomials. Weights and mask are public.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.attention import Attention
+from models.config import EncoderConfig
+from models.layers import Embedding, FeedForward, LayerNorm
+from models.lora import Linear, Params
+from models.sites import EXACT, Probe, Sites, norm_scale, units
+
+
+class Block(nnx.Module):
+    """One pre-LN layer: x + attention(LN(x)), then x + ffn(LN(x))."""
+
+    def __init__(self, config: EncoderConfig, *, norm: bool, rngs: nnx.Rngs) -> None:
+        self.attention_norm = LayerNorm(config) if norm else None
+        self.attention = Attention(config, rngs=rngs)
+        self.ffn_norm = LayerNorm(config)
+        self.ffn = FeedForward(config, rngs=rngs)
+
+    def __call__(
+        self,
+        name: str,
+        x: jax.Array,
+        mask: jax.Array,
+        probe: Probe,
+        *,
+        low_rank: bool,
+        rows: int | None,
+    ) -> jax.Array:
+        """(batch, tokens, hidden) -> the same, or its first `rows` tokens only."""
+        normal = x
+        if self.attention_norm is not None:
+            normal = x * self.attention_norm.inverse(f"{name}.attention_norm.inv_sqrt", x, probe)
+        x, queries = (x, normal) if rows is None else (x[:, :rows], normal[:, :rows])
+        x = x + self.attention(
+            f"{name}.attention",
+            queries,
+            normal,
+            mask,
+            self.attention_norm,
+            probe,
+            low_rank=low_rank,
+        )
+        normal = x * self.ffn_norm.inverse(f"{name}.ffn_norm.inv_sqrt", x, probe)
+        return x + self.ffn(f"{name}.ffn", normal, self.ffn_norm, probe)
+
+
+class Encoder(nnx.Module):
+    """Embedding, blocks, final LayerNorm, first-token pooler and head; see `Model` for the pure
+    functions.
+    """
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        self.embedding = Embedding(config, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                Block(config, norm=bool(i) or config.first_norm, rngs=rngs)
+                for i in range(config.layers)
+            ]
+        )
+        self.final_norm = LayerNorm(config)
+        widths = (config.hidden, *config.pooler, config.classes)
+        linears = [
+            Linear(a, b, rngs=rngs, std=config.initial_std)
+            for a, b in zip(widths, widths[1:], strict=False)
+        ]
+        self.pooler = nnx.List(linears[:-1])
+        self.head = linears[-1]
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Rows of `embed` and mask -> (logits (batch, classes), values met at each site).
+
+        In the last layer only the first token goes on: it alone is pooled.
+        """
+        probe = Probe(sites)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            x = block(f"layer{i}", x, mask, probe, low_rank=low_rank, rows=1 if i == last else None)
+        x = x[:, 0]
+        x = x * self.final_norm.inverse("final_norm.inv_sqrt", x, probe)
+        gamma: Any = self.final_norm.gain(probe)
+        beta: jax.Array | None = self.final_norm.bias[...]
+        for i, linear in enumerate(self.pooler):
+            factor = 1 / probe.unit("pooler.tanh") if i == len(self.pooler) - 1 else 1.0
+            x = linear.project(x, gamma=gamma, beta=beta, factor=factor)
+            gamma, beta = 1.0, None
+        x = probe("pooler.tanh", x)
+        return self.head.project(x), probe.values
+
+
+@functools.lru_cache(maxsize=32)
+def _graph(config: EncoderConfig) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0))))
+
+
+def bind(config: EncoderConfig, params: Params) -> Encoder:
+    """The NNX module with these parameters, nested dictionaries as of `nnx.to_pure_dict`."""
+    graph, abstract = _graph(config)
+    state = jax.tree.map(lambda leaf: leaf, abstract)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A configuration with its sites, as pure functions of parameters in nested dictionaries;
+    hashable, hence static.
+
+    sites: empty for the exact model, `fit_sites` for its polynomial twin. low_rank: keep adapters
+    as two thin products (needed where they are encrypted or trained under encryption) rather than
+    merged into their matrix.
+    """
+
+    config: EncoderConfig
+    sites: Sites = EXACT
+    low_rank: bool = False
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters from a `jax.random.key`."""
+        return nnx.to_pure_dict(nnx.state(Encoder(self.config, rngs=nnx.Rngs(key))))
+
+    def with_sites(self, sites: Sites) -> Model:
+        return dataclasses.replace(self, sites=sites)
+
+    def embed(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Token ids (batch, tokens) -> the rows that the client encrypts, float (batch, tokens,
+        hidden), times c.
+
+        dropout: share of embedding features set to zero before the normalisation (training only;
+        needs a key).
+        """
+        embedding = bind(self.config, params).embedding
+        raw = embedding.raw(tokens)
+        if dropout and key is not None:
+            kept = jax.random.bernoulli(key, 1 - dropout, raw.shape)
+            raw = jnp.where(kept, raw / (1 - dropout), 0.0)
+        return norm_scale(self.sites, self.config.hidden) * embedding.finish(raw)
+
+    def encrypted_forward(self, params: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Logits (batch, classes) of embedded rows x (batch, tokens, hidden); mask (batch, tokens)
+        of 0 and 1.
+        """
+        return self.forward_with_values(params, x, mask)[0]
+
+    def forward_with_values(
+        self, params: Params, x: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits, and per site the values u met there (canonical value = `units()[name]` * u)."""
+        return bind(self.config, params)(x, mask, self.sites, low_rank=self.low_rank)
+
+    def units(self) -> dict[str, float]:
+        """Unit of each site's recorded values."""
+        return units(self.config, self.sites)
+
+    def predict(self, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Logits (batch, classes) of token ids, the client's and the server's part in one."""
+        return self.encrypted_forward(params, self.embed(params, tokens), mask)

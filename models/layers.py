@@ -1,0 +1,147 @@
+"""Layers of the encoder: LayerNorm whose gain is folded forward, the feed-forward network,
+positions.
+
+The residual stream is centred: the embedding and every matrix that writes into it have zero mean
+over the hidden axis (subtracted in the clear), so LayerNorm needs no mean. It is also scaled by a
+public constant c (`sites.norm_scale`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.config import EncoderConfig
+from models.lora import Linear
+from models.sites import Probe, norm_multiple, norm_scale, norm_unit
+
+
+def centred(weight: jax.Array) -> jax.Array:
+    """A matrix or vector minus its mean over the last axis."""
+    return weight - jnp.mean(weight, axis=-1, keepdims=True)
+
+
+def multiple(x: jax.Array, n: int) -> jax.Array:
+    """n x by additions alone (n >= 1): no level under CKKS."""
+    total: jax.Array | None = None
+    while True:
+        if n & 1:
+            total = x if total is None else total + x
+        n >>= 1
+        if not n:
+            assert total is not None
+            return total
+        x = x + x
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm on a centred stream. `scale` (hidden,) and `bias` (hidden,) are for the matrix that
+    follows to fold in.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        self.scale = nnx.Param(jnp.ones((config.hidden,)))
+        self.bias = nnx.Param(jnp.zeros((config.hidden,)))
+        self.epsilon = config.norm_epsilon
+
+    def inverse(self, name: str, x: jax.Array, probe: Probe) -> jax.Array:
+        """1 / sqrt(variance + epsilon) of c x: (..., hidden) -> (..., 1), in 1 level plus the
+        polynomial's.
+        """
+        hidden = x.shape[-1]
+        unit = norm_unit(probe.sites, name, hidden)
+        total = jnp.sum(x * x, axis=-1, keepdims=True)
+        u = multiple(total, norm_multiple(probe.sites, name)) + self.epsilon / unit
+        return probe(name, u, unit)
+
+    def gain(self, probe: Probe) -> jax.Array:
+        """scale / c: what the following matrix multiplies its rows by, (hidden,)."""
+        return self.scale[...] / norm_scale(probe.sites, self.scale.shape[0])
+
+
+class FeedForward(nnx.Module):
+    """Up-projection, activation (gated: x * f(gate), gate the second half), down-projection; no
+    biases.
+    """
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        std = config.initial_std
+        inner = config.ffn // 2 if config.gated else config.ffn
+        self.up = Linear(config.hidden, config.ffn, rngs=rngs, std=std)
+        self.down = Linear(inner, config.hidden, rngs=rngs, std=std, gain=0.5)
+        self.activation = config.activation
+
+    def __call__(self, name: str, x: jax.Array, norm: LayerNorm, probe: Probe) -> jax.Array:
+        """Normalised rows (..., hidden) -> update of the stream (..., hidden), scaled by c."""
+        gamma, beta = norm.gain(probe), norm.bias[...]
+        kind = self.activation.removeprefix("glu_")
+        site = f"{name}.{kind}"
+        unit = 1.0 if kind == "bilinear" else probe.unit(site)
+        width = self.up.kernel.shape[1]
+        if self.activation.startswith("glu_"):
+            gate = self.up.project(
+                x, gamma=gamma, beta=beta, factor=1 / unit, outputs=slice(width // 2, None)
+            )
+            value = self.up.project(x, gamma=gamma, beta=beta, outputs=slice(0, width // 2))
+            inner = value * (gate if kind == "bilinear" else probe(site, gate))
+        else:
+            inner = probe(site, self.up.project(x, gamma=gamma, beta=beta, factor=1 / unit))
+        return inner @ (norm_scale(probe.sites, x.shape[-1]) * centred(self.down.merged))
+
+
+def sinusoids(sequence: int, hidden: int) -> np.ndarray:
+    """Sinusoidal positions (Vaswani et al. 2017, section 3.5): float32 (sequence, hidden), any
+    hidden width.
+    """
+    place = np.arange(sequence)[:, None]
+    rate = 10000.0 ** (-2 * (np.arange(hidden)[None, :] // 2) / hidden)
+    angle = place * rate
+    return np.where(np.arange(hidden) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+
+def _positions(config: EncoderConfig, std: float, rngs: nnx.Rngs) -> nnx.Param | None:
+    if config.positions == "sinusoidal":
+        return nnx.Param(jnp.asarray(config.hidden**-0.5))
+    if config.positions == "learned":
+        return nnx.Param(std * jax.random.normal(rngs.params(), (config.sequence, config.hidden)))
+    return None
+
+
+class Embedding(nnx.Module):
+    """Words plus positions, normalised: what the client computes in the clear, then encrypts."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        std = config.initial_std or 1.0 / config.hidden**0.5
+        shape = (config.vocabulary, config.hidden)
+        self.word = nnx.Param(std * jax.random.normal(rngs.params(), shape))
+        self.position = _positions(config, std, rngs)
+        self.norm = LayerNorm(config) if config.first_norm else None
+        self.kind = config.positions
+        self.epsilon = config.norm_epsilon
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Token ids (..., tokens) -> centred rows (..., tokens, hidden); without `first_norm` of
+        variance 1.
+        """
+        return self.finish(self.raw(tokens))
+
+    def raw(self, tokens: jax.Array) -> jax.Array:
+        """Words plus positions before the normalisation."""
+        x = self.word[...][tokens]
+        length, hidden = x.shape[-2:]
+        if self.position is not None:
+            table = self.position[...]
+            if self.kind == "sinusoidal":
+                table = table * sinusoids(length, hidden)
+            x = x + table[:length]
+        return x
+
+    def finish(self, x: jax.Array) -> jax.Array:
+        """LayerNorm of the embedding, centred again after its affine part."""
+        x = centred(x)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        if self.norm is not None:
+            x = centred(self.norm.scale[...] * x + self.norm.bias[...])
+        return x

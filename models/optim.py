@@ -1,0 +1,85 @@
+"""AdamW-HE as a chain of optax transformations: epsilon inside the root, which may be a polynomial.
+
+Rho et al. 2025, Algorithm 1, with t from 1: m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2,
+m' = m / (1 - b1^t), v' = v / (1 - b2^t), theta <- theta - lr (m' / sqrt(v' + eps) + wd theta).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class AdamHEState(NamedTuple):
+    """Step count (int32, public) and both moments, each a tree like the parameters."""
+
+    count: jax.Array
+    mean: optax.Updates
+    square: optax.Updates
+
+
+def scale_by_adam_he(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-3,
+    inv_sqrt: Callable[[jax.Array], jax.Array] | None = None,
+    prescale: float = 1.0,
+) -> optax.GradientTransformation:
+    """m' / sqrt(v' + eps), with bias correction from t = 1.
+
+    inv_sqrt: an approximation of 1/sqrt on the range of prescale * (v' + eps), whose lower end is
+    prescale * eps; the result is multiplied by sqrt(prescale). None: the exact root.
+    """
+    root = jax.lax.rsqrt if inv_sqrt is None else inv_sqrt
+
+    def init(params: optax.Params) -> AdamHEState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AdamHEState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(
+        updates: optax.Updates, state: AdamHEState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, AdamHEState]:
+        del params
+        t = state.count + 1
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
+        square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state.square, updates)
+        m_factor = prescale**0.5 / (1 - b1**t)
+        v_factor = prescale / (1 - b2**t)
+        steps = jax.tree.map(
+            lambda m, v: (m_factor * m) * root(v_factor * v + prescale * eps), mean, square
+        )
+        return steps, AdamHEState(t, mean, square)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def adamw_he(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-3,
+    weight_decay: float = 0.01,
+    inv_sqrt: Callable[[jax.Array], jax.Array] | None = None,
+    prescale: float = 1.0,
+    mask: Any = None,
+) -> optax.GradientTransformation:
+    """The paper's optimizer: `scale_by_adam_he`, decoupled weight decay (on what `mask` says),
+    learning rate.
+    """
+    return optax.chain(
+        scale_by_adam_he(b1, b2, eps, inv_sqrt, prescale),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def one_cycle(peak: float, steps: int, warmup: float = 0.1, final: float = 0.02) -> optax.Schedule:
+    """Linear rise to `peak` over the first `warmup` fraction of `steps`, then a cosine down to
+    `final` * peak.
+    """
+    rise = max(1, int(warmup * steps))
+    return optax.warmup_cosine_decay_schedule(0.0, peak, rise, max(steps, rise + 1), final * peak)
