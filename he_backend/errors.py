@@ -1,0 +1,122 @@
+"""The errors that the backend raises, each saying what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from hesim.errors import HesimError
+
+__all__ = [
+    "BackendError",
+    "BlobError",
+    "CircuitError",
+    "ClientRefusedError",
+    "DomainError",
+    "EncodeError",
+    "LedgerMismatchError",
+    "MissingRotationKey",
+    "ProtocolError",
+    "RunFolderError",
+    "ValueRangeError",
+    "WorkerDied",
+]
+
+
+class BackendError(HesimError):
+    """Base class: something that a machine, the client or the server refuses to do.
+
+    Attributes:
+      operation: name of the Program operation, empty while unknown.
+      source: the caller's file and line, empty while unknown.
+    """
+
+    operation: str = ""
+    source: str = ""
+
+    def at(self, operation: str, source: str) -> BackendError:
+        """This error with its place added; a place that is already known stays."""
+        if not self.operation:
+            self.operation, self.source = operation, source
+        return self
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not self.operation:
+            return text
+        where = f" at {self.source}" if self.source else ""
+        return f"`{self.operation}`{where}: {text}"
+
+
+class CircuitError(BackendError):
+    """An instruction that CKKS cannot execute as written: scales, levels or components disagree."""
+
+
+class EncodeError(BackendError, ValueError):
+    """A value that cannot be encoded: NaN, infinite, too long, or too large for the modulus."""
+
+
+class ValueRangeError(BackendError, ValueError):
+    """A decrypted or exact value is outside what its level can carry, or its calibrated range."""
+
+
+class DomainError(BackendError, ValueError):
+    """A polynomial is fed a value outside the interval on which it was fitted."""
+
+
+class MissingRotationKey(BackendError):
+    """A rotation by a step for which no key was generated.
+
+    Attributes:
+      step: the missing rotation, in slots to the left.
+    """
+
+    def __init__(self, message: str, step: int = 0):
+        super().__init__(message)
+        self.step = step
+
+
+class BlobError(BackendError, ValueError):
+    """Bytes that are not the ciphertext or key they should be: truncated, altered, or foreign."""
+
+
+class ProtocolError(BackendError):
+    """A message between processes that breaks the protocol, or a peer that went away."""
+
+
+class ClientRefusedError(BackendError):
+    """The client ended the exchange. The server learns this and no more."""
+
+
+class WorkerDied(BackendError):
+    """Workers were killed more often than the limit allows."""
+
+
+class LedgerMismatchError(BackendError):
+    """A run spent other operations than the Circuit's ledger says."""
+
+
+class RunFolderError(BackendError):
+    """A run folder that belongs to another computation, or cannot be used."""
+
+
+_KINDS = {name: globals()[name] for name in __all__}
+
+
+def to_message(error: BaseException) -> dict[str, str | int]:
+    """`error` as plain data for another process; errors of other classes keep their name in the text."""
+    kind = type(error).__name__
+    known = kind in _KINDS
+    text = Exception.__str__(error) if known else f"{kind}: {error}"
+    return {
+        "kind": kind if known else "BackendError",
+        "text": text,
+        "operation": getattr(error, "operation", ""),
+        "source": getattr(error, "source", ""),
+        "step": getattr(error, "step", 0),
+    }
+
+
+def from_message(message: dict) -> BackendError:
+    """The error that `to_message` described."""
+    cls = _KINDS.get(str(message.get("kind")), BackendError)
+    text = str(message.get("text"))
+    error = cls(text, int(message.get("step", 0))) if cls is MissingRotationKey else cls(text)
+    return error.at(str(message.get("operation", "")), str(message.get("source", "")))

@@ -1,0 +1,277 @@
+"""Runs instructions of a Circuit on a machine. Imports no JAX.
+
+A failing instruction raises its error with the name and source line of the Program operation that
+it belongs to. What is executed is counted as it happens, so that a run can be held against the
+Circuit's ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from he_backend.errors import BackendError
+from he_backend.machines.protocol import Machine
+from hesim.circuit.circuit import Circuit, Kind
+
+__all__ = ["Executor", "Spent", "instruction_counts", "operands_of", "scalar_groups"]
+
+_GROUP_ROWS = 4
+_GROUP_TERMS = 4
+
+
+@dataclass
+class Spent:
+    """Operations and seconds of a run so far.
+
+    Attributes:
+      counts: operations by the ledger's names.
+      seconds: by Program operation, -1 for inputs.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[int] = field(default_factory=Counter)
+
+    def add(self, other: Spent) -> None:
+        self.counts.update(other.counts)
+        for op, seconds in other.seconds.items():
+            self.seconds[op] += seconds  # type: ignore[assignment]
+
+    def to_message(self) -> dict[str, dict[str, float]]:
+        """Plain data for JSON."""
+        return {
+            "counts": dict(self.counts),
+            "seconds": {str(op): seconds for op, seconds in self.seconds.items()},
+        }
+
+    @classmethod
+    def from_message(cls, message: dict) -> Spent:
+        seconds = {int(op): float(s) for op, s in message["seconds"].items()}
+        return cls(Counter(message["counts"]), Counter(seconds))  # type: ignore[arg-type]
+
+
+class Executor:
+    """Executes the server's instructions of one Circuit.
+
+    Args:
+      circuit: the instructions.
+      machine: where they run.
+      operands: public operands, float64 arrays, in the Circuit's order.
+    """
+
+    def __init__(self, circuit: Circuit, machine: Machine, operands: Sequence[np.ndarray]):
+        self.circuit = circuit
+        self.machine = machine
+        self.operands = operands
+        self._rules: dict[int, Callable[[int, MutableMapping[int, Any]], Any]] = {
+            Kind.ADD: self._add,
+            Kind.DOT: self._dot,
+            Kind.DOT_PLAIN: self._dot_plain,
+            Kind.ADD_PLAIN: self._add_plain,
+            Kind.ROTATE: self._rotate,
+            Kind.RELINEARIZE: self._relinearize,
+            Kind.RESCALE: self._rescale,
+            Kind.DROP: self._drop,
+        }
+
+    def run(
+        self,
+        instructions: Iterable[int],
+        ciphers: MutableMapping[int, Any],
+        keep: Callable[[int], bool] | None = None,
+    ) -> Spent:
+        """Execute `instructions`, in order, on `ciphers`, which must hold their operands.
+
+        Args:
+          instructions: instruction numbers, ascending; none of kind input or refresh.
+          ciphers: ciphertexts by number; results are added.
+          keep: results to keep beyond their last use here; default all. Operands made elsewhere
+            always stay.
+
+        Returns:
+          What was spent.
+        """
+        order = [int(i) for i in instructions]
+        groups = scalar_groups(self.circuit, order)
+        last = self._last_uses(order) if keep is not None else {}
+        made = set(order)
+        spent = Spent()
+        done: set[int] = set()
+        for i in order:
+            started = time.perf_counter()
+            try:
+                if i in groups:
+                    group = groups[i]
+                    if i == group[0]:
+                        ciphers.update(self._dot_scalars(group, ciphers))
+                else:
+                    ciphers[i] = self._one(i, ciphers)
+            except BackendError as error:
+                raise self._placed(error, i) from error
+            except (RuntimeError, ValueError) as error:
+                raise self._placed(BackendError(f"{type(error).__name__}: {error}"), i) from error
+            spent.seconds[int(self.circuit.source[i])] += time.perf_counter() - started  # type: ignore[assignment]
+            spent.counts.update(self.counts(i))
+            done.add(i)
+            if keep is not None:
+                for used in last.get(i, ()):
+                    if used in made and not keep(used):
+                        ciphers.pop(used, None)
+        return spent
+
+    def counts(self, i: int) -> dict[str, int]:
+        """What instruction i spends, by the ledger's names."""
+        return instruction_counts(self.circuit, i)
+
+    # One rule a kind
+
+    def _one(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        rule = self._rules.get(int(self.circuit.kind[i]))
+        if rule is None:
+            raise BackendError("inputs and refreshes belong to the client")
+        result = rule(i, ciphers)
+        return self.machine.settle(result, int(self.circuit.level[i]), float(self.circuit.scale[i]))
+
+    def _add(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        part = self.circuit.args(i)
+        terms = [ciphers[int(a)] for a in self.circuit.arg[part]]
+        return self.machine.add(terms, [int(f) for f in self.circuit.factor[part]])
+
+    def _dot(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        part = self.circuit.args(i)
+        left = [ciphers[int(a)] for a in self.circuit.arg[part]]
+        right = [ciphers[int(a)] for a in self.circuit.arg2[part]]
+        return self.machine.dot(left, right, [int(f) for f in self.circuit.factor[part]])
+
+    def _dot_plain(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        part = self.circuit.args(i)
+        terms = [ciphers[int(a)] for a in self.circuit.arg[part]]
+        plains = (self._plain(int(p)) for p in self.circuit.arg2[part])
+        return self.machine.dot_plain(terms, list(plains))
+
+    def _add_plain(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        part = self.circuit.args(i)
+        plain = self._plain(int(self.circuit.arg2[part][0]))
+        return self.machine.add_plain(self._only(i, ciphers), plain)
+
+    def _rotate(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        return self.machine.rotate(self._only(i, ciphers), int(self.circuit.param[i]))
+
+    def _relinearize(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        return self.machine.relinearize(self._only(i, ciphers))
+
+    def _rescale(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        return self.machine.rescale(self._only(i, ciphers))
+
+    def _drop(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        return self.machine.drop(self._only(i, ciphers), int(self.circuit.level[i]))
+
+    def _only(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        return ciphers[int(self.circuit.arg[self.circuit.args(i)][0])]
+
+    # Plaintexts
+
+    def _values(self, plaintext: int) -> np.ndarray | float:
+        pack = self.circuit.packs[int(self.circuit.plain_pack[plaintext])]
+        return pack.vector(int(self.circuit.plain_row[plaintext]), self.operands)
+
+    def _plain(self, plaintext: int) -> Any:
+        return self.machine.encode(
+            self._values(plaintext),
+            int(self.circuit.plain_level[plaintext]),
+            float(self.circuit.plain_scale[plaintext]),
+        )
+
+    # Matrix products by scalars
+
+    def _dot_scalars(self, group: list[int], ciphers: MutableMapping[int, Any]) -> dict[int, Any]:
+        circuit = self.circuit
+        parts = [circuit.args(i) for i in group]
+        terms = [ciphers[int(a)] for a in circuit.arg[parts[0]]]
+        rows = np.array([[self._values(int(p)) for p in circuit.arg2[part]] for part in parts])
+        scale = float(circuit.plain_scale[circuit.arg2[parts[0]][0]])
+        results = self.machine.dot_scalars(terms, rows, scale)
+        return {
+            i: self.machine.settle(result, int(circuit.level[i]), float(circuit.scale[i]))
+            for i, result in zip(group, results, strict=True)
+        }
+
+    # Bookkeeping
+
+    def _last_uses(self, order: Sequence[int]) -> dict[int, list[int]]:
+        last: dict[int, int] = {}
+        for i in order:
+            last[i] = i
+            for used in operands_of(self.circuit, i):
+                last[used] = i
+        uses: dict[int, list[int]] = {}
+        for used, i in last.items():
+            uses.setdefault(i, []).append(used)
+        return uses
+
+    def _placed(self, error: BackendError, i: int) -> BackendError:
+        op = int(self.circuit.source[i])
+        if op < 0:
+            return error.at("input", "")
+        return error.at(self.circuit.op_names[op], self.circuit.op_sources[op])
+
+
+def scalar_groups(circuit: Circuit, order: Iterable[int]) -> dict[int, list[int]]:
+    """dot_plain instructions over the same ciphertexts by scalars only: one matrix product each group.
+
+    Returns:
+      The group of each instruction that is in one.
+    """
+    found: dict[tuple, list[int]] = {}
+    scalar_pack = np.array([pack.scalar for pack in circuit.packs], dtype=bool)
+    for i in order:
+        if circuit.kind[i] != Kind.DOT_PLAIN:
+            continue
+        part = circuit.args(i)
+        if part.stop - part.start < _GROUP_TERMS:
+            continue
+        plains = circuit.arg2[part]
+        scales = circuit.plain_scale[plains]
+        if np.all(scales == scales[0]) and np.all(scalar_pack[circuit.plain_pack[plains]]):
+            key = (circuit.arg[part].tobytes(), float(scales[0]))
+            found.setdefault(key, []).append(i)
+    return {i: group for group in found.values() if len(group) >= _GROUP_ROWS for i in group}
+
+
+def operands_of(circuit: Circuit, i: int) -> list[int]:
+    """Ciphertexts that instruction i reads, each once."""
+    part = circuit.args(i)
+    used = set(circuit.arg[part].tolist())
+    if circuit.kind[i] == Kind.DOT:
+        used.update(circuit.arg2[part].tolist())
+    return sorted(used)
+
+
+def instruction_counts(circuit: Circuit, i: int) -> dict[str, int]:
+    """What instruction i spends, by the ledger's names."""
+    part = circuit.args(i)
+    terms = part.stop - part.start
+    kind = int(circuit.kind[i])
+    if kind == Kind.ADD:
+        return {"additions": terms - 1}
+    if kind == Kind.DOT:
+        return {"products": terms, "additions": terms - 1}
+    if kind == Kind.DOT_PLAIN:
+        return {"plain_products": terms, "additions": terms - 1}
+    return {_SINGLE[kind]: 1}
+
+
+_SINGLE = {
+    Kind.INPUT: "inputs",
+    Kind.ADD_PLAIN: "plain_additions",
+    Kind.ROTATE: "rotations",
+    Kind.RELINEARIZE: "relinearizations",
+    Kind.RESCALE: "rescales",
+    Kind.DROP: "drops",
+    Kind.REFRESH: "refreshes",
+}
