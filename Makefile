@@ -30,7 +30,7 @@ export MPLBACKEND ?= Agg
 .PHONY: help setup data demo test lint format test-slow bench notebooks clean lock
 
 help:
-	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
 # ---------------------------------------------------------------- the virtual environment
 # Interpreters in order of preference: the one that the figures in the documents come from first. A shim of a
