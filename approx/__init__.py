@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from approx.composite import Composite, composite
+    from approx.composites import Composite, composite
     from approx.errors import ApproxError, DomainError, ToleranceError
-    from approx.fit import fit
+    from approx.fitting import fit
     from approx.plan import Plan, Step
     from approx.polynomial import Polynomial
 
@@ -26,14 +26,14 @@ __all__ = [
 
 _HOME = {
     "ApproxError": "errors",
-    "Composite": "composite",
+    "Composite": "composites",
     "DomainError": "errors",
     "Plan": "plan",
     "Polynomial": "polynomial",
     "Step": "plan",
     "ToleranceError": "errors",
-    "composite": "composite",
-    "fit": "fit",
+    "composite": "composites",
+    "fit": "fitting",
 }
 
 

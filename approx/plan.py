@@ -1,6 +1,6 @@
 """Evaluation plans: a Chebyshev series as a straight-line program of least multiplicative depth.
 
-The series is cut by Chebyshev division, ``P = Q * T_g + R`` with ``T_n = 2 T_g T_{n-g} - T_{|n-2g|}``
+The series is cut by Chebyshev division, ``P = Q * T_g + R``, ``T_n = 2 T_g T_{n-g} - T_{|n-2g|}``
 (Paterson and Stockmeyer 1973; baby steps and giant steps). Only the leading quotient is short of
 levels: everything in ``R`` may be as deep as ``P`` itself, and its products and scalar terms are
 summed with those of ``Q * T_g`` before the single rescale. Which ``T_j`` to compute and where to
@@ -361,7 +361,7 @@ class _Emitter:
 
 
 def divide(series: Sequence[float], g: int) -> tuple[list[float], list[float]]:
-    """Quotient and remainder of a Chebyshev series of degree <= 2g by T_g, both Chebyshev series."""
+    """Quotient and remainder by T_g of a Chebyshev series of degree at most 2g."""
     remainder = list(series)
     quotient = [0.0] * (len(series) - g)
     for n in range(len(series) - 1, g, -1):

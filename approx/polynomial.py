@@ -285,7 +285,7 @@ def check_intervals(intervals: Any) -> tuple[Interval, ...]:
 
 
 def affine_map(intervals: tuple[Interval, ...]) -> tuple[float, float]:
-    """(scale, shift) that takes the hull of the intervals to [-1, 1]; scale is exactly 1 if it is."""
+    """(scale, shift) of the map of the hull to [-1, 1]; scale is exactly 1 if the half width is."""
     a, b = intervals[0][0], intervals[-1][1]
     scale = _snap(2.0 / (b - a))
     return scale, -(0.5 * (a + b)) * scale

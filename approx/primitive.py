@@ -53,7 +53,7 @@ def _jvp(primals: Any, tangents: Any, *, poly: Polynomial) -> tuple[Any, Any]:
     (x,), (dx,) = primals, tangents
     value = polynomial_p.bind(x, poly=poly)
     if isinstance(dx, ad.Zero):
-        return value, ad.Zero.from_primal_value(value)
+        return value, ad.Zero(jax.typeof(value).to_tangent_aval())
     return value, dx * _slope(poly, x, value)
 
 

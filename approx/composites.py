@@ -1,0 +1,385 @@
+"""Composites: small graphs of polynomials, products and sums under one name.
+
+A composite is not a JAX primitive: a traced function sees its polynomials, products and sums, so
+that a refresh can fall inside it. Four kinds: ``sign`` and ``relu`` by minimax composition (Lee,
+Lee, No and Kim 2021), ``exp_squaring``, and ``inv_sqrt`` by a seed and Newton steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from approx.errors import ApproxError, DomainError, ToleranceError
+from approx.polynomial import Interval, Polynomial, check_intervals
+from approx.remez import grid
+from approx.targets import NAMED
+
+
+@dataclass(frozen=True)
+class Node:
+    """One register of the graph; register 0 is the input, node i writes register i + 1.
+
+    Attributes:
+      kind: "polynomial" of inputs[0], "product" inputs[0] * inputs[1], or "sum" of
+        factors[i] * inputs[i], plus constant.
+      polynomial: for kind "polynomial".
+      factors: for kind "sum"; whole ones cost no level.
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    polynomial: Polynomial | None = None
+    factors: tuple[float, ...] = ()
+    constant: float = 0.0
+
+    def __call__(self, registers: Sequence[Any]) -> Any:
+        if self.polynomial is not None:
+            return self.polynomial(registers[self.inputs[0]])
+        if self.kind == "product":
+            return registers[self.inputs[0]] * registers[self.inputs[1]]
+        terms = [
+            registers[j] if f == 1.0 else f * registers[j]
+            for f, j in zip(self.factors, self.inputs)
+        ]
+        total = sum(terms[1:], terms[0])
+        return total + self.constant if self.constant else total
+
+
+@dataclass(frozen=True, repr=False)
+class Composite:
+    """A graph of polynomials, products and sums that approximates one function.
+
+    Attributes:
+      name: the kind, as given to ``composite``.
+      intervals: the domain.
+      nodes: in order; the last is the result.
+      max_error: bound on |composite - target| over the domain.
+      certified: whether max_error is rigorous; otherwise an estimate on a dense grid.
+      knobs: what the graph was built from: degrees, squarings, Newton steps.
+      factor: the input is multiplied by this first (see ``rescaled``); it costs nothing.
+    """
+
+    name: str
+    intervals: tuple[Interval, ...]
+    nodes: tuple[Node, ...]
+    max_error: float
+    certified: bool
+    knobs: tuple[tuple[str, Any], ...] = ()
+    factor: float = 1.0
+
+    def __call__(self, x: Any) -> Any:
+        """The value, float64 for NumPy and numbers, in JAX operations for JAX values."""
+        registers = [x if hasattr(x, "dtype") else np.asarray(x, dtype=np.float64)]
+        for node in self.nodes:
+            registers.append(node(registers))
+        return registers[-1]
+
+    def __repr__(self) -> str:
+        spans = " | ".join(f"[{a:g}, {b:g}]" for a, b in self.intervals)
+        knobs = ", ".join(f"{k}={v}" for k, v in self.knobs)
+        return f"Composite({self.name}, {spans}, {knobs}, max_error={self.max_error:.2e})"
+
+    @property
+    def domain(self) -> Any:
+        """(a, b), or a tuple of intervals if the domain is a union."""
+        return self.intervals[0] if len(self.intervals) == 1 else self.intervals
+
+    @property
+    def hull(self) -> Interval:
+        """The smallest interval that contains the domain."""
+        return self.intervals[0][0], self.intervals[-1][1]
+
+    @cached_property
+    def depth(self) -> int:
+        """Levels that evaluation consumes, each polynomial's affine map included where it costs."""
+        depths = [0]
+        for node in self.nodes:
+            below = [depths[j] for j in node.inputs]
+            if node.polynomial is not None:
+                depths.append(below[0] + node.polynomial.depth)
+            elif node.kind == "product":
+                depths.append(1 + max(below))
+            else:
+                costs = (0 if f == round(f) else 1 for f in node.factors)
+                depths.append(max(d + cost for d, cost in zip(below, costs)))
+        return depths[-1]
+
+    @cached_property
+    def products(self) -> int:
+        """Products of two ciphertexts."""
+        inside = sum(
+            n.polynomial.plan.nonscalar_mults for n in self.nodes if n.polynomial is not None
+        )
+        return inside + sum(n.kind == "product" for n in self.nodes)
+
+    @cached_property
+    def degree(self) -> int:
+        """Degree of the composite as one polynomial of x."""
+        degrees = [1]
+        for node in self.nodes:
+            below = [degrees[j] for j in node.inputs]
+            if node.polynomial is not None:
+                degrees.append(below[0] * node.polynomial.degree)
+            else:
+                degrees.append(sum(below) if node.kind == "product" else max(below))
+        return degrees[-1]
+
+    @property
+    def polynomials(self) -> tuple[Polynomial, ...]:
+        """The polynomials of the graph, in order."""
+        return tuple(n.polynomial for n in self.nodes if n.polynomial is not None)
+
+    def rescaled(self, m: float) -> Composite:
+        """q with q(x) = self(m * x), domain divided by m, at no more levels."""
+        if not math.isfinite(m) or m == 0.0:
+            raise DomainError(f"rescaled needs a finite factor other than 0, not {m}.")
+        spans = tuple(sorted((min(a / m, b / m), max(a / m, b / m)) for a, b in self.intervals))
+        nodes = [_rescaled_node(node, m) for node in self.nodes]
+        if any(n.kind == "product" and 0 in n.inputs for n in self.nodes):
+            nodes = _rescale_products(nodes, m)
+        return dataclasses.replace(
+            self, intervals=spans, nodes=tuple(nodes), factor=self.factor * m
+        )
+
+    def growth(self, fraction: float) -> float:
+        """sup |composite| within ``fraction`` of the hull's width outside it, hull included."""
+        a, b = self.hull
+        margin = fraction * (b - a)
+        outside = np.linspace(0.0, margin, 513)
+        points = np.concatenate([grid([(a, b)], 4097), a - outside, b + outside])
+        return float(np.max(np.abs(self(points))))
+
+
+def composite(
+    kind: str,
+    domain: Any,
+    *,
+    tol: float | None = None,
+    degrees: Sequence[int] | None = None,
+    gap: float | None = None,
+    squarings: int | None = None,
+    degree: int | None = None,
+    steps: int | None = None,
+) -> Composite:
+    """Builds a composite approximation.
+
+    Args:
+      kind:
+        "sign": composition of odd minimax polynomials; the domain is a union that leaves a gap
+        around 0, such as [(-1, -0.01), (0.01, 1)].
+        "relu": x (1 + sign(x)) / 2 on (a, b) with a < 0 < b; the gap is chosen.
+        "exp_squaring": exp on (a, 0): a seed for exp(x / 2^k), squared k times. The seed is
+        1 + x / 2^k, or with ``degree`` the minimax polynomial for the error after squaring.
+        "inv_sqrt": 1 / sqrt(x) on (a, b), 0 < a: a seed and Newton steps y (3 - x y^2) / 2.
+      tol: largest permitted |composite - target| on the domain; knobs not given are chosen for
+        the fewest levels, then the fewest products.
+      degrees: of the stages of sign and relu, for instance (15, 15, 27).
+      gap: relu only: the half width around 0, relative to the domain's half width, where sign
+        need not be right; chosen to balance the two errors if not given.
+      squarings: the k of exp_squaring.
+      degree: of the seed of exp_squaring and inv_sqrt.
+      steps: Newton steps of inv_sqrt.
+
+    Raises:
+      ApproxError: an unknown kind or missing knobs.
+      DomainError: the domain does not suit the kind.
+      ToleranceError: tol is out of reach.
+    """
+    if tol is not None and not (math.isfinite(tol) and tol > 0.0):
+        raise ApproxError(f"tol must be finite and positive, not {tol}.")
+    spans = np.asarray(domain, dtype=object)
+    intervals = check_intervals([tuple(domain)] if spans.shape == (2,) else domain)
+    if kind in ("sign", "relu"):
+        from approx import signs
+
+        build = signs.sign if kind == "sign" else signs.relu
+        if kind == "sign":
+            return build(intervals, tol, degrees)
+        return signs.relu(intervals, tol, degrees, gap)
+    if kind == "exp_squaring":
+        return _exp_squaring(intervals, tol, squarings, degree)
+    if kind == "inv_sqrt":
+        return _inv_sqrt(intervals, tol, degree, steps)
+    raise ApproxError(
+        f"Unknown composite {kind!r}; use sign, relu, exp_squaring or inv_sqrt, or approx.fit."
+    )
+
+
+def estimate(graph: Composite, function: Callable[[Any], Any]) -> float:
+    """max |graph - function| on a dense grid of the domain, dense near 0 and the ends too."""
+    a, b = graph.hull
+    small = np.geomspace(1e-8, 1.0, 4001)
+    points = np.concatenate([grid(graph.intervals, 16385), a * small, b * small])
+    inside = np.zeros(len(points), dtype=bool)
+    for low, high in graph.intervals:
+        inside |= (points >= low) & (points <= high)
+    x = points[inside]
+    return float(np.max(np.abs(graph(x) - function(x))))
+
+
+def _rescaled_node(node: Node, m: float) -> Node:
+    """The node with every use of the input by a polynomial or a sum multiplied by m."""
+    if 0 not in node.inputs or node.kind == "product":
+        return node
+    if node.polynomial is not None:
+        return dataclasses.replace(node, polynomial=node.polynomial.rescaled(m))
+    factors = tuple(f * m if j == 0 else f for f, j in zip(node.factors, node.inputs))
+    return dataclasses.replace(node, factors=factors)
+
+
+def _rescale_products(nodes: list[Node], m: float) -> list[Node]:
+    """Moves m into the polynomial that multiplies the input, whose coefficients take it freely."""
+    out = list(nodes)
+    for node in nodes:
+        if node.kind == "product" and 0 in node.inputs:
+            other = node.inputs[0] if node.inputs[1] == 0 else node.inputs[1]
+            poly = out[other - 1].polynomial
+            if poly is None:
+                raise ApproxError("Only a product of the input and a polynomial can be rescaled.")
+            scaled = dataclasses.replace(poly, coefficients=tuple(m * c for c in poly.coefficients))
+            out[other - 1] = dataclasses.replace(out[other - 1], polynomial=scaled)
+    return out
+
+
+# --- exp by squaring ------------------------------------------------------------------------------
+
+
+def _exp_squaring(
+    intervals: tuple[Interval, ...], tol: float | None, squarings: int | None, degree: int | None
+) -> Composite:
+    a, b = intervals[0][0], intervals[-1][1]
+    if b > 0.0 or len(intervals) > 1:
+        raise DomainError(
+            f"exp_squaring needs one interval (a, b) with b <= 0, not [{a:g}, {b:g}]."
+        )
+    if squarings is None and tol is None:
+        raise ApproxError("exp_squaring needs squarings= or tol=.")
+    if degree is not None and degree > 1:
+        return _exp_from_seed((a, b), tol, squarings, degree)
+    fewest = max(0, math.ceil(math.log2(max(-a, 2.0))) - 1)  # |1 + x/2^k| <= 1 on the domain
+    for k in [squarings] if squarings is not None else range(fewest, 41):
+        graph = _squared(_linear_seed(k), (a, b), k, 1)
+        if tol is None or graph.max_error <= tol:
+            return graph
+    raise ToleranceError(
+        f"exp_squaring does not reach tol={tol:g}; more squarings, or degree= for a better seed."
+    )
+
+
+def _linear_seed(k: int) -> list[Node]:
+    return [Node("sum", (0,), factors=(2.0**-k,), constant=1.0)]
+
+
+def _squared(seed: list[Node], hull: Interval, k: int, degree: int) -> Composite:
+    nodes = list(seed)
+    for _ in range(k):
+        nodes.append(Node("product", (len(nodes), len(nodes))))
+    knobs = (("degree", degree), ("squarings", k))
+    graph = Composite("exp_squaring", (hull,), tuple(nodes), math.inf, False, knobs)
+    return dataclasses.replace(graph, max_error=estimate(graph, np.exp))
+
+
+def _exp_from_seed(
+    hull: Interval, tol: float | None, squarings: int | None, degree: int
+) -> Composite:
+    """A seed q ~ exp(x/2^k) whose error counts as it does after squaring.
+
+    q^(2^k) errs by 2^k exp(x (1 - 2^-k)) |q - exp(x/2^k)| to first order; where that weight
+    vanishes, |q| need only stay below goal^(2^-k), so that its power stays below the goal.
+    """
+    best: Composite | None = None
+    ladder = [squarings] if squarings is not None else list(range(25))
+    for k in ladder:
+        graph: Composite | None = None
+        for goal in [tol] if tol is not None else [1e-4, 1e-6, 1e-8, 1e-10]:
+            candidate = _weighted_seed(hull, k, degree, goal)
+            if graph is None or candidate.max_error < graph.max_error:
+                graph = candidate
+        assert graph is not None
+        if best is None or graph.max_error < best.max_error:
+            best = graph
+        if tol is not None and graph.max_error <= tol:
+            return graph
+    assert best is not None
+    if tol is not None:
+        raise ToleranceError(
+            f"exp_squaring of degree {degree} reaches {best.max_error:.2e}, not tol={tol:g}; "
+            "raise degree."
+        )
+    return best
+
+
+def _weighted_seed(hull: Interval, k: int, degree: int, goal: float) -> Composite:
+    from approx.fitting import fit
+
+    power = 2.0**k
+    floor = goal / (0.9 * goal ** (1.0 / power))
+
+    def seed(x: np.ndarray) -> np.ndarray:
+        return np.exp(x / power)
+
+    def weight(x: np.ndarray) -> np.ndarray:
+        return np.maximum(power * np.exp(x * (1.0 - 1.0 / power)), floor)
+
+    poly = fit(seed, hull, degree=degree, weight=weight)
+    poly = dataclasses.replace(poly, name=f"exp(x/2^{k})")
+    return _squared([Node("polynomial", (0,), poly)], hull, k, degree)
+
+
+# --- 1 / sqrt(x) by Newton's iteration --------------------------------------------------------------
+
+
+def _inv_sqrt(
+    intervals: tuple[Interval, ...], tol: float | None, degree: int | None, steps: int | None
+) -> Composite:
+    a, b = intervals[0][0], intervals[-1][1]
+    if a <= 0.0 or len(intervals) > 1:
+        raise DomainError(f"inv_sqrt needs one interval (a, b) with 0 < a, not [{a:g}, {b:g}].")
+    if tol is None:
+        if degree is None or steps is None:
+            raise ApproxError("inv_sqrt needs degree= and steps=, or tol=.")
+        return _newton((a, b), degree, steps)
+    best: Composite | None = None
+    for degree_ in [degree] if degree is not None else [3, 7, 15, 31, 63, 127]:
+        for steps_ in [steps] if steps is not None else range(7):
+            graph = _newton((a, b), degree_, steps_)
+            if graph.max_error <= tol:
+                if best is None or (graph.depth, graph.products) < (best.depth, best.products):
+                    best = graph
+                break
+    if best is None:
+        raise ToleranceError(
+            f"inv_sqrt does not reach tol={tol:g} on [{a:g}, {b:g}]; narrow the domain, or raise "
+            "degree and steps."
+        )
+    return best
+
+
+def _newton(hull: Interval, degree: int, steps: int) -> Composite:
+    from approx.fitting import fit
+
+    seed = fit(NAMED["inv_sqrt"], hull, degree=degree, weight=np.sqrt)
+    nodes = [Node("polynomial", (0,), seed), Node("sum", (0,), factors=(-0.5,))]
+    y, minus_half_x = 1, 2
+    if steps == 0:
+        nodes.pop()
+    for _ in range(steps):  # y <- 1.5 y + (-x/2 y) y^2: two levels, three products
+        n = len(nodes)
+        nodes += [
+            Node("product", (minus_half_x, y)),
+            Node("product", (y, y)),
+            Node("product", (n + 1, n + 2)),
+            Node("sum", (y,), factors=(1.5,)),
+            Node("sum", (n + 3, n + 4), factors=(1.0, 1.0)),
+        ]
+        y = n + 5
+    knobs = (("degree", degree), ("steps", steps))
+    graph = Composite("inv_sqrt", (hull,), tuple(nodes), math.inf, False, knobs)
+    return dataclasses.replace(graph, max_error=estimate(graph, NAMED["inv_sqrt"]))

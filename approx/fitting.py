@@ -1,0 +1,383 @@
+"""approx.fit: the polynomial of smallest degree that meets a request."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from approx import certify, remez
+from approx.errors import ApproxError, ToleranceError
+from approx.plan import minimal_depth
+from approx.polynomial import Interval, Polynomial, affine_map, check_intervals
+from approx.targets import Target, find
+
+METHODS = ("minimax", "chebyshev", "least_squares")
+LARGEST_DEGREE = 511
+_REFINE_BELOW = 1e-8  # relative error from which the exchange runs on the extended residual
+
+
+def fit(
+    target: str | Callable[[Any], Any] | Target,
+    domain: Any,
+    *,
+    degree: int | None = None,
+    depth: int | None = None,
+    tol: float | None = None,
+    method: str = "minimax",
+    affine: str = "own",
+    parity: str | None = None,
+    weight: Callable[[np.ndarray], np.ndarray] | None = None,
+    samples: Any = None,
+) -> Polynomial:
+    """Fits a polynomial to a function.
+
+    Args:
+      target: a name (exp, gelu, gelu_tanh, silu, sigmoid, tanh, softplus, erf, relu, sign, abs,
+        inv, inv_sqrt, sqrt, log) or a callable of NumPy or JAX arrays.
+      domain: (a, b), or a list of disjoint intervals.
+      degree: highest degree allowed.
+      depth: levels allowed, the one for the affine map included (it is free if the half width of
+        the domain is 1, or with affine="folded").
+      tol: largest permitted |p - target| on the domain; the smallest degree that meets it is
+        returned, within degree and depth if these are given too.
+      method: "minimax" (Remez exchange), "chebyshev" (interpolation at Chebyshev points of the
+        hull) or "least_squares" (Chebyshev density, or ``samples``).
+      affine: "folded" if the neighbour's constants absorb ``scale``: no level is counted for it.
+      parity: "even" or "odd" asserts a symmetry of a callable about 0, "none" ignores a known one;
+        by default that of a named target is used where the domain is symmetric.
+      weight: positive function of x that multiplies the error (minimax and least squares).
+      samples: activations whose density weighs least squares; a small share of the weight stays
+        on the whole domain, so that the error is bounded everywhere.
+
+    Returns:
+      A Polynomial; ``max_error`` is rigorous (``certified``) for named targets wherever ball
+      arithmetic can show it, and otherwise an estimate on a dense grid.
+
+    Raises:
+      DomainError: the domain is malformed or the target is undefined on it.
+      ToleranceError: tol is out of reach.
+      ApproxError: any other malformed request.
+    """
+    known = find(target)
+    intervals = _intervals(domain)
+    known.check(intervals)
+    if method not in METHODS:
+        raise ApproxError(f"Unknown method {method!r}; use one of {', '.join(METHODS)}.")
+    limit = _largest_degree(intervals, degree, depth, tol, affine)
+    problem = _Problem.of(known, intervals, parity, method, affine, weight, samples)
+    if tol is None:
+        return _finish(problem.solve(limit), known)
+    return _smallest(problem, known, limit, tol)
+
+
+def _intervals(domain: Any) -> tuple[Interval, ...]:
+    spans = np.asarray(domain, dtype=object)
+    if spans.shape == (2,) and not any(isinstance(v, (tuple, list)) for v in spans):
+        return check_intervals([tuple(domain)])
+    return check_intervals(domain)
+
+
+def _largest_degree(
+    intervals: tuple[Interval, ...],
+    degree: int | None,
+    depth: int | None,
+    tol: float | None,
+    affine: str,
+) -> int:
+    if degree is None and depth is None and tol is None:
+        raise ApproxError(
+            "Ask for a degree, a depth or a tol, as in fit('gelu', (-8, 8), depth=6)."
+        )
+    limit = LARGEST_DEGREE
+    if degree is not None:
+        if degree != int(degree) or degree < 0:
+            raise ApproxError(f"degree must be a whole number >= 0, not {degree}.")
+        if degree > LARGEST_DEGREE:
+            raise ApproxError(
+                f"degree {degree} is above {LARGEST_DEGREE}; use a composite or a narrower domain."
+            )
+        limit = int(degree)
+    if depth is not None:
+        if depth != int(depth) or depth < 0:
+            raise ApproxError(f"depth must be a whole number >= 0, not {depth}.")
+        free = affine == "folded" or abs(affine_map(intervals)[0]) == 1.0
+        levels = int(depth) if free else int(depth) - 1
+        if levels < 1 and depth > 0:
+            raise ApproxError(
+                "The affine map to [-1, 1] takes that level; allow one more, fold the map "
+                "(affine='folded'), or use a domain of half width 1."
+            )
+        limit = min(limit, 2**levels - 1, LARGEST_DEGREE)
+    if tol is not None and not (math.isfinite(tol) and tol > 0.0):
+        raise ApproxError(f"tol must be finite and positive, not {tol}.")
+    return limit
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A target on a domain with the symmetry in use; ``solve(n)`` fits degree at most n."""
+
+    target: Target
+    intervals: tuple[Interval, ...]
+    scale: float
+    shift: float
+    remainder: str | None
+    constant: float
+    slope: float
+    method: str
+    affine: str
+    weight: Callable[[np.ndarray], np.ndarray] | None
+    samples: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls,
+        target: Target,
+        intervals: tuple[Interval, ...],
+        parity: str | None,
+        method: str,
+        affine: str,
+        weight: Callable[[np.ndarray], np.ndarray] | None,
+        samples: Any,
+    ) -> _Problem:
+        mirrored = tuple((-b, -a) for a, b in reversed(intervals))
+        symmetric = mirrored == intervals
+        remainder, constant, slope = target.remainder, target.constant, target.slope
+        if parity is not None:
+            if parity not in ("even", "odd", "none"):
+                raise ApproxError(f'parity is "even", "odd" or "none", not {parity!r}.')
+            remainder = None if parity == "none" else parity
+            constant = slope = 0.0
+            if parity != "none" and not symmetric:
+                raise ApproxError("A parity needs a domain that is symmetric about 0.")
+            _check_parity(target, intervals, parity)
+        if not symmetric or weight is not None or samples is not None:
+            remainder = None
+        if remainder is None:
+            constant = slope = 0.0
+        data = None if samples is None else np.asarray(samples, dtype=np.float64).ravel()
+        scale, shift = affine_map(intervals)
+        return cls(
+            target,
+            intervals,
+            scale,
+            shift,
+            remainder,
+            constant,
+            slope,
+            method,
+            affine,
+            weight,
+            data,
+        )
+
+    def indices(self, degree: int) -> list[int]:
+        """The T_j in use at this degree."""
+        if self.remainder == "even" and (self.slope == 0.0 or degree >= 1):
+            return list(range(0, degree + 1, 2))
+        if self.remainder == "odd" and degree >= 1:
+            return list(range(1, degree + 1, 2))
+        return list(range(degree + 1))
+
+    def reduced(self, degree: int) -> bool:
+        """Whether the symmetry is in use at this degree."""
+        return self.remainder is not None and len(self.indices(degree)) < degree + 1
+
+    def spans(self, degree: int) -> list[Interval]:
+        """The intervals in u, of which a symmetric problem needs the right half."""
+        spans = [
+            (max(self.scale * a + self.shift, -1.0), min(self.scale * b + self.shift, 1.0))
+            for a, b in self.intervals
+        ]
+        if self.reduced(degree):
+            spans = [(max(a, 0.0), b) for a, b in spans if b > 0.0]
+        return spans
+
+    def kinks(self) -> list[float]:
+        return [self.scale * k + self.shift for k in self.target.kinks]
+
+    def values(self, u: np.ndarray, degree: int) -> np.ndarray:
+        """The target at u, without its constant and slope where symmetry is in use."""
+        x = self.to_x(u)
+        y = self.target(x)
+        return y - self.constant - self.slope * x if self.reduced(degree) else y
+
+    def to_x(self, u: np.ndarray) -> np.ndarray:
+        a, b = self.intervals[0][0], self.intervals[-1][1]
+        return np.clip((u - self.shift) / self.scale, a, b)
+
+    def polynomial(self, series: np.ndarray, degree: int) -> Polynomial:
+        full = np.zeros(max(len(series), 2))
+        full[: len(series)] = series
+        if self.reduced(degree):
+            full[0] += self.constant
+            full[1] += self.slope / self.scale
+        return Polynomial(
+            tuple(full.tolist()),
+            self.intervals,
+            self.scale,
+            self.shift,
+            name=self.target.name,
+            affine=self.affine,
+        )
+
+    def solve(self, degree: int) -> Polynomial:
+        """The fit of at most this degree, its error not yet bounded."""
+        if self.method == "chebyshev":
+            return self._interpolate(degree)
+        if self.method == "least_squares":
+            return self._least_squares(degree)
+        return self._minimax(degree)
+
+    def _interpolate(self, degree: int) -> Polynomial:
+        if len(self.intervals) > 1:
+            raise ApproxError('Interpolation needs one interval; use method="minimax" for a union.')
+        n = degree + 1
+        u = np.cos(np.pi * (np.arange(n) + 0.5) / n)
+        series = remez.basis(range(n), u).T @ self.target(self.to_x(u)) * (2.0 / n)
+        series[0] *= 0.5
+        if self.reduced(degree):
+            series[self._absent(degree)] = 0.0
+            series[:2] -= np.array([self.constant, self.slope / self.scale])[: len(series)]
+            series[self._absent(degree)] = 0.0
+        return self.polynomial(series, degree)
+
+    def _absent(self, degree: int) -> list[int]:
+        present = set(self.indices(degree))
+        return [j for j in range(degree + 1) if j not in present]
+
+    def _least_squares(self, degree: int) -> Polynomial:
+        indices = self.indices(degree)
+        u = remez.grid(self.spans(degree), 32 * (degree + 4), self.kinks())
+        rows = np.full(len(u), 1.0 / math.sqrt(len(u)))
+        if self.samples is not None:
+            low, high = self.intervals[0][0], self.intervals[-1][1]
+            data = self.samples[(self.samples >= low) & (self.samples <= high)]
+            if len(data) == 0:
+                raise ApproxError("No sample lies in the domain; widen it or pass other samples.")
+            u = np.concatenate([u, self.scale * data + self.shift])
+            rows = np.concatenate([0.1 * rows, np.full(len(data), 1.0 / math.sqrt(len(data)))])
+        if self.weight is not None:
+            rows = rows * np.asarray(self.weight(self.to_x(u)))
+        system = remez.basis(indices, u) * rows[:, None]
+        solution, *_ = np.linalg.lstsq(system, rows * self.values(u, degree), rcond=None)
+        series = np.zeros(max(indices) + 1)
+        series[indices] = solution
+        return self.polynomial(series, degree)
+
+    def _minimax(self, degree: int) -> Polynomial:
+        indices, spans = self.indices(degree), self.spans(degree)
+        weight = None
+        if self.weight is not None:
+            given = self.weight
+            weight = lambda u: np.asarray(given(self.to_x(u)), dtype=np.float64)
+            if not np.all(weight(remez.grid(spans, 513)) > 0.0):
+                raise ApproxError("weight must be positive on the whole domain.")
+        size = float(np.max(np.abs(self.values(remez.grid(spans, 513), degree))))
+        found = remez.minimax(
+            lambda u: self.values(u, degree),
+            spans,
+            indices,
+            weight,
+            self.kinks(),
+            floor=4e-16 * size,
+        )
+        poly = self.polynomial(found.coefficients, degree)
+        if found.error > _REFINE_BELOW * size or self.target.ball is None:
+            return poly
+        return self._refined(poly, degree, weight)
+
+    def _refined(
+        self, poly: Polynomial, degree: int, weight: Callable[[np.ndarray], np.ndarray] | None
+    ) -> Polynomial:
+        """Adds the minimax polynomial of the residual, which is known in extended precision."""
+        parts = certify.residuals(poly, self.target)
+        if parts is None:
+            return poly
+        everywhere = _joined(parts)
+        found = remez.minimax(
+            lambda u: everywhere(self.to_x(u)),
+            self.spans(degree),
+            self.indices(degree),
+            weight,
+            self.kinks(),
+        )
+        series = np.zeros(max(len(found.coefficients), len(poly.coefficients)))
+        series[: len(poly.coefficients)] += poly.coefficients
+        series[: len(found.coefficients)] += found.coefficients
+        return dataclasses.replace(poly, coefficients=tuple(series.tolist()))
+
+
+def _joined(parts: Sequence[certify.Residual]) -> Callable[[np.ndarray], np.ndarray]:
+    def everywhere(x: np.ndarray) -> np.ndarray:
+        out = np.zeros_like(x)
+        for part in parts:
+            inside = (x >= part.piece[0]) & (x <= part.piece[1])
+            out[inside] = part(x[inside])
+        return out
+
+    return everywhere
+
+
+def _check_parity(target: Target, intervals: tuple[Interval, ...], parity: str) -> None:
+    if parity == "none":
+        return
+    x = remez.grid(intervals, 257)
+    y, mirrored = target(x), target(-x)
+    gap = np.max(np.abs(y - mirrored if parity == "even" else y + mirrored))
+    if gap > 1e-6 * np.max(np.abs(y)):
+        raise ApproxError(f"{target.name} is not {parity}: values at x and -x differ by {gap:.1e}.")
+
+
+def _finish(poly: Polynomial, target: Target) -> Polynomial:
+    """The polynomial with its certificate, or with an estimate of its error."""
+    bound = certify.certify(poly, target)
+    if bound is not None:
+        return dataclasses.replace(poly, max_error=bound, certified=True)
+    return dataclasses.replace(poly, max_error=certify.estimate(poly, target))
+
+
+def _smallest(problem: _Problem, target: Target, limit: int, tol: float) -> Polynomial:
+    """The fit of smallest degree whose error is at most tol: doubling, then bisection."""
+    fits: dict[int, Polynomial] = {}
+
+    def error(n: int) -> float:
+        poly = problem.solve(n)
+        fits[n] = dataclasses.replace(poly, max_error=certify.estimate(poly, target))
+        return fits[n].max_error
+
+    low, high, previous = -1, min(2, limit), math.inf
+    while (reached := error(high)) > tol:
+        if high >= limit or (reached >= 0.9 * previous and reached < 1e-12):
+            reason = (
+                f"the fit of {target.name} at degree {high} has error {reached:.2e} "
+                f"(float64 coefficients end near 1e-15 of the largest value)"
+            )
+            raise ToleranceError(
+                f"tol={tol:g} is out of reach: {reason}. Allow more depth or degree, narrow the "
+                "domain, or use approx.composite."
+            )
+        low, high, previous = high, min(2 * high + 1, limit), reached
+    while high - low > 1:
+        middle = (low + high) // 2
+        if error(middle) <= tol:
+            high = middle
+        else:
+            low = middle
+    for n in range(high, limit + 1):
+        poly = _finish(fits[n] if n in fits else problem.solve(n), target)
+        if poly.max_error <= tol:
+            return poly
+    raise ToleranceError(
+        f"tol={tol:g} is met on a grid but cannot be certified; relax it slightly."
+    )
+
+
+def levels(degree: int, affine_is_free: bool = False) -> int:
+    """Levels of one polynomial of this degree: ceil(log2(degree + 1)), one more for the map."""
+    return minimal_depth(degree) + (0 if affine_is_free else 1)

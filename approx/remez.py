@@ -1,0 +1,215 @@
+"""Remez exchange: the polynomial of least maximum error on a union of intervals.
+
+Works on any family of Chebyshev polynomials {T_j : j in indices}, so that even and odd functions
+need half the unknowns, and with a weight. The function is a callable, so that the caller may pass
+a residual computed in extended precision: minimax(f) = p0 + minimax(f - p0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from approx.polynomial import Interval
+
+Array = np.ndarray
+Function = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Minimax:
+    """Result of the exchange.
+
+    Attributes:
+      coefficients: of T_0 ... T_max(indices); zero where the index is not in the family.
+      error: largest weighted error found, at the last exchange.
+      level: the levelled error, a lower bound on what any member of the family can reach.
+      reference: the alternation points, ascending.
+    """
+
+    coefficients: Array
+    error: float
+    level: float
+    reference: Array
+
+
+def basis(indices: Sequence[int], u: Array) -> Array:
+    """T_j(u), shape (len(u), len(indices)); |u| <= 1 up to rounding."""
+    return np.cos(np.outer(np.arccos(np.clip(u, -1.0, 1.0)), np.asarray(indices)))
+
+
+def grid(intervals: Sequence[Interval], count: int, kinks: Sequence[float] = ()) -> Array:
+    """About ``count`` points, Chebyshev distributed on each piece between kinks, ends included."""
+    pieces = split(intervals, kinks)
+    widths = np.array([np.sqrt(b - a) for a, b in pieces])
+    parts = []
+    for (a, b), share in zip(pieces, widths / widths.sum(), strict=True):
+        n = max(int(count * share), count // (2 * len(pieces)), 33)
+        x = 0.5 * (a + b) - 0.5 * (b - a) * np.cos(np.linspace(0.0, np.pi, n))
+        x[0], x[-1] = a, b
+        parts.append(x)
+    return np.concatenate(parts)
+
+
+def split(intervals: Sequence[Interval], kinks: Sequence[float]) -> list[Interval]:
+    """The intervals cut at the kinks inside them."""
+    pieces: list[Interval] = []
+    for a, b in intervals:
+        cuts = [a, *sorted(k for k in kinks if a < k < b), b]
+        pieces += list(zip(cuts, cuts[1:], strict=False))
+    return pieces
+
+
+def minimax(
+    function: Function,
+    intervals: Sequence[Interval],
+    indices: Sequence[int],
+    weight: Function | None = None,
+    kinks: Sequence[float] = (),
+    tolerance: float = 1e-5,
+    floor: float = 0.0,
+) -> Minimax:
+    """The member of span{T_j} with least max |weight * (function - p)| on the intervals.
+
+    Args:
+      function: values at points of [-1, 1].
+      intervals: disjoint, ascending, inside [-1, 1].
+      indices: ascending j of the T_j; the family must be a Haar system on the intervals.
+      weight: positive; by default 1.
+      kinks: points where the function is not smooth.
+      tolerance: stop when the error exceeds the levelled one by less than this fraction.
+      floor: stop when the error is below this: nothing but rounding is left.
+    """
+    m = len(indices)
+    points = grid(intervals, 16 * (max(indices) + 4), kinks)
+    pieces = split(intervals, kinks)
+    values = function(points)
+    reference = _start(points, indices)
+    best: Minimax | None = None
+    for _ in range(80):
+        coefficients, level = _level(function, weight, reference, indices)
+        solution = np.zeros(max(indices) + 1)
+        solution[list(indices)] = coefficients
+
+        def error(u: Array, c: Array = coefficients) -> Array:
+            e = function(u) - basis(indices, u) @ c
+            return e if weight is None else e * weight(u)
+
+        on_grid = values - basis(indices, points) @ coefficients
+        if weight is not None:
+            on_grid = on_grid * weight(points)
+        extrema, heights = _extrema(error, points, on_grid, pieces)
+        largest = float(np.max(np.abs(heights)))
+        if best is None or largest < best.error:
+            best = Minimax(solution, largest, abs(level), reference)
+        if largest <= floor or largest - abs(level) <= tolerance * largest:
+            break
+        exchanged = _alternation(extrema, heights, m + 1)
+        if exchanged is None:
+            exchanged = _single_exchange(error, reference, extrema, heights)
+        if np.array_equal(exchanged, reference):
+            break
+        reference = exchanged
+    assert best is not None
+    return best
+
+
+def _start(points: Array, indices: Sequence[int]) -> Array:
+    """Approximate Fekete points: where the family, with one more function, is best conditioned."""
+    stride = indices[1] - indices[0] if len(indices) > 1 else 1
+    extended = [*indices, indices[-1] + stride]
+    thin = points[:: max(1, len(points) // (12 * len(extended)))]
+    _, _, order = linalg.qr(basis(extended, thin).T, mode="economic", pivoting=True)  # type: ignore[misc]
+    return np.sort(thin[order[: len(extended)]])
+
+
+def _level(
+    function: Function, weight: Function | None, reference: Array, indices: Sequence[int]
+) -> tuple[Array, float]:
+    """Coefficients whose weighted error alternates with equal height on the reference."""
+    signs = (-1.0) ** np.arange(len(reference))
+    last = signs if weight is None else signs / weight(reference)
+    system = np.column_stack([basis(indices, reference), last])
+    solution = np.linalg.solve(system, function(reference))
+    return solution[:-1], float(solution[-1])
+
+
+def _extrema(
+    error: Function, points: Array, values: Array, pieces: Sequence[Interval]
+) -> tuple[Array, Array]:
+    """The highest point of each run of equal sign, refined by parabolas inside its piece."""
+    signs = np.where(values >= 0.0, 1, -1)
+    starts = np.flatnonzero(np.diff(signs)) + 1
+    bounds = np.concatenate([[0], starts, [len(points)]])
+    tops = np.array(
+        [lo + int(np.argmax(np.abs(values[lo:hi]))) for lo, hi in zip(bounds, bounds[1:])]
+    )
+    x, y = points[tops].copy(), values[tops].copy()
+    low = points[np.maximum(tops - 1, 0)]
+    high = points[np.minimum(tops + 1, len(points) - 1)]
+    for a, b in pieces:
+        inside = (x >= a) & (x <= b)
+        low, high = (
+            np.where(inside, np.maximum(low, a), low),
+            np.where(inside, np.minimum(high, b), high),
+        )
+    step = 0.5 * np.minimum(
+        np.where(x > low, x - low, np.inf), np.where(high > x, high - x, np.inf)
+    )
+    step = np.where(np.isfinite(step), step, 0.0)
+    for _ in range(3):
+        left, right = np.clip(x - step, low, high), np.clip(x + step, low, high)
+        yl, yr = error(left), error(right)
+        curvature = yl - 2.0 * y + yr
+        with np.errstate(all="ignore"):
+            shift = 0.5 * (yl - yr) / curvature * step
+        shift = np.where(np.isfinite(shift), np.clip(shift, -step, step), 0.0)
+        middle = np.clip(x + shift, low, high)
+        for candidate, height in ((left, yl), (right, yr), (middle, error(middle))):
+            better = np.abs(height) > np.abs(y)
+            x, y = np.where(better, candidate, x), np.where(better, height, y)
+        step = 0.3 * step
+    return x, y
+
+
+def _alternation(extrema: Array, heights: Array, count: int) -> Array | None:
+    """``count`` of the alternating extrema, the largest among them; None if there are fewer."""
+    x, y = list(extrema), list(np.abs(heights))
+    while len(x) > count:
+        if len(x) == count + 1:
+            drop = 0 if y[0] < y[-1] else len(x) - 1
+            del x[drop], y[drop]
+            continue
+        k = int(np.argmin(y))
+        if k in (0, len(x) - 1):
+            del x[k], y[k]
+        else:
+            other = k - 1 if y[k - 1] < y[k + 1] else k + 1
+            first = min(k, other)
+            del x[first : first + 2], y[first : first + 2]
+    return np.array(x) if len(x) == count else None
+
+
+def _single_exchange(error: Function, reference: Array, extrema: Array, heights: Array) -> Array:
+    """Brings the point of largest error into the reference in place of a neighbour of its sign."""
+    k = int(np.argmax(np.abs(heights)))
+    x, sign = extrema[k], np.sign(heights[k])
+    old = np.sign(error(reference))
+    new = reference.copy()
+    at = int(np.searchsorted(reference, x))
+    if at == 0:
+        if old[0] == sign:
+            new[0] = x
+        else:
+            new = np.concatenate([[x], reference[:-1]])
+    elif at == len(reference):
+        if old[-1] == sign:
+            new[-1] = x
+        else:
+            new = np.concatenate([reference[1:], [x]])
+    else:
+        new[at - 1 if old[at - 1] == sign else at] = x
+    return np.sort(new)
