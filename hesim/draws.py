@@ -1,0 +1,93 @@
+"""Noise draws: one pool of normal numbers and one sampled key, shared by a whole simulation.
+
+Drawing normal numbers for every element of every rescale would cost more than the model itself. A
+pool of up to 2^17 is drawn once from the key, and each draw reads it at an offset of its own;
+within a pool's length all numbers are independent. Longer simulations read the same numbers again
+at other places: every draw keeps its distribution (its variance has a relative standard error of
+0.4 % from the pool), and correlations join elements at unrelated positions only.
+
+The secret key enters as W_j = |S_j|²/h, one exponential number per slot. Element i of a flattened
+tensor takes slot i modulo the slot count, so tensors of one shape meet the same key.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hesim.noise import Noise, secret_norm
+from hesim.params import CKKSParams
+from hesim.profiles import NoiseProfile
+
+__all__ = ["Draws", "pool_size"]
+
+_LARGEST_POOL = 1 << 17
+_STRIDE = 7919
+
+
+def pool_size(elements: int) -> int:
+    """Numbers to draw for a simulation that uses this many in all: a power of two, 2^10 to 2^17."""
+    return min(max(1 << 10, 1 << max(elements - 1, 0).bit_length()), _LARGEST_POOL)
+
+
+class Draws:
+    """The random numbers of one simulation.
+
+    Args:
+      key: a JAX random key.
+      params, profile: what the noise is of.
+      elements: noise values that the simulation will use, for the size of the pool.
+    """
+
+    def __init__(self, key: Any, params: CKKSParams, profile: NoiseProfile, elements: int) -> None:
+        of_pool, of_secret = jax.random.split(key)
+        self._size = pool_size(elements)
+        pool = jax.random.normal(of_pool, (self._size,), jnp.float32)
+        self._pool = jnp.concatenate([pool, pool])
+        self._secret = jax.random.exponential(of_secret, (params.slots,), jnp.float32)
+        self._norm = secret_norm(params.n, profile)
+        self._half = 0.5 * params.n
+        self._skip = 0 if elements <= self._size else _STRIDE
+        self._cursor = 0
+        self._shapes: dict[tuple[int, float], Any] = {}
+
+    def noise(self, like: Any, noise: Noise, scale: float) -> Any:
+        """An error of the shape and dtype of ``like``, in values: coefficients over ``scale``.
+
+        Given the key, an element's variance is (N/2)·(direct + keyed·h·W) / scale².
+        """
+        direct, keyed = noise.direct, noise.keyed * self._norm
+        std = math.sqrt(self._half * (direct + keyed)) / scale
+        if std == 0.0:
+            return jnp.zeros_like(like)
+        out = self._normal(like.size)
+        if keyed > 0.0:
+            out = out * self._shape(like.size, keyed / (direct + keyed))
+        return std * out.reshape(like.shape).astype(like.dtype)
+
+    def plain(self, like: Any, std: float) -> Any:
+        """Normal numbers of this std, as for the rounding of an encoded plaintext."""
+        return std * self._normal(like.size).reshape(like.shape).astype(like.dtype)
+
+    def _normal(self, count: int) -> Any:
+        parts = []
+        while count > 0:
+            taken = min(count, self._size)
+            parts.append(jax.lax.slice(self._pool, (self._cursor,), (self._cursor + taken,)))
+            self._cursor = (self._cursor + taken + self._skip) % self._size
+            count -= taken
+        if not parts:
+            return self._pool[:0]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+    def _shape(self, count: int, part: float) -> Any:
+        """sqrt(1 - part + part·W) for the first ``count`` elements; its mean square is 1."""
+        if (count, part) not in self._shapes:
+            w = self._secret
+            if count > w.size:
+                w = jnp.tile(w, -(-count // w.size))
+            self._shapes[count, part] = jnp.sqrt(1.0 - part + part * w[:count])
+        return self._shapes[count, part]

@@ -1,0 +1,127 @@
+"""`predict`: how far an encrypted run will be from the exact one, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from hesim.profiles import NoiseProfile
+from hesim.program import _widened
+from hesim.schedule import Schedule, canonical
+
+if TYPE_CHECKING:
+    from hesim.params import CKKSParams
+    from hesim.program import Program
+
+__all__ = ["OpPrediction", "Prediction", "predict"]
+
+_SAMPLE = 8192
+"""Elements of a tensor, at most, that enter its quantile from each key."""
+
+
+@dataclass(frozen=True)
+class OpPrediction:
+    """Predicted error of one operation's result, over its elements and over keys.
+
+    Attributes:
+      std: root mean square of (simulated - exact), in units of the values.
+      q999: 99.9 % quantile of its absolute value; the largest seen where there are fewer than a
+        thousand elements and keys together.
+      level: level of the result.
+    """
+
+    std: float
+    q999: float
+    level: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What simulation predicts for a Program.
+
+    Attributes:
+      ops: one per ``program.ops``, cumulative: the error of the result from all causes before it.
+      outputs: simulated result under the first key, float64 NumPy arrays in fn's structure.
+      exact: exact result, likewise.
+    """
+
+    ops: tuple[OpPrediction, ...]
+    outputs: Any
+    exact: Any
+
+
+def predict(
+    program: Program,
+    params: CKKSParams,
+    args: Sequence[Any],
+    keys: int = 8,
+    profile: str | NoiseProfile = "seal",
+    *,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+) -> Prediction:
+    """Predicted error of every operation, by simulation in float64 under several random keys.
+
+    Args:
+      program: from ``hesim.trace``.
+      params: ring, primes and scales.
+      args: arguments of the traced function, as pytrees.
+      keys: secret keys to draw, at least 1. The relative standard error of a std is about
+        ``1 / sqrt(keys · elements)`` or somewhat more, since tails are heavy.
+      profile: the library whose noise is added.
+      schedule: levels and refreshes, canonical by default; ``hesim.schedule.of_circuit`` gives
+        those of a compiled Circuit.
+      seed: of the random keys.
+    """
+    from hesim.simulate import simulate_program
+
+    plan = canonical(program, params) if schedule is None else schedule
+    flat = _widened(program.flatten(args), program.inputs)
+
+    def errors(key: Any, flat: list[Any]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+        exact: list[Any] = []
+        noisy: list[Any] = []
+        reference = program.evaluate(flat, lambda _, out: exact.append(out) or out, wide=True)
+        outputs = simulate_program(
+            program,
+            params,
+            key,
+            flat,
+            profile,
+            lambda _, out: noisy.append(out),
+            schedule=plan,
+            wide=True,
+        )
+        difference = [
+            jnp.concatenate([jnp.ravel(b - a) for a, b in zip(*pair, strict=True)])
+            for pair in zip(exact, noisy, strict=True)
+        ]
+        squares = [jnp.mean(jnp.square(d)) for d in difference]
+        samples = [jnp.abs(d[:: _stride(d.size)]).astype(jnp.float32) for d in difference]
+        return squares, samples, outputs, reference
+
+    with jax.enable_x64(True):
+        run = jax.jit(errors)
+        results = [run(key, flat) for key in jax.random.split(jax.random.key(seed), keys)]
+        results = jax.device_get(results)
+    ops = []
+    for k, equation in enumerate(program.ops):
+        std = float(np.sqrt(np.mean([r[0][k] for r in results])))
+        pooled = np.concatenate([r[1][k] for r in results])
+        quantile = float(np.quantile(pooled, 0.999, method="higher")) if pooled.size else 0.0
+        ops.append(OpPrediction(std, quantile, plan[equation.index].level))
+    outputs, exact = (
+        tree_util.tree_unflatten(program.out_tree, results[0][place]) for place in (2, 3)
+    )
+    return Prediction(tuple(ops), outputs, exact)
+
+
+def _stride(size: int) -> int:
+    """An odd step that leaves at most ``_SAMPLE`` elements, so that it meets all columns."""
+    return -(-size // _SAMPLE) | 1
