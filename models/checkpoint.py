@@ -1,0 +1,161 @@
+"""Checkpoints of a training run by orbax: the state to the bit, the configuration, the sites.
+
+A checkpoint is complete or absent: orbax writes into a temporary folder and renames it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from approx.polynomial import Polynomial
+from models.config import EncoderConfig
+from models.sites import Sites
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing or belongs to another model."""
+
+
+def sites_to_json(sites: Sites) -> str:
+    """The polynomials of all sites, coefficients to the last bit."""
+    rows: dict[str, Any] = {}
+    for name, function in sites.entries:
+        if not isinstance(function, Polynomial):
+            raise CheckpointError(f"the site {name} is no single polynomial and cannot be saved")
+        rows[name] = function.to_dict()
+    return json.dumps(rows, sort_keys=True)
+
+
+def sites_from_json(text: str) -> Sites:
+    return Sites.of({name: Polynomial.from_dict(row) for name, row in json.loads(text).items()})
+
+
+class Checkpoints:
+    """A folder of checkpoints by step number; keeps the newest `keep`. Use it as a context manager.
+
+    A tree saved here is any pytree of arrays, `jax.random.key` arrays included. `notes` is JSON
+    data (the configuration, the phase, a history) that is written beside it.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+        self.folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, create=True
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_names=("state", "notes")
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step saved, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, tree: Any, notes: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint and wait until it is on the disk; a step already there is replaced."""
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_unwrap_keys(tree)),
+                notes=ocp.args.JsonSave(notes or {}),
+            ),
+        )
+        self._manager.wait_until_finished()
+
+    def notes(self, step: int | None = None) -> dict[str, Any]:
+        """The JSON data of a checkpoint (the newest by default)."""
+        number = self._existing(step)
+        return self._manager.restore(number, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))[
+            "notes"
+        ]
+
+    def restore(self, like: Any, step: int | None = None) -> Any:
+        """The tree of a checkpoint, shaped and typed as `like` (values do not matter).
+
+        Raises CheckpointError if there is none, or if its arrays have other names or shapes.
+        """
+        number = self._existing(step)
+        plain = _unwrap_keys(like)
+        found = self._manager.item_metadata(number)["state"]
+        expected = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(plain)}
+        stored = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(found)}
+        if expected != stored:
+            wrong = sorted(
+                name
+                for name in expected.keys() | stored.keys()
+                if expected.get(name) != stored.get(name)
+            )
+            raise CheckpointError(
+                f"{self.folder}, step {number}, is of another model: "
+                + "; ".join(
+                    f"{name} is {stored.get(name, 'absent')}, wanted {expected.get(name, 'absent')}"
+                    for name in wrong[:5]
+                )
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, plain)
+        restored = self._manager.restore(
+            number, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        )["state"]
+        return _wrap_keys(restored, like)
+
+    def _existing(self, step: int | None) -> int:
+        number = self.latest if step is None else step
+        if number is None or number not in self._manager.all_steps():
+            raise CheckpointError(
+                f"{self.folder} holds no checkpoint" + (f" of step {step}" if step else "")
+            )
+        return number
+
+
+def config_of(notes: dict[str, Any]) -> EncoderConfig:
+    """The configuration that was noted under `config`."""
+    return EncoderConfig.from_json(notes["config"])
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _unwrap_keys(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _wrap_keys(tree: Any, like: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, old: (
+            jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
+        ),
+        tree,
+        like,
+    )
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
+
+
+def _name(path: Any) -> str:
+    parts = [getattr(p, "key", getattr(p, "name", getattr(p, "idx", None))) for p in path]
+    return ".".join(str(part) for part in parts)

@@ -1,0 +1,251 @@
+"""The training recipe, from data to polynomial twin.
+
+Exact steps, ranges measured, polynomials fitted, then steps through the polynomials with the range
+penalty and simulated noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from models import metrics
+from models.checkpoint import Checkpoints, sites_from_json, sites_to_json
+from models.config import EncoderConfig
+from models.data import Split
+from models.encoder import Model
+from models.lora import Params
+from models.sites import FitSettings, Range, Sites, function_of, site_names
+from models.tokens import Tokenizer
+from models.train import (
+    Batch,
+    Forward,
+    Regularisation,
+    TrainState,
+    fit_sites,
+    initial_state,
+    make_evaluate,
+    make_step,
+    run_steps,
+    take,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Steps, step size and regularisation of one training.
+
+    steps: all steps, the last `polynomial_steps` of which go through the polynomials. The range
+    penalty pulls towards `targets`, canonical ranges by function, all along with the weight
+    `exact_penalty`, and towards the fitted ranges in the polynomial steps with `penalty`.
+    range_rows: training rows on which the ranges are measured.
+    """
+
+    steps: int = 700
+    polynomial_steps: int = 150
+    batch: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    dropout: float = 0.2
+    word_dropout: float = 0.2
+    smoothing: float = 0.1
+    exact_penalty: float = 0.1
+    penalty: float = 1.0
+    targets: tuple[tuple[str, Range], ...] = (
+        ("exp", (-6.0, 0.0)),
+        ("inv_sqrt", (0.6, 6.0)),
+        ("relu", (-3.0, 3.0)),
+        ("gelu", (-3.0, 3.0)),
+        ("tanh", (-2.5, 2.5)),
+    )
+    fit: FitSettings = FitSettings()
+    range_rows: int = 4096
+    seed: int = 0
+    evaluate_every: int = 100
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.polynomial_steps < self.steps:
+            raise ValueError(
+                f"polynomial_steps={self.polynomial_steps} must be below steps={self.steps}: "
+                "ranges are measured on a model that has been trained exactly"
+            )
+
+    def site_targets(self, config: EncoderConfig) -> tuple[tuple[str, Range], ...]:
+        """The target range of every site, by its function."""
+        table = dict(self.targets)
+        names = site_names(config)
+        return tuple((n, table[function_of(n)]) for n in names if function_of(n) in table)
+
+
+DEFAULT_RECIPE = Recipe()
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """One report of a running training: `phase` is "exact" or "polynomial"; figures by name."""
+
+    step: int
+    steps: int
+    phase: str
+    figures: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model. ranges_met: canonical, by the polynomial twin on the validation rows."""
+
+    model: Model
+    params: Params
+    history: list[dict[str, Any]]
+    ranges_met: dict[str, Range]
+
+    @property
+    def sites(self) -> Sites:
+        return self.model.sites
+
+    @property
+    def ranges_fitted(self) -> dict[str, Range]:
+        return self.sites.ranges()
+
+
+def encode(tokenizer: Tokenizer, split: Split, length: int) -> Batch:
+    """A split as token ids, mask and labels."""
+    encoded = tokenizer.encode(split.texts, length=length, pairs=split.pairs)
+    return Batch(encoded.ids, encoded.mask, split.labels)
+
+
+def score(config: EncoderConfig, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Accuracy, F1 and Matthews of a binary task, accuracy of one with more classes, correlations
+    of a regression.
+    """
+    if config.regression:
+        return {name: f(logits[:, 0], targets) for name, f in metrics.REGRESSION.items()}
+    predicted = logits.argmax(axis=-1)
+    if config.classes > 2:
+        return {"accuracy": metrics.accuracy(predicted, targets)}
+    return {name: f(predicted, targets) for name, f in metrics.CLASSIFICATION.items()}
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """AdamW on one warm-up and cosine, the gradient's norm clipped; no decay on vectors."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        recipe.learning_rate,
+        max(1, recipe.steps // 10),
+        recipe.steps,
+        0.02 * recipe.learning_rate,
+    )
+
+    def matrices(params: Params) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(recipe.clip),
+        optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=matrices),
+    )
+
+
+def train_classifier(
+    config: EncoderConfig,
+    train: Batch,
+    validation: Batch,
+    recipe: Recipe = DEFAULT_RECIPE,
+    *,
+    simulate: Callable[[Model], Forward] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    checkpoints: str | Path | None = None,
+) -> Trained:
+    """Train a model and its polynomial twin (a regression model where `config.classes` is 1).
+
+    simulate: from the polynomial model to its noisy forward pass, used in the polynomial steps.
+    checkpoints: a folder; a training that finds its own checkpoint there goes on from it and ends
+    with the same bits. report is called every `evaluate_every` steps.
+    """
+    exact = Model(config)
+    optimizer = make_optimizer(recipe)
+    key = jax.random.key(recipe.seed)
+    state = initial_state(exact.init(key), optimizer, key)
+    history: list[dict[str, Any]] = []
+    sites: Sites | None = None
+    switch = recipe.steps - recipe.polynomial_steps
+    store = Checkpoints(checkpoints) if checkpoints is not None else None
+    try:
+        if store is not None and store.latest is not None:
+            state = store.restore(state)
+            notes = store.notes()
+            history = list(notes["history"])
+            sites = sites_from_json(notes["sites"]) if notes["sites"] else None
+
+        def save(current: TrainState) -> None:
+            if store is not None:
+                notes = {
+                    "config": config.to_json(),
+                    "history": history,
+                    "sites": sites_to_json(sites) if sites is not None else "",
+                }
+                store.save(int(current.step), current, notes)
+
+        def phase(model: Model, forward: Forward | None, until: int) -> TrainState:
+            polynomial = model.sites.entries != ()
+            weight = recipe.penalty if polynomial else recipe.exact_penalty
+            fitted = tuple(sorted(model.sites.ranges().items()))
+            ranges = fitted if polynomial else recipe.site_targets(config)
+            step = make_step(
+                model,
+                optimizer,
+                Regularisation(
+                    dropout=recipe.dropout,
+                    word_dropout=recipe.word_dropout,
+                    smoothing=recipe.smoothing,
+                    penalty=weight,
+                    ranges=ranges,
+                ),
+                forward,
+            )
+            evaluate = make_evaluate(model)
+            current = state
+            while int(current.step) < until:
+                figures: dict[str, float] = {}
+                goal = min(
+                    until, (int(current.step) // recipe.evaluate_every + 1) * recipe.evaluate_every
+                )
+                current = run_steps(
+                    step,
+                    current,
+                    train,
+                    until=goal,
+                    batch=recipe.batch,
+                    seed=recipe.seed,
+                    report=lambda _, found, into=figures: into.update(found),
+                    report_every=recipe.evaluate_every,
+                )
+                found = evaluate(current.params, validation)
+                figures |= score(config, found.logits, validation.targets)
+                name = "polynomial" if polynomial else "exact"
+                history.append({"step": goal, "phase": name, **figures})
+                if report is not None:
+                    report(Progress(goal, recipe.steps, name, figures))
+                if goal % recipe.save_every == 0 or goal == until:
+                    save(current)
+            return current
+
+        if sites is None:
+            state = phase(exact, None, switch)
+            rows = np.arange(min(recipe.range_rows, len(train.tokens)))
+            sites = fit_sites(exact, state.params, take(train, rows), recipe.fit)
+        twin = exact.with_sites(sites)
+        noisy = simulate(twin) if simulate is not None else None
+        state = phase(twin, noisy, recipe.steps)
+        met = make_evaluate(twin)(state.params, validation).ranges
+    finally:
+        if store is not None:
+            store.close()
+    return Trained(twin, state.params, history, met)
