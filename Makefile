@@ -126,7 +126,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv reads pyproject.toml; --fork-strategy fewest gives every Python the same versions where they exist.
-LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+LOCK := uv pip compile --quiet --universal --generate-hashes \
 	--fork-strategy fewest --python-version 3.11 --custom-compile-command "make lock" $(ARGS)
 lock:
 	$(LOCK) --extra dev -o requirements/dev.lock pyproject.toml requirements/build.in
