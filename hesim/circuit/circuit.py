@@ -1,0 +1,383 @@
+"""Circuit: a flat list of ciphertext instructions as data. Imports no JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hesim.params import CKKSParams
+
+__all__ = ["KINDS", "Circuit", "Kind", "Ledger", "Pack", "Tap"]
+
+KINDS = (
+    "input",
+    "add",
+    "dot",
+    "dot_plain",
+    "add_plain",
+    "rotate",
+    "relinearize",
+    "rescale",
+    "drop",
+    "refresh",
+)
+"""Instruction kinds, in the order of their numbers.
+
+input        a fresh encryption by the key holder of row `param` of the inputs
+add          sum of factor * arg, all at one level and scale, of 2 or 3 components
+dot          sum of factor * arg * arg2: 3 components, scale the product of the scales
+dot_plain    sum of arg * plaintext[arg2]
+add_plain    arg + plaintext[arg2]
+rotate       cyclic left rotation of the effective slots by `param`: out[s] = in[s + param]
+relinearize  3 components to 2
+rescale      divides by the last prime: one level and log2 of that prime of scale fewer
+drop         forgets primes down to level `param`; the scale stays
+refresh      round trip to the key holder (or a bootstrap) to level `param`, canonical scale
+"""
+
+
+class Kind:
+    """Numbers of the instruction kinds."""
+
+    INPUT, ADD, DOT, DOT_PLAIN, ADD_PLAIN, ROTATE, RELINEARIZE, RESCALE, DROP, REFRESH = range(10)
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """A family of slot vectors cut out of one tensor.
+
+    Slot `column * width + b` of row r holds `values[index[r, column] + b * stride]` for the batch
+    members b < batch, and zero where the index is negative. Slots beyond the batch repeat its first
+    member, so that whatever runs on them stays inside the ranges of real data.
+
+    Attributes:
+      operand: index into the public operands (or the encrypted leaves, for inputs); -1: `literal`.
+      index: int32 (rows, columns); one column only means the same scalar in every slot.
+      stride: elements between batch members in the flattened operand; 0: shared.
+      batch: members of the batch.
+      width: slots per column, a power of two, at least `batch`.
+      columns: columns of a full vector; columns * width is the circuit's slot count.
+      gain: factor on every value.
+      literal: flat values where operand is -1.
+    """
+
+    operand: int
+    index: np.ndarray
+    stride: int
+    batch: int
+    width: int
+    columns: int
+    gain: float = 1.0
+    literal: np.ndarray | None = None
+
+    @property
+    def scalar(self) -> bool:
+        """Whether every row is one number in all slots."""
+        return self.index.shape[1] == 1 and self.stride == 0
+
+    def vector(self, row: int, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray | float:
+        """Slot values of one row.
+
+        Args:
+          row: row of `index`.
+          values: the public operands (arrays of any shape), indexed by `operand`.
+
+        Returns:
+          float64 array of columns * width slots, or a float for a scalar row.
+        """
+        if self.operand < 0:
+            assert self.literal is not None
+            flat = self.literal
+        else:
+            flat = np.asarray(values[self.operand], dtype=np.float64).reshape(-1)
+        line = self.index[row].astype(np.int64)
+        if self.scalar:
+            return float(flat[line[0]] * self.gain) if line[0] >= 0 else 0.0
+        out = np.zeros((self.columns, self.width))
+        places = line[:, None] + self.stride * np.arange(self.batch)[None, :]
+        taken = np.where(line[:, None] >= 0, flat[np.where(line[:, None] >= 0, places, 0)], 0.0)
+        out[:] = taken[:, :1]
+        out[:, : self.batch] = taken
+        return out.reshape(-1) * self.gain
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """Where the elements of one encrypted tensor lie.
+
+    Attributes:
+      op: index into the program's ops, -1 for an input or a public value.
+      shape: shape of the tensor in the traced function.
+      batch_axis: axis that lies along the width of a column, -1 if there is none.
+      cipher: int32, ciphertext of each element (C order, batch axis removed); -1: exactly zero.
+      column: int32, column of each element.
+      gain: the tensor's value is gain * slot value.
+      batch, width: as in Pack.
+    """
+
+    op: int
+    shape: tuple[int, ...]
+    batch_axis: int
+    cipher: np.ndarray
+    column: np.ndarray
+    gain: float
+    batch: int
+    width: int
+
+    @cached_property
+    def ciphers(self) -> np.ndarray:
+        """Ciphertexts that hold the tensor, each once, sorted."""
+        found = np.unique(self.cipher)
+        return found[found >= 0]
+
+    def read(self, vectors: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The tensor out of decrypted slot vectors (float64, effective slots each).
+
+        Args:
+          vectors: slot values by ciphertext; elements of absent ciphertexts come back as NaN.
+        """
+        rest = self.cipher.size
+        members = self.batch if self.batch_axis >= 0 else 1
+        out = np.full((rest, members), np.nan)
+        out[self.cipher < 0] = 0.0
+        for cipher in self.ciphers:
+            if int(cipher) not in vectors:
+                continue
+            where = np.flatnonzero(self.cipher == cipher)
+            grid = np.asarray(vectors[int(cipher)]).reshape(-1, self.width)
+            out[where] = grid[self.column[where], :members] * self.gain
+        if self.batch_axis < 0:
+            return out[:, 0].reshape(self.shape)
+        inner = [d for i, d in enumerate(self.shape) if i != self.batch_axis]
+        return np.moveaxis(out.reshape(*inner, members), -1, self.batch_axis)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What an encrypted run of a Circuit spends, count for count.
+
+    Attributes:
+      depth: levels on the longest path between two refreshes.
+      refreshes: refreshed ciphertexts. refresh_rounds: round trips that depend on each other.
+      rotations, relinearizations, rescales, additions, plain_additions: operations.
+      plain_products: ciphertext by plaintext. products: ciphertext by ciphertext.
+      inputs, outputs: ciphertexts encrypted and decrypted. drops: modulus switches.
+      rotation_keys: distinct rotation steps. key_bytes: bytes of those keys and the
+        relinearization key together.
+      plaintexts: distinct plaintexts encoded.
+      seconds: predicted for one core, refreshes at the machine's own price.
+      seconds_bootstrapped: the same with every refresh priced as a bootstrap.
+    """
+
+    depth: int
+    refreshes: int
+    refresh_rounds: int
+    rotations: int
+    relinearizations: int
+    rescales: int
+    additions: int
+    plain_additions: int
+    plain_products: int
+    products: int
+    drops: int
+    inputs: int
+    outputs: int
+    rotation_keys: int
+    key_bytes: int
+    plaintexts: int
+    seconds: float
+    seconds_bootstrapped: float
+
+    def counts(self) -> dict[str, int]:
+        """The operation counts that a machine can count by itself."""
+        names = (
+            *("refreshes", "rotations", "relinearizations", "rescales", "additions"),
+            *("plain_additions", "plain_products", "products", "drops", "inputs"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        rows = [(f.name.replace("_", " "), getattr(self, f.name)) for f in dataclasses.fields(self)]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(
+            f"{name:<{width}}  {value:,.1f}"
+            if isinstance(value, float)
+            else f"{name:<{width}}  {value:,}"
+            for name, value in rows
+        )
+
+
+_ARRAYS = (
+    *("kind", "level", "scale", "arg_ptr", "arg", "arg2", "factor", "param", "source"),
+    *("plain_pack", "plain_row", "plain_level", "plain_scale"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Instructions over numbered ciphertexts; instruction i makes ciphertext i.
+
+    Attributes:
+      params: the CKKS parameters it was compiled for.
+      slots: effective slots (a power of two that divides params.slots): every slot vector is
+        repeated params.slots / slots times, so rotations are cyclic modulo `slots`.
+      kind: uint8 (I,), see KINDS. level: int16 (I,), scale: float64 (I,), of the results.
+      arg_ptr: int64 (I + 1,): operands of instruction i are arg[arg_ptr[i]:arg_ptr[i + 1]].
+      arg: int32, ciphertexts. arg2: int32, second ciphertext (dot) or plaintext (dot_plain,
+        add_plain), else -1. factor: int8, small whole factors (add, dot).
+      param: int32 (I,): rotation step, target level, or input row.
+      source: int32 (I,): index into op_names, -1 for inputs.
+      plain_pack, plain_row: int32 (P,): which vector a plaintext encodes. plain_level: int16,
+        plain_scale: float64: how.
+      packs: the families of public vectors. inputs: families of encrypted inputs; row r of
+        instruction `input` counts through them in order.
+      operand_count: public operands that `vector` needs.
+      op_names, op_sources: name and source text per program operation.
+      outputs: one Tap per result leaf, None where the leaf is public. taps: one Tap per operation.
+      input_labels: name of each encrypted leaf.
+      digest: identity of the traced program, shown in messages.
+    """
+
+    params: CKKSParams
+    slots: int
+    kind: np.ndarray
+    level: np.ndarray
+    scale: np.ndarray
+    arg_ptr: np.ndarray
+    arg: np.ndarray
+    arg2: np.ndarray
+    factor: np.ndarray
+    param: np.ndarray
+    source: np.ndarray
+    plain_pack: np.ndarray
+    plain_row: np.ndarray
+    plain_level: np.ndarray
+    plain_scale: np.ndarray
+    packs: tuple[Pack, ...]
+    inputs: tuple[Pack, ...]
+    operand_count: int
+    op_names: tuple[str, ...]
+    op_sources: tuple[str, ...]
+    outputs: tuple[Tap | None, ...]
+    taps: tuple[Tap, ...]
+    input_labels: tuple[str, ...]
+    ledger: Ledger
+    program: Any = field(default=None, repr=False)
+    publics: Any = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @cached_property
+    def rotation_steps(self) -> tuple[int, ...]:
+        """Left rotation steps that need a key, in effective slots, ascending."""
+        return tuple(int(s) for s in np.unique(self.param[self.kind == Kind.ROTATE]))
+
+    @cached_property
+    def input_rows(self) -> tuple[tuple[int, int], ...]:
+        """(pack, row) of each input row number."""
+        return tuple((k, r) for k, pack in enumerate(self.inputs) for r in range(len(pack.index)))
+
+    def args(self, i: int) -> slice:
+        """Range of `arg`, `arg2` and `factor` that belongs to instruction i."""
+        return slice(int(self.arg_ptr[i]), int(self.arg_ptr[i + 1]))
+
+    def describe(self, i: int) -> str:
+        """Operation name and source line behind instruction i."""
+        op = int(self.source[i])
+        if op < 0:
+            return "input"
+        return f"{self.op_names[op]} at {self.op_sources[op]}"
+
+    def save(self, path: str | Path) -> None:
+        """Writes the Circuit to one .npz file (no pickle); the Program is not part of it."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        meta: dict[str, Any] = {
+            "params": dataclasses.asdict(self.params),
+            "slots": self.slots,
+            "operand_count": self.operand_count,
+            "op_names": self.op_names,
+            "op_sources": self.op_sources,
+            "input_labels": self.input_labels,
+            "ledger": dataclasses.asdict(self.ledger),
+        }
+        for group in ("packs", "inputs"):
+            entries = []
+            for k, pack in enumerate(getattr(self, group)):
+                arrays[f"{group}{k}"] = pack.index
+                if pack.literal is not None:
+                    arrays[f"{group}{k}_literal"] = pack.literal
+                entries.append(
+                    [pack.operand, pack.stride, pack.batch, pack.width, pack.columns, pack.gain]
+                )
+            meta[group] = entries
+        for group in ("outputs", "taps"):
+            entries = []
+            for k, tap in enumerate(getattr(self, group)):
+                if tap is None:
+                    entries.append(None)
+                    continue
+                arrays[f"{group}{k}_cipher"] = tap.cipher
+                arrays[f"{group}{k}_column"] = tap.column
+                entries.append([tap.op, tap.shape, tap.batch_axis, tap.gain, tap.batch, tap.width])
+            meta[group] = entries
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Circuit:
+        """Reads what `save` wrote."""
+        with np.load(path, allow_pickle=False) as data:
+            meta = json.loads(data["meta"].tobytes().decode())
+            groups: dict[str, tuple] = {}
+            for group in ("packs", "inputs"):
+                groups[group] = tuple(
+                    Pack(
+                        operand=entry[0],
+                        index=data[f"{group}{k}"],
+                        stride=entry[1],
+                        batch=entry[2],
+                        width=entry[3],
+                        columns=entry[4],
+                        gain=entry[5],
+                        literal=data[f"{group}{k}_literal"]
+                        if f"{group}{k}_literal" in data
+                        else None,
+                    )
+                    for k, entry in enumerate(meta[group])
+                )
+            for group in ("outputs", "taps"):
+                groups[group] = tuple(
+                    None
+                    if entry is None
+                    else Tap(
+                        op=entry[0],
+                        shape=tuple(entry[1]),
+                        batch_axis=entry[2],
+                        cipher=data[f"{group}{k}_cipher"],
+                        column=data[f"{group}{k}_column"],
+                        gain=entry[3],
+                        batch=entry[4],
+                        width=entry[5],
+                    )
+                    for k, entry in enumerate(meta[group])
+                )
+            return cls(
+                params=CKKSParams(**meta["params"]),
+                slots=meta["slots"],
+                operand_count=meta["operand_count"],
+                op_names=tuple(meta["op_names"]),
+                op_sources=tuple(meta["op_sources"]),
+                input_labels=tuple(meta["input_labels"]),
+                ledger=Ledger(**meta["ledger"]),
+                **{name: data[name] for name in _ARRAYS},
+                **groups,
+            )

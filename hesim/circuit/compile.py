@@ -1,0 +1,273 @@
+"""`compile`: chooses layouts, levels, refreshes and keys, and writes the Circuit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hesim.circuit import levels
+from hesim.circuit.account import ledger
+from hesim.circuit.batching import batch_axes, candidates
+from hesim.circuit.builder import Builder
+from hesim.circuit.circuit import Circuit, Pack, Tap
+from hesim.circuit.cost import BOOTSTRAP_SECONDS
+from hesim.circuit.layout import Tensor, input_tables
+from hesim.circuit.lower import Lowering, stripped
+from hesim.circuit.publics import Publics
+from hesim.errors import LayoutError
+from hesim.params import CKKSParams
+from hesim.program import Program, Var
+
+__all__ = ["compile"]
+
+_MOST_INPUTS = 20_000
+"""Input ciphertexts beyond which a layout is not tried."""
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A layout of the inputs: columns in use, and per encrypted input the axes on columns."""
+
+    axes: dict[int, int | None]
+    batch: int
+    width: int
+    columns: int
+    slot_axes: tuple[tuple[int, ...], ...]
+
+
+def compile(
+    program: Program,
+    params: CKKSParams,
+    *,
+    refresh_price: float | str | None = None,
+    batch: bool = True,
+    layouts: Sequence[Sequence[int]] | None = None,
+) -> Circuit:
+    """Plans an encrypted run of `program`.
+
+    Args:
+      program: from `hesim.trace`.
+      params: ring and prime chain.
+      refresh_price: what a refresh of one ciphertext counts while planning, in seconds: None for
+        the key holder's own cost, "bootstrap" for 10 s, a number, or `math.inf` to forbid them.
+        `hesim.refresh` in the program is always obeyed.
+      batch: lay the members of a batch side by side in the slots where nothing mixes them.
+      layouts: per encrypted input, the axes (without the batch axis) that go on slots, outermost
+        first; chosen by predicted cost if None.
+
+    Returns:
+      The cheapest Circuit found, by predicted seconds at that price.
+
+    Raises:
+      LevelError: levels run out and refreshes are forbidden. LayoutError: nothing fits the slots.
+    """
+    price = _price(refresh_price)
+    best: tuple[float, _Compiled] | None = None
+    failure: Exception | None = None
+    for choice in _choices(program, params, batch, layouts):
+        try:
+            compiled = _Compiled(program, params, choice, price)
+        except LayoutError as error:
+            failure = error
+            continue
+        if best is None or compiled.schedule.seconds < best[0]:
+            best = (compiled.schedule.seconds, compiled)
+    if best is None:
+        raise failure or LayoutError(f"{program.name} has no encrypted input to lay out.")
+    return best[1].circuit(price)
+
+
+def _price(refresh_price: float | str | None) -> float | None:
+    if refresh_price is None:
+        return None
+    if refresh_price == "bootstrap":
+        return BOOTSTRAP_SECONDS
+    if isinstance(refresh_price, str):
+        raise ValueError(
+            f"refresh_price must be None, 'bootstrap' or seconds, not {refresh_price!r}"
+        )
+    if not refresh_price >= 0:
+        raise ValueError("refresh_price is seconds per refreshed ciphertext, at least 0")
+    return float(refresh_price)
+
+
+def _choices(program: Program, params: CKKSParams, batch: bool, layouts) -> Iterator[_Choice]:
+    secret = [v for v in program.inputs if v.encrypted]
+    if not secret:
+        return
+    found = False
+    if batch:
+        for start in candidates(program):
+            size = next(v.shape[0] for v in secret if start[v.id] == 0)
+            if size > params.slots:
+                continue
+            axes = batch_axes(program, start, size)
+            if axes is not None:
+                found = True
+                yield from _layouts(secret, params, axes, size, layouts)
+                break
+    if not found:
+        yield from _layouts(secret, params, {v.id: None for v in secret}, 1, layouts)
+
+
+def _layouts(secret: list[Var], params, axes, size: int, layouts) -> Iterator[_Choice]:
+    width = 1 << (size - 1).bit_length()
+    room = params.slots // width
+    shapes = [stripped(v.shape, axes[v.id]) for v in secret]
+    if layouts is not None:
+        chosen = [tuple(tuple(x) for x in layouts)]
+    else:
+        chosen = list(
+            dict.fromkeys(tuple(policy(s) for s in shapes) for policy in _policies(shapes))
+        )
+    for slot_axes in chosen:
+        need = 1
+        ciphers = 0
+        for shape, on_slots in zip(shapes, slot_axes, strict=True):
+            extent = math.prod(1 << max(shape[a] - 1, 0).bit_length() for a in on_slots)
+            need = max(need, extent)
+            ciphers += input_tables(shape, on_slots, min(room, max(need, 1)))[2]
+        if ciphers > _MOST_INPUTS:
+            continue
+        yield _Choice(axes, size, width, min(room, need), slot_axes)
+
+
+def _policies(shapes: list[tuple[int, ...]]):
+    """Ways to pick slot axes, the same for every input: subsets of axes counted from either end."""
+    rank = max((len(s) for s in shapes), default=0)
+
+    def policy(axes: tuple[int, ...]):
+        def of(shape: tuple[int, ...]) -> tuple[int, ...]:
+            offset = len(shape) - rank  # align trailing axes, as broadcasting does
+            return tuple(a + offset for a in axes if a + offset >= 0)
+
+        return of
+
+    for count in range(min(rank, 3) + 1):
+        for axes in itertools.permutations(range(rank), count):
+            yield policy(axes)
+
+
+class _Compiled:
+    """One layout choice, lowered and scheduled."""
+
+    def __init__(self, program: Program, params: CKKSParams, choice: _Choice, price: float | None):
+        self.program, self.params, self.choice = program, params, choice
+        self.publics = Publics(program)
+        self.builder = b = Builder(choice.columns, choice.width, choice.batch)
+        self.lowering = Lowering(program, self.publics, b, choice.axes)
+        self.inputs = self._place_inputs()
+        self.lowering.run()
+        self.unit = b.pack(
+            Pack(
+                -1,
+                np.zeros((1, 1), np.int32),
+                0,
+                choice.batch,
+                choice.width,
+                choice.columns,
+                1.0,
+                np.ones(1),
+            )
+        )
+        self.results = [v for v in program.outputs if isinstance(v, Var) and v.encrypted]
+        nodes = {int(n) for v in self.results for n in self.lowering.values[v.id].nodes}
+        ops = program.ops
+        self.schedule, self.live = levels.plan(
+            b,
+            params,
+            nodes,
+            lambda s: f"{ops[s].name} at {ops[s].source}" if s >= 0 else "an input",
+            refresh_price=price,
+        )
+
+    def _place_inputs(self) -> tuple[Pack, ...]:
+        b, choice = self.builder, self.choice
+        packs = []
+        row = 0
+        secret = [v for v in self.program.inputs if v.encrypted]
+        for number, (var, slot_axes) in enumerate(zip(secret, choice.slot_axes, strict=True)):
+            axis = choice.axes[var.id]
+            shape = stripped(var.shape, axis)
+            cipher, column, count = input_tables(shape, slot_axes, choice.columns)
+            flat = np.arange(var.size).reshape(var.shape)
+            first = flat if axis is None else flat.take(0, axis=axis)
+            stride = 0 if axis is None else int(np.prod(var.shape[axis + 1 :], dtype=np.int64))
+            table = np.full((count, choice.columns), -1, np.int32)
+            table[cipher.reshape(-1), column.reshape(-1)] = first.reshape(-1)
+            if choice.columns == 1 and axis is None:
+                stride = 0
+            packs.append(Pack(number, table, stride, choice.batch, choice.width, choice.columns))
+            b.begin(-1)
+            nodes = b.end([b.input(row + k, table[k] >= 0) for k in range(count)])
+            row += count
+            self.lowering.values[var.id] = Tensor(
+                np.asarray(nodes, np.int32)[cipher], column, 1.0, axis, var.shape
+            )
+        return tuple(packs)
+
+    def circuit(self, price: float | None) -> Circuit:
+        """Emits the instructions."""
+        b, choice, program = self.builder, self.choice, self.program
+        emitted = levels.emit(b, self.params, self.schedule, self.live, self.unit)
+        data = levels.arrays(emitted)
+        packs, data = _used_packs(tuple(b.packs), data)
+        where = np.full(len(b.nodes) + 1, -1, np.int32)
+        for node, cipher in emitted.made.items():
+            where[node] = cipher
+        ops = program.ops
+        number = {v.id: k for k, eqn in enumerate(ops) for v in eqn.outputs}
+
+        def tap(var: Var) -> Tap:
+            x = self.lowering.values[var.id]
+            return Tap(
+                number.get(var.id, -1),
+                var.shape,
+                -1 if x.batch_axis is None else x.batch_axis,
+                where[x.node].reshape(-1),
+                x.column.reshape(-1).astype(np.int32),
+                x.gain,
+                choice.batch,
+                choice.width,
+            )
+
+        taps = []
+        for eqn in ops:
+            x = self.lowering.values[eqn.outputs[0].id]
+            if all(int(n) in emitted.made for n in x.nodes):
+                taps.append(tap(eqn.outputs[0]))
+        outputs = tuple(
+            tap(v) if isinstance(v, Var) and v.encrypted else None for v in program.outputs
+        )
+        decrypted = {int(c) for t in outputs if t is not None for c in t.ciphers}
+        labels = [
+            label for v, label in zip(program.inputs, program.labels, strict=True) if v.encrypted
+        ]
+        return Circuit(
+            params=self.params,
+            slots=choice.columns * choice.width,
+            packs=packs,
+            inputs=self.inputs,
+            operand_count=len(self.publics),
+            op_names=tuple(eqn.name for eqn in ops),
+            op_sources=tuple(str(eqn.source) for eqn in ops),
+            outputs=outputs,
+            taps=tuple(taps),
+            input_labels=tuple(labels),
+            ledger=ledger(self.params, data, packs, len(decrypted), price),
+            program=program,
+            publics=self.publics,
+            **data,
+        )
+
+
+def _used_packs(packs: tuple[Pack, ...], data: dict[str, np.ndarray]):
+    """Leaves out packs that no plaintext uses (of dead stages), renumbering the rest."""
+    used = np.unique(data["plain_pack"])
+    number = np.full(len(packs) + 1, -1, np.int32)
+    number[used] = np.arange(len(used))
+    return tuple(packs[k] for k in used), {**data, "plain_pack": number[data["plain_pack"]]}

@@ -1,0 +1,71 @@
+"""Predicted seconds of ciphertext operations, by ring and level, for one core.
+
+The figures are of SEAL 4.1 by Pyfhel 3.5.0 on a 2020s x86-64 core (N = 2^14, levels 0 to 8), fitted
+by low-order polynomials in the number of primes left, and scaled by N log N. Cost follows the level
+in use, not the length of the chain. They steer choices and estimates; benchmarks measure.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hesim.circuit.circuit import Kind
+
+__all__ = ["BOOTSTRAP_SECONDS", "instruction_seconds", "refresh_seconds", "relative_cost"]
+
+BOOTSTRAP_SECONDS = 10.0
+"""Price of a bootstrap of one ciphertext on a CPU: about what open libraries need at N = 2^16."""
+
+
+def _ring(log_n: int) -> float:
+    return 2.0 ** (log_n - 14) * log_n / 14
+
+
+def instruction_seconds(kind: int, level: int, terms: int, log_n: int) -> float:
+    """Seconds of one instruction at `level` (of its operands) with `terms` operands."""
+    k = level + 1.0
+    ms = {
+        Kind.INPUT: 4.0 + 1.3 * k,
+        Kind.ADD: 0.04 * k * max(terms - 1, 0),
+        Kind.DOT: 0.22 * k * terms,
+        Kind.DOT_PLAIN: (0.14 * k + 0.1) * terms,
+        Kind.ADD_PLAIN: 0.5 + 0.1 * k,
+        Kind.ROTATE: 0.95 * k + 0.165 * k * k if terms else 0.0,
+        Kind.RELINEARIZE: 0.95 * k + 0.165 * k * k,
+        Kind.RESCALE: max(0.6 * k - 0.2, 0.2),
+        Kind.DROP: 0.1 * k,
+        Kind.REFRESH: 0.0,
+    }[kind]
+    return ms * 1e-3 * _ring(log_n)
+
+
+def refresh_seconds(below: int, above: int, log_n: int) -> float:
+    """Seconds of one refresh by the key holder, from level `below` to level `above`."""
+    decrypt = 0.9 * (below + 1)
+    encode = 1.3 + 0.1 * above
+    encrypt = 2.3 + 1.2 * (above + 1)
+    transport = 1.0 + 0.2 * (above + below + 2)
+    return (decrypt + encode + encrypt + transport) * 1e-3 * _ring(log_n)
+
+
+def relative_cost(
+    *,
+    rotations: float = 0,
+    products: float = 0,
+    plain_products: float = 0,
+    rescales: float = 0,
+    additions: float = 0,
+) -> float:
+    """Cost in rotations at a middling level (3): for choosing between layouts of one operation."""
+    at = 3
+    unit = instruction_seconds(Kind.ROTATE, at, 1, 14)
+    seconds = (
+        rotations * unit
+        + products * instruction_seconds(Kind.DOT, at, 1, 14)
+        + plain_products * instruction_seconds(Kind.DOT_PLAIN, at, 1, 14)
+        + rescales * instruction_seconds(Kind.RESCALE, at, 1, 14)
+        + additions * instruction_seconds(Kind.ADD, at, 2, 14)
+    )
+    return float(np.float64(seconds / unit)) if math.isfinite(seconds) else math.inf

@@ -1,0 +1,1 @@
+"""Kernels: one program operation each, as ciphertext operations on laid-out tensors."""

@@ -1,0 +1,430 @@
+"""Levels, scales and refreshes: from stages to the instructions of a Circuit.
+
+A stage's outputs are wanted at the highest level at which a later stage uses them, so every stage
+runs as low as it can: cost follows the level. A refreshed stage ends at level 0, and its consumers
+start from whatever level they need. Which stages to refresh is found by local search from greedy
+starts, on predicted seconds with the refresh at the price that the caller sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hesim.circuit.builder import Builder, Stage
+from hesim.circuit.circuit import Kind
+from hesim.circuit.cost import instruction_seconds, refresh_seconds
+from hesim.errors import LevelError
+from hesim.params import CKKSParams
+
+__all__ = ["Emitted", "Schedule", "emit", "plan"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Levels of a plan.
+
+    Attributes:
+      level: per stage, the level at which it runs (-1: dead).
+      want: per stage, the level at which its outputs are wanted.
+      refreshed: stages whose outputs are refreshed.
+      seconds: predicted, refreshes at the planning price.
+    """
+
+    level: tuple[int, ...]
+    want: tuple[int, ...]
+    refreshed: frozenset[int]
+    seconds: float
+
+
+class _Costs:
+    """Seconds of each stage at each level, of dropping its outputs, and of refreshing them."""
+
+    def __init__(self, b: Builder, params: CKKSParams, live: set[int], price: float | None):
+        self.stages = [s for s in b.stages if any(n in live for n in s.nodes)]
+        self.order = [s.id for s in self.stages]
+        self.params = params
+        self.log_n = params.log_n
+        self.price = price
+        self.width: dict[int, int] = {}
+        self._shape: dict[int, list[tuple[int, int, int]]] = {}
+        self.users: dict[int, list[int]] = {s.id: [] for s in self.stages}
+        self.inputs: dict[int, list[int]] = {}
+        self._memo: dict[tuple[int, int], float] = {}
+        for s in self.stages:
+            after: set[int] = set()
+            rows: dict[tuple[int, int, int], int] = {}
+            for n in s.nodes:
+                if n not in live:
+                    continue
+                node = b.nodes[n]
+                below = node.kind != Kind.RESCALE and any(a in after for _, a, _ in node.terms)
+                if node.kind == Kind.RESCALE or below:
+                    after.add(n)
+                key = (node.kind, len(node.terms), int(below))
+                rows[key] = rows.get(key, 0) + 1
+            self._shape[s.id] = [(*key, count) for key, count in rows.items()]  # type: ignore[misc]
+            self.width[s.id] = sum(n in live for n in s.outputs)
+            self.inputs[s.id] = [i for i in sorted(s.inputs) if i in self.users]
+            for i in self.inputs[s.id]:
+                self.users[i].append(s.id)
+
+    def stage(self, stage: int, level: int) -> float:
+        key = (stage, level)
+        if key not in self._memo:
+            self._memo[key] = sum(
+                count * instruction_seconds(kind, level - below, terms, self.log_n)
+                for kind, terms, below, count in self._shape[stage]  # type: ignore[misc]
+            )
+        return self._memo[key]
+
+    def drop(self, stage: int, level: int) -> float:
+        at = level + 1
+        each = instruction_seconds(Kind.DOT_PLAIN, at, 1, self.log_n)
+        each += instruction_seconds(Kind.RESCALE, at, 1, self.log_n)
+        return self.width[stage] * each
+
+    def refresh(self, stage: int, level: int) -> float:
+        each = refresh_seconds(0, level, self.log_n)
+        if self.price is not None:
+            each = max(each, self.price)
+        return self.width[stage] * each
+
+
+def plan(
+    b: Builder,
+    params: CKKSParams,
+    outputs: Iterable[int],
+    describe: Callable[[int], str],
+    *,
+    refresh_price: float | None,
+    effort: int = 3,
+) -> tuple[Schedule, set[int]]:
+    """Chooses refreshes and levels.
+
+    Args:
+      outputs: nodes that are decrypted at the end.
+      describe: names a source operation, for errors.
+      refresh_price: seconds per refreshed ciphertext; None for the key holder's own; infinity
+        forbids refreshes.
+      effort: sweeps of local search.
+
+    Returns:
+      (schedule, live nodes).
+
+    Raises:
+      LevelError: a chain needs more levels than the parameters have and refreshes are forbidden,
+        or one stage alone needs more.
+    """
+    outputs = [int(n) for n in outputs]
+    live = _live(b, outputs)
+    costs = _Costs(b, params, live, refresh_price)
+    stages = {s.id: s for s in costs.stages}
+    forced = frozenset(s.id for s in costs.stages if s.refreshed)
+    forbidden = refresh_price is not None and math.isinf(refresh_price)
+    if forbidden:
+        found = _levels(costs, stages, forced, params.levels, cap=None)
+        if isinstance(found, int):
+            stage = stages[found]
+            need = _levels(costs, stages, forced, 10**6, cap=None)
+            assert isinstance(need, Schedule)
+            raise LevelError(
+                f"the computation needs {max(need.level)} levels but the parameters have {params.levels}; "
+                f"levels run out at {describe(stage.source)}. Use more levels (a larger ring), allow "
+                "refreshes, or lower the degrees of the polynomials on that path."
+            )
+        return found, live
+    if params.levels < max((s.drop for s in costs.stages), default=0):
+        raise LevelError("the parameters have no level at all, and the computation has products.")
+    best: Schedule | None = None
+    for cap in range(1, params.levels + 1):
+        found = _levels(costs, stages, forced, params.levels, cap=cap)
+        if isinstance(found, Schedule) and (best is None or found.seconds < best.seconds):
+            best = found
+    if best is None:
+        found = _levels(costs, stages, forced, params.levels, cap=None)
+        assert isinstance(found, Schedule)
+        best = found
+    return _improve(costs, stages, forced, params.levels, best, effort), live
+
+
+def _live(b: Builder, outputs: list[int]) -> set[int]:
+    live = set(outputs)
+    for n in range(len(b.nodes) - 1, -1, -1):
+        if n in live:
+            node = b.nodes[n]
+            for _, first, second in node.terms:
+                live.add(first)
+                if node.kind == Kind.DOT:
+                    assert isinstance(second, int)
+                    live.add(second)
+    return live
+
+
+def _levels(
+    costs: _Costs, stages: dict[int, Stage], refreshed: frozenset[int], top: int, cap: int | None
+) -> Schedule | int:
+    """Levels for a set of refreshes; with `cap`, refreshes whatever would run above it.
+
+    Returns the Schedule, or the stage at which levels run out.
+    """
+    want: dict[int, int] = {}
+    level: dict[int, int] = {}
+    chosen = set(refreshed)
+    seconds = 0.0
+    for s in reversed(costs.order):
+        stage = stages[s]
+        uses = {level[u] for u in costs.users[s]}
+        need = max(uses, default=0)
+        run = need + stage.drop
+        limit = top if cap is None else cap
+        if s not in chosen and cap is not None and run > limit and costs.inputs[s]:
+            chosen.add(s)
+        if s in chosen and need > 0:
+            run = stage.drop
+            seconds += costs.refresh(s, need)
+        elif s in chosen:
+            run = stage.drop
+            seconds += costs.refresh(s, 0)
+        if run > top:
+            return s
+        want[s], level[s] = need, run
+        seconds += costs.stage(s, run)
+        seconds += sum(costs.drop(s, u) for u in uses if u < need)
+    size = max(costs.order, default=-1) + 1
+    return Schedule(
+        tuple(level.get(s, -1) for s in range(size)),
+        tuple(want.get(s, -1) for s in range(size)),
+        frozenset(chosen),
+        seconds,
+    )
+
+
+def _improve(costs, stages, forced, top, best: Schedule, sweeps: int) -> Schedule:
+    candidates = [s for s in costs.order if costs.inputs[s] and s not in forced]
+    for _ in range(sweeps):
+        before = best.seconds
+        for s in candidates:
+            trials = [best.refreshed ^ {s}]
+            if s in best.refreshed:
+                # Moving a refresh one stage up or down is two toggles at once.
+                trials += [
+                    best.refreshed ^ {s, u} for u in costs.users[s] if u not in best.refreshed
+                ]
+                trials += [
+                    best.refreshed ^ {s, i}
+                    for i in costs.inputs[s]
+                    if i not in best.refreshed and costs.inputs[i]
+                ]
+            for trial in trials:
+                found = _levels(costs, stages, frozenset(trial), top, cap=None)
+                if isinstance(found, Schedule) and found.seconds < best.seconds * (1 - 1e-9):
+                    best = found
+        if best.seconds > before * 0.999:
+            break
+    return best
+
+
+# --- emission -------------------------------------------------------------------------------------
+
+
+class Emitted:
+    """Instruction arrays under construction, and where each node ended up."""
+
+    def __init__(self, params: CKKSParams, width: int):
+        self.params = params
+        self.step = width
+        self.kind: list[int] = []
+        self.level: list[int] = []
+        self.scale: list[float] = []
+        self.arg_ptr: list[int] = [0]
+        self.arg: list[int] = []
+        self.arg2: list[int] = []
+        self.factor: list[int] = []
+        self.param: list[int] = []
+        self.source: list[int] = []
+        self.plains: dict[tuple[int, int, int, float], int] = {}
+        self.made: dict[int, int] = {}
+        self.fresh: dict[int, int] = {}
+        self._versions: dict[tuple[int, int, bool], int] = {}
+        self._rotations: dict[tuple[int, int], int] = {}
+        self._unit: int | None = None
+
+    def push(self, kind, level, scale, terms, param, source) -> int:
+        self.kind.append(kind)
+        self.level.append(level)
+        self.scale.append(scale)
+        for factor, first, second in terms:
+            self.factor.append(factor)
+            self.arg.append(first)
+            self.arg2.append(second)
+        self.arg_ptr.append(len(self.arg))
+        self.param.append(param)
+        self.source.append(source)
+        return len(self.kind) - 1
+
+    def plain(self, pack: int, row: int, level: int, scale: float) -> int:
+        return self.plains.setdefault((pack, row, level, scale), len(self.plains))
+
+
+def emit(
+    b: Builder, params: CKKSParams, schedule: Schedule, live: set[int], unit_pack: int
+) -> Emitted:
+    """Writes the instructions: every operand at the level of its stage, at exact scales.
+
+    A ciphertext k levels too high is dropped k - 1 levels and multiplied by 1 at the correcting
+    scale; where it only meets plaintexts it is dropped k levels, and they are encoded to correct it.
+    """
+    out = Emitted(params, b.width)
+    for stage in b.stages:
+        if stage.id >= len(schedule.level) or schedule.level[stage.id] < 0:
+            continue
+        _emit_stage(b, out, params, stage, schedule, live, unit_pack)
+    return out
+
+
+def _emit_stage(b, out: Emitted, params, stage: Stage, schedule: Schedule, live, unit_pack) -> None:
+    level = schedule.level[stage.id]
+    local: dict[int, int] = {}
+    members = [n for n in stage.nodes if n in live]
+    loose = _only_meets_plaintexts(b, stage, members)
+    squared = params.scale(level) ** 2
+
+    def use(n: int, at: int) -> int:
+        if n in local:
+            return local[n]
+        return _version(out, params, n, at, n in loose, stage.source, unit_pack)
+
+    below: set[int] = set()
+    for n in members:
+        node = b.nodes[n]
+        inner = any(a in below for _, a, _ in node.terms)
+        at = level - 1 if inner else level
+        source = stage.source
+        if node.kind == Kind.INPUT:
+            at = schedule.want[stage.id]
+            local[n] = out.push(Kind.INPUT, at, params.scale(at), (), node.param, source)
+            continue
+        if node.kind == Kind.DOT:
+            terms = [(f, use(a, at), use(c, at)) for f, a, c in node.terms]
+            local[n] = out.push(Kind.DOT, at, squared, terms, 0, source)
+        elif node.kind == Kind.DOT_PLAIN:
+            terms = []
+            for _, a, (pack, row) in node.terms:
+                cipher = use(a, at)
+                plain = out.plain(pack, row, at, squared / out.scale[cipher])
+                terms.append((1, cipher, plain))
+            local[n] = out.push(Kind.DOT_PLAIN, at, squared, terms, 0, source)
+        elif node.kind == Kind.ADD_PLAIN:
+            ((_, a, (pack, row)),) = node.terms
+            cipher = use(a, at)
+            plain = out.plain(pack, row, at, out.scale[cipher])
+            local[n] = out.push(
+                Kind.ADD_PLAIN, at, out.scale[cipher], [(1, cipher, plain)], 0, source
+            )
+        elif node.kind == Kind.RESCALE:
+            cipher = use(node.terms[0][1], at)
+            local[n] = out.push(
+                Kind.RESCALE, at - 1, params.scale(at - 1), [(1, cipher, -1)], at - 1, source
+            )
+            below.add(n)
+            continue
+        elif node.kind == Kind.ROTATE:
+            cipher = use(node.terms[0][1], at)
+            step = node.param * out.step
+            key = (cipher, step)
+            if key not in out._rotations:
+                out._rotations[key] = out.push(
+                    Kind.ROTATE, at, out.scale[cipher], [(1, cipher, -1)], step, source
+                )
+            local[n] = out._rotations[key]
+        else:
+            terms = [(f, use(a, at), -1) for f, a, _ in node.terms]
+            scale = out.scale[terms[0][1]]
+            local[n] = out.push(node.kind, at, scale, terms, 0, source)
+        if inner:
+            below.add(n)
+    for n in stage.outputs:
+        if n not in live:
+            continue
+        out.made[n] = out.fresh[n] = local[n]
+        if stage.id in schedule.refreshed:
+            want = schedule.want[stage.id]
+            out.fresh[n] = out.push(
+                Kind.REFRESH, want, params.scale(want), [(1, local[n], -1)], want, stage.source
+            )
+
+
+def _only_meets_plaintexts(b: Builder, stage: Stage, members: list[int]) -> set[int]:
+    """Operands from other stages that go into plaintext products only (rotated first, or not)."""
+    inside = set(members)
+    strict: set[int] = set()
+    for n in reversed(members):
+        node = b.nodes[n]
+        if node.kind == Kind.DOT_PLAIN or node.kind == Kind.ROTATE and n not in strict:
+            if node.kind == Kind.ROTATE and n in stage.outputs:
+                strict.update(a for _, a, _ in node.terms)
+            continue
+        strict.update(a for _, a, _ in node.terms)
+        if node.kind == Kind.DOT:
+            strict.update(c for _, _, c in node.terms)
+    operands = {a for n in members for _, a, _ in b.nodes[n].terms if a not in inside}
+    return operands - strict
+
+
+def _version(
+    out: Emitted, params, n: int, level: int, loose: bool, source: int, unit_pack: int
+) -> int:
+    cipher = out.fresh[n]
+    have = out.level[cipher]
+    if have == level:
+        return cipher
+    assert have > level, "operands are wanted at the highest level of their uses"
+    key = (n, level, loose)
+    if key in out._versions:
+        return out._versions[key]
+    target = level if loose else level + 1
+    scale = out.scale[cipher]
+    if have > target:
+        shared = (n, target, True)
+        if shared not in out._versions:
+            out._versions[shared] = out.push(
+                Kind.DROP, target, scale, [(1, cipher, -1)], target, source
+            )
+        cipher = out._versions[shared]
+    if not loose:
+        correcting = params.scale(level) * params.primes[target] / scale
+        plain = out.plain(unit_pack, 0, target, correcting)
+        product = out.push(
+            Kind.DOT_PLAIN, target, scale * correcting, [(1, cipher, plain)], 0, source
+        )
+        cipher = out.push(
+            Kind.RESCALE, level, params.scale(level), [(1, product, -1)], level, source
+        )
+        out._versions[key] = cipher
+    return out._versions.get(key, cipher)
+
+
+def arrays(out: Emitted) -> dict[str, np.ndarray]:
+    """The instruction arrays of a Circuit."""
+    plains = np.array(
+        [(p, r, level, scale) for p, r, level, scale in out.plains], dtype=np.float64
+    ).reshape(-1, 4)
+    return {
+        "kind": np.asarray(out.kind, np.uint8),
+        "level": np.asarray(out.level, np.int16),
+        "scale": np.asarray(out.scale, np.float64),
+        "arg_ptr": np.asarray(out.arg_ptr, np.int64),
+        "arg": np.asarray(out.arg, np.int32),
+        "arg2": np.asarray(out.arg2, np.int32),
+        "factor": np.asarray(out.factor, np.int8),
+        "param": np.asarray(out.param, np.int32),
+        "source": np.asarray(out.source, np.int32),
+        "plain_pack": plains[:, 0].astype(np.int32),
+        "plain_row": plains[:, 1].astype(np.int32),
+        "plain_level": plains[:, 2].astype(np.int16),
+        "plain_scale": plains[:, 3].copy(),
+    }
