@@ -19,7 +19,14 @@ from he_backend.errors import BackendError
 from he_backend.machines.protocol import Machine
 from hesim.circuit.circuit import Circuit, Kind
 
-__all__ = ["Executor", "Spent", "instruction_counts", "operands_of", "scalar_groups"]
+__all__ = [
+    "Executor",
+    "Spent",
+    "components_of",
+    "instruction_counts",
+    "operands_of",
+    "scalar_groups",
+]
 
 _GROUP_ROWS = 4
 _GROUP_TERMS = 4
@@ -264,6 +271,16 @@ def instruction_counts(circuit: Circuit, i: int) -> dict[str, int]:
     if kind == Kind.DOT_PLAIN:
         return {"plain_products": terms, "additions": terms - 1}
     return {_SINGLE[kind]: 1}
+
+
+def components_of(circuit: Circuit) -> np.ndarray:
+    """int8[instructions]: polynomials of each result, 2 or 3."""
+    found = np.full(len(circuit), 2, dtype=np.int8)
+    found[circuit.kind == Kind.DOT] = 3
+    inherit = (Kind.ADD, Kind.DOT_PLAIN, Kind.ADD_PLAIN, Kind.RESCALE, Kind.DROP)
+    for i in np.flatnonzero(np.isin(circuit.kind, inherit)):
+        found[i] = found[circuit.arg[circuit.args(int(i))]].max()
+    return found
 
 
 _SINGLE = {

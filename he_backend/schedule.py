@@ -164,9 +164,7 @@ def _components(members: Sequence[int], operands: Sequence[list[int]]) -> list[l
     return list(parts.values())
 
 
-def _cut(
-    parts: list[list[int]], seconds: np.ndarray, target: float, limit: int
-) -> list[list[int]]:
+def _cut(parts: list[list[int]], seconds: np.ndarray, target: float, limit: int) -> list[list[int]]:
     """Merge small parts and cut large ones into pieces of about `target` seconds."""
     pieces: list[list[int]] = []
     open_piece: list[int] = []

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hesim.params import CKKSParams
 from he_backend.errors import CircuitError, EncodeError, ValueRangeError
+from hesim.params import CKKSParams
 
 __all__ = [
     "DUST",
@@ -31,7 +31,9 @@ def same_level(ciphers: Sequence[Any]) -> int:
     """The common level. Raises CircuitError if there is none."""
     levels = {c.level for c in ciphers}
     if len(levels) != 1:
-        raise CircuitError(f"operands are at different levels {sorted(levels)}; drop the higher ones")
+        raise CircuitError(
+            f"operands are at different levels {sorted(levels)}; drop the higher ones"
+        )
     return levels.pop()
 
 
@@ -95,7 +97,9 @@ def encodable(
         raise EncodeError(f"a vector of shape {array.shape} does not fill {slots} slots")
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
-        raise EncodeError(f"{bad} of {array.size} values are NaN or infinite; clean the input first")
+        raise EncodeError(
+            f"{bad} of {array.size} values are NaN or infinite; clean the input first"
+        )
     _check_magnitude(params, array, level, scale, EncodeError)
     return array
 
@@ -107,7 +111,9 @@ def carried(params: CKKSParams, values: np.ndarray, level: int, scale: float) ->
     _check_magnitude(params, values, level, scale, ValueRangeError)
 
 
-def _check_magnitude(params: CKKSParams, array: np.ndarray, level: int, scale: float, error: type) -> None:
+def _check_magnitude(
+    params: CKKSParams, array: np.ndarray, level: int, scale: float, error: type
+) -> None:
     mean = float(np.mean(np.abs(array))) if array.size else 0.0
     if mean > 0 and math.log2(mean) + math.log2(scale) >= params.log_q(level) - 1:
         limit = 2.0 ** (params.log_q(level) - 1 - math.log2(scale))

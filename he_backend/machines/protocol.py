@@ -113,6 +113,10 @@ class Machine(Protocol):
         """`cipher`, its level checked and its scale set to `scale` exactly; only dust may differ."""
         ...
 
+    def cipher_size(self, components: int, level: int) -> int:
+        """Bytes that `to_bytes` returns."""
+        ...
+
     def to_bytes(self, cipher: Any) -> bytes: ...
 
     def from_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ from typing import Any
 import numpy as np
 from Pyfhel import PyCtxt, Pyfhel, PyPtxt
 
-from hesim.params import CKKSParams
 from he_backend.errors import BackendError, BlobError, CircuitError, EncodeError
 from he_backend.machines import checks, residues
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.seal_bytes import SealBytes
 from he_backend.machines.slots import missing_key, settled
+from hesim.params import CKKSParams
 
 __all__ = ["PyfhelCipher", "PyfhelMachine", "PyfhelPlain"]
 
@@ -143,7 +144,9 @@ class PyfhelMachine:
         if not array.any():
             return PyfhelPlain(None, level, scale, True, 0)
         digest = hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest()
-        return self._cache.get((digest, level, scale), lambda: _sized(self._vector(array, level, scale)))
+        return self._cache.get(
+            (digest, level, scale), lambda: _sized(self._vector(array, level, scale))
+        )
 
     def encrypt(self, values: np.ndarray | float, level: int, scale: float) -> PyfhelCipher:
         array = checks.encodable(self.params, self.slots, values, level, scale)
@@ -165,7 +168,7 @@ class PyfhelMachine:
         for cipher, factor in zip(ciphers, factors, strict=True):
             checks.same_scale(scale, cipher.scale)
             total.add(cipher.handle, int(factor))
-        return self._total(total, level, scale)
+        return self._total(total, level, scale, max(c.components for c in ciphers))
 
     def add_plain(self, cipher: PyfhelCipher, plain: PyfhelPlain) -> PyfhelCipher:
         level = checks.same_level((cipher, plain))
@@ -195,9 +198,11 @@ class PyfhelMachine:
         for factor, part in sums.items():
             if part.handle is not None:
                 total.add(part.handle, factor)
-        return self._total(total, level, scale)
+        return self._total(total, level, scale, 3)
 
-    def dot_plain(self, ciphers: Sequence[PyfhelCipher], plains: Sequence[PyfhelPlain]) -> PyfhelCipher:
+    def dot_plain(
+        self, ciphers: Sequence[PyfhelCipher], plains: Sequence[PyfhelPlain]
+    ) -> PyfhelCipher:
         level = checks.same_level((*ciphers, *plains))
         scale = checks.product_fits(self.params, level, ciphers[0].scale, plains[0].scale)
         total = _Sum(self._he, scale)
@@ -206,7 +211,7 @@ class PyfhelMachine:
             if not plain.zero:
                 product = self._he.multiply_plain(cipher.handle, plain.handle, in_new_ctxt=True)
                 total.take(product)
-        return self._total(total, level, scale)
+        return self._total(total, level, scale, max(c.components for c in ciphers))
 
     def dot_scalars(
         self, ciphers: Sequence[PyfhelCipher], rows: np.ndarray, scale: float
@@ -229,7 +234,7 @@ class PyfhelMachine:
                 handle = self._load(self._bytes.cipher(total, level, product))
                 results.append(PyfhelCipher(handle, level, product, components))
             else:
-                results.append(self._zero(level, product))
+                results.append(self._zero(level, product, components))
         return results
 
     def rotate(self, cipher: PyfhelCipher, step: int) -> PyfhelCipher:
@@ -281,12 +286,17 @@ class PyfhelMachine:
     def to_bytes(self, cipher: PyfhelCipher) -> bytes:
         return cipher.handle.to_bytes()
 
-    def from_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> PyfhelCipher:
+    def from_bytes(
+        self, blob: bytes, level: int, scale: float, components: int = 2
+    ) -> PyfhelCipher:
         checks.fits_level(self.params, level, scale)
         self._bytes.check(blob, level, scale, components)
         handle = self._load(blob)
         handle.set_scale(scale)
         return PyfhelCipher(handle, level, scale, components)
+
+    def cipher_size(self, components: int, level: int) -> int:
+        return self._bytes.cipher_size(components, level)
 
     # Inside
 
@@ -296,15 +306,23 @@ class PyfhelMachine:
         except (RuntimeError, ValueError) as error:
             raise BlobError(f"SEAL refuses the ciphertext: {error}") from error
 
-    def _total(self, total: _Sum, level: int, scale: float) -> PyfhelCipher:
+    def _total(self, total: _Sum, level: int, scale: float, components: int) -> PyfhelCipher:
         if total.handle is None:
-            return self._zero(level, scale)
-        return PyfhelCipher(total.handle, level, scale, total.handle.size())
+            return self._zero(level, scale, components)
+        if total.handle.size() < components:
+            total.take(self._zero(level, scale, components).handle)
+        return PyfhelCipher(total.handle, level, scale, components)
 
-    def _zero(self, level: int, scale: float) -> PyfhelCipher:
+    def _zero(self, level: int, scale: float, components: int) -> PyfhelCipher:
         """A fresh encryption of zero, which looks like any other ciphertext."""
-        handle = self._he.encryptPtxt(self._plaintext(self._bytes.scalar(0, level, scale)))
-        return PyfhelCipher(handle, level, scale)
+        if components == 2:
+            zero = self._plaintext(self._bytes.scalar(0, level, scale))
+            return PyfhelCipher(self._he.encryptPtxt(zero), level, scale)
+        root = math.sqrt(scale)
+        handle = self._zero(level, root, 2).handle
+        self._he.multiply(handle, self._zero(level, root, 2).handle)
+        handle.set_scale(scale)
+        return PyfhelCipher(handle, level, scale, 3)
 
     def _scalar(self, integer: int, level: int, scale: float) -> PyfhelPlain:
         if integer == 0:
@@ -323,17 +341,22 @@ class PyfhelMachine:
         return PyfhelPlain(handle, level, scale, zero, self.params.plaintext_bytes(level))
 
     def _encode_handle(self, array: np.ndarray, level: int, scale: float) -> Any:
-        encoder, drops = self._encoder(level)
         full = np.array(checks.tile(array, self.slots, self.params.slots))
         try:
-            handle = encoder.encodeFrac(full, scale=scale)
+            return self._encode_above(full, level, level, scale)
         except ValueError as error:
-            raise EncodeError(f"SEAL refuses the values: {error}") from error
-        if drops:
-            for _ in range(drops):
-                encoder.mod_switch_to_next_ptxt(handle, in_new_ptxt=False)
-            handle = PyPtxt(copy_ptxt=handle)
-        return handle
+            # SEAL wants a bit of room more than is needed; the checks have seen that nothing wraps.
+            if level == self.params.levels:
+                raise EncodeError(f"SEAL refuses the values: {error}") from error
+        return self._encode_above(full, level + 1, level, scale)
+
+    def _encode_above(self, full: np.ndarray, above: int, level: int, scale: float) -> Any:
+        encoder, drops = self._encoder(above)
+        handle = encoder.encodeFrac(full, scale=scale)
+        drops += above - level
+        for _ in range(drops):
+            encoder.mod_switch_to_next_ptxt(handle, in_new_ptxt=False)
+        return PyPtxt(copy_ptxt=handle) if drops else handle
 
     def _encoder(self, level: int) -> tuple[Any, int]:
         """A context whose top has the primes of `level` (or of a level above), and the drops left to do.

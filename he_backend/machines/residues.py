@@ -108,7 +108,9 @@ def _product(
     return rest.view(np.uint64)
 
 
-def _horner(high: np.ndarray, shift: int, low: np.ndarray, low_float: np.ndarray, q: int) -> np.ndarray:
+def _horner(
+    high: np.ndarray, shift: int, low: np.ndarray, low_float: np.ndarray, q: int
+) -> np.ndarray:
     """int64 congruent to high · 2^shift + low mod q, of magnitude at most 0.6·q.
 
     The quotient comes from float64, off by less than one from the true one as long as it is below

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hesim.params import CKKSParams
 from he_backend.errors import BlobError
+from hesim.params import CKKSParams
 
 __all__ = ["SealBytes"]
 
@@ -90,7 +90,9 @@ class SealBytes:
         self._check_header(blob, 0, size)
         body = _CIPHER.unpack_from(blob, _HEADER.size)
         if body[0] != self.identities[level]:
-            raise BlobError(f"the parameter identity is not the one of level {level}: foreign parameters")
+            raise BlobError(
+                f"the parameter identity is not the one of level {level}: foreign parameters"
+            )
         expected = (1, components, self.params.n, level + 1)
         if body[1:5] != expected or body[6] != 1:
             raise BlobError("the ciphertext's dimensions are not what was announced")
@@ -110,7 +112,9 @@ class SealBytes:
     def _check_header(self, blob: bytes, offset: int, size: int) -> None:
         fields = _HEADER.unpack_from(blob, offset)
         if fields != (_MAGIC, _HEADER.size, *self.version, 0, 0, size):
-            raise BlobError("the bytes do not start like an uncompressed SEAL object of this version")
+            raise BlobError(
+                "the bytes do not start like an uncompressed SEAL object of this version"
+            )
 
     def _pack(self, body: bytes, residues: np.ndarray) -> bytes:
         inner = _HEADER.size + _COUNT.size + residues.nbytes

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hesim.params import CKKSParams
 from he_backend.errors import BlobError, CircuitError, MissingRotationKey
 from he_backend.machines import checks
+from hesim.params import CKKSParams
 
 __all__ = ["SlotsCipher", "SlotsMachine", "SlotsPlain"]
 
@@ -59,7 +59,10 @@ class SlotsMachine:
     encrypts = False
 
     def __init__(
-        self, params: CKKSParams, slots: int | None = None, rotation_steps: Iterable[int] | None = None
+        self,
+        params: CKKSParams,
+        slots: int | None = None,
+        rotation_steps: Iterable[int] | None = None,
     ):
         self.params = params
         self.slots = slots or params.slots
@@ -98,7 +101,9 @@ class SlotsMachine:
         total = _sum(f * a.values * b.values for a, b, f in zip(left, right, factors, strict=True))
         return self._result(total, level, scale, 3)
 
-    def dot_plain(self, ciphers: Sequence[SlotsCipher], plains: Sequence[SlotsPlain]) -> SlotsCipher:
+    def dot_plain(
+        self, ciphers: Sequence[SlotsCipher], plains: Sequence[SlotsPlain]
+    ) -> SlotsCipher:
         level = checks.same_level((*ciphers, *plains))
         scale = self._products_scale(ciphers, plains, level)
         total = _sum(c.values * p.values for c, p in zip(ciphers, plains, strict=True))
@@ -153,7 +158,12 @@ class SlotsMachine:
         expected = _HEADER.pack(_MAGIC, identity(self.params), level, components, self.slots, scale)
         if len(blob) != len(expected) + 8 * self.slots or blob[: len(expected)] != expected:
             raise BlobError("the bytes are not the vector that was announced: truncated or foreign")
-        return SlotsCipher(np.frombuffer(blob, np.float64, offset=len(expected)), level, scale, components)
+        return SlotsCipher(
+            np.frombuffer(blob, np.float64, offset=len(expected)), level, scale, components
+        )
+
+    def cipher_size(self, components: int, level: int) -> int:
+        return _HEADER.size + 8 * self.slots
 
     def _products_scale(self, left: Sequence, right: Sequence, level: int) -> float:
         scale = checks.product_fits(self.params, level, left[0].scale, right[0].scale)

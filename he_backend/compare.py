@@ -1,0 +1,92 @@
+"""Measured against predicted error, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from he_backend.execute import Spent
+from he_backend.report import OpRecord
+from hesim.circuit.circuit import Circuit
+
+if TYPE_CHECKING:
+    from hesim.predictions import Prediction
+
+__all__ = ["Vectors", "op_records"]
+
+
+class Vectors(Mapping[int, np.ndarray]):
+    """Slot vectors by ciphertext, read when asked for; absent ones are simply not there."""
+
+    def __init__(self, present: Sequence[int], read: Callable[[int], np.ndarray]):
+        self._present = frozenset(present)
+        self._read = read
+
+    def __getitem__(self, c: int) -> np.ndarray:
+        if c not in self._present:
+            raise KeyError(c)
+        return self._read(c)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._present)
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+
+def op_records(
+    circuit: Circuit,
+    vectors: Mapping[int, np.ndarray] | None,
+    exact: Sequence[np.ndarray],
+    prediction: Prediction | None,
+    spent: Spent,
+) -> tuple[OpRecord, ...]:
+    """One record an operation.
+
+    Args:
+      circuit: its taps say where each operation's result lies.
+      vectors: decrypted slot values of the tapped ciphertexts, or None if the run did not compare.
+      exact: value of each operation, float64.
+      prediction: of the simulator, or None.
+      spent: seconds by operation.
+    """
+    records = []
+    for k, (name, source) in enumerate(zip(circuit.op_names, circuit.op_sources, strict=True)):
+        error = _error(circuit, k, vectors, exact[k])
+        expected = prediction.ops[k] if prediction is not None else None
+        values = exact[k]
+        records.append(
+            OpRecord(
+                name=name,
+                source=source,
+                level=_level(circuit, k),
+                measured_std=float(np.sqrt(np.mean(error**2))) if error.size else float("nan"),
+                predicted_std=expected.std if expected else float("nan"),
+                measured_q999=_quantile(np.abs(error)),
+                predicted_q999=expected.q999 if expected else float("nan"),
+                seconds=float(spent.seconds.get(k, 0.0)),
+                minimum=float(np.min(values, initial=np.inf)),
+                maximum=float(np.max(values, initial=-np.inf)),
+            )
+        )
+    return tuple(records)
+
+
+def _level(circuit: Circuit, k: int) -> int:
+    ciphers = circuit.taps[k].ciphers
+    return int(circuit.level[ciphers].min()) if len(ciphers) else -1
+
+
+def _error(
+    circuit: Circuit, k: int, vectors: Mapping[int, np.ndarray] | None, exact: np.ndarray
+) -> np.ndarray:
+    if vectors is None:
+        return np.zeros(0)
+    difference: Any = circuit.taps[k].read(vectors) - exact
+    return difference[np.isfinite(difference)]
+
+
+def _quantile(values: np.ndarray) -> float:
+    return float(np.quantile(values, 0.999, method="higher")) if values.size else float("nan")

@@ -1,0 +1,96 @@
+"""The exact twin in JAX: every operation's value in float64, and whether polynomials stay in their domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from he_backend.errors import DomainError, EncodeError
+from hesim.program import Equation, Literal, Program
+
+__all__ = ["Exact", "check_domains", "evaluate"]
+
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A Program evaluated in the clear.
+
+    Attributes:
+      inputs: the encrypted leaves, float64, in order.
+      outputs: as fn's result, float64.
+      ops: the first result of each operation of `program.ops`, float64.
+      outside: one message for each polynomial that is fed values outside its domain.
+    """
+
+    inputs: list[np.ndarray]
+    outputs: Any
+    ops: list[np.ndarray]
+    outside: list[DomainError]
+
+
+def evaluate(program: Program, args: Sequence[Any]) -> Exact:
+    """Every value of `program` on `args`, in float64.
+
+    Raises:
+      EncodeError: an encrypted argument holds NaN or infinity.
+      TraceError: arguments of another structure or shape.
+    """
+    flat = [
+        np.asarray(leaf, np.float64 if jnp.issubdtype(var.dtype, jnp.floating) else var.dtype)
+        for leaf, var in zip(program.flatten(args), program.inputs, strict=True)
+    ]
+    secret = [np.asarray(x, np.float64) for x, v in zip(flat, program.inputs) if v.encrypted]
+    labels = [s for s, v in zip(program.labels, program.inputs) if v.encrypted]
+    for label, values in zip(labels, secret, strict=True):
+        if not np.all(np.isfinite(values)):
+            bad = int(np.sum(~np.isfinite(values)))
+            raise EncodeError(
+                f"{bad} of {values.size} values are NaN or infinite; clean the input first"
+            ).at(f"input {label}", "")
+    known: dict[int, np.ndarray] = {
+        v.id: x for v, x in zip(program.inputs, flat, strict=True) if v.encrypted
+    }
+    ops: list[np.ndarray] = []
+    outside: list[DomainError] = []
+
+    def hook(equation: Equation, results: list[Any]) -> list[Any]:
+        if equation.name == "polynomial":
+            outside.extend(check_domains(equation, known))
+        for var, value in zip(equation.outputs, results, strict=True):
+            known[var.id] = np.asarray(value, np.float64)
+        ops.append(known[equation.outputs[0].id])
+        return results
+
+    with jax.enable_x64(True):
+        outputs = [np.asarray(v) for v in program.evaluate(flat, hook, wide=True)]
+    return Exact(secret, tree_util.tree_unflatten(program.out_tree, outputs), ops, outside)
+
+
+def check_domains(equation: Equation, known: dict[int, np.ndarray]) -> list[DomainError]:
+    """A DomainError if the polynomial `equation` is fed values outside its domain's hull."""
+    operand = equation.inputs[0]
+    if isinstance(operand, Literal) or operand.id not in known:
+        return []
+    values = known[operand.id]
+    poly = equation.params["poly"]
+    low, high = poly.hull
+    slack = _SLACK * (high - low)
+    bad = int(np.sum((values < low - slack) | (values > high + slack)))
+    if not bad:
+        return []
+    error = DomainError(
+        f"{bad} of {values.size} values, from {values.min():.5g} to {values.max():.5g}, are fed to "
+        f"{poly!r} outside its domain [{low:g}, {high:g}]; fit it on a wider domain, or penalise the "
+        f"range in training"
+    )
+    source = equation.source
+    error.at(f"polynomial {poly.name}", str(source) if source is not None else "")
+    return [error]

@@ -1,0 +1,131 @@
+"""Where a run keeps its files: the server's run folder, and the client's state folder beside it.
+
+    run_dir/            server: circuit.npz, operands/, keys/ (public, relinearization, rotation),
+                        store/, journal.jsonl, run.json, server.log
+    run_dir.client/     client only, mode 0700: secret.key (0600), public.key, inputs/, values/, client.log
+
+The secret key never enters `run_dir`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from he_backend.errors import BlobError, RunFolderError
+
+__all__ = ["Folders", "clean_environment", "digest_of", "verify_files"]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Paths of one run.
+
+    Args:
+      server: the run folder. client: the client's state folder.
+    """
+
+    server: Path
+    client: Path
+
+    @classmethod
+    def of(cls, run_dir: str | os.PathLike, client_dir: str | os.PathLike | None = None) -> Folders:
+        """The folders of a run, made if absent. Raises RunFolderError if one lies inside the other."""
+        server = Path(run_dir).resolve()
+        client = (
+            Path(client_dir).resolve() if client_dir else server.with_name(server.name + ".client")
+        )
+        if server == client or server in client.parents or client in server.parents:
+            raise RunFolderError(
+                f"the client's folder {client} and the server's {server} must be apart"
+            )
+        for folder in (server, server / "operands", server / "keys", server / "store"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (client, client / "inputs", client / "values"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        client.chmod(0o700)
+        return cls(server, client)
+
+    @property
+    def circuit(self) -> Path:
+        return self.server / "circuit.npz"
+
+    @property
+    def keys(self) -> Path:
+        return self.server / "keys"
+
+    @property
+    def operands(self) -> Path:
+        return self.server / "operands"
+
+    @property
+    def store(self) -> Path:
+        return self.server / "store"
+
+    @property
+    def journal(self) -> Path:
+        return self.server / "journal.jsonl"
+
+    @property
+    def identity(self) -> Path:
+        return self.server / "run.json"
+
+    @property
+    def secret_key(self) -> Path:
+        return self.client / "secret.key"
+
+    @property
+    def inputs(self) -> Path:
+        return self.client / "inputs"
+
+    @property
+    def values(self) -> Path:
+        return self.client / "values"
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Hold key files against the sizes and digests noted when they were made.
+
+    Raises:
+      BlobError: a file is missing, truncated or altered.
+    """
+    for name, (size, digest) in manifest.items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size != size:
+            raise BlobError(f"the key file {name} is missing or truncated; make the keys again")
+        if digest_of(path) != digest:
+            raise BlobError(f"the key file {name} was altered; make the keys again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def clean_environment() -> dict[str, str]:
+    """What a child process gets to see: where programs and packages are, and one thread for BLAS."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
+    kept = {k: os.environ[k] for k in ("PATH", "LANG", "LC_ALL", "TMPDIR") if k in os.environ}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def module_command(module: str) -> list[str]:
+    """Command line that runs one of our modules without putting the current folder on the path."""
+    return [sys.executable, "-P", "-m", module]

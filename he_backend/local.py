@@ -1,0 +1,114 @@
+"""A whole run in one process on one machine: for plain vectors, and as the twin that checks ranges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from he_backend.client import KeyHolder
+from he_backend.execute import Executor, Spent, operands_of
+from he_backend.machines.protocol import Machine
+from hesim.circuit.circuit import Circuit, Kind
+
+__all__ = ["run_local", "twin_ranges"]
+
+
+def run_local(
+    circuit: Circuit,
+    machine: Machine,
+    inputs: Sequence[np.ndarray],
+    operands: Sequence[np.ndarray],
+    deliver: Sequence[int],
+    *,
+    ranges: Mapping[int, tuple[float, float]] | None = None,
+    taken: Callable[[int, np.ndarray], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[int, np.ndarray], Spent]:
+    """Execute a Circuit from inputs to decrypted outputs.
+
+    Args:
+      circuit: the instructions.
+      machine: holds all keys, if it has keys.
+      inputs: encrypted leaves. operands: public operands, both float64.
+      deliver: ciphertexts to decrypt and return.
+      ranges: calibrated ranges, see KeyHolder.
+      taken: called with every refreshed or delivered ciphertext and its decrypted values.
+      progress: called with instructions done and in all.
+
+    Returns:
+      Slot values of the delivered ciphertexts, and what was spent.
+    """
+    holder = KeyHolder(circuit, machine, list(inputs), ranges)
+    executor = Executor(circuit, machine, operands)
+    last = _last_uses(circuit)
+    wanted = set(deliver)
+    ciphers: dict[int, Any] = {}
+    spent = Spent()
+    for first, stop, client in _stretches(circuit):
+        if client:
+            started = time.perf_counter()
+            for i in range(first, stop):
+                ciphers[i] = _client_step(circuit, holder, i, ciphers, taken)
+                spent.counts.update(executor.counts(i))
+            elapsed = time.perf_counter() - started
+            spent.seconds[int(circuit.source[first])] += elapsed  # type: ignore[assignment]
+        else:
+            later = wanted.union(np.flatnonzero(last >= stop).tolist())
+            spent.add(executor.run(range(first, stop), ciphers, later.__contains__))
+        for c in [c for c in ciphers if first <= c < stop and c in wanted]:
+            holder.deliver(c, ciphers[c])
+            if taken is not None:
+                taken(c, holder.decrypted[c])
+        for c in [c for c in ciphers if last[c] < stop]:
+            del ciphers[c]
+        if progress is not None:
+            progress(stop, len(circuit))
+    return holder.decrypted, spent
+
+
+def twin_ranges(
+    found: Mapping[int, tuple[float, float]], widen: float = 0.25
+) -> dict[int, tuple[float, float]]:
+    """Calibrated ranges out of observed ones: wider by a part of their span and by 2^-10."""
+    ranges = {}
+    for c, (low, high) in found.items():
+        margin = widen * max(high - low, abs(high), abs(low)) + 2.0**-10
+        ranges[c] = (low - margin, high + margin)
+    return ranges
+
+
+def _client_step(
+    circuit: Circuit,
+    holder: KeyHolder,
+    i: int,
+    ciphers: Mapping[int, Any],
+    taken: Callable[[int, np.ndarray], None] | None,
+) -> Any:
+    if circuit.kind[i] == Kind.INPUT:
+        return holder.encrypt_input(i)
+    argument = int(circuit.arg[circuit.args(i)][0])
+    if taken is not None:
+        taken(argument, holder.machine.decrypt(ciphers[argument]))
+    return holder.refresh(i, ciphers[argument])
+
+
+def _stretches(circuit: Circuit, longest: int = 512) -> list[tuple[int, int, bool]]:
+    """Ranges of instructions that all belong to the client or all to the server, not too long."""
+    client = np.isin(circuit.kind, (Kind.INPUT, Kind.REFRESH))
+    bounds = [0, *(np.flatnonzero(np.diff(client)) + 1).tolist(), len(circuit)]
+    found = []
+    for first, stop in zip(bounds, bounds[1:]):
+        for start in range(first, stop, longest):
+            found.append((start, min(start + longest, stop), bool(client[start])))
+    return found
+
+
+def _last_uses(circuit: Circuit) -> np.ndarray:
+    """int64[instructions]: the last instruction that reads each result; -1 if none does."""
+    last = np.full(len(circuit), -1, dtype=np.int64)
+    for i in range(len(circuit)):
+        last[operands_of(circuit, i)] = i
+    return last

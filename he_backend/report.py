@@ -1,0 +1,161 @@
+"""Report: what a run returns, and how far each operation was from the exact and the predicted one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hesim.circuit.circuit import Ledger
+    from hesim.params import CKKSParams
+
+__all__ = ["OpRecord", "Report"]
+
+
+@dataclass(frozen=True)
+class OpRecord:
+    """One operation of the Program in a comparing run.
+
+    Attributes:
+      name: primitive. source: the caller's file and line.
+      level: lowest level of its result's ciphertexts, -1 if they were not looked at.
+      measured_std: root mean square of (decrypted - exact), in units of the values.
+      predicted_std: the same from simulation under several random keys.
+      measured_q999, predicted_q999: 99.9 % quantile of the absolute error.
+      seconds: spent by workers and clients on it, summed over processes.
+      minimum, maximum: range of the exact values.
+    """
+
+    name: str
+    source: str
+    level: int
+    measured_std: float
+    predicted_std: float
+    measured_q999: float
+    predicted_q999: float
+    seconds: float
+    minimum: float = 0.0
+    maximum: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted std; NaN where one is zero."""
+        both = self.measured_std > 0 and self.predicted_std > 0
+        return self.measured_std / self.predicted_std if both else float("nan")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `he_backend.run`.
+
+    Attributes:
+      outputs: decrypted results, as fn returns them (float64). Decryptions are for the client only.
+      exact: the same function in float64, in the clear.
+      encrypted: False if the machine only imitates encryption ("slots"): then nothing was encrypted.
+      backend: name of the machine. params: ring and primes.
+      ledger: what the Circuit says it spends; `counts` is what was counted, and they agree.
+      refreshes: refreshed ciphertexts. refresh_rounds: round trips that depend on each other. A run
+        with any is interactive: SEAL does not bootstrap.
+      seconds: wall-clock, all attempts, without making keys. key_seconds: making keys.
+      bootstrapped_seconds: core-seconds spent, with every refresh priced as a bootstrap instead.
+      peak_bytes: memory of server, workers and clients at their peaks.
+      ops: one OpRecord an operation in a comparing run; otherwise only names, levels and seconds.
+      outside: messages about polynomials that were fed values outside their domain.
+      tasks, skipped, replaced: pieces of work, those done by earlier attempts, workers that died.
+    """
+
+    outputs: Any
+    exact: Any
+    encrypted: bool
+    backend: str
+    params: CKKSParams
+    ledger: Ledger
+    counts: dict[str, int]
+    seconds: float
+    key_seconds: float
+    bootstrapped_seconds: float
+    peak_bytes: int
+    ops: tuple[OpRecord, ...]
+    compared: bool
+    outside: tuple[str, ...] = ()
+    tasks: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    imported_jax: bool = False
+    simulate: Callable[[], Any] = field(default=lambda: None, repr=False)
+
+    @property
+    def refreshes(self) -> int:
+        """Refreshed ciphertexts."""
+        return self.ledger.refreshes
+
+    @property
+    def refresh_rounds(self) -> int:
+        """Round trips to the key holder that depend on each other."""
+        return self.ledger.refresh_rounds
+
+    @property
+    def interactive(self) -> bool:
+        """Whether the key holder had to help during the evaluation."""
+        return self.ledger.refreshes > 0
+
+    @cached_property
+    def simulated(self) -> Any:
+        """The simulation under one random key, as fn's result; computed when first asked for."""
+        return self.simulate()
+
+    @property
+    def max_error(self) -> float:
+        """Largest absolute difference between outputs and exact, over all leaves."""
+        from jax import tree_util
+
+        pairs = zip(
+            tree_util.tree_leaves(self.outputs), tree_util.tree_leaves(self.exact), strict=True
+        )
+        return max(
+            (float(np.max(np.abs(np.subtract(a, b)), initial=0.0)) for a, b in pairs), default=0.0
+        )
+
+    def __str__(self) -> str:
+        how = "encrypted" if self.encrypted else "on plain vectors, nothing encrypted"
+        rounds = (
+            f"interactive: {self.refreshes} ciphertexts refreshed by the key holder in "
+            f"{self.refresh_rounds} rounds"
+            if self.interactive
+            else "no refresh"
+        )
+        lines = [
+            f"{self.backend} ({how}), N = 2^{self.params.log_n}, {self.params.levels} levels",
+            f"{self.seconds:.2f} s, keys {self.key_seconds:.2f} s, peak {self.peak_bytes / 1e9:.2f} GB; {rounds}",
+            f"largest error {self.max_error:.3g}",
+        ]
+        if self.skipped:
+            lines.append(f"resumed: {self.skipped} of {self.tasks} tasks were done before")
+        if self.replaced:
+            lines.append(f"{self.replaced} workers died and were replaced")
+        lines += [f"warning: {message}" for message in self.outside]
+        if self.compared:
+            lines.append(
+                f"{'operation':<22} {'level':>5} {'measured':>10} {'predicted':>10} {'seconds':>8}"
+            )
+            lines += [
+                f"{op.name:<22} {op.level:>5} {op.measured_std:>10.2e} {op.predicted_std:>10.2e} "
+                f"{op.seconds:>8.3f}  {op.source}"
+                for op in self.ops
+            ]
+        return "\n".join(lines)
+
+    def to_html(self, path: str | os.PathLike) -> Path:
+        """Write one self-contained HTML page and return its path."""
+        from he_backend.html import page
+
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page(self), encoding="utf-8")
+        return target

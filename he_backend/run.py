@@ -1,0 +1,258 @@
+"""`run`: a Program executed on a machine, its outputs decrypted, compared and reported."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax import tree_util
+
+from he_backend import exact as exact_twin
+from he_backend import session
+from he_backend.compare import Vectors, op_records
+from he_backend.errors import BackendError, LedgerMismatchError
+from he_backend.execute import Spent
+from he_backend.local import run_local, twin_ranges
+from he_backend.machines.slots import SlotsMachine
+from he_backend.memory import peak_bytes
+from he_backend.protocol import Progress
+from he_backend.report import Report
+from hesim.circuit.circuit import Circuit
+from hesim.circuit.cost import BOOTSTRAP_SECONDS
+from hesim.params import CKKSParams
+from hesim.program import Program
+
+__all__ = ["run"]
+
+
+def run(
+    program: Program,
+    *args: Any,
+    params: CKKSParams | None = None,
+    backend: str = "pyfhel",
+    compare: bool = False,
+    refresh_price: float | str | None = None,
+    circuit: Circuit | None = None,
+    run_dir: str | os.PathLike | None = None,
+    client_dir: str | os.PathLike | None = None,
+    workers: int = 2,
+    clients: int = 2,
+    worker_deaths: int = 3,
+    progress: Callable[[Progress], None] | None = None,
+    ranges: Mapping[int, tuple[float, float]] | None = None,
+    outside: str = "error",
+    keys: int = 8,
+) -> Report:
+    """Run a Program on a machine and report.
+
+    Args:
+      program: from `hesim.trace`.
+      args: its arguments; the encrypted ones are encrypted by the client process.
+      params: ring and primes; may be left out if `circuit` is given.
+      backend: "pyfhel" (encrypted, client and server processes) or "slots" (plain vectors).
+      compare: decrypt every operation's result and hold it against the exact and the predicted one.
+        Before anything is encrypted, a twin on plain vectors checks that no ciphertext overflows.
+      refresh_price: as for `hesim.compile`.
+      circuit: compiled already, of this very program.
+      run_dir: where an interrupted run leaves its work and finds it again; default temporary.
+      client_dir: the client's state, secret key included; default `run_dir` + ".client".
+      workers, clients: processes that evaluate, and that hold the key. worker_deaths: how many
+        workers may be killed before the run gives up.
+      progress: called with a Progress on every finished task.
+      ranges: calibrated range of slot values by ciphertext, checked by the client at refresh and
+        decryption; from a comparing run by default.
+      outside: "error" or "warn", when a polynomial is fed values outside its domain.
+      keys: random keys for the prediction of a comparing run.
+
+    Raises:
+      DomainError, EncodeError, ValueRangeError: bad values, naming operation and source line.
+      MissingRotationKey, BlobError, WorkerDied, RunFolderError, BackendError: see `he_backend.errors`.
+      LedgerMismatchError: the run spent something else than the Circuit's ledger says.
+    """
+    if backend not in ("pyfhel", "slots"):
+        raise BackendError(f"backend {backend!r} is unknown; use 'pyfhel' or 'slots'")
+    if outside not in ("error", "warn"):
+        raise BackendError(f"outside={outside!r} must be 'error' or 'warn'")
+    circuit = _compiled(program, params, refresh_price, circuit)
+    exact = exact_twin.evaluate(program, args)
+    if exact.outside and outside == "error":
+        raise exact.outside[0]
+    for message in exact.outside:
+        warnings.warn(str(message), stacklevel=2)
+    operands = circuit.publics.evaluate(program.flatten(args))
+    deliver = _delivered(circuit, compare)
+    if backend == "slots":
+        outcome = _on_slots(circuit, exact.inputs, operands, deliver, ranges, progress)
+    else:
+        if compare:
+            found = _check_on_slots(circuit, exact.inputs, operands)
+            ranges = {**found, **(ranges or {})}
+        outcome = _on_pyfhel(
+            circuit,
+            exact.inputs,
+            operands,
+            deliver,
+            ranges or {},
+            (run_dir, client_dir),
+            dict(workers=workers, clients=clients, worker_deaths=worker_deaths, progress=progress),
+        )
+    _check_ledger(circuit, outcome.spent)
+    prediction = _predicted(program, circuit, args, keys) if compare else None
+    return Report(
+        outputs=_outputs(program, circuit, outcome.vectors, exact.outputs),
+        exact=exact.outputs,
+        encrypted=backend != "slots",
+        backend=backend,
+        params=circuit.params,
+        ledger=circuit.ledger,
+        counts={name: outcome.spent.counts.get(name, 0) for name in circuit.ledger.counts()},
+        seconds=outcome.seconds,
+        key_seconds=outcome.key_seconds,
+        bootstrapped_seconds=_bootstrapped(circuit, outcome.spent),
+        peak_bytes=outcome.peak_bytes,
+        ops=op_records(
+            circuit, outcome.vectors if compare else None, exact.ops, prediction, outcome.spent
+        ),
+        compared=compare,
+        outside=tuple(str(message) for message in exact.outside),
+        tasks=outcome.tasks,
+        skipped=outcome.skipped,
+        replaced=outcome.replaced,
+        imported_jax=outcome.imported_jax,
+        simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
+    )
+
+
+class _Outcome:
+    """Decrypted vectors of a run and what it cost."""
+
+    def __init__(self, vectors: Mapping[int, np.ndarray], spent: Spent, seconds: float):
+        self.vectors = vectors
+        self.spent = spent
+        self.seconds = seconds
+        self.key_seconds = 0.0
+        self.peak_bytes = 0
+        self.tasks = self.skipped = self.replaced = 0
+        self.imported_jax = False
+
+
+def _compiled(
+    program: Program,
+    params: CKKSParams | None,
+    refresh_price: float | str | None,
+    circuit: Circuit | None,
+) -> Circuit:
+    if circuit is None:
+        if params is None:
+            raise BackendError("give params, or a circuit compiled with hesim.compile")
+        import hesim
+
+        return hesim.compile(program, params, refresh_price=refresh_price)
+    if circuit.publics is None or circuit.program is not program:
+        raise BackendError(
+            "the circuit was not compiled from this program object (a loaded Circuit carries no "
+            "program); compile it with hesim.compile(program, params)"
+        )
+    if params is not None and params != circuit.params:
+        raise BackendError("params differ from those that the circuit was compiled for")
+    return circuit
+
+
+def _delivered(circuit: Circuit, compare: bool) -> list[int]:
+    taps = [tap for tap in circuit.outputs if tap is not None]
+    if compare:
+        taps += circuit.taps
+    return sorted({int(c) for tap in taps for c in tap.ciphers})
+
+
+def _on_slots(circuit, inputs, operands, deliver, ranges, progress) -> _Outcome:
+    machine = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
+    started = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        elapsed = time.monotonic() - started
+        eta = elapsed * (total - done) / done
+        if progress is not None:
+            progress(Progress(done, total, done, total, elapsed, eta))
+
+    vectors, spent = run_local(
+        circuit, machine, inputs, operands, deliver, ranges=ranges, progress=report
+    )
+    outcome = _Outcome(vectors, spent, time.monotonic() - started)
+    outcome.peak_bytes = peak_bytes()
+    return outcome
+
+
+def _check_on_slots(
+    circuit: Circuit, inputs: Sequence[np.ndarray], operands: Sequence[np.ndarray]
+) -> dict[int, tuple[float, float]]:
+    """Overflow anywhere raises; ranges of what the client will decrypt are returned, widened."""
+    machine = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
+    found: dict[int, tuple[float, float]] = {}
+
+    def note(c: int, vector: np.ndarray) -> None:
+        found[c] = (float(vector.min()), float(vector.max()))
+
+    outputs = _delivered(circuit, compare=False)
+    run_local(circuit, machine, inputs, operands, outputs, taken=note)
+    return twin_ranges(found)
+
+
+def _on_pyfhel(circuit, inputs, operands, deliver, ranges, where, options) -> _Outcome:
+    with session.temporary_folders(*where) as folders:
+        job = session.Job(circuit, deliver, inputs, operands, folders, ranges, **options)
+        result = session.execute(job)
+        if where[0] is None:
+            held = {c: result.vector(c, circuit.slots) for c in deliver}
+            vectors: Mapping[int, np.ndarray] = held
+        else:
+            vectors = Vectors(deliver, lambda c: result.vector(c, circuit.slots))
+    outcome = _Outcome(vectors, result.spent, result.seconds)
+    outcome.key_seconds = result.key_seconds
+    outcome.peak_bytes = result.peak_bytes
+    outcome.tasks, outcome.skipped = result.tasks, result.skipped
+    outcome.replaced, outcome.imported_jax = result.replaced, result.imported_jax
+    return outcome
+
+
+def _check_ledger(circuit: Circuit, spent: Spent) -> None:
+    wrong = {
+        name: (expected, spent.counts.get(name, 0))
+        for name, expected in circuit.ledger.counts().items()
+        if spent.counts.get(name, 0) != expected
+    }
+    if wrong:
+        listed = ", ".join(f"{name} {was} instead of {said}" for name, (said, was) in wrong.items())
+        raise LedgerMismatchError(f"the run spent {listed}")
+
+
+def _predicted(program: Program, circuit: Circuit, args: Sequence[Any], keys: int) -> Any:
+    from hesim import schedule
+    from hesim.simulate import predict
+
+    placed = schedule.of_circuit(program, circuit)
+    return predict(program, circuit.params, args, keys=keys, schedule=placed)
+
+
+def _outputs(
+    program: Program, circuit: Circuit, vectors: Mapping[int, np.ndarray], exact: Any
+) -> Any:
+    """fn's result out of decrypted vectors; leaves that are public come from the exact one."""
+    leaves = tree_util.tree_leaves(exact)
+    read = [
+        leaf if tap is None else tap.read(vectors)
+        for tap, leaf in zip(circuit.outputs, leaves, strict=True)
+    ]
+    return tree_util.tree_unflatten(program.out_tree, read)
+
+
+def _bootstrapped(circuit: Circuit, spent: Spent) -> float:
+    """Core-seconds of the servers' work, each refresh at the price of a bootstrap."""
+    predicted = circuit.ledger
+    measured = sum(spent.seconds.values())
+    share = predicted.seconds_bootstrapped - predicted.seconds
+    return measured + max(share, 0.0 if not predicted.refreshes else BOOTSTRAP_SECONDS * 0)

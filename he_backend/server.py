@@ -1,0 +1,403 @@
+"""The server's process: evaluates a Circuit with public and evaluation keys only. Imports no JAX.
+
+It loads the evaluation keys, forks workers that share them, listens on a Unix socket (0600) for the
+client, and hands out ready tasks until all are done. One thread waits on all links at once. A worker
+that dies is replaced and its task given out again; a client that refuses ends the run.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from he_backend.errors import (
+    BackendError,
+    ClientRefusedError,
+    ProtocolError,
+    WorkerDied,
+    to_message,
+)
+from he_backend.execute import Spent, components_of
+from he_backend.folders import Folders, read_json, verify_files
+from he_backend.keys import params_of
+from he_backend.machines.protocol import Machine
+from he_backend.memory import peak_bytes
+from he_backend.protocol import receive, send
+from he_backend.schedule import Schedule, Task, plan
+from he_backend.store import Journal, Store
+from he_backend.worker import TaskRunner, fork_worker
+from hesim.circuit.circuit import Circuit
+
+__all__ = ["Server", "main", "unfinished"]
+
+_TASK_ATTEMPTS = 3
+
+
+@dataclass
+class _Peer:
+    """A worker or a client, and what it is doing."""
+
+    link: socket.socket
+    name: str
+    pid: int = 0
+    task: Task | None = None
+    since: float = 0.0
+    grown: int = 0
+
+
+class Server:
+    """One run on the server's side.
+
+    Args:
+      control: link to the caller: events out, "stop" in.
+      config: folders, worker and client numbers, ciphertexts to deliver; plain data.
+    """
+
+    def __init__(self, control: socket.socket, config: dict[str, Any]):
+        self.control = control
+        self.config = config
+        folders = Folders(Path(config["run"]), Path(os.devnull))
+        self.circuit = Circuit.load(folders.circuit)
+        self.machine = _load_machine(self.circuit, folders)
+        count = self.circuit.operand_count
+        operands = [np.load(folders.operands / f"{k}.npy", mmap_mode="r") for k in range(count)]
+        self.store = Store(folders.store)
+        self.store.clean()
+        self.journal = Journal(folders.journal)
+        self.schedule: Schedule = plan(self.circuit, config["deliver"])
+        self.runner = TaskRunner(self.circuit, self.machine, operands, self.store)
+        self.components = components_of(self.circuit)
+        self.workers: list[_Peer] = []
+        self.clients: list[_Peer] = []
+        self.deaths: Counter[int] = Counter()
+        self.selector = selectors.DefaultSelector()
+        self.listener = _listen(Path(config["socket"]))
+        self.started = time.monotonic()
+        self._resume()
+
+    # Bookkeeping of tasks
+
+    def _resume(self) -> None:
+        done = set(self.journal.records) - unfinished(
+            self.schedule, set(self.journal.records), self.store
+        )
+        self.skipped = len(done)
+        self.done = done
+        self.done_before = sum(self.schedule.tasks[number].seconds for number in done)
+        self.waiting = {
+            task.id: {t for t in self.schedule.waits_for(task) if t not in done}
+            for task in self.schedule.tasks
+            if task.id not in done
+        }
+        self.followers: dict[int, list[int]] = {}
+        for number, before in self.waiting.items():
+            for t in before:
+                self.followers.setdefault(t, []).append(number)
+        self.ready: dict[bool, list[int]] = {False: [], True: []}
+        for number, before in self.waiting.items():
+            if not before:
+                self._make_ready(number)
+
+    def _make_ready(self, number: int) -> None:
+        heapq.heappush(self.ready[self.schedule.tasks[number].client], number)
+
+    def _finish(self, task: Task, spent: Spent) -> None:
+        self.journal.finish(task.id, spent.to_message())
+        self.done.add(task.id)
+        self.waiting.pop(task.id)
+        for number in self.followers.get(task.id, ()):
+            self.waiting[number].discard(task.id)
+            if not self.waiting[number]:
+                self._make_ready(number)
+        consumers = self.schedule.consumers
+        self.store.delete(c for c in task.needs if self.done.issuperset(consumers[c]))
+        self._report_progress(task)
+
+    def _report_progress(self, task: Task) -> None:
+        done = sum(self.schedule.tasks[number].seconds for number in self.done)
+        op = self.circuit.op_names[task.op] if task.op >= 0 else "input"
+        send(
+            self.control,
+            {
+                "type": "progress",
+                "done": done,
+                "total": self.schedule.seconds,
+                "tasks_done": len(self.done),
+                "tasks_total": len(self.schedule.tasks),
+                "done_before": self.done_before,
+                "elapsed": time.monotonic() - self.started,
+                "op": op,
+                "processes": self._processes(),
+            },
+        )
+
+    def _processes(self) -> dict[str, int]:
+        return {"server": os.getpid(), **{w.name: w.pid for w in self.workers}}
+
+    # The loop
+
+    def serve(self) -> None:
+        """Run all tasks, then report what was spent and wait for "stop"."""
+        self.selector.register(self.control, selectors.EVENT_READ)
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        for k in range(int(self.config["workers"])):
+            self._start_worker(f"worker {k}")
+        send(
+            self.control,
+            {
+                "type": "ready",
+                "processes": self._processes(),
+                "jax": "jax" in sys.modules,
+                "skipped": self.skipped,
+            },
+        )
+        while self.waiting:
+            self._hand_out()
+            for key, _ in self.selector.select():
+                self._handle(key.fileobj)
+        self._send_finished()
+        while True:
+            self._control()
+
+    def _handle(self, link: Any) -> None:
+        if link is self.control:
+            self._control()
+        elif link is self.listener:
+            self._accept()
+        else:
+            worker = next((w for w in self.workers if w.link is link), None)
+            if worker is not None:
+                self._hear_worker(worker)
+            else:
+                self._hear_client(next(c for c in self.clients if c.link is link))
+
+    def _control(self) -> None:
+        header, _ = receive(self.control)
+        if header.get("type") == "stop":
+            raise ProtocolError("the caller asked to stop")
+
+    def _hand_out(self) -> None:
+        for worker in self.workers:
+            if worker.task is None and self.ready[False]:
+                worker.task = self.schedule.tasks[heapq.heappop(self.ready[False])]
+                try:
+                    send(worker.link, {"task": worker.task.id})
+                except ProtocolError:
+                    self._replace(worker)
+        for client in self.clients:
+            if client.task is None and self.ready[True]:
+                client.task = self.schedule.tasks[heapq.heappop(self.ready[True])]
+                client.since = time.perf_counter()
+                self._ask(client, client.task)
+
+    # Workers
+
+    def _start_worker(self, name: str) -> None:
+        links = (p.link for p in (*self.workers, *self.clients))
+        mine = (self.control, self.listener, *links)
+        pid, link = fork_worker(self.runner, self.schedule.tasks, iter(mine))
+        self.workers.append(_Peer(link, name, pid))
+        self.selector.register(link, selectors.EVENT_READ)
+
+    def _hear_worker(self, worker: _Peer) -> None:
+        try:
+            header, _ = receive(worker.link)
+        except ProtocolError:
+            self._replace(worker)
+            return
+        task, worker.task = worker.task, None
+        if "error" in header:
+            raise _Reported(header["error"])
+        if header["jax"]:
+            raise BackendError("a worker has imported JAX, which it must not")
+        worker.grown = max(worker.grown, int(header["grown"]))
+        assert task is not None
+        self._finish(task, Spent.from_message(header))
+
+    def _replace(self, worker: _Peer) -> None:
+        """Bury a dead worker, start another, and give its task out again."""
+        self.selector.unregister(worker.link)
+        worker.link.close()
+        _, status = os.waitpid(worker.pid, 0)
+        self.workers.remove(worker)
+        task = worker.task
+        if task is not None:
+            self.deaths[task.id] += 1
+            heapq.heappush(self.ready[False], task.id)
+        total = self.deaths.total()
+        if total > int(self.config["worker_deaths"]) or (
+            task is not None and self.deaths[task.id] >= _TASK_ATTEMPTS
+        ):
+            how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status}"
+            error = WorkerDied(
+                f"{total} workers died (the last by {how}); if memory ran out, use fewer workers or a "
+                f"smaller batch. Finished tasks are kept: run again with the same run_dir to resume"
+            )
+            if task is not None and task.op >= 0:
+                error.at(self.circuit.op_names[task.op], self.circuit.op_sources[task.op])
+            raise error
+        self._start_worker(worker.name)
+
+    # Clients
+
+    def _accept(self) -> None:
+        link, _ = self.listener.accept()
+        header, _ = receive(link)
+        if header != {"type": "hello", "role": "client"}:
+            link.close()
+            return
+        self.clients.append(_Peer(link, f"client {len(self.clients)}"))
+        self.selector.register(link, selectors.EVENT_READ)
+
+    def _ask(self, client: _Peer, task: Task) -> None:
+        blobs: list[bytes] = []
+        if task.kind == "refresh":
+            blobs = [self.store.read(self._argument(i)) for i in task.instructions]
+        elif task.kind == "deliver":
+            blobs = [self.store.read(c) for c in task.instructions]
+        send(client.link, {"type": task.kind, "instructions": list(task.instructions)}, blobs)
+
+    def _hear_client(self, client: _Peer) -> None:
+        task, client.task = client.task, None
+        makes = () if task is None or task.kind == "deliver" else task.instructions
+        sizes = [self._size(i) for i in makes]
+        try:
+            header, blobs = receive(client.link, sizes)
+        except ProtocolError as error:
+            raise ClientRefusedError("the client went away") from error
+        if header.get("type") != "done" or task is None:
+            raise ClientRefusedError("the client ended the exchange")
+        if len(blobs) != len(makes):
+            raise ClientRefusedError("the client answered with another number of ciphertexts")
+        for i, blob in zip(makes, blobs, strict=True):
+            level, scale = int(self.circuit.level[i]), float(self.circuit.scale[i])
+            self.machine.from_bytes(blob, level, scale, 2)
+            if i in self.schedule.producer:
+                self.store.write(i, blob)
+        spent = Spent()
+        spent.seconds[task.op] += time.perf_counter() - client.since  # type: ignore[assignment]
+        name = {"input": "inputs", "refresh": "refreshes"}.get(task.kind)
+        if name:
+            spent.counts[name] += len(task.instructions)
+        self._finish(task, spent)
+
+    def _argument(self, i: int) -> int:
+        return int(self.circuit.arg[self.circuit.args(i)][0])
+
+    def _size(self, i: int) -> int:
+        return self.machine.cipher_size(2, int(self.circuit.level[i]))
+
+    # The end
+
+    def _send_finished(self) -> None:
+        spent = Spent()
+        for record in self.journal.records.values():
+            spent.add(Spent.from_message(record))
+        send(
+            self.control,
+            {
+                "type": "finished",
+                "spent": spent.to_message(),
+                "seconds": self.journal.seconds + time.monotonic() - self.started,
+                "skipped": self.skipped,
+                "tasks": len(self.schedule.tasks),
+                "replaced": self.deaths.total(),
+                "peak": peak_bytes() + sum(w.grown for w in self.workers),
+            },
+        )
+
+    def close(self) -> None:
+        """Stop the workers and close every link."""
+        for worker in self.workers:
+            worker.link.close()
+            try:
+                os.kill(worker.pid, signal.SIGKILL)
+                os.waitpid(worker.pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                continue
+        for client in self.clients:
+            client.link.close()
+        self.listener.close()
+        self.selector.close()
+        self.journal.close()
+
+
+class _Reported(BackendError):
+    """An error that a worker has already put into message form."""
+
+    def __init__(self, message: dict[str, Any]):
+        super().__init__(str(message.get("text")))
+        self.message = message
+
+
+def unfinished(schedule: Schedule, done: set[int], store: Store) -> set[int]:
+    """Tasks of `done` that must run again because a result that is still needed is gone."""
+    again: set[int] = set()
+    for task in reversed(schedule.tasks):
+        if task.id not in done:
+            continue
+        needed = (
+            c for c in task.gives if any(t not in done or t in again for t in schedule.consumers[c])
+        )
+        if any(not store.holds(c) for c in needed):
+            again.add(task.id)
+    return again
+
+
+def _load_machine(circuit: Circuit, folders: Folders) -> Machine:
+    from he_backend.machines.pyfhel import PyfhelMachine
+
+    manifest = read_json(folders.keys / "keys.json")
+    verify_files(folders.keys, manifest["files"])
+    machine = PyfhelMachine(params_of(manifest["params"]), circuit.slots)
+    machine.load_public_key(folders.keys / "public.key")
+    machine.load_evaluation_keys(
+        folders.keys / "relin.key", folders.keys / "rotation.key", manifest["steps"]
+    )
+    vectors = [not pack.scalar for pack in circuit.packs]
+    used = np.array(vectors, dtype=bool)[circuit.plain_pack] if vectors else np.zeros(0, bool)
+    machine.prepare_encoders(int(l) for l in np.unique(circuit.plain_level[used]))
+    return machine
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(4)
+    return listener
+
+
+def main() -> None:
+    """Entry of the server process; its control link is standard input."""
+    os.umask(0o077)
+    control = socket.socket(fileno=os.dup(0))
+    server: Server | None = None
+    try:
+        config, _ = receive(control)
+        server = Server(control, config)
+        server.serve()
+    except _Reported as error:
+        send(control, {"type": "error", "error": error.message})
+    except ProtocolError:
+        pass
+    except (BackendError, OSError, RuntimeError, ValueError) as error:
+        send(control, {"type": "error", "error": to_message(error)})
+    finally:
+        if server is not None:
+            server.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""The caller's side of an encrypted run: starts key maker, server and clients, and hears them out.
+
+The calling process plays data owner and model owner. It evaluates public operands, hands clear
+inputs to the client through the client's folder, and never holds the secret key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import selectors
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from he_backend.errors import BackendError, ProtocolError, RunFolderError, from_message
+from he_backend.execute import Spent
+from he_backend.folders import Folders, clean_environment, digest_of, module_command, read_json
+from he_backend.keys import ensure_keys
+from he_backend.protocol import Progress, receive, send
+from he_backend.store import write_whole
+from hesim.circuit.circuit import Circuit
+
+__all__ = ["Job", "Result", "execute", "temporary_folders"]
+
+_STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run encrypted.
+
+    Attributes:
+      circuit: the instructions. deliver: ciphertexts to decrypt.
+      inputs: encrypted leaves. operands: public operands, both float64.
+      folders: of the server and of the client.
+      ranges: calibrated ranges of slot values, by ciphertext.
+      workers, clients: processes. worker_deaths: how many may die before the run gives up.
+      progress: called on every finished task.
+    """
+
+    circuit: Circuit
+    deliver: Sequence[int]
+    inputs: Sequence[np.ndarray]
+    operands: Sequence[np.ndarray]
+    folders: Folders
+    ranges: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    workers: int = 2
+    clients: int = 2
+    worker_deaths: int = 3
+    progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out.
+
+    Attributes:
+      spent: counts and seconds by operation, earlier attempts included.
+      seconds: wall-clock of all attempts, keys excluded. key_seconds: making keys, this time.
+      peak_bytes: server, workers (beyond what they share with it) and clients, at their peaks.
+      tasks: in all. skipped: done by earlier attempts. replaced: workers that died.
+      imported_jax: whether any process other than the caller had JAX loaded.
+      values: folder of the decrypted slot vectors.
+    """
+
+    spent: Spent
+    seconds: float
+    key_seconds: float
+    peak_bytes: int
+    tasks: int
+    skipped: int
+    replaced: int
+    imported_jax: bool
+    values: Path
+
+    def vector(self, c: int, slots: int) -> np.ndarray:
+        """float64[slots]: decrypted slot values of ciphertext c."""
+        path = self.values / f"v{c}.f64"
+        if not path.exists():
+            raise RunFolderError(
+                f"the decrypted values of ciphertext {c} are gone from {self.values}"
+            )
+        values = np.fromfile(path)
+        if values.shape != (slots,):
+            raise RunFolderError(
+                f"the decrypted values of ciphertext {c} are incomplete; start afresh"
+            )
+        return values
+
+
+def execute(job: Job) -> Result:
+    """Run `job`, resuming what its folders hold of the same computation.
+
+    Raises:
+      RunFolderError: the folders belong to another computation.
+      BackendError: whatever the client, the server or a worker reports, with operation and source.
+    """
+    with _locked(job.folders.server / "lock"):
+        _claim(job)
+        key_seconds = ensure_keys(job.folders, job.circuit.params, job.circuit.rotation_steps)
+        with _Processes(job) as processes:
+            finished, jax_loaded = processes.listen()
+            peak = int(finished["peak"]) + processes.stop_clients()
+    return Result(
+        spent=Spent.from_message(finished["spent"]),
+        seconds=float(finished["seconds"]),
+        key_seconds=key_seconds,
+        peak_bytes=peak,
+        tasks=int(finished["tasks"]),
+        skipped=int(finished["skipped"]),
+        replaced=int(finished["replaced"]),
+        imported_jax=jax_loaded,
+        values=job.folders.values,
+    )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the run folder, so that two runs never share it."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(
+                f"another run is using {path.parent}; choose another run_dir"
+            ) from error
+        yield
+
+
+def _claim(job: Job) -> None:
+    """Write the job's files, or check that the folders hold this very job."""
+    folders = job.folders
+    fresh = folders.server / "circuit.new"
+    job.circuit.save(fresh)
+    identity = {
+        "circuit": digest_of(fresh),
+        "operands": _digest(job.operands),
+        "deliver": hashlib.sha256(np.asarray(job.deliver, np.int64).tobytes()).hexdigest(),
+    }
+    secret = {"inputs": _digest(job.inputs)}
+    if folders.identity.exists():
+        if read_json(folders.identity) != identity or _client_digest(folders) != secret:
+            fresh.unlink()
+            raise RunFolderError(
+                f"{folders.server} holds a run of another program, parameters or arguments; choose "
+                f"another run_dir, or remove it and {folders.client}"
+            )
+        fresh.unlink()
+        return
+    os.replace(fresh, folders.circuit)
+    for k, operand in enumerate(job.operands):
+        np.save(folders.operands / f"{k}.npy", np.asarray(operand, np.float64))
+    for k, values in enumerate(job.inputs):
+        np.save(folders.inputs / f"{k}.npy", np.asarray(values, np.float64))
+    write_whole(folders.client / "inputs.json", json.dumps(secret).encode())
+    write_whole(folders.identity, json.dumps(identity).encode())
+
+
+def _client_digest(folders: Folders) -> dict[str, Any]:
+    path = folders.client / "inputs.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    total = hashlib.sha256()
+    for array in arrays:
+        plain = np.ascontiguousarray(array, dtype=np.float64)
+        total.update(repr(plain.shape).encode())
+        total.update(plain.tobytes())
+    return total.hexdigest()
+
+
+class _Processes:
+    """Server and clients of one run, ended when the context is left."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.started = time.monotonic()
+        self.children: list[tuple[str, subprocess.Popen, socket.socket]] = []
+        self.rate = 1.0
+
+    def __enter__(self) -> _Processes:
+        self.sockets = Path(tempfile.mkdtemp(prefix="he-"))
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        job, folders = self.job, self.job.folders
+        link = self._spawn("server", "he_backend.server", folders.server)
+        address = str(self.sockets / "s")
+        send(
+            link,
+            {
+                "run": str(folders.server),
+                "socket": address,
+                "workers": job.workers,
+                "worker_deaths": job.worker_deaths,
+                "deliver": [int(c) for c in job.deliver],
+            },
+        )
+        self.ready = self._first(link, "server")
+        config = {
+            "circuit": str(folders.circuit),
+            "client": str(folders.client),
+            "socket": address,
+            "params": dataclasses.asdict(job.circuit.params),
+            "inputs": len(job.inputs),
+            "ranges": {str(c): [float(lo), float(hi)] for c, (lo, hi) in job.ranges.items()},
+        }
+        self.pids = dict(self.ready["processes"])
+        for k in range(job.clients):
+            link = self._spawn(f"client {k}", "he_backend.client", folders.client)
+            send(link, config)
+        for name, _, link in self.children[1:]:
+            self.pids[name] = int(self._first(link, name)["pid"])
+
+    def _spawn(self, name: str, module: str, folder: Path) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with open(folder / f"{name.replace(' ', '')}.log", "ab") as log:
+            child = subprocess.Popen(
+                module_command(module),
+                stdin=theirs.fileno(),
+                stdout=log,
+                stderr=log,
+                env=clean_environment(),
+                cwd=folder,
+            )
+        theirs.close()
+        self.children.append((name, child, ours))
+        return ours
+
+    def _first(self, link: socket.socket, name: str) -> dict[str, Any]:
+        header = self._receive(link, name)
+        if header["type"] == "error":
+            raise from_message(header["error"])
+        return header
+
+    def _receive(self, link: socket.socket, name: str) -> dict[str, Any]:
+        try:
+            return receive(link)[0]
+        except ProtocolError as error:
+            folder = self.job.folders.server if name == "server" else self.job.folders.client
+            raise BackendError(
+                f"the {name} process ended unexpectedly; see {name.replace(' ', '')}.log in {folder}. "
+                f"Finished tasks are kept: run again with the same run_dir to resume"
+            ) from error
+
+    def listen(self) -> tuple[dict[str, Any], bool]:
+        """Hear events until the server is finished. Raises what a process reports."""
+        with selectors.DefaultSelector() as selector:
+            for name, _, link in self.children:
+                selector.register(link, selectors.EVENT_READ, name)
+            while True:
+                for key, _ in selector.select():
+                    link = next(c[2] for c in self.children if c[0] == key.data)
+                    header = self._receive(link, key.data)
+                    if header["type"] == "error":
+                        raise self._explained(key.data, header["error"])
+                    if header["type"] == "progress":
+                        self._progress(header)
+                    elif header["type"] == "finished":
+                        return header, bool(self.ready["jax"])
+
+    def _explained(self, name: str, message: dict[str, Any]) -> BackendError:
+        """The client's own account of a refusal, if that is what the server reports."""
+        error = from_message(message)
+        if name == "server" and message["kind"] == "ClientRefusedError":
+            for other, _, link in self.children:
+                if other.startswith("client"):
+                    with contextlib.suppress(OSError, ProtocolError):
+                        link.settimeout(2.0)
+                        header, _ = receive(link)
+                        if header["type"] == "error":
+                            return from_message(header["error"])
+        return error
+
+    def _progress(self, header: dict[str, Any]) -> None:
+        if self.job.progress is None:
+            return
+        done, total = float(header["done"]), float(header["total"])
+        elapsed = float(header["elapsed"])
+        earlier = float(header["done_before"])
+        fresh = done - earlier
+        eta = elapsed * (total - done) / fresh if fresh > 0 else float("nan")
+        self.pids.update(header["processes"])
+        self.job.progress(
+            Progress(
+                done=done,
+                total=total,
+                tasks_done=int(header["tasks_done"]),
+                tasks_total=int(header["tasks_total"]),
+                elapsed=elapsed,
+                eta=eta,
+                op=str(header["op"]),
+                processes=dict(self.pids),
+            )
+        )
+
+    def stop_clients(self) -> int:
+        """Ask the clients to end; the sum of their peak sizes in bytes."""
+        peak = 0
+        for name, _, link in self.children:
+            if name.startswith("client"):
+                send(link, {"type": "stop"})
+                link.settimeout(_STOP_SECONDS)
+                with contextlib.suppress(ProtocolError):
+                    header = receive(link)[0]
+                    while header["type"] != "stopped":
+                        header = receive(link)[0]
+                    peak += int(header["peak"])
+        return peak
+
+    def __exit__(self, *_: object) -> None:
+        for _, _, link in self.children:
+            with contextlib.suppress(ProtocolError):
+                send(link, {"type": "stop"})
+            link.close()
+        for _, child, _ in self.children:
+            try:
+                child.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_folders(run_dir: str | os.PathLike | None, client_dir: Any) -> Iterator[Folders]:
+    """The folders asked for, or temporary ones that are removed at the end."""
+    if run_dir is not None:
+        yield Folders.of(run_dir, client_dir)
+        return
+    with tempfile.TemporaryDirectory(prefix="he-run-") as top:
+        yield Folders.of(Path(top) / "run", client_dir)

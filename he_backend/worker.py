@@ -1,0 +1,121 @@
+"""A worker: forked from the server after the evaluation keys are loaded, runs tasks one at a time.
+
+Imports no JAX. It shares the keys with the server by copy-on-write, reads operands of its tasks from
+the store, and writes results there before it reports the task as done.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from he_backend.errors import BackendError, ProtocolError, to_message
+from he_backend.execute import Executor, Spent, components_of
+from he_backend.machines.cache import ByteCache
+from he_backend.machines.protocol import Machine
+from he_backend.memory import peak_bytes, resident_bytes
+from he_backend.protocol import receive, send
+from he_backend.schedule import Task
+from he_backend.store import Store
+from hesim.circuit.circuit import Circuit
+
+__all__ = ["TaskRunner", "fork_worker"]
+
+_CIPHER_CACHE = 1 << 29
+
+
+class TaskRunner:
+    """Runs tasks against a store.
+
+    Args:
+      circuit, machine, operands: as for Executor.
+      store: where operands are and results go.
+      cache_bytes: memory for ciphertexts that several tasks read.
+    """
+
+    def __init__(
+        self,
+        circuit: Circuit,
+        machine: Machine,
+        operands: Sequence[np.ndarray],
+        store: Store,
+        cache_bytes: int = _CIPHER_CACHE,
+    ):
+        self.circuit = circuit
+        self.machine = machine
+        self.store = store
+        self.executor = Executor(circuit, machine, operands)
+        self._components = components_of(circuit)
+        self._cache: ByteCache[Any] = ByteCache(cache_bytes)
+
+    def run(self, task: Task) -> Spent:
+        """Execute an "evaluate" task; its results are in the store when this returns."""
+        ciphers: MutableMapping[int, Any] = {c: self._load(c) for c in task.needs}
+        gives = set(task.gives)
+        spent = self.executor.run(task.instructions, ciphers, gives.__contains__)
+        for c in task.gives:
+            blob = self.machine.to_bytes(ciphers[c])
+            self.store.write(c, blob)
+            self._cache.put(c, ciphers[c], len(blob))
+        return spent
+
+    def _load(self, c: int) -> Any:
+        def make() -> tuple[Any, int]:
+            blob = self.store.read(c)
+            level, scale = int(self.circuit.level[c]), float(self.circuit.scale[c])
+            return self.machine.from_bytes(blob, level, scale, int(self._components[c])), len(blob)
+
+        return self._cache.get(c, make)
+
+
+def fork_worker(
+    runner: TaskRunner, tasks: Sequence[Task], close: Iterator[socket.socket]
+) -> tuple[int, socket.socket]:
+    """Start a worker.
+
+    Args:
+      runner: shared with the child by copy-on-write.
+      tasks: the plan.
+      close: the server's sockets, which the child must not keep.
+
+    Returns:
+      Process number and the link to it.
+    """
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, ours
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ours.close()
+        for link in close:
+            link.close()
+        _loop(theirs, runner, tasks)
+        status = 0
+    except ProtocolError:
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _loop(link: socket.socket, runner: TaskRunner, tasks: Sequence[Task]) -> None:
+    shared = resident_bytes()
+    while True:
+        header, _ = receive(link)
+        try:
+            answer: dict[str, Any] = runner.run(tasks[int(header["task"])]).to_message()
+        except BackendError as error:
+            answer = {"error": to_message(error)}
+        except (RuntimeError, ValueError, OSError, MemoryError, KeyError, IndexError) as error:
+            answer = {"error": to_message(error)}
+        answer["grown"] = max(0, peak_bytes() - shared)
+        answer["jax"] = "jax" in sys.modules
+        send(link, answer)

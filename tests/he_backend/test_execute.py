@@ -1,0 +1,134 @@
+"""Executing whole Circuits: every instruction kind, counts, grouping, errors with their place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from he_backend.errors import BackendError, MissingRotationKey, ValueRangeError
+from he_backend.execute import Executor, components_of, scalar_groups
+from he_backend.local import run_local, twin_ranges
+from he_backend.machines.slots import SlotsMachine
+from hesim.circuit.circuit import Circuit, Kind
+
+TOLERANCE = 2.0**-20
+
+
+def everything(draft, rng):
+    """A Circuit with all ten kinds, and the value of its two outputs."""
+    x, y = rng.uniform(-1, 1, (2, draft.slots))
+    w = rng.uniform(-1, 1, draft.slots)
+    a, b = draft.input(x), draft.input(y)
+    product = draft.rescale(draft.relinearize(draft.dot((2, a, b), (-1, a, a))))
+    draft.op = 1
+    mixed = draft.rescale(draft.dot_plain((a, w), (b, 0.25)))
+    both = draft.add((1, product), (-3, mixed))
+    rotated = draft.rotate(draft.add_plain(both, w), 5)
+    low = draft.drop(rotated, 0)
+    again = draft.refresh(low, 1)
+    last = draft.rescale(draft.dot_plain((again, 1.5)))
+    first = np.roll(2 * x * y - x * x - 3 * (w * x + 0.25 * y) + w, -5)
+    return draft.circuit(rotated, last), (x, y), (first, 1.5 * first)
+
+
+def check(circuit, machine, inputs, operands, expected):
+    outputs = [int(tap.cipher[0]) for tap in circuit.outputs]
+    vectors, spent = run_local(circuit, machine, inputs, operands, outputs)
+    for tap, value in zip(circuit.outputs, expected, strict=True):
+        np.testing.assert_allclose(tap.read(vectors), value, atol=TOLERANCE)
+    assert {k: v for k, v in spent.counts.items() if v} == {
+        k: v for k, v in circuit.ledger.counts().items() if v
+    }
+    return spent
+
+
+def test_every_kind(draft, rng, machine):
+    circuit, inputs, expected = everything(draft, rng)
+    assert set(circuit.kind.tolist()) == set(range(10))
+    spent = check(circuit, machine, inputs, draft.operands, expected)
+    assert set(spent.seconds) == {-1, 0, 1} and all(s >= 0 for s in spent.seconds.values())
+
+
+def test_saved_circuit_runs_the_same(draft, rng, machine, tmp_path):
+    circuit, inputs, expected = everything(draft, rng)
+    circuit.save(tmp_path / "c.npz")
+    check(Circuit.load(tmp_path / "c.npz"), machine, inputs, draft.operands, expected)
+
+
+def test_three_components_through_add_rescale_and_drop(draft, rng, machine):
+    x, y = rng.uniform(-1, 1, (2, draft.slots))
+    a, b = draft.input(x), draft.input(y)
+    pair = draft.add((1, draft.dot((1, a, b))), (-1, draft.dot((1, b, b))))
+    c = draft.relinearize(draft.drop(draft.rescale(pair), 1))
+    circuit = draft.circuit(c)
+    assert components_of(circuit).tolist() == [2, 2, 3, 3, 3, 3, 3, 2]
+    check(circuit, machine, (x, y), [], (x * y - y * y,))
+
+
+def matrix_circuit(draft, rng, rows=5, columns=6):
+    x = rng.uniform(-1, 1, (columns, draft.slots))
+    w = rng.uniform(-1, 1, (rows, columns))
+    w[1] = 0.0
+    ciphers = [draft.input(v) for v in x]
+    outputs = [
+        draft.rescale(draft.dot_plain(*((c, float(v)) for c, v in zip(ciphers, row, strict=True))))
+        for row in w
+    ]
+    return draft.circuit(*outputs), x, w
+
+
+def test_matrix_by_scalars_is_grouped(draft, rng, machine):
+    circuit, x, w = matrix_circuit(draft, rng)
+    groups = scalar_groups(circuit, range(len(circuit)))
+    assert sorted(groups) == np.flatnonzero(circuit.kind == Kind.DOT_PLAIN).tolist()
+    assert len({id(g) for g in groups.values()}) == 1
+    check(circuit, machine, x, [], tuple(w @ x))
+
+
+def test_executor_keeps_no_more_than_asked(draft, rng, params):
+    circuit, x, _ = matrix_circuit(draft, rng)
+    machine = SlotsMachine(params, draft.slots)
+    ciphers = {i: machine.encrypt(v, 3, params.scale(3)) for i, v in enumerate(x)}
+    work = [i for i in range(len(circuit)) if circuit.kind[i] != Kind.INPUT]
+    wanted = {int(tap.cipher[0]) for tap in circuit.outputs}
+    Executor(circuit, machine, []).run(work, ciphers, wanted.__contains__)
+    assert set(ciphers) == set(range(len(x))) | wanted
+
+
+def test_missing_key_names_operation_and_source(draft, rng, machine):
+    a = draft.input(rng.uniform(-1, 1, draft.slots))
+    draft.op = 1
+    circuit = draft.circuit(draft.rotate(a, 3))
+    with pytest.raises(MissingRotationKey, match=r"`second` at model.py:20.*step 3") as caught:
+        run_local(circuit, machine, draft.input_values, [], [1])
+    assert caught.value.operation == "second" and caught.value.source == "model.py:20 (second)"
+
+
+def test_a_wrong_scale_in_the_circuit_is_refused(draft, rng, machine):
+    a = draft.input(rng.uniform(-1, 1, draft.slots))
+    c = draft.rescale(draft.dot_plain((a, 0.5)))
+    circuit = draft.circuit(c)
+    circuit.scale[c] *= 1.001
+    with pytest.raises(BackendError, match="`first` at model.py:10.*scales differ"):
+        run_local(circuit, machine, draft.input_values, [], [c])
+
+
+def test_refresh_refuses_values_out_of_range(draft, rng, machine):
+    x = rng.uniform(-1, 1, draft.slots)
+    a = draft.drop(draft.input(x), 0)
+    circuit = draft.circuit(draft.refresh(a, 2))
+    run_local(circuit, machine, [x], [], [2], ranges={a: (-1.1, 1.1)})
+    with pytest.raises(ValueRangeError, match="`first` at model.py:10.*calibrated range"):
+        run_local(circuit, machine, [x], [], [2], ranges={a: (-0.1, 0.1)})
+
+
+def test_nan_input_names_its_leaf(draft, rng, machine):
+    x = rng.uniform(-1, 1, draft.slots)
+    x[4] = np.nan
+    circuit = draft.circuit(draft.input(x))
+    with pytest.raises(BackendError, match=r"input args\[0\].*NaN"):
+        run_local(circuit, machine, [x], [], [0])
+
+
+def test_observed_ranges_widen():
+    assert twin_ranges({3: (-1.0, 3.0)}) == {3: (-2.0 - 2.0**-10, 4.0 + 2.0**-10)}

@@ -1,0 +1,241 @@
+"""Both machines do the same, and refuse the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from he_backend.errors import (
+    BackendError,
+    BlobError,
+    CircuitError,
+    EncodeError,
+    MissingRotationKey,
+    ValueRangeError,
+)
+from he_backend.machines.protocol import Machine
+from he_backend.machines.pyfhel import PyfhelMachine
+from he_backend.machines.slots import SlotsMachine
+
+TOLERANCE = 2.0**-20
+
+
+def fresh(machine, rng, level=3, count=1):
+    values = [rng.uniform(-1, 1, machine.slots) for _ in range(count)]
+    scale = machine.params.scale(level)
+    return values, [machine.encrypt(v, level, scale) for v in values]
+
+
+def near(machine, cipher, expected):
+    np.testing.assert_allclose(machine.decrypt(cipher), expected, atol=TOLERANCE)
+
+
+def test_is_a_machine(machine):
+    assert isinstance(machine, Machine)
+    assert machine.encrypts == (machine.name == "pyfhel")
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_encrypts_at_any_level(machine, rng, level):
+    (x,), (a,) = fresh(machine, rng, level)
+    assert (a.level, a.components) == (level, 2)
+    near(machine, a, x)
+
+
+def test_add_with_factors(machine, rng):
+    (x, y, z), (a, b, c) = fresh(machine, rng, 2, 3)
+    near(machine, machine.add([a, b, c], [3, -1, -5]), 3 * x - y - 5 * z)
+    near(machine, machine.add([a], [-1]), -x)
+
+
+def test_results_are_new_and_arguments_unchanged(machine, rng):
+    (x, y), (a, b) = fresh(machine, rng, 2, 2)
+    machine.add([a, b], [1, 1])
+    machine.rescale(machine.relinearize(machine.dot([a], [b], [1])))
+    machine.rotate(a, 1)
+    machine.drop(a, 0)
+    machine.add_plain(a, machine.encode(1.0, 2, a.scale))
+    near(machine, a, x)
+    near(machine, b, y)
+
+
+def test_dot_rescaled(machine, rng):
+    (x, y, z), (a, b, c) = fresh(machine, rng, 2, 3)
+    product = machine.dot([a, b, b], [a, c, b], [1, -1, 3])
+    assert product.components == 3 and product.scale == a.scale * a.scale
+    result = machine.rescale(machine.relinearize(product))
+    assert result.components == 2 and result.level == 1
+    near(machine, result, x * x - y * z + 3 * y * y)
+
+
+def test_three_components_decrypt(machine, rng):
+    (x, y), (a, b) = fresh(machine, rng, 2, 2)
+    near(machine, machine.dot([a], [b], [1]), x * y)
+
+
+def test_canonical_scale_after_rescale(machine, rng):
+    _, (a,) = fresh(machine, rng, 3)
+    result = machine.rescale(machine.relinearize(machine.dot([a], [a], [1])))
+    settled = machine.settle(result, 2, machine.params.scale(2))
+    assert settled.scale == machine.params.scale(2)
+
+
+def test_dot_plain_vectors_and_scalars(machine, rng):
+    (x, y), (a, b) = fresh(machine, rng, 2, 2)
+    w = rng.uniform(-1, 1, machine.slots)
+    scale = machine.params.scale(2)
+    plains = [machine.encode(w, 2, scale), machine.encode(-0.37, 2, scale)]
+    near(machine, machine.rescale(machine.dot_plain([a, b], plains)), w * x - 0.37 * y)
+
+
+def test_dot_scalars_is_dot_plain_row_by_row(machine, rng):
+    values, ciphers = fresh(machine, rng, 2, 5)
+    rows = rng.uniform(-2, 2, (6, 5))
+    rows[3] = 0.0
+    scale = machine.params.scale(2)
+    results = machine.dot_scalars(ciphers, rows, scale)
+    for row, result in zip(rows, results, strict=True):
+        near(machine, machine.rescale(result), row @ np.stack(values))
+    plains = [machine.encode(float(v), 2, scale) for v in rows[0]]
+    one = machine.dot_plain(ciphers, plains)
+    assert (results[0].level, results[0].scale) == (one.level, one.scale)
+    if machine.encrypts:
+        assert machine.to_bytes(results[0]) == machine.to_bytes(one)
+
+
+def test_rotate_is_cyclic_in_the_effective_slots(machine, rng):
+    (x,), (a,) = fresh(machine, rng, 1)
+    near(machine, machine.rotate(a, 5), np.roll(x, -5))
+    near(machine, machine.rotate(a, 0), x)
+    near(machine, machine.rotate(a, machine.slots + 1), np.roll(x, -1))
+
+
+def test_missing_rotation_key_names_the_step(machine, rng):
+    _, (a,) = fresh(machine, rng, 1)
+    with pytest.raises(MissingRotationKey, match="step 3") as caught:
+        machine.rotate(a, 3)
+    assert caught.value.step == 3
+
+
+def test_zero_plaintexts(machine, rng):
+    (x,), (a,) = fresh(machine, rng, 2)
+    scale = machine.params.scale(2)
+    for zero in (0.0, np.zeros(machine.slots), 1e-14, np.full(machine.slots, 1e-15)):
+        plain = machine.encode(zero, 2, scale)
+        nothing = machine.dot_plain([a], [plain])
+        assert (nothing.level, nothing.scale) == (2, a.scale * scale)
+        near(machine, machine.rescale(nothing), np.zeros_like(x))
+        near(machine, machine.add_plain(a, plain), x)
+    near(machine, machine.dot_plain([a, a], [machine.encode(0.0, 2, scale), machine.encode(1.0, 2, scale)]), x)
+
+
+def test_cancelling_sums(machine, rng):
+    (x, y), (a, b) = fresh(machine, rng, 2, 2)
+    near(machine, machine.add([a, a], [1, -1]), np.zeros_like(x))
+    near(machine, machine.add([a, a, b], [1, -1, 1]), y)
+    nothing = machine.dot([a, a], [b, b], [1, -1])
+    assert nothing.components == 3
+    near(machine, machine.rescale(machine.relinearize(nothing)), np.zeros_like(x))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_encode_refuses_values_that_are_not_finite(machine, bad):
+    vector = np.zeros(machine.slots)
+    vector[3] = bad
+    for values in (vector, bad):
+        with pytest.raises(EncodeError, match="NaN or infinite"):
+            machine.encode(values, 1, machine.params.scale(1))
+        with pytest.raises(EncodeError, match="NaN or infinite"):
+            machine.encrypt(values, 1, machine.params.scale(1))
+
+
+def test_encode_refuses_what_would_wrap(machine):
+    scale = machine.params.scale(0)
+    limit = machine.params.capacity(0)
+    machine.encrypt(0.9 * limit, 0, scale)
+    for values in (1.1 * limit, np.full(machine.slots, -1.1 * limit)):
+        with pytest.raises(EncodeError, match="too large for level 0"):
+            machine.encrypt(values, 0, scale)
+    machine.encrypt(1.1 * limit, 1, machine.params.scale(1))
+
+
+def test_encode_refuses_a_wrong_length(machine):
+    with pytest.raises(EncodeError, match="slots"):
+        machine.encode(np.zeros(machine.slots + 1), 1, machine.params.scale(1))
+
+
+def test_levels_and_scales_must_agree(machine, rng):
+    _, (a,) = fresh(machine, rng, 2)
+    _, (b,) = fresh(machine, rng, 1)
+    with pytest.raises(CircuitError, match="different levels"):
+        machine.add([a, b], [1, 1])
+    with pytest.raises(CircuitError, match="scales differ"):
+        machine.add([machine.drop(a, 1), machine.settle(b, 1, b.scale * 1.0000001)], [1, 1])
+    with pytest.raises(CircuitError, match="different levels"):
+        machine.add_plain(a, machine.encode(1.0, 1, a.scale))
+    with pytest.raises(CircuitError, match="scales differ"):
+        machine.add_plain(a, machine.encode(1.0, 2, a.scale * 1.01))
+
+
+def test_rescale_ends_at_level_zero(machine, rng):
+    _, (a,) = fresh(machine, rng, 0)
+    with pytest.raises(CircuitError, match="no level is left"):
+        machine.rescale(a)
+
+
+def test_products_need_room(machine, rng):
+    _, (a,) = fresh(machine, rng, 0)
+    with pytest.raises(CircuitError, match="out of bounds at level 0"):
+        machine.dot([a], [a], [1])
+
+
+def test_three_components_do_not_rotate_or_multiply(machine, rng):
+    _, (a,) = fresh(machine, rng, 2)
+    square = machine.dot([a], [a], [1])
+    with pytest.raises(CircuitError, match="relinearize first"):
+        machine.rotate(square, 1)
+    with pytest.raises(CircuitError, match="relinearize first"):
+        machine.dot([square], [a], [1])
+
+
+def test_settle_refuses_more_than_dust(machine, rng):
+    _, (a,) = fresh(machine, rng, 2)
+    assert machine.settle(a, 2, a.scale * (1 + 2.0**-48)).scale == a.scale * (1 + 2.0**-48)
+    with pytest.raises(CircuitError, match="scales differ"):
+        machine.settle(a, 2, a.scale * (1 + 2.0**-30))
+    with pytest.raises(CircuitError, match="level"):
+        machine.settle(a, 1, a.scale)
+
+
+def test_bytes_come_back(machine, rng):
+    (x, y), (a, b) = fresh(machine, rng, 2, 2)
+    for cipher, value in ((a, x), (machine.dot([a], [b], [1]), x * y)):
+        blob = machine.to_bytes(cipher)
+        assert len(blob) == machine.cipher_size(cipher.components, cipher.level)
+        back = machine.from_bytes(blob, cipher.level, cipher.scale, cipher.components)
+        near(machine, back, value)
+
+
+def test_blobs_are_refused(machine, rng):
+    _, (a,) = fresh(machine, rng, 2)
+    blob = machine.to_bytes(a)
+    scale = a.scale
+    for wrong in (blob[:-1], blob + b"\0", b"", bytes(len(blob)), b"\xff" * len(blob)):
+        with pytest.raises(BlobError):
+            machine.from_bytes(wrong, 2, scale)
+    for level, announced, components in ((1, scale, 2), (2, scale * 1.5, 2), (2, scale, 3)):
+        with pytest.raises(BlobError):
+            machine.from_bytes(blob, level, announced, components)
+
+
+def test_slots_machine_sees_the_overflow_that_seal_does_not(params):
+    machine = SlotsMachine(params, 32)
+    a = machine.encrypt(400.0, 0, params.scale(0))
+    with pytest.raises(ValueRangeError, match="too large for level 0"):
+        machine.add([a, a], [1, 1])
+
+
+def test_decrypt_needs_the_secret_key(params):
+    public = PyfhelMachine(params, 32)
+    with pytest.raises(BackendError, match="no secret key"):
+        public.decrypt(None)  # type: ignore[arg-type]

@@ -1,0 +1,81 @@
+"""The task plan: covers the Circuit, never waits in a circle, cuts and merges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from he_backend.execute import operands_of
+from he_backend.schedule import plan
+from hesim.circuit.circuit import Kind
+
+
+def random_circuit(draft, seed: int, length: int):
+    """Instructions that take any earlier results of the same level, operations interleaved."""
+    rng = np.random.default_rng(seed)
+    top = draft.params.levels
+    ids = [draft.input(np.zeros(draft.slots)) for _ in range(3)]
+    draft.names = [f"op{k}" for k in range(5)]
+    for _ in range(length):
+        draft.op = int(rng.integers(0, 5))
+        a = int(rng.choice(ids))
+        if draft.level(a) == 0 or rng.random() < 0.2:
+            ids.append(draft.refresh(a, top))
+        else:
+            same = [c for c in ids if draft.level(c) == draft.level(a)]
+            b = int(rng.choice(same))
+            ids.append(draft.rescale(draft.relinearize(draft.dot((1, a, b)))))
+    return draft.circuit(*ids[-3:])
+
+
+def assert_sound(circuit, schedule, delivered):
+    done: set[int] = set()
+    made: set[int] = set()
+    for task in schedule.tasks:
+        assert schedule.waits_for(task) <= done
+        assert set(task.needs) <= made
+        if task.kind != "deliver":
+            for i in task.instructions:
+                assert set(operands_of(circuit, i)) <= set(task.needs) | set(task.instructions)
+                assert (circuit.kind[i] in (Kind.INPUT, Kind.REFRESH)) == task.client
+            made |= set(task.gives)
+        done.add(task.id)
+    work = [t for t in schedule.tasks if t.kind != "deliver"]
+    assert sorted(i for t in work for i in t.instructions) == list(range(len(circuit)))
+    deliveries = [c for t in schedule.tasks if t.kind == "deliver" for c in t.instructions]
+    assert sorted(deliveries) == sorted(delivered)
+
+
+@given(seed=st.integers(0, 10**6), length=st.integers(1, 60), target=st.sampled_from([1e-4, 0.01, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_random_circuits_are_planned_soundly(params, new_draft, seed, length, target):
+    circuit = random_circuit(new_draft(params, 32), seed, length)
+    delivered = {int(tap.cipher[0]) for tap in circuit.outputs if tap is not None}
+    schedule = plan(circuit, delivered, target)
+    assert_sound(circuit, schedule, delivered)
+    assert schedule == plan(circuit, delivered, target)
+
+
+@pytest.mark.parametrize(("target", "fewest", "most"), [(1e-6, 30, 10**9), (1e9, 1, 6)])
+def test_target_decides_the_size(params, new_draft, target, fewest, most):
+    draft = new_draft(params, 32)
+    ids = [draft.input(np.zeros(32)) for _ in range(4)]
+    outputs = [draft.rescale(draft.dot_plain((c, 0.5))) for c in ids for _ in range(8)]
+    tasks = plan(draft.circuit(*outputs), [], target).tasks
+    assert fewest <= len(tasks) <= most
+
+
+def test_a_chain_is_cut_and_ciphertexts_die(params, new_draft):
+    draft = new_draft(params, 32)
+    c = draft.input(np.zeros(32))
+    first = c
+    for _ in range(40):
+        c = draft.add((1, c), (1, c))
+    circuit = draft.circuit(c)
+    schedule = plan(circuit, [c], target=float(1e-5))
+    assert len(schedule.tasks) > 4
+    assert_sound(circuit, schedule, [c])
+    assert schedule.consumers[first] == (1,)
+    assert schedule.tasks[schedule.consumers[c][0]].kind == "deliver"
