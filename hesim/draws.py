@@ -52,21 +52,22 @@ class Draws:
         self._half = 0.5 * params.n
         self._skip = 0 if elements <= self._size else _STRIDE
         self._cursor = 0
-        self._shapes: dict[tuple[int, float], Any] = {}
+        self._shapes: dict[tuple[Any, ...], Any] = {}
 
-    def noise(self, like: Any, noise: Noise, scale: float) -> Any:
+    def noise(self, like: Any, noise: Noise, scale: float, *, moved: bool = False) -> Any:
         """An error of the shape and dtype of ``like``, in values: coefficients over ``scale``.
 
-        Given the key, an element's variance is (N/2)·(direct + keyed·h·W) / scale².
+        Given the key, an element's variance is (N/2)·(direct + keyed·h·W) / scale². ``moved`` takes
+        W from other slots than those of the element, as an error made before or after a rotation.
         """
         direct, keyed = noise.direct, noise.keyed * self._norm
         std = math.sqrt(self._half * (direct + keyed)) / scale
         if std == 0.0:
             return jnp.zeros_like(like)
-        out = self._normal(like.size)
+        out = self._normal(like.size).astype(like.dtype)
         if keyed > 0.0:
-            out = out * self._shape(like.size, keyed / (direct + keyed))
-        return std * out.reshape(like.shape).astype(like.dtype)
+            out = out * self._shape(like, keyed / (direct + keyed), moved)
+        return std * out.reshape(like.shape)
 
     def plain(self, like: Any, std: float) -> Any:
         """Normal numbers of this std, as for the rounding of an encoded plaintext."""
@@ -83,11 +84,13 @@ class Draws:
             return self._pool[:0]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
-    def _shape(self, count: int, part: float) -> Any:
-        """sqrt(1 - part + part·W) for the first ``count`` elements; its mean square is 1."""
-        if (count, part) not in self._shapes:
-            w = self._secret
+    def _shape(self, like: Any, part: float, moved: bool) -> Any:
+        """sqrt(1 - part + part·W) for each element; its mean square is 1."""
+        count, place = like.size, (like.size, like.dtype, part, moved)
+        if place not in self._shapes:
+            w = self._secret[::-1] if moved else self._secret
+            w = w.astype(like.dtype)
             if count > w.size:
                 w = jnp.tile(w, -(-count // w.size))
-            self._shapes[count, part] = jnp.sqrt(1.0 - part + part * w[:count])
-        return self._shapes[count, part]
+            self._shapes[place] = jnp.sqrt(1.0 - part + part * w[:count])
+        return self._shapes[place]

@@ -69,7 +69,8 @@ class Operation:
         if not self.place.rotated:
             return x
         level = self.place.operand_level
-        return self.with_noise(x, formulas.key_switch(self.params, level, self.profile), level)
+        switch = formulas.key_switch(self.params, level, self.profile)
+        return x + self.draws.noise(x, switch, self.params.scale(level), moved=True)
 
     def encoded(self, w: Any) -> Any:
         """A public operand plus the error of its encoding, if it is encoded at all."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.depth import operation_depth
+from hesim.errors import LevelError
 from hesim.params import CKKSParams
 from hesim.program import Literal, Var
 
@@ -58,12 +59,20 @@ def canonical(program: Program, params: CKKSParams) -> dict[int, Placement]:
     Each operand that has fewer levels left than the operation needs is refreshed to the top level
     first. Operands of unequal levels meet at the lowest. A polynomial deeper than the whole chain
     ends at level 0: a refresh inside it is not modelled.
+
+    Raises:
+      LevelError: an operation needs a level, and the parameters have none at all.
     """
     levels = {v.id: params.levels for v in program.inputs if v.encrypted}
     schedule: dict[int, Placement] = {}
     for equation in program.ops:
         operands = _encrypted(equation)
         depth = _depth(program, equation)
+        if depth and not params.levels:
+            raise LevelError(
+                f"`{equation.name}` at {equation.source} needs a level, and these parameters have "
+                f"none: take levels={depth} or more"
+            )
         needed = min(depth, params.levels)
         refreshed = frozenset(v.id for v in operands if levels[v.id] < needed)
         if equation.name == "refresh":

@@ -1,0 +1,177 @@
+"""CKKS parameters: primes, scales, sizes, and the security check."""
+
+import dataclasses
+import math
+import pickle
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hesim.errors import ParameterError
+from hesim.params import (
+    SCALE_TOLERANCE_BITS,
+    CKKSParams,
+    InsecureParametersWarning,
+    largest_levels,
+    smallest_ring,
+)
+
+CHAINS = st.tuples(
+    st.integers(10, 15),  # log_n
+    st.integers(0, 20),  # levels
+    st.integers(30, 50),  # scale_bits
+    st.integers(0, 10),  # first_bits above scale_bits
+    st.integers(0, 10),  # special_bits above first_bits
+)
+
+
+def insecure(*shape: int) -> CKKSParams:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InsecureParametersWarning)
+        return CKKSParams(*shape, security=None)
+
+
+def is_prime(q: int) -> bool:
+    return all(pow(a, q - 1, q) == 1 for a in range(2, 60))
+
+
+@settings(max_examples=40, deadline=None)
+@given(CHAINS)
+def test_primes_are_distinct_ntt_primes_and_scales_do_not_drift(chain):
+    log_n, levels, scale, first, special = chain
+    first = min(60, scale + first)
+    p = insecure(log_n, levels, scale, first, min(60, first + special))
+    assert len(p.primes) == levels + 1
+    assert len(set(p.moduli)) == levels + 2
+    assert all(q % (2 * p.n) == 1 and q < 1 << 60 and is_prime(q) for q in p.moduli)
+    assert p.primes[0].bit_length() == p.first_bits
+    assert p.special.bit_length() == p.special_bits
+    for level in range(levels + 1):
+        assert abs(math.log2(p.scale(level)) - scale) <= SCALE_TOLERANCE_BITS
+    for level in range(levels, 0, -1):
+        product = p.scale(level) ** 2
+        assert p.scale(level - 1) == pytest.approx(product / p.primes[level], rel=1e-15)
+
+
+def test_greedy_choice_keeps_long_chains_within_a_thousandth_of_a_bit():
+    p = CKKSParams(15, 18, 40, 50, 60)
+    assert max(abs(math.log2(p.scale(l)) - 40) for l in range(19)) < 1e-3
+
+
+def test_too_few_small_primes_are_refused():
+    with pytest.raises(ParameterError, match="scale_bits"):
+        insecure(15, 12, 20, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("log_n", "security", "levels"),
+    [(13, 128, 2), (14, 128, 8), (15, 128, 18), (14, 192, 4), (15, 256, 9)],
+)
+def test_largest_levels_is_secure_and_one_more_is_not(log_n, security, levels):
+    assert largest_levels(log_n, 40, 50, 60, security) == levels
+    p = CKKSParams(log_n, levels, 40, 50, 60, security=security)
+    assert p.log_qp == pytest.approx(sum(math.log2(q) for q in (*p.primes, p.special)))
+    with pytest.raises(ParameterError):
+        CKKSParams(log_n, levels + 1, 40, 50, 60, security=security)
+
+
+def test_refusal_names_what_fits():
+    with pytest.raises(ParameterError) as error:
+        CKKSParams(13, 4, 40, 50, 60)
+    message = str(error.value)
+    assert "special prime included" in message
+    assert "levels=2" in message
+    assert f"log_n={smallest_ring(4, 40, 50, 60)}" in message
+
+
+def test_between_the_tables_of_2018_and_2024_the_newer_one_decides():
+    with pytest.raises(ParameterError, match="2018 table, which SEAL uses, allows 438"):
+        CKKSParams(14, 8, 40, 54, 60)
+
+
+def test_no_ring_and_no_levels_are_said():
+    with pytest.raises(ParameterError, match="No number of levels fits"):
+        CKKSParams(11, 1, 40, 50, 60)
+    with pytest.raises(ParameterError, match="No ring up to"):
+        CKKSParams(17, 100, 40, 50, 60)
+
+
+def test_switching_the_check_off_is_loud():
+    with pytest.warns(InsecureParametersWarning, match="INSECURE"):
+        CKKSParams(13, 4, 40, 50, 60, security=None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"log_n": 3},
+        {"log_n": 18},
+        {"levels": -1},
+        {"levels": 1.0},
+        {"scale_bits": 61},
+        {"special_bits": 61},
+        {"first_bits": 35},
+        {"special_bits": 45},
+        {"security": 100},
+    ],
+)
+def test_impossible_sizes_are_refused(wrong):
+    right = {"log_n": 14, "levels": 3, "scale_bits": 40, "first_bits": 50, "special_bits": 60}
+    with pytest.raises(ParameterError):
+        CKKSParams(**{**right, **wrong})
+
+
+def test_sizes_in_bytes():
+    p = CKKSParams(15, 18, 40, 50, 60)
+    assert p.key_bytes() == 16 * 2**15 * 20 * 19
+    assert p.key_bytes(3) == 3 * p.key_bytes()
+    assert p.ciphertext_bytes(0) == 2 * 8 * 2**15
+    assert p.ciphertext_bytes(18, components=3) == 3 * 8 * 2**15 * 19
+    assert p.plaintext_bytes(4) == 8 * 2**15 * 5
+
+
+def test_capacity_is_the_largest_constant_that_does_not_wrap():
+    p = CKKSParams(14, 4, 40, 50, 60)
+    assert p.capacity(0) == pytest.approx(2.0**9, rel=1e-4)
+    for level in range(5):
+        bound = math.prod(p.primes[: level + 1]) / 2 / p.scale(level)
+        assert p.capacity(level) == pytest.approx(bound, rel=1e-12)
+
+
+def test_levels_outside_the_chain_are_refused():
+    p = CKKSParams(14, 4, 40, 50, 60)
+    for call in (p.scale, p.log_q, p.capacity, p.ciphertext_bytes):
+        with pytest.raises(ParameterError, match="levels 0 to 4"):
+            call(5)
+        with pytest.raises(ParameterError):
+            call(-1)
+
+
+def test_params_are_plain_data():
+    p = CKKSParams(14, 4, 40, 50, 60)
+    assert pickle.loads(pickle.dumps(p)) == p
+    assert CKKSParams(**dataclasses.asdict(p)).moduli == p.moduli
+    assert hash(p) == hash(dataclasses.replace(p))
+
+
+def test_seal_accepts_the_primes():
+    pyfhel = pytest.importorskip("Pyfhel")
+    for shape in [(13, 2, 40, 50, 60), (14, 8, 40, 50, 60), (13, 3, 30, 40, 50)]:
+        p = CKKSParams(*shape)
+        assert p.seal_checks
+        he = pyfhel.Pyfhel()
+        status = he.contextGen(
+            scheme="ckks", n=p.n, qi=list(p.moduli), scale=2.0**p.scale_bits, sec=128
+        )
+        assert status == "success: valid"
+
+
+def test_seal_refuses_what_its_own_table_does():
+    pyfhel = pytest.importorskip("Pyfhel")
+    p = insecure(13, 4, 40, 50, 60)
+    assert not p.seal_checks
+    he = pyfhel.Pyfhel()
+    status = he.contextGen(scheme="ckks", n=p.n, qi=list(p.moduli), scale=2.0**40, sec=128)
+    assert "valid" not in status.split(": ")[-1].split()

@@ -1,0 +1,75 @@
+"""`predict`: error per operation against simulation and closed forms."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hesim import noise as formulas
+from hesim.params import CKKSParams
+from hesim.predictions import predict
+from hesim.profiles import profile
+from hesim.trace import trace
+
+PARAMS = CKKSParams(14, 5, 40, 50, 60)
+SEAL = profile("seal")
+
+
+def fn(x, w):
+    return {"y": jnp.square(x @ w) * 0.5 + x, "w": w}
+
+
+def arguments():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(128, 16)), rng.normal(size=(16, 16)) / 4
+    return x.astype(np.float32), w.astype(np.float32)
+
+
+def test_predictions_are_float64_and_leave_the_precision_of_jax_alone():
+    args = arguments()
+    program = trace(fn, *args)
+    prediction = predict(program, PARAMS, args, keys=2)
+    assert len(prediction.ops) == len(program.ops)
+    assert prediction.exact["y"].dtype == np.float64
+    x, w = (a.astype(np.float64) for a in args)
+    np.testing.assert_allclose(prediction.exact["y"], 0.5 * (x @ w) ** 2 + x, rtol=1e-13)
+    np.testing.assert_array_equal(prediction.outputs["w"], w)
+    error = prediction.outputs["y"] - prediction.exact["y"]
+    assert 0 < np.std(error) < 2.0**-22
+    assert jnp.zeros(1).dtype == jnp.float32
+
+
+def test_the_first_operation_has_the_closed_form():
+    x, w = arguments()
+    prediction = predict(trace(fn, x, w), PARAMS, (x, w), keys=16)
+    carried = [formulas.fresh(PARAMS.n, SEAL), formulas.key_switch(PARAMS, 5, SEAL)]
+    variance = sum(formulas.value_std(c, PARAMS, 5, SEAL) ** 2 for c in carried)
+    variance *= float(np.mean(np.sum(w.astype(float) ** 2, 0)))
+    variance += formulas.value_std(formulas.rescale(SEAL), PARAMS, 4, SEAL) ** 2
+    first = prediction.ops[0]
+    assert first.std == pytest.approx(math.sqrt(variance), rel=0.04)
+    assert 3.2 < first.q999 / first.std < 5.5
+    assert [op.level for op in prediction.ops] == [4, 3, 3, 3]
+
+
+def test_the_same_seed_gives_the_same_prediction():
+    args = arguments()
+    program = trace(fn, *args)
+    one, two, other = (predict(program, PARAMS, args, keys=2, seed=s) for s in (0, 0, 1))
+    assert one.ops == two.ops
+    assert one.ops != other.ops
+
+
+def test_gradients_are_predicted_too():
+    x, w = arguments()
+
+    def loss(x, w):
+        return jnp.sum(jnp.square(fn(x, w)["y"]))
+
+    program = trace(jax.grad(loss, argnums=1), x[:8], w)
+    prediction = predict(program, PARAMS, (x[:8], w), keys=2)
+    x64, w64 = jnp.asarray(x[:8]), jnp.asarray(w)
+    np.testing.assert_allclose(prediction.exact, jax.grad(loss, argnums=1)(x64, w64), rtol=1e-4)
+    assert all(0 < op.std < 2.0**-14 for op in prediction.ops)
