@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from approx.errors import ApproxError, DomainError, ToleranceError
+from approx.plan import minimal_depth
 from approx.polynomial import Interval, Polynomial, check_intervals
 from approx.remez import grid
 from approx.targets import NAMED
@@ -154,7 +155,9 @@ class Composite:
         margin = fraction * (b - a)
         outside = np.linspace(0.0, margin, 513)
         points = np.concatenate([grid([(a, b)], 4097), a - outside, b + outside])
-        return float(np.max(np.abs(self(points))))
+        with np.errstate(all="ignore"):
+            sizes = np.abs(self(points))
+        return float(np.max(np.where(np.isnan(sizes), np.inf, sizes)))
 
 
 def composite(
@@ -199,9 +202,8 @@ def composite(
     if kind in ("sign", "relu"):
         from approx import signs
 
-        build = signs.sign if kind == "sign" else signs.relu
         if kind == "sign":
-            return build(intervals, tol, degrees)
+            return signs.sign(intervals, tol, degrees)
         return signs.relu(intervals, tol, degrees, gap)
     if kind == "exp_squaring":
         return _exp_squaring(intervals, tol, squarings, degree)
@@ -333,7 +335,10 @@ def _weighted_seed(hull: Interval, k: int, degree: int, goal: float) -> Composit
     return _squared([Node("polynomial", (0,), poly)], hull, k, degree)
 
 
-# --- 1 / sqrt(x) by Newton's iteration --------------------------------------------------------------
+# --- 1 / sqrt(x) by Newton's iteration ------------------------------------------------------------
+
+
+_SEEDS = (3, 5, 7, 9, 11, 13, 15, 19, 23, 27, 31, 39, 47, 55, 63, 95, 127)  # degrees tried
 
 
 def _inv_sqrt(
@@ -347,9 +352,11 @@ def _inv_sqrt(
             raise ApproxError("inv_sqrt needs degree= and steps=, or tol=.")
         return _newton((a, b), degree, steps)
     best: Composite | None = None
-    for degree_ in [degree] if degree is not None else [3, 7, 15, 31, 63, 127]:
-        for steps_ in [steps] if steps is not None else range(7):
-            graph = _newton((a, b), degree_, steps_)
+    for n in [degree] if degree is not None else _SEEDS:
+        if best is not None and minimal_depth(n) + 1 > best.depth:
+            break
+        for count in [steps] if steps is not None else range(7):
+            graph = _newton((a, b), n, count)
             if graph.max_error <= tol:
                 if best is None or (graph.depth, graph.products) < (best.depth, best.products):
                     best = graph

@@ -208,7 +208,9 @@ class Polynomial:
         inside = 0.5 * (a + b) + 0.5 * (b - a) * angles
         outside = np.linspace(0.0, margin, 257)
         points = np.concatenate([inside, a - outside, b + outside])
-        return float(np.max(np.abs(self(points))))
+        with np.errstate(all="ignore"):
+            sizes = np.abs(self(points))
+        return float(np.max(np.where(np.isnan(sizes), np.inf, sizes)))
 
     # --- storage --------------------------------------------------------------------------------
 

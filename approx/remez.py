@@ -133,7 +133,10 @@ def _level(
     signs = (-1.0) ** np.arange(len(reference))
     last = signs if weight is None else signs / weight(reference)
     system = np.column_stack([basis(indices, reference), last])
-    solution = np.linalg.solve(system, function(reference))
+    try:
+        solution = np.linalg.solve(system, function(reference))
+    except np.linalg.LinAlgError:  # the family is dependent to rounding: a very short interval
+        solution, *_ = np.linalg.lstsq(system, function(reference), rcond=None)
     return solution[:-1], float(solution[-1])
 
 

@@ -1,0 +1,113 @@
+"""Figures about polynomials: error curve, behaviour outside the domain, error against degree.
+
+Each function returns a matplotlib Figure that belongs to no window, for notebooks and files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from approx.remez import grid
+from approx.targets import find
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from approx.composites import Composite
+    from approx.polynomial import Polynomial
+
+
+def error_curve(approximation: Polynomial | Composite, target: Any, count: int = 4001) -> Figure:
+    """p - f over the domain, with its bound and the local extrema where it equioscillates.
+
+    Args:
+      approximation: a polynomial or a composite.
+      target: a name or a callable, as for ``approx.fit``.
+      count: points drawn.
+    """
+    function = find(target)
+    figure, axes = _figure("x", "approximation - target")
+    tops = []
+    for a, b in approximation.intervals:
+        x = grid([(a, b)], count, function.kinks)
+        error = approximation(x) - function(x)
+        axes.plot(x, error, color="C0", linewidth=1.2)
+        for run in np.split(np.arange(len(x)), np.flatnonzero(np.diff(np.sign(error))) + 1):
+            top = run[int(np.argmax(np.abs(error[run])))]
+            tops.append((x[top], error[top]))
+    high = np.array([t for t in tops if abs(t[1]) > 0.9 * approximation.max_error])
+    if len(high):
+        axes.plot(
+            high[:, 0], high[:, 1], "o", color="C1", markersize=4, label=f"{len(high)} extrema"
+        )
+    for sign in (-1.0, 1.0):
+        label = _bound_label(approximation) if sign > 0 else None
+        level = sign * approximation.max_error
+        axes.axhline(level, color="C3", linestyle="--", linewidth=0.8, label=label)
+    axes.set_title(_title(approximation))
+    axes.legend(loc="upper right", fontsize="small")
+    return figure
+
+
+def outside(
+    approximation: Polynomial | Composite, target: Any, fraction: float = 0.25, count: int = 2001
+) -> Figure:
+    """The approximation and its target up to ``fraction`` of the domain's width outside it."""
+    function = find(target)
+    a, b = approximation.hull
+    margin = fraction * (b - a)
+    x = np.linspace(a - margin, b + margin, count)
+    figure, axes = _figure("x", "value")
+    with np.errstate(all="ignore"):
+        values, wanted = approximation(x), function(x)
+    axes.plot(x, wanted, color="black", linewidth=1.0, label=str(function.name))
+    axes.plot(x, values, color="C0", linewidth=1.5, label="approximation")
+    axes.axvspan(a, b, color="C2", alpha=0.12, label="domain")
+    inside = wanted[(x >= a) & (x <= b) & np.isfinite(wanted)]
+    axes.set_yscale("symlog", linthresh=max(float(np.max(np.abs(inside))), 1e-12))
+    axes.set_title(_title(approximation))
+    axes.legend(fontsize="small")
+    return figure
+
+
+def error_against_degree(
+    target: Any,
+    domain: Any,
+    degrees: Sequence[int],
+    methods: Sequence[str] = ("minimax", "chebyshev"),
+) -> Figure:
+    """max_error of ``approx.fit`` for each degree and method, on a logarithmic axis."""
+    from approx.fitting import fit
+
+    figure, axes = _figure("degree", "maximum error")
+    for method in methods:
+        errors = [fit(target, domain, degree=n, method=method).max_error for n in degrees]
+        axes.semilogy(list(degrees), errors, "o-", markersize=3, label=method)
+    axes.set_title(f"{find(target).name} on {domain}")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _figure(xlabel: str, ylabel: str) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return figure, axes
+
+
+def _title(approximation: Polynomial | Composite) -> str:
+    return (
+        f"{approximation.name}: degree {approximation.degree}, {approximation.depth} levels, "
+        f"max error {approximation.max_error:.2e}"
+    )
+
+
+def _bound_label(approximation: Polynomial | Composite) -> str:
+    return "certified bound" if approximation.certified else "estimated maximum"
