@@ -49,7 +49,12 @@ class Checkpoints:
             max_to_keep=keep, enable_async_checkpointing=False, create=True
         )
         self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_names=("state", "notes")
+            self.folder,
+            options=options,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "notes": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def __enter__(self) -> Checkpoints:

@@ -140,7 +140,7 @@ def make_step(
         grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, opt, state.key), metrics
 
     return jax.jit(step)

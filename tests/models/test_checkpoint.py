@@ -1,0 +1,68 @@
+"""Checkpoints: what is saved comes back to the bit, and another model's is refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    config_of,
+    sites_from_json,
+    sites_to_json,
+)
+from models.config import EncoderConfig
+from models.encoder import Model
+from models.sites import fit_ranges, function_of, site_names
+from models.train import initial_state
+
+CONFIG = EncoderConfig(layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=9, pooler=(4,))
+
+
+def state_of(config: EncoderConfig, seed: int):
+    key = jax.random.key(seed)
+    return initial_state(Model(config).init(key), optax.adam(1e-3), key)
+
+
+def test_round_trip_with_notes(tmp_path):
+    saved = state_of(CONFIG, 5)
+    with Checkpoints(tmp_path) as store:
+        assert store.latest is None
+        store.save(3, saved, {"config": CONFIG.to_json(), "history": [{"loss": 0.1}]})
+    with Checkpoints(tmp_path) as store:
+        found = store.restore(state_of(CONFIG, 0))
+        assert store.latest == 3
+        assert config_of(store.notes()) == CONFIG
+        assert store.notes()["history"] == [{"loss": 0.1}]
+    jax.tree.map(np.testing.assert_array_equal, found.params, saved.params)
+    assert jnp.array_equal(jax.random.key_data(found.key), jax.random.key_data(saved.key))
+    assert jax.tree.structure(found) == jax.tree.structure(saved)
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as store:
+        for step in range(4):
+            store.save(step, {"x": jnp.full((2,), step)})
+        assert float(store.restore({"x": jnp.zeros(2, jnp.int32)})["x"][0]) == 3
+        with pytest.raises(CheckpointError):
+            store.restore({"x": jnp.zeros(2, jnp.int32)}, step=0)
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    with Checkpoints(tmp_path) as store:
+        store.save(1, state_of(CONFIG, 0))
+        with pytest.raises(CheckpointError, match="kernel"):
+            store.restore(state_of(CONFIG.replace(ffn=12), 0))
+
+
+def test_empty_folder(tmp_path):
+    with Checkpoints(tmp_path) as store, pytest.raises(CheckpointError, match="no checkpoint"):
+        store.restore({"x": jnp.zeros(2)})
+
+
+def test_sites_keep_every_bit():
+    table = {"exp": (-5.0, 0.0), "inv_sqrt": (0.5, 3.1), "relu": (-2.0, 2.0), "tanh": (-1.0, 1.0)}
+    sites = fit_ranges(CONFIG, {n: table[function_of(n)] for n in site_names(CONFIG)})
+    assert sites_from_json(sites_to_json(sites)) == sites

@@ -1,0 +1,47 @@
+"""Configurations: what they refuse, their JSON, the presets' sizes."""
+
+import jax
+import pytest
+
+from models.config import PRESETS, EncoderConfig, preset
+from models.encoder import Model
+from models.lora import count, is_adapter_or_head, partition
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"hidden": 10, "heads": 3},
+        {"ffn": 7},
+        {"layers": 0},
+        {"attention": "linear"},
+        {"activation": "swish"},
+        {"positions": "rotary"},
+        {"pooler": ()},
+        {"lora_targets": ("queries",)},
+    ],
+)
+def test_impossible_shapes_are_refused(bad: dict):
+    with pytest.raises(ValueError):
+        EncoderConfig(**bad)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_json_round_trip(name: str):
+    assert EncoderConfig.from_json(preset(name).to_json()) == preset(name)
+
+
+def test_unknown_preset_names_the_known_ones():
+    with pytest.raises(ValueError, match="demo"):
+        preset("huge")
+
+
+def test_paper_trains_fifteen_matrices():
+    shapes = jax.eval_shape(Model(preset("paper")).init, jax.random.key(0))
+    trained, frozen = partition(shapes, is_adapter_or_head)
+    assert len(jax.tree.leaves(trained)) == 15
+    # Adapters: 2 layers, q k v, A and B of 768 x 2; head: 768 x 32, 32 x 1024, 1024 x 2.
+    assert count(trained) == 2 * 3 * 2 * 768 * 2 + 768 * 32 + 32 * 1024 + 1024 * 2
+    words = 32768 * 768
+    block = 4 * 768**2 + 768 * 3072 + 1536 * 768 + 4 * 768
+    assert count(frozen) == words + 1 + 2 * 768 + 2 * block + 2 * 768

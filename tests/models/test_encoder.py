@@ -1,0 +1,239 @@
+"""The encoder: against a plain NumPy model, its twin, with padding, as a traced program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hesim
+from models.config import EncoderConfig, preset
+from models.encoder import Model
+from models.sites import FitSettings, Sites, fit_ranges, function_of, site_names
+
+SMALL = EncoderConfig(hidden=8, heads=2, ffn=12, sequence=6, vocabulary=20, pooler=(5, 7))
+RANGES = {"exp": (-6.0, 0.0), "inv_sqrt": (0.5, 6.0), "tanh": (-2.5, 2.5)}
+
+
+def random_params(config: EncoderConfig, seed: int = 0):
+    """Parameters in which gains, biases and adapters are not at their special initial values."""
+    params = Model(config).init(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    moved = [
+        leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, moved)
+
+
+def inputs(config: EncoderConfig, batch: int = 3, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, config.vocabulary, (batch, config.sequence)).astype(np.int32)
+    lengths = rng.integers(2, config.sequence + 1, batch)
+    mask = (np.arange(config.sequence) < lengths[:, None]).astype(np.float32)
+    return np.where(mask > 0, tokens, config.padding_id), mask
+
+
+def twin_of(model: Model, degree: int) -> Sites:
+    wide = {n: RANGES.get(function_of(n), (-3.0, 3.0)) for n in site_names(model.config)}
+    degrees = tuple((f, degree) for f in ("exp", "gelu", "inv_sqrt", "relu", "tanh"))
+    return fit_ranges(model.config, wide, FitSettings(degrees=degrees, margin=0.0))
+
+
+def numpy_model(config: EncoderConfig, params, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The textbook model in float64, nothing folded, nothing skipped."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, float), params)
+
+    def norm(x: np.ndarray, affine=None) -> np.ndarray:
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_epsilon)
+        return x if affine is None else affine["scale"] * x + affine["bias"]
+
+    def linear(x: np.ndarray, layer) -> np.ndarray:
+        y = x @ layer["kernel"]
+        if "lora_a" in layer:
+            y = y + config.lora_scale * (x @ layer["lora_a"]) @ layer["lora_b"]
+        return y
+
+    def activation(x: np.ndarray) -> np.ndarray:
+        kind = config.activation.removeprefix("glu_")
+        if kind == "relu":
+            return np.maximum(x, 0)
+        if kind == "gelu":
+            return np.asarray(jax.nn.gelu(x, approximate=False))
+        return x
+
+    x = p["embedding"]["word"][tokens]
+    if config.positions == "sinusoidal":
+        place = np.arange(config.sequence)[:, None]
+        i = np.arange(config.hidden)[None]
+        angle = place / 10000 ** (2 * (i // 2) / config.hidden)
+        x = x + p["embedding"]["position"] * np.where(i % 2 == 0, np.sin(angle), np.cos(angle))
+    elif config.positions == "learned":
+        x = x + p["embedding"]["position"]
+    x = norm(x, p["embedding"].get("norm"))
+    d = config.head_dim
+    for block in p["blocks"].values():
+        y = norm(x, block["attention_norm"]) if "attention_norm" in block else x
+        heads = []
+        weight = mask / mask.sum(-1, keepdims=True) if config.attention_mean else mask
+        for h in range(config.heads):
+            s = slice(h * d, (h + 1) * d)
+            q, k, v = (linear(y, block["attention"][n])[..., s] for n in ("query", "key", "value"))
+            if config.attention == "gaussian":
+                distance = ((q[:, :, None] - k[:, None]) ** 2).sum(-1)
+                heads.append(np.exp(-distance / (2 * d**0.5)) @ (v * weight[..., None]))
+            else:
+                score = np.exp(q @ k.transpose(0, 2, 1) / d**0.5) * mask[:, None]
+                heads.append(score / score.sum(-1, keepdims=True) @ v)
+        x = x + linear(np.concatenate(heads, -1), block["attention"]["output"])
+        y = norm(x, block["ffn_norm"])
+        up = y @ block["ffn"]["up"]["kernel"]
+        if config.gated:
+            half = config.ffn // 2
+            inner = up[..., :half] * activation(up[..., half:])
+        else:
+            inner = activation(up)
+        x = x + inner @ block["ffn"]["down"]["kernel"]
+    z = norm(x[:, 0], p["final_norm"])
+    for layer in p["pooler"].values():
+        z = z @ layer["kernel"]
+    return np.tanh(z) @ p["head"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention": "softmax"},
+        {"activation": "gelu", "positions": "learned"},
+        {"activation": "glu_bilinear", "positions": "none"},
+        {"activation": "glu_gelu", "attention_mean": False},
+        {"activation": "relu", "first_norm": True, "layers": 3},
+        {"first_norm": True, "lora_rank": 2, "lora_alpha": 3.0},
+    ],
+)
+def test_exact_model_is_the_textbook_one(changes: dict):
+    config = SMALL.replace(**changes)
+    params = random_params(config)
+    tokens, mask = inputs(config)
+    ours = Model(config).predict(params, tokens, mask)
+    np.testing.assert_allclose(
+        np.asarray(ours), numpy_model(config, params, tokens, mask), rtol=2e-4, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"first_norm": True}])
+def test_polynomial_twin_approaches_the_exact_model(changes: dict):
+    config = SMALL.replace(activation="glu_gelu", **changes)
+    model, params = Model(config), Model(config).init(jax.random.key(3))
+    tokens, mask = inputs(config)
+    exact = model.predict(params, tokens, mask)
+    errors = [
+        float(
+            jnp.max(
+                jnp.abs(model.with_sites(twin_of(model, d)).predict(params, tokens, mask) - exact)
+            )
+        )
+        for d in (5, 31)
+    ]
+    assert errors[1] < 1e-4
+    assert errors[1] < errors[0] / 10
+
+
+def test_one_site_may_be_polynomial_alone():
+    model = Model(SMALL)
+    params = model.init(jax.random.key(0))
+    tokens, mask = inputs(SMALL)
+    exact = model.predict(params, tokens, mask)
+    for name, function in twin_of(model, 31).entries:
+        if function_of(name) == "relu":
+            continue
+        mixed = model.with_sites(Sites.of({name: function}))
+        np.testing.assert_allclose(mixed.predict(params, tokens, mask), exact, atol=2e-3)
+
+
+@pytest.mark.parametrize("attention", ["gaussian", "softmax"])
+def test_padding_never_changes_a_result(attention: str):
+    config = SMALL.replace(attention=attention)
+    params = random_params(config)
+    tokens, mask = inputs(config)
+    other = np.where(mask > 0, tokens, (tokens + 7) % config.vocabulary)
+    assert (other != tokens).any()
+    model = Model(config)
+    np.testing.assert_array_equal(
+        model.predict(params, tokens, mask), model.predict(params, other, mask)
+    )
+    changed = np.where(np.arange(config.sequence) == 1, (tokens + 7) % config.vocabulary, tokens)
+    assert not np.allclose(
+        model.predict(params, tokens, mask), model.predict(params, changed, mask)
+    )
+
+
+def test_twin_traces_to_polynomial_operations_without_affine_levels():
+    model = Model(preset("demo", vocabulary=30, sequence=4, hidden=8, ffn=8, pooler=(4,)))
+    twin = model.with_sites(twin_of(model, 7))
+    params = model.init(jax.random.key(0))
+    tokens, mask = inputs(model.config)
+    x = twin.embed(params, tokens)
+    program = hesim.trace(twin.encrypted_forward, params, x, mask, encrypted=(1,))
+    polynomials = [op.params["poly"] for op in program.ops if op.name == "polynomial"]
+    assert len(polynomials) == len(site_names(model.config))
+    assert {p.depth for p in polynomials} == {3}
+    # q, scores, exp, S V, output | square, 1/sqrt, product, up, relu, gate, down ...
+    attention, norm, ffn = 1 + 1 + 3 + 1 + 1, 1 + 3 + 1, 1 + 3 + 1 + 1
+    assert (
+        program.depth
+        == (attention + norm + ffn) + (norm + attention + norm + ffn) + norm + 1 + 3 + 1
+    )
+    np.testing.assert_allclose(
+        program(params, x, mask), twin.predict(params, tokens, mask), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_exact_model_is_refused_by_the_tracer_at_a_line_of_the_caller():
+    model = Model(SMALL)
+    params = model.init(jax.random.key(0))
+    tokens, mask = inputs(SMALL)
+    with pytest.raises(hesim.NotHomomorphicError):
+        hesim.trace(
+            model.encrypted_forward, params, model.embed(params, tokens), mask, encrypted=(1,)
+        )
+
+
+def test_gradient_of_encrypted_adapters_traces():
+    from models.lora import combine, is_adapter, partition
+    from models.losses import squared_error
+
+    config = SMALL.replace(lora_rank=2, activation="glu_bilinear")
+    model = Model(config, low_rank=True)
+    model = model.with_sites(twin_of(model, 5))
+    adapters, frozen = partition(random_params(config), is_adapter)
+    tokens, mask = inputs(config)
+
+    def loss(adapters, frozen, x, mask, targets):
+        return squared_error(model.encrypted_forward(combine(adapters, frozen), x, mask), targets)
+
+    arguments = (
+        adapters,
+        frozen,
+        model.embed(frozen, tokens),
+        mask,
+        jnp.eye(2)[jnp.array([0, 1, 1])],
+    )
+    program = hesim.trace(jax.grad(loss), *arguments, encrypted=(0, 2, 4))
+    exact = jax.grad(loss)(*arguments)
+    for ours, theirs in zip(
+        jax.tree.leaves(program(*arguments)), jax.tree.leaves(exact), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(exact))
+
+
+def test_dropout_draws_from_the_key_and_keeps_rows_normalised():
+    model = Model(SMALL)
+    params = model.init(jax.random.key(0))
+    tokens, _ = inputs(SMALL)
+    a, b = (model.embed(params, tokens, dropout=0.3, key=jax.random.key(s)) for s in (0, 1))
+    assert not np.allclose(a, b)
+    np.testing.assert_allclose(jnp.var(a, axis=-1), 1.0, atol=1e-2)
+    np.testing.assert_allclose(jnp.mean(a, axis=-1), 0.0, atol=1e-5)
