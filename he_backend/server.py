@@ -75,7 +75,7 @@ class Server:
         self.store = Store(folders.store)
         self.store.clean()
         self.journal = Journal(folders.journal)
-        self.schedule: Schedule = plan(self.circuit, config["deliver"])
+        self.schedule: Schedule = plan(self.circuit, config["deliver"], config["task_seconds"])
         self.runner = TaskRunner(self.circuit, self.machine, operands, self.store)
         self.components = components_of(self.circuit)
         self.workers: list[_Peer] = []

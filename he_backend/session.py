@@ -49,6 +49,7 @@ class Job:
       ranges: calibrated ranges of slot values, by ciphertext.
       workers, clients: processes. worker_deaths: how many may die before the run gives up.
       progress: called on every finished task.
+      task_seconds: predicted seconds that a task should take.
     """
 
     circuit: Circuit
@@ -61,6 +62,7 @@ class Job:
     clients: int = 2
     worker_deaths: int = 3
     progress: Callable[[Progress], None] | None = None
+    task_seconds: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _claim(job: Job) -> None:
     identity = {
         "circuit": digest_of(fresh),
         "operands": _digest(job.operands),
+        "task_seconds": job.task_seconds,
         "deliver": hashlib.sha256(np.asarray(job.deliver, np.int64).tobytes()).hexdigest(),
     }
     secret = {"inputs": _digest(job.inputs)}
@@ -213,6 +216,7 @@ class _Processes:
                 "workers": job.workers,
                 "worker_deaths": job.worker_deaths,
                 "deliver": [int(c) for c in job.deliver],
+                "task_seconds": job.task_seconds,
             },
         )
         self.ready = self._first(link, "server")
@@ -256,11 +260,28 @@ class _Processes:
         try:
             return receive(link)[0]
         except ProtocolError as error:
+            reported = self._pending_error(name)
+            if reported is not None:
+                raise reported from error
             folder = self.job.folders.server if name == "server" else self.job.folders.client
             raise BackendError(
-                f"the {name} process ended unexpectedly; see {name.replace(' ', '')}.log in {folder}. "
-                f"Finished tasks are kept: run again with the same run_dir to resume"
+                f"the {name} process ended unexpectedly; see {name.replace(' ', '')}.log in "
+                f"{folder}. Finished tasks are kept: run again with the same run_dir to resume"
             ) from error
+
+    def _pending_error(self, besides: str) -> BackendError | None:
+        """What another process has to say about a failure: the clients first, they know most."""
+        for name, _, link in sorted(self.children, key=lambda child: child[0]):
+            if name == besides:
+                continue
+            link.settimeout(1.0)
+            with contextlib.suppress(OSError, ProtocolError):
+                header = receive(link)[0]
+                while header["type"] == "progress":
+                    header = receive(link)[0]
+                if header["type"] == "error":
+                    return from_message(header["error"])
+        return None
 
     def listen(self) -> tuple[dict[str, Any], bool]:
         """Hear events until the server is finished. Raises what a process reports."""
@@ -279,17 +300,9 @@ class _Processes:
                         return header, bool(self.ready["jax"])
 
     def _explained(self, name: str, message: dict[str, Any]) -> BackendError:
-        """The client's own account of a refusal, if that is what the server reports."""
-        error = from_message(message)
-        if name == "server" and message["kind"] == "ClientRefusedError":
-            for other, _, link in self.children:
-                if other.startswith("client"):
-                    with contextlib.suppress(OSError, ProtocolError):
-                        link.settimeout(2.0)
-                        header, _ = receive(link)
-                        if header["type"] == "error":
-                            return from_message(header["error"])
-        return error
+        """The client's own account of a refusal, if a refusal is what the server reports."""
+        refused = name == "server" and message["kind"] == "ClientRefusedError"
+        return (self._pending_error(name) if refused else None) or from_message(message)
 
     def _progress(self, header: dict[str, Any]) -> None:
         if self.job.progress is None:

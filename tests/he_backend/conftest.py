@@ -42,7 +42,9 @@ class Draft:
 
     def _put(self, kind, level, scale, terms=(), param=0, source=None) -> int:
         self.rows.append((kind, level, scale, param, self.op if source is None else source))
-        self.terms.append([(t[0], t[1] if len(t) > 1 else -1, t[2] if len(t) > 2 else 1) for t in terms])
+        self.terms.append(
+            [(t[0], t[1] if len(t) > 1 else -1, t[2] if len(t) > 2 else 1) for t in terms]
+        )
         if kind in LEDGER:
             self.counts[LEDGER[kind]] += 1
         return len(self.rows) - 1
@@ -112,9 +114,7 @@ class Draft:
 
     def rescale(self, c: int) -> int:
         level = self.level(c)
-        return self._put(
-            Kind.RESCALE, level - 1, self.scale(c) / self.params.primes[level], [(c,)]
-        )
+        return self._put(Kind.RESCALE, level - 1, self.scale(c) / self.params.primes[level], [(c,)])
 
     def drop(self, c: int, level: int) -> int:
         return self._put(Kind.DROP, level, self.scale(c), [(c,)], level)

@@ -126,7 +126,11 @@ def test_zero_plaintexts(machine, rng):
         assert (nothing.level, nothing.scale) == (2, a.scale * scale)
         near(machine, machine.rescale(nothing), np.zeros_like(x))
         near(machine, machine.add_plain(a, plain), x)
-    near(machine, machine.dot_plain([a, a], [machine.encode(0.0, 2, scale), machine.encode(1.0, 2, scale)]), x)
+    near(
+        machine,
+        machine.dot_plain([a, a], [machine.encode(0.0, 2, scale), machine.encode(1.0, 2, scale)]),
+        x,
+    )
 
 
 def test_cancelling_sums(machine, rng):

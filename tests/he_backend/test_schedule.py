@@ -48,7 +48,9 @@ def assert_sound(circuit, schedule, delivered):
     assert sorted(deliveries) == sorted(delivered)
 
 
-@given(seed=st.integers(0, 10**6), length=st.integers(1, 60), target=st.sampled_from([1e-4, 0.01, 1.0]))
+@given(
+    seed=st.integers(0, 10**6), length=st.integers(1, 60), target=st.sampled_from([1e-4, 0.01, 1.0])
+)
 @settings(max_examples=60, deadline=None)
 def test_random_circuits_are_planned_soundly(params, new_draft, seed, length, target):
     circuit = random_circuit(new_draft(params, 32), seed, length)
