@@ -15,8 +15,8 @@ from hesim.circuit.batching import batch_axes, candidates
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, Pack, Tap
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
-from hesim.circuit.layout import Tensor, input_tables
-from hesim.circuit.lower import Lowering, stripped
+from hesim.circuit.layout import Tensor, input_tables, stripped
+from hesim.circuit.lower import Lowering
 from hesim.circuit.publics import Publics
 from hesim.errors import LayoutError
 from hesim.params import CKKSParams

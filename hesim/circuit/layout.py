@@ -10,11 +10,12 @@ side by side in each column.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Tensor", "input_tables", "ranks", "unique_rows"]
+__all__ = ["Tensor", "input_tables", "ranks", "stripped", "unique_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,11 @@ class Tensor:
             if n >= 0:
                 out[int(n)][c] = True
         return out
+
+
+def stripped(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
+    """`shape` without the batch axis."""
+    return tuple(d for k, d in enumerate(shape) if k != axis)
 
 
 def input_tables(
