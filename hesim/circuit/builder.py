@@ -7,14 +7,16 @@ decided afterwards (`levels`), so a kernel says only what happens to the data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hesim.circuit.circuit import Kind, Pack
+from hesim.circuit.cost import instruction_seconds
 
-__all__ = ["Builder", "Node", "Plain", "Stage"]
+__all__ = ["Builder", "Node", "Overspent", "Plain", "Stage"]
 
 Plain = tuple[int, int]
 """A plaintext: (pack, row)."""
@@ -53,6 +55,10 @@ class Stage:
     refreshed: bool = False
 
 
+class Overspent(Exception):
+    """The operations so far cost more at level 1 than the whole budget."""
+
+
 class Builder:
     """Collects stages. Columns are slots divided by the batch width.
 
@@ -62,7 +68,9 @@ class Builder:
       period: per node, the period of its content in columns (`columns` if it has none).
     """
 
-    def __init__(self, columns: int, width: int, batch: int):
+    def __init__(
+        self, columns: int, width: int, batch: int, *, log_n: int = 14, budget: float = math.inf
+    ):
         self.columns = columns
         self.width = width
         self.batch = batch
@@ -73,6 +81,9 @@ class Builder:
         self.period: list[int] = []
         self._rotated: dict[tuple[int, int], int] = {}
         self._open: Stage | None = None
+        self._log_n = log_n
+        self._budget = budget
+        self._spent = 0.0
 
     # --- stages -------------------------------------------------------------------------------
 
@@ -110,6 +121,9 @@ class Builder:
     def _add(self, kind, terms, param=0, *, size=2, double=False, support, period) -> int:
         stage = self._open
         assert stage is not None
+        self._spent += instruction_seconds(kind, 1, len(terms), self._log_n)
+        if self._spent > self._budget:
+            raise Overspent
         node = len(self.nodes)
         self.nodes.append(Node(kind, tuple(terms), param, stage.id, size, double))
         self.support.append(support)

@@ -12,7 +12,7 @@ import numpy as np
 from hesim.circuit import levels
 from hesim.circuit.account import ledger
 from hesim.circuit.batching import batch_axes, candidates
-from hesim.circuit.builder import Builder
+from hesim.circuit.builder import Builder, Overspent
 from hesim.circuit.circuit import Circuit, Pack, Tap
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
 from hesim.circuit.layout import Tensor, input_tables, stripped
@@ -37,6 +37,7 @@ class _Choice:
     width: int
     columns: int
     slot_axes: tuple[tuple[int, ...], ...]
+    ciphers: int
 
 
 def compile(
@@ -68,9 +69,12 @@ def compile(
     price = _price(refresh_price)
     best: tuple[float, _Compiled] | None = None
     failure: Exception | None = None
-    for choice in _choices(program, params, batch, layouts):
+    choices = sorted(_choices(program, params, batch, layouts), key=lambda choice: choice.ciphers)
+    for choice in choices:
         try:
-            compiled = _Compiled(program, params, choice, price)
+            compiled = _Compiled(program, params, choice, price, best[0] if best else math.inf)
+        except Overspent:
+            continue
         except LayoutError as error:
             failure = error
             continue
@@ -133,7 +137,7 @@ def _layouts(secret: list[Var], params, axes, size: int, layouts) -> Iterator[_C
             ciphers += input_tables(shape, on_slots, min(room, max(need, 1)))[2]
         if ciphers > _MOST_INPUTS:
             continue
-        yield _Choice(axes, size, width, min(room, need), slot_axes)
+        yield _Choice(axes, size, width, min(room, need), slot_axes, ciphers)
 
 
 def _policies(shapes: list[tuple[int, ...]]):
@@ -155,10 +159,19 @@ def _policies(shapes: list[tuple[int, ...]]):
 class _Compiled:
     """One layout choice, lowered and scheduled."""
 
-    def __init__(self, program: Program, params: CKKSParams, choice: _Choice, price: float | None):
+    def __init__(
+        self,
+        program: Program,
+        params: CKKSParams,
+        choice: _Choice,
+        price: float | None,
+        budget: float,
+    ):
         self.program, self.params, self.choice = program, params, choice
         self.publics = Publics(program)
-        self.builder = b = Builder(choice.columns, choice.width, choice.batch)
+        self.builder = b = Builder(
+            choice.columns, choice.width, choice.batch, log_n=params.log_n, budget=budget
+        )
         self.lowering = Lowering(program, self.publics, b, choice.axes)
         self.inputs = self._place_inputs()
         self.lowering.run()

@@ -6,7 +6,9 @@ import numpy as np
 
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Pack
+from hesim.circuit.cost import relative_cost
 from hesim.circuit.kernels import linear
+from hesim.circuit.kernels import spread as spreading
 from hesim.circuit.layout import Tensor, ranks, unique_rows
 
 __all__ = ["add", "add_public", "cleaned", "explicit", "relaid", "scaled", "scaled_by_public"]
@@ -20,6 +22,24 @@ def add(
     an, ac = left.node.reshape(-1).astype(np.int64), left.column.reshape(-1).astype(np.int64)
     bn, bc = right.node.reshape(-1).astype(np.int64), right.column.reshape(-1).astype(np.int64)
     forward, backward = _triples(b, an, ac, bn, bc), _triples(b, bn, bc, an, ac)
+    fewest = min(len(forward[0]), len(backward[0]))
+    if fewest > 2 * max(len(left.nodes), len(right.nodes)):
+        # Many distances: copying the narrow operand once beats a ciphertext for every distance.
+        for wide, narrow, at in ((an, bn, ac), (bn, an, bc)):
+            column = bc if narrow is bn else ac
+            spread = spreading.plan(b, np.where(wide >= 0, narrow, -1), column, at)
+            if spread is not None and spread.cost < relative_cost(rotations=fewest) / 2:
+                table = np.full(len(b.nodes) + 1, -1, np.int64)
+                for old, new in spread.emit(b, source).items():
+                    table[old] = new
+                both = (an >= 0) & (bn >= 0)
+                renamed, moved = np.where(both, table[narrow], narrow), np.where(both, at, column)
+                if narrow is bn:
+                    bn, bc = renamed, moved
+                else:
+                    an, ac = renamed, moved
+                forward, backward = _triples(b, an, ac, bn, bc), _triples(b, bn, bc, an, ac)
+                break
     swap = len(backward[0]) < len(forward[0])
     triples, klass = backward if swap else forward
     column = np.where(an < 0, bc, np.where(bn < 0, ac, bc if swap else ac))

@@ -13,6 +13,7 @@ import numpy as np
 from hesim.circuit.builder import Builder
 from hesim.circuit.cost import relative_cost
 from hesim.circuit.kernels import reduce
+from hesim.circuit.kernels import spread as spreading
 from hesim.circuit.layout import unique_rows
 
 __all__ = ["apply"]
@@ -31,15 +32,41 @@ def apply(
     Returns:
       (node, column, gain) of the results, each (results,), node -1 where a result is exactly zero.
     """
-    groups = _column_groups(left[1], left[0])
-    swapped = _column_groups(right[1], right[0])
-    plans = [_plan(b, left, right, groups), _plan(b, right, left, swapped)]
+    plans = [_plan(b, left, right), _plan(b, right, left)]
     best = min(plans, key=lambda plan: plan.cost)
+    copied = [
+        _copied(b, source, one, other, best.cost) for one, other in ((left, right), (right, left))
+    ]
+    offers = [offer for offer in copied if offer is not None]
+    if offers:
+        best = min(offers, key=lambda offer: offer[0])[1]()
     node = best.emit(b, source)
     column = best.column
     if node.shape[1] == 1:
         return node[:, 0], column[:, 0], 1.0
     return reduce.apply(b, source, node, column)
+
+
+def _copied(b: Builder, source: int, anchor: Places, other: Places, bound: float):
+    """The offer to copy `other` to the anchor's columns first: (cost, plan maker), or None."""
+    flat = [t.reshape(-1) for t in (other[0], other[1], anchor[1])]
+    both = (flat[0] >= 0) & (anchor[0].reshape(-1) >= 0)
+    spread = spreading.plan(b, np.where(both, flat[0], -1), flat[1], flat[2])
+    if spread is None or spread.cost >= bound:
+        return None
+    aligned = _plan(b, anchor, (other[0], anchor[1]))
+    # A mask takes a level, and levels come from refreshes, about two rotations a ciphertext.
+    cost = spread.cost + aligned.cost + relative_cost(rotations=2 * len(aligned.members))
+    if cost >= bound:
+        return None
+
+    def make() -> _Plan:
+        table = np.full(len(b.nodes) + 1, -1, np.int64)
+        for old, new in spread.emit(b, source).items():
+            table[old] = new
+        return _plan(b, anchor, (table[other[0]], anchor[1]))
+
+    return cost, make
 
 
 def _column_groups(column: np.ndarray, node: np.ndarray) -> list[np.ndarray]:
@@ -95,7 +122,8 @@ class _Plan:
         return parts[0] if len(parts) == 1 else b.add([(1, n) for n in parts])
 
 
-def _plan(b: Builder, anchor: Places, other: Places, groups: list[np.ndarray]) -> _Plan:
+def _plan(b: Builder, anchor: Places, other: Places) -> _Plan:
+    groups = _column_groups(anchor[1], anchor[0])
     results = len(anchor[0])
     most = max(len(g) for g in groups)
     shape = (results, len(groups), most)

@@ -8,7 +8,7 @@ from hesim.circuit.builder import Builder
 from hesim.circuit.kernels import linear
 from hesim.circuit.layout import unique_rows
 
-__all__ = ["apply", "signatures"]
+__all__ = ["apply", "rotate_and_sum", "signatures"]
 
 
 def apply(
@@ -87,25 +87,32 @@ def _sum_places(b: Builder, places: np.ndarray) -> int:
     parts = []
     for steps, nodes in groups.items():
         total = nodes[0] if len(nodes) == 1 else b.add([(1, n) for n in nodes])
-        total = _rotate_and_sum(b, total, list(steps))
-        spacing = steps[1] - steps[0] if len(steps) > 1 else 0
-        if spacing and steps == tuple(range(0, b.columns, spacing)):
-            b.period[total] = min(b.period[total], spacing)
-        parts.append(total)
+        parts.append(rotate_and_sum(b, total, list(steps)))
     return parts[0] if len(parts) == 1 else b.add([(1, n) for n in parts])
 
 
-def _rotate_and_sum(b: Builder, node: int, steps: list[int]) -> int:
-    """Sum of rotations of one node, by doubling where the steps allow it."""
+def rotate_and_sum(b: Builder, node: int, steps: list[int]) -> int:
+    """Sum of rotations of one node by ascending steps, by doubling where they allow it.
+
+    A sum over a whole cycle of equal steps has that step as its period.
+    """
+    total = _rotated_sum(b, node, steps)
+    spacing = steps[1] - steps[0] if len(steps) > 1 else 0
+    if spacing and steps == list(range(0, b.columns, spacing)):
+        b.period[total] = min(b.period[total], spacing)
+    return total
+
+
+def _rotated_sum(b: Builder, node: int, steps: list[int]) -> int:
     if len(steps) == 1:
         return b.rotate(node, steps[0])
     half = len(steps) // 2
     if len(steps) % 2 == 0:
         apart = steps[half] - steps[0]
         if [s + apart for s in steps[:half]] == steps[half:]:
-            inner = _rotate_and_sum(b, node, steps[:half])
+            inner = _rotated_sum(b, node, steps[:half])
             return b.add([(1, inner), (1, b.rotate(inner, apart))])
-    inner = _rotate_and_sum(b, node, steps[:-1])
+    inner = _rotated_sum(b, node, steps[:-1])
     return b.add([(1, inner), (1, b.rotate(node, steps[-1]))])
 
 
