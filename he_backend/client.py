@@ -1,4 +1,4 @@
-"""The key holder's process: encrypts inputs, refreshes, decrypts outputs. The only one with the secret key.
+"""The key holder's process: encrypts inputs, refreshes and decrypts, alone with the secret key.
 
 It is driven by two links: the caller's (configuration in, error details out) and the server's (one
 request at a time). Whatever goes wrong on this side, the server sees the same message, "refused",
@@ -94,9 +94,9 @@ class KeyHolder:
         low, high = self.ranges.get(c, (-np.inf, np.inf))
         if float(vector.min()) < low or float(vector.max()) > high:
             raise ValueRangeError(
-                f"decrypted values from {vector.min():.4g} to {vector.max():.4g} leave the calibrated "
-                f"range [{low:.4g}, {high:.4g}]: an operation before overflowed, or the data is unlike "
-                f"the calibration data"
+                f"decrypted values from {vector.min():.4g} to {vector.max():.4g} leave the "
+                f"calibrated range [{low:.4g}, {high:.4g}]: an operation before overflowed, or the "
+                f"data is unlike the calibration data"
             )
         return vector
 

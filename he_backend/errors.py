@@ -100,8 +100,8 @@ class RunFolderError(BackendError):
 _KINDS = {name: globals()[name] for name in __all__}
 
 
-def to_message(error: BaseException) -> dict[str, str | int]:
-    """`error` as plain data for another process; errors of other classes keep their name in the text."""
+def to_message(error: Exception) -> dict[str, str | int]:
+    """`error` as plain data for another process; foreign classes keep their name in the text."""
     kind = type(error).__name__
     known = kind in _KINDS
     text = Exception.__str__(error) if known else f"{kind}: {error}"

@@ -1,4 +1,4 @@
-"""The exact twin in JAX: every operation's value in float64, and whether polynomials stay in their domain."""
+"""The exact twin in JAX: every operation's value in float64, and polynomial domains checked."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def check_domains(equation: Equation, known: dict[int, np.ndarray]) -> list[Doma
         return []
     error = DomainError(
         f"{bad} of {values.size} values, from {values.min():.5g} to {values.max():.5g}, are fed to "
-        f"{poly!r} outside its domain [{low:g}, {high:g}]; fit it on a wider domain, or penalise the "
-        f"range in training"
+        f"{poly!r} outside its domain [{low:g}, {high:g}]; fit it on a wider domain, or penalise "
+        f"the range in training"
     )
     source = equation.source
     error.at(f"polynomial {poly.name}", str(source) if source is not None else "")

@@ -229,7 +229,7 @@ class Executor:
 
 
 def scalar_groups(circuit: Circuit, order: Iterable[int]) -> dict[int, list[int]]:
-    """dot_plain instructions over the same ciphertexts by scalars only: one matrix product each group.
+    """Groups of dot_plain over the same ciphertexts by scalars only, each one matrix product.
 
     Returns:
       The group of each instruction that is in one.

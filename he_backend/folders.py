@@ -2,7 +2,7 @@
 
     run_dir/            server: circuit.npz, operands/, keys/ (public, relinearization, rotation),
                         store/, journal.jsonl, run.json, server.log
-    run_dir.client/     client only, mode 0700: secret.key (0600), public.key, inputs/, values/, client.log
+    run_dir.client/     client only, mode 0700: secret.key (0600), public.key, inputs/, values/
 
 The secret key never enters `run_dir`.
 """
@@ -35,7 +35,7 @@ class Folders:
 
     @classmethod
     def of(cls, run_dir: str | os.PathLike, client_dir: str | os.PathLike | None = None) -> Folders:
-        """The folders of a run, made if absent. Raises RunFolderError if one lies inside the other."""
+        """The folders of a run, made if absent. Raises RunFolderError if one contains the other."""
         server = Path(run_dir).resolve()
         client = (
             Path(client_dir).resolve() if client_dir else server.with_name(server.name + ".client")
@@ -113,7 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def clean_environment() -> dict[str, str]:
-    """What a child process gets to see: where programs and packages are, and one thread for BLAS."""
+    """What a child process gets to see: where programs and packages are, one thread for BLAS."""
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
     kept = {k: os.environ[k] for k in ("PATH", "LANG", "LC_ALL", "TMPDIR") if k in os.environ}

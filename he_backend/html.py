@@ -55,13 +55,11 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
         ("refreshed ciphertexts, rounds", f"{report.refreshes}, {report.refresh_rounds}"),
         (
             "rotation keys",
-            f"{ledger.rotation_keys} ({ledger.key_bytes / 1e6:.0f} MB with the relinearization key)",
+            f"{ledger.rotation_keys} ({ledger.key_bytes / 1e6:.0f} MB with that of relinearization)",
         ),
         *((name.replace("_", " "), f"{count:,}") for name, count in report.counts.items()),
-        (
-            "tasks; done before; workers replaced",
-            f"{report.tasks}; {report.skipped}; {report.replaced}",
-        ),
+        ("tasks", f"{report.tasks}, of which {report.skipped} were done before"),
+        ("workers replaced", str(report.replaced)),
     ]
 
 

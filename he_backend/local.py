@@ -1,4 +1,4 @@
-"""A whole run in one process on one machine: for plain vectors, and as the twin that checks ranges."""
+"""A whole run in one process: on plain vectors, and as the twin that checks for overflow."""
 
 from __future__ import annotations
 

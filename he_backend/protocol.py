@@ -1,4 +1,4 @@
-"""Messages between the processes of a run: a JSON header and binary blobs, length-prefixed, on a socket."""
+"""Messages between the processes of a run: a JSON header and blobs, length-prefixed."""
 
 from __future__ import annotations
 

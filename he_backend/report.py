@@ -1,4 +1,4 @@
-"""Report: what a run returns, and how far each operation was from the exact and the predicted one."""
+"""Report: what a run returns, and how far each operation was from exact and from predicted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from hesim.circuit.cost import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
     from hesim.circuit.circuit import Ledger
@@ -57,13 +59,13 @@ class Report:
     Attributes:
       outputs: decrypted results, as fn returns them (float64). Decryptions are for the client only.
       exact: the same function in float64, in the clear.
-      encrypted: False if the machine only imitates encryption ("slots"): then nothing was encrypted.
+      encrypted: False for a machine that only imitates it ("slots"): then nothing was encrypted.
       backend: name of the machine. params: ring and primes.
       ledger: what the Circuit says it spends; `counts` is what was counted, and they agree.
       refreshes: refreshed ciphertexts. refresh_rounds: round trips that depend on each other. A run
         with any is interactive: SEAL does not bootstrap.
       seconds: wall-clock, all attempts, without making keys. key_seconds: making keys.
-      bootstrapped_seconds: core-seconds spent, with every refresh priced as a bootstrap instead.
+      core_seconds: spent by workers and clients together on the Circuit.
       peak_bytes: memory of server, workers and clients at their peaks.
       ops: one OpRecord an operation in a comparing run; otherwise only names, levels and seconds.
       outside: messages about polynomials that were fed values outside their domain.
@@ -79,7 +81,7 @@ class Report:
     counts: dict[str, int]
     seconds: float
     key_seconds: float
-    bootstrapped_seconds: float
+    core_seconds: float
     peak_bytes: int
     ops: tuple[OpRecord, ...]
     compared: bool
@@ -99,6 +101,11 @@ class Report:
     def refresh_rounds(self) -> int:
         """Round trips to the key holder that depend on each other."""
         return self.ledger.refresh_rounds
+
+    @property
+    def bootstrapped_seconds(self) -> float:
+        """Core-seconds, had each refresh been a bootstrap of one ciphertext at its usual price."""
+        return self.core_seconds + self.refreshes * BOOTSTRAP_SECONDS
 
     @property
     def interactive(self) -> bool:
@@ -132,7 +139,8 @@ class Report:
         )
         lines = [
             f"{self.backend} ({how}), N = 2^{self.params.log_n}, {self.params.levels} levels",
-            f"{self.seconds:.2f} s, keys {self.key_seconds:.2f} s, peak {self.peak_bytes / 1e9:.2f} GB; {rounds}",
+            f"{self.seconds:.2f} s, keys {self.key_seconds:.2f} s, "
+            f"peak {self.peak_bytes / 1e9:.2f} GB; {rounds}",
             f"largest error {self.max_error:.3g}",
         ]
         if self.skipped:

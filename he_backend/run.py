@@ -22,7 +22,6 @@ from he_backend.memory import peak_bytes
 from he_backend.protocol import Progress
 from he_backend.report import Report
 from hesim.circuit.circuit import Circuit
-from hesim.circuit.cost import BOOTSTRAP_SECONDS
 from hesim.params import CKKSParams
 from hesim.program import Program
 
@@ -70,7 +69,7 @@ def run(
 
     Raises:
       DomainError, EncodeError, ValueRangeError: bad values, naming operation and source line.
-      MissingRotationKey, BlobError, WorkerDied, RunFolderError, BackendError: see `he_backend.errors`.
+      MissingRotationKey, BlobError, WorkerDied, RunFolderError: see `he_backend.errors`.
       LedgerMismatchError: the run spent something else than the Circuit's ledger says.
     """
     if backend not in ("pyfhel", "slots"):
@@ -98,7 +97,12 @@ def run(
             deliver,
             ranges or {},
             (run_dir, client_dir),
-            dict(workers=workers, clients=clients, worker_deaths=worker_deaths, progress=progress),
+            {
+                "workers": workers,
+                "clients": clients,
+                "worker_deaths": worker_deaths,
+                "progress": progress,
+            },
         )
     _check_ledger(circuit, outcome.spent)
     prediction = _predicted(program, circuit, args, keys) if compare else None
@@ -112,7 +116,7 @@ def run(
         counts={name: outcome.spent.counts.get(name, 0) for name in circuit.ledger.counts()},
         seconds=outcome.seconds,
         key_seconds=outcome.key_seconds,
-        bootstrapped_seconds=_bootstrapped(circuit, outcome.spent),
+        core_seconds=sum(outcome.spent.seconds.values()),
         peak_bytes=outcome.peak_bytes,
         ops=op_records(
             circuit, outcome.vectors if compare else None, exact.ops, prediction, outcome.spent
@@ -248,11 +252,3 @@ def _outputs(
         for tap, leaf in zip(circuit.outputs, leaves, strict=True)
     ]
     return tree_util.tree_unflatten(program.out_tree, read)
-
-
-def _bootstrapped(circuit: Circuit, spent: Spent) -> float:
-    """Core-seconds of the servers' work, each refresh at the price of a bootstrap."""
-    predicted = circuit.ledger
-    measured = sum(spent.seconds.values())
-    share = predicted.seconds_bootstrapped - predicted.seconds
-    return measured + max(share, 0.0 if not predicted.refreshes else BOOTSTRAP_SECONDS * 0)

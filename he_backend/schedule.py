@@ -83,7 +83,7 @@ class Schedule:
 
 
 def predicted_seconds(circuit: Circuit) -> np.ndarray:
-    """float64[instructions]: the cost model's seconds, matrix products on residues accounted for."""
+    """float64[instructions]: the cost model's seconds, matrix products on residues included."""
     log_n = circuit.params.log_n
     seconds = np.zeros(len(circuit))
     grouped = scalar_groups(circuit, range(len(circuit)))

@@ -1,8 +1,8 @@
 """The server's process: evaluates a Circuit with public and evaluation keys only. Imports no JAX.
 
 It loads the evaluation keys, forks workers that share them, listens on a Unix socket (0600) for the
-client, and hands out ready tasks until all are done. One thread waits on all links at once. A worker
-that dies is replaced and its task given out again; a client that refuses ends the run.
+client, and hands out ready tasks until all are done. One thread waits on all links at once. A
+worker that dies is replaced and its task given out again; a client that refuses ends the run.
 """
 
 from __future__ import annotations
@@ -241,8 +241,9 @@ class Server:
         ):
             how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status}"
             error = WorkerDied(
-                f"{total} workers died (the last by {how}); if memory ran out, use fewer workers or a "
-                f"smaller batch. Finished tasks are kept: run again with the same run_dir to resume"
+                f"{total} workers died (the last by {how}); if memory ran out, use fewer workers "
+                f"or a smaller batch. Finished tasks are kept: run again with the same run_dir to "
+                f"resume"
             )
             if task is not None and task.op >= 0:
                 error.at(self.circuit.op_names[task.op], self.circuit.op_sources[task.op])

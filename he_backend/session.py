@@ -186,14 +186,22 @@ def _digest(arrays: Sequence[np.ndarray]) -> str:
     return total.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Child:
+    """A process that we started, and the link to it."""
+
+    name: str
+    process: subprocess.Popen
+    link: socket.socket
+
+
 class _Processes:
     """Server and clients of one run, ended when the context is left."""
 
     def __init__(self, job: Job):
         self.job = job
         self.started = time.monotonic()
-        self.children: list[tuple[str, subprocess.Popen, socket.socket]] = []
-        self.rate = 1.0
+        self.children: list[_Child] = []
 
     def __enter__(self) -> _Processes:
         self.sockets = Path(tempfile.mkdtemp(prefix="he-"))
@@ -232,8 +240,8 @@ class _Processes:
         for k in range(job.clients):
             link = self._spawn(f"client {k}", "he_backend.client", folders.client)
             send(link, config)
-        for name, _, link in self.children[1:]:
-            self.pids[name] = int(self._first(link, name)["pid"])
+        for child in self.children[1:]:
+            self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
 
     def _spawn(self, name: str, module: str, folder: Path) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -243,11 +251,12 @@ class _Processes:
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
                 env=clean_environment(),
                 cwd=folder,
             )
         theirs.close()
-        self.children.append((name, child, ours))
+        self.children.append(_Child(name, child, ours))
         return ours
 
     def _first(self, link: socket.socket, name: str) -> dict[str, Any]:
@@ -270,15 +279,15 @@ class _Processes:
             ) from error
 
     def _pending_error(self, besides: str) -> BackendError | None:
-        """What another process has to say about a failure: the clients first, they know most."""
-        for name, _, link in sorted(self.children, key=lambda child: child[0]):
-            if name == besides:
+        """What another process has to say about a failure: clients first, who know most."""
+        for child in sorted(self.children, key=lambda child: child.name):
+            if child.name == besides:
                 continue
-            link.settimeout(1.0)
+            child.link.settimeout(1.0)
             with contextlib.suppress(OSError, ProtocolError):
-                header = receive(link)[0]
+                header = receive(child.link)[0]
                 while header["type"] == "progress":
-                    header = receive(link)[0]
+                    header = receive(child.link)[0]
                 if header["type"] == "error":
                     return from_message(header["error"])
         return None
@@ -286,14 +295,14 @@ class _Processes:
     def listen(self) -> tuple[dict[str, Any], bool]:
         """Hear events until the server is finished. Raises what a process reports."""
         with selectors.DefaultSelector() as selector:
-            for name, _, link in self.children:
-                selector.register(link, selectors.EVENT_READ, name)
+            for child in self.children:
+                selector.register(child.link, selectors.EVENT_READ, child)
             while True:
                 for key, _ in selector.select():
-                    link = next(c[2] for c in self.children if c[0] == key.data)
-                    header = self._receive(link, key.data)
+                    child: _Child = key.data
+                    header = self._receive(child.link, child.name)
                     if header["type"] == "error":
-                        raise self._explained(key.data, header["error"])
+                        raise self._explained(child.name, header["error"])
                     if header["type"] == "progress":
                         self._progress(header)
                     elif header["type"] == "finished":
@@ -329,28 +338,28 @@ class _Processes:
     def stop_clients(self) -> int:
         """Ask the clients to end; the sum of their peak sizes in bytes."""
         peak = 0
-        for name, _, link in self.children:
-            if name.startswith("client"):
-                send(link, {"type": "stop"})
-                link.settimeout(_STOP_SECONDS)
+        for child in self.children:
+            if child.name.startswith("client"):
+                send(child.link, {"type": "stop"})
+                child.link.settimeout(_STOP_SECONDS)
                 with contextlib.suppress(ProtocolError):
-                    header = receive(link)[0]
+                    header = receive(child.link)[0]
                     while header["type"] != "stopped":
-                        header = receive(link)[0]
+                        header = receive(child.link)[0]
                     peak += int(header["peak"])
         return peak
 
     def __exit__(self, *_: object) -> None:
-        for _, _, link in self.children:
+        for child in self.children:
             with contextlib.suppress(ProtocolError):
-                send(link, {"type": "stop"})
-            link.close()
-        for _, child, _ in self.children:
+                send(child.link, {"type": "stop"})
+            child.link.close()
+        for child in self.children:
             try:
-                child.wait(_STOP_SECONDS)
+                child.process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+                child.process.kill()
+                child.process.wait()
         shutil.rmtree(self.sockets, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""The server's store: ciphertexts as files that appear whole or not at all, and a journal of done tasks.
+"""The server's store: ciphertexts as files that appear whole or not at all, and a journal.
 
 A run that is killed finds here what it had: the journal names the tasks that are done, the files
 hold what later tasks need. Files of other runs never mix, since a run has a folder of its own.
@@ -48,7 +48,8 @@ class Store:
             return self.path(cipher).read_bytes()
         except FileNotFoundError:
             raise RunFolderError(
-                f"ciphertext {cipher} is missing from {self.folder}; remove the run folder and start again"
+                f"ciphertext {cipher} is missing from {self.folder}; remove the run folder and "
+                f"start again"
             ) from None
 
     def holds(self, cipher: int) -> bool:
@@ -77,7 +78,7 @@ class Journal:
         self.records: dict[int, dict[str, Any]] = {}
         self._started = time.monotonic()
         self._read()
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
         self._write({"attempt": len(self.records)})
 
     def _read(self) -> None:

@@ -1,7 +1,7 @@
 """A worker: forked from the server after the evaluation keys are loaded, runs tasks one at a time.
 
-Imports no JAX. It shares the keys with the server by copy-on-write, reads operands of its tasks from
-the store, and writes results there before it reports the task as done.
+Imports no JAX. It shares the keys with the server by copy-on-write, reads operands of its tasks
+from the store, and writes results there before it reports the task as done.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules that every machine enforces before it computes: levels, scales, sizes and magnitudes."""
+"""The rules that every machine enforces before it computes: levels, scales, magnitudes."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def same_scale(first: float, second: float) -> None:
     if not abs(first / second - 1.0) <= DUST:
         bits = math.log2(first / second)
         raise CircuitError(
-            f"scales differ: 2^{math.log2(first):.6f} and 2^{math.log2(second):.6f} ({bits:+.2e} bits); "
-            f"multiply by a plaintext at the correcting scale"
+            f"scales differ: 2^{math.log2(first):.6f} and 2^{math.log2(second):.6f} "
+            f"({bits:+.2e} bits); multiply by a plaintext at the correcting scale"
         )
 
 
@@ -105,7 +105,7 @@ def encodable(
 
 
 def carried(params: CKKSParams, values: np.ndarray, level: int, scale: float) -> None:
-    """Raises ValueRangeError if `values`, of a ciphertext at `level`, are NaN or may have wrapped."""
+    """Raises ValueRangeError if a ciphertext's `values` are NaN or may have wrapped."""
     if not np.all(np.isfinite(values)):
         raise ValueRangeError("a value is NaN or infinite")
     _check_magnitude(params, values, level, scale, ValueRangeError)
@@ -119,6 +119,6 @@ def _check_magnitude(
         limit = 2.0 ** (params.log_q(level) - 1 - math.log2(scale))
         raise error(
             f"values of mean magnitude {mean:.4g} are too large for level {level} at scale "
-            f"2^{math.log2(scale):.1f}, which holds less than {limit:.4g}; scale them down, take a larger "
-            f"first_bits, or work at a higher level"
+            f"2^{math.log2(scale):.1f}, which holds less than {limit:.4g}; scale them down, take a "
+            f"larger first_bits, or work at a higher level"
         )

@@ -90,7 +90,7 @@ class Machine(Protocol):
         ...
 
     def dot_scalars(self, ciphers: Sequence[Any], rows: np.ndarray, scale: float) -> list[Any]:
-        """One sum of cipher · scalar for each row of `rows[row, cipher]`, scalars encoded at `scale`."""
+        """One sum of cipher · scalar a row of `rows[row, cipher]`, scalars encoded at `scale`."""
         ...
 
     def rotate(self, cipher: Any, step: int) -> Any:
@@ -110,7 +110,7 @@ class Machine(Protocol):
         ...
 
     def settle(self, cipher: Any, level: int, scale: float) -> Any:
-        """`cipher`, its level checked and its scale set to `scale` exactly; only dust may differ."""
+        """`cipher`, its level checked, its scale set to exactly `scale`; only dust may differ."""
         ...
 
     def cipher_size(self, components: int, level: int) -> int:

@@ -47,7 +47,7 @@ class PyfhelCipher:
 
 @dataclass(frozen=True, eq=False)
 class PyfhelPlain:
-    """An encoded plaintext. A scalar keeps its integer, round(value · scale), and no handle until used."""
+    """An encoded plaintext; an all-zero one has no handle."""
 
     handle: Any
     level: int
@@ -91,7 +91,7 @@ class PyfhelMachine:
     def generate(
         cls, params: CKKSParams, rotation_steps: Iterable[int] = (), slots: int | None = None
     ) -> PyfhelMachine:
-        """A machine with fresh keys of every kind, the secret one included: for the key holder and tests."""
+        """A machine with fresh keys of every kind, the secret one included: for the key holder."""
         machine = cls(params, slots)
         steps = sorted({int(s) for s in rotation_steps} - {0})
         if any(not 0 < s < params.slots for s in steps):
@@ -143,7 +143,7 @@ class PyfhelMachine:
             return self._cache.get(key, lambda: _sized(self._scalar(integer, level, scale)))
         if not array.any():
             return PyfhelPlain(None, level, scale, True, 0)
-        digest = hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest()
+        digest = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
         return self._cache.get(
             (digest, level, scale), lambda: _sized(self._vector(array, level, scale))
         )
@@ -359,11 +359,11 @@ class PyfhelMachine:
         return PyPtxt(copy_ptxt=handle) if drops else handle
 
     def _encoder(self, level: int) -> tuple[Any, int]:
-        """A context whose top has the primes of `level` (or of a level above), and the drops left to do.
+        """A context whose top has the primes of `level` or of a level above, and the drops to do.
 
-        A context over q_0 .. q_level and the special prime has the same parameter identity at its top
-        as the big one has at `level`. It holds NTT tables for every level below, so only as many as
-        fit a fixed room are made.
+        A context over q_0 .. q_level and the special prime has the same parameter identity at its
+        top as the big one has at `level`. It holds NTT tables for every level below, so only as
+        many as fit a fixed room are made.
         """
         if level not in self._encoders:
             tables = (level + 2) * (level + 3) // 2

@@ -1,4 +1,4 @@
-"""Many linear combinations of ciphertexts at once, on their residues, exact in float64 matrix products.
+"""Many linear combinations of ciphertexts at once: exact float64 matrix products of residues.
 
 A product of a ciphertext by a scalar multiplies every residue by one integer, so a plaintext matrix
 times a column of ciphertexts is an integer matrix product modulo each prime. Both factors are cut
@@ -91,7 +91,7 @@ def _unsigned_limbs(columns: np.ndarray, bits: int, q: int) -> list[np.ndarray]:
 def _product(
     left: list[np.ndarray], right: list[np.ndarray], scalar_limb: int, column_limb: int, q: int
 ) -> np.ndarray:
-    """uint64[R, M]: the sum of left[a] @ right[b] · 2^(a·scalar_limb + b·column_limb), reduced mod q."""
+    """uint64[R, M]: sum of left[a] @ right[b] · 2^(a·scalar_limb + b·column_limb), modulo q."""
     outer: np.ndarray | None = None
     for column in reversed(right):
         inner: np.ndarray | None = None

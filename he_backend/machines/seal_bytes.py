@@ -1,4 +1,4 @@
-"""SEAL's uncompressed bytes: plaintexts built without an encoder, ciphertexts checked before SEAL sees them.
+"""SEAL's uncompressed bytes: plaintexts built without an encoder, ciphertexts checked.
 
 Layout (SEAL 4.1, `serialization.h`, `plaintext.cpp`, `ciphertext.cpp`), little-endian:
 
@@ -52,7 +52,7 @@ class SealBytes:
         return blob[_HEADER.size : _HEADER.size + 32], (major, minor)
 
     def scalar(self, integer: int, level: int, scale: float) -> bytes:
-        """A plaintext whose slots all hold integer / scale: the constant polynomial, the same in NTT form."""
+        """A plaintext whose slots all hold integer / scale: a constant, in NTT form too."""
         residues = np.empty((level + 1, self.params.n), dtype=np.uint64)
         for i in range(level + 1):
             residues[i] = integer % self.params.primes[i]

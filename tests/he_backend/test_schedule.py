@@ -76,7 +76,7 @@ def test_a_chain_is_cut_and_ciphertexts_die(params, new_draft):
     for _ in range(40):
         c = draft.add((1, c), (1, c))
     circuit = draft.circuit(c)
-    schedule = plan(circuit, [c], target=float(1e-5))
+    schedule = plan(circuit, [c], target=1e-5)
     assert len(schedule.tasks) > 4
     assert_sound(circuit, schedule, [c])
     assert schedule.consumers[first] == (1,)

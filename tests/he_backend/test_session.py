@@ -1,4 +1,4 @@
-"""Encrypted runs across processes: results, resuming, killed workers, altered files, where the key is."""
+"""Encrypted runs across processes: results, resuming, kills, altered files, where the key is."""
 
 from __future__ import annotations
 

@@ -1,0 +1,25 @@
+"""What runs in a server, worker or client imports no JAX."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from he_backend.folders import clean_environment
+
+MODULES = ["server", "worker", "client", "keys", "execute", "schedule", "local", "machines.slots"]
+
+
+@pytest.mark.parametrize("module", [f"he_backend.{name}" for name in MODULES])
+def test_imports_no_jax(module):
+    code = (
+        f"import sys, {module}, he_backend.machines.pyfhel\n"
+        "loaded = {'jax', 'jaxlib', 'flax', 'models'} & set(sys.modules)\n"
+        "sys.exit(f'imported {loaded}' if loaded else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

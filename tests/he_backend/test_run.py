@@ -1,0 +1,155 @@
+"""`he_backend.run`: traced Programs on both machines, reports, and refusals before anything runs."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import approx
+import he_backend
+import hesim
+
+
+def einsum(x, w):
+    return jnp.einsum("bij,kj->bik", x * x, w).sum(1) - x.mean(1)[:, :1]
+
+
+@pytest.fixture(scope="module")
+def traced(params):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(4, 3, 5)).astype(np.float32)
+    w = rng.normal(size=(7, 5)).astype(np.float32)
+    program = hesim.trace(einsum, x, w, encrypted=(0,))
+    return program, hesim.compile(program, params), (x, w)
+
+
+def test_slots_give_the_exact_numbers(traced):
+    program, circuit, args = traced
+    report = he_backend.run(program, *args, circuit=circuit, backend="slots", compare=True)
+    assert not report.encrypted
+    np.testing.assert_allclose(report.outputs, report.exact, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(report.exact, einsum(*args), rtol=1e-4, atol=1e-5)
+    assert all(op.measured_std < 1e-12 for op in report.ops)
+
+
+def test_encrypted_and_compared(traced, tmp_path):
+    program, circuit, args = traced
+    report = he_backend.run(program, *args, circuit=circuit, compare=True, keys=2)
+    assert report.encrypted and report.max_error < 2.0**-18
+    assert [op.name for op in report.ops] == [e.name for e in program.ops]
+    for op in report.ops:
+        assert 0 < op.measured_std < 2.0**-18 and op.measured_std <= op.measured_q999
+        assert 0.2 < op.ratio < 5
+        assert re.search(r"test_run\.py:\d+", op.source)
+    assert report.counts == circuit.ledger.counts()
+    assert np.shape(report.simulated) == np.shape(report.outputs)
+    text = report.to_html(tmp_path / "report.html").read_text()
+    assert text.count("<svg") == 2 and "dot_general" in text
+    assert "http://" not in re.sub(r'(xmlns|href|rdf|cc|dc)[^>]*"http://[^"]*"', "", text)
+    assert "dot_general" in str(report)
+
+
+def test_pytrees_and_public_outputs(params):
+    def fn(batch, w):
+        return {"y": batch["a"] @ w - batch["b"], "norm": jnp.sum(w * w)}
+
+    rng = np.random.default_rng(5)
+    batch = {"a": rng.normal(size=(2, 3)), "b": rng.normal(size=(2, 4))}
+    w = rng.normal(size=(3, 4))
+    program = hesim.trace(fn, batch, w, encrypted=(0,))
+    report = he_backend.run(program, batch, w, params=params)
+    np.testing.assert_allclose(report.outputs["y"], batch["a"] @ w - batch["b"], atol=2.0**-18)
+    np.testing.assert_allclose(report.outputs["norm"], np.sum(w * w), rtol=1e-6)
+
+
+def test_refreshes_make_a_run_interactive(params):
+    def fn(x):
+        for _ in range(5):
+            x = x * x - 0.5
+        return x
+
+    x = np.random.default_rng(1).uniform(-1, 1, 8)
+    program = hesim.trace(fn, x, encrypted=(0,))
+    report = he_backend.run(program, x, params=params)
+    assert report.interactive and report.refreshes > 0
+    assert report.bootstrapped_seconds > 10 * report.refreshes
+    assert f"{report.refreshes} ciphertexts refreshed" in str(report)
+    np.testing.assert_allclose(report.outputs, fn(x), atol=2.0**-16)
+
+
+def test_encrypted_gradient(params):
+    def loss(w, x, y):
+        return jnp.mean((x @ w - y) ** 2)
+
+    rng = np.random.default_rng(2)
+    args = rng.normal(size=3), rng.normal(size=(4, 3)), rng.normal(size=4)
+    program = hesim.trace(jax.grad(loss), *args, encrypted=(1, 2))
+    report = he_backend.run(program, *args, params=params)
+    with jax.enable_x64(True):
+        expected = jax.grad(loss)(*args)
+    np.testing.assert_allclose(report.outputs, expected, atol=2.0**-16)
+
+
+def test_nan_argument_is_refused(traced):
+    program, circuit, (x, w) = traced
+    bad = np.array(x)
+    bad[0, 1, 2] = np.nan
+    with pytest.raises(he_backend.EncodeError, match=r"args\[0\].*1 of 60 values are NaN"):
+        he_backend.run(program, bad, w, circuit=circuit)
+
+
+def test_overflow_is_found_before_anything_is_encrypted(traced):
+    program, circuit, (x, w) = traced
+    with pytest.raises(he_backend.BackendError, match="too large for level") as caught:
+        he_backend.run(program, 1e9 * x, w, circuit=circuit, compare=True)
+    assert caught.value.operation
+
+
+def test_polynomial_outside_its_domain(params):
+    p = approx.fit("sigmoid", (-2, 2), degree=3)
+    x = np.linspace(-3, 2, 8)
+    program = hesim.trace(lambda x: p(x), x, encrypted=(0,))
+    with pytest.raises(he_backend.DomainError, match=r"sigmoid.*test_run\.py.*outside its domain"):
+        he_backend.run(program, x, params=params, backend="slots")
+    with pytest.warns(UserWarning, match="outside its domain"):
+        report = he_backend.run(program, x, params=params, backend="slots", outside="warn")
+    assert len(report.outside) == 1 and "outside its domain" in str(report)
+
+
+def test_all_zero_public_operand(params):
+    x = np.random.default_rng(4).normal(size=(2, 3))
+    program = hesim.trace(lambda x, w: x @ w, x, np.ones((3, 2)), encrypted=(0,))
+    report = he_backend.run(program, x, np.zeros((3, 2)), params=params)
+    np.testing.assert_allclose(report.outputs, 0.0, atol=2.0**-18)
+
+
+def test_choices_are_checked(traced, params):
+    program, circuit, args = traced
+    with pytest.raises(he_backend.BackendError, match="backend 'gpu' is unknown"):
+        he_backend.run(program, *args, circuit=circuit, backend="gpu")
+    with pytest.raises(he_backend.BackendError, match="give params"):
+        he_backend.run(program, *args)
+    other = hesim.trace(lambda x: x + x, args[0], encrypted=(0,))
+    with pytest.raises(he_backend.BackendError, match="not compiled from this program"):
+        he_backend.run(other, args[0], circuit=circuit)
+
+
+def test_resume_through_run(traced, tmp_path):
+    program, circuit, args = traced
+    seen = []
+
+    def stop(progress):
+        seen.append(progress)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    where = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        he_backend.run(program, *args, circuit=circuit, run_dir=where, progress=stop)
+    report = he_backend.run(program, *args, circuit=circuit, run_dir=where)
+    assert report.skipped >= 2 and report.max_error < 2.0**-18
+    assert report.counts == circuit.ledger.counts()
