@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,7 @@ class _Client:
         except ProtocolError:
             self.server.close()
             raise
+        started = time.thread_time()
         try:
             replies = self._serve(header, blobs)
         except BackendError as error:
@@ -162,7 +164,7 @@ class _Client:
             send(self.control, {"type": "error", "error": to_message(error)})
             send(self.server, {"type": "refused"})
             return
-        send(self.server, {"type": "done"}, replies)
+        send(self.server, {"type": "done", "seconds": time.thread_time() - started}, replies)
 
     def _serve(self, header: dict[str, Any], blobs: list[bytes]) -> list[bytes]:
         kind, numbers = header["type"], [int(i) for i in header["instructions"]]

@@ -12,6 +12,7 @@ from he_backend.report import OpRecord
 from hesim.circuit.circuit import Circuit
 
 if TYPE_CHECKING:
+    from he_backend.exact import Exact
     from hesim.predictions import Prediction
 
 __all__ = ["Vectors", "op_records"]
@@ -38,8 +39,8 @@ class Vectors(Mapping[int, np.ndarray]):
 
 def op_records(
     circuit: Circuit,
+    exact: Exact,
     vectors: Mapping[int, np.ndarray] | None,
-    exact: Sequence[np.ndarray],
     prediction: Prediction | None,
     spent: Spent,
 ) -> tuple[OpRecord, ...]:
@@ -47,16 +48,15 @@ def op_records(
 
     Args:
       circuit: its taps say where each operation's result lies.
+      exact: the exact twin, with the value of each operation if the run compares.
       vectors: decrypted slot values of the tapped ciphertexts, or None if the run did not compare.
-      exact: value of each operation, float64.
       prediction: of the simulator, or None.
       spent: seconds by operation.
     """
     records = []
     for k, (name, source) in enumerate(zip(circuit.op_names, circuit.op_sources, strict=True)):
-        error = _error(circuit, k, vectors, exact[k])
+        error = np.zeros(0) if vectors is None else _error(circuit, k, vectors, exact.ops[k])
         expected = prediction.ops[k] if prediction is not None else None
-        values = exact[k]
         records.append(
             OpRecord(
                 name=name,
@@ -67,8 +67,8 @@ def op_records(
                 measured_q999=_quantile(np.abs(error)),
                 predicted_q999=expected.q999 if expected else float("nan"),
                 seconds=float(spent.seconds.get(k, 0.0)),
-                minimum=float(np.min(values, initial=np.inf)),
-                maximum=float(np.max(values, initial=-np.inf)),
+                minimum=exact.ranges[k][0],
+                maximum=exact.ranges[k][1],
             )
         )
     return tuple(records)
@@ -80,10 +80,8 @@ def _level(circuit: Circuit, k: int) -> int:
 
 
 def _error(
-    circuit: Circuit, k: int, vectors: Mapping[int, np.ndarray] | None, exact: np.ndarray
+    circuit: Circuit, k: int, vectors: Mapping[int, np.ndarray], exact: np.ndarray
 ) -> np.ndarray:
-    if vectors is None:
-        return np.zeros(0)
     difference: Any = circuit.taps[k].read(vectors) - exact
     return difference[np.isfinite(difference)]
 

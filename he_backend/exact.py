@@ -26,18 +26,24 @@ class Exact:
     Attributes:
       inputs: the encrypted leaves, float64, in order.
       outputs: as fn's result, float64.
-      ops: the first result of each operation of `program.ops`, float64.
+      ranges: smallest and largest value of the first result of each operation of `program.ops`.
+      ops: those results, float64, if they were asked for.
       outside: one message for each polynomial that is fed values outside its domain.
     """
 
     inputs: list[np.ndarray]
     outputs: Any
+    ranges: list[tuple[float, float]]
     ops: list[np.ndarray]
     outside: list[DomainError]
 
 
-def evaluate(program: Program, args: Sequence[Any]) -> Exact:
-    """Every value of `program` on `args`, in float64.
+def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Exact:
+    """Evaluate `program` on `args` in float64.
+
+    Args:
+      program, args: as for `program(*args)`.
+      keep_ops: keep the result of every operation; otherwise only its range.
 
     Raises:
       EncodeError: an encrypted argument holds NaN or infinity.
@@ -55,9 +61,15 @@ def evaluate(program: Program, args: Sequence[Any]) -> Exact:
             raise EncodeError(
                 f"{bad} of {values.size} values are NaN or infinite; clean the input first"
             ).at(f"input {label}", "")
-    known: dict[int, np.ndarray] = {
-        v.id: x for v, x in zip(program.inputs, flat, strict=True) if v.encrypted
+    watched = {
+        v.id
+        for e in program.ops
+        if e.name == "polynomial"
+        for v in e.inputs
+        if not isinstance(v, Literal)
     }
+    known = {v.id: x for v, x in zip(program.inputs, flat, strict=True) if v.id in watched}
+    ranges: list[tuple[float, float]] = []
     ops: list[np.ndarray] = []
     outside: list[DomainError] = []
 
@@ -65,13 +77,18 @@ def evaluate(program: Program, args: Sequence[Any]) -> Exact:
         if equation.name == "polynomial":
             outside.extend(check_domains(equation, known))
         for var, value in zip(equation.outputs, results, strict=True):
-            known[var.id] = np.asarray(value, np.float64)
-        ops.append(known[equation.outputs[0].id])
+            if var.id in watched:
+                known[var.id] = np.asarray(value, np.float64)
+        first = np.asarray(results[0], np.float64)
+        ranges.append((float(first.min(initial=np.inf)), float(first.max(initial=-np.inf))))
+        if keep_ops:
+            ops.append(first)
         return results
 
     with jax.enable_x64(True):
         outputs = [np.asarray(v) for v in program.evaluate(flat, hook, wide=True)]
-    return Exact(secret, tree_util.tree_unflatten(program.out_tree, outputs), ops, outside)
+    result = tree_util.tree_unflatten(program.out_tree, outputs)
+    return Exact(secret, result, ranges, ops, outside)
 
 
 def check_domains(equation: Equation, known: dict[int, np.ndarray]) -> list[DomainError]:

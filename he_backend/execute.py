@@ -38,7 +38,7 @@ class Spent:
 
     Attributes:
       counts: operations by the ledger's names.
-      seconds: by Program operation, -1 for inputs.
+      seconds: CPU seconds by Program operation, -1 for inputs.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -110,7 +110,7 @@ class Executor:
         spent = Spent()
         done: set[int] = set()
         for i in order:
-            started = time.perf_counter()
+            started = time.thread_time()
             try:
                 if i in groups:
                     group = groups[i]
@@ -122,7 +122,7 @@ class Executor:
                 raise self._placed(error, i) from error
             except (RuntimeError, ValueError) as error:
                 raise self._placed(BackendError(f"{type(error).__name__}: {error}"), i) from error
-            spent.seconds[int(self.circuit.source[i])] += time.perf_counter() - started  # type: ignore[assignment]
+            spent.seconds[int(self.circuit.source[i])] += time.thread_time() - started  # type: ignore[assignment]
             spent.counts.update(self.counts(i))
             done.add(i)
             if keep is not None:

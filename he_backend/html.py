@@ -55,7 +55,7 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
         ("refreshed ciphertexts, rounds", f"{report.refreshes}, {report.refresh_rounds}"),
         (
             "rotation keys",
-            f"{ledger.rotation_keys} ({ledger.key_bytes / 1e6:.0f} MB with that of relinearization)",
+            f"{ledger.rotation_keys} ({ledger.key_bytes / 1e6:.0f} MB, relinearization included)",
         ),
         *((name.replace("_", " "), f"{count:,}") for name, count in report.counts.items()),
         ("tasks", f"{report.tasks}, of which {report.skipped} were done before"),

@@ -29,7 +29,7 @@ class Progress:
       done, total: predicted seconds of the tasks that are done, and of all.
       tasks_done, tasks_total: their numbers, tasks of earlier attempts included.
       elapsed: seconds of this attempt. eta: estimated seconds left.
-      op: name of the Program operation that finished last.
+      op: name of the Program operation that finished last; before any has, what is being done.
       processes: process numbers by name: "server", "worker 0", ..., "client 0", ...
     """
 

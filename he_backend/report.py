@@ -30,7 +30,7 @@ class OpRecord:
       measured_std: root mean square of (decrypted - exact), in units of the values.
       predicted_std: the same from simulation under several random keys.
       measured_q999, predicted_q999: 99.9 % quantile of the absolute error.
-      seconds: spent by workers and clients on it, summed over processes.
+      seconds: CPU seconds that workers and clients spent on it, summed over processes.
       minimum, maximum: range of the exact values.
     """
 
@@ -65,7 +65,7 @@ class Report:
       refreshes: refreshed ciphertexts. refresh_rounds: round trips that depend on each other. A run
         with any is interactive: SEAL does not bootstrap.
       seconds: wall-clock, all attempts, without making keys. key_seconds: making keys.
-      core_seconds: spent by workers and clients together on the Circuit.
+      core_seconds: CPU seconds that workers and clients spent on the Circuit together.
       peak_bytes: memory of server, workers and clients at their peaks.
       ops: one OpRecord an operation in a comparing run; otherwise only names, levels and seconds.
       outside: messages about polynomials that were fed values outside their domain.

@@ -77,7 +77,7 @@ def run(
     if outside not in ("error", "warn"):
         raise BackendError(f"outside={outside!r} must be 'error' or 'warn'")
     circuit = _compiled(program, params, refresh_price, circuit)
-    exact = exact_twin.evaluate(program, args)
+    exact = exact_twin.evaluate(program, args, keep_ops=compare)
     if exact.outside and outside == "error":
         raise exact.outside[0]
     for message in exact.outside:
@@ -119,7 +119,7 @@ def run(
         core_seconds=sum(outcome.spent.seconds.values()),
         peak_bytes=outcome.peak_bytes,
         ops=op_records(
-            circuit, outcome.vectors if compare else None, exact.ops, prediction, outcome.spent
+            circuit, exact, outcome.vectors if compare else None, prediction, outcome.spent
         ),
         compared=compare,
         outside=tuple(str(message) for message in exact.outside),

@@ -52,7 +52,6 @@ class _Peer:
     name: str
     pid: int = 0
     task: Task | None = None
-    since: float = 0.0
     grown: int = 0
 
 
@@ -198,7 +197,6 @@ class Server:
         for client in self.clients:
             if client.task is None and self.ready[True]:
                 client.task = self.schedule.tasks[heapq.heappop(self.ready[True])]
-                client.since = time.perf_counter()
                 self._ask(client, client.task)
 
     # Workers
@@ -287,7 +285,7 @@ class Server:
             if i in self.schedule.producer:
                 self.store.write(i, blob)
         spent = Spent()
-        spent.seconds[task.op] += time.perf_counter() - client.since  # type: ignore[assignment]
+        spent.seconds[task.op] += float(header["seconds"])  # type: ignore[assignment]
         name = {"input": "inputs", "refresh": "refreshes"}.get(task.kind)
         if name:
             spent.counts[name] += len(task.instructions)

@@ -112,6 +112,7 @@ def execute(job: Job) -> Result:
     """
     with _locked(job.folders.server / "lock"):
         _claim(job)
+        _announce_keys(job)
         key_seconds = ensure_keys(job.folders, job.circuit.params, job.circuit.rotation_steps)
         with _Processes(job) as processes:
             finished, jax_loaded = processes.listen()
@@ -127,6 +128,15 @@ def execute(job: Job) -> Result:
         imported_jax=jax_loaded,
         values=job.folders.values,
     )
+
+
+def _announce_keys(job: Job) -> None:
+    """Say how many keys will be made, and how large they are, before making them."""
+    if job.progress is not None and not job.folders.secret_key.exists():
+        ledger = job.circuit.ledger
+        size = f"{ledger.key_bytes / 1e6:.0f} MB"
+        op = f"making {ledger.rotation_keys} rotation keys and the relinearization key, {size}"
+        job.progress(Progress(0.0, 1.0, 0, 0, 0.0, float("nan"), op))
 
 
 @contextlib.contextmanager

@@ -143,7 +143,7 @@ class Draft:
             depth=self.params.levels,
             refresh_rounds=int(counts["refreshes"] > 0),
             outputs=len(outputs),
-            rotation_keys=0,
+            rotation_keys=len({r[3] for r in self.rows if r[0] == Kind.ROTATE}),
             key_bytes=0,
             plaintexts=len(self.plains),
             seconds=0.0,

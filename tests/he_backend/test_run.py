@@ -1,4 +1,4 @@
-"""`he_backend.run`: traced Programs on both machines, reports, and refusals before anything runs."""
+"""`he_backend.run`: traced Programs on both machines, reports, refusals before anything runs."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,10 @@ from he_backend.errors import (
     ValueRangeError,
     WorkerDied,
 )
-from he_backend.folders import Folders
+from he_backend.folders import Folders, clean_environment, module_command
+from he_backend.keys import ensure_keys
+from he_backend.machines.pyfhel import PyfhelMachine
+from he_backend.protocol import receive, send
 from he_backend.session import Job, execute
 
 TOLERANCE = 2.0**-20
@@ -74,7 +79,8 @@ def test_encrypted_run(job, work):
     assert_right(job, work, result)
     assert result.tasks > 8 and result.skipped == 0 and not result.imported_jax
     assert result.peak_bytes > 1 << 20 and result.key_seconds > 0
-    assert [p.tasks_done for p in seen] == list(range(1, result.tasks + 1))
+    assert "making 2 rotation keys" in seen[0].op
+    assert [p.tasks_done for p in seen] == list(range(result.tasks + 1))
     assert seen[-1].fraction == pytest.approx(1.0)
     assert not list(job.folders.store.glob("*.ct")), "every ciphertext was collected"
 
@@ -85,7 +91,7 @@ def test_secret_key_is_with_the_client_only(job):
     looked: set[str] = set()
 
     def look(progress):
-        if not windows:
+        if progress.processes and not windows:
             windows.extend(key_windows(job.folders.secret_key))
         for name, pid in progress.processes.items():
             if name in looked:
@@ -272,3 +278,119 @@ def test_missing_rotation_key_names_the_operation(job):
     manifest.write_text(json.dumps(keys))
     with pytest.raises(MissingRotationKey, match="`second` at model.py:20.*step 2"):
         execute(with_one)
+
+
+def test_two_runs_never_share_a_folder(job):
+    def again(progress):
+        if progress.tasks_done == 1:
+            with pytest.raises(RunFolderError, match="another run is using"):
+                execute(with_(job, progress=None))
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        execute(with_(job, progress=again))
+
+
+@pytest.fixture
+def started(job, tmp_path):
+    """Files and keys of a job, and a function that starts one of its processes with a link."""
+    import dataclasses
+
+    folders, circuit = job.folders, job.circuit
+    circuit.save(folders.circuit)
+    for k, operand in enumerate(job.operands):
+        np.save(folders.operands / f"{k}.npy", operand)
+    for k, values in enumerate(job.inputs):
+        np.save(folders.inputs / f"{k}.npy", values)
+    ensure_keys(folders, circuit.params, circuit.rotation_steps)
+    children: list[subprocess.Popen] = []
+
+    def start(module, config):
+        ours, theirs = socket.socketpair()
+        child = subprocess.Popen(
+            module_command(module), stdin=theirs.fileno(), env=clean_environment(), cwd=tmp_path
+        )
+        children.append(child)
+        theirs.close()
+        ours.settimeout(30)
+        send(ours, {"socket": "s", **config})
+        return ours
+
+    client = {
+        "circuit": str(folders.circuit),
+        "client": str(folders.client),
+        "params": dataclasses.asdict(circuit.params),
+        "inputs": len(job.inputs),
+        "ranges": {},
+    }
+    server = {
+        "run": str(folders.server),
+        "workers": 1,
+        "worker_deaths": 0,
+        "deliver": [int(c) for c in job.deliver],
+        "task_seconds": 0.1,
+    }
+    yield lambda side: start(f"he_backend.{side}", client if side == "client" else server)
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_the_server_learns_nothing_of_a_refusal(job, started, tmp_path, monkeypatch):
+    """The test plays the server; whatever is wrong with its blob, it hears one and the same word."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s")
+        listener.listen()
+        control = started("client")
+        link, _ = listener.accept()
+    circuit, params = job.circuit, job.circuit.params
+    refresh = int(np.flatnonzero(circuit.kind == 9)[0])
+    argument = int(circuit.arg[circuit.args(refresh)][0])
+    machine = PyfhelMachine(params, circuit.slots)
+    machine.load_public_key(job.folders.keys / "public.key")
+    level, scale = int(circuit.level[argument]), float(circuit.scale[argument])
+    good = machine.to_bytes(machine.encrypt(0.5, level, scale))
+    foreign = PyfhelMachine.generate(params, (), circuit.slots).encrypt(0.5, level, scale)
+    assert receive(link)[0] == {"type": "hello", "role": "client"}
+    assert receive(control)[0]["type"] == "ready"
+    answers, errors = [], []
+    for blob in (good, good[:-8], good[:-8] + b"\xff" * 8, machine.to_bytes(foreign)):
+        send(link, {"type": "refresh", "instructions": [refresh]}, [blob])
+        answers.append(receive(link))
+        if answers[-1][0]["type"] == "refused":
+            errors.append(receive(control)[0]["error"])
+    assert answers[0][0]["type"] == "done" and len(answers[0][1]) == 1
+    assert answers[1:] == [({"type": "refused"}, [])] * 3
+    assert [e["kind"] for e in errors] == ["BlobError", "BlobError", "ValueRangeError"]
+    assert all(e["operation"] and "model.py" in e["source"] for e in errors)
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered", "foreign"])
+def test_the_server_refuses_bad_blobs_of_a_client(job, started, tmp_path, monkeypatch, how):
+    """The test plays the client."""
+    monkeypatch.chdir(tmp_path)
+    control = started("server")
+    assert receive(control)[0]["type"] == "ready"
+    assert Path("s").stat().st_mode & 0o777 == 0o600
+    circuit, params = job.circuit, job.circuit.params
+    machine = PyfhelMachine.generate(params, (), circuit.slots)
+    if how == "foreign":
+        other = type(params)(11, 3, 41, 50, 60, security=None)
+        machine = PyfhelMachine.generate(other, (), circuit.slots)
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect("s")
+        send(link, {"type": "hello", "role": "client"})
+        request, _ = receive(link)
+        assert request["type"] == "input"
+        blob = machine.to_bytes(machine.encrypt(0.5, 3, machine.params.scale(3)))
+        blobs = [blob for _ in request["instructions"]]
+        blobs[-1] = {"truncated": blob[:-8], "altered": blob[:-8] + b"\xff" * 8, "foreign": blob}[
+            how
+        ]
+        try:
+            send(link, {"type": "done", "seconds": 0.0}, blobs)
+        except BackendError:
+            assert how == "truncated", "the server hangs up as soon as it sees the lengths"
+        reported = receive(control)[0]
+    assert reported["type"] == "error" and reported["error"]["kind"] == "BlobError"
