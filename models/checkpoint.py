@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from approx.polynomial import Polynomial
@@ -140,7 +141,7 @@ def config_of(notes: dict[str, Any]) -> EncoderConfig:
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _unwrap_keys(tree: Any) -> Any:

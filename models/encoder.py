@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from models.attention import Attention
@@ -20,6 +21,8 @@ from models.config import EncoderConfig
 from models.layers import Embedding, FeedForward, LayerNorm
 from models.lora import Linear, Params
 from models.sites import EXACT, Probe, Sites, norm_scale, units
+
+Array = jax.Array | np.ndarray
 
 
 class Block(nnx.Module):
@@ -141,7 +144,7 @@ class Model:
     def embed(
         self,
         params: Params,
-        tokens: jax.Array,
+        tokens: Array,
         *,
         dropout: float = 0.0,
         key: jax.Array | None = None,
@@ -153,28 +156,29 @@ class Model:
         needs a key).
         """
         embedding = bind(self.config, params).embedding
-        raw = embedding.raw(tokens)
+        raw = embedding.raw(jnp.asarray(tokens))
         if dropout and key is not None:
             kept = jax.random.bernoulli(key, 1 - dropout, raw.shape)
             raw = jnp.where(kept, raw / (1 - dropout), 0.0)
         return norm_scale(self.sites, self.config.hidden) * embedding.finish(raw)
 
-    def encrypted_forward(self, params: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def encrypted_forward(self, params: Params, x: Array, mask: Array) -> jax.Array:
         """Logits (batch, classes) of embedded rows x (batch, tokens, hidden); mask (batch, tokens)
         of 0 and 1.
         """
         return self.forward_with_values(params, x, mask)[0]
 
     def forward_with_values(
-        self, params: Params, x: jax.Array, mask: jax.Array
+        self, params: Params, x: Array, mask: Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits, and per site the values u met there (canonical value = `units()[name]` * u)."""
-        return bind(self.config, params)(x, mask, self.sites, low_rank=self.low_rank)
+        encoder = bind(self.config, params)
+        return encoder(jnp.asarray(x), jnp.asarray(mask), self.sites, low_rank=self.low_rank)
 
     def units(self) -> dict[str, float]:
         """Unit of each site's recorded values."""
         return units(self.config, self.sites)
 
-    def predict(self, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    def predict(self, params: Params, tokens: Array, mask: Array) -> jax.Array:
         """Logits (batch, classes) of token ids, the client's and the server's part in one."""
         return self.encrypted_forward(params, self.embed(params, tokens), mask)

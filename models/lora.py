@@ -33,8 +33,8 @@ class Linear(nnx.Module):
         rank: int = 0,
         lora_scale: float = 0.0,
     ) -> None:
-        std = inputs**-0.5 if std is None else std
-        self.kernel = nnx.Param(gain * std * jax.random.normal(rngs.params(), (inputs, outputs)))
+        spread = float(inputs) ** -0.5 if std is None else std
+        self.kernel = nnx.Param(gain * spread * jax.random.normal(rngs.params(), (inputs, outputs)))
         self.lora_scale = lora_scale
         down, up = None, None
         if rank:

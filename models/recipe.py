@@ -65,7 +65,9 @@ class Recipe:
         ("gelu", (-3.0, 3.0)),
         ("tanh", (-2.5, 2.5)),
     )
-    fit: FitSettings = FitSettings()
+    fit: FitSettings = FitSettings(
+        degrees=(("exp", 7), ("gelu", 3), ("inv_sqrt", 3), ("relu", 3), ("tanh", 3)), margin=0.3
+    )
     range_rows: int = 4096
     seed: int = 0
     evaluate_every: int = 100

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+import hesim
+from hesim.params import CKKSParams
 from models.encoder import Model
 from models.lora import Params, combine
 from models.losses import cross_entropy, mean_squared_error, range_penalty
@@ -95,6 +97,11 @@ def exact_forward(model: Model) -> Forward:
     return forward
 
 
+def simulated_forward(model: Model, ckks: CKKSParams, profile: str = "seal") -> Forward:
+    """The model's forward with the noise of an encrypted run under these parameters."""
+    return hesim.simulate(model.forward_with_values, ckks, encrypted=(1,), profile=profile)
+
+
 def task_loss(model: Model, logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
     """Mean squares for a regression model, cross-entropy otherwise."""
     if model.config.regression:
@@ -111,9 +118,8 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted pure step (state, batch) -> (state, metrics {loss, penalty, gradient_norm}).
 
-    forward: a simulated forward pass, as `hesim.simulate(model.forward_with_values, params,
-    encrypted=(1,))` gives it. frozen: parameters that are used but not trained (LoRA); the state
-    then holds only the others.
+    forward: a noisy forward pass, as `simulated_forward` gives it. frozen: parameters that are
+    used but not trained (LoRA); the state then holds only the others.
     """
     run = exact_forward(model) if forward is None else forward
     r = regularisation
@@ -139,7 +145,7 @@ def make_step(
         key = jax.random.fold_in(state.key, state.step)
         grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Params, optax.apply_updates(state.params, updates))
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, opt, state.key), metrics
 

@@ -12,7 +12,6 @@ from models.sites import (
     FitSettings,
     fit_ranges,
     function_of,
-    hull,
     join_ranges,
     met_ranges,
     norm_multiple,
@@ -60,7 +59,7 @@ def test_layernorm_domains_share_one_scale():
     norms = [n for n in site_names(CONFIG) if function_of(n) == "inv_sqrt"]
     widest = max(sites.half_width(n) or 0.0 for n in norms)
     for name in norms:
-        low, high = hull(sites.get(name).domain)
+        low, high = sites.ranges()[name]
         wanted = ranges_of(0.7, 9.0)[name]
         assert low == pytest.approx(wanted[0])
         assert high >= wanted[1] - 1e-9
