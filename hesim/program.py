@@ -143,14 +143,14 @@ class Program:
         leaves, tree = tree_util.tree_flatten(tuple(args))
         if tree != self.in_tree:
             raise TraceError(
-                f"{self.name} was traced with arguments of structure {self.in_tree}, but called with "
-                f"{tree}; trace it again for the new structure."
+                f"{self.name} was traced with arguments of structure {self.in_tree}, but called "
+                f"with {tree}; trace it again for the new structure."
             )
         for leaf, var, label in zip(leaves, self.inputs, self.labels, strict=True):
             if np.shape(leaf) != var.shape:
                 raise TraceError(
-                    f"{label} of {self.name} has shape {np.shape(leaf)}, but the program was traced "
-                    f"with {var.shape}; trace it again for the new shape."
+                    f"{label} of {self.name} has shape {np.shape(leaf)}, but the program was "
+                    f"traced with {var.shape}; trace it again for the new shape."
                 )
         return leaves
 
@@ -224,7 +224,7 @@ class Program:
         return reversed(kept)
 
     def constant(self, value: Var | Literal) -> np.ndarray | None:
-        """The value of a public operand that depends on no argument, or None if it does."""
+        """A public operand that depends on no argument, floats in float64; None if it does."""
         if isinstance(value, Literal):
             return value.value
         if value.encrypted:
@@ -234,15 +234,16 @@ class Program:
         return self._constants.get(value.id)
 
     def _fold(self) -> None:
-        known = {var.id: np.asarray(array) for var, array in self.consts}
-        with jax.ensure_compile_time_eval():
+        known = {var.id: _wide_array(np.asarray(array)) for var, array in self.consts}
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             for eqn in self.equations:
                 operands = [
-                    v.value if isinstance(v, Literal) else known.get(v.id) for v in eqn.inputs
+                    _wide_array(v.value) if isinstance(v, Literal) else known.get(v.id)
+                    for v in eqn.inputs
                 ]
                 if eqn.encrypted or any(x is None for x in operands):
                     continue
-                for var, out in zip(eqn.outputs, _bind(eqn, operands, False), strict=True):
+                for var, out in zip(eqn.outputs, _bind(eqn, operands, True), strict=True):
                     known[var.id] = np.asarray(out)
         self._constants.update(known)
         self._constants.setdefault(-1, np.zeros(()))

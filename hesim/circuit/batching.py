@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hesim.circuit.moves import FREE_MOVES, INDEXED_MOVES, move_table
+from hesim.circuit.layout import stripped
+from hesim.circuit.moves import FREE_MOVES, INDEXED_MOVES, index_places, move_table
 from hesim.program import Equation, Literal, Program, Var
 from hesim.trace import IDENTITIES
 
@@ -65,10 +66,8 @@ def _rule(
         found = {a for a in known if a is not None}
         if len(found) > 1:
             raise _Mixed
-        axis = found.pop() if found else None
         out = eqn.outputs[0].shape
-        if axis is None and any(_varies(v, out, size) for v in eqn.inputs if not v.encrypted):
-            axis = next((k for k, d in enumerate(out) if d == size), None)
+        axis = found.pop() if found else _public_axis(eqn, size)
         for _, v in secret:
             if (
                 axis is not None
@@ -105,8 +104,15 @@ def _rule(
     raise _Mixed
 
 
-def _varies(value: Var | Literal, shape: tuple[int, ...], size: int) -> bool:
-    return value.shape == shape and size in shape
+def _public_axis(eqn: Equation, size: int) -> int | None:
+    """An axis that only public operands of an elementwise operation have: members may lie there."""
+    out = eqn.outputs[0].shape
+    for k, extent in enumerate(out):
+        if extent == size and all(
+            len(v.shape) != len(out) or v.shape[k] == 1 for v in eqn.inputs if v.encrypted
+        ):
+            return k
+    return None
 
 
 def _dot(eqn: Equation, axes: dict[int, int | None]) -> int | None:
@@ -145,59 +151,73 @@ def _dot(eqn: Equation, axes: dict[int, int | None]) -> int | None:
 def _move(
     program: Program, eqn: Equation, axes: dict[int, int | None], size: int
 ) -> list[int | None]:
-    """Runs the move on the members' numbers: they must come out along one axis."""
-    tables, operands = [], []
-    any_member = False
-    index_places = () if eqn.name in FREE_MOVES else _index_places(eqn)
-    for k, v in enumerate(eqn.inputs):
-        if k in index_places:
-            constant = program.constant(v)
-            if constant is None:
-                if all(
-                    axes.get(u.id) is None for u in eqn.inputs if isinstance(u, Var) and u.encrypted
-                ):
-                    return [None] * len(eqn.outputs)
-                raise _Mixed
-            tables.append(None)
-            operands.append(constant)
-            continue
-        operands.append(None)
-        axis = axes.get(v.id) if isinstance(v, Var) and v.encrypted else None
-        if axis is None:
-            tables.append(np.full(v.shape, size, np.int32))
-        else:
-            any_member = True
-            view = [1] * len(v.shape)
-            view[axis] = size
-            tables.append(np.broadcast_to(np.arange(size, dtype=np.int32).reshape(view), v.shape))
-    if not any_member:
-        if eqn.name == "broadcast_in_dim" and size in eqn.params["shape"]:
+    """Runs the move on numbered elements: members must come out along one axis, all alike."""
+    members = [axes.get(v.id) if isinstance(v, Var) and v.encrypted else None for v in eqn.inputs]
+    places = index_places(eqn)
+    indices = [program.constant(v) if k in places else None for k, v in enumerate(eqn.inputs)]
+    if all(axis is None for axis in members):
+        if eqn.name == "broadcast_in_dim":
             new = [
                 k
-                for k, d in enumerate(eqn.params["shape"])
-                if d == size and (k not in eqn.params["broadcast_dimensions"])
+                for k, extent in enumerate(eqn.params["shape"])
+                if extent == size and k not in eqn.params["broadcast_dimensions"]
             ]
             return [new[0] if new else None]
         return [None] * len(eqn.outputs)
-    return [_member_axis(t, size) for t in move_table(eqn, tables, operands)]
+    if any(indices[k] is None for k in places):
+        return [_passed_through(eqn, members[0])]
+    # Number of an element: place within a member, times size + 1, plus the member (or `size`).
+    tables: list[np.ndarray | None] = []
+    first = 0
+    for k, (v, axis) in enumerate(zip(eqn.inputs, members, strict=True)):
+        if k in places:
+            tables.append(None)
+            continue
+        if not v.encrypted:
+            tables.append(np.full(v.shape, size, np.int32))
+            continue
+        inner = stripped(v.shape, axis)
+        count = int(np.prod(inner, dtype=np.int64))
+        place = np.arange(first + 1, first + 1 + count, dtype=np.int64).reshape(inner) * (size + 1)
+        first += count
+        if axis is None:
+            tables.append(place + size)
+        else:
+            view = [1] * len(v.shape)
+            view[axis] = size
+            tables.append(np.expand_dims(place, axis) + np.arange(size).reshape(view))
+    if (first + 1) * (size + 1) >= 2**31:
+        raise _Mixed
+    return [_member_axis(t, size) for t in move_table(eqn, tables, indices)]
 
 
-def _index_places(eqn: Equation) -> tuple[int, ...]:
+def _passed_through(eqn: Equation, axis: int | None) -> int:
+    """The batch axis of a dynamic_slice or gather at unknown places, if it takes that axis whole."""
+    p = eqn.params
+    if axis is None or p.get("slice_sizes", ())[axis : axis + 1] != eqn.inputs[0].shape[axis:][:1]:
+        raise _Mixed
     if eqn.name == "dynamic_slice":
-        return tuple(range(1, len(eqn.inputs)))
-    if eqn.name == "dynamic_update_slice":
-        return tuple(range(2, len(eqn.inputs)))
-    return (1,)
+        return axis
+    d = p["dimension_numbers"]
+    gone = (*d.collapsed_slice_dims, *d.operand_batching_dims)
+    if eqn.name != "gather" or axis in d.start_index_map or axis in gone:
+        raise _Mixed
+    kept = [k for k in range(len(eqn.inputs[0].shape)) if k not in gone]
+    return d.offset_dims[kept.index(axis)]
 
 
-def _member_axis(table: np.ndarray, size: int) -> int:
+def _member_axis(table: np.ndarray, size: int) -> int | None:
+    """The axis along which members lie in order, each with the same places; None without members."""
+    place, member = np.divmod(table.astype(np.int64), size + 1)
+    if np.all(member == size):
+        return None
     for axis, extent in enumerate(table.shape):
         if extent != size:
             continue
         view = [1] * table.ndim
         view[axis] = size
-        members = np.arange(size).reshape(view)
-        if np.all((table == members) | (table >= size) | (table < 0)) and np.any(table < size):
+        ordered = (member == np.arange(size).reshape(view)) | (member == size)
+        if np.all(ordered) and np.all(place == place.take([0], axis=axis)):
             return axis
     raise _Mixed
 
@@ -206,7 +226,8 @@ def linear_index(index: np.ndarray, axis: int | None) -> tuple[np.ndarray, int] 
     """Splits flat indices into those of the first member and a constant stride per member.
 
     Args:
-      index: integers of the full shape. axis: the batch axis, None if there is none.
+      index: integers of the full shape, -1 where there is no element (in every member alike).
+      axis: the batch axis, None if there is none.
 
     Returns:
       (index of the first member, stride), or None if the members differ otherwise.
@@ -216,13 +237,15 @@ def linear_index(index: np.ndarray, axis: int | None) -> tuple[np.ndarray, int] 
     first = index.take(0, axis=axis)
     if index.shape[axis] == 1:
         return first, 0
-    stride = index.take(1, axis=axis).astype(np.int64) - first
-    if stride.size == 0:
-        return first, 0
-    if np.any(stride != stride.flat[0]):
+    live = first >= 0
+    every = np.expand_dims(live, axis)
+    stride = (index.take(1, axis=axis).astype(np.int64) - first)[live]
+    if np.any((index >= 0) != every):
         return None
-    step = int(stride.flat[0])
-    last = index.take(index.shape[axis] - 1, axis=axis)
-    if np.any(last != first + step * (index.shape[axis] - 1)):
+    step = int(stride.flat[0]) if stride.size else 0
+    view = [1] * index.ndim
+    view[axis] = index.shape[axis]
+    along = np.arange(index.shape[axis]).reshape(view) * step
+    if np.any((index != np.expand_dims(first, axis) + along) & every):
         return None
     return first, step

@@ -80,6 +80,9 @@ def compile(
             continue
         if best is None or compiled.schedule.seconds < best[0]:
             best = (compiled.schedule.seconds, compiled)
+    if best is None and failure is not None and batch and layouts is None:
+        # What cannot be laid out for one member at a time may be for all of them as one tensor.
+        return compile(program, params, refresh_price=refresh_price, batch=False)
     if best is None:
         raise failure or LayoutError(f"{program.name} has no encrypted input to lay out.")
     return best[1].circuit(price)

@@ -92,7 +92,8 @@ class Lowering:
         split = linear_index(view.index, axis)
         if split is None:
             raise LayoutError(
-                "a public operand is laid out irregularly along the batch axis; compile with batch=False"
+                "a public operand is laid out irregularly along the batch axis; compile with "
+                "batch=False"
             )
         return view.operand, split[0], split[1]
 
@@ -134,11 +135,19 @@ class Lowering:
         """x + sign * public."""
         if self.publics.uniform(value) == 0.0:
             return self.result(var, x.node, x.column, x.gain)
-        x = elementwise.explicit(self.b, self.source, x)
         operand, index, stride = self.public(value, var.shape, self.axis(var))
+        x = elementwise.explicit(self.b, self.source, x)
         node, column = elementwise.add_public(
             self.b, self.source, x, operand, index, stride, sign / x.gain
         )
+        return self.result(var, node, column, x.gain)
+
+    def plus_operand(self, var: Var, x: Tensor, operand: int, index: np.ndarray) -> Tensor:
+        """x + a public operand by number; `index` (of the full shape) is flat into it."""
+        split = linear_index(index, self.axis(var))
+        assert split is not None, "operands of a result's own shape are regular"
+        x = elementwise.explicit(self.b, self.source, x)
+        node, column = elementwise.add_public(self.b, self.source, x, operand, *split, 1.0 / x.gain)
         return self.result(var, node, column, x.gain)
 
     def bounded(self, x: Tensor) -> Tensor:

@@ -11,28 +11,36 @@ import numpy as np
 from hesim.errors import NotHomomorphicError
 from hesim.program import Equation
 
-__all__ = ["FREE_MOVES", "INDEXED_MOVES", "move_table"]
+__all__ = ["FREE_MOVES", "INDEXED_MOVES", "index_places", "move_table", "scatter_targets"]
+
+_UNCHANGED = frozenset(
+    {"copy", "copy_p", "optimization_barrier", "stop_gradient", "sharding_constraint"}
+)
+_RESHAPES = frozenset({"reshape", "squeeze", "expand_dims"})
 
 FREE_MOVES = frozenset(
     {
-        *(
-            "broadcast_in_dim",
-            "reshape",
-            "transpose",
-            "squeeze",
-            "expand_dims",
-            "slice",
-            "rev",
-            "copy",
-        ),
-        *("copy_p", "split", "tile", "concatenate", "stack", "pad", "optimization_barrier"),
-        *("stop_gradient", "sharding_constraint"),
+        *("broadcast_in_dim", "transpose", "slice", "rev", "split", "tile", "concatenate"),
+        *("stack", "pad", *_RESHAPES, *_UNCHANGED),
     }
 )
 """Moves whose places are written in their parameters."""
 
 INDEXED_MOVES = frozenset({"dynamic_slice", "gather", "scatter", "dynamic_update_slice"})
 """Moves whose places are operands."""
+
+_OUTSIDE = -2
+
+
+def index_places(eqn: Equation) -> tuple[int, ...]:
+    """Numbers of the operands of a move that say where; empty if its parameters do."""
+    if eqn.name in FREE_MOVES:
+        return ()
+    if eqn.name == "dynamic_slice":
+        return tuple(range(1, len(eqn.inputs)))
+    if eqn.name == "dynamic_update_slice":
+        return tuple(range(2, len(eqn.inputs)))
+    return (1,)
 
 
 def move_table(
@@ -44,44 +52,43 @@ def move_table(
 
     Args:
       eqn: an equation of FREE_MOVES or INDEXED_MOVES.
-      tables: per operand, the table to move (integers of its shape), or None if it is an index.
+      tables: per operand, the table to move (integers of its shape, not negative), or None if it
+        is an index.
       operands: per operand, the value of an index operand, or None.
 
     Returns:
-      One integer table per result; -1 where a pad puts its padding value.
+      One integer table per result.
 
     Raises:
       NotHomomorphicError: a gather reaches outside its operand.
     """
     name, p = eqn.name, eqn.params
-    x = tables[0]
-    if name in ("copy", "copy_p", "optimization_barrier", "stop_gradient", "sharding_constraint"):
-        return [t for t in tables if t is not None]
-    if x is not None:
-        if name in ("reshape", "squeeze", "expand_dims") and p.get("dimensions") is None:
-            return [x.reshape(eqn.outputs[0].shape)]
-        if name in ("squeeze", "expand_dims"):
-            return [x.reshape(eqn.outputs[0].shape)]
-        if name == "transpose":
-            return [x.transpose(p["permutation"])]
-        if name == "broadcast_in_dim":
-            return [_broadcast(x, p["shape"], p["broadcast_dimensions"])]
-        if name == "slice":
-            strides = p["strides"] or (1,) * x.ndim
-            bounds = zip(p["start_indices"], p["limit_indices"], strides, strict=True)
-            return [x[tuple(slice(int(a), int(b), int(s)) for a, b, s in bounds)]]
-        if name == "rev":
-            return [np.flip(x, p["dimensions"])]
-        if name == "tile":
-            return [np.tile(x, p["reps"])]
-        if name == "split":
-            cuts = np.cumsum([int(s) for s in p["sizes"]])[:-1]
-            return list(np.split(x, cuts, axis=p["axis"]))
+    given = [t for t in tables if t is not None]
+    x = given[0]
+    if name in _UNCHANGED:
+        return given
+    if name in _RESHAPES:
+        return [x.reshape(eqn.outputs[0].shape)]
+    if name == "transpose":
+        return [x.transpose(p["permutation"])]
+    if name == "broadcast_in_dim":
+        return [_broadcast(x, p["shape"], p["broadcast_dimensions"])]
+    if name == "slice":
+        strides = p["strides"] or (1,) * x.ndim
+        bounds = zip(p["start_indices"], p["limit_indices"], strides, strict=True)
+        return [x[tuple(slice(int(a), int(b), int(s)) for a, b, s in bounds)]]
+    if name == "rev":
+        return [np.flip(x, p["dimensions"])]
+    if name == "tile":
+        return [np.tile(x, p["reps"])]
+    if name == "split":
+        cuts = np.cumsum([int(s) for s in p["sizes"]])[:-1]
+        return list(np.split(x, cuts, axis=p["axis"]))
     if name == "concatenate":
-        return [np.concatenate([t for t in tables if t is not None], axis=p["dimension"])]
+        return [np.concatenate(given, axis=p["dimension"])]
     if name == "stack":
-        return [np.stack([t for t in tables if t is not None], axis=p["axis"])]
-    return _bound(eqn, tables, operands)
+        return [np.stack(given, axis=p["axis"])]
+    return [_bound(eqn, tables, operands)]
 
 
 def _broadcast(x: np.ndarray, shape: tuple[int, ...], dimensions: tuple[int, ...]) -> np.ndarray:
@@ -91,29 +98,48 @@ def _broadcast(x: np.ndarray, shape: tuple[int, ...], dimensions: tuple[int, ...
     return np.broadcast_to(x.reshape(view), shape)
 
 
-def _bound(eqn: Equation, tables, operands) -> list[np.ndarray]:
+def _bound(eqn: Equation, tables, operands) -> np.ndarray:
     """Any other move: the primitive itself, run on the integers."""
     params = dict(eqn.params)
-    if eqn.name == "pad":
-        tables = [tables[0], None]
-        operands = [None, np.array(-1, np.int32)]
-    if eqn.name == "gather":
-        params["fill_value"] = -2
+    args = [
+        jnp.asarray(o) if t is None else jnp.asarray(t, jnp.int32)
+        for t, o in zip(tables, operands, strict=True)
+    ]
     if eqn.name == "scatter":
-        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-        args = [_int(t, o) for t, o in zip(tables, operands, strict=True)]
-        return [np.asarray(jax.lax.scatter(*args, **{n: params[n] for n in names}))]
-    args = [_int(t, o) for t, o in zip(tables, operands, strict=True)]
+        names = ("indices_are_sorted", "unique_indices", "mode")
+        keywords = {name: params[name] for name in names}
+        return np.asarray(jax.lax.scatter(*args, params["dimension_numbers"], **keywords))
+    if eqn.name == "gather":
+        params["fill_value"] = _OUTSIDE
     out = np.asarray(eqn.primitive.bind(*args, **params))
-    if eqn.name == "gather" and np.any(out == -2):
+    if eqn.name == "gather" and np.any(out == _OUTSIDE):
         raise NotHomomorphicError(
             "gather",
             eqn.source,
             "an index lies outside its operand, which JAX fills with NaN.",
             "Keep the indices inside, or clip them.",
         )
-    return [out]
+    return out
 
 
-def _int(table: np.ndarray | None, operand: np.ndarray | None):
-    return jnp.asarray(operand) if table is None else jnp.asarray(table, jnp.int32)
+def scatter_targets(eqn: Equation, indices: np.ndarray) -> np.ndarray:
+    """Flat place in the operand of every update element of a scatter, -1 where it is outside."""
+    operand, _, updates = eqn.inputs
+    d = eqn.params["dimension_numbers"]
+    size = int(np.prod(operand.shape, dtype=np.int64))
+    windows = iter([updates.shape[k] for k in d.update_window_dims])
+    skipped = (*d.inserted_window_dims, *d.operand_batching_dims)
+    slices = tuple(1 if k in skipped else next(windows) for k in range(len(operand.shape)))
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=d.update_window_dims,
+        collapsed_slice_dims=d.inserted_window_dims,
+        start_index_map=d.scatter_dims_to_operand_dims,
+        operand_batching_dims=d.operand_batching_dims,
+        start_indices_batching_dims=d.scatter_indices_batching_dims,
+    )
+    places = jnp.arange(size, dtype=jnp.int32).reshape(operand.shape)
+    mode = eqn.params["mode"]
+    if mode == jax.lax.GatherScatterMode.FILL_OR_DROP:
+        mode = "fill"
+    found = jax.lax.gather(places, jnp.asarray(indices), numbers, slices, mode=mode, fill_value=-1)
+    return np.asarray(found, np.int64)

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hesim.circuit.moves import FREE_MOVES, move_table
+from hesim.circuit.layout import stripped
+from hesim.circuit.moves import FREE_MOVES, index_places, move_table, scatter_targets
 from hesim.errors import HesimError
 from hesim.program import Equation, Literal, Program, Var
 
@@ -39,19 +40,19 @@ class Publics:
     """Registry of the public operands of one compilation.
 
     An operand is a public value of the Program, or something simple derived from it in the clear:
-    its reciprocal, the selected part of a `select_n`, the one-hot matrix of a symbolic index.
+    its reciprocal, the selected part of a `select_n`, the one-hot matrix of an index argument.
     """
 
     def __init__(self, program: Program):
         self.program = program
         self._entries: list[tuple[str, Any]] = []
-        self._numbers: dict[tuple[str, int, int], int] = {}
+        self._numbers: dict[tuple[str, int, Any], int] = {}
         self._made = {v.id: e for e in program.equations if not e.encrypted for v in e.outputs}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _number(self, kind: str, what: Any, extra: int = 0) -> int:
+    def _number(self, kind: str, what: Any, extra: Any = 0) -> int:
         key = (kind, what.id if isinstance(what, Var) else -1 - id(what), extra)
         if key not in self._numbers:
             self._numbers[key] = len(self._entries)
@@ -96,9 +97,20 @@ class Publics:
         """Operand: 1 where a select_n chooses `case`, else 0."""
         return self._number("mask", eqn.outputs[0], case)
 
-    def one_hot(self, eqn: Equation) -> int:
-        """Operand: the 0/1 matrix (elements out, elements in) of a move to symbolic places."""
-        return self._number("one_hot", eqn.outputs[0])
+    def one_hot(
+        self, eqn: Equation, operand: int, axis_in: int | None, axis_out: int | None
+    ) -> int:
+        """Operand: the 0/1 matrix (elements out, elements in) of a move to places known at run time.
+
+        Args:
+          operand: which input of the equation it multiplies.
+          axis_in, axis_out: batch axes that the move leaves alone; the matrix is of one member.
+        """
+        return self._number("one_hot", eqn.outputs[0], (operand, axis_in, axis_out))
+
+    def moved(self, eqn: Equation, operand: int) -> int:
+        """Operand: what a move to places known at run time takes from a public input."""
+        return self._number("moved", eqn.outputs[0], (operand,))
 
     def evaluate(self, flat_args: Sequence[Any]) -> list[np.ndarray]:
         """Values of the operands, float64, computed in the clear in JAX.
@@ -112,9 +124,7 @@ class Publics:
         producers = {v.id: e for e in self.program.ops for v in e.outputs}
         needed: list[Var] = []
         for kind, (what, _) in self._entries:
-            values = (
-                producers[what.id].inputs if kind in ("selected", "mask", "one_hot") else (what,)
-            )
+            values = (what,) if kind in ("value", "inverse") else producers[what.id].inputs
             needed += [v for v in values if isinstance(v, Var) and not v.encrypted]
         with jax.enable_x64(True):
             leaves = [
@@ -130,8 +140,8 @@ class Publics:
             if not np.all(np.isfinite(value)):
                 bad = int(np.sum(~np.isfinite(value)))
                 raise NonFiniteOperandError(
-                    f"a public operand ({kind}) of shape {value.shape} has {bad} elements that are NaN or "
-                    f"infinite; check the public arguments ({_where(what, self._made)})."
+                    f"a public operand ({kind}) of shape {value.shape} has {bad} elements that are "
+                    f"NaN or infinite; check the public arguments ({_where(what, self._made)})."
                 )
         return out
 
@@ -156,11 +166,9 @@ def _derive(kind, what, extra, known, producers) -> np.ndarray:
             return 1.0 / value(what).astype(np.float64)
     eqn = producers[what.id]
     if kind == "one_hot":
-        encrypted = next(v for v in eqn.inputs if v.encrypted)
-        operands = [None if v.encrypted else value(v) for v in eqn.inputs]
-        places = np.arange(encrypted.size, dtype=np.int32).reshape(encrypted.shape)
-        table = move_table(eqn, [places if v.encrypted else None for v in eqn.inputs], operands)[0]
-        return (table.reshape(-1)[:, None] == np.arange(encrypted.size)[None, :]).astype(np.float64)
+        return _one_hot(eqn, value, *extra)
+    if kind == "moved":
+        return _moved(eqn, value, *extra)
     which, *cases = eqn.inputs
     shape = eqn.outputs[0].shape
     chosen = np.broadcast_to(np.asarray(value(which)).astype(np.int64) == extra, shape)
@@ -168,3 +176,44 @@ def _derive(kind, what, extra, known, producers) -> np.ndarray:
         return chosen.astype(np.float64)
     case = np.broadcast_to(value(cases[extra]).astype(np.float64), shape)
     return np.where(chosen, case, 0.0)
+
+
+def _one_hot(eqn: Equation, value, operand: int, axis_in, axis_out) -> np.ndarray:
+    inner = stripped(eqn.inputs[operand].shape, axis_in)
+    size = int(np.prod(inner, dtype=np.int64))
+    if eqn.name == "scatter-add":
+        target = scatter_targets(eqn, value(eqn.inputs[1])).reshape(-1)
+        total = int(np.prod(eqn.outputs[0].shape, dtype=np.int64))
+        return (np.arange(total)[:, None] == target[None, :]).astype(np.float64)
+    numbers = np.arange(1, size + 1).reshape(inner)
+    if axis_in is not None:
+        numbers = np.broadcast_to(np.expand_dims(numbers, axis_in), eqn.inputs[operand].shape)
+    table = _moved_numbers(eqn, value, operand, numbers)
+    if axis_out is not None:
+        table = table.take(0, axis=axis_out)
+    return (table.reshape(-1)[:, None] == np.arange(1, size + 1)[None, :]).astype(np.float64)
+
+
+def _moved(eqn: Equation, value, operand: int) -> np.ndarray:
+    given = value(eqn.inputs[operand]).astype(np.float64)
+    if eqn.name == "scatter-add":
+        if operand == 0:
+            return given
+        target = scatter_targets(eqn, value(eqn.inputs[1])).reshape(-1)
+        out = np.zeros(int(np.prod(eqn.outputs[0].shape, dtype=np.int64)))
+        np.add.at(out, target[target >= 0], given.reshape(-1)[target >= 0])
+        return out.reshape(eqn.outputs[0].shape)
+    numbers = np.arange(1, given.size + 1).reshape(given.shape)
+    table = _moved_numbers(eqn, value, operand, numbers)
+    return np.concatenate([np.zeros(1), given.reshape(-1)])[table]
+
+
+def _moved_numbers(eqn: Equation, value, operand: int, numbers: np.ndarray) -> np.ndarray:
+    """Where the numbers of one operand land; 0 where something else does."""
+    places = index_places(eqn)
+    indices = [value(v) if k in places else None for k, v in enumerate(eqn.inputs)]
+    tables = [
+        None if k in places else numbers if k == operand else np.zeros(v.shape, np.int32)
+        for k, v in enumerate(eqn.inputs)
+    ]
+    return move_table(eqn, tables, indices)[0]

@@ -180,12 +180,12 @@ def scaled(b: Builder, source: int, nodes: np.ndarray, factor: float) -> dict[in
 
 
 def explicit(b: Builder, source: int, x: Tensor) -> Tensor:
-    """x with its exact zeros held by a ciphertext of zeros."""
+    """x with its exact zeros held by a ciphertext of zeros, made of an input: it costs x no level."""
     absent = x.node.reshape(-1) < 0
-    if not absent.any() or not len(x.nodes):
+    if not absent.any():
         return x
     count = int(absent.sum())
-    (zero,) = scaled(b, source, x.nodes[:1], 0.0).values()
+    (zero,) = scaled(b, source, np.zeros(1, int), 0.0).values()
     b.support[zero] = np.zeros(b.columns, bool)
     b.period[zero] = b.columns
     node, column = x.node.reshape(-1).copy(), x.column.reshape(-1).copy()

@@ -127,12 +127,10 @@ def _diagonals(b: Builder, t: Terms) -> _Diagonals:
     shift = _shifts(b, t)
     keys, inverse = unique_rows(np.stack([t.out, t.node, shift], 1))
     coefficient = np.zeros(len(inverse), np.int64) if t.coefficient is None else t.coefficient
-    # The same place may carry several coefficients where the operand is a broadcast: one diagonal each.
-    cells, cell = unique_rows(np.stack([inverse, t.out_column, coefficient], 1))
+    # Where the operand is a broadcast, a place may carry several coefficients, or one several times:
+    # one diagonal each.
+    cells = np.stack([inverse, t.out_column, coefficient], 1)
     layer_of_cell = ranks(cells[:, 0] * b.columns + cells[:, 1])
-    if t.coefficient is None:
-        count = np.bincount(cell)
-        assert count.max(initial=1) == 1, "unit terms are distinct"
     extended = np.stack([cells[:, 0], layer_of_cell], 1)
     layers, diagonal = unique_rows(extended)
     table = np.full((len(layers), b.columns), -1, np.int32)

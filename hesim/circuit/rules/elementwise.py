@@ -9,7 +9,6 @@ import numpy as np
 from hesim.circuit.kernels import elementwise
 from hesim.circuit.kernels import polynomial as chebyshev
 from hesim.circuit.layout import Tensor
-from hesim.errors import LayoutError
 from hesim.program import Equation, Literal, Var
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ __all__ = [
     "refresh",
     "square",
     "sub",
-    "zeros_like",
 ]
 
 
@@ -61,7 +59,8 @@ def neg(lo: Lowering, eqn: Equation) -> list[Tensor]:
 def mul(lo: Lowering, eqn: Equation) -> list[Tensor]:
     (var,), (a, b) = eqn.outputs, eqn.inputs
     if a.encrypted and b.encrypted:
-        return [_squared(lo, var, lo.spread(a, var), lo.spread(b, var))]
+        left = lo.spread(a, var)
+        return [_squared(lo, var, left, left if a is b else lo.spread(b, var))]
     secret, public = (a, b) if a.encrypted else (b, a)
     return [_scaled(lo, var, lo.spread(secret, var), public, "value")]
 
@@ -105,8 +104,7 @@ def integer_pow(lo: Lowering, eqn: Equation) -> list[Tensor]:
     powers = {1: lo.tensor(eqn.inputs[0])}
     if y == 0:
         zero = lo.result(var, np.full_like(powers[1].node, -1), powers[1].column, 1.0)
-        base = Tensor(powers[1].node, powers[1].column, 1.0, powers[1].batch_axis, powers[1].shape)
-        return [_constant(lo, var, base, zero, 1.0)]
+        return [lo.plus_public(var, zero, Literal(np.asarray(1.0)), 1.0)]
 
     def power(k: int) -> Tensor:
         if k not in powers:
@@ -117,24 +115,9 @@ def integer_pow(lo: Lowering, eqn: Equation) -> list[Tensor]:
     return [power(y)]
 
 
-def _constant(lo: Lowering, var: Var, like: Tensor, zero: Tensor, value: float) -> Tensor:
-    """An encrypted constant in the layout of `like`."""
-    made = elementwise.scaled(lo.b, lo.source, like.nodes, 0.0)
-    node = lo.renamed(like.node, made)
-    x = Tensor(node, like.column, 1.0, zero.batch_axis, zero.shape)
-    return lo.plus_public(var, x, Literal(np.asarray(value)), 1.0)
-
-
-def zeros_like(lo: Lowering, var: Var, like: Tensor) -> Tensor:
-    made = elementwise.scaled(lo.b, lo.source, like.nodes, 0.0)
-    return lo.result(var, lo.renamed(like.node, made), like.column, 1.0)
-
-
 def polynomial(lo: Lowering, eqn: Equation) -> list[Tensor]:
     (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
     poly = eqn.params["poly"]
-    if not len(x.nodes):
-        raise LayoutError(f"polynomial at {eqn.source}: its argument is exactly zero; drop it.")
     out = chebyshev.apply(lo.b, lo.source, elementwise.explicit(lo.b, lo.source, x), poly)
     return [lo.result(var, out.node, out.column, out.gain)]
 

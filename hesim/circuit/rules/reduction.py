@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hesim.circuit.kernels import elementwise, linear, product, reduce
-from hesim.circuit.layout import Tensor, unique_rows
+from hesim.circuit.kernels import elementwise, linear, matmul, product, reduce
+from hesim.circuit.layout import Tensor
+from hesim.circuit.rules.contraction import check_size
 from hesim.program import Equation
 
 if TYPE_CHECKING:
@@ -56,52 +57,37 @@ def reduce_prod(lo: Lowering, eqn: Equation) -> list[Tensor]:
 
 
 def cumsum(lo: Lowering, eqn: Equation) -> list[Tensor]:
+    """Running sums: additions across ciphertexts, else a product by a triangle of ones."""
     (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
-    (axis,) = [eqn.params["axis"]]
+    axis = eqn.params["axis"]
     axis -= x.batch_axis is not None and axis > x.batch_axis
-    node = np.moveaxis(x.node, axis, -1).astype(np.int64)
-    column = np.moveaxis(x.column, axis, -1).astype(np.int64)
+    node, column = (np.moveaxis(t, axis, -1) for t in (x.node, x.column))
     shape = node.shape
-    node, column = node.reshape(-1, shape[-1]), column.reshape(-1, shape[-1])
     n = shape[-1]
-    reach = np.tri(n, dtype=bool).T if eqn.params["reverse"] else np.tri(n, dtype=bool)
-    out, term = np.nonzero(reach)
-    ones = np.ones(1)
-    places = elementwise.explicit(lo.b, lo.source, x)
-    at_node = np.moveaxis(places.node, axis, -1).reshape(-1, n).astype(np.int64)
-    at_column = np.moveaxis(places.column, axis, -1).reshape(-1, n).astype(np.int64)
-    # Each result takes its own ciphertext class: elements of one place that sum other elements differ.
-    table = np.stack(
-        [
-            (at_node[:, out]).reshape(-1),
-            np.broadcast_to(out, (len(node), len(out))).reshape(-1),
-            at_column[:, out].reshape(-1),
-            node[:, term].reshape(-1),
-            column[:, term].reshape(-1),
-        ],
-        1,
-    )
-    slots = unique_rows(table[:, [0, 2]])[1]
-    members = unique_rows(np.stack([slots, table[:, 1]], 1))
-    shared = len(members[0]) > int(slots.max()) + 1
-    key = table[:, [0, 1]] if shared else table[:, [0]]
-    _, number = unique_rows(key)
-    live = table[:, 3] >= 0
-    used, dense = np.unique(number[live], return_inverse=True)
-    rows = unique_rows(np.concatenate([dense.reshape(-1, 1), table[live][:, 2:]], 1))[0]
-    made = linear.apply(
-        lo.b,
-        lo.source,
-        linear.Terms(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]),
-        None if _unit(rows) else linear.Coefficients(-1, literal=ones),
-    )
-    of = np.full(int(number.max()) + 1, -1, np.int64)
-    of[used] = made
-    result = np.zeros((len(node), n), np.int64)
-    result[:, out] = of[number].reshape(len(node), len(out))
-    back = lambda t: np.moveaxis(t.reshape(shape), -1, axis)  # noqa: E731
-    return [lo.result(var, back(result), back(at_column), x.gain)]
+    node, column = (t.reshape(-1, n).astype(np.int64) for t in (node, column))
+    order = range(n - 1, -1, -1) if eqn.params["reverse"] else range(n)
 
+    def part(k: int) -> Tensor:
+        return Tensor(node[:, k], column[:, k], 1.0, None, (len(node),))
 
-def _unit(rows: np.ndarray) -> bool:
-    return len(unique_rows(rows)[0]) == len(rows)
+    if np.all((column == column[:, :1]) | (node < 0)):
+        total: Tensor | None = None
+        sums = {}
+        for k in order:
+            here = part(k)
+            if total is not None:
+                here = Tensor(
+                    *elementwise.add(lo.b, lo.source, total, here, (1, 1)), 1.0, None, here.shape
+                )
+            total = sums[k] = here
+        made, at = (
+            np.stack([getattr(sums[k], t) for k in range(n)], 1) for t in ("node", "column")
+        )
+    else:
+        reach = np.tri(n, dtype=bool).T if eqn.params["reverse"] else np.tri(n, dtype=bool)
+        weight = np.broadcast_to(np.where(reach, 0, -1), (len(node), n, n))
+        check_size(lo, weight.size)
+        ones = linear.Coefficients(-1, literal=np.ones(1))
+        made, at = matmul.apply(lo.b, lo.source, node, column, weight, ones)
+    made, at = (np.moveaxis(t.reshape(shape), -1, axis) for t in (made, at))
+    return [lo.result(var, made, at, x.gain)]

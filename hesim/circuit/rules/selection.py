@@ -8,9 +8,7 @@ import numpy as np
 
 from hesim.circuit.batching import linear_index
 from hesim.circuit.kernels import elementwise
-from hesim.circuit.layout import Tensor, stripped
-from hesim.circuit.rules.elementwise import zeros_like
-from hesim.errors import LayoutError
+from hesim.circuit.layout import Tensor
 from hesim.program import Equation, Var
 
 if TYPE_CHECKING:
@@ -20,65 +18,60 @@ __all__ = ["select_n"]
 
 
 def select_n(lo: Lowering, eqn: Equation) -> list[Tensor]:
+    """A choice that is known, and alike in all members, only picks places; another is a mask."""
     (var,) = eqn.outputs
     which, *cases = eqn.inputs
-    chosen = lo.program.constant(which)
-    if chosen is not None:
-        return [_select_known(lo, eqn, var, np.asarray(chosen).astype(np.int64), cases)]
+    known = _of_one_member(lo.program.constant(which), var.shape, lo.axis(var))
+    if known is not None:
+        return [_picked(lo, eqn, var, known, cases)]
+    index = np.arange(var.size).reshape(var.shape)
+    split = linear_index(index, lo.axis(var))
+    assert split is not None, "masks have the result's own shape"
     total: Tensor | None = None
     for k, case in enumerate(cases):
         if not case.encrypted:
             continue
         x = lo.spread(case, var)
         operand = lo.publics.mask(eqn, k)
-        index = np.arange(var.size).reshape(var.shape)
-        first, stride = linear_index(index, lo.axis(var)) or (index, 0)
-        node, column = elementwise.scaled_by_public(lo.b, lo.source, x, operand, first, stride, 1.0)
+        node, column = elementwise.scaled_by_public(lo.b, lo.source, x, operand, *split, 1.0)
         part = lo.result(var, node, column, x.gain)
         total = part if total is None else lo.sum(var, total, part, 1)
     assert total is not None
-    return [_plus_cases(lo, eqn, var, total, cases)]
+    return [_plus_public_cases(lo, eqn, var, total, cases)]
 
 
-def _plus_cases(lo: Lowering, eqn: Equation, var: Var, total: Tensor, cases) -> Tensor:
-    for k, case in enumerate(cases):
-        if case.encrypted or lo.publics.uniform(case) == 0.0:
-            continue
-        total = elementwise.explicit(lo.b, lo.source, total)
-        index = np.arange(var.size).reshape(var.shape)
-        first, stride = linear_index(index, lo.axis(var)) or (index, 0)
-        node, column = elementwise.add_public(
-            lo.b, lo.source, total, lo.publics.selected(eqn, k), first, stride, 1.0 / total.gain
-        )
-        total = lo.result(var, node, column, total.gain)
-    return total
+def _of_one_member(
+    chosen: np.ndarray | None, shape: tuple[int, ...], axis: int | None
+) -> np.ndarray | None:
+    """The choices of every member, or None where they differ or are not known."""
+    if chosen is None:
+        return None
+    whole = np.broadcast_to(chosen.astype(np.int64), shape)
+    if axis is None:
+        return whole
+    first = whole.take(0, axis=axis)
+    return first if np.all(whole == np.expand_dims(first, axis)) else None
 
 
-def _select_known(lo: Lowering, eqn: Equation, var: Var, chosen: np.ndarray, cases) -> Tensor:
-    """A choice known at compile time only picks places."""
-    chosen = np.broadcast_to(chosen, var.shape)
-    axis = lo.axis(var)
-    if axis is not None:
-        first = chosen.take(0, axis=axis)
-        if np.any(chosen != np.expand_dims(first, axis)):
-            raise LayoutError(
-                "a selection differs between members of the batch; compile with batch=False"
-            )
-        chosen = first
+def _picked(lo: Lowering, eqn: Equation, var: Var, chosen: np.ndarray, cases) -> Tensor:
     secret = [k for k, case in enumerate(cases) if case.encrypted and np.any(chosen == k)]
-    if not secret:
-        secret = [k for k, case in enumerate(cases) if case.encrypted][:1]
-    gain = lo.tensor(cases[secret[0]]).gain
-    node = np.full(stripped(var.shape, axis), -1, np.int64)
+    gains = [x.gain for k in secret if len((x := lo.tensor(cases[k])).nodes)]
+    gain = gains[0] if gains else 1.0
+    node = np.full(chosen.shape, -1, np.int64)
     column = np.zeros_like(node)
     for k in secret:
         x = lo.with_gain(lo.spread(cases[k], var), gain)
         node = np.where(chosen == k, x.node, node)
         column = np.where(chosen == k, x.column, column)
     total = lo.result(var, node, column, gain)
-    used = [case for k, case in enumerate(cases) if not case.encrypted and np.any(chosen == k)]
-    if not used:
+    if all(case.encrypted or not np.any(chosen == k) for k, case in enumerate(cases)):
         return total
-    if not len(total.nodes):
-        total = zeros_like(lo, var, lo.tensor(cases[secret[0]]))
-    return _plus_cases(lo, eqn, var, total, cases)
+    return _plus_public_cases(lo, eqn, var, total, cases)
+
+
+def _plus_public_cases(lo: Lowering, eqn: Equation, var: Var, total: Tensor, cases) -> Tensor:
+    for k, case in enumerate(cases):
+        if not case.encrypted and lo.publics.uniform(case) != 0.0:
+            index = np.arange(var.size).reshape(var.shape)
+            total = lo.plus_operand(var, total, lo.publics.selected(eqn, k), index)
+    return total
