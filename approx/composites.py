@@ -178,8 +178,8 @@ def composite(
         "sign": composition of odd minimax polynomials; the domain is a union that leaves a gap
         around 0, such as [(-1, -0.01), (0.01, 1)].
         "relu": x (1 + sign(x)) / 2 on (a, b) with a < 0 < b; the gap is chosen.
-        "exp_squaring": exp on (a, 0): a seed for exp(x / 2^k), squared k times. The seed is
-        1 + x / 2^k, or with ``degree`` the minimax polynomial for the error after squaring.
+        "exp_squaring": exp on (a, 0): a seed for exp(x / 2^k), squared k times. With degree=1
+        the seed is 1 + x / 2^k, otherwise the minimax polynomial for the error after squaring.
         "inv_sqrt": 1 / sqrt(x) on (a, b), 0 < a: a seed and Newton steps y (3 - x y^2) / 2.
       tol: largest permitted |composite - target| on the domain; knobs not given are chosen for
         the fewest levels, then the fewest products.
@@ -206,7 +206,9 @@ def composite(
             return signs.sign(intervals, tol, degrees)
         return signs.relu(intervals, tol, degrees, gap)
     if kind == "exp_squaring":
-        return _exp_squaring(intervals, tol, squarings, degree)
+        from approx import squaring
+
+        return squaring.exp(intervals, tol, squarings, degree)
     if kind == "inv_sqrt":
         return _inv_sqrt(intervals, tol, degree, steps)
     raise ApproxError(
@@ -223,7 +225,9 @@ def estimate(graph: Composite, function: Callable[[Any], Any]) -> float:
     for low, high in graph.intervals:
         inside |= (points >= low) & (points <= high)
     x = points[inside]
-    return float(np.max(np.abs(graph(x) - function(x))))
+    with np.errstate(all="ignore"):
+        errors = np.abs(graph(x) - function(x))
+    return float(np.max(np.where(np.isnan(errors), np.inf, errors)))
 
 
 def _rescaled_node(node: Node, m: float) -> Node:
@@ -250,92 +254,7 @@ def _rescale_products(nodes: list[Node], m: float) -> list[Node]:
     return out
 
 
-# --- exp by squaring ------------------------------------------------------------------------------
-
-
-def _exp_squaring(
-    intervals: tuple[Interval, ...], tol: float | None, squarings: int | None, degree: int | None
-) -> Composite:
-    a, b = intervals[0][0], intervals[-1][1]
-    if b > 0.0 or len(intervals) > 1:
-        raise DomainError(
-            f"exp_squaring needs one interval (a, b) with b <= 0, not [{a:g}, {b:g}]."
-        )
-    if squarings is None and tol is None:
-        raise ApproxError("exp_squaring needs squarings= or tol=.")
-    if degree is not None and degree > 1:
-        return _exp_from_seed((a, b), tol, squarings, degree)
-    fewest = max(0, math.ceil(math.log2(max(-a, 2.0))) - 1)  # |1 + x/2^k| <= 1 on the domain
-    for k in [squarings] if squarings is not None else range(fewest, 41):
-        graph = _squared(_linear_seed(k), (a, b), k, 1)
-        if tol is None or graph.max_error <= tol:
-            return graph
-    raise ToleranceError(
-        f"exp_squaring does not reach tol={tol:g}; more squarings, or degree= for a better seed."
-    )
-
-
-def _linear_seed(k: int) -> list[Node]:
-    return [Node("sum", (0,), factors=(2.0**-k,), constant=1.0)]
-
-
-def _squared(seed: list[Node], hull: Interval, k: int, degree: int) -> Composite:
-    nodes = list(seed)
-    for _ in range(k):
-        nodes.append(Node("product", (len(nodes), len(nodes))))
-    knobs = (("degree", degree), ("squarings", k))
-    graph = Composite("exp_squaring", (hull,), tuple(nodes), math.inf, False, knobs)
-    return dataclasses.replace(graph, max_error=estimate(graph, np.exp))
-
-
-def _exp_from_seed(
-    hull: Interval, tol: float | None, squarings: int | None, degree: int
-) -> Composite:
-    """A seed q ~ exp(x/2^k) whose error counts as it does after squaring.
-
-    q^(2^k) errs by 2^k exp(x (1 - 2^-k)) |q - exp(x/2^k)| to first order; where that weight
-    vanishes, |q| need only stay below goal^(2^-k), so that its power stays below the goal.
-    """
-    best: Composite | None = None
-    ladder = [squarings] if squarings is not None else list(range(25))
-    for k in ladder:
-        graph: Composite | None = None
-        for goal in [tol] if tol is not None else [1e-4, 1e-6, 1e-8, 1e-10]:
-            candidate = _weighted_seed(hull, k, degree, goal)
-            if graph is None or candidate.max_error < graph.max_error:
-                graph = candidate
-        assert graph is not None
-        if best is None or graph.max_error < best.max_error:
-            best = graph
-        if tol is not None and graph.max_error <= tol:
-            return graph
-    assert best is not None
-    if tol is not None:
-        raise ToleranceError(
-            f"exp_squaring of degree {degree} reaches {best.max_error:.2e}, not tol={tol:g}; "
-            "raise degree."
-        )
-    return best
-
-
-def _weighted_seed(hull: Interval, k: int, degree: int, goal: float) -> Composite:
-    from approx.fitting import fit
-
-    power = 2.0**k
-    floor = goal / (0.9 * goal ** (1.0 / power))
-
-    def seed(x: np.ndarray) -> np.ndarray:
-        return np.exp(x / power)
-
-    def weight(x: np.ndarray) -> np.ndarray:
-        return np.maximum(power * np.exp(x * (1.0 - 1.0 / power)), floor)
-
-    poly = fit(seed, hull, degree=degree, weight=weight)
-    poly = dataclasses.replace(poly, name=f"exp(x/2^{k})")
-    return _squared([Node("polynomial", (0,), poly)], hull, k, degree)
-
-
-# --- 1 / sqrt(x) by Newton's iteration ------------------------------------------------------------
+# --- 1 / sqrt(x) by Newton steps -----------------------------------------------------------------
 
 
 _SEEDS = (3, 5, 7, 9, 11, 13, 15, 19, 23, 27, 31, 39, 47, 55, 63, 95, 127)  # degrees tried

@@ -40,7 +40,7 @@ def plain(poly: Polynomial, x: Any) -> Any:
 @polynomial_p.def_impl
 @partial(jax.jit, static_argnames="poly")
 def _impl(x: Any, *, poly: Polynomial) -> Any:
-    return plain(poly, x)
+    return jax.lax.convert_element_type(plain(poly, x), x.dtype)  # drops a weak type
 
 
 @polynomial_p.def_abstract_eval

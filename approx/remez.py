@@ -89,6 +89,7 @@ def minimax(
     values = function(points)
     reference = _start(points, indices)
     best: Minimax | None = None
+    stalled = 0  # exchanges without progress: rounding, or a family that is barely independent
     for _ in range(80):
         coefficients, level = _level(function, weight, reference, indices)
         solution = np.zeros(max(indices) + 1)
@@ -105,7 +106,10 @@ def minimax(
         largest = float(np.max(np.abs(heights)))
         if best is None or largest < best.error:
             best = Minimax(solution, largest, abs(level), reference)
-        if largest <= floor or largest - abs(level) <= tolerance * largest:
+            stalled = 0
+        else:
+            stalled += 1
+        if stalled > 8 or largest <= floor or largest - abs(level) <= tolerance * largest:
             break
         exchanged = _alternation(extrema, heights, m + 1)
         if exchanged is None:

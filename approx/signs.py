@@ -17,6 +17,7 @@ import numpy as np
 
 from approx.composites import Composite, Node, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
+from approx.plan import minimal_depth, structure
 from approx.polynomial import Interval, Polynomial
 
 _SLACK = 1e-13  # widening of each image, above the rounding of the coefficients
@@ -99,15 +100,53 @@ def relu(
             )
         return best
     goal = _needed(tol, "relu")
-    # The error at x is |x| |s - sign| / 2: outside the gap half the sign's error times |x|,
-    # inside at most about 0.3 of the gap.
+    # Outside the gap the error at x is |x| |s - sign| / 2; inside, the steep rise of s leaves
+    # between 1/16 and 1/3 of the gap, and no rule says which: candidates are tried by cost.
     relative = min(goal / half_width, 0.45)
-    for share in (4.0, 3.0, 2.0, 1.5, 1.0):
-        tried = _search_sign(min(share * relative, 0.9), min(2.0 * relative, 0.9))
+    candidates: set[tuple[int, ...]] = set()
+    for share in (16.0, 12.0, 8.0, 5.0, 3.0):
+        if share * relative < 0.9:
+            candidates.add(_search_sign(share * relative, min(2.0 * relative, 0.9)))
+    for tried in sorted(candidates or {(3,)}, key=_cost):
         graph = _balanced(intervals, half_width, tried, gap)
         if graph.max_error <= goal:
-            return graph
+            return _trimmed(graph, intervals, half_width, goal, gap)
     raise ToleranceError(f"relu does not reach tol={goal:g}; narrow the domain or relax tol.")
+
+
+def _cost(degrees: Sequence[int]) -> tuple[int, int]:
+    """Levels and products of a chain of stages."""
+    products = sum(_products(d) for d in degrees)
+    return sum(minimal_depth(d) for d in degrees), products
+
+
+@lru_cache(maxsize=256)
+def _products(degree: int) -> int:
+    return structure(degree, 1, minimal_depth(degree)).total(degree, 1, minimal_depth(degree))
+
+
+def _trimmed(
+    graph: Composite,
+    intervals: tuple[Interval, ...],
+    half_width: float,
+    goal: float,
+    gap: float | None,
+) -> Composite:
+    """The graph with lower degrees of the same depth wherever the goal stays within reach."""
+    degrees = list(dict(graph.knobs)["degrees"])
+    for position in range(len(degrees)):
+        while True:
+            lower = degrees[position] - 2
+            while lower >= 3 and _products(lower) == _products(degrees[position]):
+                lower -= 2
+            if lower < 3 or minimal_depth(lower) < minimal_depth(degrees[position]):
+                break
+            trial = [*degrees[:position], lower, *degrees[position + 1 :]]
+            candidate = _balanced(intervals, half_width, trial, gap)
+            if candidate.max_error > goal:
+                break
+            degrees, graph = trial, candidate
+    return graph
 
 
 def _needed(tol: float | None, kind: str) -> float:
@@ -123,24 +162,25 @@ def _balanced(
     if gap is not None:
         return _relu_graph(intervals, half_width, degrees, gap)
     low, high = math.log(1e-7), math.log(0.5)
-    for _ in range(40):  # the sign's error falls with the gap, the error inside the gap grows
+    best: Composite | None = None
+    for _ in range(16):  # the sign's error falls as the gap grows, and the error inside grows
         middle = 0.5 * (low + high)
         try:
-            _, error = stages(degrees, math.exp(middle))
+            graph = _relu_graph(intervals, half_width, degrees, math.exp(middle))
         except ToleranceError:
-            error = 1.0
-        if 0.5 * error > 0.25 * math.exp(middle):
+            low = middle
+            continue
+        if best is None or graph.max_error < best.max_error:
+            best = graph
+        x = np.linspace(0.0, half_width * math.exp(middle), 1001)
+        inside = float(np.max(np.abs(graph(x) - x)))
+        if inside < 0.98 * graph.max_error:
             low = middle
         else:
             high = middle
-    options = [high + 0.1 * k for k in (-2, -1, 0, 1, 2, 3, 4)]
-    graphs = []
-    for option in options:
-        try:
-            graphs.append(_relu_graph(intervals, half_width, degrees, math.exp(option)))
-        except ToleranceError:
-            continue
-    return min(graphs, key=lambda g: g.max_error)
+    if best is None:
+        raise ToleranceError(f"Degrees {tuple(degrees)} reach no sign; raise them.")
+    return best
 
 
 def _relu_graph(
@@ -164,16 +204,14 @@ def _search_sign(gap: float, tol: float) -> tuple[int, ...]:
 
     Breadth first over levels: after L levels, keep for each product count the largest reached gap.
     """
-    from approx.plan import minimal_depth
-
-    products = {d: _stage(d, 0.5)[0].plan.nonscalar_mults for d in _STAGES}
+    products = {d: _products(d) for d in _STAGES}
     frontier: dict[int, list[tuple[float, int, tuple[int, ...]]]] = {0: [(gap, 0, ())]}
     goal = (1.0 - tol) / (1.0 + tol)
     for level in range(2, 61):
         reached: list[tuple[float, int, tuple[int, ...]]] = []
         for d in _STAGES:
             for from_gap, cost, path in frontier.get(level - minimal_depth(d), []):
-                error = _stage(d, from_gap)[1]
+                error = _stage(d, _rounded(from_gap))[1]
                 if error < 1.0:
                     to_gap = (1.0 - error) * (1.0 - _SLACK) / ((1.0 + error) * (1.0 + _SLACK))
                     reached.append((to_gap, cost + products[d], (*path, d)))
@@ -192,3 +230,10 @@ def _pareto(
         if not kept or candidate[0] > kept[-1][0]:
             kept.append(candidate)
     return kept[:6]
+
+
+def _rounded(gap: float) -> float:
+    """The gap rounded down to 1/16 octave from 0 or from 1, so that the search meets few values."""
+    if gap < 0.5:
+        return 2.0 ** (math.floor(16.0 * math.log2(gap)) / 16.0)
+    return 1.0 - 2.0 ** (math.ceil(16.0 * math.log2(1.0 - gap)) / 16.0)

@@ -1,0 +1,125 @@
+"""Polynomial: values, identity, rescaling, derivatives and storage."""
+
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.polynomial import chebyshev
+
+from approx.errors import ApproxError, DomainError
+from approx.polynomial import ONE_MINUS_SQUARE, Polynomial, affine_map, check_intervals
+
+finite = st.floats(-1e6, 1e6, allow_subnormal=False)
+
+
+def make(coefficients, intervals=((-1.0, 1.0),), **extra):
+    scale, shift = affine_map(check_intervals(intervals))
+    return Polynomial(tuple(coefficients), tuple(intervals), scale, shift, **extra)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(finite, min_size=1, max_size=40), st.floats(-1.0, 1.0))
+def test_values_are_those_of_the_chebyshev_series(coefficients, u):
+    expected = chebyshev.chebval(u, coefficients)
+    assert abs(make(coefficients)(u) - expected) <= 1e-12 * (1 + np.sum(np.abs(coefficients)))
+
+
+def test_numpy_path_is_float64_and_keeps_the_shape():
+    p = make([1.0, 2.0, 3.0])
+    y = p(np.zeros((2, 3), dtype=np.float32))
+    assert y.dtype == np.float64
+    assert y.shape == (2, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_json_round_trip_is_bit_equal(coefficients):
+    p = make(coefficients, [(-3.0, 0.1)], name="t", max_error=1 / 3, certified=True)
+    q = Polynomial.from_json(p.to_json())
+    assert q == p
+    assert np.array_equal(
+        np.array(q.coefficients).view(np.int64), np.array(p.coefficients).view(np.int64)
+    )
+
+
+def test_json_round_trip_keeps_the_derivative_rule_and_an_unknown_error():
+    p = make([0.0, 1.0, 0.5]).with_derivative(ONE_MINUS_SQUARE, of="value")
+    q = Polynomial.from_json(p.to_json())
+    assert q == p
+    assert math.isinf(q.max_error)
+    with pytest.raises(ApproxError, match="to_json"):
+        Polynomial.from_json('{"kind": "polynomial"}')
+
+
+def test_hash_equality_and_pickle():
+    p, q = make([1.0, 2.0]), make([1.0, 2.0, 0.0])
+    assert p == q and hash(p) == hash(q)
+    assert p != make([1.0, 2.5])
+    assert pickle.loads(pickle.dumps(p)) == p
+    assert len(repr(make(np.ones(256)))) < 100
+
+
+@pytest.mark.parametrize("domain", [(-16.0, 0.0), (-8.0, 8.0), (-0.3, 0.1), (1e-3, 7.7)])
+def test_rescaling_by_the_half_width_leaves_only_a_shift(domain):
+    p = make([0.3, -0.2, 0.1, 0.7], [domain])
+    half = 0.5 * (domain[1] - domain[0])
+    q = p.rescaled(half)
+    x = np.linspace(q.hull[0], q.hull[1], 101)
+    assert q.scale == 1.0
+    assert np.allclose(q(x), p(half * x), rtol=0, atol=1e-14)
+    assert q.depth == p.depth - 1 == p.plan.depth
+    assert p.rescaled(-half).scale == -1.0
+    assert p.rescaled(-half).depth == q.depth
+    assert np.allclose(p.rescaled(-half)(-x), q(x), rtol=0, atol=1e-14)
+
+
+def test_folded_affine_map_costs_no_level():
+    own = make([0.0, 1.0, 2.0, 3.0], [(-4.0, 4.0)])
+    folded = make([0.0, 1.0, 2.0, 3.0], [(-4.0, 4.0)], affine="folded")
+    assert (own.depth, folded.depth) == (3, 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=12))
+def test_derivative_is_that_of_the_series(coefficients):
+    p = make(coefficients, [(-3.0, 1.0)])
+    x = np.linspace(-3, 1, 31)
+    expected = chebyshev.chebval(0.5 * x + 0.5, chebyshev.chebder(coefficients)) * 0.5
+    assert np.allclose(p.derivative()(x), expected, rtol=0, atol=1e-11)
+
+
+def test_growth_is_the_largest_value_within_the_margin():
+    p = make([0.0, 0.0, 0.0, 1.0], [(-2.0, 2.0)])  # T_3 on [-2, 2]
+    assert p.growth(0.0) == pytest.approx(1.0)
+    assert p.growth(0.25) == pytest.approx(4 * 1.5**3 - 3 * 1.5)  # |u| reaches 1.5
+    assert p.growth(0.1) < p.growth(0.2)
+
+
+@pytest.mark.parametrize(
+    "intervals",
+    [[], [(1, 1)], [(2, 1)], [(0, math.inf)], [(math.nan, 1)], [(0, 2), (1, 3)], [(0, 1), (1, 2)]],
+)
+def test_bad_domains_are_named(intervals):
+    with pytest.raises(DomainError):
+        check_intervals(intervals)
+
+
+@pytest.mark.parametrize("coefficients", [(), (1.0, math.nan), (math.inf,)])
+def test_coefficients_must_be_finite(coefficients):
+    with pytest.raises(ApproxError, match="finite"):
+        Polynomial(coefficients)
+
+
+def test_polynomials_and_plans_need_no_jax():
+    code = (
+        "import sys, numpy as np, approx, approx.plan, approx.polynomial as m;"
+        "p = m.Polynomial((0., 1., 2.)); p(np.ones(3)); p.plan;"
+        "approx.fit('exp', (-1, 0), degree=3);"
+        "assert not [k for k in sys.modules if k.split('.')[0] in ('jax', 'jaxlib')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
