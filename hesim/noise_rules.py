@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hesim import noise as formulas
 from hesim.draws import Draws
@@ -55,22 +56,44 @@ class Operation:
         return self.encrypted == (True, True)
 
     def with_noise(self, x: Any, noise: Noise, level: int) -> Any:
-        """x plus noise of these coefficient variances at the canonical scale of ``level``."""
-        return x + self.draws.noise(x, noise, self.params.scale(level))
+        """A result plus noise of these coefficient variances in slots at ``level``."""
+        return x + self.place.gain * self.draws.noise(x, noise, self.params.scale(level))
 
     def rescaled(self, x: Any, *, switched: bool = False) -> Any:
-        """A result plus the rounding of its rescale, if there was one."""
+        """A result plus what its rescale rounds, or what a Circuit is known to add after it."""
+        level = self.place.level
+        if self.place.added_std is not None:
+            return x + self._known(x, self.place.gain * self.place.added_std, moved=False)
         if not self.place.rescaled:
             return x
-        return self.with_noise(x, self._rounding(self.place.level, switched), self.place.level)
+        return self.with_noise(x, self._rounding(level, switched), level)
 
-    def rotated(self, x: Any) -> Any:
-        """An encrypted operand plus the key switch of its rotation, if there was one."""
-        if not self.place.rotated:
+    def operand(self, number: int, x: Any) -> Any:
+        """An operand with what the operation adds to it: key switches, or the encoding error."""
+        if not self.encrypted[number]:
+            return self.encoded(x)
+        place, gain = self.place, self._operand_gain(number)
+        if place.operand_std is not None:
+            return x + self._known(x, gain * place.operand_std, moved=True)
+        if not place.rotated:
             return x
-        level = self.place.operand_level
-        switch = formulas.key_switch(self.params, level, self.profile)
-        return x + self.draws.noise(x, switch, self.params.scale(level), moved=True)
+        switch = formulas.key_switch(self.params, place.operand_level, self.profile)
+        scale = self.params.scale(place.operand_level)
+        return x + gain * self.draws.noise(x, switch, scale, moved=True)
+
+    def _known(self, x: Any, std: float, *, moved: bool) -> Any:
+        if std == 0.0:
+            return 0.0
+        shape = formulas.rescale(self.profile)
+        unit = formulas.slot_std(shape, self.params.n, self.profile)
+        return self.draws.noise(x, shape, unit / std, moved=moved)
+
+    def _operand_gain(self, number: int) -> float:
+        return self.place.operand_gains[number] if self.place.operand_gains else 1.0
+
+    def affine_level(self, scale: float) -> bool:
+        """Whether a map of the first operand by this slope takes a level."""
+        return abs(abs(scale) * self._operand_gain(0) - 1.0) > 1e-14
 
     def encoded(self, w: Any) -> Any:
         """A public operand plus the error of its encoding, if it is encoded at all."""
@@ -95,7 +118,8 @@ class Operation:
             level = max(top + node.level, 0)
             added = self._rounding(level, node.switched)
             std = formulas.value_std(added, self.params, level, self.profile)
-            weights.append((std / unit) ** 2 if node.rounded else 0.0)
+            weight = (std / unit) ** 2 * (1.0 + self.place.inner_refreshes)
+            weights.append(weight if node.rounded else 0.0)
         variance = gain(nodes, jax.lax.stop_gradient(x), weights)
         if isinstance(variance, float) and variance == 0.0:
             return result
@@ -112,24 +136,23 @@ class Operation:
 Rule = Callable[[Operation, list[Any]], list[Any]]
 
 
+def _operands(op: Operation, args: list[Any]) -> list[Any]:
+    return [op.operand(number, x) for number, x in enumerate(args)]
+
+
 def _moved(op: Operation, args: list[Any]) -> list[Any]:
     """Moves and sums: noise only where a compiled Circuit rotates or masks on the way."""
-    args = [op.rotated(x) if secret else x for x, secret in zip(args, op.encrypted, strict=True)]
     return [op.rescaled(out) for out in op.bind(args)]
 
 
 def _product(op: Operation, args: list[Any]) -> list[Any]:
-    """mul, elementwise: of two ciphertexts or by public values."""
-    if op.product_of_ciphertexts:
-        (out,) = op.bind(args)
-        return [op.rescaled(out, switched=True)]
-    args = [x if secret else op.encoded(x) for x, secret in zip(args, op.encrypted, strict=True)]
-    (out,) = op.bind(args)
-    return [op.rescaled(out)]
+    """Products of two ciphertexts or by public values, summed at double scale: one rescale."""
+    (out,) = op.bind(_operands(op, args))
+    return [op.rescaled(out, switched=op.product_of_ciphertexts)]
 
 
 def _square(op: Operation, args: list[Any]) -> list[Any]:
-    (out,) = op.bind(args)
+    (out,) = op.bind(_operands(op, args))
     return [op.rescaled(out, switched=True)]
 
 
@@ -143,27 +166,16 @@ def _quotient(op: Operation, args: list[Any]) -> list[Any]:
     return [op.rescaled(out + x * (op.encoded(reciprocal) - reciprocal))]
 
 
-def _contraction(op: Operation, args: list[Any]) -> list[Any]:
-    """dot_general, convolution: products summed at double scale, one rescale for the sum."""
-    both = op.product_of_ciphertexts
-    args = [
-        op.rotated(x) if secret else op.encoded(x)
-        for x, secret in zip(args, op.encrypted, strict=True)
-    ]
-    (out,) = op.bind(args)
-    return [op.rescaled(out, switched=both)]
-
-
 def _sum(op: Operation, args: list[Any]) -> list[Any]:
     """Sums over slots: as many rotations as terms, less one, however they are arranged."""
-    (out,) = op.bind([op.rotated(args[0])])
+    (out,) = op.bind([op.operand(0, args[0])])
     return [op.rescaled(out)]
 
 
 def _choice(op: Operation, args: list[Any]) -> list[Any]:
     """select_n by a public mask: products by 0 and 1, one rescale; a scalar predicate is free."""
     (out,) = op.bind(args)
-    return [op.rescaled(out) if jnp.ndim(args[0]) else out]
+    return [op.rescaled(out) if np.ndim(args[0]) else out]
 
 
 def _power(op: Operation, args: list[Any]) -> list[Any]:
@@ -197,7 +209,7 @@ def _polynomial(op: Operation, args: list[Any]) -> list[Any]:
     poly = op.eqn_params["poly"]
     if poly.degree == 0:
         return [out]
-    own = poly.depth > poly.plan.depth
+    own = poly.affine != "folded" and op.affine_level(poly.scale)
     return [op.through(expand(poly.plan, poly.scale, poly.shift, own), args[0], out)]
 
 
@@ -212,8 +224,8 @@ RULES: dict[str, Rule] = {
     "square": _square,
     "div": _quotient,
     "integer_pow": _power,
-    "dot_general": _contraction,
-    "conv_general_dilated": _contraction,
+    "dot_general": _product,
+    "conv_general_dilated": _product,
     "reduce_sum": _sum,
     "cumsum": _sum,
     "reduce_prod": _product_tree,

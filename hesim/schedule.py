@@ -8,22 +8,26 @@ compilation. ``of_circuit`` reads what a compiled Circuit does instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.circuit import Circuit
+from hesim.circuit_noise import OperationNoise
 from hesim.depth import operation_depth
 from hesim.errors import LevelError
 from hesim.params import CKKSParams
+from hesim.profiles import NoiseProfile
+from hesim.profiles import profile as find_profile
 from hesim.program import Literal, Var
 
 if TYPE_CHECKING:
     from hesim.program import Equation, Program
 
-__all__ = ["Placement", "Schedule", "canonical", "of_circuit", "is_free_product"]
+__all__ = ["Placement", "Schedule", "canonical", "of_circuit"]
 
 _CONTRACTIONS = frozenset({"dot_general", "conv_general_dilated", "reduce_sum", "cumsum"})
 
@@ -32,21 +36,38 @@ _CONTRACTIONS = frozenset({"dot_general", "conv_general_dilated", "reduce_sum", 
 class Placement:
     """How one operation on encrypted values runs.
 
+    A tensor's value is its gain times what the slots hold, and noise is made in the slots.
+
     Attributes:
       level: of the result.
       operand_level: common level of the encrypted operands, after refreshes and drops.
       rescaled: whether a rescale rounds the result.
       rotated: whether ciphertexts of the operands are rotated on the way.
+      gain: of the result, without its sign.
+      operand_gains: of each operand; 1 for public ones.
       refreshed: ids of the Vars that are refreshed before it.
       lowered: ids of the Vars brought down to `operand_level` by a product with 1 and a rescale.
+      refreshed_after: whether the result is refreshed.
+      shared: whether the result lies in ciphertexts of its operands, as they were before any
+        refresh, so that the operation makes none of its own.
+      inner_refreshes: refreshes within a polynomial, in units of its rescales.
+      operand_std, added_std: standard deviation of what the operation's instructions add to each
+        operand and to the result, in slots; None for what `rotated` and `rescaled` imply.
     """
 
     level: int
     operand_level: int
     rescaled: bool
     rotated: bool
+    gain: float = 1.0
+    operand_gains: tuple[float, ...] = ()
     refreshed: frozenset[int] = frozenset()
     lowered: frozenset[int] = frozenset()
+    refreshed_after: bool = False
+    shared: bool = False
+    inner_refreshes: float = 0.0
+    operand_std: float | None = None
+    added_std: float | None = None
 
 
 #: Placements by index of the equation in ``program.equations``; encrypted equations only.
@@ -57,98 +78,158 @@ def canonical(program: Program, params: CKKSParams) -> dict[int, Placement]:
     """The schedule of a Program on tensors, without layouts.
 
     Each operand that has fewer levels left than the operation needs is refreshed to the top level
-    first. Operands of unequal levels meet at the lowest. A polynomial deeper than the whole chain
-    ends at level 0: a refresh inside it is not modelled.
+    first. Operands of unequal levels meet at the lowest. A product by a constant is a gain kept
+    beside the ciphertext, until a sum of unequal gains spends a level on it. A polynomial deeper
+    than the whole chain ends at level 0: a refresh inside it is not modelled.
 
     Raises:
       LevelError: an operation needs a level, and the parameters have none at all.
     """
     levels = {v.id: params.levels for v in program.inputs if v.encrypted}
+    gains = dict.fromkeys(levels, 1.0)
     schedule: dict[int, Placement] = {}
     for equation in program.ops:
         operands = _encrypted(equation)
         depth = _depth(program, equation)
-        if depth and not params.levels:
+        unequal = _unequal_gains(equation, gains)
+        needed = {v.id: depth for v in operands}
+        if unequal is not None:
+            needed[unequal] += 1
+        if any(needed.values()) and not params.levels:
             raise LevelError(
                 f"`{equation.name}` at {equation.source} needs a level, and these parameters have "
-                f"none: take levels={depth} or more"
+                f"none: take levels={max(needed.values())} or more"
             )
-        needed = min(depth, params.levels)
-        refreshed = frozenset(v.id for v in operands if levels[v.id] < needed)
+        refreshed = frozenset(i for i, n in needed.items() if levels[i] < min(n, params.levels))
         if equation.name == "refresh":
             refreshed = frozenset()
         levels.update(dict.fromkeys(refreshed, params.levels))
-        low = min(levels[v.id] for v in operands)
-        lowered = frozenset(v.id for v in operands if levels[v.id] > low)
+        low = min(levels[i] - (n - depth) for i, n in needed.items())
+        lowered = {v.id for v in operands if levels[v.id] > low}
         after = params.levels if equation.name == "refresh" else max(low - depth, 0)
+        gain = _gain(program, equation, gains)
         schedule[equation.index] = Placement(
             level=after,
             operand_level=low,
             rescaled=depth > 0,
             rotated=_contracts(equation),
+            gain=gain,
+            operand_gains=_operand_gains(equation, gains),
             refreshed=refreshed,
-            lowered=lowered,
+            lowered=frozenset(lowered),
         )
         levels.update({v.id: after for v in equation.outputs})
+        gains.update({v.id: gain for v in equation.outputs})
     return schedule
 
 
-def of_circuit(program: Program, circuit: Circuit) -> dict[int, Placement]:
-    """The schedule that a compiled Circuit follows, by what its instructions say.
+def of_circuit(
+    program: Program, circuit: Circuit, profile: str | NoiseProfile = "seal"
+) -> dict[int, Placement]:
+    """The schedule that a compiled Circuit of this Program follows, as its instructions say.
 
     Where one operation spreads over ciphertexts at several levels, the lowest counts.
     """
-    levels = {v.id: circuit.params.levels for v in program.inputs if v.encrypted}
-    ops = program.ops
-    present = np.zeros((len(ops), 10), bool)
-    own = circuit.source >= 0
-    present[circuit.source[own], circuit.kind[own]] = True
+    facts = OperationNoise(circuit, find_profile(profile))
+    taps = {tap.op: tap for tap in circuit.taps}
+    owner: dict[int, set[int]] = {}
+    gains = {v.id: 1.0 for v in program.inputs if v.encrypted}
     schedule: dict[int, Placement] = {}
-    for k, equation in enumerate(ops):
-        operands = _encrypted(equation)
-        ciphers = circuit.taps[k].ciphers
-        before = min(levels[v.id] for v in operands)
-        after = int(circuit.level[ciphers].min()) if len(ciphers) else before
-        rescaled = bool(present[k, Kind.RESCALE])
-        depth = _depth(program, equation) if rescaled else 0
-        refreshed = frozenset[int]()
-        if present[k, Kind.REFRESH] and equation.name != "refresh":
-            lowest = min(after + depth, circuit.params.levels)
-            refreshed = frozenset(v.id for v in operands if levels[v.id] <= lowest)
-        low = min(after + depth, circuit.params.levels)
-        lowered = frozenset(
-            v.id for v in operands if v.id not in refreshed and levels[v.id] > low and rescaled
-        )
-        rescaled = rescaled and (depth > 0 or not lowered)
+    after = circuit.params.levels
+    for k, equation in enumerate(program.ops):
+        tap = taps.get(k)
+        ciphers = np.zeros(0, np.int64) if tap is None else tap.ciphers
+        if len(ciphers):
+            after = int(circuit.level[ciphers].min())
+        depth = max(_depth(program, equation), 1) if facts.rescales[k] else 0
+        operands = {v.id for v in _encrypted(equation)}
+        lowered = {v for c in facts.lowered.get(k, ()) for v in owner.get(c, ())} & operands
+        gain = 1.0 if tap is None else abs(tap.gain)
+        own = bool(len(ciphers)) and bool(np.any(circuit.source[ciphers] == k))
         schedule[equation.index] = Placement(
             level=after,
-            operand_level=low,
-            rescaled=rescaled,
-            rotated=bool(present[k, Kind.ROTATE]),
-            refreshed=refreshed,
-            lowered=lowered,
+            operand_level=min(after + depth, circuit.params.levels),
+            rescaled=depth > 0,
+            rotated=False,
+            gain=gain,
+            operand_gains=_operand_gains(equation, gains),
+            lowered=frozenset(lowered),
+            refreshed_after=own and any(int(c) in facts.refreshed for c in ciphers),
+            shared=bool(len(ciphers)) and not own,
+            inner_refreshes=float(facts.inner_refreshes[k]),
+            operand_std=math.sqrt(facts.operands[k]),
+            added_std=math.sqrt(facts.result(ciphers)) if own else 0.0,
         )
-        levels.update({v.id: after for v in equation.outputs})
+        names = {v.id for v in equation.outputs}
+        gains.update(dict.fromkeys(names, gain))
+        for cipher in map(int, ciphers):
+            owner.setdefault(cipher, set()).update(names)
+            owner.setdefault(facts.refreshed.get(cipher, cipher), set()).update(names)
     return schedule
 
 
-def is_free_product(program: Program, equation: Equation) -> bool:
-    """Whether this is a product or quotient by one constant, which costs no level.
+def _operand_gains(equation: Equation, gains: Mapping[int, float]) -> tuple[float, ...]:
+    return tuple(1.0 if isinstance(v, Literal) else gains.get(v.id, 1.0) for v in equation.inputs)
 
-    A constant that is the same everywhere and known when the Program is traced is kept beside the
-    ciphertext and merged into whatever comes next.
-    """
+
+def _unequal_gains(equation: Equation, gains: Mapping[int, float]) -> int | None:
+    """The operand of a sum that a rescale must bring to the other's gain, if there is one."""
+    if equation.name not in ("add", "add_any", "sub"):
+        return None
+    operands = _encrypted(equation)
+    if len(operands) < 2:
+        return None
+    one, two = (gains[v.id] for v in operands)
+    return None if max(one, two) / min(one, two) in (1.0, 2.0) else operands[1].id
+
+
+def _gain(program: Program, equation: Equation, gains: Mapping[int, float]) -> float:
+    """The gain of a result, without its sign."""
+    operands = [gains[v.id] for v in _encrypted(equation)]
+    name = equation.name
+    if name == "polynomial":
+        return 1.0
+    if name == "integer_pow":
+        return _bounded(operands[0]) ** equation.params["y"]
+    if name == "square":
+        return _bounded(operands[0]) ** 2
+    if name in ("mul", "dot_general") and len(operands) == 2:
+        return _bounded(operands[0]) * _bounded(operands[1])
+    factor = _constant_factor(program, equation)
+    if factor is not None:
+        return operands[0] * factor
+    if name in ("add", "add_any", "sub") and len(operands) == 2:
+        ratio = max(operands) / min(operands)
+        return min(operands) if ratio == 2.0 else operands[0]
+    return operands[0]
+
+
+def _bounded(gain: float) -> float:
+    """A gain far from 1 is applied before a product."""
+    return gain if 2.0**-7 <= gain <= 2.0**7 else 1.0
+
+
+def _constant_factor(program: Program, equation: Equation) -> float | None:
+    """|c| of a product or quotient by one constant c, which is kept beside the ciphertext."""
     if equation.name not in ("mul", "div"):
-        return False
+        return None
     for operand in equation.inputs:
-        if not operand.encrypted:
-            value = program.constant(operand)
-            return value is not None and value.size > 0 and bool(np.all(value == value.flat[0]))
-    return False
+        if operand.encrypted:
+            continue
+        value = program.constant(operand)
+        if value is None or value.size == 0 or not bool(np.all(value == value.flat[0])):
+            return None
+        number = abs(float(value.flat[0]))
+        if number == 0.0 and equation.name == "mul":
+            return 1.0  # exactly zero: nothing is kept, and nothing computed
+        if number == 0.0 or not math.isfinite(number):
+            return None
+        return 1.0 / number if equation.name == "div" else number
+    return None
 
 
 def _depth(program: Program, equation: Equation) -> int:
-    return 0 if is_free_product(program, equation) else operation_depth(equation)
+    return 0 if _constant_factor(program, equation) is not None else operation_depth(equation)
 
 
 def _encrypted(equation: Equation) -> list[Var]:

@@ -144,12 +144,13 @@ def simulate_program(
         out = walk.step(equation)
         if tap is not None and equation.encrypted:
             tap(equation, out)
+        walk.store(equation, out)
     return [walk.read(v) if isinstance(v, Var) else jnp.asarray(v.value) for v in program.outputs]
 
 
 @dataclass
 class _Walk:
-    """One pass over a Program: values by Var, and operands brought to a lower level."""
+    """One pass over a Program: values by Var, before a refresh, and brought to a lower level."""
 
     program: Program
     params: CKKSParams
@@ -165,6 +166,8 @@ class _Walk:
         consts = self.program.consts
         self.values: dict[int, Any] = {v.id: self._wide(c) for v, c in consts}
         self.lowered: dict[tuple[int, int], Any] = {}
+        self.gains: dict[int, float] = {}
+        self.early: dict[int, Any] = {}
 
     def _wide(self, value: Any) -> Any:
         return _wide_array(value) if self.wide else value
@@ -174,24 +177,45 @@ class _Walk:
             return self._wide(operand.value)
         return self.values[operand.id]
 
-    def fresh(self, value: Any, level: int) -> Any:
-        """A value encoded and encrypted at this level."""
+    def unrefreshed(self, operand: Var | Literal) -> Any:
+        """An operand as it was before the refresh of its ciphertexts."""
+        if isinstance(operand, Literal) or operand.id not in self.early:
+            return self.read(operand)
+        return self.early[operand.id]
+
+    def fresh(self, value: Any, level: int, gain: float = 1.0) -> Any:
+        """A value encoded and encrypted at this level, its slots holding value / gain."""
         noise = formulas.fresh(self.params.n, self.profile)
-        return value + self.draws.noise(value, noise, self.params.scale(level))
+        return value + gain * self.draws.noise(value, noise, self.params.scale(level))
 
     def step(self, equation: Equation) -> list[Any]:
-        """Runs one equation and stores its results."""
+        """Results of one equation, with the noise that it adds."""
+        if equation.encrypted and self.schedule[equation.index].shared:
+            return _evaluate(equation, self.wide, [self.unrefreshed(v) for v in equation.inputs])
         if equation.encrypted:
-            out = self._noisy(equation)
-        else:
-            out = _bind(equation, [self.read(v) for v in equation.inputs], self.wide)
+            return self._noisy(equation)
+        return _bind(equation, [self.read(v) for v in equation.inputs], self.wide)
+
+    def store(self, equation: Equation, out: list[Any]) -> None:
+        """Keeps results for later equations, refreshed if the schedule says so."""
+        if equation.encrypted:
+            place = self.schedule[equation.index]
+            self.gains.update({v.id: place.gain for v in equation.outputs})
+            if place.refreshed_after or place.shared:
+                self.early.update({v.id: x for v, x in zip(equation.outputs, out, strict=True)})
+            if place.refreshed_after:
+                out = [self.fresh(x, place.level, place.gain) for x in out]
+            elif place.shared:
+                args = [self.read(v) for v in equation.inputs]
+                out = _evaluate(equation, self.wide, args)
         self.values.update({v.id: x for v, x in zip(equation.outputs, out, strict=True)})
-        return out
 
     def _noisy(self, equation: Equation) -> list[Any]:
         place = self.schedule[equation.index]
         for number in sorted(place.refreshed):
-            self.values[number] = self.fresh(self.values[number], self.params.levels)
+            self.values[number] = self.fresh(
+                self.values[number], self.params.levels, self.gains.get(number, 1.0)
+            )
             self.lowered = {k: v for k, v in self.lowered.items() if k[0] != number}
         operation = Operation(
             name=equation.name,
@@ -216,7 +240,7 @@ class _Walk:
             noise = self.draws.noise(
                 value, formulas.rescale(self.profile), self.params.scale(level)
             )
-            self.lowered[place] = value + noise
+            self.lowered[place] = value + self.gains.get(operand.id, 1.0) * noise
         return self.lowered[place]
 
 
@@ -231,6 +255,9 @@ def _noise_values(program: Program, schedule: Schedule) -> int:
         place = schedule[equation.index]
         sizes = {v.id: v.size for v in equation.inputs if isinstance(v, Var)}
         total += sum(sizes[i] for i in place.refreshed) + sum(sizes[i] for i in place.lowered)
-        if place.rescaled or place.rotated or equation.name == "refresh":
+        if place.refreshed_after:
+            total += sum(v.size for v in equation.outputs)
+        known = bool(place.operand_std or place.added_std)
+        if place.rescaled or place.rotated or known or equation.name == "refresh":
             total += sum(sizes.values()) + sum(v.size for v in equation.outputs)
     return total
