@@ -1,7 +1,7 @@
 """Composites: small graphs of polynomials, products and sums under one name.
 
 A composite is not a JAX primitive: a traced function sees its polynomials, products and sums, so
-that a refresh can fall inside it. Four kinds: ``sign`` and ``relu`` by minimax composition (Lee,
+that a refresh can fall inside it. ``sign``, ``relu`` and ``abs`` by minimax composition (Lee,
 Lee, No and Kim 2021), ``exp_squaring``, and ``inv_sqrt`` by a seed and Newton steps.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.plan import minimal_depth
-from approx.polynomial import Interval, Polynomial, check_intervals
+from approx.polynomial import Interval, Polynomial, check_intervals, is_jax
 from approx.remez import grid
 from approx.targets import NAMED
 
@@ -77,7 +77,7 @@ class Composite:
 
     def __call__(self, x: Any) -> Any:
         """The value, float64 for NumPy and numbers, in JAX operations for JAX values."""
-        registers = [x if hasattr(x, "dtype") else np.asarray(x, dtype=np.float64)]
+        registers = [x if is_jax(x) else np.asarray(x, dtype=np.float64)]
         for node in self.nodes:
             registers.append(node(registers))
         return registers[-1]
@@ -178,14 +178,15 @@ def composite(
         "sign": composition of odd minimax polynomials; the domain is a union that leaves a gap
         around 0, such as [(-1, -0.01), (0.01, 1)].
         "relu": x (1 + sign(x)) / 2 on (a, b) with a < 0 < b; the gap is chosen.
+        "abs": x sign(x) on (a, b) with a < 0 < b, from the same sign.
         "exp_squaring": exp on (a, 0): a seed for exp(x / 2^k), squared k times. With degree=1
         the seed is 1 + x / 2^k, otherwise the minimax polynomial for the error after squaring.
         "inv_sqrt": 1 / sqrt(x) on (a, b), 0 < a: a seed and Newton steps y (3 - x y^2) / 2.
       tol: largest permitted |composite - target| on the domain; knobs not given are chosen for
         the fewest levels, then the fewest products.
-      degrees: of the stages of sign and relu, for instance (15, 15, 27).
-      gap: relu only: the half width around 0, relative to the domain's half width, where sign
-        need not be right; chosen to balance the two errors if not given.
+      degrees: of the stages of sign, relu and abs, for instance (15, 15, 27).
+      gap: relu and abs only: the half width around 0, relative to the domain's half width, where
+        sign need not be right; chosen to balance the two errors if not given.
       squarings: the k of exp_squaring.
       degree: of the seed of exp_squaring and inv_sqrt.
       steps: Newton steps of inv_sqrt.
@@ -199,11 +200,13 @@ def composite(
         raise ApproxError(f"tol must be finite and positive, not {tol}.")
     spans = np.asarray(domain, dtype=object)
     intervals = check_intervals([tuple(domain)] if spans.shape == (2,) else domain)
-    if kind in ("sign", "relu"):
+    if kind in ("sign", "relu", "abs"):
         from approx import signs
 
         if kind == "sign":
             return signs.sign(intervals, tol, degrees)
+        if kind == "abs":
+            return signs.absolute(intervals, tol, degrees, gap)
         return signs.relu(intervals, tol, degrees, gap)
     if kind == "exp_squaring":
         from approx import squaring
@@ -212,7 +215,7 @@ def composite(
     if kind == "inv_sqrt":
         return _inv_sqrt(intervals, tol, degree, steps)
     raise ApproxError(
-        f"Unknown composite {kind!r}; use sign, relu, exp_squaring or inv_sqrt, or approx.fit."
+        f"Unknown composite {kind!r}; use sign, relu, abs, exp_squaring or inv_sqrt, or approx.fit."
     )
 
 

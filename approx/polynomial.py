@@ -141,7 +141,7 @@ class Polynomial:
 
     def __call__(self, x: Any) -> Any:
         """p(x): float64 for NumPy and numbers, one ``polynomial`` equation for JAX values."""
-        if _is_jax(x):
+        if is_jax(x):
             from approx.primitive import apply
 
             return apply(self, x)
@@ -318,7 +318,8 @@ def _snap(scale: float) -> float:
     return math.copysign(1.0, scale) if abs(abs(scale) - 1.0) < 1e-14 else scale
 
 
-def _is_jax(x: Any) -> bool:
+def is_jax(x: Any) -> bool:
+    """Whether x is a JAX array or tracer, found out without importing JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and (isinstance(x, jax.Array) or hasattr(x, "__jax_array__"))
 

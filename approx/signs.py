@@ -1,4 +1,4 @@
-"""Sign and ReLU by composition of odd minimax polynomials.
+"""Sign, ReLU and absolute value by composition of odd minimax polynomials.
 
 Each stage is the minimax approximation of sign on the image of the stage before it (Lee, Lee, No
 and Kim 2021, "Minimax approximation of sign function by composite polynomial for homomorphic
@@ -112,6 +112,22 @@ def relu(
         if graph.max_error <= goal:
             return _trimmed(graph, intervals, half_width, goal, gap)
     raise ToleranceError(f"relu does not reach tol={goal:g}; narrow the domain or relax tol.")
+
+
+def absolute(
+    intervals: tuple[Interval, ...],
+    tol: float | None,
+    degrees: Sequence[int] | None,
+    gap: float | None,
+) -> Composite:
+    """x * sign(x) = 2 relu(x) - x with the same sign: twice relu's error, the same levels."""
+    half = relu(intervals, None if tol is None else 0.5 * tol, degrees, gap)
+    last = half.nodes[-2]
+    assert last.polynomial is not None
+    doubled = dataclasses.replace(last, polynomial=_scaled(last.polynomial, 2.0, -1.0))
+    nodes = (*half.nodes[:-2], doubled, half.nodes[-1])
+    graph = dataclasses.replace(half, name="abs", nodes=nodes)
+    return dataclasses.replace(graph, max_error=estimate(graph, np.abs))
 
 
 def _cost(degrees: Sequence[int]) -> tuple[int, int]:

@@ -34,6 +34,22 @@ def test_relu_on_a_wide_domain_spends_one_level_on_its_map_unless_rescaled():
     assert np.allclose(q(x / 50), wide(x), rtol=0, atol=1e-11)
 
 
+def test_abs_is_twice_relu_less_the_input():
+    relu = approx.composite("relu", (-4, 2), degrees=(7, 15))
+    absolute = approx.composite("abs", (-4, 2), degrees=(7, 15))
+    x = np.linspace(-4, 2, 2001)
+    assert np.allclose(absolute(x), 2 * relu(x) - x, rtol=0, atol=1e-12)
+    assert absolute.max_error == pytest.approx(2 * relu.max_error, rel=1e-6)
+    assert (absolute.depth, absolute.products) == (relu.depth, relu.products)
+    assert approx.composite("abs", (-1, 1), tol=0.02).max_error <= 0.02
+
+
+def test_numpy_values_are_float64_whatever_comes_in():
+    c = approx.composite("exp_squaring", (-8, 0), squarings=6)
+    assert c(np.float32(-1.0)).dtype == np.float64
+    assert c(-1.0) == c(np.float32(-1.0))
+
+
 @pytest.mark.parametrize("tol", [3e-2, 2e-3])
 def test_relu_by_tolerance(tol):
     c = approx.composite("relu", (-4, 2), tol=tol)
