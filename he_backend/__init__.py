@@ -6,6 +6,8 @@ Names load on first use, so that a worker can import a machine without JAX.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
@@ -76,3 +78,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """A package whose functions outrank its modules of the same name (`he_backend.run`)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds a module to its package whenever it is first imported.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
