@@ -1,9 +1,10 @@
 """Cuts a Circuit into tasks: what one worker or client does in one go, and what waits for what.
 
-Instructions of one Program operation that hang together become one task; small ones are merged and
-large ones cut towards a fixed number of predicted seconds. Inputs, refreshes and decryptions are
-the client's tasks. A task depends only on tasks before it, so any ready-first order ends. The plan
-is a function of the Circuit alone: a resumed run finds the same tasks.
+Between two visits to the client, instructions are put into depth-first order from their last
+results backwards, so that what is made is used soon, and that order is cut into pieces of a few
+predicted tenths of a second: most ciphertexts then never leave the task that makes them. Inputs,
+refreshes and decryptions are the client's tasks. A task depends only on tasks before it, so any
+ready-first order ends. The plan is a function of the Circuit alone: a resumed run finds the same tasks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _GROUPED_PRODUCT = 0.2
 """Cost of a scalar product inside a matrix product on residues, relative to one by one."""
 
 _CLIENT_BATCH = 16
+_LONGEST = 3.0
+"""A task may take this many times the target before it is cut inside what one result needs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Task:
       instructions: ascending; for "deliver" the ciphertexts to decrypt.
       needs: ciphertexts made by other tasks. gives: results that other tasks need.
       seconds: predicted.
-      op: Program operation, -1 for inputs.
+      op: Program operation of its last instruction, -1 for inputs.
     """
 
     id: int
@@ -111,10 +114,13 @@ def plan(circuit: Circuit, deliver: Iterable[int], target: float = 0.1) -> Sched
     seconds = predicted_seconds(circuit)
     operands = [operands_of(circuit, i) for i in range(len(circuit))]
     client = np.isin(circuit.kind, (Kind.INPUT, Kind.REFRESH))
+    rounds = _rounds(circuit, operands, client)
     pieces: list[list[int]] = []
-    for members in _groups(circuit, operands, client):
-        limit = _CLIENT_BATCH if client[members[0]] else len(members)
-        pieces += _cut(_components(members, operands), seconds, target, limit)
+    for members in rounds:
+        if client[members[0]]:
+            pieces += _batches(members, seconds, target)
+        else:
+            pieces += _cut(*_depth_first(members, operands), seconds, target)
     owner = np.empty(len(circuit), dtype=np.int64)
     for number, piece in enumerate(pieces):
         owner[piece] = number
@@ -128,71 +134,65 @@ def plan(circuit: Circuit, deliver: Iterable[int], target: float = 0.1) -> Sched
     return Schedule((*tasks, *_deliveries(circuit, delivered, len(tasks), owner)))
 
 
-def _groups(circuit: Circuit, operands: Sequence[list[int]], client: np.ndarray) -> list[list[int]]:
-    """Instructions of one operation between two visits to the client, in an acyclic order.
+def _rounds(circuit: Circuit, operands: Sequence[list[int]], client: np.ndarray) -> list[list[int]]:
+    """Instructions by visits to the client so far and whose turn it is, in an acyclic order.
 
-    The key (run of one operation, visits to the client so far in it, whose turn) grows along every
-    dependency.
+    The key (changes of side on the longest path, side) grows along every dependency.
     """
-    run = np.cumsum(np.diff(circuit.source, prepend=circuit.source[:1]) != 0)
     visits = np.zeros(len(circuit), dtype=np.int64)
-    found: dict[tuple[int, int, bool], list[int]] = {}
+    found: dict[tuple[int, bool], list[int]] = {}
     for i in range(len(circuit)):
-        inside = [a for a in operands[i] if run[a] == run[i]]
-        visits[i] = max((visits[a] + (client[a] != client[i]) for a in inside), default=0)
-        found.setdefault((int(run[i]), int(visits[i]), bool(client[i])), []).append(i)
+        visits[i] = max((visits[a] + (client[a] != client[i]) for a in operands[i]), default=0)
+        found.setdefault((int(visits[i]), bool(client[i])), []).append(i)
     return [found[key] for key in sorted(found)]
 
 
-def _components(members: Sequence[int], operands: Sequence[list[int]]) -> list[list[int]]:
-    """Weakly connected parts of `members`, each ascending, by first member."""
-    parent = {i: i for i in members}
+def _depth_first(
+    members: Sequence[int], operands: Sequence[list[int]]
+) -> tuple[list[int], set[int]]:
+    """`members` in an order where operands come shortly before their use, and the last results."""
+    inside = set(members)
+    used = {a for i in members for a in operands[i]}
+    last = [i for i in members if i not in used]
+    order: list[int] = []
+    seen: set[int] = set()
+    for sink in last:
+        stack = [(sink, False)]
+        while stack:
+            i, ready = stack.pop()
+            if ready:
+                order.append(i)
+            elif i not in seen:
+                seen.add(i)
+                stack.append((i, True))
+                stack += [(a, False) for a in reversed(operands[i]) if a in inside]
+    return order, set(last)
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
 
-    for i in members:
-        for a in operands[i]:
-            if a in parent:
-                parent[root(i)] = root(a)
-    parts: dict[int, list[int]] = {}
-    for i in members:
-        parts.setdefault(root(i), []).append(i)
-    return list(parts.values())
-
-
-def _cut(parts: list[list[int]], seconds: np.ndarray, target: float, limit: int) -> list[list[int]]:
-    """Merge small parts and cut large ones into pieces of about `target` seconds."""
-    pieces: list[list[int]] = []
-    open_piece: list[int] = []
+def _cut(order: list[int], last: set[int], seconds: np.ndarray, target: float) -> list[list[int]]:
+    """Pieces of `order` of about `target` seconds, preferably ending in a last result."""
+    pieces: list[list[int]] = [[]]
     held = 0.0
-    for part in parts:
-        cost = float(seconds[part].sum())
-        if open_piece and (held + cost > 1.5 * target or len(open_piece) + len(part) > limit):
-            pieces.append(open_piece)
-            open_piece, held = [], 0.0
-        if cost > 2 * target:
-            pieces += _slices(part, seconds, target)
-            continue
-        open_piece = sorted(open_piece + part)
-        held += cost
-        if held >= target:
-            pieces.append(open_piece)
-            open_piece, held = [], 0.0
-    if open_piece:
-        pieces.append(open_piece)
+    for i in order:
+        pieces[-1].append(i)
+        held += float(seconds[i])
+        if held >= _LONGEST * target or (held >= 0.7 * target and i in last):
+            pieces.append([])
+            held = 0.0
+    return [sorted(piece) for piece in pieces if piece]
+
+
+def _batches(members: list[int], seconds: np.ndarray, target: float) -> list[list[int]]:
+    """Client instructions, which do not wait for each other, in batches."""
+    pieces: list[list[int]] = [[]]
+    held = 0.0
+    for i in members:
+        if pieces[-1] and (held >= target or len(pieces[-1]) >= _CLIENT_BATCH):
+            pieces.append([])
+            held = 0.0
+        pieces[-1].append(i)
+        held += float(seconds[i])
     return pieces
-
-
-def _slices(part: list[int], seconds: np.ndarray, target: float) -> list[list[int]]:
-    """A connected part cut along its order."""
-    total = np.cumsum(seconds[part])
-    count = max(1, round(float(total[-1]) / target))
-    bounds = np.searchsorted(total, np.arange(1, count) * total[-1] / count) + 1
-    return [list(piece) for piece in np.split(np.asarray(part), bounds) if len(piece)]
 
 
 def _task(
@@ -212,7 +212,7 @@ def _task(
         needs=tuple(sorted({int(a) for i in piece for a in operands[i] if owner[a] != number})),
         gives=tuple(int(i) for i in piece if i in shared),
         seconds=float(seconds[piece].sum()),
-        op=int(circuit.source[piece[0]]),
+        op=int(circuit.source[piece[-1]]),
     )
 
 

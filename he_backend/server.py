@@ -94,6 +94,7 @@ class Server:
         self.skipped = len(done)
         self.done = done
         self.done_before = sum(self.schedule.tasks[number].seconds for number in done)
+        self.done_seconds = self.done_before
         self.waiting = {
             task.id: {t for t in self.schedule.waits_for(task) if t not in done}
             for task in self.schedule.tasks
@@ -114,6 +115,7 @@ class Server:
     def _finish(self, task: Task, spent: Spent) -> None:
         self.journal.finish(task.id, spent.to_message())
         self.done.add(task.id)
+        self.done_seconds += task.seconds
         self.waiting.pop(task.id)
         for number in self.followers.get(task.id, ()):
             self.waiting[number].discard(task.id)
@@ -124,13 +126,12 @@ class Server:
         self._report_progress(task)
 
     def _report_progress(self, task: Task) -> None:
-        done = sum(self.schedule.tasks[number].seconds for number in self.done)
         op = self.circuit.op_names[task.op] if task.op >= 0 else "input"
         send(
             self.control,
             {
                 "type": "progress",
-                "done": done,
+                "done": self.done_seconds,
                 "total": self.schedule.seconds,
                 "tasks_done": len(self.done),
                 "tasks_total": len(self.schedule.tasks),

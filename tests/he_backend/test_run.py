@@ -151,5 +151,5 @@ def test_resume_through_run(traced, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         he_backend.run(program, *args, circuit=circuit, run_dir=where, progress=stop)
     report = he_backend.run(program, *args, circuit=circuit, run_dir=where)
-    assert report.skipped >= 2 and report.max_error < 2.0**-18
+    assert report.skipped >= 1 and report.max_error < 2.0**-18
     assert report.counts == circuit.ledger.counts()
