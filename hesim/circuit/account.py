@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from hesim.circuit.circuit import Kind, Ledger, Pack
@@ -86,13 +84,8 @@ def ledger(
         inputs=count(Kind.INPUT),
         outputs=outputs,
         rotation_keys=steps,
-        key_bytes=_key_bytes(params) * (steps + relinearizes),
+        key_bytes=params.key_bytes() * (steps + relinearizes),
         plaintexts=len(data["plain_pack"]),
         seconds=seconds + refreshed,
         seconds_bootstrapped=seconds + refreshes * each,
     )
-
-
-def _key_bytes(params: CKKSParams) -> int:
-    value: Any = params.key_bytes
-    return int(value() if callable(value) else value)

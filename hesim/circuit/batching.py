@@ -11,8 +11,8 @@ import numpy as np
 
 from hesim.circuit.layout import stripped
 from hesim.circuit.moves import FREE_MOVES, INDEXED_MOVES, index_places, move_table
-from hesim.program import Equation, Literal, Program, Var
-from hesim.trace import IDENTITIES
+from hesim.primitives import IDENTITIES
+from hesim.program import Equation, Program, Var
 
 __all__ = ["batch_axes", "candidates", "linear_index"]
 
@@ -124,7 +124,7 @@ def _dot(eqn: Equation, axes: dict[int, int | None]) -> int | None:
         return None
     if a is not None and a in left_c or b is not None and b in right_c:
         raise _Mixed
-    place = list(left_b).index(a) if a in left_b else None
+    place = list(left_b).index(a) if a is not None and a in left_b else None
     if b in right_b and b is not None:
         other = list(right_b).index(b)
         if a is not None and place != other:
@@ -143,6 +143,7 @@ def _dot(eqn: Equation, axes: dict[int, int | None]) -> int | None:
     if a is not None:
         free = [k for k in range(len(left.shape)) if k not in left_b and k not in left_c]
         return batch + free.index(a)
+    assert b is not None
     free_left = len(left.shape) - batch - len(left_c)
     free = [k for k in range(len(right.shape)) if k not in right_b and k not in right_c]
     return batch + free_left + free.index(b)
@@ -192,7 +193,7 @@ def _move(
 
 
 def _passed_through(eqn: Equation, axis: int | None) -> int:
-    """The batch axis of a dynamic_slice or gather at unknown places, if it takes that axis whole."""
+    """The batch axis of a dynamic_slice or gather at unknown places that takes the axis whole."""
     p = eqn.params
     if axis is None or p.get("slice_sizes", ())[axis : axis + 1] != eqn.inputs[0].shape[axis:][:1]:
         raise _Mixed
@@ -207,7 +208,7 @@ def _passed_through(eqn: Equation, axis: int | None) -> int:
 
 
 def _member_axis(table: np.ndarray, size: int) -> int | None:
-    """The axis along which members lie in order, each with the same places; None without members."""
+    """The axis along which members lie in order, with the same places; None without members."""
     place, member = np.divmod(table.astype(np.int64), size + 1)
     if np.all(member == size):
         return None

@@ -337,7 +337,7 @@ class Circuit:
         """Reads what `save` wrote."""
         with np.load(path, allow_pickle=False) as data:
             meta = json.loads(data["meta"].tobytes().decode())
-            groups: dict[str, tuple] = {}
+            groups: dict[str, Any] = {}
             for group in ("packs", "inputs"):
                 groups[group] = tuple(
                     Pack(
@@ -348,9 +348,7 @@ class Circuit:
                         width=entry[3],
                         columns=entry[4],
                         gain=entry[5],
-                        literal=data[f"{group}{k}_literal"]
-                        if f"{group}{k}_literal" in data
-                        else None,
+                        literal=data.get(f"{group}{k}_literal"),
                     )
                     for k, entry in enumerate(meta[group])
                 )

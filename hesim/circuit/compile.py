@@ -131,16 +131,26 @@ def _layouts(secret: list[Var], params, axes, size: int, layouts) -> Iterator[_C
         chosen = list(
             dict.fromkeys(tuple(policy(s) for s in shapes) for policy in _policies(shapes))
         )
+    seen: set[tuple] = set()
     for slot_axes in chosen:
-        need = 1
-        ciphers = 0
-        for shape, on_slots in zip(shapes, slot_axes, strict=True):
-            extent = math.prod(1 << max(shape[a] - 1, 0).bit_length() for a in on_slots)
-            need = max(need, extent)
-            ciphers += input_tables(shape, on_slots, min(room, max(need, 1)))[2]
-        if ciphers > _MOST_INPUTS:
+        # Axes of one element lie nowhere in particular.
+        useful = tuple(
+            tuple(a for a in on_slots if shape[a] > 1)
+            for shape, on_slots in zip(shapes, slot_axes, strict=True)
+        )
+        extents = [
+            math.prod(1 << (shape[a] - 1).bit_length() for a in on_slots)
+            for shape, on_slots in zip(shapes, useful, strict=True)
+        ]
+        columns = min(room, max(extents))
+        ciphers = sum(
+            input_tables(shape, on_slots, columns)[2]
+            for shape, on_slots in zip(shapes, useful, strict=True)
+        )
+        if ciphers > _MOST_INPUTS or (columns, useful) in seen:
             continue
-        yield _Choice(axes, size, width, min(room, need), slot_axes, ciphers)
+        seen.add((columns, useful))
+        yield _Choice(axes, size, width, columns, useful, ciphers)
 
 
 def _policies(shapes: list[tuple[int, ...]]):
@@ -193,13 +203,14 @@ class _Compiled:
         self.results = [v for v in program.outputs if isinstance(v, Var) and v.encrypted]
         nodes = {int(n) for v in self.results for n in self.lowering.values[v.id].nodes}
         ops = program.ops
-        self.schedule, self.live = levels.plan(
+        self.planner = levels.Planner(
             b,
             params,
             nodes,
             lambda s: f"{ops[s].name} at {ops[s].source}" if s >= 0 else "an input",
-            refresh_price=price,
+            price,
         )
+        self.schedule = self.planner.greedy()
 
     def _place_inputs(self) -> tuple[Pack, ...]:
         b, choice = self.builder, self.choice
@@ -227,9 +238,10 @@ class _Compiled:
         return tuple(packs)
 
     def circuit(self, price: float | None) -> Circuit:
-        """Emits the instructions."""
+        """Settles the levels and emits the instructions."""
         b, choice, program = self.builder, self.choice, self.program
-        emitted = levels.emit(b, self.params, self.schedule, self.live, self.unit)
+        schedule = self.planner.improved(self.schedule)
+        emitted = levels.emit(b, self.params, schedule, self.planner.live, self.unit)
         data = levels.arrays(emitted)
         packs, data = _used_packs(tuple(b.packs), data)
         where = np.full(len(b.nodes) + 1, -1, np.int32)

@@ -20,7 +20,7 @@ from hesim.circuit.cost import instruction_seconds, refresh_seconds
 from hesim.errors import LevelError
 from hesim.params import CKKSParams
 
-__all__ = ["Emitted", "Schedule", "emit", "plan"]
+__all__ = ["Emitted", "Planner", "Schedule", "arrays", "emit"]
 
 
 @dataclass(frozen=True)
@@ -94,61 +94,70 @@ class _Costs:
         return self.width[stage] * each
 
 
-def plan(
-    b: Builder,
-    params: CKKSParams,
-    outputs: Iterable[int],
-    describe: Callable[[int], str],
-    *,
-    refresh_price: float | None,
-    effort: int = 3,
-) -> tuple[Schedule, set[int]]:
-    """Chooses refreshes and levels.
+class Planner:
+    """Chooses the levels and refreshes of one builder's stages.
 
     Args:
       outputs: nodes that are decrypted at the end.
       describe: names a source operation, for errors.
       refresh_price: seconds per refreshed ciphertext; None for the key holder's own; infinity
         forbids refreshes.
-      effort: sweeps of local search.
 
-    Returns:
-      (schedule, live nodes).
-
-    Raises:
-      LevelError: a chain needs more levels than the parameters have and refreshes are forbidden,
-        or one stage alone needs more.
+    Attributes:
+      live: nodes that the outputs depend on.
     """
-    outputs = [int(n) for n in outputs]
-    live = _live(b, outputs)
-    costs = _Costs(b, params, live, refresh_price)
-    stages = {s.id: s for s in costs.stages}
-    forced = frozenset(s.id for s in costs.stages if s.refreshed)
-    forbidden = refresh_price is not None and math.isinf(refresh_price)
-    if forbidden:
-        found = _levels(costs, stages, forced, params.levels, cap=None)
-        if isinstance(found, int):
-            stage = stages[found]
+
+    def __init__(
+        self,
+        b: Builder,
+        params: CKKSParams,
+        outputs: Iterable[int],
+        describe: Callable[[int], str],
+        refresh_price: float | None,
+    ):
+        self.live = _live(b, [int(n) for n in outputs])
+        self.top = params.levels
+        self._describe = describe
+        self._costs = _Costs(b, params, self.live, refresh_price)
+        self._stages = {s.id: s for s in self._costs.stages}
+        self._forced = frozenset(s.id for s in self._costs.stages if s.refreshed)
+        self._forbidden = refresh_price is not None and math.isinf(refresh_price)
+
+    def greedy(self) -> Schedule:
+        """The best of the schedules that refresh whatever would run above some level.
+
+        Raises:
+          LevelError: levels run out, and refreshes are forbidden or there is no level at all.
+        """
+        costs, stages, forced = self._costs, self._stages, self._forced
+        if self._forbidden:
+            found = _levels(costs, stages, forced, self.top, cap=None)
+            if isinstance(found, Schedule):
+                return found
             need = _levels(costs, stages, forced, 10**6, cap=None)
             assert isinstance(need, Schedule)
             raise LevelError(
-                f"the computation needs {max(need.level)} levels but the parameters have {params.levels}; "
-                f"levels run out at {describe(stage.source)}. Use more levels (a larger ring), allow "
-                "refreshes, or lower the degrees of the polynomials on that path."
+                f"the computation needs {max(need.level)} levels but the parameters have "
+                f"{self.top}; levels run out at {self._describe(stages[found].source)}. Use more "
+                "levels (a larger ring), allow refreshes, or lower the degrees of the polynomials "
+                "on that path."
             )
-        return found, live
-    if params.levels < max((s.drop for s in costs.stages), default=0):
-        raise LevelError("the parameters have no level at all, and the computation has products.")
-    best: Schedule | None = None
-    for cap in range(1, params.levels + 1):
-        found = _levels(costs, stages, forced, params.levels, cap=cap)
-        if isinstance(found, Schedule) and (best is None or found.seconds < best.seconds):
-            best = found
-    if best is None:
-        found = _levels(costs, stages, forced, params.levels, cap=None)
-        assert isinstance(found, Schedule)
-        best = found
-    return _improve(costs, stages, forced, params.levels, best, effort), live
+        if self.top < max((s.drop for s in costs.stages), default=0):
+            raise LevelError(
+                "the parameters have no level at all, and the computation has products."
+            )
+        schedules = [
+            found
+            for cap in range(min(1, self.top), self.top + 1)
+            if isinstance(found := _levels(costs, stages, forced, self.top, cap=cap), Schedule)
+        ]
+        return min(schedules, key=lambda schedule: schedule.seconds)
+
+    def improved(self, schedule: Schedule, sweeps: int = 3) -> Schedule:
+        """Local search from `schedule`: refreshes added, left out, and moved by one stage."""
+        if self._forbidden:
+            return schedule
+        return _improve(self._costs, self._stages, self._forced, self.top, schedule, sweeps)
 
 
 def _live(b: Builder, outputs: list[int]) -> set[int]:
@@ -276,7 +285,8 @@ def emit(
     """Writes the instructions: every operand at the level of its stage, at exact scales.
 
     A ciphertext k levels too high is dropped k - 1 levels and multiplied by 1 at the correcting
-    scale; where it only meets plaintexts it is dropped k levels, and they are encoded to correct it.
+    scale; where it only meets plaintexts it is dropped k levels, and they are encoded to correct
+    it.
     """
     out = Emitted(params, b.width)
     for stage in b.stages:

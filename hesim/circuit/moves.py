@@ -106,9 +106,11 @@ def _bound(eqn: Equation, tables, operands) -> np.ndarray:
         for t, o in zip(tables, operands, strict=True)
     ]
     if eqn.name == "scatter":
+        operand, indices, updates = args
         names = ("indices_are_sorted", "unique_indices", "mode")
         keywords = {name: params[name] for name in names}
-        return np.asarray(jax.lax.scatter(*args, params["dimension_numbers"], **keywords))
+        numbers = params["dimension_numbers"]
+        return np.asarray(jax.lax.scatter(operand, indices, updates, numbers, **keywords))
     if eqn.name == "gather":
         params["fill_value"] = _OUTSIDE
     out = np.asarray(eqn.primitive.bind(*args, **params))

@@ -100,7 +100,7 @@ class Publics:
     def one_hot(
         self, eqn: Equation, operand: int, axis_in: int | None, axis_out: int | None
     ) -> int:
-        """Operand: the 0/1 matrix (elements out, elements in) of a move to places known at run time.
+        """Operand: the 0/1 matrix (elements out, in) of a move to places known at run time.
 
         Args:
           operand: which input of the equation it multiplies.

@@ -180,7 +180,7 @@ def scaled(b: Builder, source: int, nodes: np.ndarray, factor: float) -> dict[in
 
 
 def explicit(b: Builder, source: int, x: Tensor) -> Tensor:
-    """x with its exact zeros held by a ciphertext of zeros, made of an input: it costs x no level."""
+    """x with its exact zeros held by a ciphertext of zeros (made of an input: x loses no level)."""
     absent = x.node.reshape(-1) < 0
     if not absent.any():
         return x

@@ -127,8 +127,8 @@ def _diagonals(b: Builder, t: Terms) -> _Diagonals:
     shift = _shifts(b, t)
     keys, inverse = unique_rows(np.stack([t.out, t.node, shift], 1))
     coefficient = np.zeros(len(inverse), np.int64) if t.coefficient is None else t.coefficient
-    # Where the operand is a broadcast, a place may carry several coefficients, or one several times:
-    # one diagonal each.
+    # Where the operand is a broadcast, a place may carry several coefficients, or one several
+    # times: one diagonal each.
     cells = np.stack([inverse, t.out_column, coefficient], 1)
     layer_of_cell = ranks(cells[:, 0] * b.columns + cells[:, 1])
     extended = np.stack([cells[:, 0], layer_of_cell], 1)
@@ -146,16 +146,17 @@ def _diagonals(b: Builder, t: Terms) -> _Diagonals:
 def _whole(b: Builder, out, node, shift, table, wanted) -> np.ndarray:
     """Diagonals that may carry one coefficient everywhere: where it is not asked for, the result
     has no element, or the operand is zero."""
-    whole = np.zeros(len(out), bool)
-    for k in range(len(out)):
-        line = table[k]
-        asked = line >= 0
-        values = line[asked]
-        if np.any(values != values[0]):
-            continue
-        stray = wanted[out[k]] & ~asked
-        whole[k] = not np.any(stray & np.roll(b.support[node[k]], -int(shift[k])))
-    return whole
+    asked = table >= 0
+    same = np.where(asked, table, np.iinfo(table.dtype).max).min(axis=1) == table.max(axis=1)
+    nodes, place = np.unique(node, return_inverse=True)
+    support = np.stack([b.support[int(n)] for n in nodes]) if len(nodes) else np.zeros((0, 0), bool)
+    columns = np.arange(b.columns)
+    chunk = max(1, 2**22 // b.columns)
+    for start in range(0, len(out), chunk):
+        part = slice(start, start + chunk)
+        moved = support[place[part, None], (columns + shift[part, None]) % b.columns]
+        same[part] &= ~np.any(wanted[out[part]] & ~asked[part] & moved, axis=1)
+    return same
 
 
 def _encode(b: Builder, d: _Diagonals, giant: np.ndarray, coefficients: Coefficients | None):

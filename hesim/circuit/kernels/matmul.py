@@ -64,7 +64,7 @@ def apply(
 def _direct(
     b: Builder, source: int, node, column, weight, coefficients, key, at
 ) -> tuple[float, Emit]:
-    """Cost and emission where result (r, n) goes to column `at` of the ciphertext named by `key`."""
+    """Cost and emission where result (r, n) goes to column `at` of the ciphertext of its `key`."""
     r, n, c = weight.shape
     _, number = unique_rows(key)
     # Results that share a slot are the same sum: the first one speaks for all.

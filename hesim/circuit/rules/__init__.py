@@ -1,4 +1,4 @@
-"""Rules: one function per primitive, from tensors to kernels. Adding an operation is adding a row."""
+"""Rules: a function per primitive, from tensors to kernels. Adding an operation is adding a row."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hesim.circuit.rules import (
     reduction,
     selection,
 )
+from hesim.primitives import IDENTITIES
 from hesim.program import Equation
-from hesim.trace import IDENTITIES
 
 if TYPE_CHECKING:
     from hesim.circuit.lower import Lowering
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["RULES"]
 
 RULES: dict[str, Callable[[Lowering, Equation], list[Tensor]]] = {
-    **{name: elementwise.identity for name in IDENTITIES},
-    **{name: movement.move for name in (FREE_MOVES | INDEXED_MOVES) - IDENTITIES},
+    **dict.fromkeys(IDENTITIES, elementwise.identity),
+    **dict.fromkeys((FREE_MOVES | INDEXED_MOVES) - IDENTITIES, movement.move),
     "add": elementwise.add,
     "add_any": elementwise.add,
     "sub": elementwise.sub,

@@ -26,10 +26,10 @@ def dot_general(lo: Lowering, eqn: Equation) -> list[Tensor]:
     (ca, cb), (ba, bb) = eqn.params["dimension_numbers"]
     letters = _dimensions(len(a.shape), len(b.shape), ca, cb, ba, bb)
     if a.encrypted and b.encrypted:
-        return [_dot_encrypted(lo, var, a, b, letters)]
+        return [_dot_encrypted(lo, var, lo.tensor(a), lo.tensor(b), letters)]
     if a.encrypted:
-        return [_dot_public(lo, var, a, b, *letters)]
-    return [_dot_public(lo, var, b, a, letters[1], letters[0], letters[2])]
+        return [_dot_public(lo, var, lo.tensor(a), b, *letters)]
+    return [_dot_public(lo, var, lo.tensor(b), a, letters[1], letters[0], letters[2])]
 
 
 def _dimensions(rank_a, rank_b, ca, cb, ba, bb) -> tuple[list[int], list[int], list[int]]:
@@ -64,9 +64,9 @@ def _arranged(
     return np.broadcast_to(view, [sizes[x] for x in order])
 
 
-def _dot_encrypted(lo: Lowering, var: Var, a: Var, b: Var, letters) -> Tensor:
+def _dot_encrypted(lo: Lowering, var: Var, a: Tensor, b: Tensor, letters) -> Tensor:
     la, lb, out = letters
-    x, y = lo.bounded(lo.tensor(a)), lo.bounded(lo.tensor(b))
+    x, y = lo.bounded(a), lo.bounded(b)
     batch = lo.axis(var)
     la = [k for i, k in enumerate(la) if i != x.batch_axis]
     lb = [k for i, k in enumerate(lb) if i != y.batch_axis]
@@ -96,8 +96,7 @@ def check_size(lo: Lowering, terms: int) -> None:
         )
 
 
-def _dot_public(lo: Lowering, var: Var, secret: Var, public: Var | Literal, ls, lp, out) -> Tensor:
-    x = lo.tensor(secret)
+def _dot_public(lo: Lowering, var: Var, x: Tensor, public: Var | Literal, ls, lp, out) -> Tensor:
     batch = lo.axis(var)
     batch_label = out[batch] if batch is not None else None
     where = lp.index(batch_label) if batch_label in lp else None

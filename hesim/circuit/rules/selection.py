@@ -49,7 +49,7 @@ def _of_one_member(
     whole = np.broadcast_to(chosen.astype(np.int64), shape)
     if axis is None:
         return whole
-    first = whole.take(0, axis=axis)
+    first = np.asarray(whole.take(0, axis=axis))
     return first if np.all(whole == np.expand_dims(first, axis)) else None
 
 
