@@ -36,7 +36,7 @@ def program_depth(program: Program) -> int:
     depth: dict[int, int] = {}
     longest = 0
     for equation in program.ops:
-        before = max((depth.get(v.id, 0) for v in equation.inputs if hasattr(v, "id")), default=0)
+        before = max((depth.get(getattr(v, "id", -1), 0) for v in equation.inputs), default=0)
         after = 0 if equation.name == "refresh" else before + operation_depth(equation)
         longest = max(longest, after)
         for v in equation.outputs:

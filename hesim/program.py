@@ -69,6 +69,7 @@ class Equation:
       inputs, outputs: its operands and results.
       params: parameters of the primitive, as in the jaxpr.
       source: the place in the caller's code, None if JAX kept none.
+      index: its number among the Program's equations.
     """
 
     primitive: Any

@@ -87,9 +87,9 @@ def of_traceback(traceback) -> Source | None:
         for frame in _frames(traceback)
     ]
     skip = _library_prefixes()
-    outside = [
-        f for f in frames if not f[0].startswith((*skip, "<")) and not f[0].startswith(_PLANNING)
-    ]
+    outside = [f for f in frames if not f[0].startswith((*skip, *_PLANNING, "<frozen"))]
+    # A typed-in program is "<stdin>", but generated methods of dataclasses are "<string>", too.
+    outside = [f for f in outside if not f[0].startswith("<")] or outside
     if not outside:
         return None
     caller = next((f for f in outside if not f[0].startswith(_PACKAGES)), None)

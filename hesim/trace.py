@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,32 +15,12 @@ from jax._src import source_info_util
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
-from hesim.errors import NotHomomorphicError, TraceError
+from hesim.errors import TraceError
+from hesim.primitives import check
 from hesim.program import Equation, Literal, Program, Var
 from hesim.source import of_traceback
 
-__all__ = ["IDENTITIES", "SUPPORTED", "trace"]
-
-IDENTITIES = frozenset(
-    {
-        "copy",
-        "copy_p",
-        "stop_gradient",
-        "optimization_barrier",
-        "sharding_constraint",
-        "reduce_precision",
-    }
-)
-"""Primitives that leave encrypted values as they are."""
-
-SUPPORTED = IDENTITIES | {
-    *("add", "add_any", "sub", "neg", "mul", "square", "integer_pow", "div", "dot_general"),
-    *("reduce_sum", "reduce_prod", "cumsum", "broadcast_in_dim", "reshape", "transpose"),
-    *("slice", "dynamic_slice", "squeeze", "expand_dims", "concatenate", "split", "stack", "tile"),
-    *("pad", "rev", "gather", "scatter", "scatter-add", "select_n", "conv_general_dilated"),
-    *("convert_element_type", "polynomial", "refresh", "dynamic_update_slice"),
-}
-"""Primitives that encrypted values may pass through."""
+__all__ = ["trace"]
 
 _CALLS = {
     "jit": "jaxpr",
@@ -53,24 +34,6 @@ _CALLS = {
     "remat": "jaxpr",
     "remat2": "jaxpr",
     "custom_lin": "call_jaxpr",
-}
-
-_FITTED = {
-    "exp": "exp",
-    "exp2": "exp",
-    "erf": "erf",
-    "tanh": "tanh",
-    "logistic": "sigmoid",
-    "log": "log",
-    "log1p": "log",
-    "rsqrt": "inv_sqrt",
-    "sqrt": "sqrt",
-    "abs": "abs",
-    "sign": "sign",
-    "max": "relu",
-    "reduce_max": "relu",
-    "erfc": "erf",
-    "expm1": "exp",
 }
 
 
@@ -108,8 +71,8 @@ def trace(
     for aval, flag, label in zip(avals, flags, labels, strict=True):
         if flag and not jnp.issubdtype(aval.dtype, jnp.floating):
             raise TraceError(
-                f"{label} of {name} is encrypted but has dtype {aval.dtype}: CKKS carries real numbers. "
-                "Pass it as floating point (integers as floats, token ids embedded first)."
+                f"{label} of {name} is encrypted but has dtype {aval.dtype}: CKKS carries real "
+                "numbers. Pass it as floating point (integers as floats, token ids embedded first)."
             )
     out_tree = None
 
@@ -142,12 +105,10 @@ def _abstract(leaf: Any, label: str) -> jax.ShapeDtypeStruct:
 def _flags(encrypted: Any, args: Sequence[Any], in_tree: Any, leaves: int) -> list[bool]:
     if isinstance(encrypted, (int, np.integer)) and not isinstance(encrypted, bool):
         encrypted = (int(encrypted),)
-    numbers = isinstance(encrypted, (tuple, list, set, frozenset, range)) and all(
-        isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in encrypted
-    )
-    if numbers:
+    numbers = _numbers(encrypted)
+    if numbers is not None:
         chosen = set()
-        for i in encrypted:
+        for i in numbers:
             if not -len(args) <= i < len(args):
                 raise TraceError(
                     f"encrypted names argument {i}, but there are {len(args)} arguments."
@@ -161,15 +122,23 @@ def _flags(encrypted: Any, args: Sequence[Any], in_tree: Any, leaves: int) -> li
         spread = jax.tree.map(
             lambda flag, sub: [bool(flag)] * len(jax.tree.leaves(sub)), prefix, whole
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise TraceError(
-            "`encrypted` must be argument numbers or a pytree of bools that is a prefix of the tuple of "
-            f"arguments: {error}"
+            "`encrypted` must be argument numbers or a pytree of bools that is a prefix of the "
+            f"tuple of arguments: {error}"
         ) from error
     flags = [bool(f) for f in jax.tree.leaves(spread)]
     if len(flags) != leaves:
         raise TraceError("`encrypted` does not cover every argument exactly once.")
     return flags
+
+
+def _numbers(encrypted: Any) -> list[int] | None:
+    """Argument numbers, or None if `encrypted` is something else."""
+    if not isinstance(encrypted, (tuple, list, set, frozenset, range)):
+        return None
+    whole = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in encrypted)
+    return [int(i) for i in encrypted] if whole else None
 
 
 def _without_dead(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -223,10 +192,6 @@ def _apply(eqn, values, secret, here) -> tuple[list[Any], list[bool]]:
             return _unroll(eqn.params, values, secret, here)
         if name == "cond" and not secret[0]:
             return _choose(eqn.params["branches"], values, secret, here)
-        if name == "pow" and not secret[1]:
-            exponent = _whole(values[1])
-            if exponent is not None:
-                return [lax.integer_pow(values[0], exponent)], [True]
     out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     out = list(out) if eqn.primitive.multiple_results else [out]
     return out, [any(secret)] * len(out)
@@ -234,16 +199,6 @@ def _apply(eqn, values, secret, here) -> tuple[list[Any], list[bool]]:
 
 def _open(jaxpr) -> tuple[Any, Sequence[Any]]:
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
-
-
-def _whole(exponent: Any) -> int | None:
-    if isinstance(exponent, jax.core.Tracer):
-        return None
-    array = np.asarray(exponent)
-    if array.size == 0 or not np.all(array == array.flat[0]):
-        return None
-    value = float(array.flat[0])
-    return int(value) if value.is_integer() and value >= 0 else None
 
 
 def _unroll(params, values, secret, here) -> tuple[list[Any], list[bool]]:
@@ -270,7 +225,11 @@ def _unroll(params, values, secret, here) -> tuple[list[Any], list[bool]]:
     stacked, flags = [], []
     for k, aval in enumerate(v.aval for v in inner.outvars[n_carry:]):
         column = [row[k] for row in rows]
-        stacked.append(jnp.stack(column) if column else jnp.zeros((0, *aval.shape), aval.dtype))
+        stacked.append(
+            lax.concatenate([lax.expand_dims(x, (0,)) for x in column], 0)
+            if column
+            else lax.full((0, *aval.shape), 0, aval.dtype)
+        )
         flags.append(any(mark[k] for mark in marks))
     return [*carry, *stacked], [*f_carry, *flags]
 
@@ -278,30 +237,34 @@ def _unroll(params, values, secret, here) -> tuple[list[Any], list[bool]]:
 def _choose(branches, values, secret, here) -> tuple[list[Any], list[bool]]:
     index, operands = values[0], values[1:]
     results = [_walk(*_open(branch), operands, secret[1:], here) for branch in branches]
-    which = jnp.clip(jnp.asarray(index, jnp.int32), 0, len(branches) - 1)
+    last = np.int32(len(branches) - 1)
+    which = lax.clamp(np.int32(0), lax.convert_element_type(index, np.int32), last)
+    chosen = which if len(branches) > 2 else lax.convert_element_type(which, np.bool_)
     out, marks = [], []
     for k in range(len(results[0][0])):
         cases = [jnp.asarray(r[0][k]) for r in results]
-        chosen = which if len(cases) > 2 else which.astype(bool)
         out.append(cases[0] if len(cases) == 1 else lax.select_n(chosen, *cases))
         marks.append(any(r[1][k] for r in results))
     return out, marks
 
 
-# --- from the flat jaxpr to the Program ------------------------------------------------------------
+# --- from the flat jaxpr to the Program ---------------------------------------------------------
 
 
 def _build(name, closed, flags, in_tree, out_tree, labels) -> Program:
     jaxpr = closed.jaxpr
     env: dict[Any, Var] = {}
 
-    def define(v, encrypted: bool) -> Var:
+    def define(v: Any, encrypted: bool) -> Var:
         var = Var(len(env), tuple(v.aval.shape), np.dtype(v.aval.dtype), encrypted)
         env[v] = var
         return var
 
-    def read(v) -> Var | Literal:
-        return Literal(np.asarray(v.val, v.aval.dtype)) if isinstance(v, core.Literal) else env[v]
+    def read(v: Any) -> Var | Literal:
+        if not isinstance(v, core.Literal):
+            return env[v]
+        aval: Any = v.aval
+        return Literal(np.asarray(v.val, aval.dtype))
 
     consts = tuple(
         (define(v, False), np.asarray(c))
@@ -309,106 +272,41 @@ def _build(name, closed, flags, in_tree, out_tree, labels) -> Program:
     )
     inputs = tuple(define(v, flag) for v, flag in zip(jaxpr.invars, flags, strict=True))
     equations: list[Equation] = []
+
+    def program(outputs: tuple[Var | Literal, ...]) -> Program:
+        kept = _alive(equations, outputs)
+        return Program(name, kept, inputs, consts, outputs, in_tree, out_tree, labels)
+
     for eqn in jaxpr.eqns:
         operands = tuple(map(read, eqn.invars))
         encrypted = any(v.encrypted for v in operands)
-        if encrypted:
-            _check(eqn, operands)
-        # pad/gather and friends keep an unused index operand public; results are what counts.
-        outputs = tuple(define(v, encrypted) for v in eqn.outvars)
         source = of_traceback(eqn.source_info.traceback)
-        equations.append(
-            Equation(eqn.primitive, operands, outputs, dict(eqn.params), source, len(equations))
-        )
-    return Program(
-        name,
-        tuple(equations),
-        inputs,
-        consts,
-        tuple(map(read, jaxpr.outvars)),
-        in_tree,
-        out_tree,
-        labels,
-    )
+        primitive, params = eqn.primitive, dict(eqn.params)
+        if primitive.name == "pow" and operands[0].encrypted and not operands[1].encrypted:
+            exponent = _whole(program(operands[1:]).constant(operands[1]))
+            if exponent is not None and operands[0].shape == eqn.outvars[0].aval.shape:
+                primitive, params = lax.integer_pow_p, {"y": exponent}
+                operands = operands[:1]
+        if encrypted and primitive is eqn.primitive:
+            check(eqn, operands, source)
+        outputs = tuple(define(v, encrypted) for v in eqn.outvars)
+        equations.append(Equation(primitive, operands, outputs, params, source, len(equations)))
+    return program(tuple(map(read, jaxpr.outvars)))
 
 
-def _check(eqn, operands: Sequence[Var | Literal]) -> None:
-    name = eqn.primitive.name
-    secret = [v.encrypted for v in operands]
-
-    def refuse(reason: str, instead: str):
-        raise NotHomomorphicError(name, of_traceback(eqn.source_info.traceback), reason, instead)
-
-    if name == "div" and secret[1]:
-        refuse(
-            "CKKS cannot divide by an encrypted value.",
-            'Multiply by a fitted reciprocal: approx.fit("inv", (low, high), depth=...)(x), on the range '
-            "that the divisor keeps to.",
-        )
-    if name == "cond" or name == "select_n" and secret[0]:
-        refuse(
-            "the choice depends on an encrypted value.",
-            "Compute both sides and blend them with a polynomial of the condition, e.g. "
-            'approx.composite("sign", (-1, 1), tol=1e-3).',
-        )
-    if name == "while":
-        refuse(
-            "the number of iterations depends on an encrypted value.",
-            "Use a fixed number of steps.",
-        )
-    if name in ("dynamic_slice", "gather", "scatter", "scatter-add", "dynamic_update_slice"):
-        places = {"dynamic_slice": 1, "gather": 1, "dynamic_update_slice": 2}.get(name, 1)
-        indices = (
-            secret[places : places + 1]
-            if name in ("gather", "scatter", "scatter-add")
-            else secret[places:]
-        )
-        if any(indices):
-            refuse(
-                "the place depends on an encrypted value.",
-                "Multiply by an encrypted one-hot vector instead, or make the index public.",
-            )
-    if name == "conv_general_dilated" and secret[1]:
-        refuse(
-            "the convolution's weights are encrypted.",
-            "Keep them public, or write it with jnp.einsum.",
-        )
-    if name == "pow":
-        refuse(
-            "only a whole, non-negative, public exponent is a polynomial.",
-            "Use jax.lax.integer_pow, or approx.fit(lambda x: x**a, (low, high), depth=...).",
-        )
-    if name == "integer_pow" and eqn.params["y"] < 0:
-        refuse(
-            "a negative power is a division.",
-            'Use approx.fit("inv", (low, high), depth=...) and powers of it.',
-        )
-    if name not in SUPPORTED:
-        if name in ("max", "reduce_max") and not _is_relu(eqn):
-            refuse(
-                "a maximum compares encrypted values.",
-                'max(a, b) = (a + b + |a - b|)/2 with approx.composite("abs" or "sign", ...), or for an '
-                'activation approx.fit("relu", (-8, 8), degree=15).',
-            )
-        target = _FITTED.get(name)
-        if target:
-            refuse(
-                "it is not a polynomial.",
-                f'Fit one on the range that the values keep to: approx.fit("{target}", (low, high), '
-                "depth=...)(x).",
-            )
-        refuse(
-            "additions and products cannot express it.",
-            "Compute it on public values before the encrypted part or after decryption, or replace it by a "
-            "polynomial: approx.fit(callable, (low, high), depth=...).",
-        )
-    for v in eqn.outvars:
-        if not jnp.issubdtype(v.aval.dtype, jnp.floating):
-            refuse(
-                f"its result has dtype {v.aval.dtype}, and CKKS carries real numbers only.",
-                "Keep encrypted values floating point.",
-            )
+def _alive(equations: Sequence[Equation], outputs: Sequence[Var | Literal]) -> tuple[Equation, ...]:
+    """The equations that the outputs depend on, numbered anew."""
+    needed = {v.id for v in outputs if isinstance(v, Var)}
+    kept: list[Equation] = []
+    for eqn in reversed(equations):
+        if any(v.id in needed for v in eqn.outputs):
+            kept.append(eqn)
+            needed.update(v.id for v in eqn.inputs if isinstance(v, Var))
+    return tuple(dataclasses.replace(eqn, index=k) for k, eqn in enumerate(reversed(kept)))
 
 
-def _is_relu(eqn) -> bool:
-    return any(isinstance(v, core.Literal) and np.all(np.asarray(v.val) == 0) for v in eqn.invars)
+def _whole(exponent: np.ndarray | None) -> int | None:
+    if exponent is None or exponent.size == 0 or not np.all(exponent == exponent.flat[0]):
+        return None
+    value = float(exponent.flat[0])
+    return int(value) if value.is_integer() and value >= 0 else None
