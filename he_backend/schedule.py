@@ -4,7 +4,8 @@ Between two visits to the client, instructions are put into depth-first order fr
 results backwards, so that what is made is used soon, and that order is cut into pieces of a few
 predicted tenths of a second: most ciphertexts then never leave the task that makes them. Inputs,
 refreshes and decryptions are the client's tasks. A task depends only on tasks before it, so any
-ready-first order ends. The plan is a function of the Circuit alone: a resumed run finds the same tasks.
+ready-first order ends. The plan is a function of the Circuit alone: a resumed run finds the same
+tasks.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Journal:
                 self.records[int(record["task"])] = record
         self.seconds += latest
         if len(whole) != len(text):
-            self.path.write_text(whole, encoding="utf-8")
+            write_whole(self.path, whole.encode())
 
     def finish(self, task: int, spent: dict[str, Any]) -> None:
         """Record that `task` is done and what it spent; its results are in the store by now."""

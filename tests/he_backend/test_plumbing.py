@@ -1,0 +1,114 @@
+"""Messages, the byte cache, the journal and errors that travel between processes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+
+import pytest
+
+from he_backend import errors
+from he_backend.machines.cache import ByteCache
+from he_backend.protocol import receive, send
+from he_backend.store import Journal, Store
+
+
+@pytest.fixture
+def links():
+    a, b = socket.socketpair()
+    b.settimeout(5)
+    with a, b:
+        yield a, b
+
+
+def test_messages_come_back(links):
+    send(links[0], {"type": "x", "n": [1, 2]}, [b"abc", b"", b"\0" * 1000])
+    assert receive(links[1]) == ({"type": "x", "n": [1, 2]}, [b"abc", b"", b"\0" * 1000])
+
+
+def test_blobs_of_unexpected_length_are_refused(links):
+    send(links[0], {}, [b"abc", b"de"])
+    with pytest.raises(errors.BlobError, match=r"\[3, 2\] bytes instead of \[3, 3\]"):
+        receive(links[1], [3, 3])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n",
+        struct.pack("<4sII", b"heM1", 2**31, 0),
+        struct.pack("<4sII", b"heM1", 3, 0) + b"{]}",
+        struct.pack("<4sII", b"heM1", 2, 0) + b"[]",
+        struct.pack("<4sII", b"heM1", 2, 1) + b"{}" + struct.pack("<Q", 2**40),
+    ],
+)
+def test_bytes_that_are_no_message_are_refused(links, data):
+    links[0].sendall(data)
+    with pytest.raises(errors.ProtocolError):
+        receive(links[1])
+
+
+def test_a_closed_link_is_noticed(links):
+    links[0].sendall(b"heM1")
+    links[0].close()
+    with pytest.raises(errors.ProtocolError, match="closed"):
+        receive(links[1])
+
+
+def test_cache_counts_bytes_and_drops_the_least_recently_used():
+    cache: ByteCache[str] = ByteCache(10)
+    for key, size in (("a", 4), ("b", 4)):
+        cache.put(key, key, size)
+    assert cache.get("a", lambda: ("new", 1)) == "a"
+    cache.put("c", "c", 5)
+    assert cache.get("b", lambda: ("again", 1)) == "again"
+    assert cache.held <= 10 and len(cache) == 3
+    cache.put("huge", "huge", 11)
+    assert cache.get("huge", lambda: ("made", 11)) == "made"
+    assert cache.held <= 10
+
+
+def test_journal_adds_up_attempts_and_forgets_a_torn_line(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    lines = [
+        {"attempt": 0},
+        {"task": 0, "wall": 1.5, "counts": {}, "seconds": {}},
+        {"task": 3, "wall": 2.0, "counts": {}, "seconds": {}},
+        {"attempt": 2},
+        {"task": 1, "wall": 0.25, "counts": {}, "seconds": {}},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"task": 4, "wa')
+    journal = Journal(path)
+    assert sorted(journal.records) == [0, 1, 3] and journal.seconds == 2.25
+    journal.finish(4, {"counts": {}, "seconds": {}})
+    journal.close()
+    assert sorted(Journal(path).records) == [0, 1, 3, 4]
+
+
+def test_store_shows_whole_files_only(tmp_path):
+    store = Store(tmp_path / "store")
+    store.write(3, b"blob")
+    (store.folder / ".c4.ct.123").write_bytes(b"half")
+    store.clean()
+    assert store.read(3) == b"blob" and store.holds(3) and not store.holds(4)
+    assert [p.name for p in store.folder.iterdir()] == ["c3.ct"]
+    store.delete([3, 5])
+    with pytest.raises(errors.RunFolderError, match="ciphertext 3 is missing"):
+        store.read(3)
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_errors_travel(name):
+    cls = getattr(errors, name)
+    error = cls("what happened", 5) if name == "MissingRotationKey" else cls("what happened")
+    error.at("mul", "model.py:3")
+    error.at("add", "other.py:4")
+    back = errors.from_message(json.loads(json.dumps(errors.to_message(error))))
+    assert type(back) is cls and str(back) == "`mul` at model.py:3: what happened" == str(error)
+    assert getattr(back, "step", 5) == 5
+
+
+def test_foreign_errors_keep_their_name():
+    back = errors.from_message(errors.to_message(ValueError("odd")))
+    assert type(back) is errors.BackendError and str(back) == "ValueError: odd"
