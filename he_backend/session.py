@@ -293,13 +293,12 @@ class _Processes:
         for child in sorted(self.children, key=lambda child: child.name):
             if child.name == besides:
                 continue
-            child.link.settimeout(1.0)
+            child.link.settimeout(2.0)
             with contextlib.suppress(OSError, ProtocolError):
                 header = receive(child.link)[0]
-                while header["type"] == "progress":
+                while header["type"] != "error":
                     header = receive(child.link)[0]
-                if header["type"] == "error":
-                    return from_message(header["error"])
+                return from_message(header["error"])
         return None
 
     def listen(self) -> tuple[dict[str, Any], bool]:
