@@ -46,8 +46,11 @@ class Draws:
         of_pool, of_secret = jax.random.split(key)
         self._size = pool_size(elements)
         pool = jax.random.normal(of_pool, (self._size,), jnp.float32)
-        self._pool = jnp.concatenate([pool, pool])
-        self._secret = jax.random.exponential(of_secret, (params.slots,), jnp.float32)
+        secret = jax.random.exponential(of_secret, (params.slots,), jnp.float32)
+        # Without the barrier the compiler draws the pool again inside every fused consumer.
+        self._pool, self._secret = jax.lax.optimization_barrier(
+            (jnp.concatenate([pool, pool]), secret)
+        )
         self._norm = secret_norm(params.n, profile)
         self._half = 0.5 * params.n
         self._skip = 0 if elements <= self._size else _STRIDE
@@ -89,8 +92,8 @@ class Draws:
         count, place = like.size, (like.size, like.dtype, part, moved)
         if place not in self._shapes:
             w = self._secret[::-1] if moved else self._secret
-            w = w.astype(like.dtype)
-            if count > w.size:
-                w = jnp.tile(w, -(-count // w.size))
-            self._shapes[place] = jnp.sqrt(1.0 - part + part * w[:count])
+            shape = jax.lax.optimization_barrier(jnp.sqrt(1.0 - part + part * w.astype(like.dtype)))
+            if count > shape.size:
+                shape = jnp.tile(shape, -(-count // shape.size))
+            self._shapes[place] = shape[:count]
         return self._shapes[place]
