@@ -112,6 +112,11 @@ def _graph(config: EncoderConfig) -> Any:
     return nnx.split(nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0))))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(config: EncoderConfig, key: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.state(Encoder(config, rngs=nnx.Rngs(key))))
+
+
 def bind(config: EncoderConfig, params: Params) -> Encoder:
     """The NNX module with these parameters, nested dictionaries as of `nnx.to_pure_dict`."""
     graph, abstract = _graph(config)
@@ -136,7 +141,7 @@ class Model:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters from a `jax.random.key`."""
-        return nnx.to_pure_dict(nnx.state(Encoder(self.config, rngs=nnx.Rngs(key))))
+        return _initial(self.config, key)
 
     def with_sites(self, sites: Sites) -> Model:
         return dataclasses.replace(self, sites=sites)

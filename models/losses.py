@@ -75,14 +75,15 @@ def range_penalty(
     ranges: Mapping[str, Range],
     inner: float = 1.0,
 ) -> jax.Array:
-    """Sum over sites of the mean squared excess of the values beyond their range, in half-widths of
-    that range.
+    """Sum over sites of how far values lie beyond their range, in half-widths of that range.
 
     A differentiable form of the paper's range loss (section 5.1): zero, with zero gradient, where
-    all values lie inside. values: u per site as `Model.forward_with_values` returns them; unit:
-    `Model.units()`; ranges: canonical (low, high). inner: the penalty begins at this fraction of
-    the half-width (0.9: before the edge is reached). LayerNorm's variances are measured by their
-    logarithm, where 1/sqrt is as steep at both ends.
+    all values lie inside. Each site adds the mean excess of all its values and the mean excess of
+    the offenders, weighted by their excess (a soft maximum: the gradient of a maximum is undefined
+    where a compiler rounds its argument in two ways). values: u per site as
+    `Model.forward_with_values` returns them; unit: `Model.units()`; ranges: canonical (low, high).
+    inner: the penalty begins at this fraction of the half-width (0.9: before the edge is reached).
+    LayerNorm's variances are measured by their logarithm, where 1/sqrt is as steep at both ends.
     """
     total = jnp.zeros(())
     for name, (low, high) in ranges.items():
@@ -95,7 +96,8 @@ def range_penalty(
         one_sided = name.endswith(".exp")
         distance = (centre - x) if one_sided else jnp.abs(x - centre)
         excess = jnp.maximum(distance / half - inner, 0.0)
-        total = total + jnp.mean(excess) + jnp.mean(excess * excess) + jnp.max(excess)
+        weight = jax.lax.stop_gradient(excess / (jnp.sum(excess) + 1e-6))
+        total = total + jnp.mean(excess) + jnp.sum(weight * excess)
     return total
 
 

@@ -6,7 +6,9 @@ penalty and simulated noise.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 import optax
 
 from models import metrics
-from models.checkpoint import Checkpoints, sites_from_json, sites_to_json
+from models.checkpoint import CheckpointError, Checkpoints, sites_from_json, sites_to_json
 from models.config import EncoderConfig
 from models.data import Split
 from models.encoder import Model
@@ -27,6 +29,7 @@ from models.train import (
     Batch,
     Forward,
     Regularisation,
+    Step,
     TrainState,
     fit_sites,
     initial_state,
@@ -155,6 +158,25 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
+def make_recipe_step(model: Model, recipe: Recipe, forward: Forward | None = None) -> Step:
+    """The step of `model`'s phase (polynomial if it has sites), through `forward` if given."""
+    polynomial = model.sites.entries != ()
+    fitted = tuple(sorted(model.sites.ranges().items()))
+    regularisation = Regularisation(
+        dropout=recipe.dropout,
+        word_dropout=recipe.word_dropout,
+        smoothing=recipe.smoothing,
+        penalty=recipe.penalty if polynomial else recipe.exact_penalty,
+        ranges=fitted if polynomial else recipe.site_targets(model.config),
+    )
+    return make_step(model, make_optimizer(recipe), regularisation, forward)
+
+
+@functools.lru_cache(maxsize=8)
+def _noiseless_step(model: Model, recipe: Recipe) -> Step:
+    return make_recipe_step(model, recipe)
+
+
 def train_classifier(
     config: EncoderConfig,
     train: Batch,
@@ -169,85 +191,76 @@ def train_classifier(
 
     simulate: from the polynomial model to its noisy forward pass, used in the polynomial steps.
     checkpoints: a folder; a training that finds its own checkpoint there goes on from it and ends
-    with the same bits. report is called every `evaluate_every` steps.
+    with the same bits, another's raises CheckpointError. report is called every `evaluate_every`
+    steps.
     """
     exact = Model(config)
-    optimizer = make_optimizer(recipe)
+    seedless = dataclasses.replace(recipe, seed=0)  # one compiled step for all seeds
     key = jax.random.key(recipe.seed)
-    state = initial_state(exact.init(key), optimizer, key)
+    state = initial_state(exact.init(key), make_optimizer(recipe), key)
     history: list[dict[str, Any]] = []
     sites: Sites | None = None
-    switch = recipe.steps - recipe.polynomial_steps
-    store = Checkpoints(checkpoints) if checkpoints is not None else None
-    try:
-        if store is not None and store.latest is not None:
-            state = store.restore(state)
-            notes = store.notes()
-            history = list(notes["history"])
-            sites = sites_from_json(notes["sites"]) if notes["sites"] else None
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoints is not None:
+            store = stack.enter_context(Checkpoints(checkpoints))
+            if store.latest is not None:
+                notes = store.notes()
+                if (notes["config"], notes["recipe"]) != (config.to_json(), repr(recipe)):
+                    raise CheckpointError(
+                        f"{store.folder} holds a training of another configuration or recipe: "
+                        "go on with that one, or choose another folder"
+                    )
+                state = store.restore(state)
+                history = list(notes["history"])
+                sites = sites_from_json(notes["sites"]) if notes["sites"] else None
 
-        def save(current: TrainState) -> None:
-            if store is not None:
-                notes = {
-                    "config": config.to_json(),
-                    "history": history,
-                    "sites": sites_to_json(sites) if sites is not None else "",
-                }
-                store.save(int(current.step), current, notes)
-
-        def phase(model: Model, forward: Forward | None, until: int) -> TrainState:
-            polynomial = model.sites.entries != ()
-            weight = recipe.penalty if polynomial else recipe.exact_penalty
-            fitted = tuple(sorted(model.sites.ranges().items()))
-            ranges = fitted if polynomial else recipe.site_targets(config)
-            step = make_step(
-                model,
-                optimizer,
-                Regularisation(
-                    dropout=recipe.dropout,
-                    word_dropout=recipe.word_dropout,
-                    smoothing=recipe.smoothing,
-                    penalty=weight,
-                    ranges=ranges,
-                ),
-                forward,
-            )
-            evaluate = make_evaluate(model)
-            current = state
-            while int(current.step) < until:
+        def advance(state: TrainState, model: Model, step: Step, until: int) -> TrainState:
+            phase = "polynomial" if model.sites.entries else "exact"
+            every = recipe.evaluate_every
+            while int(state.step) < until:
+                goal = min(until, (int(state.step) // every + 1) * every)
                 figures: dict[str, float] = {}
-                goal = min(
-                    until, (int(current.step) // recipe.evaluate_every + 1) * recipe.evaluate_every
-                )
-                current = run_steps(
+                state = run_steps(
                     step,
-                    current,
+                    state,
                     train,
                     until=goal,
                     batch=recipe.batch,
                     seed=recipe.seed,
                     report=lambda _, found, into=figures: into.update(found),
-                    report_every=recipe.evaluate_every,
+                    report_every=every,
                 )
-                found = evaluate(current.params, validation)
-                figures |= score(config, found.logits, validation.targets)
-                name = "polynomial" if polynomial else "exact"
-                history.append({"step": goal, "phase": name, **figures})
+                logits = make_evaluate(model)(state.params, validation).logits
+                figures |= score(config, logits, validation.targets)
+                history.append({"step": goal, "phase": phase, **figures})
                 if report is not None:
-                    report(Progress(goal, recipe.steps, name, figures))
-                if goal % recipe.save_every == 0 or goal == until:
-                    save(current)
-            return current
+                    report(Progress(goal, recipe.steps, phase, figures))
+                if store is not None and (goal % recipe.save_every == 0 or goal == until):
+                    store.save(goal, state, _notes(config, recipe, history, sites))
+            return state
 
         if sites is None:
-            state = phase(exact, None, switch)
+            step = _noiseless_step(exact, seedless)
+            state = advance(state, exact, step, recipe.steps - recipe.polynomial_steps)
             rows = np.arange(min(recipe.range_rows, len(train.tokens)))
             sites = fit_sites(exact, state.params, take(train, rows), recipe.fit)
         twin = exact.with_sites(sites)
-        noisy = simulate(twin) if simulate is not None else None
-        state = phase(twin, noisy, recipe.steps)
-        met = make_evaluate(twin)(state.params, validation).ranges
-    finally:
-        if store is not None:
-            store.close()
+        if simulate is None:
+            step = _noiseless_step(twin, seedless)
+        else:
+            step = make_recipe_step(twin, recipe, simulate(twin))
+        state = advance(state, twin, step, recipe.steps)
+    met = make_evaluate(twin)(state.params, validation).ranges
     return Trained(twin, state.params, history, met)
+
+
+def _notes(
+    config: EncoderConfig, recipe: Recipe, history: list[dict[str, Any]], sites: Sites | None
+) -> dict[str, Any]:
+    return {
+        "config": config.to_json(),
+        "recipe": repr(recipe),
+        "history": history,
+        "sites": "" if sites is None else sites_to_json(sites),
+    }

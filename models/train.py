@@ -8,6 +8,7 @@ run that resumes from a checkpoint ends with the same bits as one that was never
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -55,6 +56,10 @@ class Evaluation(NamedTuple):
 
     logits: np.ndarray
     ranges: dict[str, Range]
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+"""A pure training step: (state, batch) -> (state, metrics)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +120,7 @@ def make_step(
     regularisation: Regularisation = NO_REGULARISATION,
     forward: Forward | None = None,
     frozen: Params | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Step:
     """The jitted pure step (state, batch) -> (state, metrics {loss, penalty, gradient_norm}).
 
     forward: a noisy forward pass, as `simulated_forward` gives it. frozen: parameters that are
@@ -181,6 +186,7 @@ def batches(data: Batch, size: int) -> Iterator[tuple[Batch, int]]:
         yield take(data, rows % total), min(size, total - start)
 
 
+@functools.lru_cache(maxsize=8)
 def make_evaluate(model: Model, size: int = 256) -> Callable[[Params, Batch], Evaluation]:
     """A function (params, data) -> `Evaluation`, compiled once for batches of `size` rows."""
     unit = model.units()
@@ -224,7 +230,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 
 def run_steps(
-    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
+    step: Step,
     state: TrainState,
     data: Batch,
     *,

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from models.checkpoint import CheckpointError
 from models.config import EncoderConfig
 from models.encoder import Model
 from models.recipe import Progress, Recipe, score, train_classifier
@@ -34,6 +35,15 @@ RECIPE = Recipe(
     evaluate_every=40,
     save_every=40,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling takes most of the time here, and nothing here runs long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def synthetic(rows: int, seed: int) -> Batch:
@@ -120,6 +130,9 @@ def test_a_killed_run_ends_with_the_same_bits(trained, tmp_path, stop: int):
     jax.tree.map(np.testing.assert_array_equal, result.params, trained[0].params)
     assert result.sites == trained[0].sites
     assert result.history == trained[0].history
+    with pytest.raises(CheckpointError, match="another"):
+        other = dataclasses.replace(RECIPE, seed=1)
+        train_classifier(CONFIG, *data, other, checkpoints=tmp_path)
 
 
 def test_range_penalty_narrows_what_is_met():
