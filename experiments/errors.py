@@ -1,0 +1,11 @@
+"""The error of a job that cannot go on: one message that says what to do next."""
+
+from __future__ import annotations
+
+from hesim.errors import HesimError
+
+__all__ = ["ExperimentError"]
+
+
+class ExperimentError(HesimError):
+    """A job that was asked for something that cannot be done, or a folder of another job."""

@@ -1,0 +1,210 @@
+"""The table that ends a demo: the same sentences four ways, how precise, and what it cost.
+
+One list of rows serves the terminal and the page, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.results import LOGIT_ERROR, Results, bits, power_of_two
+from hesim.circuit.cost import BOOTSTRAP_SECONDS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["Row", "Ways", "groups", "render", "ways"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure with its name, and what one should know about it."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """One way of running the model: score on the encrypted sentences and on all held-out ones,
+    share of labels equal to the polynomial model's, largest difference of a logit from its.
+    """
+
+    name: str
+    score: str
+    held_out: str
+    agreement: str
+    difference: str
+
+
+def ways(results: Results) -> list[Ways]:
+    """Exact, polynomial, simulated and encrypted, on the same sentences."""
+    n = results.sentences
+    last = "encrypted" if results.was_encrypted else "plain vectors (nothing encrypted)"
+    rows = [
+        ("exact functions, in the clear", results.exact[:n], results.exact),
+        ("polynomials, in the clear", results.reference, results.polynomial),
+        ("polynomials, simulated noise (nothing encrypted)", results.simulated, None),
+        (f"polynomials, {last}", results.encrypted, None),
+    ]
+    out = []
+    for name, logits, everything in rows:
+        same = np.mean(logits.argmax(-1) == results.reference.argmax(-1))
+        reference = logits is results.reference
+        out.append(
+            Ways(
+                name,
+                _score(results, logits),
+                "" if everything is None else _score(results, everything),
+                "" if reference or results.regression else f"{same:.1%}",
+                "" if reference else f"{np.max(np.abs(logits - results.reference)):.1e}",
+            )
+        )
+    return out
+
+
+def groups(results: Results) -> list[tuple[str, list[Row]]]:
+    """The rest of the table, by subject."""
+    return [
+        ("Precision of the logits", _precision(results)),
+        ("Levels and refreshes", _levels(results)),
+        ("Time", _time(results)),
+        ("Memory and keys", _memory(results)),
+    ]
+
+
+def _precision(r: Results) -> list[Row]:
+    how = "encrypted against the polynomial model in float64"
+    rows = [
+        Row(
+            "largest error",
+            f"{r.max_error:.2e} = {power_of_two(r.max_error)}",
+            f"{how}; the limit is {power_of_two(LOGIT_ERROR)}",
+        ),
+        Row(
+            "standard deviation, measured",
+            f"{r.measured_std:.2e}",
+            f"{bits(r.measured_std):.1f} bits",
+        ),
+        Row(
+            "standard deviation, predicted",
+            f"{r.predicted_std:.2e}",
+            f"{bits(r.predicted_std):.1f} bits, by simulation",
+        ),
+        Row("predicted over measured", f"{r.ratio:.2f}"),
+    ]
+    if len(r.seeds) > 1:
+        rows.append(
+            Row(
+                f"held-out {r.metric}, mean of {len(r.seeds)} seeds",
+                f"{_percent(r, r.mean_score('exact'))} exact, "
+                f"{_percent(r, r.mean_score('polynomial'))} with polynomials",
+                "in the clear",
+            )
+        )
+    return rows
+
+
+def _levels(r: Results) -> list[Row]:
+    ring, ledger = r.plan["ring"], r.plan["ledger"]
+    security = f"{ring['security']}-bit security" if ring["security"] else "no security"
+    return [
+        Row(
+            "ring",
+            f"N = 2^{ring['log_n']}, {ring['levels']} levels",
+            f"log2(QP) = {ring['log_qp']:.0f}, {security}",
+        ),
+        Row("levels of the program", str(r.plan["depth"]), "lower bound on its longest path"),
+        Row(
+            "levels between refreshes",
+            f"at most {ledger['depth']}",
+        ),
+        Row(
+            "refresh rounds",
+            f"{r.total('refresh_rounds'):,}",
+            "round trips to the key holder, one after the other",
+        ),
+        Row("refreshed ciphertexts", f"{r.total('refreshes'):,}"),
+    ]
+
+
+def _time(r: Results) -> list[Row]:
+    evaluation = r.seconds["encrypted evaluation"]
+    rows = [Row(name, f"{seconds:.1f} s") for name, seconds in r.seconds.items()]
+    core = sum(float(b["core_seconds"]) for b in r.batches)
+    predicted = float(r.plan["ledger"]["seconds"]) * len(r.batches)
+    note = "wall clock; every operation's result was decrypted too, to compare"
+    rows[3] = Row("encrypted evaluation", f"{evaluation:.1f} s", note)
+    return [
+        *rows,
+        Row("a sentence, amortised", f"{r.seconds_a_sentence:.2f} s", "evaluation only"),
+        Row("core-seconds as run", f"{core:.0f}", f"{predicted:.0f} were predicted"),
+        Row(
+            "core-seconds, each refresh a bootstrap",
+            f"{r.bootstrapped_seconds:,.0f}",
+            f"{BOOTSTRAP_SECONDS:g} s a ciphertext: what it would cost without round trips, "
+            "on this plan",
+        ),
+    ]
+
+
+def _memory(r: Results) -> list[Row]:
+    ledger = r.plan["ledger"]
+    return [
+        Row("peak memory", f"{r.peak_bytes / 1e9:.2f} GB", "all processes, each at its peak"),
+        Row(
+            "keys",
+            f"{ledger['rotation_keys']} for rotations, 1 for relinearization",
+            f"{ledger['key_bytes'] / 1e6:.0f} MB",
+        ),
+        Row("workers that died and were replaced", str(sum(int(b["replaced"]) for b in r.batches))),
+    ]
+
+
+def render(results: Results) -> RenderableType:
+    """The whole table for a terminal."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    same = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    same.add_column(f"the same {results.sentences} held-out sentences")
+    same.add_column(results.metric, justify="right")
+    same.add_column(f"all {len(results.labels):,} held out", justify="right")
+    same.add_column("labels as\npolynomial", justify="right")
+    same.add_column("largest logit\ndifference", justify="right")
+    for way in ways(results):
+        style = "bold" if way.name.endswith("encrypted") else ""
+        cells = (way.name, way.score, way.held_out, way.agreement, way.difference)
+        same.add_row(*cells, style=style)
+    rest = Table(box=None, show_header=False, pad_edge=False)
+    rest.add_column()
+    rest.add_column(justify="left", no_wrap=True)
+    rest.add_column(style="dim")
+    for title, rows in groups(results):
+        rest.add_row(Text(title, style="bold"), "", "")
+        for row in rows:
+            rest.add_row("  " + row.label, row.value, row.note)
+    verdicts = [
+        Text.assemble(
+            ("✓ " if check.passed else "✗ ", "green" if check.passed else "red"),
+            check.name,
+            (f"  ({check.detail})", "dim"),
+        )
+        for check in results.checks
+    ]
+    return Group(same, rest, Text(), *verdicts)
+
+
+def _score(results: Results, logits: np.ndarray) -> str:
+    return _percent(results, results.score(logits))
+
+
+def _percent(results: Results, value: float) -> str:
+    """Accuracy and F1 in per cent, correlations as they are."""
+    return f"{value:.1%}" if results.metric in ("accuracy", "f1") else f"{value:.3f}"
