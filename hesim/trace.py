@@ -188,6 +188,8 @@ def _apply(eqn, values, secret, here) -> tuple[list[Any], list[bool]]:
         inner, consts = _open(eqn.params[_CALLS[name]])
         return _walk(inner, consts, values, secret, here)
     if any(secret):
+        if name == "optimization_barrier":  # its operands are public or encrypted one by one
+            return list(values), list(secret)
         if name == "scan":
             return _unroll(eqn.params, values, secret, here)
         if name == "cond" and not secret[0]:

@@ -9,7 +9,6 @@ import numpy as np
 from hesim.circuit.kernels import linear, matmul
 from hesim.circuit.layout import Tensor
 from hesim.circuit.rules.contraction import check_size
-from hesim.errors import LayoutError
 from hesim.program import Equation
 
 if TYPE_CHECKING:
@@ -24,14 +23,17 @@ def convolution(lo: Lowering, eqn: Equation) -> list[Tensor]:
     p = eqn.params
     spec = p["dimension_numbers"]
     groups = p["feature_group_count"]
-    if p["batch_group_count"] != 1:
-        raise LayoutError(f"conv_general_dilated at {eqn.source}: batch_group_count must be 1.")
     t = lo.tensor(x)
     node, column = (
         np.expand_dims(a, t.batch_axis) if t.batch_axis is not None else a
         for a in (t.node, t.column)
     )
     places = np.arange(node.size).reshape(node.shape).transpose(spec.lhs_spec)  # N C spatial
+    if p["batch_group_count"] > 1:  # groups of the batch are groups of features of a smaller batch
+        groups = p["batch_group_count"]
+        members, features, *rest = places.shape
+        places = places.reshape(groups, members // groups, features, *rest)
+        places = np.moveaxis(places, 0, 1).reshape(members // groups, groups * features, *rest)
     patches = _patches(places, kernel.shape, spec.rhs_spec, p)  # N C out-spatial kernel-spatial
     batch, channels = patches.shape[:2]
     spatial = patches.shape[2 : 2 + len(spec.lhs_spec) - 2]

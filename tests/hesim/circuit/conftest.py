@@ -6,16 +6,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from jax import tree_util
+from hypothesis import strategies as st
 
-from he_backend.exact import evaluate
 from he_backend.local import run_local
 from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.compile import compile
 from hesim.params import CKKSParams
+from hesim.program import Program
 from hesim.trace import trace
 
 TOLERANCE = 1e-9
@@ -70,6 +71,28 @@ def consistent(circuit: Circuit) -> None:
         assert np.sum(kind == which) == count
 
 
+def exact_values(program: Program, args: tuple) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(outputs, first result of each operation) in float64, compiled once for speed."""
+    flat = [
+        np.asarray(a, np.float64 if np.issubdtype(v.dtype, np.floating) else v.dtype)
+        for a, v in zip(program.flatten(args), program.inputs, strict=True)
+    ]
+
+    def run(flat):
+        results = []
+
+        def hook(equation, found):
+            results.append(found[0])
+            return found
+
+        return program.evaluate(flat, hook, wide=True), results
+
+    with jax.enable_x64(True):
+        compiled = jax.jit(run).lower(flat).compile({"xla_backend_optimization_level": 0})
+        outputs, results = compiled(flat)
+    return [np.asarray(x) for x in outputs], [np.asarray(x) for x in results]
+
+
 def close(found: np.ndarray, exact: np.ndarray, what: str, tolerance: float) -> None:
     """Same shape, and the same values up to `tolerance` relative to the largest."""
     assert found.shape == exact.shape, f"{what}: shape {found.shape} instead of {exact.shape}"
@@ -96,12 +119,11 @@ def check_function(
     program = trace(fn, *args, encrypted=encrypted)
     circuit = compile(program, params or quiet_params(), **options)
     consistent(circuit)
-    exact = evaluate(program, args)
+    wanted, operations = exact_values(program, args)
     outputs, taps = run_slots(circuit, args)
     for number, found in taps.items():
         if number >= 0:
-            close(found, exact.ops[number], str(program.ops[number]), tolerance)
-    wanted = tree_util.tree_leaves(exact.outputs)
+            close(found, operations[number], str(program.ops[number]), tolerance)
     assert len(outputs) == len(wanted)
     secret = [getattr(v, "encrypted", False) for v in program.outputs]
     for k, (found, want, is_secret) in enumerate(zip(outputs, wanted, secret, strict=True)):
@@ -109,6 +131,52 @@ def check_function(
         if found is not None:
             close(found, want, f"output {k}", tolerance)
     return circuit
+
+
+class Draw:
+    """Random shapes, numbers and layouts out of hypothesis' `data()`."""
+
+    def __init__(self, data: st.DataObject):
+        self.data = data
+        self.rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
+
+    def __call__(self, strategy: st.SearchStrategy[Any], label: str | None = None) -> Any:
+        return self.data.draw(strategy, label=label)
+
+    def shape(self, least: int = 1, most: int = 4) -> tuple[int, ...]:
+        """A shape of `least` to `most` axes, of at most 96 elements."""
+        sizes = st.lists(st.integers(1, 5), min_size=least, max_size=most)
+        return tuple(self(sizes.filter(lambda s: np.prod(s) <= 96), "shape"))
+
+    def axis(self, shape: tuple[int, ...]) -> int:
+        return self(st.integers(0, len(shape) - 1), "axis")
+
+    def axes(self, shape: tuple[int, ...], least: int = 0) -> tuple[int, ...]:
+        """Some of the axes, in random order."""
+        some = st.lists(st.sampled_from(range(len(shape))), unique=True, min_size=least)
+        return tuple(self(some if shape else st.just([]), "axes"))
+
+    def array(self, *shape: int) -> np.ndarray:
+        """Normal numbers, half of the time with exact zeros among them."""
+        values = self.rng.normal(size=shape)
+        if self.rng.random() < 0.5:
+            values = np.where(self.rng.random(shape) < 0.3, 0.0, values)
+        return np.asarray(values)
+
+    def options(self, *shapes: tuple[int, ...]) -> dict[str, Any]:
+        """Options of `compile`: layouts of the encrypted inputs, or the compiler's own."""
+        batch = self(st.booleans(), "batch")
+        if batch:
+            return {}
+        if not self(st.booleans(), "layouts given"):
+            return {"batch": False}
+        return {"batch": False, "layouts": [self.axes(shape) for shape in shapes]}
+
+
+@pytest.fixture(scope="session")
+def drawing() -> type[Draw]:
+    """`Draw`."""
+    return Draw
 
 
 @pytest.fixture(scope="session")
