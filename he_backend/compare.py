@@ -9,7 +9,7 @@ import numpy as np
 
 from he_backend.execute import Spent
 from he_backend.report import OpRecord
-from hesim.circuit.circuit import Circuit
+from hesim.circuit.circuit import Circuit, Tap
 
 if TYPE_CHECKING:
     from he_backend.exact import Exact
@@ -53,15 +53,20 @@ def op_records(
       prediction: of the simulator, or None.
       spent: seconds by operation.
     """
+    # An operation may have no ciphertext of its own: dead, or a product left to the sum after it.
+    taps = {tap.op: tap for tap in circuit.taps}
     records = []
     for k, (name, source) in enumerate(zip(circuit.op_names, circuit.op_sources, strict=True)):
-        error = np.zeros(0) if vectors is None else _error(circuit, k, vectors, exact.ops[k])
+        tap = taps.get(k)
+        error = np.zeros(0)
+        if vectors is not None and tap is not None:
+            error = _error(tap, vectors, exact.ops[k])
         expected = prediction.ops[k] if prediction is not None else None
         records.append(
             OpRecord(
                 name=name,
                 source=source,
-                level=_level(circuit, k),
+                level=_level(circuit, tap),
                 measured_std=float(np.sqrt(np.mean(error**2))) if error.size else float("nan"),
                 predicted_std=expected.std if expected else float("nan"),
                 measured_q999=_quantile(np.abs(error)),
@@ -74,15 +79,14 @@ def op_records(
     return tuple(records)
 
 
-def _level(circuit: Circuit, k: int) -> int:
-    ciphers = circuit.taps[k].ciphers
-    return int(circuit.level[ciphers].min()) if len(ciphers) else -1
+def _level(circuit: Circuit, tap: Tap | None) -> int:
+    if tap is None or not len(tap.ciphers):
+        return -1
+    return int(circuit.level[tap.ciphers].min())
 
 
-def _error(
-    circuit: Circuit, k: int, vectors: Mapping[int, np.ndarray], exact: np.ndarray
-) -> np.ndarray:
-    difference: Any = circuit.taps[k].read(vectors) - exact
+def _error(tap: Tap, vectors: Mapping[int, np.ndarray], exact: np.ndarray) -> np.ndarray:
+    difference: Any = tap.read(vectors) - exact
     return difference[np.isfinite(difference)]
 
 

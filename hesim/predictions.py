@@ -12,7 +12,7 @@ import numpy as np
 from jax import tree_util
 
 from hesim.profiles import NoiseProfile
-from hesim.program import _widened
+from hesim.program import widened
 from hesim.schedule import Schedule, canonical
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def predict(
     from hesim.simulate import simulate_program
 
     plan = canonical(program, params) if schedule is None else schedule
-    flat = _widened(program.flatten(args), program.inputs)
+    flat = widened(program.flatten(args), program.inputs)
 
     def errors(key: Any, flat: list[Any]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         exact: list[Any] = []

@@ -172,7 +172,7 @@ class Program:
         if precision != "float64":
             raise TraceError(f"precision {precision!r} is unknown; use None or 'float64'.")
         with jax.enable_x64(True):
-            out = [np.asarray(v) for v in self.evaluate(_widened(flat, self.inputs), wide=True)]
+            out = [np.asarray(v) for v in self.evaluate(widened(flat, self.inputs), wide=True)]
         return tree_util.tree_unflatten(self.out_tree, out)
 
     def evaluate(
@@ -199,14 +199,14 @@ class Program:
         for var, value in zip(self.inputs, flat_args, strict=True):
             env[var.id] = value
         for var, value in self.consts:
-            env[var.id] = _wide_array(value) if wide else value
+            env[var.id] = wide_array(value) if wide else value
         wanted = self.outputs if until is None else until
         for eqn in self._needed(until):
             args = [
-                env[v.id] if isinstance(v, Var) else (_wide_array(v.value) if wide else v.value)
+                env[v.id] if isinstance(v, Var) else (wide_array(v.value) if wide else v.value)
                 for v in eqn.inputs
             ]
-            out = _bind(eqn, args, wide)
+            out = bind(eqn, args, wide)
             if hook is not None and eqn.encrypted:
                 out = hook(eqn, out)
             for var, value in zip(eqn.outputs, out, strict=True):
@@ -235,16 +235,16 @@ class Program:
         return self._constants.get(value.id)
 
     def _fold(self) -> None:
-        known = {var.id: _wide_array(np.asarray(array)) for var, array in self.consts}
+        known = {var.id: wide_array(np.asarray(array)) for var, array in self.consts}
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             for eqn in self.equations:
                 operands = [
-                    _wide_array(v.value) if isinstance(v, Literal) else known.get(v.id)
+                    wide_array(v.value) if isinstance(v, Literal) else known.get(v.id)
                     for v in eqn.inputs
                 ]
                 if eqn.encrypted or any(x is None for x in operands):
                     continue
-                for var, out in zip(eqn.outputs, _bind(eqn, operands, True), strict=True):
+                for var, out in zip(eqn.outputs, bind(eqn, operands, True), strict=True):
                     known[var.id] = np.asarray(out)
         self._constants.update(known)
         self._constants.setdefault(-1, np.zeros(()))
@@ -268,7 +268,8 @@ class Program:
         return [f"{v.name}:{_type(v)} {labels[v.id]}" for v in values]
 
 
-def _bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
+def bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
+    """Results of one equation on JAX values; `wide` computes its floats in float64."""
     params = eqn.params
     if wide and eqn.name in _SUBPROGRAMS:
         # A public loop's body was traced in the narrow dtypes: run it there, widen the result.
@@ -285,7 +286,7 @@ def _bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
         params = {name: _wide_param(value) for name, value in params.items()}
     out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
     out = list(out) if eqn.primitive.multiple_results else [out]
-    return [_wide_array(o) for o in out] if wide else out
+    return [wide_array(o) for o in out] if wide else out
 
 
 def _is_float(dtype: Any) -> bool:
@@ -298,13 +299,15 @@ def _wide_param(value: Any) -> Any:
     return value
 
 
-def _wide_array(value: Any) -> Any:
+def wide_array(value: Any) -> Any:
+    """A float array in float64; anything else as it is."""
     if _is_float(getattr(value, "dtype", None)) and value.dtype != np.float64:
         return value.astype(np.float64)
     return value
 
 
-def _widened(flat: Sequence[Any], declared: Sequence[Var]) -> list[Any]:
+def widened(flat: Sequence[Any], declared: Sequence[Var]) -> list[Any]:
+    """Argument leaves as NumPy arrays: floats in float64, others in the declared dtype."""
     return [
         np.asarray(leaf, np.float64 if _is_float(var.dtype) else var.dtype)
         for leaf, var in zip(flat, declared, strict=True)

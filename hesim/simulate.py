@@ -30,7 +30,7 @@ from hesim.params import CKKSParams
 from hesim.predictions import OpPrediction, Prediction, predict
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
-from hesim.program import Equation, Literal, Program, Var, _bind, _wide_array
+from hesim.program import Equation, Literal, Program, Var, bind, wide_array
 from hesim.schedule import Schedule, canonical
 from hesim.trace import trace
 
@@ -170,7 +170,7 @@ class _Walk:
         self.early: dict[int, Any] = {}
 
     def _wide(self, value: Any) -> Any:
-        return _wide_array(value) if self.wide else value
+        return wide_array(value) if self.wide else value
 
     def read(self, operand: Var | Literal) -> Any:
         if isinstance(operand, Literal):
@@ -194,7 +194,7 @@ class _Walk:
             return _evaluate(equation, self.wide, [self.unrefreshed(v) for v in equation.inputs])
         if equation.encrypted:
             return self._noisy(equation)
-        return _bind(equation, [self.read(v) for v in equation.inputs], self.wide)
+        return bind(equation, [self.read(v) for v in equation.inputs], self.wide)
 
     def store(self, equation: Equation, out: list[Any]) -> None:
         """Keeps results for later equations, refreshed if the schedule says so."""
@@ -245,7 +245,7 @@ class _Walk:
 
 
 def _evaluate(equation: Equation, wide: bool, args: list[Any]) -> list[Any]:
-    return _bind(equation, args, wide)
+    return bind(equation, args, wide)
 
 
 def _noise_values(program: Program, schedule: Schedule) -> int:

@@ -31,6 +31,7 @@ def ledger(
     consumed = np.zeros(len(kind), np.int64)
     rounds = np.zeros(len(kind), np.int64)
     log_n = params.log_n
+    scalar = np.array([p.scalar for p in packs] or [False])[data["plain_pack"]]
     for i in range(len(kind)):
         args = arg[ptr[i] : ptr[i + 1]]
         if kind[i] == Kind.DOT:
@@ -45,9 +46,9 @@ def ledger(
             consumed[i] = 0
             rounds[i] += 1
         else:
-            seconds += instruction_seconds(k, below, int(terms[i]), log_n)
+            numbers = k == Kind.DOT_PLAIN and bool(scalar[data["arg2"][ptr[i]]])
+            seconds += instruction_seconds(k, below, int(terms[i]), log_n, scalar=numbers)
             consumed[i] += k == Kind.RESCALE
-    scalar = np.array([p.scalar for p in packs] or [False])[data["plain_pack"]]
     primes = data["plain_level"].astype(np.float64) + 1
     ring = 2.0 ** (log_n - 14) * log_n / 14
     seconds += (

@@ -265,8 +265,8 @@ class _Compiled:
 
         taps = []
         for eqn in ops:
-            x = self.lowering.values[eqn.outputs[0].id]
-            if all(int(n) in emitted.made for n in x.nodes):
+            x = self.lowering.values.get(eqn.outputs[0].id)
+            if x is not None and all(int(n) in emitted.made for n in x.nodes):
                 taps.append(tap(eqn.outputs[0]))
         outputs = tuple(
             tap(v) if isinstance(v, Var) and v.encrypted else None for v in program.outputs

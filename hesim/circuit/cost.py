@@ -23,9 +23,16 @@ def _ring(log_n: int) -> float:
     return 2.0 ** (log_n - 14) * log_n / 14
 
 
-def instruction_seconds(kind: int, level: int, terms: int, log_n: int) -> float:
-    """Seconds of one instruction at `level` (of its operands) with `terms` operands."""
+def instruction_seconds(
+    kind: int, level: int, terms: int, log_n: int, *, scalar: bool = False
+) -> float:
+    """Seconds of one instruction at `level` (of its operands) with `terms` operands.
+
+    scalar: the plaintexts are numbers rather than vectors; then their encoding is in the figure.
+    """
     k = level + 1.0
+    if kind == Kind.DOT_PLAIN and scalar:
+        return 0.055 * k * terms * 1e-3 * _ring(log_n)
     ms = {
         Kind.INPUT: 4.0 + 1.3 * k,
         Kind.ADD: 0.04 * k * max(terms - 1, 0),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hesim.circuit.builder import Builder, Stage
+from hesim.circuit.builder import Builder, Node, Stage
 from hesim.circuit.circuit import Kind
 from hesim.circuit.cost import instruction_seconds, refresh_seconds
 from hesim.errors import LevelError
@@ -50,13 +50,13 @@ class _Costs:
         self.log_n = params.log_n
         self.price = price
         self.width: dict[int, int] = {}
-        self._shape: dict[int, list[tuple[int, int, int]]] = {}
+        self._shape: dict[int, list[tuple[tuple[int, int, int, bool], int]]] = {}
         self.users: dict[int, list[int]] = {s.id: [] for s in self.stages}
         self.inputs: dict[int, list[int]] = {}
         self._memo: dict[tuple[int, int], float] = {}
         for s in self.stages:
             after: set[int] = set()
-            rows: dict[tuple[int, int, int], int] = {}
+            rows: dict[tuple[int, int, int, bool], int] = {}
             for n in s.nodes:
                 if n not in live:
                     continue
@@ -64,9 +64,9 @@ class _Costs:
                 below = node.kind != Kind.RESCALE and any(a in after for _, a, _ in node.terms)
                 if node.kind == Kind.RESCALE or below:
                     after.add(n)
-                key = (node.kind, len(node.terms), int(below))
+                key = (node.kind, len(node.terms), int(below), _scalar(b, node))
                 rows[key] = rows.get(key, 0) + 1
-            self._shape[s.id] = [(*key, count) for key, count in rows.items()]  # type: ignore[misc]
+            self._shape[s.id] = list(rows.items())
             self.width[s.id] = sum(n in live for n in s.outputs)
             self.inputs[s.id] = [i for i in sorted(s.inputs) if i in self.users]
             for i in self.inputs[s.id]:
@@ -76,8 +76,8 @@ class _Costs:
         key = (stage, level)
         if key not in self._memo:
             self._memo[key] = sum(
-                count * instruction_seconds(kind, level - below, terms, self.log_n)
-                for kind, terms, below, count in self._shape[stage]  # type: ignore[misc]
+                count * instruction_seconds(kind, level - below, terms, self.log_n, scalar=scalar)
+                for (kind, terms, below, scalar), count in self._shape[stage]
             )
         return self._memo[key]
 
@@ -92,6 +92,15 @@ class _Costs:
         if self.price is not None:
             each = max(each, self.price)
         return self.width[stage] * each
+
+
+def _scalar(b: Builder, node: Node) -> bool:
+    """Whether a plaintext product takes numbers rather than vectors."""
+    if node.kind != Kind.DOT_PLAIN:
+        return False
+    second = node.terms[0][2]
+    assert isinstance(second, tuple)
+    return b.packs[second[0]].scalar
 
 
 class Planner:

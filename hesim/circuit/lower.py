@@ -29,7 +29,8 @@ class Lowering:
 
     Attributes:
       values: Tensor per encrypted value id.
-      builder: the stages so far.
+      pending: operands of products that are left to the sum that follows, by value id.
+      b: the stages so far.
     """
 
     def __init__(
@@ -40,7 +41,16 @@ class Lowering:
         self.b = builder
         self.axes = axes
         self.values: dict[int, Tensor] = {}
+        self.pending: dict[int, tuple[Tensor, Tensor]] = {}
         self.source = -1
+        self._uses: dict[int, list[str]] = {}
+        for eqn in program.ops:
+            for v in eqn.inputs:
+                if isinstance(v, Var):
+                    self._uses.setdefault(v.id, []).append(eqn.name)
+        for v in program.outputs:
+            if isinstance(v, Var):
+                self._uses.setdefault(v.id, []).append("return")
 
     def run(self) -> None:
         """Lowers every operation on encrypted values, in order."""
@@ -48,8 +58,8 @@ class Lowering:
             self.source = number
             rule = RULES.get(eqn.name)
             assert rule is not None, f"no rule for {eqn.name}"
-            out = rule(self, eqn)
-            for var, tensor in zip(eqn.outputs, out, strict=True):
+            # A product that is only summed has no tensor of its own: see `pending`.
+            for var, tensor in zip(eqn.outputs, rule(self, eqn), strict=False):
                 self.values[var.id] = tensor
 
     # --- what the rules share -------------------------------------------------------------------
@@ -60,6 +70,10 @@ class Lowering:
     def tensor(self, value: Var | Literal) -> Tensor:
         assert isinstance(value, Var)
         return self.values[value.id]
+
+    def only_summed(self, var: Var) -> bool:
+        """Whether a value's single use is a `reduce_sum`."""
+        return self._uses.get(var.id) == ["reduce_sum"]
 
     def spread(self, value: Var | Literal, var: Var) -> Tensor:
         """An operand broadcast to the shape of an elementwise result."""

@@ -60,7 +60,7 @@ def mul(lo: Lowering, eqn: Equation) -> list[Tensor]:
     (var,), (a, b) = eqn.outputs, eqn.inputs
     if a.encrypted and b.encrypted:
         left = lo.spread(a, var)
-        return [_squared(lo, var, left, left if a is b else lo.spread(b, var))]
+        return _product(lo, var, left, left if a is b else lo.spread(b, var))
     secret, public = (a, b) if a.encrypted else (b, a)
     return [_scaled(lo, var, lo.spread(secret, var), public, "value")]
 
@@ -96,7 +96,15 @@ def _squared(lo: Lowering, var: Var, a: Tensor, b: Tensor) -> Tensor:
 
 def square(lo: Lowering, eqn: Equation) -> list[Tensor]:
     x = lo.tensor(eqn.inputs[0])
-    return [_squared(lo, eqn.outputs[0], x, x)]
+    return _product(lo, eqn.outputs[0], x, x)
+
+
+def _product(lo: Lowering, var: Var, a: Tensor, b: Tensor) -> list[Tensor]:
+    """a * b; left to the sum where one follows, which then relinearizes and rescales once."""
+    if lo.only_summed(var):
+        lo.pending[var.id] = (a, b)
+        return []
+    return [_squared(lo, var, a, b)]
 
 
 def integer_pow(lo: Lowering, eqn: Equation) -> list[Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from hesim.circuit.kernels import elementwise, linear, matmul, product, reduce
 from hesim.circuit.layout import Tensor
 from hesim.circuit.rules.contraction import check_size
-from hesim.program import Equation
+from hesim.program import Equation, Var
 
 if TYPE_CHECKING:
     from hesim.circuit.lower import Lowering
@@ -19,7 +19,17 @@ __all__ = ["cumsum", "reduce_prod", "reduce_sum"]
 
 
 def reduce_sum(lo: Lowering, eqn: Equation) -> list[Tensor]:
-    (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
+    (var,), (operand,) = eqn.outputs, eqn.inputs
+    assert isinstance(operand, Var)
+    if operand.id in lo.pending:
+        a, b = lo.pending.pop(operand.id)
+        same = a is b
+        a = lo.bounded(a)
+        b = a if same else lo.bounded(b)
+        left, right = _rows(a, eqn.params["axes"]), _rows(b, eqn.params["axes"])
+        check_size(lo, left[0].size)
+        return [lo.product(var, left, right, a.gain * b.gain)]
+    x = lo.tensor(operand)
     node, column = _rows(x, eqn.params["axes"])
     out_node, out_column, gain = reduce.apply(lo.b, lo.source, node, column)
     return [lo.result(var, out_node, out_column, x.gain * gain)]
