@@ -93,7 +93,7 @@ def demo(
 ) -> None:
     """Train a transformer, run held-out sentences encrypted, compare, and write a report."""
     from experiments.demo import run_demo
-    from experiments.live import Display
+    from experiments.live import Display, make_console
     from experiments.settings import FAST, Settings
     from experiments.table import render
 
@@ -108,7 +108,7 @@ def demo(
         refresh_price=_price(refresh_price),
         backend=backend.value,
     )
-    console = Console()
+    console = make_console()
     display = Display(console)
     path = run_dir if run_dir is not None else settings.default_folder()
     try:
@@ -120,7 +120,7 @@ def demo(
         )
         raise typer.Exit(INTERRUPTED) from None
     display.stage("Result")
-    console.print(render(results))
+    console.print(render(results, notes=console.width >= 100))
     display.say(f"\nreport: {folder.path / 'report.html'}")
     if results.broken:
         raise typer.Exit(BROKEN)
@@ -210,13 +210,14 @@ def report(
 ) -> None:
     """Print the table of a finished demo and write its report again."""
     from experiments.folder import RunFolder
+    from experiments.live import make_console
     from experiments.report import write_report
     from experiments.results import Results
     from experiments.table import render
 
     results = Results.load(RunFolder.find(run_dir))
-    console = Console()
-    console.print(render(results))
+    console = make_console()
+    console.print(render(results, notes=console.width >= 100))
     console.print(f"\nreport: {write_report(results, run_dir / 'report.html')}", highlight=False)
 
 

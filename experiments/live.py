@@ -14,19 +14,28 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-__all__ = ["Display", "Update", "clock"]
+__all__ = ["Display", "Update", "clock", "make_console"]
 
 Update = Callable[[float, str, float | None], None]
 """(done, note, seconds left): the last is None to let the bar estimate it."""
 
 _LINE_SECONDS = 10.0
+_LOG_WIDTH = 118
+
+
+def make_console() -> Console:
+    """The standard output: as wide as the terminal, or wide enough for the tables in a log."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_LOG_WIDTH)
 
 
 class Display:
     """Messages of a job on a console; `quiet` keeps them to itself, for tests and notebooks."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console if console is not None else Console(quiet=quiet)
+        self.console = console if console is not None else make_console()
+        if quiet:
+            self.console = Console(quiet=True)
 
     def stage(self, title: str) -> None:
         """A part of the job begins."""

@@ -78,25 +78,16 @@ def groups(results: Results) -> list[tuple[str, list[Row]]]:
 
 
 def _precision(r: Results) -> list[Row]:
-    how = "encrypted against the polynomial model in float64"
-    rows = [
-        Row(
-            "largest error",
-            f"{r.max_error:.2e} = {power_of_two(r.max_error)}",
-            f"{how}; the limit is {power_of_two(LOGIT_ERROR)}",
-        ),
-        Row(
-            "standard deviation, measured",
-            f"{r.measured_std:.2e}",
-            f"{bits(r.measured_std):.1f} bits",
-        ),
-        Row(
-            "standard deviation, predicted",
-            f"{r.predicted_std:.2e}",
-            f"{bits(r.predicted_std):.1f} bits, by simulation",
-        ),
-        Row("predicted over measured", f"{r.ratio:.2f}"),
-    ]
+    limit = f"limit {power_of_two(LOGIT_ERROR)}, against the polynomials in float64"
+    rows = [Row("largest error", f"{r.max_error:.2e} = {power_of_two(r.max_error)}", limit)]
+    for name, std, how in (
+        ("measured", r.measured_std, ""),
+        ("predicted", r.predicted_std, ", by simulation"),
+    ):
+        label = f"standard deviation, {name}"
+        rows.append(Row(label, f"{std:.2e}", f"{bits(std):.1f} bits{how}"))
+    if r.was_encrypted:
+        rows.append(Row("predicted over measured", f"{r.ratio:.2f}"))
     if len(r.seeds) > 1:
         rows.append(
             Row(
@@ -126,7 +117,7 @@ def _levels(r: Results) -> list[Row]:
         Row(
             "refresh rounds",
             f"{r.total('refresh_rounds'):,}",
-            "round trips to the key holder, one after the other",
+            "round trips to the key holder, in sequence",
         ),
         Row("refreshed ciphertexts", f"{r.total('refreshes'):,}"),
     ]
@@ -137,17 +128,16 @@ def _time(r: Results) -> list[Row]:
     rows = [Row(name, f"{seconds:.1f} s") for name, seconds in r.seconds.items()]
     core = sum(float(b["core_seconds"]) for b in r.batches)
     predicted = float(r.plan["ledger"]["seconds"]) * len(r.batches)
-    note = "wall clock; every operation's result was decrypted too, to compare"
+    note = "wall clock, with every operation's result decrypted to compare"
     rows[3] = Row("encrypted evaluation", f"{evaluation:.1f} s", note)
     return [
         *rows,
         Row("a sentence, amortised", f"{r.seconds_a_sentence:.2f} s", "evaluation only"),
         Row("core-seconds as run", f"{core:.0f}", f"{predicted:.0f} were predicted"),
         Row(
-            "core-seconds, each refresh a bootstrap",
+            "core-seconds, refreshes as bootstraps",
             f"{r.bootstrapped_seconds:,.0f}",
-            f"{BOOTSTRAP_SECONDS:g} s a ciphertext: what it would cost without round trips, "
-            "on this plan",
+            f"{BOOTSTRAP_SECONDS:g} s a ciphertext, on this very plan",
         ),
     ]
 
@@ -158,15 +148,15 @@ def _memory(r: Results) -> list[Row]:
         Row("peak memory", f"{r.peak_bytes / 1e9:.2f} GB", "all processes, each at its peak"),
         Row(
             "keys",
-            f"{ledger['rotation_keys']} for rotations, 1 for relinearization",
+            f"{ledger['rotation_keys']} rotations + relinearization",
             f"{ledger['key_bytes'] / 1e6:.0f} MB",
         ),
-        Row("workers that died and were replaced", str(sum(int(b["replaced"]) for b in r.batches))),
+        Row("workers replaced", str(sum(int(b["replaced"]) for b in r.batches))),
     ]
 
 
-def render(results: Results) -> RenderableType:
-    """The whole table for a terminal."""
+def render(results: Results, *, notes: bool = True) -> RenderableType:
+    """The whole table for a terminal; `notes` wants a hundred columns."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -183,13 +173,13 @@ def render(results: Results) -> RenderableType:
         cells = (way.name, way.score, way.held_out, way.agreement, way.difference)
         same.add_row(*cells, style=style)
     rest = Table(box=None, show_header=False, pad_edge=False)
-    rest.add_column()
-    rest.add_column(justify="left", no_wrap=True)
+    rest.add_column(no_wrap=True)
+    rest.add_column(no_wrap=True)
     rest.add_column(style="dim")
     for title, rows in groups(results):
-        rest.add_row(Text(title, style="bold"), "", "")
+        rest.add_row(Text(title, style="bold"))
         for row in rows:
-            rest.add_row("  " + row.label, row.value, row.note)
+            rest.add_row("  " + row.label, row.value, row.note if notes else "")
     verdicts = [
         Text.assemble(
             ("✓ " if check.passed else "✗ ", "green" if check.passed else "red"),

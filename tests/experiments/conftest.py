@@ -1,0 +1,79 @@
+"""A demo small enough for the tests: synthetic sentences in GLUE's layout, a tiny model, slots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.demo import run_demo
+from experiments.folder import RunFolder
+from experiments.live import Display
+from experiments.results import Results
+from experiments.settings import Settings
+from hesim.params import CKKSParams
+from models.config import preset
+from models.recipe import Recipe
+
+GOOD = ("fine", "bright", "lovely", "warm", "clever")
+BAD = ("dull", "bleak", "clumsy", "cold", "stale")
+FILLER = ("the", "film", "a", "story", "with", "actor", "scene", "plot")
+
+
+def sentences(count: int, seed: int) -> list[tuple[str, int]]:
+    """Short sentences whose label is the kind of their adjectives."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        label = int(rng.integers(2))
+        words = list(rng.choice(FILLER, int(rng.integers(1, 4))))
+        words += list(rng.choice(GOOD if label else BAD, 2))
+        rng.shuffle(words)
+        rows.append((" ".join(words), label))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an SST-2 of 300 training and 40 held-out sentences."""
+    top = tmp_path_factory.mktemp("glue")
+    (top / "SST-2").mkdir()
+    for name, count in (("train", 300), ("dev", 40)):
+        rows = [f"{text}\t{label}" for text, label in sentences(count, len(name))]
+        text = "\n".join(["sentence\tlabel", *rows]) + "\n"
+        (top / "SST-2" / f"{name}.tsv").write_text(text, encoding="utf-8")
+    return top
+
+
+def tiny(glue: Path) -> Settings:
+    """Two batches of eight sentences through one layer, on plain vectors."""
+    return Settings(
+        data="glue/SST-2",
+        data_dir=str(glue),
+        sentences=12,
+        batch=8,
+        config=preset("demo", layers=1, hidden=8, ffn=8, sequence=8, vocabulary=64, pooler=(8,)),
+        recipe=Recipe(steps=12, polynomial_steps=4, batch=16, evaluate_every=4, save_every=4),
+        ckks=CKKSParams(log_n=13, levels=3, scale_bits=36, first_bits=45, special_bits=50),
+        backend="slots",
+    )
+
+
+@pytest.fixture(scope="session")
+def settings(glue: Path) -> Settings:
+    return tiny(glue)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Results, RunFolder, str]:
+    """Results, run folder and what was printed, of an uninterrupted run."""
+    path = tmp_path_factory.mktemp("run") / "demo"
+    with open(path.with_name("log"), "w+", encoding="utf-8") as log:
+        display = Display(Console(file=log, width=110))
+        results, folder = run_demo(settings, path, display=display)
+        log.seek(0)
+        return results, folder, log.read()

@@ -1,0 +1,102 @@
+"""Results: checks that fail when they should, and figures against their definitions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments.folder import RunFolder
+from experiments.results import LOGIT_ERROR, Results, bits, power_of_two
+from experiments.table import groups, render, ways
+
+Finished = tuple[Results, RunFolder, str]
+
+
+@pytest.fixture
+def results(finished: Finished) -> Results:
+    """Results whose logits are set by hand: margins of 1, but for the last sentence's 2^-11."""
+    reference = np.tile([1.0, 0.0], (12, 1))
+    reference[-1] = [2.0**-11, 0.0]
+    return dataclasses.replace(
+        finished[0], reference=reference, simulated=reference, encrypted=reference.copy()
+    )
+
+
+def test_a_clear_label_that_differs_breaks_the_guarantee(results: Results) -> None:
+    assert results.broken == []
+    results.encrypted[3] = [0.0, 1.0]
+    broken = dataclasses.replace(results).broken
+    assert len(broken) == 2
+    assert broken[0].detail == "10 of 11 equal"
+
+
+def test_a_label_within_the_margin_may_differ(results: Results) -> None:
+    results.encrypted[-1] = [0.0, 2.0**-13]
+    again = dataclasses.replace(results)
+    assert again.agreement == 11 / 12
+    assert again.checks[0].passed
+
+
+@pytest.mark.parametrize(("error", "kept"), [(0.99 * LOGIT_ERROR, True), (2**-11.9, False)])
+def test_the_limit_of_the_logit_error(results: Results, error: float, kept: bool) -> None:
+    results.encrypted[5, 0] += error
+    assert (dataclasses.replace(results).broken == []) is kept
+
+
+def test_nan_breaks_the_guarantee(results: Results) -> None:
+    results.encrypted[0, 0] = np.nan
+    assert dataclasses.replace(results).broken
+
+
+def test_scores_are_those_of_the_labels(results: Results) -> None:
+    share = float(np.mean(results.labels[:12] == 0))
+    assert results.score(results.encrypted) == pytest.approx(share)
+    assert [way.score for way in ways(results)][1:] == [f"{share:.1%}"] * 3
+
+
+def test_a_run_on_plain_vectors_is_never_called_encrypted(results: Results) -> None:
+    assert "nothing encrypted" in ways(results)[3].name
+    encrypted = dataclasses.replace(results, batches=[{**b, "encrypted": True} for b in results.batches])
+    assert ways(encrypted)[3].name.endswith("encrypted")
+    assert len(encrypted.checks) == len(results.checks) + 1
+
+
+def test_the_table_counts_all_batches(results: Results) -> None:
+    ledger = results.plan["ledger"]
+    rows = {row.label: row.value for _, group in groups(results) for row in group}
+    assert rows["refreshed ciphertexts"] == f"{2 * ledger['refreshes']:,}"
+    assert rows["ring"] == "N = 2^13, 3 levels"
+
+
+def test_the_terminal_table_shows_every_row_and_check(results: Results) -> None:
+    from rich.console import Console
+
+    console = Console(width=118, record=True, quiet=True)
+    with console.capture() as captured:
+        Console(width=118).print()
+    del captured
+    console = Console(width=118)
+    with console.capture() as shown:
+        console.print(render(results))
+    text = shown.get()
+    for _, group in groups(results):
+        for row in group:
+            assert row.label in text
+    assert text.count("✓") == len(results.checks)
+
+
+def test_the_summary_is_json(finished: Finished) -> None:
+    summary = json.loads((finished[1].path / "results.json").read_text())
+    assert summary["sentences"] == 12
+    assert set(summary["scores"]) == {"exact", "polynomial", "simulated", "plain vectors"}
+    assert summary["checks"][0]["passed"]
+
+
+def test_bits() -> None:
+    assert bits(2.0**-20) == 20
+    assert bits(0.0) == math.inf
+    assert power_of_two(2.0**-12) == "2^-12.0"
