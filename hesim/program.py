@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
+from jax.extend import core
 
 from hesim.errors import TraceError
 from hesim.source import Source
 
 __all__ = ["Equation", "Literal", "Program", "Var"]
-
-_SUBPROGRAMS = ("while", "scan", "cond")
-"""Public control flow that stays one equation; its body keeps the dtypes it was traced with."""
 
 _SCATTERS = {"scatter": jax.lax.scatter, "scatter-add": jax.lax.scatter_add}
 
@@ -245,7 +243,7 @@ class Program:
                 if eqn.encrypted or any(x is None for x in operands):
                     continue
                 for var, out in zip(eqn.outputs, bind(eqn, operands, True), strict=True):
-                    known[var.id] = np.asarray(out)
+                    known[var.id] = out if is_key(out) else np.asarray(out)
         self._constants.update(known)
         self._constants.setdefault(-1, np.zeros(()))
 
@@ -271,12 +269,12 @@ class Program:
 def bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
     """Results of one equation on JAX values; `wide` computes its floats in float64."""
     params = eqn.params
-    if wide and eqn.name in _SUBPROGRAMS:
-        # A public loop's body was traced in the narrow dtypes: run it there, widen the result.
+    if wide and eqn.name == "reduce_precision":
+        return args
+    if wide and eqn.name not in _SCATTERS and _typed(eqn):
         args = [
-            jnp.asarray(a, v.dtype)
+            jnp.asarray(a, v.dtype if isinstance(v, Var) else v.value.dtype)
             for a, v in zip(args, eqn.inputs, strict=True)
-            if isinstance(v, Var)
         ]
     elif wide and eqn.name in _SCATTERS:
         # The update rule inside the equation is typed too: let the public function rebuild it.
@@ -287,6 +285,20 @@ def bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
     out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
     out = list(out) if eqn.primitive.multiple_results else [out]
     return [wide_array(o) for o in out] if wide else out
+
+
+def is_key(value: Any) -> bool:
+    """Whether an array holds random keys, which are no numbers."""
+    return jnp.issubdtype(value.dtype, jax.dtypes.extended)
+
+
+def _typed(eqn: Equation) -> bool:
+    """Whether an equation works in the dtypes it was traced with only: it holds a program of its
+    own (a public loop), or reads the bits of a number. Its results are widened afterwards.
+    """
+    held = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: x is None)
+    programs = (core.Jaxpr, core.ClosedJaxpr)
+    return eqn.name == "bitcast_convert_type" or any(isinstance(x, programs) for x in held)
 
 
 def _is_float(dtype: Any) -> bool:
@@ -309,7 +321,7 @@ def wide_array(value: Any) -> Any:
 def widened(flat: Sequence[Any], declared: Sequence[Var]) -> list[Any]:
     """Argument leaves as NumPy arrays: floats in float64, others in the declared dtype."""
     return [
-        np.asarray(leaf, np.float64 if _is_float(var.dtype) else var.dtype)
+        leaf if is_key(var) else np.asarray(leaf, np.float64 if _is_float(var.dtype) else var.dtype)
         for leaf, var in zip(flat, declared, strict=True)
     ]
 

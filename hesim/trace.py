@@ -17,7 +17,7 @@ from jax.interpreters import partial_eval as pe
 
 from hesim.errors import TraceError
 from hesim.primitives import check
-from hesim.program import Equation, Literal, Program, Var
+from hesim.program import Equation, Literal, Program, Var, is_key
 from hesim.source import of_traceback
 
 __all__ = ["trace"]
@@ -91,6 +91,8 @@ def trace(
 def _abstract(leaf: Any, label: str) -> jax.ShapeDtypeStruct:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
+    if isinstance(leaf, jax.Array):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     try:
         return jax.ShapeDtypeStruct(
             np.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
@@ -118,10 +120,14 @@ def _flags(encrypted: Any, args: Sequence[Any], in_tree: Any, leaves: int) -> li
     else:
         prefix = tuple(encrypted) if isinstance(encrypted, list) else encrypted
     whole = tree_util.tree_unflatten(in_tree, [0] * leaves)
+
+    def spread_over(flag: Any, part: Any) -> list[bool]:
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{flag!r} is not a bool")
+        return [bool(flag)] * len(jax.tree.leaves(part))
+
     try:
-        spread = jax.tree.map(
-            lambda flag, sub: [bool(flag)] * len(jax.tree.leaves(sub)), prefix, whole
-        )
+        spread = jax.tree.map(spread_over, prefix, whole)
     except (TypeError, ValueError) as error:
         raise TraceError(
             "`encrypted` must be argument numbers or a pytree of bools that is a prefix of the "
@@ -258,7 +264,8 @@ def _build(name, closed, flags, in_tree, out_tree, labels) -> Program:
     env: dict[Any, Var] = {}
 
     def define(v: Any, encrypted: bool) -> Var:
-        var = Var(len(env), tuple(v.aval.shape), np.dtype(v.aval.dtype), encrypted)
+        dtype = v.aval.dtype if is_key(v.aval) else np.dtype(v.aval.dtype)
+        var = Var(len(env), tuple(v.aval.shape), dtype, encrypted)
         env[v] = var
         return var
 

@@ -11,7 +11,7 @@ import numpy as np
 from hesim.circuit.layout import stripped
 from hesim.circuit.moves import FREE_MOVES, index_places, move_table, scatter_targets
 from hesim.errors import HesimError
-from hesim.program import Equation, Literal, Program, Var
+from hesim.program import Equation, Literal, Program, Var, is_key
 
 __all__ = ["NonFiniteOperandError", "Publics", "View"]
 
@@ -128,7 +128,7 @@ class Publics:
             needed += [v for v in values if isinstance(v, Var) and not v.encrypted]
         with jax.enable_x64(True):
             leaves = [
-                np.zeros(0) if v.encrypted else np.asarray(a, _wide(v.dtype))
+                np.zeros(0) if v.encrypted else a if is_key(v) else np.asarray(a, _wide(v.dtype))
                 for v, a in zip(self.program.inputs, flat_args, strict=True)
             ]
             found = self.program.evaluate(leaves, wide=True, until=needed)

@@ -28,10 +28,11 @@ def convolution(lo: Lowering, eqn: Equation) -> list[Tensor]:
         np.expand_dims(a, t.batch_axis) if t.batch_axis is not None else a
         for a in (t.node, t.column)
     )
-    places = np.arange(node.size).reshape(node.shape).transpose(spec.lhs_spec)  # N C spatial
+    places: np.ndarray = np.arange(node.size).reshape(node.shape)
+    places = places.transpose(spec.lhs_spec)  # N C spatial
     if p["batch_group_count"] > 1:  # groups of the batch are groups of features of a smaller batch
         groups = p["batch_group_count"]
-        members, features, *rest = places.shape
+        members, features, rest = places.shape[0], places.shape[1], places.shape[2:]
         places = places.reshape(groups, members // groups, features, *rest)
         places = np.moveaxis(places, 0, 1).reshape(members // groups, groups * features, *rest)
     patches = _patches(places, kernel.shape, spec.rhs_spec, p)  # N C out-spatial kernel-spatial

@@ -88,7 +88,7 @@ def exact_values(program: Program, args: tuple) -> tuple[list[np.ndarray], list[
         return program.evaluate(flat, hook, wide=True), results
 
     with jax.enable_x64(True):
-        compiled = jax.jit(run).lower(flat).compile({"xla_backend_optimization_level": 0})
+        compiled = jax.jit(run).lower(flat).compile({"xla_backend_optimization_level": "0"})
         outputs, results = compiled(flat)
     return [np.asarray(x) for x in outputs], [np.asarray(x) for x in results]
 

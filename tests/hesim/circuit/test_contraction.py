@@ -33,7 +33,8 @@ def test_dot_general_of_every_pattern(check, drawing, encrypted, data):
                 for kind in ("batch", "summed")
             }
         )
-    numbers = tuple(tuple(a[kind] for a in axes) for kind in ("summed", "batch"))
+    left, right = axes
+    numbers = ((left["summed"], right["summed"]), (left["batch"], right["batch"]))
     check(
         lambda x, y: lax.dot_general(x, y, numbers),
         *(draw.array(*shape) for shape in shapes),
