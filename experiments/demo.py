@@ -5,9 +5,11 @@ The four stages are those of `experiments.stages`; what is finished is not done 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from experiments import stages
+from experiments.compiled import keep_compiled
 from experiments.folder import RunFolder
 from experiments.live import Display
 from experiments.results import Results
@@ -22,6 +24,7 @@ def run_demo(
     *,
     fresh: bool = False,
     display: Display | None = None,
+    compiled: str | Path | None = None,
 ) -> tuple[Results, RunFolder]:
     """Run the demo, or what is left of it, and write `report.html` and `results.json`.
 
@@ -30,6 +33,8 @@ def run_demo(
       run_dir: where its work is kept and found again; by default `settings.default_folder()`.
       fresh: start again from nothing.
       display: what a person sees; by default the console.
+      compiled: where compiled programs are kept; by default in the run folder, until it is
+        finished.
 
     Returns:
       The results and the run folder. Guarantees that were not kept are in `Results.broken`.
@@ -45,7 +50,9 @@ def run_demo(
     folder = RunFolder.claim(path, settings, fresh=fresh)
     show.say(f"run folder: {folder.path}  [dim](interrupt at any time: the same command resumes)")
     if not _finished(folder):
-        _work(settings, folder, show)
+        with keep_compiled(folder.path / "compiled" if compiled is None else compiled):
+            _work(settings, folder, show)
+        shutil.rmtree(folder.path / "compiled", ignore_errors=True)
     else:
         show.say("all stages were finished before; --fresh starts again")
     results = Results.load(folder)

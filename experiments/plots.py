@@ -169,9 +169,10 @@ def errors_and_levels(results: Results) -> Figure:
     middle.set_ylabel("predicted /\nmeasured")
     low, high = middle.get_ylim()
     middle.set_ylim(min(low, 0.4), max(high, 2.5))
-    levels = [op.level if op.level >= 0 else math.nan for op in results.ops]
-    bottom.bar(places, np.array(levels) + 0.06, width=0.8, color="#8fb3d1", bottom=0, linewidth=0)
-    bottom.set_ylim(0, results.plan["ring"]["levels"] + 0.3)
+    levels = np.array([op.level if op.level >= 0 else math.nan for op in results.ops])
+    bottom.vlines(places, -0.3, levels, color="#c4d8e8", linewidth=2)
+    bottom.plot(places, levels, "o", ms=4, color=MEASURED)
+    bottom.set_ylim(-0.3, results.plan["ring"]["levels"] + 0.3)
     bottom.set_yticks(range(results.plan["ring"]["levels"] + 1))
     bottom.set_ylabel("level of\nthe result")
     bottom.set_xlabel("operation, in program order")
@@ -185,10 +186,10 @@ def logit_errors(results: Results) -> Figure:
     figure, axes = _figure(1, 1, height=2.7, width=5.2)
     error = results.error.ravel()
     unit = 2.0 ** math.floor(math.log2(max(results.measured_std, 1e-300)))
-    span = 4.5 * max(results.measured_std, results.predicted_std or 0.0)
+    span = 4.5 * results.measured_std
     edges = np.linspace(-span, span, 46)
     axes.hist(error / unit, edges / unit, density=True, color="#8fb3d1", label="measured")
-    if results.predicted_std > 0:
+    if results.was_encrypted and results.predicted_std > 0:
         x = np.linspace(-span, span, 400)
         s = results.predicted_std
         normal = np.exp(-0.5 * (x / s) ** 2) / (s * math.sqrt(2 * math.pi))

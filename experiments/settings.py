@@ -94,7 +94,7 @@ FAST = Settings(
     sentences=64,
     batch=64,
     config=preset("demo", layers=1, hidden=32, ffn=64, sequence=16, pooler=(32,)),
-    recipe=Recipe(steps=160, polynomial_steps=40, evaluate_every=20, save_every=20),
+    recipe=Recipe(steps=300, polynomial_steps=60, evaluate_every=30, save_every=30),
 )
 """A smaller model on fewer sentences: shows the machinery in about a minute, not the accuracy."""
 

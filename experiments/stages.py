@@ -33,6 +33,7 @@ from models.config import EncoderConfig
 from models.data import Dataset, load
 from models.encoder import Model
 from models.recipe import Trained
+from models.sites import site_names
 from models.tokens import Tokenizer
 from models.train import Batch, make_evaluate, simulated_forward
 
@@ -351,7 +352,11 @@ class _Stopwatch:
 
 def _sites(trained: Trained) -> Iterator[dict[str, Any]]:
     fitted = trained.ranges_fitted
-    for name, function in trained.sites.entries:
+    functions = dict(trained.sites.entries)
+    for name in site_names(trained.model.config):
+        if name not in functions:
+            continue
+        function = functions[name]
         yield {
             "name": name,
             "degree": int(function.degree),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +40,40 @@ def sentences(count: int, seed: int) -> list[tuple[str, int]]:
 
 
 @pytest.fixture(scope="session")
-def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run, the same one for all processes that share its tests."""
+    own = tmp_path_factory.getbasetemp()
+    top = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = top / "experiments"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time."""
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def glue(shared: Path) -> Path:
     """A folder with an SST-2 of 300 training and 40 held-out sentences."""
-    top = tmp_path_factory.mktemp("glue")
+    top = shared / "glue"
+    with alone(shared):
+        if not top.exists():
+            _write_glue(top)
+    return top
+
+
+def _write_glue(top: Path) -> None:
+    top.mkdir()
     (top / "SST-2").mkdir()
     for name, count in (("train", 300), ("dev", 40)):
         rows = [f"{text}\t{label}" for text, label in sentences(count, len(name))]
         text = "\n".join(["sentence\tlabel", *rows]) + "\n"
         (top / "SST-2" / f"{name}.tsv").write_text(text, encoding="utf-8")
-    return top
 
 
 def tiny(glue: Path) -> Settings:
@@ -67,13 +96,12 @@ def settings(glue: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Results, RunFolder, str]:
+def finished(settings: Settings, shared: Path) -> tuple[Results, RunFolder, str]:
     """Results, run folder and what was printed, of an uninterrupted run."""
-    path = tmp_path_factory.mktemp("run") / "demo"
-    with open(path.with_name("log"), "w+", encoding="utf-8") as log:
-        display = Display(Console(file=log, width=110))
-        results, folder = run_demo(settings, path, display=display)
-        log.seek(0)
-        return results, folder, log.read()
+    log = shared / "log"
+    with alone(shared), open(log, "a", encoding="utf-8") as file:
+        display = Display(Console(file=file, width=110))
+        results, folder = run_demo(
+            settings, shared / "run", display=display, compiled=shared / "compiled"
+        )
+    return results, folder, log.read_text(encoding="utf-8")

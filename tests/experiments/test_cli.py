@@ -80,9 +80,7 @@ def test_the_version_needs_no_jax() -> None:
         "try: main(['--version'])\nexcept SystemExit as e: assert not e.code\n"
         "assert 'jax' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("hesim")
 
 

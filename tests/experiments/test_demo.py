@@ -46,17 +46,16 @@ def test_all_sentences_run_and_guarantees_hold(finished: Finished, settings: Set
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    finished: Finished, settings: Settings, tmp_path: Path
+    finished: Finished, settings: Settings, shared: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run_demo(settings, path, display=Stopping("training", 8))
-    with pytest.raises(KeyboardInterrupt):
-        run_demo(settings, path, display=Stopping("on plain vectors, batch 2", 0.0))
+    path, compiled = tmp_path / "run", shared / "compiled"
+    for display in (Stopping("training", 8), Stopping("on plain vectors, batch 2", 0.0)):
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(settings, path, display=display, compiled=compiled)
     folder = RunFolder.find(path)
     assert folder.done("encrypted-0") and not folder.done("encrypted-1")
     first = (path / "encrypted-0.json").stat().st_mtime_ns
-    results, _ = run_demo(settings, path, display=Display(quiet=True))
+    results, _ = run_demo(settings, path, display=Display(quiet=True), compiled=compiled)
     assert (path / "encrypted-0.json").stat().st_mtime_ns == first
     whole = finished[0]
     assert np.array_equal(results.exact, whole.exact)

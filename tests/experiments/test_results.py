@@ -60,7 +60,9 @@ def test_scores_are_those_of_the_labels(results: Results) -> None:
 
 def test_a_run_on_plain_vectors_is_never_called_encrypted(results: Results) -> None:
     assert "nothing encrypted" in ways(results)[3].name
-    encrypted = dataclasses.replace(results, batches=[{**b, "encrypted": True} for b in results.batches])
+    encrypted = dataclasses.replace(
+        results, batches=[{**b, "encrypted": True} for b in results.batches]
+    )
     assert ways(encrypted)[3].name.endswith("encrypted")
     assert len(encrypted.checks) == len(results.checks) + 1
 
@@ -75,10 +77,6 @@ def test_the_table_counts_all_batches(results: Results) -> None:
 def test_the_terminal_table_shows_every_row_and_check(results: Results) -> None:
     from rich.console import Console
 
-    console = Console(width=118, record=True, quiet=True)
-    with console.capture() as captured:
-        Console(width=118).print()
-    del captured
     console = Console(width=118)
     with console.capture() as shown:
         console.print(render(results))
