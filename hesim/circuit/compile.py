@@ -126,7 +126,7 @@ def _layouts(secret: list[Var], params, axes, size: int, layouts) -> Iterator[_C
     room = params.slots // width
     shapes = [stripped(v.shape, axes[v.id]) for v in secret]
     if layouts is not None:
-        chosen = [tuple(tuple(x) for x in layouts)]
+        chosen = [_checked(layouts, shapes)]
     else:
         chosen = list(
             dict.fromkeys(tuple(policy(s) for s in shapes) for policy in _policies(shapes))
@@ -151,6 +151,21 @@ def _layouts(secret: list[Var], params, axes, size: int, layouts) -> Iterator[_C
             continue
         seen.add((columns, useful))
         yield _Choice(axes, size, width, columns, useful, ciphers)
+
+
+def _checked(layouts, shapes: list[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    chosen = tuple(tuple(int(a) for a in axes) for axes in layouts)
+    if len(chosen) != len(shapes):
+        raise LayoutError(
+            f"layouts has {len(chosen)} entries, but {len(shapes)} inputs are encrypted."
+        )
+    for axes, shape in zip(chosen, shapes, strict=True):
+        if len(set(axes)) != len(axes) or not all(0 <= a < len(shape) for a in axes):
+            raise LayoutError(
+                f"layouts names axes {axes} of an encrypted input whose shape, without a batch "
+                f"axis, is {shape}; name each axis once, from 0 to {len(shape) - 1}."
+            )
+    return chosen
 
 
 def _policies(shapes: list[tuple[int, ...]]):

@@ -68,6 +68,8 @@ def move_table(
     if name in _UNCHANGED:
         return given
     if name in _RESHAPES:
+        if name == "reshape" and p["dimensions"] is not None:  # axes are permuted first
+            x = x.transpose(p["dimensions"])
         return [x.reshape(eqn.outputs[0].shape)]
     if name == "transpose":
         return [x.transpose(p["permutation"])]
