@@ -49,13 +49,14 @@ def run(
 ) -> Report:
     """Run a Program on a machine and report.
 
+    Before anything is encrypted, a twin on plain vectors checks that no ciphertext overflows.
+
     Args:
       program: from `hesim.trace`.
       args: its arguments; the encrypted ones are encrypted by the client process.
       params: ring and primes; may be left out if `circuit` is given.
       backend: "pyfhel" (encrypted, client and server processes) or "slots" (plain vectors).
       compare: decrypt every operation's result and hold it against the exact and the predicted one.
-        Before anything is encrypted, a twin on plain vectors checks that no ciphertext overflows.
       refresh_price: as for `hesim.compile`.
       circuit: compiled already, of this very program.
       run_dir: where an interrupted run leaves its work and finds it again; default temporary.
@@ -64,7 +65,7 @@ def run(
         workers may be killed before the run gives up.
       progress: called with a Progress on every finished task.
       ranges: calibrated range of slot values by ciphertext, checked by the client at refresh and
-        decryption; from a comparing run by default.
+        decryption; those that the twin on plain vectors met, widened, by default.
       outside: "error" or "warn", when a polynomial is fed values outside its domain.
       keys: random keys for the prediction of a comparing run.
       sampled: ciphertexts of each operation, at most, that a comparing run decrypts.
@@ -89,15 +90,15 @@ def run(
     if backend == "slots":
         outcome = _on_slots(circuit, exact.inputs, operands, deliver, ranges, progress)
     else:
-        if compare:
-            found = _check_on_slots(circuit, exact.inputs, operands)
-            ranges = {**found, **(ranges or {})}
+        # A server cannot see a value wrap around; the twin on plain vectors can, before it happens.
+        found = _check_on_slots(circuit, exact.inputs, operands)
+        ranges = {**found, **(ranges or {})}
         outcome = _on_pyfhel(
             circuit,
             exact.inputs,
             operands,
             deliver,
-            ranges or {},
+            ranges,
             (run_dir, client_dir),
             {
                 "workers": workers,
