@@ -66,17 +66,17 @@ def learning_curve(results: Results) -> Figure:
     steps = [row["step"] for row in results.history]
     switch = next((r["step"] for r in results.history if r["phase"] == "polynomial"), None)
     before = [r["step"] for r in results.history if r["phase"] == "exact"]
-    for axes in (left, right):
+    for axes, height, side in ((left, 0.97, "top"), (right, 0.05, "bottom")):
         if switch is not None:
             start = before[-1] if before else 0
             axes.axvspan(start, steps[-1], color=WASH, linewidth=0)
             axes.text(
                 (start + steps[-1]) / 2,
-                0.97,
+                height,
                 "polynomials\nand noise",
                 transform=axes.get_xaxis_transform(),
                 ha="center",
-                va="top",
+                va=side,
                 color=MUTED,
                 fontsize=8.5,
             )
@@ -148,6 +148,7 @@ def errors_and_levels(results: Results) -> Figure:
     places = np.arange(len(results.ops))
     measured = _positive(op.measured_std for op in results.ops)
     predicted = _positive(op.predicted_std for op in results.ops)
+    predicted[np.isnan(measured)] = np.nan  # fused with the next: nothing to hold it against
     name = "measured, encrypted" if results.was_encrypted else "measured, plain vectors"
     top.plot(places, measured, "o", ms=4.5, color=MEASURED, label=name)
     top.plot(

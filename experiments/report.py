@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def write_report(results: Results, path: str | Path) -> Path:
 def page(results: Results) -> str:
     """The whole page as text."""
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -32,10 +34,9 @@ def page(results: Results) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["powers"] = _powers
     environment.filters["scientific"] = lambda v: f"{v:.1e}" if v == v else "–"
     environment.filters["fixed"] = lambda v, digits=2: f"{v:.{digits}f}" if v == v else "–"
-    from markupsafe import Markup
-
     return environment.get_template("report.html").render(
         r=results,
         title=_title(results),
@@ -46,6 +47,13 @@ def page(results: Results) -> str:
         figures={name: Markup(svg(name, results)) for name in FIGURES},
         command=_command(results),
     )
+
+
+def _powers(text: str) -> Any:
+    """Text with every 2^x as a superscript."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"\^(-?[\d.]*\d)", r"<sup>\1</sup>", str(escape(text))))
 
 
 def _title(results: Results) -> str:

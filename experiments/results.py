@@ -31,8 +31,12 @@ PREDICTION_FACTOR = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A polynomial of the model. Ranges are (low, high) of the function's own variable: fitted,
-    met on the validation split.
+    """A polynomial of the model.
+
+    Attributes:
+      depth: levels, the map of its domain onto [-1, 1] being folded into a weight.
+      max_error: on its domain; `certified` if it is proven.
+      fitted, met: (low, high) of the function's own variable, met on the validation split.
     """
 
     name: str
@@ -167,6 +171,11 @@ class Results:
     @property
     def regression(self) -> bool:
         return self.dataset["task"] == "regression"
+
+    @property
+    def fused(self) -> int:
+        """Operations without ciphertexts of their own: they were computed with the next one."""
+        return sum(op.level < 0 for op in self.ops)
 
     @property
     def metric(self) -> str:
@@ -316,8 +325,11 @@ class Results:
 
 
 def power_of_two(value: float) -> str:
-    """A positive number as a power of two, "2^-20.3"."""
-    return f"2^{math.log2(value):.1f}" if value > 0 else "0"
+    """A positive number as a power of two, "2^-20.3"; whole exponents without decimals."""
+    if not value > 0:
+        return "0"
+    exponent = math.log2(value)
+    return f"2^{exponent:.0f}" if exponent == round(exponent) else f"2^{exponent:.1f}"
 
 
 def bits(std: float) -> float:

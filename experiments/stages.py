@@ -292,6 +292,7 @@ def _encrypt_one(
             progress=lambda p: _show(p, update),
         )
         simulated = np.asarray(report.simulated)
+        update(1.0, "compared with the exact and the predicted results", 0.0)
     for message in report.outside:
         display.warn(message)
     figures = {
@@ -360,7 +361,7 @@ def _sites(trained: Trained) -> Iterator[dict[str, Any]]:
         yield {
             "name": name,
             "degree": int(function.degree),
-            "depth": int(function.depth),
+            "depth": int(function.plan.depth),
             "max_error": float(function.max_error),
             "certified": bool(function.certified),
             "fitted": [float(v) for v in fitted[name]],
