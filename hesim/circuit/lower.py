@@ -21,7 +21,10 @@ _WHOLE = 2
 """Largest whole ratio of two gains that repeated addition bridges; more would inflate the slots."""
 
 _GAIN_BITS = 7
-"""Bits by which a pending gain may let slots differ from their values before a product."""
+"""Bits by which a pending gain may let slots differ from values before a product or a sum."""
+
+_SLIGHT_BITS = 3
+"""Bits by which slots may grow for the sake of rescaling the operand of fewer ciphertexts."""
 
 
 class Lowering:
@@ -136,8 +139,9 @@ class Lowering:
         elif _whole(1 / ratio):
             factors, gain = (round(1 / ratio), 1), sign * right.gain
         else:
-            fewer = len(left.nodes) < len(right.nodes)
-            if fewer:
+            # Scaling the smaller gain to the larger one never inflates the slots.
+            fewer = len(left.nodes) < len(right.nodes) and abs(ratio) > 2.0**-_SLIGHT_BITS
+            if fewer or abs(ratio) > 2.0**_SLIGHT_BITS:
                 left = self.with_gain(left, right.gain)
             else:
                 right = self.with_gain(right, left.gain)
@@ -150,7 +154,7 @@ class Lowering:
         if self.publics.uniform(value) == 0.0:
             return self.result(var, x.node, x.column, x.gain)
         operand, index, stride = self.public(value, var.shape, self.axis(var))
-        x = elementwise.explicit(self.b, self.source, x)
+        x = self.open_to(x, self.publics.magnitude(value))
         node, column = elementwise.add_public(
             self.b, self.source, x, operand, index, stride, sign / x.gain
         )
@@ -160,9 +164,19 @@ class Lowering:
         """x + a public operand by number; `index` (of the full shape) is flat into it."""
         split = linear_index(index, self.axis(var))
         assert split is not None, "operands of a result's own shape are regular"
-        x = elementwise.explicit(self.b, self.source, x)
+        x = self.open_to(x, 1.0)
         node, column = elementwise.add_public(self.b, self.source, x, operand, *split, 1.0 / x.gain)
         return self.result(var, node, column, x.gain)
+
+    def open_to(self, x: Tensor, magnitude: float) -> Tensor:
+        """x as public values of some magnitude can be added to it.
+
+        Its exact zeros are ciphertexts, and a pending gain so small that the values would inflate
+        the slots is applied: one level.
+        """
+        if magnitude > abs(x.gain) * 2.0**_GAIN_BITS:
+            x = self.with_gain(x, math.copysign(1.0, x.gain))
+        return elementwise.explicit(self.b, self.source, x)
 
     def bounded(self, x: Tensor) -> Tensor:
         """x with a pending gain that is far from 1 applied: one level."""

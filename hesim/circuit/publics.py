@@ -89,6 +89,13 @@ class Publics:
         first = float(np.asarray(constant).flat[0])
         return first if np.all(np.asarray(constant) == first) else None
 
+    def magnitude(self, value: Var | Literal) -> float:
+        """Largest absolute element of a constant public value; 1 where it is not known."""
+        constant = self.program.constant(self._root(value)[0])
+        if constant is None or constant.size == 0:
+            return 1.0
+        return float(np.max(np.abs(np.asarray(constant, np.float64))))
+
     def selected(self, eqn: Equation, case: int) -> int:
         """Operand: case `case` of a select_n where it is chosen and public, zero elsewhere."""
         return self._number("selected", eqn.outputs[0], case)

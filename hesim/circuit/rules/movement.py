@@ -28,7 +28,7 @@ def move(lo: Lowering, eqn: Equation) -> list[Tensor]:
         return _by_matrix(lo, eqn)
     # Every element gets a number: 0 stands for zero, then the encrypted ones, then the public ones.
     secret = [v for v in eqn.inputs if isinstance(v, Var) and v.encrypted]
-    gain = next((x.gain for x in map(lo.tensor, secret) if len(x.nodes)), 1.0)
+    gain = max((x.gain for x in map(lo.tensor, secret) if len(x.nodes)), key=abs, default=1.0)
     nodes, columns = [np.full(1, -1, np.int64)], [np.zeros(1, np.int64)]
     tables: list[np.ndarray | None] = [None] * len(eqn.inputs)
     count = 1
@@ -84,7 +84,7 @@ def add_at(
             "a public part is laid out irregularly along the batch; compile with batch=False"
         )
     first, stride = split
-    total = elementwise.explicit(lo.b, lo.source, total)
+    total = lo.open_to(total, lo.publics.magnitude(value))
     live = first.reshape(-1) >= 0
     old, at = total.node.reshape(-1), total.column.reshape(-1)
     part = Tensor(np.where(live, old, -1), at, total.gain, total.batch_axis, total.shape)

@@ -55,8 +55,8 @@ def _of_one_member(
 
 def _picked(lo: Lowering, eqn: Equation, var: Var, chosen: np.ndarray, cases) -> Tensor:
     secret = [k for k, case in enumerate(cases) if case.encrypted and np.any(chosen == k)]
-    gains = [x.gain for k in secret if len((x := lo.tensor(cases[k])).nodes)]
-    gain = gains[0] if gains else 1.0
+    tensors = [lo.tensor(cases[k]) for k in secret]
+    gain = max((x.gain for x in tensors if len(x.nodes)), key=abs, default=1.0)
     node = np.full(chosen.shape, -1, np.int64)
     column = np.zeros_like(node)
     for k in secret:

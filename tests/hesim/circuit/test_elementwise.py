@@ -110,6 +110,23 @@ def test_pending_factors(check, drawing, data, factor):
     check(fn, x, y, w, encrypted=(0, 1), **draw.options(shape, shape))
 
 
+def test_small_factors_do_not_inflate_what_is_added_to_them(check):
+    """At level 0 slots hold less than 2^9: a pending factor must not push public values past it."""
+    rng = np.random.default_rng(0)
+    x, y, w = (rng.normal(size=(2, 3)) for _ in range(3))
+
+    def fn(x, y, w):
+        small = (x * 0.01) * (x * 0.01) * 0.1
+        return (
+            *(small - 0.25, small + w, small + y, y - small, jnp.concatenate([small, y, w])),
+            *(jnp.where(w > 0, small, y), jnp.pad(small, 1, constant_values=3.0), small * small),
+            small.at[0].set(w[0]),
+        )
+
+    check(fn, x, y, w, encrypted=(0, 1))
+    check(fn, x, y, w, encrypted=(0,))
+
+
 @given(data=st.data())
 def test_exact_zeros(check, drawing, data):
     draw = drawing(data)
