@@ -1,4 +1,4 @@
-"""One traced program, run exactly, simulated and encrypted: functions that no kernel was written for."""
+"""One traced program, run three ways: functions that no kernel was written for."""
 
 from __future__ import annotations
 

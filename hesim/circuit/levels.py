@@ -389,7 +389,7 @@ def _only_meets_plaintexts(b: Builder, stage: Stage, members: list[int]) -> set[
             continue
         strict.update(a for _, a, _ in node.terms)
         if node.kind == Kind.DOT:
-            strict.update(c for _, _, c in node.terms)
+            strict.update(c for _, _, c in node.terms if isinstance(c, int))
     operands = {a for n in members for _, a, _ in b.nodes[n].terms if a not in inside}
     return operands - strict
 
