@@ -55,7 +55,7 @@ def _version(shown: bool) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -78,14 +78,15 @@ def demo(
         typer.Option(help="Where the run is kept and resumed from [default: runs/demo-...]."),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option(help="Start again; removes what the folder holds.")
+        bool, typer.Option("--fresh", help="Start again; removes what the folder holds.")
     ] = False,
     refresh_price: Annotated[
         str | None,
         typer.Option(help="Plan as if a refresh cost this: 'bootstrap', or seconds."),
     ] = None,
     fast: Annotated[
-        bool, typer.Option(help="A small model and 64 sentences, to see the machinery work.")
+        bool,
+        typer.Option("--fast", help="A small model and 64 sentences, to see the machinery work."),
     ] = False,
     backend: Annotated[
         Backend, typer.Option(help="slots encrypts nothing; for debugging.")
@@ -135,7 +136,7 @@ def plan(
     refresh_price: Annotated[
         str | None, typer.Option(help="'bootstrap', or seconds a refreshed ciphertext.")
     ] = None,
-    listing: Annotated[bool, typer.Option(help="Print the program, too.")] = False,
+    listing: Annotated[bool, typer.Option("--listing", help="Print the program, too.")] = False,
 ) -> None:
     """Trace and compile the demo's model without training it: what would a run spend?"""
     from experiments.planning import plan_demo

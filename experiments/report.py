@@ -76,7 +76,7 @@ def _cards(results: Results) -> list[tuple[str, str, str]]:
         (
             f"{seconds:.2f} s",
             "a sentence",
-            f"{results.seconds['encrypted evaluation']:.0f} s for {results.sentences:,} together",
+            f"{results.seconds['evaluation']:.0f} s for {results.sentences:,} together",
         ),
         (
             f"{results.peak_bytes / 1e9:.1f} GB",

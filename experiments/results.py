@@ -150,7 +150,7 @@ class Results:
                 "training": float(training["seconds"]),
                 "tracing and compiling": float(plan["seconds"]),
                 "keys": sum(float(b["key_seconds"]) for b in batches),
-                "encrypted evaluation": sum(float(b["seconds"]) for b in batches),
+                "evaluation": sum(float(b["seconds"]) for b in batches),
                 "checking and comparing": sum(float(b["compare_seconds"]) for b in batches),
             },
             peak_bytes=own + others,
@@ -245,7 +245,7 @@ class Results:
     @property
     def seconds_a_sentence(self) -> float:
         """Wall-clock seconds of the encrypted evaluation over sentences."""
-        return self.seconds["encrypted evaluation"] / self.sentences
+        return self.seconds["evaluation"] / self.sentences
 
     def total(self, count: str) -> int:
         """A count of the ledger over all batches."""

@@ -164,16 +164,16 @@ def _train_one(
     chosen = settings.recipe_of(seed)
     name = data.dataset.metrics[0]
     with display.bar(f"training, seed {seed}", chosen.steps) as update:
+        switch = chosen.steps - chosen.polynomial_steps
+        update(0.0, "compiling the step", None)
 
         def report(p: recipe.Progress) -> None:
             watch.note()
             score = p.figures.get(name, float("nan"))
-            update(
-                p.step,
-                f"step {p.step} ({p.phase}), loss {p.figures['loss']:.3f}, "
-                f"validation {name} {score:.3f}",
-                None,
-            )
+            note = f"step {p.step} ({p.phase}), loss {p.figures['loss']:.3f}, {name} {score:.3f}"
+            if p.step == switch:
+                note += "; now compiling polynomials and noise"
+            update(p.step, note, None)
 
         return recipe.train_classifier(
             data.config,
