@@ -189,3 +189,9 @@ def check() -> Check:
 def small_params() -> Callable[..., CKKSParams]:
     """`quiet_params`."""
     return quiet_params
+
+
+@pytest.fixture(scope="session", name="run_slots")
+def run_slots_fixture() -> Callable[..., tuple[list[np.ndarray | None], dict[int, Any]]]:
+    """`run_slots`."""
+    return run_slots

@@ -120,7 +120,7 @@ def test_an_encrypted_value_that_meets_a_public_batch(check):
         lambda x: x.at[1].set(0.0),
         lambda x: x.at[np.array([0, 0])].add(x[:2]),
         lambda x: jax.vmap(lambda r: jnp.roll(r, 1))(x) * x[0],
-        lambda x: lax.conv(x[None, None], np.ones((1, 1, 2, 2), np.float32), (1, 1), "SAME"),
+        lambda x: lax.conv(x[None, None], jnp.ones((1, 1, 2, 2)), (1, 1), "SAME"),
     ],
 )
 def test_functions_that_mix_the_members(check, fn):

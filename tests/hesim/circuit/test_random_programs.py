@@ -17,6 +17,7 @@ POLY = approx.fit("tanh", (-8, 8), degree=5)
 def step(kind: int, rng: np.random.Generator, x, y, w):
     """One random operation on encrypted x and y and public w, all of rank 2."""
     n, m = x.shape
+    axis = int(rng.integers(0, 2))
     match kind:
         case 0:
             return x.T
@@ -27,11 +28,11 @@ def step(kind: int, rng: np.random.Generator, x, y, w):
         case 3:
             return x @ w[:m, : rng.integers(1, 5)]
         case 4:
-            return x - x.mean(rng.integers(0, 2), keepdims=True)
+            return x - x.mean(axis, keepdims=True)
         case 5:
-            return jnp.concatenate([x, 0.5 * x[::-1]], rng.integers(0, 2))[:4, :4]
+            return jnp.concatenate([x, 0.5 * x[::-1]], axis)[:4, :4]
         case 6:
-            return jnp.cumsum(x, rng.integers(0, 2)) * 0.3
+            return jnp.cumsum(x, axis) * 0.3
         case 7:
             return POLY(x)
         case 8:
@@ -46,7 +47,7 @@ def step(kind: int, rng: np.random.Generator, x, y, w):
         case 12:
             return x.reshape(m, n)
         case 13:
-            return jnp.broadcast_to(x.sum(rng.integers(0, 2), keepdims=True) * 0.25, (n, m)) + x
+            return jnp.broadcast_to(x.sum(axis, keepdims=True) * 0.25, (n, m)) + x
         case 14:
             return x.at[rng.integers(0, n)].add(x[0]) * 0.5
         case 15:
@@ -59,7 +60,7 @@ def step(kind: int, rng: np.random.Generator, x, y, w):
         case 18:
             return x * 0.0 if rng.random() < 0.3 else -x / 3.0
         case _:
-            return x.prod(rng.integers(0, 2), keepdims=True) + x
+            return x.prod(axis, keepdims=True) + x
 
 
 @settings(max_examples=12)
