@@ -49,7 +49,7 @@ def test_every_kernel_runs_encrypted():
             ),
             "refresh": hesim.refresh(x) * 2.0,
             "conditional": jax.lax.cond(flag > 0, lambda a: a * a, lambda a: -a, x),
-            "run-time place": jax.lax.dynamic_slice(x, (flag, 0), (2, 3)),
+            "run-time place": jax.lax.dynamic_slice(x, (flag, flag), (2, 3)),
             "zero operand": x * jnp.zeros_like(m) + x,
         }
 
