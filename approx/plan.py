@@ -6,7 +6,8 @@ levels: everything in ``R`` may be as deep as ``P`` itself, and its products and
 summed with those of ``Q * T_g`` before the single rescale. Which ``T_j`` to compute and where to
 cut is found by dynamic programming over several families of such sets, so that a plan of degree d
 has depth ceil(log2(d + 1)) exactly and few products of two ciphertexts. Even and odd series (up
-to a constant and a linear term, which cost nothing) use ``T_j`` of one parity only.
+to a constant and a linear term, which cost nothing) use ``T_j`` of one parity only. Where it needs
+fewer products, Paterson and Stockmeyer's own recursion takes its place (``approx.paterson``).
 
 This module imports neither JAX nor NumPy.
 """
@@ -80,13 +81,14 @@ def minimal_depth(degree: int) -> int:
     return max(degree, 0).bit_length()
 
 
-def build(coefficients: Sequence[float], depth: int | None = None) -> Plan:
+def build(coefficients: Sequence[float], depth: int | None = None, quiet: bool = False) -> Plan:
     """The plan for sum_k coefficients[k] * T_k(u).
 
     Args:
       coefficients: Chebyshev coefficients, T_0 first.
       depth: levels that the plan may use; by default ceil(log2(degree + 1)). More levels can save
         products.
+      quiet: do without Paterson and Stockmeyer's recursion, which saves products and costs noise.
 
     Returns:
       A plan of the fewest products found, and the fewest levels among those.
@@ -111,7 +113,44 @@ def build(coefficients: Sequence[float], depth: int | None = None) -> Plan:
             f"ask for degree <= {2**depth - 1} or allow more levels."
         )
     parity = _parity(series)
+    from approx import paterson
+
+    if not quiet and products(degree, parity, depth) < structure(degree, parity, depth).total(
+        degree, parity, depth
+    ):
+        halved = paterson.build(series, depth)
+        if halved is not None:
+            return halved
     return _Emitter(structure(degree, parity, depth)).run(series, parity, depth)
+
+
+def products(degree: int, parity: int | None = None, depth: int | None = None) -> int:
+    """Products of two ciphertexts in the plan for a full series.
+
+    A series whose highest coefficients exceed 16 may need more (see ``approx.paterson``).
+
+    Args:
+      degree: of the series.
+      parity: 0 even, 1 odd, None both.
+      depth: levels allowed; by default ceil(log2(degree + 1)).
+    """
+    from approx import paterson
+
+    depth = minimal_depth(degree) if depth is None else depth
+    divided = structure(degree, parity, depth).total(degree, parity, depth)
+    halved = paterson.shape(degree, depth) if parity is None else None
+    return divided if halved is None else min(divided, halved[0])
+
+
+def finished(steps: Sequence[Step], output: int) -> Plan:
+    """The plan of these steps, its depth and products counted."""
+    return Plan(
+        steps=tuple(steps),
+        depth=_depths(steps)[output],
+        nonscalar_mults=sum(len(s.products) for s in steps),
+        scalar_mults=sum(len(s.scalars) for s in steps),
+        output=output,
+    )
 
 
 def evaluate(plan: Plan, u: Any) -> Any:
@@ -313,14 +352,7 @@ class _Emitter:
         self.power_register = {1: 0}
 
     def run(self, series: list[float], parity: int | None, depth: int) -> Plan:
-        output = self._node(series, parity, depth)
-        return Plan(
-            steps=tuple(self.steps),
-            depth=_depths(self.steps)[output],
-            nonscalar_mults=sum(len(s.products) for s in self.steps),
-            scalar_mults=sum(len(s.scalars) for s in self.steps),
-            output=output,
-        )
+        return finished(self.steps, self._node(series, parity, depth))
 
     def _write(
         self,

@@ -119,3 +119,47 @@ def test_division_by_a_chebyshev_polynomial(degree):
         t = np.cos(g * np.arccos(U))
         assert np.allclose(clenshaw(tuple(q), U) * t + clenshaw(tuple(r), U), clenshaw(tuple(c), U))
         assert len(r) <= g
+
+
+def unit_series(degree, seed=0):
+    c = series(degree, None, seed)
+    return c / np.sum(np.abs(c))
+
+
+@pytest.mark.parametrize("degree", [27, 48, 58, 105, 119, 200, 240])
+def test_halved_products_at_the_same_depth_and_accuracy(degree):
+    c = unit_series(degree)
+    p = plan.build(c)
+    divided = plan.structure(degree, None, p.depth).total(degree, None, p.depth)
+    assert p.depth == plan.minimal_depth(degree)
+    assert p.nonscalar_mults == plan.products(degree) <= divided
+    assert plan.build(c, quiet=True).nonscalar_mults == divided
+    assert relative_error(p, c) < 1e-12
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 16.0, 100.0, 1e6])
+def test_halved_products_whatever_the_size_of_the_series(scale):
+    c = scale * unit_series(119, seed=3)
+    p = plan.build(c)
+    assert np.max(np.abs(plan.evaluate(p, U) - clenshaw(tuple(c), U))) < 1e-13 * max(scale, 1.0)
+    assert all(abs(f) <= 64 for s in p.steps for f, _, _ in s.products)
+    assert (p.nonscalar_mults == plan.products(119)) == (scale < 20)
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.9])
+def test_halved_products_of_series_that_decay(decay):
+    c = decay ** np.arange(60)
+    p = plan.build(c)
+    assert p.nonscalar_mults == plan.products(59)
+    assert relative_error(p, c) < 1e-13
+
+
+def test_published_product_counts_are_not_exceeded():
+    from benchmarks.approximation_plans import lattigo, openfhe
+
+    for degree in range(1, 256):
+        depth, theirs = lattigo(degree)
+        assert plan.products(degree, None, depth) <= theirs
+        assert plan.products(degree, degree % 2, depth) <= lattigo(degree, degree % 2)[1]
+        depth, theirs = openfhe(degree)
+        assert plan.products(degree, None, depth) <= theirs
