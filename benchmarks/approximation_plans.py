@@ -102,7 +102,7 @@ def main() -> bool:
         f"{'degree':>6} {'depth':>5} {'ours':>5} {'Lattigo':>8}   {'depth':>5} {'ours':>5} OpenFHE"
     )
     worse = {"Lattigo": 0, "Lattigo, odd": 0, "Lattigo, even": 0, "OpenFHE": 0}
-    saved = {name: 0 for name in worse}
+    saved = dict.fromkeys(worse, 0)
     for degree in range(1, LARGEST + 1):
         depth = math.ceil(math.log2(degree + 1))
         ours, theirs = plan.products(degree, None, depth), lattigo(degree)[1]
