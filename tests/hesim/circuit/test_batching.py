@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -30,6 +30,7 @@ def test_members_lie_side_by_side(check, size):
     assert members(check(lambda x: (x @ W) ** 2, x, batch=False)) == 1
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_given_layouts_within_a_batch(check, drawing, data):
     draw = drawing(data)
@@ -46,6 +47,7 @@ def test_given_layouts_within_a_batch(check, drawing, data):
     assert members(circuit) == b
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_public_operands_with_a_batch_axis(check, drawing, data):
     draw = drawing(data)

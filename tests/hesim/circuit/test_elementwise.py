@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -96,6 +96,7 @@ def test_whole_exponents(check, exponent):
     check(lambda x: jnp.power(x, jnp.asarray(exponent) * jnp.ones(3)), x)
 
 
+@settings(max_examples=10)
 @given(data=st.data(), factor=st.sampled_from([2.0, -1.0, 0.5, 3.0, -0.1, 20.0, 1e-4, 0.0]))
 def test_pending_factors(check, drawing, data, factor):
     """Products by constants are free; sums, products and polynomials of them must still agree."""
@@ -127,6 +128,7 @@ def test_small_factors_do_not_inflate_what_is_added_to_them(check):
     check(fn, x, y, w, encrypted=(0,))
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_exact_zeros(check, drawing, data):
     draw = drawing(data)
@@ -157,6 +159,7 @@ def test_public_operands_that_are_zero(check, drawing, data):
     )
 
 
+@settings(max_examples=10)
 @given(data=st.data(), target=st.sampled_from(["gelu", "tanh", "exp", "silu"]))
 def test_polynomials(check, drawing, data, target):
     draw = drawing(data)
@@ -191,6 +194,7 @@ def test_refresh(check, drawing, data):
     assert circuit.ledger.refresh_rounds >= 1
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_selection(check, drawing, data):
     draw = drawing(data)

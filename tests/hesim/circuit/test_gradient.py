@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -28,6 +28,7 @@ def loss(weights, x, y):
     return jnp.mean((network(weights, x) - y) ** 2)
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_gradient_of_a_network_with_encrypted_data(check, drawing, data):
     draw = drawing(data)

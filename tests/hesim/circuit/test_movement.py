@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -33,6 +33,7 @@ def test_moves_that_parameters_describe(check, drawing, data):
     check(fn, draw.array(*shape), **draw.options(shape))
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_moved_tensors_meet(check, drawing, data):
     """Elements of one sum or product that lie in different slots."""
@@ -48,6 +49,7 @@ def test_moved_tensors_meet(check, drawing, data):
     )
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_joining_and_splitting(check, drawing, data):
     draw = drawing(data)
@@ -67,6 +69,7 @@ def test_joining_and_splitting(check, drawing, data):
     check(fn, x, y, encrypted=encrypted, **draw.options(*[shape] * len(encrypted)))
 
 
+@settings(max_examples=10)
 @given(data=st.data(), value=st.sampled_from([0.0, 1.5]))
 def test_padding(check, drawing, data, value):
     draw = drawing(data)
@@ -87,6 +90,7 @@ def test_padding(check, drawing, data, value):
     check(fn, x, filler, encrypted=(1,), batch=False)
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_dynamic_slices(check, drawing, data):
     draw = drawing(data)
@@ -110,6 +114,7 @@ def test_dynamic_slices(check, drawing, data):
     )
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_gathers(check, drawing, data):
     draw = drawing(data)
@@ -131,6 +136,7 @@ def test_gathers(check, drawing, data):
     check(fn, x, index, along, **draw.options(shape))
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_scatters(check, drawing, data):
     draw = drawing(data)
@@ -155,6 +161,7 @@ def test_scatters(check, drawing, data):
     check(fn, *args, rows, columns, distinct, encrypted=secret, **options)
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_writing_constants(check, drawing, data):
     draw = drawing(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -17,6 +17,7 @@ def test_sums(check, drawing, data):
     check(lambda x: jnp.sum(x, axes), draw.array(*shape), **draw.options(shape))
 
 
+@settings(max_examples=15)
 @given(data=st.data())
 def test_sums_spread_back(check, drawing, data):
     draw = drawing(data)
@@ -30,6 +31,7 @@ def test_sums_spread_back(check, drawing, data):
     check(fn, draw.array(*shape), **draw.options(shape))
 
 
+@settings(max_examples=15)
 @given(data=st.data())
 def test_sums_of_partly_repeated_elements(check, drawing, data):
     draw = drawing(data)
@@ -65,6 +67,7 @@ def test_running_sums(check, drawing, data):
     )
 
 
+@settings(max_examples=15)
 @given(data=st.data())
 def test_running_sums_of_broadcasts(check, drawing, data):
     draw = drawing(data)
