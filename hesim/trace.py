@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -198,11 +199,35 @@ def _apply(eqn, values, secret, here) -> tuple[list[Any], list[bool]]:
             return list(values), list(secret)
         if name == "scan":
             return _unroll(eqn.params, values, secret, here)
+        if name == "reduce_window_sum":
+            return [_windows(values[0], eqn.params)], [True]
         if name == "cond" and not secret[0]:
             return _choose(eqn.params["branches"], values, secret, here)
     out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     out = list(out) if eqn.primitive.multiple_results else [out]
     return out, [any(secret)] * len(out)
+
+
+def _windows(x: Any, params: dict[str, Any]) -> Any:
+    """A sum over sliding windows as a sum of strided slices, one for each place in the window."""
+    pads = [
+        (low, high, spread - 1)
+        for (low, high), spread in zip(params["padding"], params["base_dilation"], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+    extents, apart = params["window_dimensions"], params["window_dilation"]
+    strides = params["window_strides"]
+    counts = [
+        (d - (w - 1) * a - 1) // s + 1
+        for d, w, a, s in zip(x.shape, extents, apart, strides, strict=True)
+    ]
+    total = None
+    for place in itertools.product(*map(range, extents)):
+        start = [i * a for i, a in zip(place, apart, strict=True)]
+        stop = [b + (n - 1) * s + 1 for b, n, s in zip(start, counts, strides, strict=True)]
+        part = lax.slice(x, start, stop, strides)
+        total = part if total is None else total + part
+    return total
 
 
 def _open(jaxpr) -> tuple[Any, Sequence[Any]]:

@@ -493,3 +493,15 @@ def test_depth_counts_products_on_the_longest_path():
     for fn, depth in cases:
         assert trace(fn, X, w).depth == depth
     assert poly.depth == math.ceil(math.log2(8)) + (poly.scale not in (1.0, -1.0))
+
+
+def test_sums_over_windows_are_sums_of_slices():
+    def pool(x):
+        return jax.lax.reduce_window(
+            x, 0.0, jax.lax.add, (1, 2, 3, 1), (1, 2, 1, 1), ((0, 0), (1, 0), (1, 1), (0, 0))
+        )
+
+    x = np.arange(2 * 5 * 4 * 3, dtype=np.float32).reshape(2, 5, 4, 3)
+    program = trace(pool, x)
+    assert {op.name for op in program.ops} <= {"pad", "slice", "add"}
+    np.testing.assert_allclose(program(x), pool(jnp.asarray(x)))
