@@ -48,16 +48,19 @@ def run_demo(
     show = display if display is not None else Display()
     path = Path(run_dir) if run_dir is not None else settings.default_folder()
     folder = RunFolder.claim(path, settings, fresh=fresh)
-    show.say(f"run folder: {folder.path}  [dim](interrupt at any time: the same command resumes)")
-    if not _finished(folder):
-        with keep_compiled(folder.path / "compiled" if compiled is None else compiled):
-            _work(settings, folder, show)
-        shutil.rmtree(folder.path / "compiled", ignore_errors=True)
-    else:
-        show.say("all stages were finished before; --fresh starts again")
-    results = Results.load(folder)
-    folder.save("results", results.summary())
-    write_report(results, folder.path / "report.html")
+    with folder.held():
+        show.say(
+            f"run folder: {folder.path}  [dim](interrupt at any time: the same command resumes)"
+        )
+        if not _finished(folder):
+            with keep_compiled(folder.path / "compiled" if compiled is None else compiled):
+                _work(settings, folder, show)
+            shutil.rmtree(folder.path / "compiled", ignore_errors=True)
+        else:
+            show.say("all stages were finished before; --fresh starts again")
+        results = Results.load(folder)
+        folder.save("results", results.summary())
+        write_report(results, folder.path / "report.html")
     return results, folder
 
 

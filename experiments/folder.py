@@ -11,10 +11,12 @@ A file appears complete or not at all: it is written beside its place and then r
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +53,9 @@ class RunFolder:
         known = path / _IDENTITY
         if path.exists() and not known.exists() and any(path.iterdir()):
             raise ExperimentError(f"{path} is not empty and holds no run; choose another --run-dir")
-        if fresh and path.exists():
-            shutil.rmtree(path)
+        if fresh and known.exists():
+            with cls(path, {}).held():
+                shutil.rmtree(path)
         identity = {"settings": settings.plain(), "code": code_digest()}
         if known.exists():
             found = _read(known)
@@ -74,6 +77,19 @@ class RunFolder:
         if not (path / _IDENTITY).exists():
             raise ExperimentError(f"{path} holds no run; `hesim demo --run-dir DIR` makes one")
         return cls(path, _read(path / _IDENTITY)["settings"])
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from working in this folder; ExperimentError if one does."""
+        with open(self.path / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ExperimentError(
+                    f"another process is working in {self.path}; wait for it, or choose another "
+                    "--run-dir"
+                ) from None
+            yield
 
     def done(self, name: str) -> bool:
         """Whether a stage has been finished."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,14 +66,16 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 
 
 def test_a_finished_run_is_not_done_again(
-    finished: Finished, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = shutil.copytree(finished[1].path, tmp_path / "run")
+
     def never(*_: object) -> None:
         raise AssertionError("a finished stage was started again")
 
     for name in ("prepare", "train", "plan", "encrypt"):
         monkeypatch.setattr(stages, name, never)
-    results, _ = run_demo(settings, finished[1].path, display=Display(quiet=True))
+    results, _ = run_demo(settings, path, display=Display(quiet=True))
     assert np.array_equal(results.encrypted, finished[0].encrypted)
 
 
@@ -87,6 +90,12 @@ def test_a_folder_of_other_settings_or_files_is_refused(
         with pytest.raises(ExperimentError, match="holds no run"):
             RunFolder.claim(tmp_path, settings, fresh=fresh)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_two_processes_do_not_share_a_folder(settings: Settings, tmp_path: Path) -> None:
+    folder = RunFolder.claim(tmp_path / "run", settings)
+    with folder.held(), pytest.raises(ExperimentError, match="another process"):
+        run_demo(settings, folder.path, display=Display(quiet=True))
 
 
 def test_other_settings_have_other_folders(settings: Settings) -> None:

@@ -74,6 +74,13 @@ def test_the_table_counts_all_batches(results: Results) -> None:
     assert rows["ring"] == "N = 2^13, 3 levels"
 
 
+def test_the_mean_over_seeds_is_told(results: Results) -> None:
+    seeds = [{"seed": k, "exact": 0.5 + k / 4, "polynomial": 0.5} for k in range(3)]
+    title, rows = groups(dataclasses.replace(results, seeds=seeds))[0]
+    assert (title, rows[0].value) == ("Models in the clear", "75.0%")
+    assert "50.0% with polynomials" in rows[0].note
+
+
 def test_the_terminal_table_shows_every_row_and_check(results: Results) -> None:
     from rich.console import Console
 
@@ -97,4 +104,5 @@ def test_the_summary_is_json(finished: Finished) -> None:
 def test_bits() -> None:
     assert bits(2.0**-20) == 20
     assert bits(0.0) == math.inf
-    assert power_of_two(2.0**-12) == "2^-12.0"
+    assert power_of_two(2.0**-12) == "2^-12"
+    assert power_of_two(3 * 2.0**-13) == "2^-11.4"
