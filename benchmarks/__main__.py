@@ -13,7 +13,7 @@ from benchmarks import machines, operations, simulation
 ALL = {
     "operations": operations.main,
     "machines": machines.main,
-    "simulation": lambda: simulation.main(32),
+    "simulation": lambda: simulation.main(64),
 }
 
 

@@ -1,7 +1,7 @@
 """What simulated noise costs in a training step: `python -m benchmarks.simulation [batch]`.
 
-Prints the seconds of one jitted step of a two-layer encoder with polynomials, without noise and
-with the training tier, and their ratio, from one run.
+Prints the seconds of one jitted step of the demo model with polynomials, without noise and with the
+training tier, and their ratio, from one run.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import numpy as np
 import optax
 
 from hesim.params import CKKSParams
-from models.config import EncoderConfig
+from models.config import preset
 from models.encoder import Model
 from models.sites import fit_ranges
 from models.train import Batch, collect_ranges, initial_state, make_step, simulated_forward
 
 
 def main(size: int) -> None:
-    config = EncoderConfig(
-        layers=2, hidden=64, heads=2, ffn=64, sequence=32, vocabulary=1000, pooler=(32,)
-    )
+    config = preset("demo")
     rng = np.random.default_rng(0)
-    tokens = rng.integers(1, 1000, (size, 32)).astype(np.int32)
-    batch = Batch(tokens, np.ones((size, 32), np.float32), rng.integers(0, 2, size))
+    shape = (size, config.sequence)
+    tokens = rng.integers(1, 1000, shape).astype(np.int32)
+    batch = Batch(tokens, np.ones(shape, np.float32), rng.integers(0, 2, size))
     exact = Model(config)
     params = exact.init(jax.random.key(0))
     model = exact.with_sites(fit_ranges(config, collect_ranges(exact, params, batch)))
@@ -42,7 +41,7 @@ def main(size: int) -> None:
         start = time.perf_counter()
         jax.block_until_ready(step(state, batch))
         print(f"{name}: first call {time.perf_counter() - start:.1f} s")
-    for _ in range(10):
+    for _ in range(20):
         for name, step in steps.items():
             start = time.perf_counter()
             jax.block_until_ready(step(state, batch))
@@ -53,4 +52,4 @@ def main(size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 32)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 64)

@@ -5,12 +5,18 @@ from evaluating the operation itself. A rule adds what the operation's own round
 switches add, to its operands before or to its result after. Primitives without a row only move
 elements or add them.
 
+Two tiers share this. The one of ``predict`` draws an error for every operand that is rotated or
+brought to a lower level. The training tier folds those errors into the one draw of the result, for
+products and sums: element by element the variance is the same, Σ w²·s² over what the operand meets,
+but elements of the result no longer share an operand's error.
+
 Left out: adding a public vector and the scalar constants of polynomials, whose encoding errors have
 less than a thousandth of the variance that every ciphertext has already.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +33,7 @@ from hesim.plan_noise import Node, expand, gain, power_plan
 from hesim.profiles import NoiseProfile
 from hesim.schedule import Placement
 
-__all__ = ["RULES", "Operation", "apply"]
+__all__ = ["FOLDED", "RULES", "Operation", "apply"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Operation:
       place: levels, and whether the operation rescales and rotates.
       bind: evaluates the primitive on operands; returns the list of results.
       draws, params, profile: where the noise comes from.
+      folded: whether errors of operands are drawn with the result, as in the training tier.
+      lowered: with `folded`, for each operand, whether it is brought to a lower level first.
     """
 
     name: str
@@ -50,6 +58,8 @@ class Operation:
     draws: Draws
     params: CKKSParams
     profile: NoiseProfile
+    folded: bool = False
+    lowered: tuple[bool, ...] = ()
 
     @property
     def product_of_ciphertexts(self) -> bool:
@@ -67,6 +77,45 @@ class Operation:
         if not self.place.rescaled:
             return x
         return self.with_noise(x, self._rounding(level, switched), level)
+
+    def rescaled_with(self, x: Any, carried: Any, *, switched: bool = False) -> Any:
+        """A result plus, in one draw, what its rescale rounds and errors of variance ``carried``
+        (values squared, any shape that broadcasts to the result's) that its operands brought along.
+        """
+        level, noise = self.place.level, formulas.rescale(self.profile)
+        if self.place.added_std is not None:
+            own = self.place.added_std
+        elif self.place.rescaled:
+            noise = self._rounding(level, switched)
+            own = formulas.value_std(noise, self.params, level, self.profile)
+        else:
+            own = 0.0
+        variance = (self.place.gain * own) ** 2 + carried
+        if isinstance(variance, float):
+            std = math.sqrt(variance)
+            return x if std == 0.0 else x + std * self.draws.unit(x, noise)
+        std = jnp.sqrt(jax.lax.stop_gradient(variance))
+        return x + std.astype(x.dtype) * self.draws.unit(x, noise)
+
+    def operand_variance(self, number: int) -> float:
+        """Variance of the errors that key switches and a level drop make in an encrypted operand,
+        in values.
+        """
+        if not self.encrypted[number]:
+            return 0.0
+        place, level = self.place, self.place.operand_level
+        if place.operand_std is not None:
+            std = place.operand_std
+        elif place.rotated:
+            switch = formulas.key_switch(self.params, level, self.profile)
+            std = formulas.value_std(switch, self.params, level, self.profile)
+        else:
+            std = 0.0
+        drop = 0.0
+        if self.lowered and self.lowered[number]:
+            rounding = formulas.rescale(self.profile)
+            drop = formulas.value_std(rounding, self.params, level, self.profile)
+        return self._operand_gain(number) ** 2 * (std**2 + drop**2)
 
     def operand(self, number: int, x: Any) -> Any:
         """An operand with what the operation adds to it: key switches, or the encoding error."""
@@ -147,8 +196,40 @@ def _moved(op: Operation, args: list[Any]) -> list[Any]:
 
 def _product(op: Operation, args: list[Any]) -> list[Any]:
     """Products of two ciphertexts or by public values, summed at double scale: one rescale."""
+    if op.folded and op.name in FOLDED:
+        return _folded_product(op, args)
     (out,) = op.bind(_operands(op, args))
     return [op.rescaled(out, switched=op.product_of_ciphertexts)]
+
+
+def _folded_product(op: Operation, args: list[Any]) -> list[Any]:
+    """A product whose operands' errors, s_a and s_b in size, are part of the result's one draw:
+    variance s_a²·Σ b² + s_b²·Σ a² over the summed positions.
+    """
+    args = [x if op.encrypted[k] else op.encoded(x) for k, x in enumerate(args)]
+    (out,) = op.bind(args)
+    carried: Any = 0.0
+    for number in (0, 1):
+        variance = op.operand_variance(number)
+        if variance:
+            carried = carried + variance * _squares(op, args, 1 - number)
+    return [op.rescaled_with(out, carried, switched=op.product_of_ciphertexts)]
+
+
+def _squares(op: Operation, args: list[Any], number: int) -> Any:
+    """Squares of one factor, summed over what a product contracts, in a shape that broadcasts."""
+    x = jnp.square(jax.lax.stop_gradient(jnp.asarray(args[number])))
+    if op.name != "dot_general":
+        return x
+    contracted, batch = op.eqn_params["dimension_numbers"]
+    summed, shared = contracted[number], batch[number]
+    free = [a for a in range(x.ndim) if a not in summed and a not in shared]
+    x = jnp.transpose(jnp.sum(x, axis=tuple(summed), keepdims=True), (*shared, *free, *summed))
+    x = x.reshape(x.shape[: x.ndim - len(summed)])
+    others = np.ndim(args[1 - number]) - len(summed) - len(shared)
+    first = [x.shape[a] for a in range(len(shared))]
+    own = list(x.shape[len(shared) :])
+    return x.reshape([*first, *([1] * others), *own] if number else [*first, *own, *([1] * others)])
 
 
 def _square(op: Operation, args: list[Any]) -> list[Any]:
@@ -168,6 +249,10 @@ def _quotient(op: Operation, args: list[Any]) -> list[Any]:
 
 def _sum(op: Operation, args: list[Any]) -> list[Any]:
     """Sums over slots: as many rotations as terms, less one, however they are arranged."""
+    if op.folded and op.name == "reduce_sum":
+        (out,) = op.bind(args)
+        terms = args[0].size // max(out.size, 1)
+        return [op.rescaled_with(out, terms * op.operand_variance(0))]
     (out,) = op.bind([op.operand(0, args[0])])
     return [op.rescaled(out)]
 
@@ -217,6 +302,9 @@ def _refresh(op: Operation, args: list[Any]) -> list[Any]:
     (out,) = op.bind(args)
     return [op.with_noise(out, formulas.fresh(op.params.n, op.profile), op.place.level)]
 
+
+#: Products whose operands' errors the training tier draws with the result.
+FOLDED = frozenset({"mul", "dot_general"})
 
 #: From primitive name to rule; a name without a row moves or adds.
 RULES: dict[str, Rule] = {

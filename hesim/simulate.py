@@ -25,7 +25,8 @@ from jax.extend import core
 
 from hesim import noise as formulas
 from hesim.draws import Draws
-from hesim.noise_rules import Operation, apply
+from hesim.errors import ParameterError
+from hesim.noise_rules import FOLDED, Operation, apply
 from hesim.params import CKKSParams
 from hesim.predictions import OpPrediction, Prediction, predict
 from hesim.profiles import NoiseProfile
@@ -34,7 +35,9 @@ from hesim.program import Equation, Literal, Program, Var, bind, wide_array
 from hesim.schedule import Schedule, canonical
 from hesim.trace import trace
 
-__all__ = ["OpPrediction", "Prediction", "predict", "simulate", "simulate_program"]
+__all__ = ["TIERS", "OpPrediction", "Prediction", "predict", "simulate", "simulate_program"]
+
+TIERS = ("train", "predict")
 
 Tap = Callable[[Equation, list[Any]], None]
 
@@ -44,6 +47,7 @@ def simulate(
     params: CKKSParams,
     encrypted: Any = (0,),
     profile: str | NoiseProfile = "seal",
+    tier: str = "train",
 ) -> Callable[..., Any]:
     """`fn` as it would come out of an encrypted run under these parameters.
 
@@ -52,6 +56,8 @@ def simulate(
       params: ring, primes and scales.
       encrypted: which arguments are encrypted, as for ``hesim.trace``.
       profile: the library whose noise is added.
+      tier: "train", at most one draw a tensor (errors of operands are drawn with the result and not
+        shared between its elements), or "predict", every error where it is made.
 
     Returns:
       ``f(key, *args)``: the noisy result, of fn's structure; ``key`` is a JAX random key and stands
@@ -61,8 +67,9 @@ def simulate(
       is read at the first call only, as under ``jax.jit``.
 
     Raises:
-      NotHomomorphicError, TraceError: from tracing.
+      NotHomomorphicError, TraceError: from tracing. ParameterError: an unknown tier or profile.
     """
+    _check_tier(tier)
     library = find_profile(profile)
     programs: dict[Any, tuple[Program, Schedule]] = {}
     name = getattr(fn, "__name__", type(fn).__name__)
@@ -75,18 +82,18 @@ def simulate(
             try:
                 program = trace(fn, *args, encrypted=encrypted, name=name)
             except jax.errors.TracerArrayConversionError:
-                return _closed_over_tracers(fn, params, encrypted, library, key, args)
+                return _closed_over_tracers(fn, params, encrypted, library, tier, key, args)
             programs[cache_key] = program, canonical(program, params)
         program, schedule = programs[cache_key]
         flat = [jnp.asarray(x) for x in leaves]
-        out = simulate_program(program, params, key, flat, library, schedule=schedule)
+        out = simulate_program(program, params, key, flat, library, schedule=schedule, tier=tier)
         return tree_util.tree_unflatten(program.out_tree, out)
 
     simulated.__name__ = f"simulated_{name}"
     return simulated
 
 
-def _closed_over_tracers(fn, params, encrypted, profile, key, args) -> Any:
+def _closed_over_tracers(fn, params, encrypted, profile, tier, key, args) -> Any:
     """Simulates an fn that closes over tracers (of an enclosing grad, say), as public arguments."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     tree = tree_util.tree_structure(shape)
@@ -96,7 +103,8 @@ def _closed_over_tracers(fn, params, encrypted, profile, key, args) -> Any:
         flat = body(*tree_util.tree_leaves(inner))
         return tree_util.tree_unflatten(tree, flat)
 
-    run = simulate(explicit, params, encrypted=(False, *_flags(encrypted, args)), profile=profile)
+    flags = (False, *_flags(encrypted, args))
+    run = simulate(explicit, params, encrypted=flags, profile=profile, tier=tier)
     return run(key, list(closed.consts), *args)
 
 
@@ -119,6 +127,7 @@ def simulate_program(
     *,
     schedule: Schedule | None = None,
     wide: bool = False,
+    tier: str = "predict",
 ) -> list[Any]:
     """Evaluates a Program with noise.
 
@@ -131,13 +140,15 @@ def simulate_program(
       tap: called as ``tap(equation, results)`` after each equation with an encrypted result.
       schedule: levels and refreshes; the canonical ones by default.
       wide: evaluate in float64 whatever the trace's dtypes are, under ``jax.enable_x64(True)``.
+      tier: as for ``simulate``.
 
     Returns:
       One array per output leaf.
     """
+    _check_tier(tier)
     library = find_profile(profile)
     schedule = canonical(program, params) if schedule is None else schedule
-    walk = _Walk(program, params, library, schedule, key, wide)
+    walk = _Walk(program, params, library, schedule, key, wide, tier == "train")
     for var, value in zip(program.inputs, flat_args, strict=True):
         walk.values[var.id] = walk.fresh(value, params.levels) if var.encrypted else value
     for equation in program.equations:
@@ -146,6 +157,11 @@ def simulate_program(
             tap(equation, out)
         walk.store(equation, out)
     return [walk.read(v) if isinstance(v, Var) else jnp.asarray(v.value) for v in program.outputs]
+
+
+def _check_tier(tier: str) -> None:
+    if tier not in TIERS:
+        raise ParameterError(f"tier={tier!r} is unknown: use one of {', '.join(TIERS)}")
 
 
 @dataclass
@@ -158,6 +174,7 @@ class _Walk:
     schedule: Schedule
     key: Any
     wide: bool
+    folded: bool
 
     def __post_init__(self) -> None:
         self.draws = Draws(
@@ -217,6 +234,10 @@ class _Walk:
                 self.values[number], self.params.levels, self.gains.get(number, 1.0)
             )
             self.lowered = {k: v for k, v in self.lowered.items() if k[0] != number}
+        names = [v.id if isinstance(v, Var) else -1 for v in equation.inputs]
+        # An operand that meets itself has one error, which a fold would take for two.
+        folded = self.folded and len(set(names)) == len(names)
+        lowered = place.lowered if folded and equation.name in FOLDED else frozenset()
         operation = Operation(
             name=equation.name,
             eqn_params=equation.params,
@@ -226,8 +247,11 @@ class _Walk:
             draws=self.draws,
             params=self.params,
             profile=self.profile,
+            folded=folded,
+            lowered=tuple(number in lowered for number in names),
         )
-        args = [self._at(v, place.operand_level, place.lowered) for v in equation.inputs]
+        drawn = place.lowered - lowered
+        args = [self._at(v, place.operand_level, drawn) for v in equation.inputs]
         return apply(operation, args)
 
     def _at(self, operand: Var | Literal, level: int, lowered: frozenset[int]) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 import approx
 from hesim import noise as formulas
-from hesim.errors import LevelError, NotHomomorphicError
+from hesim.errors import LevelError, NotHomomorphicError, ParameterError
 from hesim.params import CKKSParams
 from hesim.profiles import profile
 from hesim.refresh import refresh
@@ -337,3 +337,45 @@ def test_long_simulations_reuse_the_pool_without_repeating_a_draw():
     second = np.asarray(product - x * y) - first * np.asarray(y)
     assert np.std(second) == pytest.approx(rescale_std(), rel=0.03)
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.02
+
+
+def test_both_tiers_give_errors_of_one_size():
+    x = uniform(64, 8, 16, seed=1)
+    w = [uniform(16, 16, seed=k) / 3 for k in (2, 3)]
+
+    def attention(x):
+        q, k = x @ w[0], x @ w[1]
+        scores = jnp.einsum("bid,bjd->bij", q, k) / 4
+        return GELU(jnp.einsum("bij,bjd->bid", scores, x) * q).sum(-1) + x[..., 0]
+
+    errors = []
+    for tier in ("train", "predict"):
+        f = jax.jit(simulate(attention, PARAMS, tier=tier))
+        runs = [f(key, x) - attention(x) for key in jax.random.split(jax.random.key(0), 8)]
+        errors.append(float(jnp.std(jnp.stack(runs))))
+    assert errors[0] == pytest.approx(errors[1], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "spec", ["bik,bkj->bij", "kib,bjk->bij", "bik,kj->bij", "ki,bkj->ibj", "ibk,jbk->bij"]
+)
+def test_errors_of_operands_of_any_contraction_have_one_size_in_both_tiers(spec):
+    sizes = {"b": 3, "i": 5, "j": 7, "k": 64}
+    left, right = spec.split("->")[0].split(",")
+    # Rows of very unequal size: a variance given to the wrong rows would show.
+    x = uniform(*(sizes[a] for a in left), seed=1) * np.geomspace(1, 300, sizes[left[0]]).reshape(
+        -1, *[1] * (len(left) - 1)
+    )
+    y = uniform(*(sizes[a] for a in right), seed=2)
+    stds = []
+    for tier in ("train", "predict"):
+        f = jax.jit(simulate(lambda x, y: jnp.einsum(spec, x, y), PARAMS, (0, 1), tier=tier))
+        errors = jax.vmap(lambda k, f=f: f(k, x, y))(jax.random.split(jax.random.key(1), 300))
+        stds.append(np.std(errors, axis=0))
+    assert np.max(np.abs(np.log2(stds[0] / stds[1]))) < 0.6
+    assert abs(np.mean(np.log2(stds[0] / stds[1]))) < 0.05
+
+
+def test_unknown_tiers_are_refused():
+    with pytest.raises(ParameterError, match="train, predict"):
+        simulate(lambda x: x, PARAMS, tier="fast")
