@@ -11,10 +11,13 @@ degree D that interpolates e at D + 1 Chebyshev points. Three facts bound e:
    trigonometric polynomials (Ehlich and Zeller 1964).
 
 The residual e, not f, is transformed in float64, so rounding is relative to the error itself.
+
+Where f is analytic in sqrt(x) only, as sqrt is at 0, everything is done in s = sqrt(x).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +41,7 @@ class Residual:
 
     Attributes:
       piece: (a, b); t = (2x - a - b) / (b - a).
+      root: whether the series is in s = sqrt(x), 0 <= s <= sqrt(b), instead of x.
       series: float64 Chebyshev coefficients in t.
       remainder: rigorous bound on |e - series| over the piece.
     """
@@ -45,9 +49,12 @@ class Residual:
     piece: Interval
     series: np.ndarray
     remainder: float
+    root: bool = False
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         a, b = self.piece
+        if self.root:
+            x, b = np.sqrt(x), _root(b)
         t = np.clip((2.0 * x - a - b) / (b - a), -1.0, 1.0)
         return np.polynomial.chebyshev.chebval(t, self.series)
 
@@ -79,8 +86,11 @@ def residuals(poly: Polynomial, target: Target, accuracy: float = 1e-5) -> list[
         return None
     parts = []
     for piece in split(poly.intervals, target.kinks):
-        ball = target.ball(0.5 * (piece[0] + piece[1]))
-        part = _residual(poly, ball, piece, accuracy)
+        if target.root is not None and piece[0] == 0.0:
+            part = _residual(poly, target.root, (0.0, _root(piece[1])), accuracy, root=True)
+            part = None if part is None else dataclasses.replace(part, piece=piece)
+        else:
+            part = _residual(poly, target.ball(0.5 * (piece[0] + piece[1])), piece, accuracy)
         if part is None:
             return None
         parts.append(part)
@@ -97,11 +107,19 @@ def estimate(poly: Polynomial, target: Target) -> float:
     return largest
 
 
-def _residual(poly: Polynomial, ball: Ball, piece: Interval, accuracy: float) -> Residual | None:
+def _root(b: float) -> float:
+    """sqrt(b), rounded up."""
+    return math.nextafter(math.sqrt(b), math.inf)
+
+
+def _residual(
+    poly: Polynomial, ball: Ball, piece: Interval, accuracy: float, root: bool = False
+) -> Residual | None:
     import flint
 
-    with flint.ctx.workprec(_PRECISION + 2 * poly.degree):
-        rough = _interpolate(poly, ball, piece, max(poly.degree + 1, 16))
+    own = poly.degree * (2 if root else 1)
+    with flint.ctx.workprec(_PRECISION + 2 * own):
+        rough = _interpolate(poly, ball, piece, max(own + 1, 16), root)
         if not np.all(np.isfinite(rough.series)):
             return None
         size = max(float(np.max(np.abs(rough.series))), 1e-25)
@@ -110,15 +128,17 @@ def _residual(poly: Polynomial, ball: Ball, piece: Interval, accuracy: float) ->
             return None
         log_radius, bound = ellipse
         need = math.log(4.0 * bound / (accuracy * size * math.expm1(log_radius))) / log_radius
-        degree = max(int(need) + 2, poly.degree + 1, 16)
+        degree = max(int(need) + 2, own + 1, 16)
         if degree > _LARGEST:
             return None
-        part = _interpolate(poly, ball, piece, degree)
+        part = _interpolate(poly, ball, piece, degree, root)
         tail = 4.0 * bound * math.exp(-log_radius * degree) / math.expm1(log_radius)
-        return Residual(piece, part.series, (part.remainder + tail) * (1.0 + 1e-12))
+        return Residual(piece, part.series, (part.remainder + tail) * (1.0 + 1e-12), root)
 
 
-def _interpolate(poly: Polynomial, ball: Ball, piece: Interval, degree: int) -> Residual:
+def _interpolate(
+    poly: Polynomial, ball: Ball, piece: Interval, degree: int, root: bool
+) -> Residual:
     """The interpolant of f - p of this degree; remainder holds the node radii only."""
     import flint
 
@@ -127,7 +147,7 @@ def _interpolate(poly: Polynomial, ball: Ball, piece: Interval, degree: int) -> 
     values, radius = np.empty(degree + 1), 0.0
     for k in range(degree + 1):
         x = middle + half * flint.arb.cos_pi_fmpq(flint.fmpq(k, degree))
-        error = ball(flint.acb(x)).real - _exact(poly, x)
+        error = ball(flint.acb(x)).real - _exact(poly, x * x if root else x)
         values[k] = float(error.mid())
         radius = max(radius, float((error - flint.arb(values[k])).abs_upper()))
     series = _cosine_sums(values) / degree
@@ -143,15 +163,18 @@ def _cosine_sums(x: np.ndarray) -> np.ndarray:
 
 
 def _exact(poly: Polynomial, x: Any) -> Any:
-    """p(x) in balls, with the polynomial's float64 numbers taken as exact."""
+    """p(x) in balls, with the polynomial's numbers (and their tails) taken as exact."""
     import flint
 
     u = flint.arb(poly.scale) * x + flint.arb(poly.shift)
     twice = 2 * u
+    series: list[Any] = list(poly.coefficients)
+    for k, tail in enumerate(poly.tails):
+        series[k] = flint.arb(series[k]) + tail
     one = two = flint.arb(0)
-    for c in reversed(poly.coefficients[1:]):
+    for c in reversed(series[1:]):
         one, two = twice * one - two + c, one
-    return u * one - two + poly.coefficients[0]
+    return u * one - two + series[0]
 
 
 def _ellipse(ball: Ball, piece: Interval, goal: float) -> tuple[float, float] | None:
@@ -219,12 +242,15 @@ def _centre(ball: Ball, z: Any) -> float:
     return max(float(value.abs_upper()), 1.0) if value.is_finite() else 1.0
 
 
-def recheck(poly: Polynomial, target: str | Callable[[Any], Any] | Target) -> bool:
+def recheck(
+    poly: Polynomial, target: str | Callable[[Any], Any] | Target, ball: Ball | None = None
+) -> bool:
     """Whether the polynomial's certificate holds: computes the bound again and compares.
 
-    True if ``poly.certified`` and ``max_error`` is at least the bound, rounding aside.
+    ``target`` and ``ball`` are as for ``approx.fit``. True if ``poly.certified`` and ``max_error``
+    is at least the bound, rounding aside.
     """
     from approx.targets import find
 
-    bound = certify(poly, find(target))
+    bound = certify(poly, find(target, ball))
     return bool(poly.certified and bound is not None and poly.max_error >= bound * (1 - 1e-12))

@@ -252,8 +252,7 @@ def _rescale_products(nodes: list[Node], m: float) -> list[Node]:
             poly = out[other - 1].polynomial
             if poly is None:
                 raise ApproxError("Only a product of the input and a polynomial can be rescaled.")
-            scaled = dataclasses.replace(poly, coefficients=tuple(m * c for c in poly.coefficients))
-            out[other - 1] = dataclasses.replace(out[other - 1], polynomial=scaled)
+            out[other - 1] = dataclasses.replace(out[other - 1], polynomial=poly.multiplied(m))
     return out
 
 

@@ -19,6 +19,7 @@ from approx.targets import Target, find
 METHODS = ("minimax", "chebyshev", "least_squares")
 LARGEST_DEGREE = 511
 _REFINE_BELOW = 1e-8  # relative error from which the exchange runs on the extended residual
+_SPOILED = 1e-5  # rounding of the coefficients, by the error, from which their tails are kept
 
 
 def fit(
@@ -33,6 +34,7 @@ def fit(
     parity: str | None = None,
     weight: Callable[[np.ndarray], np.ndarray] | None = None,
     samples: Any = None,
+    ball: Callable[[Any], Any] | None = None,
 ) -> Polynomial:
     """Fits a polynomial to a function.
 
@@ -54,16 +56,19 @@ def fit(
       samples: activations whose density weighs least squares; a small share of the weight stays
         on the whole domain, so that the error is bounded everywhere.
 
+      ball: the callable's version on complex balls (``flint.acb``), analytic wherever its result
+        is finite: with it the optimum is exact beyond float64 and the error is certified.
+
     Returns:
-      A Polynomial; ``max_error`` is rigorous (``certified``) for named targets wherever ball
-      arithmetic can show it, and otherwise an estimate on a dense grid.
+      A Polynomial; ``max_error`` is rigorous (``certified``) for named targets and callables with
+      a ball version wherever ball arithmetic can show it, otherwise an estimate on a dense grid.
 
     Raises:
       DomainError: the domain is malformed or the target is undefined on it.
       ToleranceError: tol is out of reach.
       ApproxError: any other malformed request.
     """
-    known = find(target)
+    known = find(target, ball)
     intervals = _intervals(domain)
     known.check(intervals)
     if method not in METHODS:
@@ -307,10 +312,17 @@ class _Problem:
             weight,
             self.kinks(),
         )
-        series = np.zeros(max(len(found.coefficients), len(poly.coefficients)))
-        series[: len(poly.coefficients)] += poly.coefficients
-        series[: len(found.coefficients)] += found.coefficients
-        return dataclasses.replace(poly, coefficients=tuple(series.tolist()))
+        old, new = np.zeros((2, max(len(found.coefficients), len(poly.coefficients))))
+        old[: len(poly.coefficients)] = poly.coefficients
+        new[: len(found.coefficients)] = found.coefficients
+        series = old + new
+        tails = (old - (series - (series - old))) + (new - (series - old))  # Knuth's two-sum
+        kept = np.sum(np.abs(tails)) > _SPOILED * found.error
+        return dataclasses.replace(
+            poly,
+            coefficients=tuple(series.tolist()),
+            tails=tuple(tails.tolist()) if kept else (),
+        )
 
 
 def _joined(parts: Sequence[certify.Residual]) -> Callable[[np.ndarray], np.ndarray]:

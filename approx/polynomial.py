@@ -38,6 +38,9 @@ class Polynomial:
         has merged ``scale`` into the constants of the operation before.
       rule: what differentiation uses in place of the exact derivative, or None.
       rule_of: "input" if the rule is a polynomial of x, "value" if it is one of p(x).
+      tails: what each coefficient has beyond float64, where the error is so small that rounding
+        the coefficients would spoil it; the certificate is that of the sums. An encrypted
+        evaluation, whose scale resolves less, leaves them out.
     """
 
     coefficients: tuple[float, ...]
@@ -50,6 +53,7 @@ class Polynomial:
     affine: str = "own"
     rule: Polynomial | None = None
     rule_of: str = "input"
+    tails: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         series = [float(c) for c in self.coefficients]
@@ -65,8 +69,12 @@ class Polynomial:
         if self.rule_of not in ("input", "value"):
             raise ApproxError(f'A rule is of "input" or "value", not {self.rule_of!r}.')
         intervals = check_intervals(self.intervals)
+        tails = tuple(float(c) for c in self.tails[: len(series)])
+        if not all(math.isfinite(c) for c in tails):
+            raise ApproxError(f"{self.name}: the tails of the coefficients must be finite.")
         values = {
             "coefficients": tuple(series),
+            "tails": tails if any(tails) else (),
             "intervals": intervals,
             "scale": float(self.scale),
             "shift": float(self.shift),
@@ -146,7 +154,8 @@ class Polynomial:
 
             return apply(self, x)
         u = self.scale * np.asarray(x, dtype=np.float64) + self.shift
-        return clenshaw(self.coefficients, u)
+        value = clenshaw(self.coefficients, u)
+        return value + clenshaw(self.tails, u) if self.tails else value
 
     def derivative(self) -> Polynomial:
         """The exact derivative of the polynomial, on the same domain and affine map."""
@@ -154,11 +163,20 @@ class Polynomial:
         return dataclasses.replace(
             self,
             coefficients=tuple(self.scale * c for c in series),
+            tails=(),
             name=f"{self.name}'",
             max_error=math.inf,
             certified=False,
             rule=None,
             rule_of="input",
+        )
+
+    def multiplied(self, factor: float, constant: float = 0.0) -> Polynomial:
+        """factor * p + constant on the same domain; it claims no error of its own."""
+        series = [factor * c for c in self.coefficients]
+        series[0] += constant
+        return dataclasses.replace(
+            self, coefficients=tuple(series), tails=(), max_error=math.inf, certified=False
         )
 
     def with_derivative(self, rule: Polynomial | str, of: str = "input") -> Polynomial:
@@ -189,12 +207,9 @@ class Polynomial:
         scale = _snap(self.scale * m)
         rule = self.rule
         if rule is not None and self.rule_of == "input":
-            rule = rule.rescaled(m)
-            rule = dataclasses.replace(
-                rule, coefficients=tuple(m * c for c in rule.coefficients), max_error=math.inf
-            )
+            rule = rule.rescaled(m).multiplied(m)
         if rule is not None and self.rule_of == "value":
-            rule = dataclasses.replace(rule, coefficients=tuple(m * c for c in rule.coefficients))
+            rule = rule.multiplied(m)
         return dataclasses.replace(self, intervals=tuple(spans), scale=scale, rule=rule)
 
     def growth(self, fraction: float) -> float:
@@ -228,6 +243,7 @@ class Polynomial:
             "affine": self.affine,
             "rule": None if self.rule is None else self.rule.to_dict(),
             "rule_of": self.rule_of,
+            "tails": list(self.tails),
         }
 
     @classmethod
@@ -245,8 +261,9 @@ class Polynomial:
                 affine=data["affine"],
                 rule=None if data["rule"] is None else cls.from_dict(data["rule"]),
                 rule_of=data["rule_of"],
+                tails=tuple(data.get("tails", ())),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ApproxError(
                 f"Not a stored polynomial ({error!r}); write it with Polynomial.to_json."
             ) from error

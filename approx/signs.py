@@ -49,17 +49,9 @@ def stages(degrees: Sequence[int], gap: float) -> tuple[list[Polynomial], float]
         if position < len(degrees) - 1:
             top = (1.0 + error) * (1.0 + _SLACK)
             gap = (1.0 - error) * (1.0 - _SLACK) / top
-            poly = _scaled(poly, 1.0 / top)
+            poly = poly.multiplied(1.0 / top)
         chain.append(poly)
     return chain, error
-
-
-def _scaled(poly: Polynomial, factor: float, constant: float = 0.0) -> Polynomial:
-    series = [factor * c for c in poly.coefficients]
-    series[0] += constant
-    return dataclasses.replace(
-        poly, coefficients=tuple(series), max_error=math.inf, certified=False
-    )
 
 
 def sign(
@@ -124,7 +116,7 @@ def absolute(
     half = relu(intervals, None if tol is None else 0.5 * tol, degrees, gap)
     last = half.nodes[-2]
     assert last.polynomial is not None
-    doubled = dataclasses.replace(last, polynomial=_scaled(last.polynomial, 2.0, -1.0))
+    doubled = dataclasses.replace(last, polynomial=last.polynomial.multiplied(2.0, -1.0))
     nodes = (*half.nodes[:-2], doubled, half.nodes[-1])
     graph = dataclasses.replace(half, name="abs", nodes=nodes)
     return dataclasses.replace(graph, max_error=estimate(graph, np.abs))
@@ -203,7 +195,7 @@ def _relu_graph(
     intervals: tuple[Interval, ...], half_width: float, degrees: Sequence[int], gap: float
 ) -> Composite:
     chain, _ = stages(degrees, gap)
-    chain[-1] = _scaled(chain[-1], 0.5, 0.5)
+    chain[-1] = chain[-1].multiplied(0.5, 0.5)
     chain[0] = chain[0].rescaled(1.0 / half_width)
     nodes = [Node("polynomial", (i,), p) for i, p in enumerate(chain)]
     nodes.append(Node("product", (0, len(chain))))

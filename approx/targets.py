@@ -29,6 +29,8 @@ class Target:
       kinks: points where the function is not smooth; pieces lie between them.
       forbidden: the closed interval that the domain must not meet.
       remainder: "even" or "odd": symmetry of function(x) - constant - slope * x.
+      root: ball version of t -> function(t^2), for domains that begin at 0, where the function
+        itself is not analytic.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Target:
     remainder: str | None = None
     constant: float = 0.0
     slope: float = 0.0
+    root: Ball | None = None
 
     def check(self, intervals: tuple[Interval, ...]) -> None:
         """Raises DomainError where the function is undefined or not finite on the domain."""
@@ -64,8 +67,12 @@ class Target:
             return np.asarray(self.function(np.asarray(x, dtype=np.float64)), dtype=np.float64)
 
 
-def find(target: str | Callable[[Any], Any] | Target) -> Target:
+def find(target: str | Callable[[Any], Any] | Target, ball: Ball | None = None) -> Target:
     """The Target of a name or a callable of NumPy or JAX arrays.
+
+    Args:
+      target: a name, a callable or a Target.
+      ball: the callable's version on flint.acb, if it has one.
 
     Raises:
       ApproxError: an unknown name, with the known ones.
@@ -73,7 +80,8 @@ def find(target: str | Callable[[Any], Any] | Target) -> Target:
     if isinstance(target, Target):
         return target
     if callable(target):
-        return Target(getattr(target, "__name__", "callable"), _vectorized(target))
+        name = getattr(target, "__name__", "callable")
+        return Target(name, _vectorized(target), None if ball is None else _smooth(ball))
     if target in NAMED:
         return NAMED[target]
     raise ApproxError(f"Unknown target {target!r}; use a callable or one of {', '.join(NAMED)}.")
@@ -222,6 +230,7 @@ NAMED: dict[str, Target] = {
             _smooth(lambda z: z.sqrt(analytic=True)),
             forbidden=(-math.inf, -math.ulp(0.0)),
             advice="choose a domain (a, b) with 0 <= a.",
+            root=lambda t: t,
         ),
         Target(
             "log",

@@ -9,6 +9,7 @@ import pytest
 import approx
 from approx import certify
 from approx.polynomial import Polynomial
+from approx.remez import grid
 from approx.targets import NAMED, find
 
 CASES = [
@@ -68,9 +69,50 @@ def test_a_far_from_optimal_polynomial_is_bounded_too():
     assert bound >= math.e - 0.8
 
 
-def test_no_certificate_without_a_ball_version_or_at_a_singular_end():
+def test_no_certificate_without_a_ball_version():
     assert not approx.fit(np.exp, (-1, 1), degree=5).certified
-    assert not approx.fit("sqrt", (0, 1), degree=5).certified
+
+
+@pytest.mark.parametrize("degree", [1, 6, 31])
+def test_the_square_root_is_certified_at_its_branch_point(degree):
+    p = approx.fit("sqrt", (0, 3), degree=degree)
+    x = np.concatenate([grid([(0, 3)], 10001), np.geomspace(1e-12, 3, 10001)])
+    largest = np.max(np.abs(p(x) - np.sqrt(x)))
+    assert p.certified
+    assert largest <= p.max_error <= 1.001 * largest
+
+
+def gaussian(x):
+    return np.exp(-x * x)
+
+
+def test_a_callable_with_a_ball_version_is_certified():
+    ball = lambda z: (-z * z).exp()
+    p = approx.fit(gaussian, (-3, 3), degree=12, parity="even", ball=ball)
+    x = grid([(-3, 3)], 20001)
+    largest = np.max(np.abs(p(x) - gaussian(x)))
+    assert p.certified
+    assert largest <= p.max_error <= 1.001 * largest
+    assert certify.recheck(p, gaussian, ball)
+    assert not certify.recheck(p, lambda x: 1.1 * gaussian(x), lambda z: 1.1 * ball(z))
+
+
+@pytest.mark.parametrize(
+    ("target", "domain", "degree", "optimum"),
+    [("exp", (-8, 0), 19, 1.925666e-14), ("exp", (-128, 0), 63, 1.043635e-14)],
+)
+def test_extended_coefficients_reach_the_optimum_where_float64_does_not(
+    target, domain, degree, optimum
+):
+    p = approx.fit(target, domain, degree=degree)
+    rounded = dataclasses.replace(p, tails=())
+    assert len(p.tails) == degree + 1
+    assert all(abs(t) <= 0.5 * np.spacing(abs(c)) for t, c in zip(p.tails, p.coefficients))
+    assert optimum <= p.max_error <= 1.0005 * optimum
+    assert certify.certify(rounded, NAMED[target]) > 1.001 * optimum
+    assert not certify.recheck(rounded, target)
+    assert Polynomial.from_json(p.to_json()) == p
+    assert not approx.fit(target, domain, degree=9).tails
 
 
 def test_rechecking_a_certificate():
