@@ -13,7 +13,7 @@ from hesim.circuit.layout import Tensor, stripped
 from hesim.circuit.publics import Publics
 from hesim.circuit.rules import RULES
 from hesim.errors import LayoutError
-from hesim.program import Literal, Program, Var
+from hesim.program import Equation, Literal, Program, Var
 
 __all__ = ["Lowering"]
 
@@ -22,6 +22,9 @@ _WHOLE = 2
 
 _GAIN_BITS = 7
 """Bits by which a pending gain may let slots differ from values before a product or a sum."""
+
+_SUMS = frozenset({"reduce_sum", "dot_general", "conv_general_dilated"})
+"""Operations that are zero on tensors without elements."""
 
 _SLIGHT_BITS = 3
 """Bits by which slots may grow for the sake of rescaling the operand of fewer ciphertexts."""
@@ -58,12 +61,18 @@ class Lowering:
     def run(self) -> None:
         """Lowers every operation on encrypted values, in order."""
         for number, eqn in enumerate(self.program.ops):
-            self.source = number
-            rule = RULES.get(eqn.name)
-            assert rule is not None, f"no rule for {eqn.name}"
+            self.source, self.publics.user = number, eqn
             # A product that is only summed has no tensor of its own: see `pending`.
-            for var, tensor in zip(eqn.outputs, rule(self, eqn), strict=False):
+            for var, tensor in zip(eqn.outputs, self._lowered(eqn), strict=False):
                 self.values[var.id] = tensor
+
+    def _lowered(self, eqn: Equation) -> list[Tensor]:
+        nothing = all(v.size == 0 for v in eqn.outputs)
+        if nothing or eqn.name in _SUMS and any(0 in v.shape for v in eqn.inputs):
+            return [self.zero(v) for v in eqn.outputs]
+        rule = RULES.get(eqn.name)
+        assert rule is not None, f"no rule for {eqn.name}"
+        return rule(self, eqn)
 
     # --- what the rules share -------------------------------------------------------------------
 
@@ -113,6 +122,15 @@ class Lowering:
                 "batch=False"
             )
         return view.operand, split[0], split[1]
+
+    def zero(self, var: Var) -> Tensor:
+        """A tensor that is exactly zero: no ciphertext holds it."""
+        shape = stripped(var.shape, self.axis(var))
+        return self.result(var, np.full(shape, -1), np.zeros(shape, int), 1.0)
+
+    def constant(self, var: Var, value: float) -> Tensor:
+        """An encrypted tensor of one known value."""
+        return self.plus_public(var, self.zero(var), Literal(np.asarray(value)), 1.0)
 
     def with_gain(self, x: Tensor, gain: float) -> Tensor:
         """x with its slots rescaled so that its gain is the one asked for."""

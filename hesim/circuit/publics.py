@@ -41,11 +41,16 @@ class Publics:
 
     An operand is a public value of the Program, or something simple derived from it in the clear:
     its reciprocal, the selected part of a `select_n`, the one-hot matrix of an index argument.
+
+    Attributes:
+      user: the operation that asks for operands; messages about their values name it.
     """
 
     def __init__(self, program: Program):
         self.program = program
+        self.user: Equation | None = None
         self._entries: list[tuple[str, Any]] = []
+        self._users: list[Equation | None] = []
         self._numbers: dict[tuple[str, int, Any], int] = {}
         self._made = {v.id: e for e in program.equations if not e.encrypted for v in e.outputs}
 
@@ -57,6 +62,7 @@ class Publics:
         if key not in self._numbers:
             self._numbers[key] = len(self._entries)
             self._entries.append((kind, (what, extra)))
+            self._users.append(self.user)
         return self._numbers[key]
 
     def view(self, value: Var | Literal, shape: tuple[int, ...], kind: str = "value") -> View:
@@ -126,7 +132,7 @@ class Publics:
           flat_args: leaves of all arguments; the encrypted ones are not looked at (may be None).
 
         Raises:
-          NonFiniteOperandError: a value is NaN or infinite; names the operand's shape.
+          NonFiniteOperandError: a value is NaN or infinite; names the operation that uses it.
         """
         producers = {v.id: e for e in self.program.ops for v in e.outputs}
         needed: list[Var] = []
@@ -143,19 +149,35 @@ class Publics:
             out = []
             for kind, (what, extra) in self._entries:
                 out.append(_derive(kind, what, extra, known, producers))
-        for (kind, (what, _)), value in zip(self._entries, out, strict=True):
+        for (kind, (what, _)), user, value in zip(self._entries, self._users, out, strict=True):
             if not np.all(np.isfinite(value)):
                 bad = int(np.sum(~np.isfinite(value)))
                 raise NonFiniteOperandError(
-                    f"a public operand ({kind}) of shape {value.shape} has {bad} elements that are "
-                    f"NaN or infinite; check the public arguments ({_where(what, self._made)})."
+                    f"{_name(user)}{bad} of {value.size} elements of {_WHAT[kind]} are "
+                    f"NaN or infinite. It is {_origin(what, self._made)}."
                 )
         return out
 
 
-def _where(what: Var | Literal, made: dict[int, Equation]) -> str:
-    eqn = made.get(what.id) if isinstance(what, Var) else None
-    return f"made by {eqn.name} at {eqn.source}" if eqn is not None else "given as an argument"
+_WHAT = {
+    "value": "a public operand",
+    "inverse": "the reciprocal of a public operand",
+    "selected": "the public part of a selection",
+    "mask": "a mask",
+    "one_hot": "a one-hot matrix",
+    "moved": "the public part of a move",
+}
+
+
+def _name(user: Equation | None) -> str:
+    return "" if user is None else f"`{user.name}` at {user.source}: "
+
+
+def _origin(what: Var | Literal, made: dict[int, Equation]) -> str:
+    if isinstance(what, Literal):
+        return "a constant of the function"
+    eqn = made.get(what.id)
+    return "an argument: clean it first" if eqn is None else f"made by {eqn.name} at {eqn.source}"
 
 
 def _wide(dtype: np.dtype) -> np.dtype:

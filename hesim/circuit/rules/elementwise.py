@@ -8,7 +8,7 @@ import numpy as np
 
 from hesim.circuit.kernels import elementwise
 from hesim.circuit.kernels import polynomial as chebyshev
-from hesim.circuit.layout import Tensor, stripped
+from hesim.circuit.layout import Tensor
 from hesim.program import Equation, Literal, Var
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def div(lo: Lowering, eqn: Equation) -> list[Tensor]:
 def _scaled(lo: Lowering, var: Var, x: Tensor, value: Var | Literal, kind: str) -> Tensor:
     number = lo.publics.uniform(value)
     if number == 0.0 and kind == "value":
-        return lo.result(var, np.full_like(x.node, -1), x.column, 1.0)
+        return lo.zero(var)
     if number is not None and np.isfinite(number) and number != 0.0:
         return lo.result(
             var, x.node, x.column, x.gain * number if kind == "value" else x.gain / number
@@ -111,7 +111,7 @@ def integer_pow(lo: Lowering, eqn: Equation) -> list[Tensor]:
     (var,), y = eqn.outputs, eqn.params["y"]
     powers = {1: lo.tensor(eqn.inputs[0])}
     if y == 0:
-        return [_constant(lo, var, 1.0)]
+        return [lo.constant(var, 1.0)]
 
     def power(k: int) -> Tensor:
         if k not in powers:
@@ -122,17 +122,11 @@ def integer_pow(lo: Lowering, eqn: Equation) -> list[Tensor]:
     return [power(y)]
 
 
-def _constant(lo: Lowering, var: Var, value: float) -> Tensor:
-    shape = stripped(var.shape, lo.axis(var))
-    zero = lo.result(var, np.full(shape, -1), np.zeros(shape, int), 1.0)
-    return lo.plus_public(var, zero, Literal(np.asarray(value)), 1.0)
-
-
 def polynomial(lo: Lowering, eqn: Equation) -> list[Tensor]:
     (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
     poly = eqn.params["poly"]
     if poly.degree == 0:
-        return [_constant(lo, var, float(poly.coefficients[0]))]
+        return [lo.constant(var, float(poly.coefficients[0]))]
     out = chebyshev.apply(lo.b, lo.source, elementwise.explicit(lo.b, lo.source, x), poly)
     return [lo.result(var, out.node, out.column, out.gain)]
 

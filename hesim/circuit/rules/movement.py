@@ -188,7 +188,7 @@ def scatter_add(lo: Lowering, eqn: Equation) -> list[Tensor]:
         )
         total = part if total is None else lo.sum(var, total, part, 1)
     if total is None:  # no update falls inside
-        total = lo.result(var, np.full(size, -1), np.zeros(size, int), 1.0)
+        total = lo.zero(var)
     if not operand.encrypted and lo.publics.uniform(operand) != 0.0:
         total = lo.plus_public(var, total, operand, 1.0)
     return [lo.result(var, total.node, total.column, total.gain)]

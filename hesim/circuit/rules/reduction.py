@@ -41,8 +41,9 @@ def _rows(x: Tensor, axes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     gone = [a - (batch is not None and a > batch) for a in axes]
     kept = [k for k in range(x.node.ndim) if k not in gone]
     results = int(np.prod([x.node.shape[k] for k in kept], dtype=np.int64))
+    terms = int(np.prod([x.node.shape[k] for k in gone], dtype=np.int64))
     node, column = (
-        t.transpose([*kept, *gone]).reshape(results, -1).astype(np.int64)
+        t.transpose([*kept, *gone]).reshape(results, terms).astype(np.int64)
         for t in (x.node, x.column)
     )
     return node, column
@@ -51,6 +52,8 @@ def _rows(x: Tensor, axes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def reduce_prod(lo: Lowering, eqn: Equation) -> list[Tensor]:
     (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
     node, column = _rows(x, eqn.params["axes"])
+    if not node.shape[1]:
+        return [lo.constant(var, 1.0)]
     parts = [(node[:, k : k + 1], column[:, k : k + 1], x.gain) for k in range(node.shape[1])]
     while len(parts) > 1:
         half = []

@@ -12,6 +12,7 @@ from jax import lax
 
 import approx
 from hesim import refresh
+from hesim.circuit.publics import NonFiniteOperandError
 
 BINARY = {"add": lax.add, "sub": lax.sub, "mul": lax.mul}
 
@@ -269,3 +270,21 @@ def test_outputs_that_need_no_computation(check):
 def test_jit_and_named_functions(check):
     x = np.linspace(-1, 1, 6).reshape(2, 3)
     check(lambda x: jax.jit(lambda a: jnp.dot(a, a.T))(x) + jnp.trace(x @ x.T), x)
+
+
+@pytest.mark.parametrize(
+    ("fn", "w", "message"),
+    [
+        (
+            lambda x, w: x * w,
+            np.array([1.0, np.nan, np.inf]),
+            "`mul` at .*2 of 3 elements of a pub",
+        ),
+        (lambda x, w: x / w, np.array([1.0, 0.0, 2.0]), "`div` at .*1 of 3 .*reciprocal"),
+        (lambda x, w: x + jnp.log(w), np.array([1.0, -1.0, 2.0]), "`add` at .*made by log at"),
+        (lambda x, w: x * jnp.inf + w, np.ones(3), "`mul` at .*a constant of the function"),
+    ],
+)
+def test_public_operands_that_are_not_finite(check, fn, w, message):
+    with pytest.raises(NonFiniteOperandError, match=message):
+        check(fn, np.ones((2, 3)), w)

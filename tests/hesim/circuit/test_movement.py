@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from hesim import NotHomomorphicError, trace
+import approx
+from hesim import NotHomomorphicError, refresh, trace
 
 
 @given(data=st.data())
@@ -190,3 +191,22 @@ def test_a_gather_outside_its_operand_is_refused(check):
     with pytest.raises(NotHomomorphicError, match="outside its operand"):
         check(lambda x: x.at[jnp.array([0, 5])].get(mode="fill"), x)
     trace(lambda x: x.at[jnp.array([0, 5])].get(mode="clip"), x)
+
+
+def test_tensors_without_elements(check):
+    poly = approx.fit("tanh", (-4, 4), degree=3)
+
+    def fn(x, w):
+        none, left = x[:0], x[:, :0]
+        return (
+            *(none * 2.0, none * none, none + w[:0], none * w[:0], poly(none), jnp.cumsum(none, 1)),
+            *(none.sum(0) + x[0], none.prod(0) * x[0], (none * none).sum(0) + w[0]),
+            *(left @ w.T[:0], left @ left.T + 1.0, x @ w.T[:, :0], jnp.concatenate([none, x])),
+            *(x[np.zeros(0, int)], x.at[np.zeros(0, int)].add(none), refresh(none), none.T),
+        )
+
+    x, w = np.linspace(-1, 1, 12).reshape(4, 3), np.ones((4, 3))
+    for options in ({}, {"batch": False}):
+        check(fn, x, w, **options)
+    check(lambda x, y: x + y.sum(), x, x[:0], encrypted=(0, 1))
+    check(lambda x: x * x, x[:0])
