@@ -63,7 +63,8 @@ def test_every_kernel_runs_encrypted():
     circuit = compile_program(program, params, batch=False, layouts=[(1, 0)])
     report = he_backend.run(program, *args, circuit=circuit, backend="pyfhel")
     with jax.enable_x64(True):
-        exact = kernels(*(jnp.asarray(a, jnp.float64) for a in args[:3]), args[3])
+        wide = [jnp.asarray(a, jnp.float64) for a in (x, w, m)]
+        exact = kernels(wide[0], wide[1], wide[2], args[3])
     for name, value in exact.items():
         error = np.max(np.abs(np.asarray(report.outputs[name]) - np.asarray(value)))
         assert error < 1e-5, f"{name}: {error:.1e}"
