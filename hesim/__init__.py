@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "CKKSParams": "hesim.params",
+    "Calibration": "hesim.calibrate",
     "Circuit": "hesim.circuit.circuit",
     "HesimError": "hesim.errors",
     "LayoutError": "hesim.errors",
@@ -20,6 +21,8 @@ _HOMES = {
     "ParameterError": "hesim.errors",
     "Program": "hesim.program",
     "TraceError": "hesim.errors",
+    "ValueOverflowError": "hesim.calibrate",
+    "calibrate": "hesim.calibrate",
     "compile": "hesim.circuit.compile",
     "predict": "hesim.simulate",
     "refresh": "hesim.refresh",
@@ -29,6 +32,7 @@ _HOMES = {
 
 __all__ = [
     "CKKSParams",
+    "Calibration",
     "Circuit",
     "HesimError",
     "LayoutError",
@@ -37,6 +41,8 @@ __all__ = [
     "ParameterError",
     "Program",
     "TraceError",
+    "ValueOverflowError",
+    "calibrate",
     "compile",
     "predict",
     "refresh",
@@ -45,6 +51,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hesim.calibrate import Calibration, ValueOverflowError, calibrate
     from hesim.circuit.circuit import Circuit
     from hesim.circuit.compile import compile
     from hesim.errors import (

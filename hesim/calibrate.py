@@ -1,0 +1,396 @@
+"""`calibrate`: the ranges that a Program's values really take, and whether a modulus holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from hesim.errors import HesimError
+from hesim.program import Equation, Literal, Program, Var, widened
+from hesim.schedule import canonical
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hesim.circuit.circuit import Circuit
+    from hesim.params import CKKSParams
+
+__all__ = ["Calibration", "LevelOverflow", "Observed", "ValueOverflowError", "calibrate"]
+
+_SAMPLE = 4096
+"""Elements of a tensor, at most, that enter its quantiles from each batch."""
+
+
+class ValueOverflowError(HesimError, OverflowError):
+    """Values met in calibration wrap around the modulus at some level."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the values of one operation's result (or of one encrypted input) were.
+
+    Attributes:
+      name, source: of the operation; the argument's label for an input.
+      low, high: smallest and largest value.
+      rms: root mean square.
+      q99: 99 % quantile of absolute values.
+      excess: mean of |value| - q99 where it is positive: the scale of an exponential tail.
+      domain: hull of a polynomial's domain, None for other operations.
+      met: range of what a polynomial was fed, None for others.
+      outside: part of what it was fed that lies outside its hull.
+    """
+
+    name: str
+    source: str
+    low: float
+    high: float
+    rms: float
+    q99: float
+    excess: float
+    domain: tuple[float, float] | None = None
+    met: tuple[float, float] | None = None
+    outside: float = 0.0
+
+    @property
+    def largest(self) -> float:
+        """Largest absolute value."""
+        return max(abs(self.low), abs(self.high))
+
+    def tail(self, bound: float) -> float:
+        """Probability that an element exceeds ``bound`` in absolute value, by an exponential tail
+        above the 99 % quantile; 1 if a larger one was met.
+        """
+        if self.largest > bound:
+            return 1.0
+        if self.excess <= 0.0:
+            return 0.0
+        return min(1.0, 0.01 * math.exp(-min((bound - self.q99) / self.excess, 700.0)))
+
+
+@dataclass(frozen=True)
+class LevelOverflow:
+    """How near the contents of ciphertexts at one level come to the modulus.
+
+    Attributes:
+      level: of the ciphertexts.
+      capacity: largest slot value that cannot wrap there, Q / (2·scale).
+      largest: largest slot value met, of the operation named by `name` and `source`.
+      probability: that an element of that operation exceeds the capacity.
+    """
+
+    level: int
+    capacity: float
+    largest: float
+    probability: float
+    name: str
+    source: str
+
+    @property
+    def spare_bits(self) -> float:
+        """log2 of the capacity over the largest value; negative where values wrap."""
+        return math.log2(self.capacity / self.largest) if self.largest else math.inf
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranges and magnitudes of a Program on calibration data.
+
+    Attributes:
+      program_name: of the Program. batches: how many were seen.
+      inputs: one per encrypted argument leaf. ops: one per ``program.ops``.
+      program: the Program itself; None after ``load``, which leaves it out.
+    """
+
+    program_name: str
+    batches: int
+    inputs: tuple[Observed, ...]
+    ops: tuple[Observed, ...]
+    program: Program | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def polynomials(self) -> tuple[Observed, ...]:
+        """The operations with a domain."""
+        return tuple(op for op in self.ops if op.domain is not None)
+
+    def domains(self, margin: float = 0.1) -> tuple[tuple[float, float], ...]:
+        """A domain for each polynomial: the range met, wider by this part of its width each side.
+
+        A range of no width is widened by the part of its size.
+        """
+        found = []
+        for op in self.polynomials:
+            assert op.met is not None
+            low, high = op.met
+            wider = margin * ((high - low) or max(abs(low), 1e-6))
+            found.append((low - wider, high + wider))
+        return tuple(found)
+
+    def overflow(
+        self, params: CKKSParams, circuit: Circuit | None = None
+    ) -> tuple[LevelOverflow, ...]:
+        """For each level that results end at, the contents nearest to the modulus, low levels last.
+
+        Args:
+          params: ring, primes and scales.
+          circuit: gives the levels, and the gain of each tensor (its slots hold value / gain);
+            the canonical schedule of the Program does otherwise.
+
+        Raises:
+          ValueError: neither a circuit nor the Program is there (after ``load``), or the circuit
+            is of another program.
+        """
+        worst: dict[int, LevelOverflow] = {}
+        for observed, level, gain in self._placed(params, circuit):
+            contents = dataclasses.replace(
+                observed,
+                low=observed.low / gain,
+                high=observed.high / gain,
+                q99=observed.q99 / gain,
+                excess=observed.excess / gain,
+            )
+            capacity = params.capacity(level)
+            entry = LevelOverflow(
+                level,
+                capacity,
+                contents.largest,
+                contents.tail(capacity),
+                observed.name,
+                observed.source,
+            )
+            kept = worst.get(level)
+            order = (entry.probability, entry.largest)
+            if kept is None or order > (kept.probability, kept.largest):
+                worst[level] = entry
+        return tuple(worst[level] for level in sorted(worst, reverse=True))
+
+    def check(self, params: CKKSParams, circuit: Circuit | None = None) -> None:
+        """Raises ValueOverflowError if values met in calibration wrap around; see ``overflow``."""
+        for entry in self.overflow(params, circuit):
+            if entry.largest > entry.capacity:
+                more = math.ceil(-entry.spare_bits) + 1
+                raise ValueOverflowError(
+                    f"`{entry.name}` at {entry.source or 'an unknown place'} holds "
+                    f"{entry.largest:.4g} in a slot at level {entry.level}, whose modulus wraps "
+                    f"above {entry.capacity:.4g}: raise first_bits (and special_bits) by {more}, "
+                    f"lower scale_bits by {more}, or scale the values down"
+                )
+
+    def _placed(
+        self, params: CKKSParams, circuit: Circuit | None
+    ) -> Iterable[tuple[Observed, int, float]]:
+        """(values, level, gain) of each result that has ciphertexts of its own."""
+        if circuit is not None:
+            if circuit.op_names != tuple(op.name for op in self.ops):
+                raise ValueError("the circuit was compiled from another program")
+            for tap in circuit.taps:
+                if tap.op >= 0 and len(tap.ciphers):
+                    level = int(circuit.level[tap.ciphers].min())
+                    yield self.ops[tap.op], level, abs(tap.gain)
+            return
+        if self.program is None:
+            raise ValueError("a loaded Calibration carries no program: pass a circuit")
+        for observed in self.inputs:
+            yield observed, params.levels, 1.0
+        schedule = canonical(self.program, params)
+        for observed, equation in zip(self.ops, self.program.ops, strict=True):
+            place = schedule[equation.index]
+            yield observed, place.level, place.gain
+
+    def table(self) -> str:
+        """Text: ranges, and what polynomials were fed against their domains."""
+        head = ("operation", "low", "high", "rms", "domain", "met", "outside", "source")
+        rows: list[tuple[str, ...]] = [head]
+        for op in (*self.inputs, *self.ops):
+            rows.append(
+                (
+                    op.name,
+                    *(f"{x:.4g}" for x in (op.low, op.high, op.rms)),
+                    _interval(op.domain),
+                    _interval(op.met),
+                    f"{op.outside:.2%}" if op.domain else "",
+                    op.source,
+                )
+            )
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+        title = f"{self.program_name}: {self.batches} batches, {len(self.ops)} operations"
+        return "\n".join([title, *lines])
+
+    __str__ = table
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Ranges met (bars) against polynomial domains (brackets); saved if a path is given."""
+        from matplotlib.figure import Figure
+
+        found = self.polynomials
+        figure = Figure(figsize=(8, 1.2 + 0.35 * max(len(found), 1)), layout="constrained")
+        axes = figure.add_subplot()
+        for k, op in enumerate(found):
+            assert op.met is not None and op.domain is not None
+            low, high = op.domain
+            half = 0.5 * (high - low)
+            met = [(x - low) / half - 1.0 for x in op.met]
+            color = "tab:red" if op.outside else "tab:blue"
+            axes.plot([-1, 1], [k, k], color="0.8", lw=9, solid_capstyle="butt", zorder=1)
+            axes.plot(met, [k, k], color=color, lw=4, solid_capstyle="butt", zorder=2)
+        labels = [f"{op.name} {op.source.rsplit('/', 1)[-1]}".strip() for op in found]
+        axes.set_yticks(range(len(found)), labels)
+        axes.invert_yaxis()
+        axes.set_xlabel("position in the domain: -1 and 1 are its ends; red leaves it")
+        axes.set_title(f"ranges met against ranges assumed, {self.program_name}")
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def to_json(self) -> str:
+        """Everything but the Program."""
+        keep = ("program_name", "batches", "inputs", "ops")
+        data = {
+            name: [dataclasses.asdict(x) for x in value] if isinstance(value, tuple) else value
+            for name, value in ((name, getattr(self, name)) for name in keep)
+        }
+        return json.dumps(data, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, program: Program | None = None) -> Calibration:
+        """Reads what ``to_json`` wrote; give the Program to have levels without a circuit."""
+        data = json.loads(text)
+        for group in ("inputs", "ops"):
+            data[group] = tuple(_observed(entry) for entry in data[group])
+        return cls(**data, program=program)
+
+    def save(self, path: str | Path) -> None:
+        """Writes ``to_json``."""
+        Path(path).write_text(self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path, program: Program | None = None) -> Calibration:
+        """Reads what ``save`` wrote."""
+        return cls.from_json(Path(path).read_text(), program)
+
+
+def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration:
+    """Evaluates a Program in float64 on every batch and keeps the ranges of all operations.
+
+    Args:
+      program: from ``hesim.trace``.
+      batches: arguments of the traced function, one sequence per batch, at least one.
+
+    Raises:
+      ValueError: there is no batch, or a value is NaN or infinite (the operation is named).
+      TraceError: arguments of another structure or shape.
+    """
+    secret = [(v, s) for v, s in zip(program.inputs, program.labels, strict=True) if v.encrypted]
+    inputs = [_Statistics(label, "") for _, label in secret]
+    ops = [_Statistics(e.name, str(e.source) if e.source else "") for e in program.ops]
+    place = {e.index: k for k, e in enumerate(program.ops)}
+    fed = {e.inputs[0].id for e in program.ops if _is_polynomial(e)}  # type: ignore[union-attr]
+    count = 0
+    for args in batches:
+        count += 1
+        flat = widened(program.flatten(args), program.inputs)
+        for var, value in zip(program.inputs, flat, strict=True):
+            for (secret_var, _), statistics in zip(secret, inputs, strict=True):
+                if secret_var is var:
+                    statistics.add([value])
+        known: dict[int, Any] = {v.id: x for v, x in zip(program.inputs, flat) if v.id in fed}
+
+        def hook(equation: Equation, out: list[Any], known: dict[int, Any] = known) -> list[Any]:
+            statistics = ops[place[equation.index]]
+            if _is_polynomial(equation):
+                operand = equation.inputs[0]
+                assert isinstance(operand, Var)
+                statistics.feed(known[operand.id], equation.params["poly"].hull)
+            statistics.add(out)
+            known.update({v.id: x for v, x in zip(equation.outputs, out) if v.id in fed})
+            return out
+
+        with jax.enable_x64(True):
+            program.evaluate(flat, hook, wide=True)
+    if not count:
+        raise ValueError("calibrate needs at least one batch of arguments")
+    return Calibration(
+        program.name,
+        count,
+        tuple(s.observed() for s in inputs),
+        tuple(s.observed() for s in ops),
+        program,
+    )
+
+
+def _is_polynomial(equation: Equation) -> bool:
+    return equation.name == "polynomial" and not isinstance(equation.inputs[0], Literal)
+
+
+class _Statistics:
+    """Running statistics of one tensor over batches."""
+
+    def __init__(self, name: str, source: str):
+        self.name, self.source = name, source
+        self.low, self.high = math.inf, -math.inf
+        self.squares, self.size = 0.0, 0
+        self.sample: list[np.ndarray] = []
+        self.domain: tuple[float, float] | None = None
+        self.met = (math.inf, -math.inf)
+        self.outside, self.fed = 0, 0
+
+    def add(self, arrays: Sequence[Any]) -> None:
+        for array in arrays:
+            values = np.asarray(array, np.float64).reshape(-1)
+            if not np.all(np.isfinite(values)):
+                raise ValueError(
+                    f"`{self.name}` {self.source} is NaN or infinite on calibration data"
+                )
+            if not values.size:
+                continue
+            self.low = min(self.low, float(values.min()))
+            self.high = max(self.high, float(values.max()))
+            self.squares += float(np.dot(values, values))
+            self.size += values.size
+            self.sample.append(np.abs(values[:: -(-values.size // _SAMPLE) | 1]))
+
+    def feed(self, array: Any, hull: tuple[float, float]) -> None:
+        values = np.asarray(array, np.float64)
+        self.domain = (float(hull[0]), float(hull[1]))
+        slack = 1e-9 * (hull[1] - hull[0])
+        outside = (values < hull[0] - slack) | (values > hull[1] + slack)
+        self.met = (
+            min(self.met[0], float(values.min(initial=math.inf))),
+            max(self.met[1], float(values.max(initial=-math.inf))),
+        )
+        self.outside += int(np.sum(outside))
+        self.fed += values.size
+
+    def observed(self) -> Observed:
+        sample = np.concatenate(self.sample) if self.sample else np.zeros(1)
+        q99 = float(np.quantile(sample, 0.99))
+        above = sample[sample > q99]
+        return Observed(
+            name=self.name,
+            source=self.source,
+            low=self.low if self.size else 0.0,
+            high=self.high if self.size else 0.0,
+            rms=math.sqrt(self.squares / self.size) if self.size else 0.0,
+            q99=q99,
+            excess=float(np.mean(above - q99)) if above.size else 0.0,
+            domain=self.domain,
+            met=self.met if self.domain else None,
+            outside=self.outside / self.fed if self.fed else 0.0,
+        )
+
+
+def _observed(entry: dict[str, Any]) -> Observed:
+    pairs = {k: tuple(entry[k]) if entry[k] is not None else None for k in ("domain", "met")}
+    return Observed(**{**entry, **pairs})
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"[{bounds[0]:.4g}, {bounds[1]:.4g}]"
