@@ -162,6 +162,8 @@ def errors_and_levels(results: Results) -> Figure:
     )
     top.set_yscale("log", base=2)
     top.set_ylabel("standard deviation")
+    lowest, highest = top.get_ylim()
+    top.set_ylim(lowest / 2, highest)  # room for the legend
     top.legend(loc="lower right", ncols=2)
     middle.axhspan(1 / 1.5, 1.5, color=WASH, linewidth=0)
     middle.axhline(1.0, color=MUTED, linewidth=0.8)
