@@ -10,7 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from hesim.circuit.layout import stripped
-from hesim.circuit.moves import FREE_MOVES, INDEXED_MOVES, index_places, move_table
+from hesim.circuit.moves import (
+    FREE_MOVES,
+    INDEXED_MOVES,
+    index_places,
+    move_table,
+    scatter_targets,
+)
 from hesim.primitives import IDENTITIES
 from hesim.program import Equation, Program, Var
 
@@ -27,11 +33,15 @@ class _Mixed(Exception):
 
 
 def candidates(program: Program) -> Iterator[dict[int, int | None]]:
-    """Guesses at the batch axis of each encrypted input: axis 0 where the sizes agree."""
+    """Guesses at the batch axis of the encrypted inputs: axis 0 of all of one size, or of one input.
+
+    Two sizes may agree by accident, as those of a batch and of an encrypted matrix.
+    """
     secret = [v for v in program.inputs if v.encrypted]
-    sizes = [v.shape[0] for v in secret if v.shape]
-    for size in dict.fromkeys(s for s in sizes if s > 1):
-        yield {v.id: 0 if v.shape and v.shape[0] == size else None for v in secret}
+    for size in dict.fromkeys(v.shape[0] for v in secret if v.shape and v.shape[0] > 1):
+        fitting = [v for v in secret if v.shape and v.shape[0] == size]
+        for chosen in [fitting, *([v] for v in fitting if len(fitting) > 1)]:
+            yield {v.id: 0 if v in chosen else None for v in secret}
 
 
 def batch_axes(
@@ -44,7 +54,8 @@ def batch_axes(
       size: members of the batch.
 
     Returns:
-      Axes by value id, or None if some operation mixes members.
+      Axes by value id, or None if some operation mixes members, or if most values are alike in all
+      of them (they would be computed once for each).
     """
     axes = dict(start)
     try:
@@ -53,7 +64,8 @@ def batch_axes(
                 axes[var.id] = axis
     except _Mixed:
         return None
-    return axes
+    made = [axes[v.id] for eqn in program.ops for v in eqn.outputs]
+    return None if 2 * made.count(None) > len(made) else axes
 
 
 def _rule(
@@ -101,6 +113,8 @@ def _rule(
         return _move(program, eqn, axes, size)
     if all(a is None for a in known):
         return [None] * len(eqn.outputs)
+    if name == "scatter-add":
+        return [_scatter_add(program, eqn, axes, size)]
     raise _Mixed
 
 
@@ -190,6 +204,34 @@ def _move(
     if (first + 1) * (size + 1) >= 2**31:
         raise _Mixed
     return [_member_axis(t, size) for t in move_table(eqn, tables, indices)]
+
+
+def _scatter_add(program: Program, eqn: Equation, axes: dict[int, int | None], size: int) -> int:
+    """The axis of a scatter-add that adds to each member at the same places, its own updates."""
+    operand, indices, updates = eqn.inputs
+    where = program.constant(indices)
+    if where is None:
+        raise _Mixed
+    target = scatter_targets(eqn, where)
+    shape = operand.shape
+    given = axes.get(operand.id) if isinstance(operand, Var) and operand.encrypted else None
+    source = axes.get(updates.id) if isinstance(updates, Var) and updates.encrypted else None
+    if operand.encrypted and given is None or updates.encrypted and source is None:
+        raise _Mixed
+    possible = [k for k, d in enumerate(shape) if d == size] if given is None else [given]
+    sources = [k for k, d in enumerate(updates.shape) if d == size] if source is None else [source]
+    places = np.unravel_index(np.maximum(target, 0), shape)
+    for axis in possible:
+        rest = [p for k, p in enumerate(places) if k != axis]
+        inner = np.ravel_multi_index(rest, stripped(shape, axis)) if rest else 0 * target
+        inner = np.where(target < 0, -1, inner)
+        for k in sources:
+            view = [1] * target.ndim
+            view[k] = size
+            ordered = (places[axis] == np.arange(size).reshape(view)) | (target < 0)
+            if np.all(ordered) and np.all(inner == inner.take([0], axis=k)):
+                return axis
+    raise _Mixed
 
 
 def _passed_through(eqn: Equation, axis: int | None) -> int:

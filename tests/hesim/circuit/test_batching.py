@@ -140,6 +140,36 @@ def test_moves_beside_the_batch_axis_keep_it(check):
     assert members(circuit) == 5
 
 
+def test_updates_of_each_member_at_its_own_places(check):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(5, 4)), rng.normal(size=(5, 2))
+    at = np.array([3, 0, 3])
+
+    def fn(x, w):
+        return (
+            *(x.at[:, at].add(2.0 * x[:, :3]), x.at[:, 1].add(w[:, 0]), w.at[:, :1].add(x[:, :1])),
+            *(x.at[:, jnp.array([0, 9])].add(w, mode="drop"), x.at[:, at].add(1.0)),
+            jax.vmap(lambda r: jnp.zeros(6).at[at].add(r[:3]))(x),
+        )
+
+    assert members(check(fn, x, w)) == 5
+    assert members(check(jax.vmap(jax.grad(lambda r: jnp.sum(r[at] ** 2))), x)) == 5
+    assert members(check(lambda x: x.at[at].add(x[:3]), x)) == 1
+
+
+def test_sizes_that_agree_by_accident(check):
+    """An encrypted matrix with as many rows as the batch has members is not a batch."""
+    rng = np.random.default_rng(0)
+    x, a, b = rng.normal(size=(4, 4)), rng.normal(size=(4, 2)), rng.normal(size=(2, 3))
+    circuit = check(lambda x, a, b: (x @ a) @ b, x, a, b, encrypted=(0, 1, 2))
+    assert members(circuit) == 4
+    # Nor is one that hardly anything depends on.
+    circuit = check(
+        lambda x, a: ((x.T @ x) ** 2 + 1.0, a * 2.0), x, rng.normal(size=(7, 2)), encrypted=(0, 1)
+    )
+    assert members(circuit) == 1
+
+
 def test_places_that_are_arguments_within_a_batch(check):
     x = np.random.default_rng(0).normal(size=(5, 4, 3))
 
