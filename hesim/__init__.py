@@ -20,6 +20,7 @@ _HOMES = {
     "NotHomomorphicError": "hesim.errors",
     "ParameterError": "hesim.errors",
     "Program": "hesim.program",
+    "Suggestion": "hesim.suggest",
     "TraceError": "hesim.errors",
     "ValueOverflowError": "hesim.calibrate",
     "calibrate": "hesim.calibrate",
@@ -27,6 +28,7 @@ _HOMES = {
     "predict": "hesim.simulate",
     "refresh": "hesim.refresh",
     "simulate": "hesim.simulate",
+    "suggest": "hesim.suggest",
     "trace": "hesim.trace",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "NotHomomorphicError",
     "ParameterError",
     "Program",
+    "Suggestion",
     "TraceError",
     "ValueOverflowError",
     "calibrate",
@@ -47,6 +50,7 @@ __all__ = [
     "predict",
     "refresh",
     "simulate",
+    "suggest",
     "trace",
 ]
 
@@ -66,6 +70,7 @@ if TYPE_CHECKING:
     from hesim.program import Program
     from hesim.refresh import refresh
     from hesim.simulate import predict, simulate
+    from hesim.suggest import Suggestion, suggest
     from hesim.trace import trace
 
 

@@ -1,0 +1,331 @@
+"""`suggest`: the cheapest CKKS parameters that carry a Program at a requested precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from hesim.circuit.compile import compile
+from hesim.errors import LayoutError, LevelError, ParameterError
+from hesim.params import SECURITY_LIMITS, CKKSParams, largest_levels
+from hesim.predictions import predict
+from hesim.profiles import NoiseProfile
+from hesim.program import Program
+from hesim.schedule import of_circuit
+
+__all__ = ["Alternative", "Suggestion", "suggest"]
+
+_MARGIN_BITS = 0.1
+"""Predictions are random; a scale is raised if a candidate misses by more than this."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One set of parameters that was tried.
+
+    Attributes:
+      params: ring, primes and scale.
+      bits: predicted precision of the outputs, -log2 of their root mean square error; NaN if it was
+        not compiled.
+      seconds: predicted for one core. refreshes, rounds: ciphertexts refreshed, and round trips.
+      key_bytes: of all evaluation keys.
+      lacks: why it does not do, empty if it does.
+    """
+
+    params: CKKSParams
+    bits: float
+    seconds: float
+    refreshes: int
+    rounds: int
+    key_bytes: int
+    lacks: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return not self.lacks
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Parameters for a Program.
+
+    Attributes:
+      params: the cheapest that do.
+      bits, seconds, refreshes, key_bytes: what they are predicted to give and to cost.
+      reasons: why these, sentence by sentence.
+      alternatives: everything that was tried, cheapest first, the chosen one among them.
+    """
+
+    params: CKKSParams
+    bits: float
+    seconds: float
+    refreshes: int
+    key_bytes: int
+    reasons: tuple[str, ...]
+    alternatives: tuple[Alternative, ...]
+
+    def table(self) -> str:
+        """The alternatives as text, the chosen one marked with `*`."""
+        head = ("", "N", "levels", "scale", "first", "special", "bits", "seconds", "refreshes")
+        rows: list[tuple[str, ...]] = [(*head, "rounds", "keys", "")]
+        for a in self.alternatives:
+            p = a.params
+            rows.append(
+                (
+                    "*" if p == self.params and a.fits else "",
+                    f"2^{p.log_n}",
+                    str(p.levels),
+                    str(p.scale_bits),
+                    str(p.first_bits),
+                    str(p.special_bits),
+                    f"{a.bits:.1f}" if math.isfinite(a.bits) else "-",
+                    f"{a.seconds:.2f}" if math.isfinite(a.seconds) else "-",
+                    str(a.refreshes),
+                    str(a.rounds),
+                    _bytes(a.key_bytes),
+                    a.lacks,
+                )
+            )
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.params), *self.reasons, "", self.table()])
+
+
+def suggest(
+    program: Program,
+    *,
+    bits: float,
+    slots: int = 1,
+    memory: float | None = None,
+    security: int = 128,
+    args: Sequence[Any] | None = None,
+    headroom: int = 10,
+    rings: Sequence[int] = (12, 13, 14, 15),
+    refresh_price: float | str | None = None,
+    profile: str | NoiseProfile = "seal",
+    keys: int = 2,
+) -> Suggestion:
+    """Searches rings, chain lengths and scales; each candidate is compiled and its noise predicted.
+
+    Args:
+      program: from ``hesim.trace``.
+      bits: precision wanted of the outputs, -log2 of their root mean square (absolute) error.
+      slots: least number of slots of a ciphertext.
+      memory: most bytes of evaluation keys, None for any.
+      security: 128, 192 or 256 bits (the 2024 table, special prime counted).
+      args: arguments of the traced function that stand for real data, as pytrees; without them
+        floats are uniform in [-1, 1] and whole numbers 0.
+      headroom: bits of `first_bits` above the scale, for values up to 2^(headroom - 1).
+      rings: log2 of the ring degrees to try; SEAL stops at 15 unless its own check is off.
+      refresh_price: as for ``hesim.compile``; infinity forbids refreshes.
+      profile, keys: as for ``hesim.predict``.
+
+    Raises:
+      ParameterError: nothing fits; the message says what comes nearest and what to change.
+    """
+    if security not in SECURITY_LIMITS:
+        raise ParameterError(f"security={security!r} must be 128, 192 or 256")
+    if not 2 <= headroom <= 30:
+        raise ParameterError(f"headroom={headroom} must be from 2 to 30 bits")
+    sample = _sample(program) if args is None else args
+    trial = _Trial(program, sample, bits, memory, refresh_price, profile, keys)
+    found: list[Alternative] = []
+    for log_n in rings:
+        if 1 << (log_n - 1) >= slots:
+            for levels in _lengths(program, log_n, bits, headroom, security):
+                found += trial.settle(log_n, levels, headroom, security)
+    found.sort(key=lambda a: (a.seconds, a.key_bytes, a.params.scale_bits))
+    fitting = [a for a in found if a.fits]
+    if not fitting:
+        raise ParameterError(_nothing(found, bits, slots, memory, security, rings))
+    best = fitting[0]
+    return Suggestion(
+        best.params,
+        best.bits,
+        best.seconds,
+        best.refreshes,
+        best.key_bytes,
+        tuple(_reasons(best, found, bits, security)),
+        tuple(found),
+    )
+
+
+class _Trial:
+    """Compiles and predicts candidates for one Program."""
+
+    def __init__(self, program, args, bits, memory, refresh_price, profile, keys):
+        self.program, self.args, self.bits, self.memory = program, args, bits, memory
+        self.refresh_price, self.profile, self.keys = refresh_price, profile, keys
+
+    def settle(
+        self, log_n: int, levels: int, headroom: int, security: int
+    ) -> Iterator[Alternative]:
+        """Candidates of this ring and length: a first guess of the scale, then the one it implies,
+        since precision grows bit for bit with the scale.
+        """
+        scale = _first_scale(self.bits, log_n)
+        for last in (False, True):
+            sizes = _sizes(scale, headroom)
+            if sizes is None or largest_levels(log_n, *sizes, security) < levels:
+                return
+            entry = self._try(CKKSParams(log_n, levels, *sizes, security))
+            missing = self.bits - entry.bits
+            # Half a bit is a coefficient modulus smaller by `levels / 2` bits: worth a second look.
+            wanted = scale + math.ceil(missing) if math.isfinite(missing) else scale
+            wanted = max(wanted, log_n + 6)
+            done = wanted == scale or (-1.0 < missing <= _MARGIN_BITS)
+            if done or last or entry.fits:
+                yield entry
+            if done or last:
+                return
+            scale = wanted
+
+    def _try(self, params: CKKSParams) -> Alternative:
+        try:
+            circuit = compile(self.program, params, refresh_price=self.refresh_price)
+        except (LevelError, LayoutError) as error:
+            return Alternative(params, math.nan, math.inf, 0, 0, 0, str(error).split(";")[0])
+        ledger = circuit.ledger
+        entry = Alternative(
+            params,
+            self._bits(params, circuit),
+            ledger.seconds,
+            ledger.refreshes,
+            ledger.refresh_rounds,
+            ledger.key_bytes,
+        )
+        if self.memory is not None and ledger.key_bytes > self.memory:
+            return replace(entry, lacks=f"keys exceed {_bytes(self.memory)}")
+        if entry.bits < self.bits - _MARGIN_BITS:
+            return replace(entry, lacks=f"below {self.bits:g} bits")
+        return entry
+
+    def _bits(self, params: CKKSParams, circuit: Any) -> float:
+        schedule = of_circuit(self.program, circuit, self.profile)
+        prediction = predict(
+            self.program, params, self.args, self.keys, self.profile, schedule=schedule
+        )
+        leaves = (tree_util.tree_leaves(tree) for tree in (prediction.outputs, prediction.exact))
+        errors = [np.ravel(np.asarray(a) - np.asarray(b)) for a, b in zip(*leaves, strict=True)]
+        secret = [
+            e for e, v in zip(errors, self.program.outputs, strict=True) if v.encrypted and e.size
+        ]
+        error = float(np.sqrt(np.mean(np.square(np.concatenate(secret))))) if secret else 0.0
+        return -math.log2(error) if error else math.inf
+
+
+def _first_scale(bits: float, log_n: int) -> int:
+    """A fresh encryption loses about log2(N) - 2.6 bits; a computation a few more."""
+    return max(math.ceil(bits + log_n - 2.6 + 3.0), log_n + 6)
+
+
+def _sizes(scale: int, headroom: int) -> tuple[int, int, int] | None:
+    """Sizes of the scale, the first and the special prime, ten bits apart where 60 bits allow."""
+    first = scale + headroom
+    return None if first > 60 else (scale, first, min(60, first + 10))
+
+
+def _lengths(
+    program: Program, log_n: int, bits: float, headroom: int, security: int
+) -> tuple[int, ...]:
+    """Chain lengths worth a try: all that the computation can use, half of it, and a short one."""
+    sizes = _sizes(_first_scale(bits, log_n), headroom)
+    if sizes is None:
+        return ()
+    most = min(largest_levels(log_n, *sizes, security), max(program.depth, 1) + 3)
+    exact = min(most, max(program.depth, 1))
+    return tuple(sorted({n for n in (most, exact, most // 2, 2) if 1 <= n <= most}))
+
+
+def _sample(program: Program) -> tuple[Any, ...]:
+    rng = np.random.default_rng(0)
+    leaves = [
+        rng.uniform(-1.0, 1.0, v.shape)
+        if jnp.issubdtype(v.dtype, jnp.floating)
+        else (
+            jax.random.key(0)
+            if jnp.issubdtype(v.dtype, jax.dtypes.extended)
+            else np.zeros(v.shape, v.dtype)
+        )
+        for v in program.inputs
+    ]
+    return tree_util.tree_unflatten(program.in_tree, leaves)
+
+
+def _reasons(
+    best: Alternative, found: Sequence[Alternative], bits: float, security: int
+) -> Iterator[str]:
+    p = best.params
+    yield (
+        f"A scale of 2^{p.scale_bits} gives {best.bits:.1f} bits where {bits:g} are asked for; "
+        f"a smaller one would lose a bit for every bit."
+    )
+    yield (
+        f"{p.levels} levels with first and special primes of {p.first_bits} and {p.special_bits} "
+        f"bits make {p.log_qp:.0f} of the {SECURITY_LIMITS[security][p.log_n]} bits that "
+        f"N = 2^{p.log_n} allows at {security}-bit security."
+    )
+    yield (
+        f"{best.refreshes} ciphertexts are refreshed in {best.rounds} rounds."
+        if best.refreshes
+        else "Nothing is refreshed."
+    )
+    for a in found:
+        if a.fits and a.params != p and a.refreshes < best.refreshes:
+            yield (
+                f"N = 2^{a.params.log_n} with {a.params.levels} levels needs {a.refreshes} "
+                f"refreshes only, at {a.seconds / best.seconds:.1f} times the seconds."
+            )
+            break
+    smaller = [a for a in found if a.params.log_n < p.log_n]
+    if smaller and not any(a.fits for a in smaller):
+        nearest = max(smaller, key=lambda a: a.bits if math.isfinite(a.bits) else -math.inf)
+        yield f"Smaller rings do not do: N = 2^{nearest.params.log_n}: {nearest.lacks}."
+    elif smaller:
+        yield "Smaller rings do, but are predicted to take longer."
+
+
+def _nothing(
+    found: Sequence[Alternative],
+    bits: float,
+    slots: int,
+    memory: float | None,
+    security: int,
+    rings: Sequence[int],
+) -> str:
+    asked = f"no parameters with N up to 2^{max(rings, default=0)} give {bits:g} bits"
+    if slots > 1 << (max(rings, default=0) - 1):
+        return f"{asked}: {slots} slots need rings=({(slots - 1).bit_length() + 1},) or larger"
+    if not found:
+        return (
+            f"{asked} at {security}-bit security: no chain with one level fits; ask for fewer bits "
+            f"or less headroom, or allow larger rings"
+        )
+    precise = [a for a in found if a.bits >= bits - _MARGIN_BITS]
+    if precise and memory is not None:
+        least = min(precise, key=lambda a: a.key_bytes)
+        return (
+            f"{asked} with keys within {_bytes(memory)}: the least is {_bytes(least.key_bytes)} "
+            f"(N = 2^{least.params.log_n}, {least.params.levels} levels); raise memory to that"
+        )
+    reached = [a for a in found if math.isfinite(a.bits)]
+    if reached:
+        best = max(reached, key=lambda a: a.bits)
+        return (
+            f"{asked}: the most is {best.bits:.1f} (N = 2^{best.params.log_n}, "
+            f"scale 2^{best.params.scale_bits}); ask for fewer bits, less headroom, or larger rings"
+        )
+    return f"{asked}: {found[0].lacks}; allow refreshes (refresh_price) or larger rings"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

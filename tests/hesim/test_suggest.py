@@ -1,0 +1,76 @@
+"""`suggest`: parameters that carry a Program at the precision asked for."""
+
+import math
+
+import numpy as np
+import pytest
+
+import hesim
+from hesim.errors import ParameterError
+
+W = np.random.default_rng(0).uniform(-1, 1, (8, 8)).astype(np.float32) / 3
+
+
+def fn(x):
+    return ((x @ W) ** 2 - x) ** 2
+
+
+@pytest.fixture(scope="module")
+def program():
+    return hesim.trace(fn, np.zeros((16, 8), np.float32))
+
+
+@pytest.fixture(scope="module")
+def suggestion(program):
+    return hesim.suggest(program, bits=20, rings=(13, 14), keys=1)
+
+
+def test_the_suggestion_meets_what_was_asked_and_is_the_cheapest_that_does(suggestion):
+    assert suggestion.bits >= 19.9
+    assert suggestion.bits < 23  # not far more than asked: that would cost levels
+    fitting = [a for a in suggestion.alternatives if a.fits]
+    assert suggestion.seconds == min(a.seconds for a in fitting)
+    assert suggestion.params.security == 128
+
+
+def test_the_prediction_is_that_of_the_compiled_circuit(program, suggestion):
+    x = np.random.default_rng(5).uniform(-1, 1, (16, 8))
+    circuit = hesim.compile(program, suggestion.params)
+    assert circuit.ledger.key_bytes == suggestion.key_bytes
+    assert circuit.ledger.refreshes == suggestion.refreshes
+    from hesim.schedule import of_circuit
+
+    found = hesim.predict(
+        program, suggestion.params, (x,), keys=4, schedule=of_circuit(program, circuit)
+    )
+    assert -math.log2(found.ops[-1].std) == pytest.approx(suggestion.bits, abs=0.5)
+
+
+def test_more_bits_take_a_larger_scale(program, suggestion):
+    finer = hesim.suggest(program, bits=28, rings=(14,), keys=1)
+    assert finer.params.scale_bits >= suggestion.params.scale_bits + 6
+    assert finer.bits >= 27.9
+
+
+def test_slots_and_memory_are_obeyed(program, suggestion):
+    wide = hesim.suggest(program, bits=20, slots=8192, rings=(13, 14), keys=1)
+    assert wide.params.slots >= 8192
+    assert all(a.params.log_n == 14 for a in wide.alternatives)
+    with pytest.raises(ParameterError, match="raise memory"):
+        hesim.suggest(program, bits=20, memory=1e3, rings=(13,), keys=1)
+
+
+def test_impossible_wishes_say_what_to_change(program):
+    with pytest.raises(ParameterError, match="fewer bits"):
+        hesim.suggest(program, bits=58, rings=(13,))
+    with pytest.raises(ParameterError, match="rings="):
+        hesim.suggest(program, bits=20, slots=1 << 15, rings=(13,))
+    with pytest.raises(ParameterError, match="security"):
+        hesim.suggest(program, bits=20, security=100)
+
+
+def test_reasons_and_table_are_in_words(suggestion):
+    text = str(suggestion)
+    assert f"scale of 2^{suggestion.params.scale_bits}" in text
+    assert sum(line.startswith("*") for line in suggestion.table().splitlines()) == 1
+    assert len(suggestion.table().splitlines()) == 1 + len(suggestion.alternatives)
