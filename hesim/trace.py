@@ -50,7 +50,8 @@ def trace(
       fn: any JAX function of pytrees of arrays: a forward pass, its `jax.grad`, a whole
         training step. Flax NNX modules are split and merged in the usual way.
       args: example arguments; only structures, shapes and dtypes matter (arrays or
-        `jax.ShapeDtypeStruct`).
+        `jax.ShapeDtypeStruct`). JAX rounds the function's own constants to float32 on the way;
+        trace under `jax.enable_x64(True)` to keep them in double precision.
       encrypted: which arguments are encrypted: argument numbers as in `jax.grad`, or a pytree of
         bools that is a prefix of the tuple of arguments.
       name: shown in listings; the function's own name by default.

@@ -33,7 +33,7 @@ class _Mixed(Exception):
 
 
 def candidates(program: Program) -> Iterator[dict[int, int | None]]:
-    """Guesses at the batch axis of the encrypted inputs: axis 0 of all of one size, or of one input.
+    """Guesses at the batch axis of the encrypted inputs: axis 0 of all of one size, or of one.
 
     Two sizes may agree by accident, as those of a batch and of an encrypted matrix.
     """
