@@ -170,6 +170,8 @@ def composite(
     squarings: int | None = None,
     degree: int | None = None,
     steps: int | None = None,
+    depth: int | None = None,
+    products: int | None = None,
 ) -> Composite:
     """Builds a composite approximation.
 
@@ -190,6 +192,8 @@ def composite(
       squarings: the k of exp_squaring.
       degree: of the seed of exp_squaring and inv_sqrt.
       steps: Newton steps of inv_sqrt.
+      depth: sign, relu and abs only: levels allowed; without tol, the least error within them.
+      products: sign, relu and abs only: products of two ciphertexts allowed.
 
     Raises:
       ApproxError: an unknown kind or missing knobs.
@@ -204,10 +208,9 @@ def composite(
         from approx import signs
 
         if kind == "sign":
-            return signs.sign(intervals, tol, degrees)
-        if kind == "abs":
-            return signs.absolute(intervals, tol, degrees, gap)
-        return signs.relu(intervals, tol, degrees, gap)
+            return signs.sign(intervals, tol, degrees, depth, products)
+        make = signs.absolute if kind == "abs" else signs.relu
+        return make(intervals, tol, degrees, gap, depth, products)
     if kind == "exp_squaring":
         from approx import squaring
 
