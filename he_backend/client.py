@@ -7,6 +7,7 @@ and the exchange ends; what went wrong, with the operation and its source line, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import socket
@@ -23,7 +24,7 @@ from he_backend.machines.checks import carried
 from he_backend.machines.protocol import Machine
 from he_backend.memory import peak_bytes
 from he_backend.protocol import receive, send
-from he_backend.store import write_whole
+from he_backend.store import write_values
 from hesim.circuit.circuit import Circuit
 
 __all__ = ["KeyHolder", "main"]
@@ -87,7 +88,7 @@ class KeyHolder:
         if self.values is None:
             self.decrypted[c] = vector
         else:
-            write_whole(self.values / f"v{c}.f64", vector.tobytes())
+            write_values(self.values, c, vector)
 
     def _checked(self, c: int, cipher: Any) -> np.ndarray:
         vector = self.machine.decrypt(cipher)
@@ -128,7 +129,10 @@ class _Client:
         self.components = components_of(circuit)
         self.holder = KeyHolder(circuit, machine, inputs, ranges, folder / "values")
         self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.server.connect(config["socket"])
+        try:
+            self.server.connect(config["socket"])
+        except OSError as error:
+            raise ProtocolError(f"the server is gone: {error}") from error
         send(self.server, {"type": "hello", "role": "client"})
         send(control, {"type": "ready", "pid": os.getpid()})
 
@@ -160,7 +164,7 @@ class _Client:
             send(self.control, {"type": "error", "error": to_message(error)})
             send(self.server, {"type": "refused"})
             return
-        except (RuntimeError, ValueError, OSError, KeyError, IndexError) as error:
+        except Exception as error:  # whatever it is, the server must see the same word
             send(self.control, {"type": "error", "error": to_message(error)})
             send(self.server, {"type": "refused"})
             return
@@ -201,9 +205,12 @@ def main() -> None:
     control = socket.socket(fileno=os.dup(0))
     try:
         client = _Client(control)
-    except BackendError as error:
-        send(control, {"type": "error", "error": to_message(error)})
+    except ProtocolError as error:  # the server, or the caller, knows why
         raise SystemExit(1) from error
+    except Exception as error:
+        with contextlib.suppress(ProtocolError):
+            send(control, {"type": "error", "error": to_message(error)})
+        raise
     try:
         client.serve()
     except ProtocolError:

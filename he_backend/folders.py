@@ -2,7 +2,8 @@
 
     run_dir/            server: circuit.npz, operands/, keys/ (public, relinearization, rotation),
                         store/, journal.jsonl, run.json, server.log
-    run_dir.client/     client only, mode 0700: secret.key (0600), public.key, inputs/, values/
+    run_dir.client/     client only, mode 0700: secret.key (0600), public.key, keys.json, run.json,
+                        inputs/, values/
 
 The secret key never enters `run_dir`.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 from he_backend.errors import BlobError, RunFolderError
 
-__all__ = ["Folders", "clean_environment", "digest_of", "verify_files"]
+__all__ = ["Folders", "clean_environment", "digest_of", "read_json", "verify_files"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class Folders:
 
     @classmethod
     def of(cls, run_dir: str | os.PathLike, client_dir: str | os.PathLike | None = None) -> Folders:
-        """The folders of a run, made if absent. Raises RunFolderError if one contains the other."""
+        """The folders of a run, made if absent.
+
+        Raises:
+          RunFolderError: one contains the other, or they cannot be made or written.
+        """
         server = Path(run_dir).resolve()
         client = (
             Path(client_dir).resolve() if client_dir else server.with_name(server.name + ".client")
@@ -44,11 +49,20 @@ class Folders:
             raise RunFolderError(
                 f"the client's folder {client} and the server's {server} must be apart"
             )
-        for folder in (server, server / "operands", server / "keys", server / "store"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in (client, client / "inputs", client / "values"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        client.chmod(0o700)
+        folder = server
+        try:
+            for folder in (server, server / "operands", server / "keys", server / "store"):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (client, client / "inputs", client / "values"):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            client.chmod(0o700)
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder} cannot be made ({error.strerror}); choose another run_dir"
+            ) from error
+        for folder in (server, client):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise RunFolderError(f"{folder} cannot be written to; choose another run_dir")
         return cls(server, client)
 
     @property
@@ -87,6 +101,20 @@ class Folders:
     def values(self) -> Path:
         return self.client / "values"
 
+    @property
+    def client_identity(self) -> Path:
+        return self.client / "run.json"
+
+    @property
+    def client_keys(self) -> Path:
+        return self.client / "keys.json"
+
+    def forget(self) -> None:
+        """Remove the work of earlier attempts: what was computed, and what was decrypted."""
+        self.journal.unlink(missing_ok=True)
+        for path in (*self.store.glob("c*.ct"), *self.values.glob("v*.f64")):
+            path.unlink(missing_ok=True)
+
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
@@ -103,13 +131,25 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     for name, (size, digest) in manifest.items():
         path = folder / name
         if not path.exists() or path.stat().st_size != size:
-            raise BlobError(f"the key file {name} is missing or truncated; make the keys again")
+            raise BlobError(f"the key file {name} is missing or truncated; {_remedy(folder)}")
         if digest_of(path) != digest:
-            raise BlobError(f"the key file {name} was altered; make the keys again")
+            raise BlobError(f"the key file {name} was altered; {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove {folder / 'keys.json'} to make new keys, which starts the run afresh"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """An object from a JSON file. Raises RunFolderError if it is gone or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        text = f"{path} cannot be read ({error}); remove it to start afresh"
+        raise RunFolderError(text) from None
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{path} is damaged; remove it to start afresh")
+    return found
 
 
 def clean_environment() -> dict[str, str]:

@@ -7,9 +7,11 @@ server starts, so no process that evaluates ever held the secret key.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -25,11 +27,14 @@ from he_backend.folders import (
     read_json,
     verify_files,
 )
+from he_backend.store import write_whole
 from hesim.params import CKKSParams
 
 __all__ = ["ensure_keys", "params_of"]
 
 _SERVER_FILES = ("public.key", "relin.key", "rotation.key")
+_CLIENT_FILES = ("public.key", "secret.key")
+_PR_SET_PDEATHSIG = 1
 
 
 def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int]) -> float:
@@ -43,17 +48,30 @@ def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int]) -> f
     Returns:
       Seconds it took, 0 if the keys were there.
 
+    New keys cannot read what was computed under others: the work of earlier attempts is removed.
+
     Raises:
+      BlobError: a key file is missing, truncated, altered, or the client's is of another pair.
       BackendError: the key process failed.
     """
     wanted = {"params": dataclasses.asdict(params), "steps": sorted({int(s) for s in steps} - {0})}
     manifest = folders.keys / "keys.json"
-    if manifest.exists() and folders.secret_key.exists():
-        found = read_json(manifest)
+    if manifest.exists() and folders.client_keys.exists():
+        found, held = read_json(manifest), read_json(folders.client_keys)
         if {name: found.get(name) for name in wanted} == wanted:
             verify_files(folders.keys, found["files"])
-            return 0.0
-    job = {**wanted, "keys": str(folders.keys), "client": str(folders.client)}
+            verify_files(folders.client, held["files"])
+            if held["files"]["public.key"] == found["files"]["public.key"]:
+                return 0.0
+    manifest.unlink(missing_ok=True)
+    folders.client_keys.unlink(missing_ok=True)
+    folders.forget()
+    job = {
+        **wanted,
+        "keys": str(folders.keys),
+        "client": str(folders.client),
+        "parent": os.getpid(),
+    }
     done = subprocess.run(
         module_command("he_backend.keys"),
         input=json.dumps(job),
@@ -84,23 +102,38 @@ def main() -> None:
 
     os.umask(0o077)
     job = json.load(sys.stdin)
+    _end_with(int(job["parent"]))
     started = time.monotonic()
     keys, client = Path(job["keys"]), Path(job["client"])
     machine = PyfhelMachine.generate(params_of(job["params"]), job["steps"])
-    (keys / "keys.json").unlink(missing_ok=True)
+    for path in (*(keys / name for name in _SERVER_FILES), client / "secret.key"):
+        path.unlink(missing_ok=True)  # an existing file would keep its mode
     machine.save_keys(
         keys / "public.key", keys / "relin.key", keys / "rotation.key", client / "secret.key"
     )
     (client / "public.key").write_bytes((keys / "public.key").read_bytes())
     names = [name for name in _SERVER_FILES if (keys / name).exists()]
-    files = {name: [(keys / name).stat().st_size, digest_of(keys / name)] for name in names}
+    held = {"files": _manifest(client, _CLIENT_FILES)}
+    write_whole(client / "keys.json", json.dumps(held, indent=1).encode())
     manifest = {
         "params": job["params"],
         "steps": job["steps"],
-        "files": files,
+        "files": _manifest(keys, names),
         "seconds": time.monotonic() - started,
     }
-    (keys / "keys.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_whole(keys / "keys.json", json.dumps(manifest, indent=1).encode())
+
+
+def _manifest(folder: Path, names: Iterable[str]) -> dict[str, list]:
+    """Size and SHA-256 of each file."""
+    return {name: [(folder / name).stat().st_size, digest_of(folder / name)] for name in names}
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent ends, so that it never writes keys into a later run."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit("the run that asked for keys has ended")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ def run(
         raise BackendError(f"backend {backend!r} is unknown; use 'pyfhel' or 'slots'")
     if outside not in ("error", "warn"):
         raise BackendError(f"outside={outside!r} must be 'error' or 'warn'")
+    _check_counts(workers=(workers, 1), clients=(clients, 1), worker_deaths=(worker_deaths, 0))
+    _check_counts(keys=(keys, 1), sampled=(sampled, 0))
     circuit = _compiled(program, params, refresh_price, circuit)
     exact = exact_twin.evaluate(program, args, keep_ops=compare)
     if exact.outside and outside == "error":
@@ -132,6 +134,12 @@ def run(
         imported_jax=outcome.imported_jax,
         simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
     )
+
+
+def _check_counts(**counts: tuple[int, int]) -> None:
+    for name, (value, least) in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise BackendError(f"{name}={value!r} must be a whole number, at least {least}")
 
 
 class _Outcome:

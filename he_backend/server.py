@@ -7,6 +7,7 @@ worker that dies is replaced and its task given out again; a client that refuses
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import selectors
@@ -73,8 +74,9 @@ class Server:
         operands = [np.load(folders.operands / f"{k}.npy", mmap_mode="r") for k in range(count)]
         self.store = Store(folders.store)
         self.store.clean()
-        self.journal = Journal(folders.journal)
         self.schedule: Schedule = plan(self.circuit, config["deliver"], config["task_seconds"])
+        self.journal = Journal(folders.journal)
+        self.journal.keep(len(self.schedule.tasks))
         self.runner = TaskRunner(self.circuit, self.machine, operands, self.store)
         self.components = components_of(self.circuit)
         self.workers: list[_Peer] = []
@@ -88,9 +90,14 @@ class Server:
     # Bookkeeping of tasks
 
     def _resume(self) -> None:
-        done = set(self.journal.records) - unfinished(
-            self.schedule, set(self.journal.records), self.store
-        )
+        missing = set(self.config.get("missing", ()))  # what the client lost is delivered again
+        tasks = self.schedule.tasks
+        done = {
+            number
+            for number in self.journal.records
+            if tasks[number].kind != "deliver" or missing.isdisjoint(tasks[number].instructions)
+        }
+        done -= unfinished(self.schedule, done, self.store)
         self.skipped = len(done)
         self.done = done
         self.done_before = sum(self.schedule.tasks[number].seconds for number in done)
@@ -275,7 +282,10 @@ class Server:
         try:
             header, blobs = receive(client.link, sizes)
         except ProtocolError as error:
-            raise ClientRefusedError("the client went away") from error
+            raise ClientRefusedError(
+                "the client went away. Finished tasks are kept in a run_dir: run again with the "
+                "same one to resume"
+            ) from error
         if header.get("type") != "done" or task is None:
             raise ClientRefusedError("the client ended the exchange")
         if len(blobs) != len(makes):
@@ -392,8 +402,11 @@ def main() -> None:
         send(control, {"type": "error", "error": error.message})
     except ProtocolError:
         pass
-    except (BackendError, OSError, RuntimeError, ValueError) as error:
-        send(control, {"type": "error", "error": to_message(error)})
+    except Exception as error:
+        with contextlib.suppress(ProtocolError):
+            send(control, {"type": "error", "error": to_message(error)})
+        if not isinstance(error, BackendError):
+            raise
     finally:
         if server is not None:
             server.close()

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +31,14 @@ from he_backend.execute import Spent
 from he_backend.folders import Folders, clean_environment, digest_of, module_command, read_json
 from he_backend.keys import ensure_keys
 from he_backend.protocol import Progress, receive, send
-from he_backend.store import write_whole
+from he_backend.store import read_values, write_whole
 from hesim.circuit.circuit import Circuit
 
 __all__ = ["Job", "Result", "execute", "temporary_folders"]
 
 _STOP_SECONDS = 20.0
+_SOCKET_PATH = 80
+"""Characters of a folder's name below which a socket in it can be bound; the system takes 107."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ class Job:
     progress: Callable[[Progress], None] | None = None
     task_seconds: float = 0.1
 
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("clients", 1), ("worker_deaths", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise BackendError(f"{name}={value!r} must be a whole number, at least {least}")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -90,15 +99,11 @@ class Result:
 
     def vector(self, c: int, slots: int) -> np.ndarray:
         """float64[slots]: decrypted slot values of ciphertext c."""
-        path = self.values / f"v{c}.f64"
-        if not path.exists():
+        values = read_values(self.values, c)
+        if values is None or values.shape != (slots,):
             raise RunFolderError(
-                f"the decrypted values of ciphertext {c} are gone from {self.values}"
-            )
-        values = np.fromfile(path)
-        if values.shape != (slots,):
-            raise RunFolderError(
-                f"the decrypted values of ciphertext {c} are incomplete; start afresh"
+                f"the decrypted values of ciphertext {c} are gone from {self.values}, or damaged; "
+                f"run again with the same run_dir to make them again"
             )
         return values
 
@@ -110,7 +115,7 @@ def execute(job: Job) -> Result:
       RunFolderError: the folders belong to another computation.
       BackendError: whatever the client, the server or a worker reports, with operation and source.
     """
-    with _locked(job.folders.server / "lock"):
+    with _locked(job.folders.server / "lock"), _locked(job.folders.client / "lock"):
         _claim(job)
         _announce_keys(job)
         key_seconds = ensure_keys(job.folders, job.circuit.params, job.circuit.rotation_steps)
@@ -130,6 +135,17 @@ def execute(job: Job) -> Result:
     )
 
 
+def _last_words(log: Path) -> str:
+    """The last line that a process left in its log, in brackets."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f" ({lines[-1].strip()})" if lines else ""
+
+
 def _announce_keys(job: Job) -> None:
     """Say how many keys will be made, and how large they are, before making them."""
     if job.progress is not None and not job.folders.secret_key.exists():
@@ -141,7 +157,7 @@ def _announce_keys(job: Job) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the run folder, so that two runs never share it."""
+    """Hold a folder, so that two runs never share it."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,7 +169,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _claim(job: Job) -> None:
-    """Write the job's files, or check that the folders hold this very job."""
+    """Write the job's files, after checking that the folders hold this very job or none.
+
+    The two folders of a run carry one random name, so that the keys and values of one run are never
+    taken for those of another. What was damaged since is written anew.
+    """
     folders = job.folders
     fresh = folders.server / "circuit.new"
     job.circuit.save(fresh)
@@ -163,28 +183,45 @@ def _claim(job: Job) -> None:
         "task_seconds": job.task_seconds,
         "deliver": hashlib.sha256(np.asarray(job.deliver, np.int64).tobytes()).hexdigest(),
     }
-    secret = {"inputs": _digest(job.inputs)}
-    if folders.identity.exists():
-        if read_json(folders.identity) != identity or _client_digest(folders) != secret:
-            fresh.unlink()
-            raise RunFolderError(
-                f"{folders.server} holds a run of another program, parameters or arguments; choose "
-                f"another run_dir, or remove it and {folders.client}"
-            )
+    secret = {"inputs": _digest(job.inputs), "server": str(folders.server)}
+    names = _names(folders, identity, secret)
+    if names is None:
         fresh.unlink()
-        return
+        raise RunFolderError(
+            f"{folders.server} holds a run of another program, parameters or arguments, or with "
+            f"another client folder; choose another run_dir, or remove it and {folders.client}"
+        )
     os.replace(fresh, folders.circuit)
     for k, operand in enumerate(job.operands):
         np.save(folders.operands / f"{k}.npy", np.asarray(operand, np.float64))
     for k, values in enumerate(job.inputs):
         np.save(folders.inputs / f"{k}.npy", np.asarray(values, np.float64))
-    write_whole(folders.client / "inputs.json", json.dumps(secret).encode())
-    write_whole(folders.identity, json.dumps(identity).encode())
+    if names:
+        return
+    folders.forget()
+    (folders.keys / "keys.json").unlink(missing_ok=True)
+    name = {"name": uuid.uuid4().hex}
+    write_whole(folders.client_identity, json.dumps({**secret, **name}).encode())
+    write_whole(folders.identity, json.dumps({**identity, **name}).encode())
 
 
-def _client_digest(folders: Folders) -> dict[str, Any]:
-    path = folders.client / "inputs.json"
-    return read_json(path) if path.exists() else {}
+def _names(folders: Folders, identity: dict[str, Any], secret: dict[str, Any]) -> str | None:
+    """The name of the run that the folders hold, "" if they hold none, None if another one.
+
+    Raises:
+      RunFolderError: the client's folder belongs to a run folder that is still there.
+    """
+    held = read_json(folders.client_identity) if folders.client_identity.exists() else {}
+    found = read_json(folders.identity) if folders.identity.exists() else {}
+    name = found.pop("name", None)
+    if found and name is not None and held.get("name") == name:
+        return name if found == identity and held.get("inputs") == secret["inputs"] else None
+    home = Path(held.get("server", folders.server))
+    if home != folders.server and (home / folders.identity.name).exists():
+        raise RunFolderError(
+            f"{folders.client} holds the keys of the run in {home}; choose another client_dir"
+        )
+    return None if found else ""
 
 
 def _digest(arrays: Sequence[np.ndarray]) -> str:
@@ -214,7 +251,10 @@ class _Processes:
         self.children: list[_Child] = []
 
     def __enter__(self) -> _Processes:
-        self.sockets = Path(tempfile.mkdtemp(prefix="he-"))
+        place = tempfile.gettempdir()
+        self.sockets = Path(
+            tempfile.mkdtemp(prefix="he-", dir=place if len(place) < _SOCKET_PATH else "/tmp")
+        )
         try:
             self._start()
         except BaseException:
@@ -234,6 +274,7 @@ class _Processes:
                 "workers": job.workers,
                 "worker_deaths": job.worker_deaths,
                 "deliver": [int(c) for c in job.deliver],
+                "missing": self._missing(),
                 "task_seconds": job.task_seconds,
             },
         )
@@ -252,6 +293,12 @@ class _Processes:
             send(link, config)
         for child in self.children[1:]:
             self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
+
+    def _missing(self) -> list[int]:
+        """Ciphertexts to deliver whose decrypted values are not there, or damaged."""
+        values, slots = self.job.folders.values, self.job.circuit.slots
+        read = ((int(c), read_values(values, int(c))) for c in self.job.deliver)
+        return [c for c, vector in read if vector is None or vector.shape != (slots,)]
 
     def _spawn(self, name: str, module: str, folder: Path) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -283,9 +330,10 @@ class _Processes:
             if reported is not None:
                 raise reported from error
             folder = self.job.folders.server if name == "server" else self.job.folders.client
+            log = folder / f"{name.replace(' ', '')}.log"
             raise BackendError(
-                f"the {name} process ended unexpectedly; see {name.replace(' ', '')}.log in "
-                f"{folder}. Finished tasks are kept: run again with the same run_dir to resume"
+                f"the {name} process ended unexpectedly{_last_words(log)}; see {log}. Finished "
+                f"tasks are kept in a run_dir: run again with the same one to resume"
             ) from error
 
     def _pending_error(self, besides: str) -> BackendError | None:

@@ -6,6 +6,7 @@ hold what later tasks need. Files of other runs never mix, since a run has a fol
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -13,9 +14,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from he_backend.errors import RunFolderError
+import numpy as np
 
-__all__ = ["Journal", "Store", "write_whole"]
+from he_backend.errors import RunFolderError
+from he_backend.execute import Spent
+
+__all__ = ["Journal", "Store", "read_values", "write_values", "write_whole"]
+
+_DIGEST_BYTES = 32
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -23,6 +29,22 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+def write_values(folder: Path, cipher: int, vector: np.ndarray) -> None:
+    """Keep the decrypted slot values of a ciphertext, with their SHA-256."""
+    data = np.ascontiguousarray(vector, np.float64).tobytes()
+    write_whole(folder / f"v{cipher}.f64", data + hashlib.sha256(data).digest())
+
+
+def read_values(folder: Path, cipher: int) -> np.ndarray | None:
+    """float64[slots]: what `write_values` kept; None if it is gone or damaged."""
+    try:
+        data = (folder / f"v{cipher}.f64").read_bytes()
+    except FileNotFoundError:
+        return None
+    values, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    return np.frombuffer(values) if hashlib.sha256(values).digest() == digest else None
 
 
 class Store:
@@ -66,7 +88,7 @@ class Store:
 
 
 class Journal:
-    """Finished tasks, one JSON line each; a torn last line is ignored.
+    """Finished tasks, one JSON line each; those on torn or damaged lines run again.
 
     Attributes:
       seconds: wall-clock seconds of the attempts before this one.
@@ -84,19 +106,28 @@ class Journal:
     def _read(self) -> None:
         if not self.path.exists():
             return
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
         latest = 0.0
-        for line in whole.splitlines():
-            record = json.loads(line)
-            if "attempt" in record:
-                self.seconds, latest = self.seconds + latest, 0.0
-            else:
-                latest = float(record["wall"])
-                self.records[int(record["task"])] = record
+        for line in whole.split(b"\n"):
+            try:
+                record = json.loads(line)
+                if "attempt" in record:
+                    self.seconds, latest = self.seconds + latest, 0.0
+                    continue
+                number, wall = int(record["task"]), float(record["wall"])
+                Spent.from_message(record)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+            latest = wall
+            self.records[number] = record
         self.seconds += latest
-        if len(whole) != len(text):
-            write_whole(self.path, whole.encode())
+        if len(whole) != len(data):
+            write_whole(self.path, whole)
+
+    def keep(self, tasks: int) -> None:
+        """Drop records of tasks that do not exist; `tasks` are numbered from 0."""
+        self.records = {k: record for k, record in self.records.items() if 0 <= k < tasks}
 
     def finish(self, task: int, spent: dict[str, Any]) -> None:
         """Record that `task` is done and what it spent; its results are in the store by now."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.errors import BackendError, ProtocolError, to_message
+from he_backend.errors import ProtocolError, to_message
 from he_backend.execute import Executor, Spent, components_of
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.protocol import Machine
@@ -112,9 +112,7 @@ def _loop(link: socket.socket, runner: TaskRunner, tasks: Sequence[Task]) -> Non
         header, _ = receive(link)
         try:
             answer: dict[str, Any] = runner.run(tasks[int(header["task"])]).to_message()
-        except BackendError as error:
-            answer = {"error": to_message(error)}
-        except (RuntimeError, ValueError, OSError, MemoryError, KeyError, IndexError) as error:
+        except Exception as error:
             answer = {"error": to_message(error)}
         answer["grown"] = max(0, peak_bytes() - shared)
         answer["jax"] = "jax" in sys.modules

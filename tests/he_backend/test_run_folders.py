@@ -1,0 +1,222 @@
+"""Damaged, shared and foreign run folders: made good, or refused; never another run's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from he_backend import store
+from he_backend.errors import BackendError, BlobError, RunFolderError
+from he_backend.folders import Folders, clean_environment
+from he_backend.session import Job, execute
+from he_backend.store import Journal, read_values, write_values
+
+
+@pytest.fixture
+def job(draft, rng, tmp_path):
+    x, w = rng.uniform(-1, 1, (2, draft.slots))
+    a = draft.input(x)
+    b = draft.rescale(draft.dot_plain((a, w)))
+    made = draft.circuit(b)
+    folders = Folders.of(tmp_path / "run", tmp_path / "client")
+    return Job(made, [b], [x], draft.operands, folders, workers=1, clients=1)
+
+
+def assert_right(job, result, operand=None):
+    expected = job.inputs[0] * (job.operands[0] if operand is None else operand)
+    vector = result.vector(job.deliver[0], job.circuit.slots)
+    np.testing.assert_allclose(vector, expected, atol=2.0**-20)
+
+
+def changed(job, **changes):
+    return dataclasses.replace(job, **changes)
+
+
+def test_a_client_folder_serves_one_run_only(job, tmp_path):
+    """Its keys and values are of that run: another one would overwrite them, or read them."""
+    assert_right(job, execute(job))
+    other = Folders.of(tmp_path / "other", job.folders.client)
+    with pytest.raises(RunFolderError, match="holds the keys of the run in"):
+        execute(changed(job, operands=[job.operands[0] + 1], folders=other))
+    again = execute(job)
+    assert again.skipped == again.tasks
+    assert_right(job, again)
+
+
+def test_a_client_folder_of_a_removed_run_is_used_again(job, tmp_path):
+    execute(job)
+    job.folders.server.rename(tmp_path / "elsewhere")
+    operand = job.operands[0] + 1
+    folders = Folders.of(tmp_path / "other", job.folders.client)
+    result = execute(changed(job, operands=[operand], folders=folders))
+    assert result.skipped == 0
+    assert_right(job, result, operand)
+    with pytest.raises(RunFolderError, match="holds the keys of the run in"):
+        execute(changed(job, folders=Folders.of(tmp_path / "elsewhere", job.folders.client)))
+
+
+def test_a_lost_identity_never_revives_old_work(job):
+    """Without run.json nobody knows what the journal belongs to."""
+    execute(job)
+    job.folders.identity.unlink()
+    operand = job.operands[0] + 1
+    result = execute(changed(job, operands=[operand]))
+    assert result.skipped == 0
+    assert_right(job, result, operand)
+
+
+@pytest.mark.parametrize("name", ["circuit.npz", "operands/0.npy", "inputs/0.npy"])
+@pytest.mark.parametrize("how", ["delete", "truncate", "alter"])
+def test_damaged_job_files_are_written_anew(job, name, how):
+    execute(job)
+    job.folders.journal.unlink()
+    folder = job.folders.client if name.startswith("inputs") else job.folders.server
+    damage(folder / name, how)
+    assert_right(job, execute(job))
+
+
+@pytest.mark.parametrize("how", ["delete", "truncate", "alter"])
+def test_damaged_values_are_delivered_again(job, how):
+    execute(job)
+    damage(job.folders.values / f"v{job.deliver[0]}.f64", how)
+    result = execute(job)
+    assert result.skipped < result.tasks
+    assert_right(job, result)
+
+
+@pytest.mark.parametrize("how", ["truncate", "alter"])
+@pytest.mark.parametrize("name", ["secret.key", "public.key"])
+def test_damaged_client_keys_are_named_and_can_be_made_again(job, name, how):
+    execute(job)
+    damage(job.folders.client / name, how)
+    with pytest.raises(BlobError, match=f"{name} .*remove .*keys.json"):
+        execute(job)
+    job.folders.client_keys.unlink()
+    result = execute(job)
+    assert result.skipped == 0 and result.key_seconds > 0
+    assert_right(job, result)
+
+
+def test_new_keys_discard_what_was_computed_under_the_old_ones(job):
+    execute(job)
+    (job.folders.keys / "keys.json").unlink()
+    result = execute(job)
+    assert result.skipped == 0
+    assert_right(job, result)
+
+
+def test_keys_of_another_pair_are_not_used(job, tmp_path):
+    execute(job)
+    folders = Folders.of(tmp_path / "second")
+    execute(changed(job, folders=folders))
+    for name in ("secret.key", "public.key", "keys.json"):
+        (folders.client / name).replace(job.folders.client / name)
+    result = execute(job)
+    assert result.key_seconds > 0 and result.skipped == 0
+    assert_right(job, result)
+
+
+@pytest.mark.parametrize("name", ["run.json", "keys/keys.json"])
+def test_damaged_json_says_which_file(job, name):
+    execute(job)
+    (job.folders.server / name).write_bytes(b"\x00\xff{")
+    with pytest.raises(RunFolderError, match=f"{name} cannot be read"):
+        execute(job)
+
+
+def test_a_secret_key_is_private_whatever_was_there_before(job):
+    job.folders.secret_key.write_bytes(b"old")
+    job.folders.secret_key.chmod(0o644)
+    execute(job)
+    assert job.folders.secret_key.stat().st_mode & 0o777 == 0o600
+
+
+def test_damaged_journal_lines_cost_their_tasks_only(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    good = '{"task": %d, "wall": 1.0, "counts": {}, "seconds": {}}\n'
+    odd = ["[1]\n", "7\n", '{"task": 1}\n', '{"task": 2, "wall": 1, "counts": 3}\n', "\x00\x00\n"]
+    path.write_text(good % 0 + "".join(odd) + good % 5 + good % 99)
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
+    journal = Journal(path)
+    journal.keep(6)
+    assert sorted(journal.records) == [0, 5]
+
+
+def test_values_carry_a_digest(tmp_path):
+    vector = np.arange(4.0)
+    write_values(tmp_path, 3, vector)
+    np.testing.assert_array_equal(read_values(tmp_path, 3), vector)
+    damage(tmp_path / "v3.f64", "alter")
+    assert read_values(tmp_path, 3) is None and read_values(tmp_path, 4) is None
+
+
+@pytest.mark.parametrize(
+    "counts", [{"workers": 0}, {"workers": -1}, {"clients": 0}, {"workers": 1.5}]
+)
+def test_a_run_without_processes_is_refused(job, counts):
+    (name,) = counts
+    with pytest.raises(BackendError, match=f"{name}=.*at least 1"):
+        changed(job, **counts)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="file.* cannot be made"):
+        Folders.of(tmp_path / "file")
+
+
+def test_a_long_folder_of_temporary_files(job, tmp_path, monkeypatch):
+    """A socket's path has room for about a hundred characters."""
+    place = tmp_path / ("t" * 120)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    assert_right(job, execute(job))
+
+
+def test_a_key_process_whose_parent_is_gone_makes_no_keys(job):
+    message = '{"parent": 1, "keys": "k", "client": "c", "params": {}, "steps": []}'
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "he_backend.keys"],
+        input=message,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        check=False,
+    )
+    assert done.returncode and "has ended" in done.stderr
+
+
+def test_a_failing_process_leaves_its_last_words(job, monkeypatch):
+    """The folder of a temporary run is gone by the time that its error is read."""
+
+    def broken(self, link, name):
+        log = self.job.folders.server / "server.log"
+        log.write_text("Traceback\nOddError: what went wrong\n")
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return type(self)._receive(self, ours, name)
+
+    monkeypatch.setattr("he_backend.session._Processes._first", broken)
+    with pytest.raises(BackendError, match="OddError: what went wrong"):
+        execute(job)
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "delete":
+        path.unlink()
+        return
+    data = bytearray(path.read_bytes())
+    if how == "truncate":
+        del data[len(data) // 2 :]
+    else:
+        data[-5] ^= 16
+    store.write_whole(path, bytes(data))
+    os.chmod(path, 0o600)
