@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "CKKSParams": "hesim.params",
     "Calibration": "hesim.calibrate",
+    "Certificate": "hesim.certify",
     "Circuit": "hesim.circuit.circuit",
     "HesimError": "hesim.errors",
     "LayoutError": "hesim.errors",
@@ -24,6 +25,7 @@ _HOMES = {
     "TraceError": "hesim.errors",
     "ValueOverflowError": "hesim.calibrate",
     "calibrate": "hesim.calibrate",
+    "certify": "hesim.certify",
     "compile": "hesim.circuit.compile",
     "predict": "hesim.simulate",
     "refresh": "hesim.refresh",
@@ -35,6 +37,7 @@ _HOMES = {
 __all__ = [
     "CKKSParams",
     "Calibration",
+    "Certificate",
     "Circuit",
     "HesimError",
     "LayoutError",
@@ -46,6 +49,7 @@ __all__ = [
     "TraceError",
     "ValueOverflowError",
     "calibrate",
+    "certify",
     "compile",
     "predict",
     "refresh",
@@ -56,6 +60,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration, ValueOverflowError, calibrate
+    from hesim.certify import Certificate, certify
     from hesim.circuit.circuit import Circuit
     from hesim.circuit.compile import compile
     from hesim.errors import (

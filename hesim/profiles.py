@@ -28,6 +28,7 @@ class NoiseProfile:
       rounding_variance: variance of rounding a coefficient to the nearest integer.
       digit_primes: data primes in one key-switching digit.
       centred_digits: whether digits lie around zero; if not, they lie in [0, q).
+      generator: slot j belongs to the root exp(iπ·generator^j / N).
     """
 
     name: str
@@ -37,6 +38,7 @@ class NoiseProfile:
     rounding_variance: float
     digit_primes: int
     centred_digits: bool
+    generator: int = 5
 
     def __post_init__(self) -> None:
         if self.encryption not in ENCRYPTIONS:
@@ -60,6 +62,7 @@ PROFILES: dict[str, NoiseProfile] = {
         rounding_variance=1.0 / 12.0,
         digit_primes=1,
         centred_digits=False,
+        generator=3,
     ),
 }
 

@@ -1,0 +1,128 @@
+"""`certify`: errors beside the message, against closed forms, simulation and encrypted runs."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import approx
+import hesim
+from hesim import noise as formulas
+from hesim.circuit.circuit import Circuit
+from hesim.profiles import profile
+from hesim.schedule import of_circuit
+
+pytestmark = pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
+SEAL = profile("seal")
+PARAMS = hesim.CKKSParams(13, 3, 40, 50, 60, security=None)
+GELU = approx.fit("gelu", (-4.0, 4.0), degree=7)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(16, 8)).astype(np.float32)
+W = (RNG.normal(size=(8, 8)) / 4).astype(np.float32)
+
+
+def block(x, w):
+    q = x @ w
+    return (GELU(q) * x).sum(-1) + q.sum(-1)
+
+
+def compiled(fn, *args, params=PARAMS, encrypted=(0,), **options):
+    program = hesim.trace(fn, *args, encrypted=encrypted)
+    return hesim.compile(program, params, **options)
+
+
+def rounding(level):
+    return formulas.value_std(formulas.rescale(SEAL), PARAMS, level, SEAL)
+
+
+def fresh(level):
+    return formulas.value_std(formulas.fresh(PARAMS.n, SEAL), PARAMS, level, SEAL)
+
+
+def test_a_product_has_the_closed_form():
+    x = RNG.uniform(-1, 1, 4096).astype(np.float32)
+    w = RNG.uniform(-1, 1, 4096).astype(np.float32)
+    circuit = compiled(lambda x, w: x * w, x, w)
+    found = hesim.certify(circuit, (x, w), keys=16)
+    level = found.ops[0].level
+    expected = math.hypot(fresh(level + 1) * float(np.sqrt(np.mean(w**2))), rounding(level))
+    assert found.ops[0].std == pytest.approx(expected, rel=0.03)
+    assert 3.8 < found.ops[0].q999 / found.ops[0].std < 6.0  # a normal one has 3.3
+    assert found.outputs[0] is not None
+    assert found.outputs[0].std == pytest.approx(found.ops[0].std)
+
+
+def test_a_key_given_decides_which_slots_are_bad():
+    x = RNG.uniform(-1, 1, 4096).astype(np.float32)
+    circuit = compiled(lambda x, w: x * w, x, x)
+    secrets = np.full((4, PARAMS.slots), 1.0 + 0.0j)
+    secrets[:, 100] = 3000.0
+    found = hesim.certify(circuit, (x, x), secrets=secrets)
+    assert found.keys == 4
+    assert found.ops[0].worst[0][0] == 100
+    with pytest.raises(ValueError, match="secrets"):
+        hesim.certify(circuit, (x, x), secrets=secrets[:, :7])
+
+
+def test_it_agrees_with_the_simulation_of_the_same_circuit():
+    circuit = compiled(block, X, W)
+    certified = hesim.certify(circuit, (X, W), keys=16)
+    program = circuit.program
+    simulated = hesim.predict(
+        program, PARAMS, (X, W), keys=16, schedule=of_circuit(program, circuit)
+    )
+    for op, other in zip(certified.ops, simulated.ops, strict=True):
+        if op.level >= 0:
+            assert abs(math.log2(op.std / other.std)) < 0.5, op
+    assert min(certified.spare_bits.values()) > 0
+
+
+def test_a_loaded_circuit_gives_the_same_without_jax(tmp_path):
+    circuit = compiled(block, X, W)
+    circuit.save(tmp_path / "c.npz")
+    operands = circuit.publics.evaluate(circuit.program.flatten((X, W)))
+    np.savez(tmp_path / "o.npz", *operands, x=X)
+    code = (
+        "import sys, numpy as np, hesim\n"
+        "d = np.load('o.npz'); c = hesim.Circuit.load('c.npz')\n"
+        "o = [d[k] for k in d if k != 'x']\n"
+        "f = hesim.certify(c, inputs=[d['x']], operands=o, keys=2)\n"
+        "assert 'jax' not in sys.modules\n"
+        "print(repr(f.ops[-1].std))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    again = hesim.certify(circuit, (X, W), keys=2).ops[-1].std
+    assert float(out.stdout.removeprefix("np.float64(").split(")")[0]) == pytest.approx(again)
+    loaded = Circuit.load(tmp_path / "c.npz")
+    with pytest.raises(ValueError, match="operands"):
+        hesim.certify(loaded, (X, W))
+
+
+def test_rotations_with_one_key_add_up_where_digits_have_a_mean():
+    """Sums of rotations by one step: in amplitude near ζ = 1, in variance elsewhere."""
+    loud = hesim.CKKSParams(13, 1, 40, 60, 60, security=None)
+    x = RNG.uniform(-1, 1, 4096).astype(np.float32)
+    circuit = compiled(lambda x: x.reshape(2, -1).sum(0), x, params=loud, layouts=[(0,)])
+    assert circuit.ledger.rotations >= 1
+    found = hesim.certify(circuit, (x,), keys=16)
+    # The slot of ζ itself, number 0, has 1 / |1 - ζ|² = (N / π)² against a mean of N / 4.
+    assert found.ops[-1].worst[0][1] > 10 * found.ops[-1].std
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", [3, 8])
+def test_certified_errors_are_those_of_an_encrypted_run(levels):
+    pytest.importorskip("Pyfhel")
+    run = pytest.importorskip("he_backend.run").run
+    params = hesim.CKKSParams(13, levels, 40, 50, 60, security=None)
+    circuit = compiled(block, X, W, params=params)
+    certified = hesim.certify(circuit, (X, W), keys=16)
+    report = run(circuit.program, X, W, circuit=circuit, compare=True)
+    for op, record in zip(certified.ops, report.ops, strict=True):
+        if op.level >= 0 and record.measured_std > 0:
+            count = 128  # elements: a measured std of few heavy-tailed numbers is uncertain
+            assert abs(math.log2(op.std / record.measured_std)) < 0.25 + 4 / math.sqrt(count), op
