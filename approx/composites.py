@@ -172,6 +172,7 @@ def composite(
     steps: int | None = None,
     depth: int | None = None,
     products: int | None = None,
+    multiplied: str | None = None,
 ) -> Composite:
     """Builds a composite approximation.
 
@@ -194,6 +195,9 @@ def composite(
       steps: Newton steps of inv_sqrt.
       depth: sign, relu and abs only: levels allowed; without tol, the least error within them.
       products: sign, relu and abs only: products of two ciphertexts allowed.
+      multiplied: relu and abs only: "after" takes the product with x last, "early" inside the last
+        stage (a level less, some products more); by default whichever suits the request, "after"
+        for given degrees.
 
     Raises:
       ApproxError: an unknown kind or missing knobs.
@@ -210,7 +214,7 @@ def composite(
         if kind == "sign":
             return signs.sign(intervals, tol, degrees, depth, products)
         make = signs.absolute if kind == "abs" else signs.relu
-        return make(intervals, tol, degrees, gap, depth, products)
+        return make(intervals, tol, degrees, gap, depth, products, multiplied)
     if kind == "exp_squaring":
         from approx import squaring
 

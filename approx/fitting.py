@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from approx import certify, remez
-from approx.errors import ApproxError, ToleranceError
+from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.plan import minimal_depth
 from approx.polynomial import Interval, Polynomial, affine_map, check_intervals
 from approx.targets import Target, find
@@ -19,6 +19,7 @@ from approx.targets import Target, find
 METHODS = ("minimax", "chebyshev", "least_squares")
 LARGEST_DEGREE = 511
 _REFINE_BELOW = 1e-8  # relative error from which the exchange runs on the extended residual
+_NARROWEST = 1e-10  # width of the domain by its largest point: below, u = scale x + shift is noise
 _SPOILED = 1e-5  # rounding of the coefficients, by the error, from which their tails are kept
 
 
@@ -83,8 +84,18 @@ def fit(
 def _intervals(domain: Any) -> tuple[Interval, ...]:
     spans = np.asarray(domain, dtype=object)
     if spans.shape == (2,) and not any(isinstance(v, (tuple, list)) for v in spans):
-        return check_intervals([tuple(domain)])
-    return check_intervals(domain)
+        intervals = check_intervals([tuple(domain)])
+    else:
+        intervals = check_intervals(domain)
+    low, high = intervals[0][0], intervals[-1][1]
+    if not math.isfinite(high - low):
+        raise DomainError(f"float64 cannot hold the width of ({low:g}, {high:g}); narrow it.")
+    if high - low < _NARROWEST * max(abs(low), abs(high)):
+        raise DomainError(
+            f"float64 cannot tell the points of ({low!r}, {high!r}) apart; shift the variable so "
+            "that the domain lies about 0, or widen it."
+        )
+    return intervals
 
 
 def _largest_degree(

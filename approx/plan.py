@@ -248,10 +248,10 @@ class Structure:
         if combining >= _INFINITE:
             return _INFINITE
         used: set[int] = set()
-        self._collect(d, parity, levels, used)
-        return combining + len(_closure(used, self.pairs) - {1})
+        self.collect(d, parity, levels, used)
+        return combining + len(closure(used, self.pairs) - {1})
 
-    def _collect(self, d: int, parity: int | None, levels: int, used: set[int]) -> None:
+    def collect(self, d: int, parity: int | None, levels: int, used: set[int]) -> None:
         stride = 1 if parity is None else 2
         while d >= 1 and self.peels(d, levels):
             used.add(d)
@@ -259,8 +259,8 @@ class Structure:
         if d >= 1:
             g = self.cut(d, parity, levels)
             used.add(g)
-            self._collect(d - g, _times(parity, g), levels - 1, used)
-            self._collect(_below(g, parity), parity, levels, used)
+            self.collect(d - g, _times(parity, g), levels - 1, used)
+            self.collect(_below(g, parity), parity, levels, used)
 
 
 def _times(parity: int | None, g: int) -> int | None:
@@ -277,7 +277,7 @@ def _below(g: int, parity: int | None) -> int:
 def structure(degree: int, parity: int | None, depth: int) -> Structure:
     """The structure of fewest products for a series of this degree and parity at this depth."""
     best, fewest = None, _INFINITE
-    for powers in sorted(_families(degree, parity), key=sorted):
+    for powers in sorted(families(degree, parity), key=sorted):
         candidate = Structure(powers)
         products = candidate.total(degree, parity, depth)
         if products < fewest:
@@ -287,7 +287,7 @@ def structure(degree: int, parity: int | None, depth: int) -> Structure:
     return best
 
 
-def _families(degree: int, parity: int | None) -> set[frozenset[int]]:
+def families(degree: int, parity: int | None) -> set[frozenset[int]]:
     """Sets of indices j whose T_j are worth computing: baby steps, and giant steps by doubling."""
     top = max(degree, 1)
     limit = min(top, 2 * math.isqrt(top) + 3)
@@ -326,7 +326,7 @@ def _pairs(powers: frozenset[int]) -> tuple[dict[int, tuple[int, int]], dict[int
     return pairs, depths
 
 
-def _closure(used: set[int], pairs: dict[int, tuple[int, int]]) -> set[int]:
+def closure(used: set[int], pairs: dict[int, tuple[int, int]]) -> set[int]:
     """The T_j used, with all those that they are computed from."""
     needed: set[int] = set()
     waiting = list(used)

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from approx import certify, plan, remez, sign_table
+from approx import certify, early, plan, remez, sign_table
 from approx.composites import Composite, Node, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.polynomial import Interval, Polynomial
@@ -86,21 +86,25 @@ class Chain:
     degrees: tuple[int, ...]
 
 
-def chains(wanted: float, levels: int = _MOST_LEVELS) -> Iterator[list[Chain]]:
+def chains(
+    wanted: float, levels: int = _MOST_LEVELS, multiplied: str = ""
+) -> Iterator[list[Chain]]:
     """For each number of levels from 0, the chains of ascending products and falling gap.
 
     Args:
       wanted: largest final error of sign, below 1.
       levels: where to stop.
+      multiplied: whether a product with the input is counted: "" no, "after" the last stage (its
+        level is not counted here), "early" inside the last stage (``approx.early``).
     """
     reached: list[list[Chain]] = [[Chain(0, 0, (1.0 - wanted) / (1.0 + wanted), ())]]
     yield reached[0]
     for level in range(1, levels + 1):
         found = []
-        for degree, cost, depth in _steps():
-            if depth > level:
-                continue
-            for after in reached[level - depth]:
+        for degree, plain, plain_depth in _steps():
+            last = early.products(degree) if multiplied == "early" else plain + 1
+            for after in reached[level - plain_depth] if plain_depth <= level else []:
+                cost = last if multiplied and not after.degrees else plain
                 first = wanted if not after.degrees else (1.0 - after.gap) / (1.0 + after.gap)
                 gap = sign_table.smallest_gap(degree, first)
                 found.append(Chain(level, after.products + cost, gap, (degree, *after.degrees)))
@@ -194,17 +198,18 @@ def relu(
     gap: float | None,
     depth: int | None = None,
     products: int | None = None,
+    multiplied: str | None = None,
 ) -> Composite:
     """x * (1/2 + sign(x)/2)."""
     a, b = intervals[0][0], intervals[-1][1]
     if len(intervals) != 1 or not a < 0.0 < b:
         raise DomainError(f"relu needs one interval (a, b) with a < 0 < b, not [{a:g}, {b:g}].")
     half_width = max(-a, b)
-    extra = 1 if half_width == 1.0 else 2  # the product with x, and the affine map
-    limit = None if depth is None else depth - extra
-    most = None if products is None else products - 1
+    limit = None if depth is None else depth - (0 if half_width == 1.0 else 1)
     if degrees is not None:
-        graph = _relu_graph(intervals, half_width, degrees, gap or _balanced(degrees))
+        graph = _relu_graph(
+            intervals, half_width, degrees, gap or _balanced(degrees), multiplied or "after"
+        )
         if tol is None or graph.max_error <= tol:
             return graph
         raise ToleranceError(
@@ -214,14 +219,17 @@ def relu(
     if tol is None:
         if limit is None:
             raise ApproxError("relu needs degrees= (such as (15, 15, 27)), tol= or depth=.")
-        found = _relu_within(limit, most)
+        found = _relu_within(limit, products, multiplied)
         if found is not None:
-            return _relu_graph(intervals, half_width, found.degrees, _balanced(found.degrees))
+            gap = _balanced(found[0].degrees)
+            return _relu_graph(intervals, half_width, found[0].degrees, gap, found[1])
     for margin in _MARGINS:
-        found = None if tol is None else _relu_chain(margin * tol / half_width, limit, most)
-        if found is None or tol is None:
+        if tol is None:
             break
-        graph = _relu_graph(intervals, half_width, found.degrees, found.gap)
+        found = _relu_chain(margin * tol / half_width, limit, products, multiplied)
+        if found is None:
+            break
+        graph = _relu_graph(intervals, half_width, found[0].degrees, found[0].gap, found[1])
         if graph.max_error <= tol:
             return graph
     raise ToleranceError(
@@ -237,20 +245,37 @@ def absolute(
     gap: float | None,
     depth: int | None = None,
     products: int | None = None,
+    multiplied: str | None = None,
 ) -> Composite:
     """x * sign(x) = 2 relu(x) - x with the same sign: twice relu's error, the same levels."""
-    half = relu(intervals, None if tol is None else 0.5 * tol, degrees, gap, depth, products)
-    last = half.nodes[-2]
-    assert last.polynomial is not None
-    doubled = dataclasses.replace(last, polynomial=last.polynomial.multiplied(2.0, -1.0))
-    nodes = (*half.nodes[:-2], doubled, half.nodes[-1])
-    return dataclasses.replace(half, name="abs", nodes=nodes, max_error=2.0 * half.max_error)
+    half = relu(
+        intervals, None if tol is None else 0.5 * tol, degrees, gap, depth, products, multiplied
+    )
+    knobs = dict(half.knobs)
+    half_width = max(-intervals[0][0], intervals[-1][1])
+    return _relu_graph(
+        intervals, half_width, knobs["degrees"], knobs["gap"], knobs["multiplied"], "abs"
+    )
 
 
-def _relu_chain(relative: float, levels: int | None, products: int | None) -> Chain | None:
-    """The cheapest chain whose relu errs by at most ``relative`` on [-1, 1]."""
+def _relu_chain(
+    relative: float, levels: int | None, products: int | None, multiplied: str | None
+) -> tuple[Chain, str] | None:
+    """The cheapest chain whose relu errs by at most ``relative`` on [-1, 1], and its form."""
     goal = min(relative, 0.49)
-    for level in chains(2.0 * goal, _MOST_LEVELS if levels is None else levels):
+    most = _MOST_LEVELS if levels is None else levels
+    found: list[tuple[int, int, Chain, str]] = []
+    for form in ("early", "after") if multiplied is None else (multiplied,):
+        extra = 1 if form == "after" else 0
+        chain = _first(goal, most - extra, products, form)
+        if chain is not None:
+            found.append((chain.levels + extra, chain.products, chain, form))
+            most = chain.levels + extra
+    return min(found, key=lambda f: f[:2])[2:] if found else None
+
+
+def _first(goal: float, levels: int, products: int | None, form: str) -> Chain | None:
+    for level in chains(2.0 * goal, levels, form):
         for chain in level:
             if not chain.degrees or products is not None and chain.products > products:
                 continue
@@ -259,13 +284,15 @@ def _relu_chain(relative: float, levels: int | None, products: int | None) -> Ch
     return None
 
 
-def _relu_within(levels: int, products: int | None) -> Chain | None:
-    """The chain of least relu error within these levels and products of sign."""
-    best: Chain | None = None
+def _relu_within(
+    levels: int, products: int | None, multiplied: str | None
+) -> tuple[Chain, str] | None:
+    """The chain of least relu error within these levels and products, and its form."""
+    best: tuple[Chain, str] | None = None
     low, high = math.log(1e-8), math.log(0.4)
     for _ in range(16):
         middle = 0.5 * (low + high)
-        found = _relu_chain(math.exp(middle), levels, products)
+        found = _relu_chain(math.exp(middle), levels, products, multiplied)
         if found is None:
             low = middle
         else:
@@ -307,13 +334,29 @@ def _balanced(degrees: Sequence[int]) -> float:
 
 
 def _relu_graph(
-    intervals: tuple[Interval, ...], half_width: float, degrees: Sequence[int], gap: float
+    intervals: tuple[Interval, ...],
+    half_width: float,
+    degrees: Sequence[int],
+    gap: float,
+    multiplied: str,
+    name: str = "relu",
 ) -> Composite:
-    chain, error = stages(degrees, gap)
-    chain[-1] = chain[-1].multiplied(0.5, 0.5)
+    """x (1 + s(x)) / 2, or x s(x) for name "abs"."""
+    chain, _ = stages(degrees, gap)
     chain[0] = chain[0].rescaled(1.0 / half_width)
-    nodes = [Node("polynomial", (i,), p) for i, p in enumerate(chain)]
-    nodes.append(Node("product", (0, len(chain))))
-    knobs = (("degrees", tuple(degrees)), ("gap", gap))
-    graph = Composite("relu", intervals, tuple(nodes), math.inf, False, knobs)
-    return dataclasses.replace(graph, max_error=estimate(graph, lambda x: np.maximum(x, 0.0)))
+    share, constant = (0.5, 0.5) if name == "relu" else (1.0, 0.0)
+    if multiplied == "early" and len(chain) > 1:
+        last = chain.pop()
+        nodes = [Node("polynomial", (i,), p) for i, p in enumerate(chain)]
+        nodes.append(Node("sum", (0,), factors=(1.0,)))  # where a later factor of x goes
+        x = len(nodes)
+        nodes += early.nodes([share * c for c in last.coefficients], x, len(chain), x + 1)
+        if constant:
+            nodes.append(Node("sum", (x, len(nodes)), factors=(constant, 1.0)))
+    else:
+        chain[-1] = chain[-1].multiplied(share, constant)
+        nodes = [Node("polynomial", (i,), p) for i, p in enumerate(chain)]
+        nodes.append(Node("product", (0, len(chain))))
+    knobs = (("degrees", tuple(degrees)), ("gap", gap), ("multiplied", multiplied))
+    graph = Composite(name, intervals, tuple(nodes), math.inf, False, knobs)
+    return dataclasses.replace(graph, max_error=estimate(graph, NAMED[name]))

@@ -100,9 +100,11 @@ def _vectorized(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.nda
             with jax.enable_x64(True):
                 y = np.asarray(function(jax.numpy.asarray(x, dtype=np.float64)))
         y = np.asarray(y, dtype=np.float64)
-        if y.shape != x.shape:
-            y = np.broadcast_to(y, x.shape)
-        return y
+        if y.shape != x.shape and y.size != 1:
+            raise ApproxError(
+                f"The callable maps shape {x.shape} to {y.shape}; it must work element by element."
+            )
+        return np.broadcast_to(y, x.shape)
 
     return evaluate
 
