@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "BootstrapLaw": "hesim.bootstrap",
     "CKKSParams": "hesim.params",
     "Calibration": "hesim.calibrate",
     "Certificate": "hesim.certify",
@@ -18,6 +19,7 @@ _HOMES = {
     "HesimError": "hesim.errors",
     "LayoutError": "hesim.errors",
     "LevelError": "hesim.errors",
+    "NoiseProfile": "hesim.profiles",
     "NotHomomorphicError": "hesim.errors",
     "ParameterError": "hesim.errors",
     "Program": "hesim.program",
@@ -35,6 +37,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BootstrapLaw",
     "CKKSParams",
     "Calibration",
     "Certificate",
@@ -42,6 +45,7 @@ __all__ = [
     "HesimError",
     "LayoutError",
     "LevelError",
+    "NoiseProfile",
     "NotHomomorphicError",
     "ParameterError",
     "Program",
@@ -59,6 +63,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hesim.bootstrap import BootstrapLaw
     from hesim.calibrate import Calibration, ValueOverflowError, calibrate
     from hesim.certify import Certificate, certify
     from hesim.circuit.circuit import Circuit
@@ -72,6 +77,7 @@ if TYPE_CHECKING:
         TraceError,
     )
     from hesim.params import CKKSParams
+    from hesim.profiles import NoiseProfile
     from hesim.program import Program
     from hesim.refresh import refresh
     from hesim.simulate import predict, simulate

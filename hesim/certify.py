@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from hesim import noise as formulas
+from hesim.bootstrap import law
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.noise import Noise
 from hesim.profiles import NoiseProfile
@@ -64,7 +65,7 @@ class Certificate:
 
     Attributes:
       ops: one per operation of the Circuit, cumulative: errors from all causes before it.
-      outputs: one per result leaf, None where it is public.
+      outputs: one per result leaf, None where it is public; with what decryption adds.
       keys: secret keys sampled. seconds: wall time of the whole.
       spare_bits: by level, log2 of half the modulus over the largest |message|·scale of any
         ciphertext there, intermediate ones included; negative where a run wraps around.
@@ -131,8 +132,9 @@ def certify(
         if tap.op >= 0:
             ops[tap.op] = record.certificate(*names[tap.op])
     rest = iter(walk.records[len(circuit.taps) :])
+    added = walk.profile.decryption_variance
     outputs = tuple(
-        None if tap is None else next(rest).certificate("output", str(k))
+        None if tap is None else next(rest).certificate("output", str(k), added)
         for k, tap in enumerate(circuit.outputs)
     )
     return Certificate(
@@ -238,8 +240,7 @@ class _Walk:
         elif kind == Kind.DROP:
             m[i], e[i] = m[arg[0]], e[arg[0]]
         elif kind == Kind.REFRESH:
-            m[i] = m[arg[0]]
-            e[i] = e[arg[0]] + self._drawn(formulas.fresh(self.params.n, self.profile), scale)
+            m[i], e[i] = m[arg[0]], e[arg[0]] + self._refreshed(arg[0], scale)
             self.components[i] = 2
 
     def _dot(self, i: int, left: list[int], right: list[int], factors: list[float]) -> None:
@@ -299,6 +300,15 @@ class _Walk:
             self.roundings[noise] = np.sqrt(0.5 * self.params.n * variance)
         return self.roundings[noise] * self._normal() / scale
 
+    def _refreshed(self, cipher: int, scale: float) -> np.ndarray:
+        """What a refresh adds: a new encryption by the key holder, or the profile's bootstrap."""
+        if self.profile.bootstrap is None:
+            return self._drawn(formulas.fresh(self.params.n, self.profile), scale)
+        chosen = law(self.profile.bootstrap)
+        x = self._full(self.messages[cipher]) + self.errors[cipher]
+        failed = self.rng.random((self.keys, 1)) < 2.0**chosen.log2_failure
+        return chosen.deviation(x) + np.where(failed, 1.0, chosen.std) * self._normal()
+
     def _rounded(self, scale: float, components: int) -> np.ndarray:
         if components == 2:
             return self._drawn(formulas.rescale(self.profile), scale)
@@ -311,7 +321,7 @@ class _Walk:
         in every use; the other, smaller digits' and the rounding's together.
         """
         params, n = self.params, self.params.n
-        if self.profile.digit_primes > 1 or self.profile.centred_digits:
+        if self.profile.digit_size(params.levels + 1) > 1 or self.profile.centred_digits:
             return self._drawn(formulas.key_switch(params, level, self.profile), scale)
         first = params.primes[0] / params.special
         rest = math.fsum((q / params.special) ** 2 for q in params.primes[1 : level + 1])
@@ -364,9 +374,11 @@ class _Record:
         np.add.at(self.by_slot, slots, np.mean(found**2, axis=0))
         self.sample.append(np.abs(found[:, :: self.stride]).reshape(-1))
 
-    def certificate(self, name: str, source: str) -> OpCertificate:
+    def certificate(self, name: str, source: str, added: float = 0.0) -> OpCertificate:
+        """`added`: variance of independent noise, as a multiple of the error's own."""
         if self.level < 0:
             return OpCertificate(name, source, -1, math.nan, math.inf, math.nan, ())
+        wider = math.sqrt(1.0 + added)
         each = self.squares / max(self.count, 1)
         mean, keys = float(each.mean()), len(each)
         spread = math.inf
@@ -382,10 +394,10 @@ class _Record:
             name,
             source,
             self.level,
-            math.sqrt(mean),
+            wider * math.sqrt(mean),
             spread,
-            float(np.quantile(np.concatenate(self.sample), 0.999, method="higher")),
-            tuple((int(s), float(by_slot[s])) for s in worst if by_slot[s] > 0),
+            wider * float(np.quantile(np.concatenate(self.sample), 0.999, method="higher")),
+            tuple((int(s), wider * float(by_slot[s])) for s in worst if by_slot[s] > 0),
         )
 
 

@@ -45,6 +45,8 @@ class Draws:
 
     def __init__(self, key: Any, params: CKKSParams, profile: NoiseProfile, elements: int) -> None:
         of_pool, of_secret = jax.random.split(key)
+        self._key = key
+        self._events = 0
         self._size = pool_size(elements)
         pool = jax.random.normal(of_pool, (self._size,), jnp.float32)
         secret = jax.random.exponential(of_secret, (params.slots,), jnp.float32)
@@ -83,6 +85,11 @@ class Draws:
     def plain(self, like: Any, std: float) -> Any:
         """Normal numbers of this std, as for the rounding of an encoded plaintext."""
         return std * self._filled(self._normal(like.size).astype(like.dtype), like)
+
+    def event(self, probability: float) -> Any:
+        """A bool that is true with this probability, independent of everything else."""
+        self._events += 1
+        return jax.random.bernoulli(jax.random.fold_in(self._key, self._events), probability)
 
     def _normal(self, count: int) -> Any:
         """The next numbers of the pool, as many as asked for or as there are."""

@@ -119,13 +119,15 @@ def digit_key_switch(params: CKKSParams, level: int, profile: NoiseProfile) -> f
 
     N·σ²·Σ D_i²/P² times the second moment of a digit over D_i²: 1/12 centred, 1/3 in [0, D_i).
     An un-centred digit also has a mean, which puts three quarters of this into the slots nearest
-    to ζ = 1.
+    to ζ = 1. Where a digit has several primes, P is as large as the largest digit, as libraries
+    choose it, and not the one special prime of these parameters.
     """
     moment = 1.0 / 12.0 if profile.centred_digits else 1.0 / 3.0
     primes = params.primes[: level + 1]
-    width = profile.digit_primes
+    width = profile.digit_size(params.levels + 1)
     digits = [math.prod(primes[i : i + width]) for i in range(0, len(primes), width)]
-    ratio = math.fsum((d / params.special) ** 2 for d in digits)
+    special = params.special if width == 1 else max(digits)
+    ratio = math.fsum((d / special) ** 2 for d in digits)
     return params.n * profile.error_variance * moment * ratio
 
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hesim import noise as formulas
+from hesim.bootstrap import law
 from hesim.draws import Draws
 from hesim.noise import Noise
 from hesim.params import CKKSParams
@@ -33,7 +34,7 @@ from hesim.plan_noise import Node, expand, gain, power_plan
 from hesim.profiles import NoiseProfile
 from hesim.schedule import Placement
 
-__all__ = ["FOLDED", "RULES", "Operation", "apply"]
+__all__ = ["FOLDED", "RULES", "Operation", "apply", "bootstrapped"]
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,18 @@ class Operation:
         return formulas.rescale(self.profile)
 
 
+def bootstrapped(draws: Draws, value: Any, name: str, gain: float) -> Any:
+    """A value after a bootstrap by the named law, its slots holding value / gain; a failure, one
+    event for the whole tensor, adds noise as large as the message range.
+    """
+    chosen = law(name)
+    slots = value / gain
+    size = chosen.std
+    if chosen.log2_failure > -60.0:
+        size = jnp.where(draws.event(2.0**chosen.log2_failure), 1.0, size)
+    return value + gain * (chosen.deviation(slots) + size * draws.plain(value, 1.0))
+
+
 Rule = Callable[[Operation, list[Any]], list[Any]]
 
 
@@ -300,6 +313,8 @@ def _polynomial(op: Operation, args: list[Any]) -> list[Any]:
 
 def _refresh(op: Operation, args: list[Any]) -> list[Any]:
     (out,) = op.bind(args)
+    if op.profile.bootstrap is not None:
+        return [bootstrapped(op.draws, out, op.profile.bootstrap, op.place.gain)]
     return [op.with_noise(out, formulas.fresh(op.params.n, op.profile), op.place.level)]
 
 

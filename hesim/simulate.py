@@ -26,7 +26,7 @@ from jax.extend import core
 from hesim import noise as formulas
 from hesim.draws import Draws
 from hesim.errors import ParameterError
-from hesim.noise_rules import FOLDED, Operation, apply
+from hesim.noise_rules import FOLDED, Operation, apply, bootstrapped
 from hesim.params import CKKSParams
 from hesim.predictions import OpPrediction, Prediction, predict
 from hesim.profiles import NoiseProfile
@@ -205,6 +205,12 @@ class _Walk:
         noise = formulas.fresh(self.params.n, self.profile)
         return value + gain * self.draws.noise(value, noise, self.params.scale(level))
 
+    def refreshed(self, value: Any, level: int, gain: float = 1.0) -> Any:
+        """A value after a refresh: encrypted again, or by the law of the profile's bootstrap."""
+        if self.profile.bootstrap is None:
+            return self.fresh(value, level, gain)
+        return bootstrapped(self.draws, value, self.profile.bootstrap, gain)
+
     def step(self, equation: Equation) -> list[Any]:
         """Results of one equation, with the noise that it adds."""
         if equation.encrypted and self.schedule[equation.index].shared:
@@ -221,7 +227,7 @@ class _Walk:
             if place.refreshed_after or place.shared:
                 self.early.update({v.id: x for v, x in zip(equation.outputs, out, strict=True)})
             if place.refreshed_after:
-                out = [self.fresh(x, place.level, place.gain) for x in out]
+                out = [self.refreshed(x, place.level, place.gain) for x in out]
             elif place.shared:
                 args = [self.read(v) for v in equation.inputs]
                 out = _evaluate(equation, self.wide, args)
@@ -230,7 +236,7 @@ class _Walk:
     def _noisy(self, equation: Equation) -> list[Any]:
         place = self.schedule[equation.index]
         for number in sorted(place.refreshed):
-            self.values[number] = self.fresh(
+            self.values[number] = self.refreshed(
                 self.values[number], self.params.levels, self.gains.get(number, 1.0)
             )
             self.lowered = {k: v for k, v in self.lowered.items() if k[0] != number}

@@ -1,0 +1,120 @@
+"""Bootstrap laws: what a bootstrap does to slot values, as data from published measurements.
+
+A law adds Gaussian noise of std 2^-bits per slot to messages in [-1, 1], passes them through a sine
+where one is known, and fails altogether with some probability. The sine here acts on slots; in a
+library it acts on coefficients, where a message that is spread evenly is far smaller: the law is an
+upper bound for spread messages, and right for a constant one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hesim.errors import ParameterError
+
+__all__ = ["LAWS", "BootstrapLaw", "law"]
+
+
+@dataclass(frozen=True)
+class BootstrapLaw:
+    """One published bootstrap.
+
+    Attributes:
+      name: of the law. source: where the figures come from.
+      bits: precision, -log2 of the std of the additive error of a slot.
+      sine_bits: CF of m -> C·sin(m / C), C = 2^CF / 2π; None where no sine is left over.
+      log2_failure: log2 of the probability that the result is wrong altogether; -inf if not stated.
+      levels: primes that the bootstrap itself consumes, None if not stated.
+      log_qp: of the parameter set it was measured with, None if not stated.
+    """
+
+    name: str
+    bits: float
+    sine_bits: float | None
+    log2_failure: float
+    levels: int | None
+    log_qp: int | None
+    source: str
+
+    @property
+    def std(self) -> float:
+        """Of the additive error of a slot."""
+        return 2.0**-self.bits
+
+    def deviation(self, x: Any) -> Any:
+        """C·sin(x / C) - x, the systematic part of the error; NumPy or JAX arrays."""
+        if self.sine_bits is None:
+            return 0.0
+        c = 2.0**self.sine_bits / (2.0 * math.pi)
+        if isinstance(x, (np.ndarray, float)):
+            return c * np.sin(x / c) - x
+        import jax.numpy as jnp
+
+        return c * jnp.sin(x / c) - x
+
+
+def _lattigo(name: str, bits: float, log_qp: int) -> BootstrapLaw:
+    source = "Lattigo default parameters: S2C 3, EvalMod 8, C2S 4 primes"
+    return BootstrapLaw(name, bits, None, -138.7, 15, log_qp, source)
+
+
+def _sine(name: str, cf: float, floor: float) -> BootstrapLaw:
+    bits = -math.log2(floor * 2.0**cf)
+    source = "Perseus btserr.py, measured on a 32-bit chain of FIDESlib: refit for other libraries"
+    return BootstrapLaw(name, bits, cf, -math.inf, None, None, source)
+
+
+#: By name. Sparse secrets (weight 192) unless the name says dense. The sine laws are at CF = 8.
+LAWS: dict[str, BootstrapLaw] = {
+    entry.name: entry
+    for entry in (
+        _lattigo("lattigo_40", 26.6, 1546),
+        _lattigo("lattigo_45", 32.1, 1547),
+        _lattigo("lattigo_30", 19.1, 1553),
+        _lattigo("lattigo_n15", 15.4, 768),
+        _lattigo("lattigo_dense_40", 23.8, 1767),
+        _lattigo("lattigo_dense_45", 29.8, 1788),
+        _lattigo("lattigo_dense_30", 17.8, 1793),
+        BootstrapLaw(
+            "openfhe", 18.0, None, -math.inf, None, None, "OpenFHE's example; no failures stated"
+        ),
+        BootstrapLaw(
+            "openfhe_ternary_n17",
+            18.0,
+            None,
+            -12.0,
+            None,
+            None,
+            "OpenFHE with K = 512: failures at N = 2^17; the bits are those of its example",
+        ),
+        BootstrapLaw(
+            "fideslib_meta_bts",
+            28.0,
+            None,
+            -math.inf,
+            None,
+            None,
+            "FIDESlib, two iterations of META-BTS; one iteration gives 10.9 bits",
+        ),
+        _sine("sine_dense", 8.0, 2.2e-5),
+        _sine("sine_512_slots", 8.0, 1.6e-7),
+        _sine("sine_1_slot", 8.0, 3e-9),
+    )
+}
+
+
+def law(name: str) -> BootstrapLaw:
+    """The law of that name.
+
+    Raises:
+      ParameterError: there is none.
+    """
+    if name not in LAWS:
+        raise ParameterError(
+            f"there is no bootstrap law {name!r}: use one of {', '.join(sorted(LAWS))}"
+        )
+    return LAWS[name]

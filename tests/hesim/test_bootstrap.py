@@ -1,0 +1,99 @@
+"""Bootstrap laws and the profiles of other libraries, as the simulator and certify read them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import hesim
+from hesim import noise as formulas
+from hesim.bootstrap import LAWS, law
+from hesim.errors import ParameterError
+from hesim.profiles import PROFILES, profile
+
+PARAMS = hesim.CKKSParams(14, 4, 40, 50, 60)
+X = np.random.default_rng(0).uniform(-1, 1, 8192)
+
+
+def bootstrapping(name):
+    return dataclasses.replace(profile("seal"), name="bootstrapping", bootstrap=name)
+
+
+def refreshed(name, x=X, keys=8):
+    with jax.enable_x64(True):
+        f = jax.jit(hesim.simulate(hesim.refresh, PARAMS, profile=bootstrapping(name)))
+        runs = [f(k, x) for k in jax.random.split(jax.random.key(0), keys)]
+        return np.stack(runs) - x
+
+
+@pytest.mark.parametrize("name", ["lattigo_40", "lattigo_30", "lattigo_dense_45"])
+def test_a_refresh_has_the_published_precision(name):
+    fresh = formulas.value_std(
+        formulas.fresh(PARAMS.n, profile("seal")), PARAMS, 4, profile("seal")
+    )
+    expected = np.hypot(law(name).std, fresh)
+    assert np.std(refreshed(name)) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_sine_is_left_over():
+    error = refreshed("sine_1_slot").mean(0)
+    c = 256 / (2 * np.pi)
+    # Six standard errors of a mean over eight keys.
+    tolerance = 6 * law("sine_1_slot").std / np.sqrt(8)
+    np.testing.assert_allclose(error, c * np.sin(X / c) - X, rtol=0, atol=tolerance)
+    assert np.max(np.abs(error)) > 5e-5
+
+
+def test_failures_happen_as_often_as_the_law_says(monkeypatch):
+    often = dataclasses.replace(law("lattigo_40"), name="often", log2_failure=-1.0)
+    monkeypatch.setitem(LAWS, "often", often)
+    sizes = np.std(refreshed("often", keys=64), axis=1)
+    assert 16 <= np.sum(sizes > 0.5) <= 48
+    assert np.all((sizes > 0.5) | (sizes < 1e-6))
+
+
+def output_std(circuit, **options):
+    (output,) = hesim.certify(circuit, (X,), keys=4, **options).outputs
+    assert output is not None
+    return output.std
+
+
+def test_certify_bootstraps_too():
+    program = hesim.trace(lambda x: hesim.refresh(x * x) * x, X)
+    circuit = hesim.compile(program, PARAMS)
+    assert circuit.ledger.refreshes
+    quiet = output_std(circuit)
+    loud = output_std(circuit, profile=bootstrapping("lattigo_30"))
+    assert loud == pytest.approx(law("lattigo_30").std * np.sqrt(np.mean(X**2)), rel=0.1)
+    assert quiet < loud / 100
+
+
+def test_decryption_noise_is_in_the_outputs_only():
+    program = hesim.trace(lambda x: x * x, X)
+    circuit = hesim.compile(program, PARAMS)
+    found = hesim.certify(circuit, (X,), keys=4, profile="openfhe")
+    output = output_std(circuit, profile="openfhe")
+    assert output == pytest.approx(np.sqrt(3) * found.ops[-1].std)
+
+
+def test_libraries_differ_where_they_should():
+    fresh = {
+        n: formulas.slot_std(formulas.fresh(PARAMS.n, p), PARAMS.n, p) for n, p in PROFILES.items()
+    }
+    assert fresh["lattigo"] == pytest.approx(fresh["seal"])
+    assert fresh["openfhe"] > 5 * fresh["seal"]
+    digits = {n: formulas.digit_key_switch(PARAMS, 4, p) for n, p in PROFILES.items()}
+    assert digits["seal"] / digits["lattigo"] == pytest.approx(4 * 10.5 / 3.2**2)
+    for p in PROFILES.values():
+        error = hesim.certify(_square(), (X,), profile=p, keys=2).ops[-1].std
+        assert 0 < error < 2.0**-18
+
+
+def _square():
+    return hesim.compile(hesim.trace(lambda x: x * x, X), PARAMS)
+
+
+def test_unknown_laws_are_refused():
+    with pytest.raises(ParameterError, match="lattigo_40"):
+        bootstrapping("magic")
