@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from approx.composites import Composite, composite
+    from approx.composites import Composite, composite, maximum
     from approx.errors import ApproxError, DomainError, ToleranceError
     from approx.fitting import fit
     from approx.plan import Plan, Step
@@ -22,6 +22,7 @@ __all__ = [
     "ToleranceError",
     "composite",
     "fit",
+    "maximum",
 ]
 
 _HOME = {
@@ -34,6 +35,7 @@ _HOME = {
     "ToleranceError": "errors",
     "composite": "composites",
     "fit": "fitting",
+    "maximum": "composites",
 }
 
 

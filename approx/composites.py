@@ -8,6 +8,7 @@ Lee, No and Kim 2021), ``exp_squaring``, and ``inv_sqrt`` by a seed and Newton s
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,28 @@ class Node:
         ]
         total = sum(terms[1:], terms[0])
         return total + self.constant if self.constant else total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "kind": self.kind,
+            "inputs": list(self.inputs),
+            "polynomial": None if self.polynomial is None else self.polynomial.to_dict(),
+            "factors": list(self.factors),
+            "constant": self.constant,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Node:
+        """The inverse of ``to_dict``."""
+        stored = data["polynomial"]
+        return cls(
+            data["kind"],
+            tuple(data["inputs"]),
+            None if stored is None else Polynomial.from_dict(stored),
+            tuple(data["factors"]),
+            data["constant"],
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,6 +182,48 @@ class Composite:
             sizes = np.abs(self(points))
         return float(np.max(np.where(np.isnan(sizes), np.inf, sizes)))
 
+    # --- storage --------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON keeps bit for bit."""
+        return {
+            "kind": "composite",
+            "name": self.name,
+            "intervals": [list(i) for i in self.intervals],
+            "nodes": [node.to_dict() for node in self.nodes],
+            "max_error": None if math.isinf(self.max_error) else self.max_error,
+            "certified": self.certified,
+            "knobs": [[k, list(v) if isinstance(v, tuple) else v] for k, v in self.knobs],
+            "factor": self.factor,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Composite:
+        """The inverse of ``to_dict``; raises ApproxError on anything else."""
+        try:
+            return cls(
+                data["name"],
+                tuple((a, b) for a, b in data["intervals"]),
+                tuple(Node.from_dict(n) for n in data["nodes"]),
+                math.inf if data["max_error"] is None else data["max_error"],
+                data["certified"],
+                tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in data["knobs"]),
+                data["factor"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ApproxError(
+                f"Not a stored composite ({error!r}); write it with Composite.to_json."
+            ) from error
+
+    def to_json(self) -> str:
+        """JSON text with full precision."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Composite:
+        """The composite that ``to_json`` wrote, bit for bit."""
+        return cls.from_dict(json.loads(text))
+
 
 def composite(
     kind: str,
@@ -185,14 +250,15 @@ def composite(
         "exp_squaring": exp on (a, 0): a seed for exp(x / 2^k), squared k times. With degree=1
         the seed is 1 + x / 2^k, otherwise the minimax polynomial for the error after squaring.
         "inv_sqrt": 1 / sqrt(x) on (a, b), 0 < a: a seed and Newton steps y (3 - x y^2) / 2.
+        "inv": 1 / x on (a, b) without 0: a seed and Goldschmidt's steps, one level each.
       tol: largest permitted |composite - target| on the domain; knobs not given are chosen for
         the fewest levels, then the fewest products.
       degrees: of the stages of sign, relu and abs, for instance (15, 15, 27).
       gap: relu and abs only: the half width around 0, relative to the domain's half width, where
         sign need not be right; chosen to balance the two errors if not given.
       squarings: the k of exp_squaring.
-      degree: of the seed of exp_squaring and inv_sqrt.
-      steps: Newton steps of inv_sqrt.
+      degree: of the seed of exp_squaring, inv_sqrt and inv.
+      steps: Newton steps of inv_sqrt, Goldschmidt's of inv.
       depth: sign, relu and abs only: levels allowed; without tol, the least error within them.
       products: sign, relu and abs only: products of two ciphertexts allowed.
       multiplied: relu and abs only: "after" takes the product with x last, "early" inside the last
@@ -221,9 +287,24 @@ def composite(
         return squaring.exp(intervals, tol, squarings, degree)
     if kind == "inv_sqrt":
         return _inv_sqrt(intervals, tol, degree, steps)
+    if kind == "inv":
+        from approx import inverse
+
+        return inverse.inv(intervals, tol, degree, steps)
     raise ApproxError(
-        f"Unknown composite {kind!r}; use sign, relu, abs, exp_squaring or inv_sqrt, or approx.fit."
+        f"Unknown composite {kind!r}; use sign, relu, abs, exp_squaring, inv_sqrt or inv, "
+        "or approx.fit; the maximum of two is approx.maximum."
     )
+
+
+def maximum(a: Any, b: Any, relu: Composite | Polynomial) -> Any:
+    """max(a, b) = b + relu(a - b), with relu's error; NumPy or JAX arrays of one shape.
+
+    Args:
+      a, b: values whose difference stays in relu's domain.
+      relu: from ``composite("relu", ...)`` or ``fit("relu", ...)``.
+    """
+    return b + relu(a - b)
 
 
 def estimate(graph: Composite, function: Callable[[Any], Any]) -> float:
@@ -266,7 +347,7 @@ def _rescale_products(nodes: list[Node], m: float) -> list[Node]:
 # --- 1 / sqrt(x) by Newton steps -----------------------------------------------------------------
 
 
-_SEEDS = (3, 5, 7, 9, 11, 13, 15, 19, 23, 27, 31, 39, 47, 55, 63, 95, 127)  # degrees tried
+SEEDS = (3, 5, 7, 9, 11, 13, 15, 19, 23, 27, 31, 39, 47, 55, 63, 95, 127)  # degrees tried
 
 
 def _inv_sqrt(
@@ -280,7 +361,7 @@ def _inv_sqrt(
             raise ApproxError("inv_sqrt needs degree= and steps=, or tol=.")
         return _newton((a, b), degree, steps)
     best: Composite | None = None
-    for n in [degree] if degree is not None else _SEEDS:
+    for n in [degree] if degree is not None else SEEDS:
         if best is not None and minimal_depth(n) + 1 > best.depth:
             break
         for count in [steps] if steps is not None else range(7):

@@ -177,3 +177,52 @@ BAD = [
 def test_bad_requests_say_what_to_do(kind, domain, knobs, error, words):
     with pytest.raises(error, match=words):
         approx.composite(kind, domain, **knobs)
+
+
+@pytest.mark.parametrize("domain", [(1e-3, 1), (-2, -0.01)])
+def test_goldschmidt_squares_the_relative_error_a_level_a_step(domain):
+    x = np.geomspace(*domain, 20001)
+    errors = []
+    for steps in range(4):
+        c = approx.composite("inv", domain, degree=15, steps=steps)
+        errors.append(np.max(np.abs(c(x) * x - 1)))
+        seed = c.polynomials[0]
+        assert c.depth == seed.depth + (1 + steps if steps else 0)
+        assert c.products == seed.plan.nonscalar_mults + 2 * steps
+        assert np.max(np.abs(c(x) - 1 / x)) <= c.max_error * 1.0001
+    for before, after in zip(errors, errors[1:]):
+        assert after == pytest.approx(before**2, rel=1e-6)
+
+
+def test_inv_by_tolerance_over_a_wide_range():
+    c = approx.composite("inv", (1e-3, 1), tol=1e-4)
+    x = np.geomspace(1e-3, 1, 20001)
+    assert np.max(np.abs(c(x) - 1 / x)) <= c.max_error * 1.0001 <= 1e-4
+    with pytest.raises(DomainError, match="0"):
+        approx.composite("inv", (-1, 1), tol=1e-2)
+
+
+def test_maximum_of_two():
+    relu = approx.composite("relu", (-4, 4), tol=1e-2)
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(-2, 2, (2, 10001))
+    assert np.max(np.abs(approx.maximum(a, b, relu) - np.maximum(a, b))) <= 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "domain", "knobs"),
+    [
+        ("relu", (-3, 3), {"degrees": (7, 7), "multiplied": "early"}),
+        ("sign", [(-1, -0.1), (0.1, 1)], {"degrees": (3, 7)}),
+        ("inv_sqrt", (0.01, 1), {"degree": 7, "steps": 1}),
+        ("exp_squaring", (-8, 0), {"degree": 5, "squarings": 2}),
+    ],
+)
+def test_json_keeps_every_bit(kind, domain, knobs):
+    c = approx.composite(kind, domain, **knobs).rescaled(0.3)
+    again = approx.Composite.from_json(c.to_json())
+    assert again == c
+    x = np.linspace(*c.hull, 101)
+    assert np.array_equal(again(x), c(x))
+    with pytest.raises(ApproxError, match="stored composite"):
+        approx.Composite.from_dict({"name": "relu"})
