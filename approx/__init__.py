@@ -6,36 +6,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from approx.choosing import Choice, Front, choose
     from approx.composites import Composite, composite, maximum
     from approx.errors import ApproxError, DomainError, ToleranceError
     from approx.fitting import fit
+    from approx.noise import amplification
     from approx.plan import Plan, Step
     from approx.polynomial import Polynomial
+    from approx.reporting import Report, report
 
 __all__ = [
     "ApproxError",
+    "Choice",
     "Composite",
     "DomainError",
+    "Front",
     "Plan",
     "Polynomial",
+    "Report",
     "Step",
     "ToleranceError",
+    "amplification",
+    "choose",
     "composite",
     "fit",
     "maximum",
+    "report",
 ]
 
 _HOME = {
     "ApproxError": "errors",
+    "Choice": "choosing",
     "Composite": "composites",
     "DomainError": "errors",
+    "Front": "choosing",
     "Plan": "plan",
     "Polynomial": "polynomial",
+    "Report": "reporting",
     "Step": "plan",
     "ToleranceError": "errors",
+    "amplification": "noise",
+    "choose": "choosing",
     "composite": "composites",
     "fit": "fitting",
     "maximum": "composites",
+    "report": "reporting",
 }
 
 

@@ -1,4 +1,4 @@
-"""Figures about polynomials: error curve, behaviour outside the domain, error against degree.
+"""Figures about approximations: errors, behaviour outside the domain, Pareto fronts, damage.
 
 Each function returns a matplotlib Figure that belongs to no window, for notebooks and files.
 """
@@ -16,8 +16,10 @@ from approx.targets import find
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from approx.choosing import Front
     from approx.composites import Composite
     from approx.polynomial import Polynomial
+    from approx.reporting import Report
 
 
 def error_curve(approximation: Polynomial | Composite, target: Any, count: int = 4001) -> Figure:
@@ -89,6 +91,56 @@ def error_against_degree(
     axes.set_title(f"{find(target).name} on {domain}")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend(fontsize="small")
+    return figure
+
+
+def pareto(front: Front) -> Figure:
+    """Error of each choice of ``approx.choose`` against its levels, labelled by its products."""
+    figure, axes = _figure("levels", "root mean square error on the samples")
+    for k, method in enumerate(sorted({c.method for c in front.choices})):
+        own = [c for c in front.choices if c.method == method]
+        axes.semilogy(
+            [c.levels for c in own], [c.error for c in own], "o", color=f"C{k}", label=method
+        )
+        for c in own:
+            at = (c.levels, c.error)
+            axes.annotate(str(c.products), at, (5, 3), textcoords="offset points", fontsize=7)
+    best = front.best
+    axes.plot(best.levels, best.error, "o", markersize=12, fillstyle="none", color="black")
+    axes.set_title(f"{front.target}: choices, each with its products; circled: the best")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def damage(report: Report) -> Figure:
+    """Error of each sample over x, and the samples' density, the domain shaded."""
+    figure, axes = _figure("x", "|approximation - target|")
+    for a, b in report.approximation.intervals:
+        axes.axvspan(a, b, color="C2", alpha=0.12)
+    a, b = report.approximation.hull
+    x = (
+        report.data
+        if report.samples
+        else np.linspace(1.05 * a - 0.05 * b, 1.05 * b - 0.05 * a, 999)
+    )
+    with np.errstate(all="ignore"):
+        errors = np.abs(report.approximation(x) - report.target(x))
+    axes.semilogy(x, np.maximum(errors, 1e-17), ".", markersize=3, color="C0", label="error")
+    axes.axhline(
+        report.approximation.max_error,
+        color="C3",
+        linestyle="--",
+        linewidth=0.8,
+        label=_bound_label(report.approximation),
+    )
+    if report.samples:
+        density = axes.twinx()
+        density.hist(x, bins=80, density=True, histtype="step", color="grey", linewidth=0.8)
+        density.set_ylabel("density of the samples")
+    axes.set_title(f"{_title(report.approximation)}; {report.outside:.2%} outside")
+    axes.legend(fontsize="small", loc="upper left")
     return figure
 
 
