@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
+from jax.core import Tracer
 from jax.extend import core
 
 from hesim.errors import TraceError
@@ -137,7 +138,8 @@ class Program:
         """Leaves of `args` in the order of `inputs`.
 
         Raises:
-          TraceError: the structure or a shape is not the traced one.
+          TraceError: the structure or a shape is not the traced one, or values of a leaf do not
+            fit the traced dtype (floats for integers, complex numbers, integers out of range).
         """
         leaves, tree = tree_util.tree_flatten(tuple(args))
         if tree != self.in_tree:
@@ -151,13 +153,19 @@ class Program:
                     f"{label} of {self.name} has shape {np.shape(leaf)}, but the program was "
                     f"traced with {var.shape}; trace it again for the new shape."
                 )
+            if not _fits(leaf, var):
+                raise TraceError(
+                    f"{label} of {self.name} has values of dtype "
+                    f"{getattr(leaf, 'dtype', type(leaf).__name__)} that do not fit {var.dtype}, "
+                    f"with which the program was traced; convert them, or trace it again."
+                )
         return leaves
 
     def __call__(self, *args: Any, precision: str | None = None) -> Any:
         """The function's exact result.
 
         Args:
-          args: as the traced function's.
+          args: as the traced function's; converted to the traced dtypes.
           precision: None to keep the trace's dtypes, "float64" to evaluate in float64
             (results are then NumPy arrays).
 
@@ -166,7 +174,12 @@ class Program:
         """
         flat = self.flatten(args)
         if precision is None:
-            return tree_util.tree_unflatten(self.out_tree, self.evaluate(flat))
+            with jax.enable_x64(jax.config.read("jax_enable_x64") or self._has_64_bits()):
+                given = [
+                    leaf if is_key(var) else jnp.asarray(leaf, var.dtype)
+                    for leaf, var in zip(flat, self.inputs, strict=True)
+                ]
+                return tree_util.tree_unflatten(self.out_tree, self.evaluate(given))
         if precision != "float64":
             raise TraceError(f"precision {precision!r} is unknown; use None or 'float64'.")
         with jax.enable_x64(True):
@@ -211,6 +224,12 @@ class Program:
                 env[var.id] = value
         return [env[v.id] if isinstance(v, Var) else jnp.asarray(v.value) for v in wanted]
 
+    def _has_64_bits(self) -> bool:
+        """Whether it was traced under x64, so that its equations are typed for it."""
+        made = (v for eqn in self.equations for v in eqn.outputs)
+        given = (*self.inputs, *(v for v, _ in self.consts), *made)
+        return any(not is_key(v) and v.dtype.kind in "iuf" and v.dtype.itemsize == 8 for v in given)
+
     def _needed(self, until: Sequence[Var] | None) -> Iterator[Equation]:
         if until is None:
             return iter(self.equations)
@@ -233,7 +252,7 @@ class Program:
         return self._constants.get(value.id)
 
     def _fold(self) -> None:
-        known = {var.id: wide_array(np.asarray(array)) for var, array in self.consts}
+        known = {v.id: a if is_key(v) else wide_array(np.asarray(a)) for v, a in self.consts}
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             for eqn in self.equations:
                 operands = [
@@ -324,6 +343,25 @@ def widened(flat: Sequence[Any], declared: Sequence[Var]) -> list[Any]:
         leaf if is_key(var) else np.asarray(leaf, np.float64 if _is_float(var.dtype) else var.dtype)
         for leaf, var in zip(flat, declared, strict=True)
     ]
+
+
+def _fits(leaf: Any, var: Var) -> bool:
+    """Whether an argument's values survive conversion to the declared dtype."""
+    if is_key(var):
+        return hasattr(leaf, "dtype") and is_key(leaf)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    kinds = (jnp.bool_, jnp.integer, jnp.floating)
+    rank = [k for k, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)]
+    declared = [k for k, kind in enumerate(kinds) if jnp.issubdtype(var.dtype, kind)]
+    if not declared:
+        return jnp.issubdtype(dtype, jnp.number)
+    if not rank or rank > declared:
+        return False
+    whole = declared == rank == [1] and dtype != var.dtype
+    if not whole or isinstance(leaf, Tracer) or not np.size(leaf):
+        return True
+    values, bounds = np.asarray(leaf), np.iinfo(var.dtype)
+    return int(values.min()) >= bounds.min and int(values.max()) <= bounds.max
 
 
 def _type(v: Var) -> str:

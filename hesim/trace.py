@@ -302,7 +302,7 @@ def _build(name, closed, flags, in_tree, out_tree, labels) -> Program:
         return Literal(np.asarray(v.val, aval.dtype))
 
     consts = tuple(
-        (define(v, False), np.asarray(c))
+        (define(v, False), c if is_key(v.aval) else np.asarray(c))
         for v, c in zip(jaxpr.constvars, closed.consts, strict=True)
     )
     inputs = tuple(define(v, flag) for v, flag in zip(jaxpr.invars, flags, strict=True))

@@ -17,7 +17,9 @@ from flax import nnx
 from jax import lax
 
 import approx
-from hesim import NotHomomorphicError, Program, TraceError, refresh, trace
+from he_backend import run
+from hesim import CKKSParams, NotHomomorphicError, Program, TraceError, refresh, trace
+from hesim.program import is_key
 
 X = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
 
@@ -505,3 +507,56 @@ def test_sums_over_windows_are_sums_of_slices():
     program = trace(pool, x)
     assert {op.name for op in program.ops} <= {"pad", "slice", "add"}
     np.testing.assert_allclose(program(x), pool(jnp.asarray(x)))
+
+
+@pytest.mark.parametrize(
+    "traced, given",
+    [
+        (np.int32(2), np.float32(1.7)),
+        (np.int32(2), 1.7),
+        (np.int32(2), 2**35),
+        (np.uint8(2), np.int64(-1)),
+        (np.float32(2), np.complex64(2 + 1j)),
+        (np.bool_(True), np.int32(2)),
+        (np.float32(2), "2"),
+        (jax.random.key(0), np.float32(1)),
+    ],
+)
+def test_values_that_do_not_fit_the_traced_dtype_are_refused(traced, given):
+    """They were rounded, wrapped or cut without a word."""
+
+    def fn(x, i):
+        return x * (jax.random.uniform(i) if hasattr(i, "dtype") and is_key(i) else i)
+
+    program = trace(fn, np.ones(3, np.float32), traced)
+    with pytest.raises(TraceError, match=r"args\[1\] .*do not fit"):
+        program.flatten((np.ones(3, np.float32), given))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_program_works_whether_x64_was_on_or_off_when_it_was_traced(wide):
+    def fn(x, w):
+        return (x * w + 1e-3 * w) @ np.ones((3, 2)) + jnp.arange(3).sum() * x[:, :2]
+
+    x, w = np.ones((4, 3)), np.arange(3)
+    with jax.enable_x64(wide):
+        program = trace(fn, x, w * 1.0)
+        there = program(x, w)
+    with jax.enable_x64(not wide):
+        here = program(x, w)
+    assert here.dtype == there.dtype == (np.float64 if wide else np.float32)
+    np.testing.assert_array_equal(here, there)
+
+
+def test_a_random_key_may_be_closed_over():
+    key = jax.random.key(3)
+
+    def fn(x):
+        return x * jax.random.uniform(key, x.shape)
+
+    x = np.ones(4, np.float32)
+    program = trace(fn, x)
+    np.testing.assert_array_equal(program(x), fn(x))
+    params = CKKSParams(5, 1, 30, 40, 50, security=None)
+    got = run(program, x, params=params, backend="slots").outputs
+    np.testing.assert_allclose(got, fn(x), rtol=1e-6)
