@@ -238,8 +238,8 @@ class Server:
         _, status = os.waitpid(worker.pid, 0)
         self.workers.remove(worker)
         task = worker.task
+        self.deaths[-1 if task is None else task.id] += 1
         if task is not None:
-            self.deaths[task.id] += 1
             heapq.heappush(self.ready[False], task.id)
         total = self.deaths.total()
         if total > int(self.config["worker_deaths"]) or (
@@ -339,6 +339,10 @@ class Server:
         for client in self.clients:
             client.link.close()
         self.listener.close()
+        place = Path(self.config["socket"])
+        with contextlib.suppress(OSError):  # if the caller was killed, nobody else removes them
+            place.unlink()
+            place.parent.rmdir()
         self.selector.close()
         self.journal.close()
 

@@ -37,6 +37,7 @@ from hesim.circuit.circuit import Circuit
 __all__ = ["Job", "Result", "execute", "temporary_folders"]
 
 _STOP_SECONDS = 20.0
+_LAST_WORDS_SECONDS = 2.0
 _SOCKET_PATH = 80
 """Characters of a folder's name below which a socket in it can be bound; the system takes 107."""
 
@@ -135,15 +136,21 @@ def execute(job: Job) -> Result:
     )
 
 
-def _last_words(log: Path) -> str:
-    """The last line that a process left in its log, in brackets."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-    except OSError:
+def _last_words(child: _Child | None, log: Path) -> str:
+    """How a process ended, in brackets: the signal, or the exception that its log ends with."""
+    if child is None:
         return ""
-    return f" ({lines[-1].strip()})" if lines else ""
+    try:
+        status = child.process.wait(_LAST_WORDS_SECONDS)
+    except subprocess.TimeoutExpired:
+        return ""
+    if status < 0:
+        return f" (signal {-status})"
+    with open(log, "rb") as file:
+        file.seek(child.log_start)
+        text = file.read().decode(errors="replace")
+    _, traceback, words = text.rpartition("Traceback (most recent call last)")
+    return f" ({words.strip().splitlines()[-1]})" if traceback and words.strip() else ""
 
 
 def _announce_keys(job: Job) -> None:
@@ -235,11 +242,12 @@ def _digest(arrays: Sequence[np.ndarray]) -> str:
 
 @dataclass(frozen=True)
 class _Child:
-    """A process that we started, and the link to it."""
+    """A process that we started, the link to it, and where its words begin in its log."""
 
     name: str
     process: subprocess.Popen
     link: socket.socket
+    log_start: int
 
 
 class _Processes:
@@ -303,6 +311,7 @@ class _Processes:
     def _spawn(self, name: str, module: str, folder: Path) -> socket.socket:
         ours, theirs = socket.socketpair()
         with open(folder / f"{name.replace(' ', '')}.log", "ab") as log:
+            start = log.tell()
             child = subprocess.Popen(
                 module_command(module),
                 stdin=theirs.fileno(),
@@ -313,7 +322,7 @@ class _Processes:
                 cwd=folder,
             )
         theirs.close()
-        self.children.append(_Child(name, child, ours))
+        self.children.append(_Child(name, child, ours, start))
         return ours
 
     def _first(self, link: socket.socket, name: str) -> dict[str, Any]:
@@ -331,9 +340,10 @@ class _Processes:
                 raise reported from error
             folder = self.job.folders.server if name == "server" else self.job.folders.client
             log = folder / f"{name.replace(' ', '')}.log"
+            child = next((child for child in self.children if child.name == name), None)
             raise BackendError(
-                f"the {name} process ended unexpectedly{_last_words(log)}; see {log}. Finished "
-                f"tasks are kept in a run_dir: run again with the same one to resume"
+                f"the {name} process ended unexpectedly{_last_words(child, log)}; see {log}. "
+                f"Finished tasks are kept in a run_dir: run again with the same one to resume"
             ) from error
 
     def _pending_error(self, besides: str) -> BackendError | None:

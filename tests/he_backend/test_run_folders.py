@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
@@ -196,17 +196,46 @@ def test_a_key_process_whose_parent_is_gone_makes_no_keys(job):
 
 def test_a_failing_process_leaves_its_last_words(job, monkeypatch):
     """The folder of a temporary run is gone by the time that its error is read."""
-
-    def broken(self, link, name):
-        log = self.job.folders.server / "server.log"
-        log.write_text("Traceback\nOddError: what went wrong\n")
-        ours, theirs = socket.socketpair()
-        theirs.close()
-        return type(self)._receive(self, ours, name)
-
-    monkeypatch.setattr("he_backend.session._Processes._first", broken)
-    with pytest.raises(BackendError, match="OddError: what went wrong"):
+    log = job.folders.server / "server.log"
+    log.write_text("Traceback (most recent call last)\nOldError: of an earlier attempt\n")
+    monkeypatch.setattr(
+        "he_backend.session.module_command", lambda _: [sys.executable, "-c", "1/0"]
+    )
+    monkeypatch.setattr("he_backend.session.ensure_keys", lambda *_: 0.0)
+    with pytest.raises(BackendError, match="server process ended .*ZeroDivisionError"):
         execute(job)
+
+
+def test_a_killed_process_is_said_to_be_killed(job):
+    def kill(progress):
+        if progress.processes:
+            os.kill(progress.processes["server"], signal.SIGKILL)
+
+    with pytest.raises(BackendError, match=r"server process ended unexpectedly \(signal 9\)"):
+        execute(changed(job, progress=kill))
+
+
+def test_idle_workers_that_die_count_too(job):
+    """One task that runs alone: with two workers, at least one of them is idle and dies."""
+    killed = []
+
+    def kill(progress):
+        if progress.processes and not killed:
+            killed.extend(v for k, v in progress.processes.items() if k.startswith("worker"))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    result = execute(changed(job, progress=kill, workers=2, worker_deaths=2))
+    assert_right(job, result)
+    assert result.replaced == 2
+
+
+def test_the_socket_goes_with_the_server(job, tmp_path, monkeypatch):
+    """The caller may have been killed: then it removes nothing."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("he_backend.session.shutil.rmtree", lambda *_, **__: None)
+    execute(job)
+    assert not list(tmp_path.glob("he-*"))
 
 
 def damage(path: Path, how: str) -> None:
