@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from approx import certify, remez
+from approx import certify, constrained, remez
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.plan import minimal_depth
-from approx.polynomial import Interval, Polynomial, affine_map, check_intervals
+from approx.polynomial import Interval, Polynomial, affine_map, check_intervals, clenshaw
 from approx.targets import Target, find
 
 METHODS = ("minimax", "chebyshev", "least_squares")
@@ -36,6 +36,9 @@ def fit(
     weight: Callable[[np.ndarray], np.ndarray] | None = None,
     samples: Any = None,
     ball: Callable[[Any], Any] | None = None,
+    error: str = "absolute",
+    through: Sequence[tuple[float, float]] = (),
+    bounds: tuple[float | None, float | None] = (None, None),
 ) -> Polynomial:
     """Fits a polynomial to a function.
 
@@ -57,6 +60,11 @@ def fit(
       samples: activations whose density weighs least squares; a small share of the weight stays
         on the whole domain, so that the error is bounded everywhere.
 
+      error: "absolute" or "relative": which is made smallest, and which ``tol`` bounds (the
+        relative one on a dense grid). ``max_error`` of the result is always the absolute one.
+      through: points (x, y) with p(x) = y to rounding, such as [(0, 0)]; minimax only.
+      bounds: lowest and highest value of p on the domain, or None,
+        such as (None, 1.0) for p <= 1; minimax only, and met to 1e-5 of the error.
       ball: the callable's version on complex balls (``flint.acb``), analytic wherever its result
         is finite: with it the optimum is exact beyond float64 and the error is certified.
 
@@ -75,10 +83,31 @@ def fit(
     if method not in METHODS:
         raise ApproxError(f"Unknown method {method!r}; use one of {', '.join(METHODS)}.")
     limit = _largest_degree(intervals, degree, depth, tol, affine)
+    if error not in ("absolute", "relative"):
+        raise ApproxError(f'error is "absolute" or "relative", not {error!r}.')
+    if error == "relative":
+        if weight is not None:
+            raise ApproxError("A weight and a relative error exclude each other; pass one of them.")
+        weight = _reciprocal(known, intervals)
     problem = _Problem.of(known, intervals, parity, method, affine, weight, samples)
+    if through or bounds != (None, None):
+        problem = problem.constrained(through, bounds)
     if tol is None:
         return _finish(problem.solve(limit), known)
-    return _smallest(problem, known, limit, tol)
+    return _smallest(problem, known, limit, tol, weight if error == "relative" else None)
+
+
+def _reciprocal(
+    target: Target, intervals: tuple[Interval, ...]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """1 / |f|, the weight that makes an error relative."""
+    values = target(remez.grid(intervals, 4097))
+    if np.min(values) <= 0.0 <= np.max(values):
+        raise ApproxError(
+            f"{target.name} vanishes on the domain, so no relative error is finite there; "
+            "leave a gap around its zero."
+        )
+    return lambda x: 1.0 / np.abs(target(x))
 
 
 def _intervals(domain: Any) -> tuple[Interval, ...]:
@@ -149,6 +178,8 @@ class _Problem:
     affine: str
     weight: Callable[[np.ndarray], np.ndarray] | None
     samples: np.ndarray | None
+    through: tuple[tuple[float, float], ...] = ()
+    bounds: tuple[float | None, float | None] = (None, None)
 
     @classmethod
     def of(
@@ -190,6 +221,25 @@ class _Problem:
             affine,
             weight,
             data,
+        )
+
+    def constrained(
+        self,
+        through: Sequence[tuple[float, float]],
+        bounds: tuple[float | None, float | None],
+    ) -> _Problem:
+        """The same problem under constraints on p."""
+        low, high = bounds
+        points = tuple((float(x), float(y)) for x, y in through)
+        hull = self.intervals[0][0], self.intervals[-1][1]
+        if self.method != "minimax":
+            raise ApproxError('Constraints need method="minimax".')
+        if low is not None and high is not None and not low < high:
+            raise ApproxError(f"The bounds ({low}, {high}) leave no room; give low < high.")
+        if any(not (hull[0] <= x <= hull[1] and math.isfinite(y)) for x, y in points):
+            raise ApproxError(f"The points of through= must be finite and inside {hull}.")
+        return dataclasses.replace(
+            self, through=points, bounds=(low, high), remainder=None, constant=0.0, slope=0.0
         )
 
     def indices(self, degree: int) -> list[int]:
@@ -304,9 +354,33 @@ class _Problem:
             floor=4e-16 * size,
         )
         poly = self.polynomial(found.coefficients, degree)
+        if self.through or self.bounds != (None, None):
+            return self._corrected(poly, degree, weight)
         if found.error > _REFINE_BELOW * size or self.target.ball is None:
             return poly
         return self._refined(poly, degree, weight)
+
+    def _corrected(
+        self, poly: Polynomial, degree: int, weight: Callable[[np.ndarray], np.ndarray] | None
+    ) -> Polynomial:
+        """Adds what brings the minimax polynomial under the constraints."""
+        series = np.zeros(degree + 1)
+        series[: len(poly.coefficients)] = poly.coefficients
+
+        def start(u: np.ndarray) -> np.ndarray:
+            return np.asarray(clenshaw(tuple(series.tolist()), u))
+
+        added = constrained.corrected(
+            lambda u: self.values(u, degree) - start(u),
+            start,
+            self.spans(degree),
+            self.indices(degree),
+            self.kinks(),
+            weight,
+            [(self.scale * x + self.shift, y) for x, y in self.through],
+            self.bounds,
+        )
+        return self.polynomial(series + added, degree)
 
     def _refined(
         self, poly: Polynomial, degree: int, weight: Callable[[np.ndarray], np.ndarray] | None
@@ -365,12 +439,22 @@ def _finish(poly: Polynomial, target: Target) -> Polynomial:
     return dataclasses.replace(poly, max_error=certify.estimate(poly, target))
 
 
-def _smallest(problem: _Problem, target: Target, limit: int, tol: float) -> Polynomial:
+def _smallest(
+    problem: _Problem,
+    target: Target,
+    limit: int,
+    tol: float,
+    weight: Callable[[np.ndarray], np.ndarray] | None,
+) -> Polynomial:
     """The fit of smallest degree whose error is at most tol: doubling, then bisection."""
     fits: dict[int, Polynomial] = {}
 
     def error(n: int) -> float:
         poly = problem.solve(n)
+        if weight is not None:
+            x = remez.grid(problem.intervals, 64 * (n + 8), target.kinks)
+            fits[n] = poly
+            return float(np.max(np.abs(weight(x) * (poly(x) - target(x)))))
         fits[n] = dataclasses.replace(poly, max_error=certify.estimate(poly, target))
         return fits[n].max_error
 
@@ -392,6 +476,8 @@ def _smallest(problem: _Problem, target: Target, limit: int, tol: float) -> Poly
             high = middle
         else:
             low = middle
+    if weight is not None:
+        return _finish(fits[high], target)
     for n in range(high, limit + 1):
         poly = _finish(fits[n] if n in fits else problem.solve(n), target)
         if poly.max_error <= tol:

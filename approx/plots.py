@@ -140,7 +140,7 @@ def damage(report: Report) -> Figure:
         density.hist(x, bins=80, density=True, histtype="step", color="grey", linewidth=0.8)
         density.set_ylabel("density of the samples")
     axes.set_title(f"{_title(report.approximation)}; {report.outside:.2%} outside")
-    axes.legend(fontsize="small", loc="upper left")
+    axes.legend(fontsize="small", loc="lower right")
     return figure
 
 

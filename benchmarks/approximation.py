@@ -196,7 +196,8 @@ def certificates(count: int = 10**6) -> bool:
                 largest = max(largest, float(np.max(np.abs(p(x) - f(x)))))
         rounding = 1e-14 * (1.0 + largest)
         slack = p.max_error / largest - 1.0
-        good &= largest <= p.max_error + rounding and slack <= 1e-3
+        if p.certified:
+            good &= largest <= p.max_error + rounding and slack <= 1e-3
         mark = "" if p.certified else "  estimate"
         print(f"{p!r:.44} {p.max_error:10.3e} {largest:10.3e} {slack:18.2e}{mark}")
     return good

@@ -106,3 +106,13 @@ def test_sign_within_levels():
     assert few.max_error >= errors[2]
     with pytest.raises(approx.ToleranceError, match="levels"):
         approx.composite("sign", domain, tol=1e-9, depth=5)
+
+
+@pytest.mark.parametrize("degrees", [(3, 5), (31,), (7, 15), (7, 7, 13)])
+@pytest.mark.parametrize("multiplied", ["after", "early"])
+def test_relu_is_certified_and_tight(degrees, multiplied):
+    c = approx.composite("relu", (-3, 2), degrees=degrees, multiplied=multiplied)
+    x = np.concatenate([np.linspace(-3, 2, 200001), -3 * np.geomspace(1e-5, 1, 100001)])
+    largest = np.max(np.abs(c(x) - np.maximum(x, 0)))
+    assert c.certified
+    assert largest <= c.max_error <= 1.001 * largest
