@@ -18,7 +18,7 @@ from hesim.circuit.cost import BOOTSTRAP_SECONDS
 from hesim.circuit.layout import Tensor, input_tables, stripped
 from hesim.circuit.lower import Lowering
 from hesim.circuit.publics import Publics
-from hesim.errors import LayoutError
+from hesim.errors import LayoutError, TraceError
 from hesim.params import CKKSParams
 from hesim.program import Program, Var
 
@@ -65,7 +65,13 @@ def compile(
 
     Raises:
       LevelError: levels run out and refreshes are forbidden. LayoutError: nothing fits the slots.
+      TraceError: not a Program, or not CKKSParams.
     """
+    if not isinstance(program, Program) or not isinstance(params, CKKSParams):
+        raise TraceError(
+            f"compile takes a Program and CKKSParams, not a {type(program).__name__} and a "
+            f"{type(params).__name__}: program = hesim.trace(fn, *example_args)."
+        )
     price = _price(refresh_price)
     best: tuple[float, _Compiled] | None = None
     failure: Exception | None = None

@@ -11,7 +11,7 @@ import pytest
 import approx
 from hesim import LevelError, compile, refresh, trace
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.errors import LayoutError
+from hesim.errors import LayoutError, TraceError
 
 X = np.linspace(-0.9, 0.9, 12).reshape(4, 3)
 W = np.random.default_rng(0).normal(size=(3, 3)) / 2
@@ -179,3 +179,10 @@ def test_ledger_is_readable(check):
     text = str(check(lambda x: (x @ W) * x, X).ledger)
     rows = dict(line.rsplit("  ", 1) for line in text.splitlines())
     assert {"depth", "refreshes", "rotations", "seconds"} <= {name.strip() for name in rows}
+
+
+def test_a_function_that_was_not_traced_is_refused(small_params):
+    with pytest.raises(TraceError, match=r"takes a Program .*hesim.trace"):
+        compile(deep, small_params(levels=2))  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match="not a Program and a str"):
+        compile(trace(deep, X), "large")  # type: ignore[arg-type]
