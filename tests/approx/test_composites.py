@@ -109,7 +109,7 @@ def test_a_fitted_seed_saves_levels_on_the_gaussian_kernel_domain():
 def test_newton_squares_the_relative_error():
     domain = (1e-3, 1)
     errors = []
-    x = np.geomspace(*domain, 20001)
+    x = np.geomspace(domain[0], domain[1], 20001)
     for steps in range(4):
         c = approx.composite("inv_sqrt", domain, degree=31, steps=steps)
         errors.append(np.max(np.abs(c(x) * np.sqrt(x) - 1)))
@@ -181,7 +181,7 @@ def test_bad_requests_say_what_to_do(kind, domain, knobs, error, words):
 
 @pytest.mark.parametrize("domain", [(1e-3, 1), (-2, -0.01)])
 def test_goldschmidt_squares_the_relative_error_a_level_a_step(domain):
-    x = np.geomspace(*domain, 20001)
+    x = np.geomspace(domain[0], domain[1], 20001)
     errors = []
     for steps in range(4):
         c = approx.composite("inv", domain, degree=15, steps=steps)
