@@ -46,10 +46,7 @@ class Node:
             return self.polynomial(registers[self.inputs[0]])
         if self.kind == "product":
             return registers[self.inputs[0]] * registers[self.inputs[1]]
-        terms = [
-            registers[j] if f == 1.0 else f * registers[j]
-            for f, j in zip(self.factors, self.inputs)
-        ]
+        terms = [_multiple(f, registers[j]) for f, j in zip(self.factors, self.inputs)]
         total = sum(terms[1:], terms[0])
         return total + self.constant if self.constant else total
 
@@ -74,6 +71,15 @@ class Node:
             tuple(data["factors"]),
             data["constant"],
         )
+
+
+def _multiple(factor: float, x: Any) -> Any:
+    """factor * x; for 1, -1 and 2 by operations that take no level in a traced program."""
+    if factor == 1.0:
+        return x
+    if factor == -1.0:
+        return -x
+    return x + x if factor == 2.0 else factor * x
 
 
 @dataclass(frozen=True, repr=False)

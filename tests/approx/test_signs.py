@@ -116,3 +116,18 @@ def test_relu_is_certified_and_tight(degrees, multiplied):
     largest = np.max(np.abs(c(x) - np.maximum(x, 0)))
     assert c.certified
     assert largest <= c.max_error <= 1.001 * largest
+
+
+@pytest.mark.parametrize("multiplied", ["after", "early"])
+def test_a_traced_relu_has_the_depth_and_the_values_of_the_graph(multiplied):
+    import jax
+    import jax.numpy as jnp
+
+    import hesim
+
+    c = approx.composite("relu", (-1, 1), degrees=(7, 13), multiplied=multiplied)
+    program = hesim.trace(lambda x: c(x), jnp.linspace(-1, 1, 8), encrypted=(0,))
+    assert program.depth == c.depth
+    with jax.enable_x64(True):
+        x = jnp.linspace(-1, 1, 101)
+        assert np.allclose(jax.jit(c)(x), c(np.asarray(x)), rtol=0, atol=1e-13)
