@@ -151,9 +151,12 @@ class Planner:
                 "levels (a larger ring), allow refreshes, or lower the degrees of the polynomials "
                 "on that path."
             )
-        if self.top < max((s.drop for s in costs.stages), default=0):
+        deepest = next((s for s in costs.stages if s.drop > self.top), None)
+        if deepest is not None:
             raise LevelError(
-                "the parameters have no level at all, and the computation has products."
+                f"the parameters have {self.top} levels, and {self._describe(deepest.source)} "
+                f"takes {deepest.drop} at once, which no refresh can split. Use at least "
+                f"levels={deepest.drop}."
             )
         schedules = [
             found
@@ -198,15 +201,11 @@ def _levels(
         uses = {level[u] for u in costs.users[s]}
         need = max(uses, default=0)
         run = need + stage.drop
-        limit = top if cap is None else cap
-        if s not in chosen and cap is not None and run > limit and costs.inputs[s]:
+        if cap is not None and run > cap and costs.inputs[s]:
             chosen.add(s)
-        if s in chosen and need > 0:
+        if s in chosen:
             run = stage.drop
             seconds += costs.refresh(s, need)
-        elif s in chosen:
-            run = stage.drop
-            seconds += costs.refresh(s, 0)
         if run > top:
             return s
         want[s], level[s] = need, run
@@ -269,7 +268,6 @@ class Emitted:
         self.fresh: dict[int, int] = {}
         self._versions: dict[tuple[int, int, bool], int] = {}
         self._rotations: dict[tuple[int, int], int] = {}
-        self._unit: int | None = None
 
     def push(self, kind, level, scale, terms, param, source) -> int:
         self.kind.append(kind)

@@ -186,3 +186,9 @@ def test_a_function_that_was_not_traced_is_refused(small_params):
         compile(deep, small_params(levels=2))  # type: ignore[arg-type]
     with pytest.raises(TraceError, match="not a Program and a str"):
         compile(trace(deep, X), "large")  # type: ignore[arg-type]
+
+
+def test_no_level_at_all_is_refused_by_name(small_params):
+    params = small_params(levels=0)
+    with pytest.raises(LevelError, match=r"`?mul`? at .*test_plan\.py.*levels=1"):
+        compile(trace(lambda x: x * x, np.ones(3, np.float32)), params)
