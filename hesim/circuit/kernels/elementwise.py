@@ -7,11 +7,10 @@ import numpy as np
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Pack
 from hesim.circuit.cost import relative_cost
-from hesim.circuit.kernels import linear
 from hesim.circuit.kernels import spread as spreading
 from hesim.circuit.layout import Tensor, ranks, unique_rows
 
-__all__ = ["add", "add_public", "cleaned", "explicit", "relaid", "scaled", "scaled_by_public"]
+__all__ = ["add", "add_public", "cleaned", "explicit", "scaled", "scaled_by_public"]
 
 
 def add(
@@ -79,38 +78,39 @@ def add_public(
     b: Builder, source: int, x: Tensor, operand: int, index: np.ndarray, stride: int, gain: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """x + gain * operand[index]; elements that are exactly zero must not be among them."""
-    node, column, table, layer_node = _lined_up(b, x, index)
-    if not len(layer_node):
-        return x.node, x.column
-    b.begin(source)
-    plains = _packs(b, table, operand, stride, gain, layer_node, add=True)
-    made = b.end([b.add_plain(int(n), plain) for n, plain in zip(layer_node, plains, strict=True)])
-    return np.where(node >= 0, np.asarray([*made, -1])[node], -1).astype(np.int32), column
+    return _with_public(b, source, x, (operand, index, stride, gain), add=True)
 
 
 def scaled_by_public(
     b: Builder, source: int, x: Tensor, operand: int, index: np.ndarray, stride: int, gain: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """x * gain * operand[index]: one level."""
-    node, column, table, layer_node = _lined_up(b, x, index)
+    return _with_public(b, source, x, (operand, index, stride, gain), add=False)
+
+
+def _with_public(
+    b: Builder, source: int, x: Tensor, public: tuple[int, np.ndarray, int, float], *, add: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    operand, index, stride, gain = public
+    node, table, layer_node = _lined_up(b, x, index)
     if not len(layer_node):
         return x.node, x.column
     b.begin(source)
-    plains = _packs(b, table, operand, stride, gain, layer_node, add=False)
-    made = b.end(
-        [
-            b.rescale(b.dot_plain([(int(n), plain)]))
-            for n, plain in zip(layer_node, plains, strict=True)
-        ]
-    )
-    return np.where(node >= 0, np.asarray([*made, -1])[node], -1).astype(np.int32), column
+    plains = _packs(b, table, operand, stride, gain, add=add)
+    made = []
+    for n, plain in zip(layer_node, plains, strict=True):
+        made.append(
+            b.add_plain(int(n), plain) if add else b.rescale(b.dot_plain([(int(n), plain)]))
+        )
+    made = np.asarray([*b.end(made), -1])  # row -1, an exact zero, stays one
+    return made[node].astype(np.int32), x.column
 
 
 def _lined_up(b: Builder, x: Tensor, index: np.ndarray):
     """One row of public indices per resulting ciphertext.
 
     Returns:
-      (row of each element or -1, column of each element, table (rows, columns), node of each row).
+      (row of each element or -1, table (rows, columns), node of each row).
     """
     node = x.node.reshape(-1).astype(np.int64)
     column = x.column.reshape(-1).astype(np.int64)
@@ -126,10 +126,10 @@ def _lined_up(b: Builder, x: Tensor, index: np.ndarray):
     table[row, cells[:, 1]] = cells[:, 2]
     out = np.full(len(node), -1, np.int64)
     out[live] = row[cell]
-    return out.reshape(x.node.shape), x.column, table, rows[:, 0]
+    return out.reshape(x.node.shape), table, rows[:, 0]
 
 
-def _packs(b: Builder, table, operand, stride, gain, nodes, *, add: bool):
+def _packs(b: Builder, table, operand, stride, gain, *, add: bool):
     """Plaintext per row: a scalar where one public value serves a whole ciphertext."""
     plains: list[tuple[int, int]] = [(-1, -1)] * len(table)
     scalar = np.zeros(len(table), bool)
@@ -194,16 +194,6 @@ def explicit(b: Builder, source: int, x: Tensor) -> Tensor:
     return Tensor(
         node.reshape(x.node.shape), column.reshape(x.node.shape), x.gain, x.batch_axis, x.shape
     )
-
-
-def relaid(b: Builder, source: int, x: Tensor, node: np.ndarray, column: np.ndarray) -> list[int]:
-    """Moves x to given places: `node` numbers the new ciphertexts from 0. Returns their nodes."""
-    live = x.node.reshape(-1) >= 0
-    table = np.stack(
-        [t.reshape(-1)[live].astype(np.int64) for t in (node, column, x.node, x.column)], 1
-    )
-    table = unique_rows(table)[0]
-    return linear.apply(b, source, linear.Terms(*(table[:, i] for i in range(4))), None)
 
 
 def cleaned(b: Builder, source: int, x: Tensor) -> Tensor:
