@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from approx.errors import ApproxError, DomainError, ToleranceError
-from approx.plan import minimal_depth
+from approx.errors import ApproxError, DomainError
 from approx.polynomial import Interval, Polynomial, check_intervals, is_jax
 from approx.remez import grid
-from approx.targets import NAMED
 
 
 @dataclass(frozen=True)
@@ -291,12 +289,11 @@ def composite(
         from approx import squaring
 
         return squaring.exp(intervals, tol, squarings, degree)
-    if kind == "inv_sqrt":
-        return _inv_sqrt(intervals, tol, degree, steps)
-    if kind == "inv":
+    if kind in ("inv_sqrt", "inv"):
         from approx import inverse
 
-        return inverse.inv(intervals, tol, degree, steps)
+        make = inverse.inv_sqrt if kind == "inv_sqrt" else inverse.inv
+        return make(intervals, tol, degree, steps)
     raise ApproxError(
         f"Unknown composite {kind!r}; use sign, relu, abs, exp_squaring, inv_sqrt or inv, "
         "or approx.fit; the maximum of two is approx.maximum."
@@ -348,60 +345,3 @@ def _rescale_products(nodes: list[Node], m: float) -> list[Node]:
                 raise ApproxError("Only a product of the input and a polynomial can be rescaled.")
             out[other - 1] = dataclasses.replace(out[other - 1], polynomial=poly.multiplied(m))
     return out
-
-
-# --- 1 / sqrt(x) by Newton steps -----------------------------------------------------------------
-
-
-SEEDS = (3, 5, 7, 9, 11, 13, 15, 19, 23, 27, 31, 39, 47, 55, 63, 95, 127)  # degrees tried
-
-
-def _inv_sqrt(
-    intervals: tuple[Interval, ...], tol: float | None, degree: int | None, steps: int | None
-) -> Composite:
-    a, b = intervals[0][0], intervals[-1][1]
-    if a <= 0.0 or len(intervals) > 1:
-        raise DomainError(f"inv_sqrt needs one interval (a, b) with 0 < a, not [{a:g}, {b:g}].")
-    if tol is None:
-        if degree is None or steps is None:
-            raise ApproxError("inv_sqrt needs degree= and steps=, or tol=.")
-        return _newton((a, b), degree, steps)
-    best: Composite | None = None
-    for n in [degree] if degree is not None else SEEDS:
-        if best is not None and minimal_depth(n) + 1 > best.depth:
-            break
-        for count in [steps] if steps is not None else range(7):
-            graph = _newton((a, b), n, count)
-            if graph.max_error <= tol:
-                if best is None or (graph.depth, graph.products) < (best.depth, best.products):
-                    best = graph
-                break
-    if best is None:
-        raise ToleranceError(
-            f"inv_sqrt does not reach tol={tol:g} on [{a:g}, {b:g}]; narrow the domain, or raise "
-            "degree and steps."
-        )
-    return best
-
-
-def _newton(hull: Interval, degree: int, steps: int) -> Composite:
-    from approx.fitting import fit
-
-    seed = fit(NAMED["inv_sqrt"], hull, degree=degree, weight=np.sqrt)
-    nodes = [Node("polynomial", (0,), seed), Node("sum", (0,), factors=(-0.5,))]
-    y, minus_half_x = 1, 2
-    if steps == 0:
-        nodes.pop()
-    for _ in range(steps):  # y <- 1.5 y + (-x/2 y) y^2: two levels, three products
-        n = len(nodes)
-        nodes += [
-            Node("product", (minus_half_x, y)),
-            Node("product", (y, y)),
-            Node("product", (n + 1, n + 2)),
-            Node("sum", (y,), factors=(1.5,)),
-            Node("sum", (n + 3, n + 4), factors=(1.0, 1.0)),
-        ]
-        y = n + 5
-    knobs = (("degree", degree), ("steps", steps))
-    graph = Composite("inv_sqrt", (hull,), tuple(nodes), math.inf, False, knobs)
-    return dataclasses.replace(graph, max_error=estimate(graph, NAMED["inv_sqrt"]))
