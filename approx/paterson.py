@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from approx.plan import Plan, Step, Structure, divide, finished
+from approx.plan import Plan, Structure, Writer, divide, finished
 
 LARGEST = 32  # lambda; above it the series is divided another way
 
@@ -47,16 +47,14 @@ def build(series: Sequence[float], depth: int) -> Plan | None:
     return None if added > LARGEST else _Emitter(k, m).run(list(series), added)
 
 
-class _Emitter:
+class _Emitter(Writer):
     """Writes the steps for one k and m."""
 
     def __init__(self, k: int, m: int) -> None:
         self.k, self.m = k, m
         doubled = {k << i for i in range(m)}
         tops = {k * (2**i - 1) for i in range(1, m)}
-        self.pairs = Structure(frozenset(set(range(1, k + 1)) | doubled | tops)).pairs
-        self.steps: list[Step] = []
-        self.registers = {1: 0}
+        super().__init__(Structure(frozenset(set(range(1, k + 1)) | doubled | tops)).pairs)
 
     def run(self, series: list[float], added: int) -> Plan:
         top = self.k * (2**self.m - 1)
@@ -64,31 +62,12 @@ class _Emitter:
         padded[top] += added
         products, scalars, adds, constant = self._terms(padded, self.m)
         whole, part = self.k << (self.m - 1), self.k * (2 ** (self.m - 1) - 1)
-        products.append((-2 * added, self._power(whole), self._power(part)))
-        adds.append((added, self._power(self.k)))
-        return finished(self.steps, self._write(products, scalars, adds, constant))
-
-    def _write(
-        self,
-        products: list[tuple[int, int, int]],
-        scalars: list[tuple[float, int]],
-        adds: list[tuple[int, int]],
-        constant: float,
-    ) -> int:
-        out = len(self.steps) + 1
-        self.steps.append(Step(out, tuple(products), tuple(scalars), tuple(adds), constant))
-        return out
-
-    def _power(self, n: int) -> int:
-        if n not in self.registers:
-            a, b = self.pairs[n]
-            product = (2, self._power(a), self._power(b))
-            adds = [(-1, self._power(a - b))] if a != b else []
-            self.registers[n] = self._write([product], [], adds, -1.0 if a == b else 0.0)
-        return self.registers[n]
+        products.append((-2 * added, self.power(whole), self.power(part)))
+        adds.append((added, self.power(self.k)))
+        return finished(self.steps, self.write(products, scalars, adds, constant))
 
     def _line(self, series: Sequence[float]) -> list[tuple[float, int]]:
-        return [(c, self._power(j)) for j, c in enumerate(series) if j > 0 and c != 0.0]
+        return [(c, self.power(j)) for j, c in enumerate(series) if j > 0 and c != 0.0]
 
     def _terms(
         self, series: list[float], m: int
@@ -103,10 +82,10 @@ class _Emitter:
         c, s = _quotient(r, q)
         s += [0.0] * (len(q) - len(s))
         s[len(q) - 1] += lead
-        factor = self._write([], self._line(c), [(1, self._power(whole))], c[0])
+        factor = self.write([], self._line(c), [(1, self.power(whole))], c[0])
         inner = self._terms(q, m - 1)
         products, scalars, adds, constant = self._terms(s, m - 1)
-        return [(1, factor, self._write(*inner)), *products], scalars, adds, constant
+        return [(1, factor, self.write(*inner)), *products], scalars, adds, constant
 
 
 def _quotient(r: Sequence[float], q: Sequence[float]) -> tuple[list[float], list[float]]:

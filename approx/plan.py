@@ -15,7 +15,7 @@ This module imports neither JAX nor NumPy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -343,35 +343,49 @@ def closure(used: set[int], pairs: dict[int, tuple[int, int]]) -> set[int]:
 # --- from the structure and the coefficients to steps -------------------------------------------
 
 
-class _Emitter:
-    """Writes the steps; each T_j is computed when it is first needed."""
+class Writer:
+    """Writes steps; each power T_j is computed when it is first needed.
 
-    def __init__(self, shape: Structure) -> None:
-        self.shape = shape
+    Args:
+      pairs: per power n, the (a, b) of T_n = 2 T_a T_b - T_{a - b}.
+    """
+
+    def __init__(self, pairs: Mapping[int, tuple[int, int]]) -> None:
+        self.pairs = pairs
         self.steps: list[Step] = []
-        self.power_register = {1: 0}
+        self.registers = {1: 0}
 
-    def run(self, series: list[float], parity: int | None, depth: int) -> Plan:
-        return finished(self.steps, self._node(series, parity, depth))
-
-    def _write(
+    def write(
         self,
         products: list[tuple[int, int, int]],
         scalars: list[tuple[float, int]],
         adds: list[tuple[int, int]],
         constant: float,
     ) -> int:
+        """Appends a step and returns its register."""
         out = len(self.steps) + 1
         self.steps.append(Step(out, tuple(products), tuple(scalars), tuple(adds), constant))
         return out
 
-    def _power(self, n: int) -> int:
-        if n not in self.power_register:
-            a, b = self.shape.pairs[n]
-            product = (2, self._power(a), self._power(b))
-            adds = [(-1, self._power(a - b))] if a != b else []
-            self.power_register[n] = self._write([product], [], adds, -1.0 if a == b else 0.0)
-        return self.power_register[n]
+    def power(self, n: int) -> int:
+        """The register of T_n."""
+        if n not in self.registers:
+            a, b = self.pairs[n]
+            product = (2, self.power(a), self.power(b))
+            adds = [(-1, self.power(a - b))] if a != b else []
+            self.registers[n] = self.write([product], [], adds, -1.0 if a == b else 0.0)
+        return self.registers[n]
+
+
+class _Emitter(Writer):
+    """Writes a series by peeling and dividing, as a structure says."""
+
+    def __init__(self, shape: Structure) -> None:
+        super().__init__(shape.pairs)
+        self.shape = shape
+
+    def run(self, series: list[float], parity: int | None, depth: int) -> Plan:
+        return finished(self.steps, self._node(series, parity, depth))
 
     def _node(self, series: list[float], parity: int | None, levels: int) -> int:
         """Writes a register holding the series, at most ``levels`` deep, and returns its number."""
@@ -382,14 +396,14 @@ class _Emitter:
             if rest[d] == 0.0:
                 continue
             if self.shape.peels(d, levels):
-                scalars.append((rest[d], self._power(d)))
+                scalars.append((rest[d], self.power(d)))
                 continue
             g = self.shape.cut(d, parity, levels)
             quotient, remainder = divide(rest[: d + 1], g)
             rest[: d + 1] = remainder + [0.0] * (d + 1 - g)
             inner = self._node(quotient, _times(parity, g), levels - 1)
-            products.append((1, inner, self._power(g)))
-        return self._write(products, scalars, [], rest[0])
+            products.append((1, inner, self.power(g)))
+        return self.write(products, scalars, [], rest[0])
 
 
 def divide(series: Sequence[float], g: int) -> tuple[list[float], list[float]]:
