@@ -99,6 +99,10 @@ def _vectorized(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.nda
         if jax is not None and isinstance(y, jax.Array) and y.dtype != np.float64:
             with jax.enable_x64(True):
                 y = np.asarray(function(jax.numpy.asarray(x, dtype=np.float64)))
+        if np.iscomplexobj(y):
+            raise ApproxError(
+                "The callable returns complex values; fit its real and imaginary part one by one."
+            )
         y = np.asarray(y, dtype=np.float64)
         if y.shape != x.shape and y.size != 1:
             raise ApproxError(

@@ -237,3 +237,8 @@ def test_basis_and_split():
     u = np.array([-1.0, 0.3, 1.0])
     assert np.allclose(basis([0, 2, 3], u), np.stack([u**0, 2 * u**2 - 1, 4 * u**3 - 3 * u], 1))
     assert split([(-1, 1)], (0.0, 5.0)) == [(-1, 0.0), (0.0, 1)]
+
+
+def test_complex_callables_are_refused():
+    with pytest.raises(ApproxError, match="real and imaginary part"):
+        approx.fit(lambda x: x + 1j, (-1, 1), degree=3)
