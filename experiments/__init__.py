@@ -5,8 +5,9 @@ Names load on first use, so that `hesim --version` does not wait for JAX.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hesim.lazy import attach
 
 _HOMES = {
     "ExperimentError": "experiments.errors",
@@ -27,14 +28,4 @@ if TYPE_CHECKING:
     from experiments.results import Results
     from experiments.settings import Settings
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _HOMES)

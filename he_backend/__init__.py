@@ -5,10 +5,9 @@ Names load on first use, so that a worker can import a machine without JAX.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hesim.lazy import attach
 
 _HOMES = {
     "BackendError": "he_backend.errors",
@@ -67,26 +66,4 @@ if TYPE_CHECKING:
     from he_backend.report import OpRecord, Report
     from he_backend.run import run
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """A package whose functions outrank its modules of the same name (`he_backend.run`)."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds a module to its package whenever it is first imported.
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+__getattr__, __dir__ = attach(__name__, _HOMES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hesim.lazy import attach
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoints
@@ -33,42 +34,42 @@ if TYPE_CHECKING:
         run_steps,
     )
 
-_HOME = {
-    "Batch": "train",
-    "Checkpoints": "checkpoint",
-    "Dataset": "data",
-    "EXACT": "sites",
-    "Encoder": "encoder",
-    "EncoderConfig": "config",
-    "FitSettings": "sites",
-    "Model": "encoder",
-    "PRESETS": "config",
-    "Recipe": "recipe",
-    "Sites": "sites",
-    "Tokenizer": "tokens",
-    "TrainState": "train",
-    "Trained": "recipe",
-    "adamw_he": "optim",
-    "collect_ranges": "train",
-    "combine": "lora",
-    "cross_entropy": "losses",
-    "cross_entropy_polynomial": "losses",
-    "fit_ranges": "sites",
-    "fit_sites": "train",
-    "initial_state": "train",
-    "load": "data",
-    "make_evaluate": "train",
-    "make_step": "train",
-    "mean_squared_error": "losses",
-    "merge": "lora",
-    "partition": "lora",
-    "preset": "config",
-    "range_penalty": "losses",
-    "run_steps": "train",
-    "scale_by_adam_he": "optim",
-    "site_names": "sites",
-    "squared_error": "losses",
-    "train_classifier": "recipe",
+_HOMES = {
+    "Batch": "models.train",
+    "Checkpoints": "models.checkpoint",
+    "Dataset": "models.data",
+    "EXACT": "models.sites",
+    "Encoder": "models.encoder",
+    "EncoderConfig": "models.config",
+    "FitSettings": "models.sites",
+    "Model": "models.encoder",
+    "PRESETS": "models.config",
+    "Recipe": "models.recipe",
+    "Sites": "models.sites",
+    "Tokenizer": "models.tokens",
+    "TrainState": "models.train",
+    "Trained": "models.recipe",
+    "adamw_he": "models.optim",
+    "collect_ranges": "models.train",
+    "combine": "models.lora",
+    "cross_entropy": "models.losses",
+    "cross_entropy_polynomial": "models.losses",
+    "fit_ranges": "models.sites",
+    "fit_sites": "models.train",
+    "initial_state": "models.train",
+    "load": "models.data",
+    "make_evaluate": "models.train",
+    "make_step": "models.train",
+    "mean_squared_error": "models.losses",
+    "merge": "models.lora",
+    "partition": "models.lora",
+    "preset": "models.config",
+    "range_penalty": "models.losses",
+    "run_steps": "models.train",
+    "scale_by_adam_he": "models.optim",
+    "site_names": "models.sites",
+    "squared_error": "models.losses",
+    "train_classifier": "models.recipe",
 }
 
 __all__ = [
@@ -109,12 +110,4 @@ __all__ = [
     "train_classifier",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"models.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'models' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _HOMES)
