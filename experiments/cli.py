@@ -274,4 +274,5 @@ def _is_ours(error: Exception) -> bool:
     from hesim.errors import HesimError
 
     named = type(error).__module__.partition(".")[0] == "models"  # CheckpointError is a ValueError
-    return isinstance(error, HesimError | ApproxError) or named
+    # A file or folder that cannot be read or written is named by the system's own message.
+    return isinstance(error, HesimError | ApproxError | OSError) or named

@@ -42,6 +42,7 @@ def test_a_named_error_is_one_message(capsys: pytest.CaptureFixture[str]) -> Non
         (("plan", "--levels", "40"), "ParameterError"),
         (("report", "/nowhere"), "ExperimentError: /nowhere holds no run"),
         (("validate", "/nowhere"), "ExperimentError"),
+        (("fit", "exp", "--json", "/nowhere/exp.json"), "FileNotFoundError: .*/nowhere/exp.json"),
     ],
 )
 def test_every_package_refuses_clearly(
