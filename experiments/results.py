@@ -234,10 +234,6 @@ class Results:
         return [message for b in self.batches for message in b["outside"]]
 
     @property
-    def seconds_total(self) -> float:
-        return sum(self.seconds.values())
-
-    @property
     def bootstrapped_seconds(self) -> float:
         """Core-seconds of the evaluation, had each refresh been a bootstrap at its usual price."""
         return sum(float(b["bootstrapped_seconds"]) for b in self.batches)

@@ -75,11 +75,3 @@ def adamw_he(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def one_cycle(peak: float, steps: int, warmup: float = 0.1, final: float = 0.02) -> optax.Schedule:
-    """Linear rise to `peak` over the first `warmup` fraction of `steps`, then a cosine down to
-    `final` * peak.
-    """
-    rise = max(1, int(warmup * steps))
-    return optax.warmup_cosine_decay_schedule(0.0, peak, rise, max(steps, rise + 1), final * peak)
