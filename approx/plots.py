@@ -50,7 +50,7 @@ def error_curve(approximation: Polynomial | Composite, target: Any, count: int =
         level = sign * approximation.max_error
         axes.axhline(level, color="C3", linestyle="--", linewidth=0.8, label=label)
     axes.set_title(_title(approximation))
-    axes.legend(loc="upper right", fontsize="small")
+    _legend(figure)
     return figure
 
 
@@ -71,7 +71,7 @@ def outside(
     inside = wanted[(x >= a) & (x <= b) & np.isfinite(wanted)]
     axes.set_yscale("symlog", linthresh=max(float(np.max(np.abs(inside))), 1e-12))
     axes.set_title(_title(approximation))
-    axes.legend(fontsize="small")
+    _legend(figure)
     return figure
 
 
@@ -90,7 +90,7 @@ def error_against_degree(
         axes.semilogy(list(degrees), errors, "o-", markersize=3, label=method)
     axes.set_title(f"{find(target).name} on {domain}")
     axes.grid(True, which="both", alpha=0.3)
-    axes.legend(fontsize="small")
+    _legend(figure)
     return figure
 
 
@@ -110,7 +110,7 @@ def pareto(front: Front) -> Figure:
     axes.set_title(f"{front.target}: choices, each with its products; circled: the best")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize="small")
+    _legend(figure)
     return figure
 
 
@@ -140,8 +140,13 @@ def damage(report: Report) -> Figure:
         density.hist(x, bins=80, density=True, histtype="step", color="grey", linewidth=0.8)
         density.set_ylabel("density of the samples")
     axes.set_title(f"{_title(report.approximation)}; {report.outside:.2%} outside")
-    axes.legend(fontsize="small", loc="lower right")
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """Below the axes, where it hides no point of the curve."""
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
 
 
 def _figure(xlabel: str, ylabel: str) -> tuple[Figure, Any]:
