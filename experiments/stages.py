@@ -28,7 +28,7 @@ from experiments.settings import Settings
 from he_backend.memory import peak_bytes
 from hesim.circuit.circuit import Circuit
 from hesim.program import Equation, Program
-from models import recipe
+from models import metrics, recipe
 from models.config import EncoderConfig
 from models.data import Dataset, load
 from models.encoder import Model
@@ -125,7 +125,7 @@ def train(settings: Settings, data: Prepared, folder: RunFolder, display: Displa
         name = data.dataset.metrics[0]
         scores: dict[str, Any] = {"seed": seed}
         for kind, logits in (("exact", exact), ("polynomial", polynomial)):
-            scores[kind] = recipe.score(data.config, logits, data.test.targets)[name]
+            scores[kind] = metrics.score(logits, data.test.targets)[name]
         folder.save(f"seed-{seed}", scores)
         seeds.append(scores)
         display.say(

@@ -17,8 +17,9 @@ from experiments.folder import RunFolder
 from experiments.live import Display
 from experiments.settings import Settings
 from experiments.stages import prepare, train
+from models import metrics
 from models.losses import share_outside
-from models.recipe import Trained, score
+from models.recipe import Trained
 from models.train import Batch, batches, make_evaluate
 
 __all__ = ["validate_run"]
@@ -36,7 +37,7 @@ def validate_run(run_dir: str | Path, console: Console) -> bool:
     data = prepare(settings)
     trained = train(settings, data, folder, Display(quiet=True))
     found = make_evaluate(trained.model)(trained.params, data.test)
-    scores = score(data.config, found.logits, data.test.targets)
+    scores = metrics.score(found.logits, data.test.targets)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     console.print(f"{len(found.logits):,} held-out sentences: {figures}", highlight=False)
     outside = _outside(trained, data.test)

@@ -66,3 +66,15 @@ REGRESSION: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
+
+
+def score(logits: np.ndarray, targets: ArrayLike) -> dict[str, float]:
+    """Accuracy, F1 and Matthews of logits (n, 2), accuracy of (n, more), correlations of ratings
+    (n, 1).
+    """
+    if logits.shape[-1] == 1:
+        return {name: f(logits[:, 0], targets) for name, f in REGRESSION.items()}
+    predicted = logits.argmax(axis=-1)
+    if logits.shape[-1] > 2:
+        return {"accuracy": accuracy(predicted, targets)}
+    return {name: f(predicted, targets) for name, f in CLASSIFICATION.items()}

@@ -127,18 +127,6 @@ def encode(tokenizer: Tokenizer, split: Split, length: int) -> Batch:
     return Batch(encoded.ids, encoded.mask, split.labels)
 
 
-def score(config: EncoderConfig, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Accuracy, F1 and Matthews of a binary task, accuracy of one with more classes, correlations
-    of a regression.
-    """
-    if config.regression:
-        return {name: f(logits[:, 0], targets) for name, f in metrics.REGRESSION.items()}
-    predicted = logits.argmax(axis=-1)
-    if config.classes > 2:
-        return {"accuracy": metrics.accuracy(predicted, targets)}
-    return {name: f(predicted, targets) for name, f in metrics.CLASSIFICATION.items()}
-
-
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """AdamW on one warm-up and cosine, the gradient's norm clipped; no decay on vectors."""
     schedule = optax.warmup_cosine_decay_schedule(
@@ -232,7 +220,7 @@ def train_classifier(
                     report_every=every,
                 )
                 logits = make_evaluate(model)(state.params, validation).logits
-                figures |= score(config, logits, validation.targets)
+                figures |= metrics.score(logits, validation.targets)
                 history.append({"step": goal, "phase": phase, **figures})
                 if report is not None:
                     report(Progress(goal, recipe.steps, phase, figures))
