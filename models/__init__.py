@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         make_evaluate,
         make_step,
         run_steps,
+        shuffled,
     )
 
 _HOMES = {
@@ -67,6 +68,7 @@ _HOMES = {
     "range_penalty": "models.losses",
     "run_steps": "models.train",
     "scale_by_adam_he": "models.optim",
+    "shuffled": "models.train",
     "site_names": "models.sites",
     "squared_error": "models.losses",
     "train_classifier": "models.recipe",
@@ -105,6 +107,7 @@ __all__ = [
     "range_penalty",
     "run_steps",
     "scale_by_adam_he",
+    "shuffled",
     "site_names",
     "squared_error",
     "train_classifier",

@@ -36,6 +36,7 @@ from models.train import (
     make_evaluate,
     make_step,
     run_steps,
+    shuffled,
     take,
 )
 
@@ -212,10 +213,8 @@ def train_classifier(
                 state = run_steps(
                     step,
                     state,
-                    train,
+                    shuffled(train, recipe.batch, recipe.seed),
                     until=goal,
-                    batch=recipe.batch,
-                    seed=recipe.seed,
                     report=lambda _, found, into=figures: into.update(found),
                     report_every=every,
                 )

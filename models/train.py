@@ -229,28 +229,31 @@ def fit_sites(
 Report = Callable[[int, dict[str, float]], None]
 
 
+def shuffled(data: Batch, size: int, seed: int) -> Callable[[int], Batch]:
+    """The batch of a step number: `size` rows of `data`, as `batch_rows` says."""
+    rows = len(data.tokens)
+    return lambda number: take(data, batch_rows(seed, number, rows, size))
+
+
 def run_steps(
     step: Step,
     state: TrainState,
-    data: Batch,
+    batch_of: Callable[[int], Batch],
     *,
     until: int,
-    batch: int,
-    seed: int,
     report: Report | None = None,
     report_every: int = 50,
     save: Callable[[TrainState], None] | None = None,
     save_every: int = 0,
 ) -> TrainState:
-    """Steps from the state's own number up to `until`; ValueError names the step where the loss
-    stopped being finite.
+    """Steps from the state's own number up to `until`, step n on `batch_of(n)`; ValueError names
+    the step where the loss stopped being finite.
 
     report(step, metrics) is called every `report_every` steps and at the end, save(state) every
     `save_every`.
     """
     for number in range(int(state.step), until):
-        rows = batch_rows(seed, number, len(data.tokens), batch)
-        state, metrics = step(state, take(data, rows))
+        state, metrics = step(state, batch_of(number))
         done = number + 1
         if done % report_every == 0 or done == until:
             figures = {name: float(value) for name, value in metrics.items()}

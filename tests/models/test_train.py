@@ -22,6 +22,7 @@ from models.train import (
     make_evaluate,
     make_step,
     run_steps,
+    shuffled,
 )
 
 CONFIG = EncoderConfig(layers=1, hidden=16, heads=2, ffn=16, sequence=6, vocabulary=12, pooler=(8,))
@@ -145,7 +146,7 @@ def test_range_penalty_narrows_what_is_met():
         step = make_step(Model(CONFIG), optimizer, Regularisation(penalty=weight, ranges=targets))
         key = jax.random.key(0)
         state = initial_state(Model(CONFIG).init(key), optimizer, key)
-        state = run_steps(step, state, data, until=60, batch=32, seed=0)
+        state = run_steps(step, state, shuffled(data, 32, 0), until=60)
         met.append(
             make_evaluate(Model(CONFIG))(state.params, data).ranges["layer0.attention.exp"][0]
         )
@@ -167,7 +168,7 @@ def test_a_noisy_forward_is_used_and_is_reproducible():
         step = make_step(model, optimizer, forward=forward)
         key = jax.random.key(0)
         state = initial_state(model.init(key), optimizer, key)
-        state = run_steps(step, state, synthetic(64, 0), until=3, batch=16, seed=0)
+        state = run_steps(step, state, shuffled(synthetic(64, 0), 16, 0), until=3)
         ends.append(np.asarray(state.params["head"]["kernel"]))
     assert calls
     np.testing.assert_array_equal(ends[0], ends[1])
@@ -179,7 +180,8 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     key = jax.random.key(0)
     state = initial_state(model.init(key), optimizer, key)
     with pytest.raises(ValueError, match="step"):
-        run_steps(make_step(model, optimizer), state, synthetic(64, 0), until=5, batch=16, seed=0)
+        batches = shuffled(synthetic(64, 0), 16, 0)
+        run_steps(make_step(model, optimizer), state, batches, until=5)
 
 
 def test_regression_is_learned():
