@@ -14,6 +14,7 @@ from typing import Any, Literal
 Attention = Literal["gaussian", "softmax"]
 Activation = Literal["glu_relu", "glu_gelu", "glu_bilinear", "relu", "gelu"]
 Positions = Literal["sinusoidal", "learned", "none"]
+WordHeads = Literal["none", "tied", "own"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class EncoderConfig:
     redundant: the embedding then carries no affine part of its own. LoRA adapters of rank
     `lora_rank` (0: none) sit on the projections in `lora_targets` and are scaled by `lora_alpha /
     lora_rank`. `attention_mean` divides the attention output by the public number of real tokens.
+    `lm_head` adds a head that predicts words from each token's state: with the word embedding's
+    matrix ("tied") or one of its own.
     """
 
     layers: int = 2
@@ -47,6 +50,7 @@ class EncoderConfig:
     lora_targets: tuple[str, ...] = ("query", "key", "value")
     initial_std: float | None = None
     padding_id: int = 0
+    lm_head: WordHeads = "none"
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "ffn", "sequence", "vocabulary", "classes"):
@@ -66,6 +70,8 @@ class EncoderConfig:
             raise ValueError(
                 f"positions is 'sinusoidal', 'learned' or 'none', not {self.positions!r}"
             )
+        if self.lm_head not in ("none", "tied", "own"):
+            raise ValueError(f"lm_head is 'none', 'tied' or 'own', not {self.lm_head!r}")
         if not self.pooler:
             raise ValueError("the pooler needs at least one width")
         unknown = set(self.lora_targets) - {"query", "key", "value", "output"}

@@ -18,7 +18,7 @@ from flax import nnx
 
 from models.attention import Attention
 from models.config import EncoderConfig
-from models.layers import Embedding, FeedForward, LayerNorm
+from models.layers import Embedding, FeedForward, LayerNorm, WordHead
 from models.lora import Linear, Params
 from models.sites import EXACT, Probe, Sites, norm_scale, units
 
@@ -63,8 +63,8 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Embedding, blocks, final LayerNorm, first-token pooler and head; see `Model` for the pure
-    functions.
+    """Embedding, blocks, final LayerNorm, first-token pooler and head, language-model head; see
+    `Model` for the pure functions.
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
@@ -83,6 +83,7 @@ class Encoder(nnx.Module):
         ]
         self.pooler = nnx.List(linears[:-1])
         self.head = linears[-1]
+        self.lm_head = WordHead(config, rngs=rngs) if config.lm_head != "none" else None
 
     def __call__(
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
@@ -92,10 +93,24 @@ class Encoder(nnx.Module):
         In the last layer only the first token goes on: it alone is pooled.
         """
         probe = Probe(sites)
+        x = self.body(x, mask, probe, low_rank=low_rank, rows=1)[:, 0]
+        return self.pooled(x, probe), probe.values
+
+    def body(
+        self, x: jax.Array, mask: jax.Array, probe: Probe, *, low_rank: bool, rows: int | None
+    ) -> jax.Array:
+        """The residual stream after all blocks: (batch, tokens, hidden), or its first `rows` tokens
+        only, which spares the last layer the others' queries and feed-forward network.
+        """
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            x = block(f"layer{i}", x, mask, probe, low_rank=low_rank, rows=1 if i == last else None)
-        x = x[:, 0]
+            x = block(
+                f"layer{i}", x, mask, probe, low_rank=low_rank, rows=rows if i == last else None
+            )
+        return x
+
+    def pooled(self, x: jax.Array, probe: Probe) -> jax.Array:
+        """First token's stream (batch, hidden) -> logits (batch, classes)."""
         x = x * self.final_norm.inverse("final_norm.inv_sqrt", x, probe)
         gamma: Any = self.final_norm.gain(probe)
         beta: jax.Array | None = self.final_norm.bias[...]
@@ -104,7 +119,26 @@ class Encoder(nnx.Module):
             x = linear.project(x, gamma=gamma, beta=beta, factor=factor)
             gamma, beta = 1.0, None
         x = probe("pooler.tanh", x)
-        return self.head.project(x), probe.values
+        return self.head.project(x)
+
+    def hidden(
+        self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Rows of `embed` and mask -> (states of all tokens after the final LayerNorm (batch,
+        tokens, hidden), values met at each site on the way).
+        """
+        probe = Probe(sites)
+        x = self.body(x, mask, probe, low_rank=low_rank, rows=None)
+        x = x * self.final_norm.inverse("final_norm.inv_sqrt", x, probe)
+        return self.final_norm.gain(probe) * x + self.final_norm.bias[...], probe.values
+
+    def words(self, states: jax.Array) -> jax.Array:
+        """States (..., hidden) of `hidden` -> language-model logits (..., vocabulary)."""
+        if self.lm_head is None:
+            raise ValueError(
+                'this model has no language-model head: set lm_head="tied" or "own" in its config'
+            )
+        return self.lm_head(states, self.embedding.word[...])
 
 
 @functools.lru_cache(maxsize=32)
@@ -179,6 +213,21 @@ class Model:
         """Logits, and per site the values u met there (canonical value = `units()[name]` * u)."""
         encoder = bind(self.config, params)
         return encoder(jnp.asarray(x), jnp.asarray(mask), self.sites, low_rank=self.low_rank)
+
+    def hidden_states(
+        self, params: Params, x: Array, mask: Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """States (batch, tokens, hidden) of all tokens after the final LayerNorm, from the rows x
+        of `embed`, and the values met at each site (as `forward_with_values` has them).
+        """
+        encoder = bind(self.config, params)
+        return encoder.hidden(jnp.asarray(x), jnp.asarray(mask), self.sites, low_rank=self.low_rank)
+
+    def word_logits(self, params: Params, states: Array) -> jax.Array:
+        """Language-model logits (..., vocabulary) of states (..., hidden), all tokens' or only
+        those of the masked places; ValueError if `config.lm_head` is "none".
+        """
+        return bind(self.config, params).words(jnp.asarray(states))
 
     def units(self) -> dict[str, float]:
         """Unit of each site's recorded values."""

@@ -145,3 +145,20 @@ class Embedding(nnx.Module):
         if self.norm is not None:
             x = centred(self.norm.scale[...] * x + self.norm.bias[...])
         return x
+
+
+class WordHead(nnx.Module):
+    """Language-model head: states times the word embedding's matrix, or one of its own, plus a
+    bias.
+    """
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        own = config.lm_head == "own"
+        std = config.initial_std
+        self.linear = Linear(config.hidden, config.vocabulary, rngs=rngs, std=std) if own else None
+        self.bias = nnx.Param(jnp.zeros((config.vocabulary,)))
+
+    def __call__(self, states: jax.Array, words: jax.Array) -> jax.Array:
+        """States (..., hidden) and the embedding (vocabulary, hidden) -> (..., vocabulary)."""
+        logits = states @ words.T if self.linear is None else self.linear.project(states)
+        return logits + self.bias[...]

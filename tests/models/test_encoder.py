@@ -1,5 +1,7 @@
 """The encoder: against a plain NumPy model, its twin, with padding, as a traced program."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -237,3 +239,58 @@ def test_dropout_draws_from_the_key_and_keeps_rows_normalised():
     assert not np.allclose(a, b)
     np.testing.assert_allclose(jnp.var(a, axis=-1), 1.0, atol=1e-2)
     np.testing.assert_allclose(jnp.mean(a, axis=-1), 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lm_head", ["tied", "own"])
+def test_states_and_words_are_the_textbook_ones(lm_head: Literal["tied", "own"]):
+    config = SMALL.replace(first_norm=True, lm_head=lm_head)
+    model, params = Model(config), random_params(config)
+    tokens, mask = inputs(config)
+    states, values = model.hidden_states(params, model.embed(params, tokens), mask)
+    norm = params["final_norm"]
+    np.testing.assert_allclose(
+        jnp.mean((states - norm["bias"]) / norm["scale"], axis=-1), 0.0, atol=1e-5
+    )
+    assert set(values) == set(site_names(config)) - {"pooler.tanh"}
+    logits = model.word_logits(params, states)
+    assert logits.shape == (3, config.sequence, config.vocabulary)
+    kernel = (
+        params["embedding"]["word"].T
+        if lm_head == "tied"
+        else params["lm_head"]["linear"]["kernel"]
+    )
+    np.testing.assert_allclose(
+        logits, states @ kernel + params["lm_head"]["bias"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_states_and_pooled_path_agree_on_the_first_token():
+    config = SMALL.replace(first_norm=True)
+    model, params = Model(config), random_params(config)
+    tokens, mask = inputs(config)
+    states, _ = model.hidden_states(params, model.embed(params, tokens), mask)
+    z = states[:, 0]
+    for layer in params["pooler"].values():
+        z = z @ layer["kernel"]
+    np.testing.assert_allclose(
+        jnp.tanh(z) @ params["head"]["kernel"],
+        model.predict(params, tokens, mask),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_twin_has_the_states_of_the_exact_model():
+    config = SMALL.replace(activation="glu_gelu", first_norm=True)
+    model, params = Model(config), Model(config).init(jax.random.key(3))
+    twin = model.with_sites(twin_of(model, 31))
+    tokens, mask = inputs(config)
+    exact, _ = model.hidden_states(params, model.embed(params, tokens), mask)
+    ours, _ = twin.hidden_states(params, twin.embed(params, tokens), mask)
+    np.testing.assert_allclose(ours, exact, atol=1e-3)
+
+
+def test_words_need_a_head():
+    model = Model(SMALL)
+    with pytest.raises(ValueError, match="lm_head"):
+        model.word_logits(model.init(jax.random.key(0)), jnp.zeros((1, 8)))
