@@ -335,13 +335,28 @@ def _rescaled_node(node: Node, m: float) -> Node:
 
 
 def _rescale_products(nodes: list[Node], m: float) -> list[Node]:
-    """Moves m into the polynomial that multiplies the input, whose coefficients take it freely."""
+    """Moves m into the polynomial that multiplies the input, whose coefficients take it freely.
+
+    Where that register has other uses, the products take m x from a node of its own instead: a
+    level, but beside the polynomial's.
+    """
+    products = [n for n in nodes if n.kind == "product" and 0 in n.inputs]
+    others = [max(n.inputs) for n in products]
+    uses = [j for n in nodes for j in n.inputs]
+    if any(j == 0 or nodes[j - 1].polynomial is None or uses.count(j) > 1 for j in others):
+        return _with_multiplied_input(nodes, m)
     out = list(nodes)
+    for j in others:
+        poly = out[j - 1].polynomial
+        assert poly is not None
+        out[j - 1] = dataclasses.replace(out[j - 1], polynomial=poly.multiplied(m))
+    return out
+
+
+def _with_multiplied_input(nodes: list[Node], m: float) -> list[Node]:
+    """The graph with m x as register 1, which products take in place of the input x."""
+    out = [Node("sum", (0,), factors=(m,))]
     for node in nodes:
-        if node.kind == "product" and 0 in node.inputs:
-            other = node.inputs[0] if node.inputs[1] == 0 else node.inputs[1]
-            poly = out[other - 1].polynomial
-            if poly is None:
-                raise ApproxError("Only a product of the input and a polynomial can be rescaled.")
-            out[other - 1] = dataclasses.replace(out[other - 1], polynomial=poly.multiplied(m))
+        inputs = tuple(j + 1 if j or node.kind == "product" else 0 for j in node.inputs)
+        out.append(dataclasses.replace(node, inputs=inputs))
     return out

@@ -226,3 +226,24 @@ def test_json_keeps_every_bit(kind, domain, knobs):
     assert np.array_equal(again(x), c(x))
     with pytest.raises(ApproxError, match="stored composite"):
         approx.Composite.from_dict({"name": "relu"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "domain", "knobs"),
+    [
+        ("inv", (0.1, 4), {"degree": 7, "steps": 2}),
+        ("inv_sqrt", (0.1, 4), {"degree": 7, "steps": 2}),
+        ("relu", (-4, 4), {"degrees": (7, 7)}),
+        ("relu", (-4, 4), {"degrees": (7, 7), "multiplied": "early"}),
+        ("abs", (-4, 4), {"degrees": (7, 7)}),
+        ("exp_squaring", (-8, 0), {"squarings": 5}),
+    ],
+)
+def test_rescaled_is_the_same_function_of_the_multiplied_input(kind, domain, knobs):
+    c = approx.composite(kind, domain, **knobs)
+    x = np.linspace(*c.hull, 257)
+    for m in (0.3, 2.5):
+        q = c.rescaled(m)
+        assert q.depth <= c.depth
+        assert q.hull == pytest.approx((c.hull[0] / m, c.hull[1] / m))
+        np.testing.assert_allclose(q(x / m), c(x), rtol=1e-12, atol=1e-12)
