@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from approx.errors import DomainError
 from approx.polynomial import Interval, Polynomial
 from approx.remez import split
 from approx.targets import Ball, Target
@@ -32,6 +33,7 @@ from approx.targets import Ball, Target
 _PRECISION = 160  # bits of the ball arithmetic at the nodes, and 2 for each degree
 _LARGEST = 6000  # most interpolation nodes on a piece
 _OVERSAMPLING = 100  # N / D
+_FINE = 1 << 16  # points of a fine estimate
 _FFT_ALLOWANCE = 1e-8  # relative; float64 transforms of this length err by less than 1e-11
 
 
@@ -100,13 +102,37 @@ def residuals(poly: Polynomial, target: Target, accuracy: float = 1e-5) -> list[
     return parts
 
 
-def estimate(poly: Polynomial, target: Target) -> float:
-    """max |poly - target| on a dense grid: an estimate for callables that have no ball version."""
+def estimate(poly: Polynomial, target: Target, fine: bool = False) -> float:
+    """max |poly - target| on a dense grid: an estimate for callables that have no ball version.
+
+    With ``fine`` 65,537 equally spaced points join it, and the grid is refined about the highest
+    ones, so that features wider than 3e-5 of a piece are not missed.
+
+    Raises:
+      DomainError: the target is NaN or infinite at a point of the grid.
+    """
     largest = 0.0
     for a, b in split(poly.intervals, target.kinks):
         t = np.cos(np.linspace(0.0, np.pi, 64 * (poly.degree + 8) + 1))
+        if fine:
+            t = np.union1d(t, np.linspace(-1.0, 1.0, _FINE + 1))
         x = np.clip(0.5 * (a + b) + 0.5 * (b - a) * t, a, b)
-        largest = max(largest, float(np.max(np.abs(poly(x) - target(x)))))
+        for _ in range(8 if fine else 1):
+            errors = np.abs(poly(x) - target(x))
+            if not np.all(np.isfinite(errors)):
+                bad = x[~np.isfinite(errors)][0]
+                raise DomainError(
+                    f"{target.name} is NaN or infinite at x = {bad:g}; choose a domain inside "
+                    "which it is finite."
+                )
+            top = float(np.max(errors))
+            if top <= largest * (1.0 + 1e-9):
+                break
+            largest = top
+            if not fine or len(x) < 3:
+                break
+            tops = np.unique(np.clip(np.argsort(errors)[-64:], 1, len(x) - 2))
+            x = np.unique(np.linspace(x[tops - 1], x[tops + 1], 33))
     return largest
 
 
@@ -131,6 +157,8 @@ def _residual(
             return None
         log_radius, bound = ellipse
         need = math.log(4.0 * bound / (accuracy * size * math.expm1(log_radius))) / log_radius
+        if not math.isfinite(need):
+            return None
         degree = max(int(need) + 2, own + 1, 16)
         if degree > _LARGEST:
             return None

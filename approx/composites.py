@@ -17,9 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from approx import requests
 from approx.errors import ApproxError, DomainError
-from approx.polynomial import Interval, Polynomial, check_intervals, is_jax
+from approx.polynomial import Interval, Polynomial, is_jax
 from approx.remez import grid
+
+SPARED = 1.0 - 4e-4  # of a tolerance, asked of estimates: a certificate is up to 0.02 % above them
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,10 @@ class Composite:
       name: the kind, as given to ``composite``.
       intervals: the domain.
       nodes: in order; the last is the result.
-      max_error: bound on |composite - target| over the domain.
-      certified: whether max_error is rigorous; otherwise an estimate on a dense grid.
+      max_error: bound on |composite - target| over the domain, for the stored numbers and exact
+        arithmetic between them; where float64 rounding is larger, what a dense grid showed of it.
+      certified: whether max_error is rigorous (``recheck`` computes it again); otherwise an
+        estimate on a dense grid.
       knobs: what the graph was built from: degrees, squarings, Newton steps.
       factor: the input is multiplied by this first (see ``rescaled``); it costs nothing.
     """
@@ -225,8 +230,12 @@ class Composite:
 
     @classmethod
     def from_json(cls, text: str) -> Composite:
-        """The composite that ``to_json`` wrote, bit for bit."""
-        return cls.from_dict(json.loads(text))
+        """The composite that ``to_json`` wrote, bit for bit; ApproxError if it is none."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ApproxError(f"Not a stored composite: no JSON ({error}).") from error
+        return cls.from_dict(data)
 
 
 def composite(
@@ -274,10 +283,20 @@ def composite(
       DomainError: the domain does not suit the kind.
       ToleranceError: tol is out of reach.
     """
-    if tol is not None and not (math.isfinite(tol) and tol > 0.0):
-        raise ApproxError(f"tol must be finite and positive, not {tol}.")
-    spans = np.asarray(domain, dtype=object)
-    intervals = check_intervals([tuple(domain)] if spans.shape == (2,) else domain)
+    requests.tolerance(tol)
+    counts = {"squarings": squarings, "degree": degree, "steps": steps, "depth": depth}
+    for knob, value in {**counts, "products": products}.items():
+        if value is not None:
+            requests.whole(knob, value)
+    if degrees is not None:
+        if isinstance(degrees, str) or not isinstance(degrees, Sequence) or not degrees:
+            raise ApproxError(f"degrees are those of the stages, as (15, 15, 27), not {degrees!r}.")
+        degrees = tuple(requests.whole("each of degrees", n, least=1) for n in degrees)
+    if gap is not None and not (isinstance(gap, (int, float)) and 0.0 < gap < 1.0):
+        raise ApproxError(f"gap must be between 0 and 1, not {gap!r}.")
+    if multiplied not in (None, "after", "early"):
+        raise ApproxError(f'multiplied is "after" or "early", not {multiplied!r}.')
+    intervals = requests.domain(domain)
     if kind in ("sign", "relu", "abs"):
         from approx import signs
 
@@ -313,7 +332,7 @@ def maximum(a: Any, b: Any, relu: Composite | Polynomial) -> Any:
 def estimate(graph: Composite, function: Callable[[Any], Any]) -> float:
     """max |graph - function| on a dense grid of the domain, dense near 0 and the ends too."""
     a, b = graph.hull
-    small = np.geomspace(1e-8, 1.0, 4001)
+    small = np.geomspace(min(1e-8, 1e-4 / max(-a, b)), 1.0, 4001)
     points = np.concatenate([grid(graph.intervals, 16385), a * small, b * small])
     inside = np.zeros(len(points), dtype=bool)
     for low, high in graph.intervals:
@@ -322,6 +341,41 @@ def estimate(graph: Composite, function: Callable[[Any], Any]) -> float:
     with np.errstate(all="ignore"):
         errors = np.abs(graph(x) - function(x))
     return float(np.max(np.where(np.isnan(errors), np.inf, errors)))
+
+
+def certified(graph: Composite, function: Callable[[Any], Any]) -> Composite:
+    """The graph with a rigorous ``max_error``, or with the estimate where ball arithmetic fails.
+
+    ``max_error`` must hold the graph's ``estimate``. A bound below what float64 evaluation showed
+    on the grid is raised to that.
+    """
+    from approx import enclosure
+
+    found = graph.max_error
+    points = grid(graph.intervals, 4097)
+    with np.errstate(all="ignore"):
+        values = function(points)
+        worst = points[np.argsort(np.abs(graph(points) - values))[-32:]]
+    size = float(np.max(np.abs(values)))
+    floor = found if found <= 1e-14 * size else 0.0  # rounding, which no bound can be near
+    bound = enclosure.bound(graph, worst.tolist(), floor)
+    if bound is None:
+        return graph
+    return dataclasses.replace(graph, max_error=max(bound, found), certified=True)
+
+
+def recheck(graph: Composite) -> bool:
+    """Whether the composite's certificate holds: computes a bound of its own and compares.
+
+    True if ``graph.certified`` and ``max_error`` is at least the largest error but for 0.02 %, the
+    slack of the computed bound.
+    """
+    from approx import enclosure
+
+    if not graph.certified or graph.name not in enclosure.SERIES:
+        return False
+    bound = enclosure.bound(graph, floor=graph.max_error * (1.0 - 2.5e-4))
+    return bound is not None and graph.max_error >= bound * (1.0 - 2.5e-4)
 
 
 def _rescaled_node(node: Node, m: float) -> Node:

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
-from approx import certify, constrained, remez
+from approx import certify, constrained, remez, requests
 from approx.errors import ApproxError, DomainError, ToleranceError
-from approx.plan import minimal_depth
-from approx.polynomial import Interval, Polynomial, affine_map, check_intervals, clenshaw
+from approx.plan import PLANNINGS, minimal_depth
+from approx.polynomial import Interval, Polynomial, affine_map, clenshaw
 from approx.targets import Target, find
 
 METHODS = ("minimax", "chebyshev", "least_squares")
-LARGEST_DEGREE = 511
 _REFINE_BELOW = 1e-8  # relative error from which the exchange runs on the extended residual
-_NARROWEST = 1e-10  # width of the domain by its largest point: below, u = scale x + shift is noise
 _SPOILED = 1e-5  # rounding of the coefficients, by the error, from which their tails are kept
 
 
@@ -39,6 +38,8 @@ def fit(
     error: str = "absolute",
     through: Sequence[tuple[float, float]] = (),
     bounds: tuple[float | None, float | None] = (None, None),
+    plan: str = "fewest",
+    guard: float | None = None,
 ) -> Polynomial:
     """Fits a polynomial to a function.
 
@@ -59,12 +60,16 @@ def fit(
       weight: positive function of x that multiplies the error (minimax and least squares).
       samples: activations whose density weighs least squares; a small share of the weight stays
         on the whole domain, so that the error is bounded everywhere.
-
       error: "absolute" or "relative": which is made smallest, and which ``tol`` bounds (the
         relative one on a dense grid). ``max_error`` of the result is always the absolute one.
       through: points (x, y) with p(x) = y to rounding, such as [(0, 0)]; minimax only.
       bounds: lowest and highest value of p on the domain, or None,
         such as (None, 1.0) for p <= 1; minimax only, and met to 1e-5 of the error.
+      plan: how the result is evaluated: with the "fewest" products at the least depth, "quiet"
+        (same depth, up to three bits less CKKS noise, some products more) or "deeper" (one level
+        more where that saves products); ``Polynomial.with_plan`` changes it afterwards.
+      guard: least squares only: the largest error is kept to at most this many times that of the
+        minimax polynomial of the same degree, by moving towards it no further than needed; >= 1.
       ball: the callable's version on complex balls (``flint.acb``), analytic wherever its result
         is finite: with it the optimum is exact beyond float64 and the error is certified.
 
@@ -78,11 +83,22 @@ def fit(
       ApproxError: any other malformed request.
     """
     known = find(target, ball)
-    intervals = _intervals(domain)
+    intervals = requests.domain(domain)
     known.check(intervals)
     if method not in METHODS:
         raise ApproxError(f"Unknown method {method!r}; use one of {', '.join(METHODS)}.")
-    limit = _largest_degree(intervals, degree, depth, tol, affine)
+    if plan not in PLANNINGS:
+        raise ApproxError(f"Unknown plan {plan!r}; use one of {', '.join(PLANNINGS)}.")
+    if guard is not None and (method != "least_squares" or not guard >= 1.0):
+        raise ApproxError('guard is at least 1 and needs method="least_squares".')
+    limit = requests.largest_degree(intervals, degree, depth, tol, affine)
+    requests.constraints(through, bounds)
+    if weight is not None and not callable(weight):
+        raise ApproxError(f"weight must be a function of x, not {weight!r}.")
+    if plan == "deeper" and depth is not None:
+        limit = min(
+            limit, max(requests.largest_degree(intervals, None, depth, None, affine) // 2, 1)
+        )
     if error not in ("absolute", "relative"):
         raise ApproxError(f'error is "absolute" or "relative", not {error!r}.')
     if error == "relative":
@@ -90,11 +106,17 @@ def fit(
             raise ApproxError("A weight and a relative error exclude each other; pass one of them.")
         weight = _reciprocal(known, intervals)
     problem = _Problem.of(known, intervals, parity, method, affine, weight, samples)
-    if through or bounds != (None, None):
+    if len(through) or tuple(bounds) != (None, None):
         problem = problem.constrained(through, bounds)
+    if guard is not None:
+        problem = dataclasses.replace(problem, guard=float(guard))
     if tol is None:
-        return _finish(problem.solve(limit), known)
-    return _smallest(problem, known, limit, tol, weight if error == "relative" else None)
+        found = _finish(problem.solve(limit), known)
+        if problem.plain and limit > 0:
+            _better_than_constant(found, known)
+    else:
+        found = _smallest(problem, known, limit, tol, weight if error == "relative" else None)
+    return found if plan == "fewest" else found.with_plan(plan)
 
 
 def _reciprocal(
@@ -108,59 +130,6 @@ def _reciprocal(
             "leave a gap around its zero."
         )
     return lambda x: 1.0 / np.abs(target(x))
-
-
-def _intervals(domain: Any) -> tuple[Interval, ...]:
-    spans = np.asarray(domain, dtype=object)
-    if spans.shape == (2,) and not any(isinstance(v, (tuple, list)) for v in spans):
-        intervals = check_intervals([tuple(domain)])
-    else:
-        intervals = check_intervals(domain)
-    low, high = intervals[0][0], intervals[-1][1]
-    if not math.isfinite(high - low):
-        raise DomainError(f"float64 cannot hold the width of ({low:g}, {high:g}); narrow it.")
-    if high - low < _NARROWEST * max(abs(low), abs(high)):
-        raise DomainError(
-            f"float64 cannot tell the points of ({low!r}, {high!r}) apart; shift the variable so "
-            "that the domain lies about 0, or widen it."
-        )
-    return intervals
-
-
-def _largest_degree(
-    intervals: tuple[Interval, ...],
-    degree: int | None,
-    depth: int | None,
-    tol: float | None,
-    affine: str,
-) -> int:
-    if degree is None and depth is None and tol is None:
-        raise ApproxError(
-            "Ask for a degree, a depth or a tol, as in fit('gelu', (-8, 8), depth=6)."
-        )
-    limit = LARGEST_DEGREE
-    if degree is not None:
-        if degree != int(degree) or degree < 0:
-            raise ApproxError(f"degree must be a whole number >= 0, not {degree}.")
-        if degree > LARGEST_DEGREE:
-            raise ApproxError(
-                f"degree {degree} is above {LARGEST_DEGREE}; use a composite or a narrower domain."
-            )
-        limit = int(degree)
-    if depth is not None:
-        if depth != int(depth) or depth < 0:
-            raise ApproxError(f"depth must be a whole number >= 0, not {depth}.")
-        free = affine == "folded" or abs(affine_map(intervals)[0]) == 1.0
-        levels = int(depth) if free else int(depth) - 1
-        if levels < 1 and depth > 0:
-            raise ApproxError(
-                "The affine map to [-1, 1] takes that level; allow one more, fold the map "
-                "(affine='folded'), or use a domain of half width 1."
-            )
-        limit = min(limit, 2**levels - 1, LARGEST_DEGREE)
-    if tol is not None and not (math.isfinite(tol) and tol > 0.0):
-        raise ApproxError(f"tol must be finite and positive, not {tol}.")
-    return limit
 
 
 @dataclass(frozen=True)
@@ -180,6 +149,7 @@ class _Problem:
     samples: np.ndarray | None
     through: tuple[tuple[float, float], ...] = ()
     bounds: tuple[float | None, float | None] = (None, None)
+    guard: float | None = None
 
     @classmethod
     def of(
@@ -203,11 +173,11 @@ class _Problem:
             if parity != "none" and not symmetric:
                 raise ApproxError("A parity needs a domain that is symmetric about 0.")
             _check_parity(target, intervals, parity)
-        if not symmetric or weight is not None or samples is not None:
+        if not symmetric or weight is not None:
             remainder = None
         if remainder is None:
             constant = slope = 0.0
-        data = None if samples is None else np.asarray(samples, dtype=np.float64).ravel()
+        data = None if samples is None else requests.activations(samples)
         scale, shift = affine_map(intervals)
         return cls(
             target,
@@ -241,6 +211,12 @@ class _Problem:
         return dataclasses.replace(
             self, through=points, bounds=(low, high), remainder=None, constant=0.0, slope=0.0
         )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the largest absolute error alone is made small, under no constraints."""
+        free = not self.through and self.bounds == (None, None)
+        return self.method == "minimax" and self.weight is None and free
 
     def indices(self, degree: int) -> list[int]:
         """The T_j in use at this degree."""
@@ -297,8 +273,13 @@ class _Problem:
         if self.method == "chebyshev":
             return self._interpolate(degree)
         if self.method == "least_squares":
-            return self._least_squares(degree)
+            poly = self._least_squares(degree)
+            return poly if self.guard is None else self._guarded(poly, degree, self.guard)
         return self._minimax(degree)
+
+    def _guarded(self, poly: Polynomial, degree: int, guard: float) -> Polynomial:
+        safe = dataclasses.replace(self, method="minimax", weight=None).solve(degree)
+        return guarded(poly, safe, self.target, guard)
 
     def _interpolate(self, degree: int) -> Polynomial:
         if len(self.intervals) > 1:
@@ -319,7 +300,8 @@ class _Problem:
 
     def _least_squares(self, degree: int) -> Polynomial:
         indices = self.indices(degree)
-        u = remez.grid(self.spans(degree), 32 * (degree + 4), self.kinks())
+        density = 32 if self.samples is None else 8
+        u = remez.grid(self.spans(degree), density * (degree + 4), self.kinks())
         rows = np.full(len(u), 1.0 / math.sqrt(len(u)))
         if self.samples is not None:
             low, high = self.intervals[0][0], self.intervals[-1][1]
@@ -331,7 +313,9 @@ class _Problem:
         if self.weight is not None:
             rows = rows * np.asarray(self.weight(self.to_x(u)))
         system = remez.basis(indices, u) * rows[:, None]
-        solution, *_ = np.linalg.lstsq(system, rows * self.values(u, degree), rcond=None)
+        solution, *_ = linalg.lstsq(
+            system, rows * self.values(u, degree), check_finite=False, lapack_driver="gelsy"
+        )
         series = np.zeros(max(indices) + 1)
         series[indices] = solution
         return self.polynomial(series, degree)
@@ -421,6 +405,29 @@ def _joined(parts: Sequence[certify.Residual]) -> Callable[[np.ndarray], np.ndar
     return everywhere
 
 
+def guarded(poly: Polynomial, safe: Polynomial, target: Target, guard: float) -> Polynomial:
+    """(1 - t) poly + t safe with the least t for which its largest error is at most ``guard``
+    times that of ``safe``; both on one domain. It claims no error."""
+    count = 64 * (max(poly.degree, safe.degree) + 8)
+    x = remez.grid(poly.intervals, count, target.kinks)
+    wanted = target(x)
+    far, near = poly(x) - wanted, safe(x) - wanted
+    allowed = guard * float(np.max(np.abs(near)))
+    if np.max(np.abs(far)) <= allowed:
+        return poly
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        t = 0.5 * (low + high)
+        fits = np.max(np.abs((1.0 - t) * far + t * near)) <= allowed
+        low, high = (low, t) if fits else (t, high)
+    series = np.zeros(max(len(poly.coefficients), len(safe.coefficients)))
+    series[: len(poly.coefficients)] += (1.0 - high) * np.array(poly.coefficients)
+    series[: len(safe.coefficients)] += high * np.array(safe.coefficients)
+    return dataclasses.replace(
+        poly, coefficients=tuple(series.tolist()), max_error=math.inf, certified=False
+    )
+
+
 def _check_parity(target: Target, intervals: tuple[Interval, ...], parity: str) -> None:
     if parity == "none":
         return
@@ -436,7 +443,22 @@ def _finish(poly: Polynomial, target: Target) -> Polynomial:
     bound = certify.certify(poly, target)
     if bound is not None:
         return dataclasses.replace(poly, max_error=bound, certified=True)
-    return dataclasses.replace(poly, max_error=certify.estimate(poly, target))
+    return dataclasses.replace(poly, max_error=certify.estimate(poly, target, fine=True))
+
+
+def _better_than_constant(poly: Polynomial, target: Target) -> None:
+    """Raises DomainError for a minimax fit so hopeless that a constant would do as well."""
+    if poly.certified:
+        return
+    values = target(remez.grid(poly.intervals, 1 << 14, target.kinks))
+    half_range = 0.5 * float(np.max(values) - np.min(values))
+    if poly.max_error > 0.98 * half_range > 1e-12 * float(np.max(np.abs(values))):
+        a, b = poly.hull
+        raise DomainError(
+            f"No polynomial of degree {poly.degree} follows {target.name} on [{a:g}, {b:g}]: its "
+            f"error {poly.max_error:.2g} is that of a constant. The domain is too wide for "
+            "float64 to resolve where the function varies; narrow it, or use approx.composite."
+        )
 
 
 def _smallest(
@@ -455,7 +477,8 @@ def _smallest(
             x = remez.grid(problem.intervals, 64 * (n + 8), target.kinks)
             fits[n] = poly
             return float(np.max(np.abs(weight(x) * (poly(x) - target(x)))))
-        fits[n] = dataclasses.replace(poly, max_error=certify.estimate(poly, target))
+        reached = certify.estimate(poly, target, fine=target.ball is None)
+        fits[n] = dataclasses.replace(poly, max_error=reached)
         return fits[n].max_error
 
     low, high, previous = -1, min(2, limit), math.inf

@@ -13,13 +13,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from approx.composites import Composite, Node, estimate
+from approx.composites import SPARED, Composite, Node, certified, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.plan import minimal_depth
-from approx.polynomial import Interval
+from approx.polynomial import Interval, Polynomial
 from approx.targets import NAMED
 
 _SEEDS = (3, 5, 7, 9, 11, 13, 15, 19, 23, 27, 31, 39, 47, 55, 63, 95, 127)  # degrees tried
@@ -65,18 +66,20 @@ def _shallowest(
     if tol is None:
         if degree is None or steps is None:
             raise ApproxError(f"{kind} needs degree= and steps=, or tol=.")
-        return make(hull, degree, steps)
+        return certified(make(hull, degree, steps), NAMED[kind])
     best: Composite | None = None
     for n in [degree] if degree is not None else _SEEDS:
         if best is not None and minimal_depth(n) + added > best.depth:
             break
         for count in [steps] if steps is not None else range(most + 1):
             graph = make(hull, n, count)
-            if graph.max_error <= tol:
+            if graph.max_error <= SPARED * tol:
                 if best is None or (graph.depth, graph.products) < (best.depth, best.products):
                     best = graph
                 break
-    if best is None:
+    if best is not None:
+        best = certified(best, NAMED[kind])
+    if best is None or best.max_error > tol:
         a, b = hull
         raise ToleranceError(
             f"{kind} does not reach tol={tol:g} on [{a:g}, {b:g}]; narrow the domain, or raise "
@@ -85,10 +88,16 @@ def _shallowest(
     return best
 
 
-def _goldschmidt(hull: Interval, degree: int, steps: int) -> Composite:
+def _seed(name: str, hull: Interval, degree: int, weight: Callable[[Any], Any]) -> Polynomial:
+    """The seed of least relative error, in float64 coefficients alone; claims nothing itself."""
     from approx.fitting import fit
 
-    seed = fit(NAMED["inv"], hull, degree=degree, weight=np.abs)
+    poly = fit(NAMED[name], hull, degree=degree, weight=weight)
+    return dataclasses.replace(poly, tails=(), max_error=math.inf, certified=False)
+
+
+def _goldschmidt(hull: Interval, degree: int, steps: int) -> Composite:
+    seed = _seed("inv", hull, degree, np.abs)
     nodes = [Node("polynomial", (0,), seed)]
 
     def add(node: Node) -> int:
@@ -110,9 +119,7 @@ def _goldschmidt(hull: Interval, degree: int, steps: int) -> Composite:
 
 
 def _newton(hull: Interval, degree: int, steps: int) -> Composite:
-    from approx.fitting import fit
-
-    seed = fit(NAMED["inv_sqrt"], hull, degree=degree, weight=np.sqrt)
+    seed = _seed("inv_sqrt", hull, degree, np.sqrt)
     nodes = [Node("polynomial", (0,), seed), Node("sum", (0,), factors=(-0.5,))]
     y, minus_half_x = 1, 2
     if steps == 0:

@@ -22,6 +22,7 @@ from typing import Any
 
 from approx.errors import ApproxError
 
+PLANNINGS = ("fewest", "quiet", "deeper")
 _INFINITE = 10**9
 
 
@@ -122,6 +123,19 @@ def build(coefficients: Sequence[float], depth: int | None = None, quiet: bool =
         if halved is not None:
             return halved
     return _Emitter(structure(degree, parity, depth)).run(series, parity, depth)
+
+
+def planned(coefficients: Sequence[float], planning: str) -> Plan:
+    """The plan for sum_k coefficients[k] * T_k(u) of one of the ``PLANNINGS``.
+
+    "fewest" takes the least depth and the fewest products there, "quiet" the same depth without
+    Paterson and Stockmeyer's recursion, "deeper" one level more if that saves products.
+    """
+    least = build(coefficients, quiet=planning == "quiet")
+    if planning != "deeper" or least.depth == 0:
+        return least
+    deeper = build(coefficients, least.depth + 1)
+    return deeper if deeper.nonscalar_mults < least.nonscalar_mults else least
 
 
 def products(degree: int, parity: int | None = None, depth: int | None = None) -> int:

@@ -39,8 +39,11 @@ class Polynomial:
       rule: what differentiation uses in place of the exact derivative, or None.
       rule_of: "input" if the rule is a polynomial of x, "value" if it is one of p(x).
       tails: what each coefficient has beyond float64, where the error is so small that rounding
-        the coefficients would spoil it; the certificate is that of the sums. An encrypted
-        evaluation, whose scale resolves less, leaves them out.
+        the coefficients would spoil it; ``max_error`` is that of the sums, which NumPy evaluates.
+        The plan (JAX, the simulator, encrypted kernels) leaves them out: see ``plan_error``.
+      planning: how it is evaluated: "fewest" products of two ciphertexts at the least depth,
+        "quiet" at the same depth without the recursion that saves products and costs one to three
+        bits of CKKS noise, or "deeper": one level more where that saves products.
     """
 
     coefficients: tuple[float, ...]
@@ -54,6 +57,7 @@ class Polynomial:
     rule: Polynomial | None = None
     rule_of: str = "input"
     tails: tuple[float, ...] = ()
+    planning: str = "fewest"
 
     def __post_init__(self) -> None:
         series = [float(c) for c in self.coefficients]
@@ -68,6 +72,10 @@ class Polynomial:
             raise ApproxError(f'affine must be "own" or "folded", not {self.affine!r}.')
         if self.rule_of not in ("input", "value"):
             raise ApproxError(f'A rule is of "input" or "value", not {self.rule_of!r}.')
+        if self.planning not in _plan.PLANNINGS:
+            raise ApproxError(
+                f"A plan is one of {', '.join(_plan.PLANNINGS)}, not {self.planning!r}."
+            )
         intervals = check_intervals(self.intervals)
         tails = tuple(float(c) for c in self.tails[: len(series)])
         if not all(math.isfinite(c) for c in tails):
@@ -137,13 +145,24 @@ class Polynomial:
     @cached_property
     def plan(self) -> _plan.Plan:
         """The straight-line program that encrypted evaluation runs on u = scale * x + shift."""
-        return _plan.build(self.coefficients)
+        return _plan.planned(self.coefficients, self.planning)
 
     @property
     def depth(self) -> int:
         """Levels that evaluation consumes, the affine map included unless it is free or folded."""
         free = self.degree == 0 or abs(self.scale) == 1.0 or self.affine == "folded"
         return self.plan.depth + (0 if free else 1)
+
+    @property
+    def plan_error(self) -> float:
+        """Bound on |p - target| for the plan, which has the float64 coefficients alone.
+
+        max_error plus the sum of |tails|, since |T_k| <= 1 on the domain; max_error itself for
+        polynomials without tails. As rigorous as max_error is.
+        """
+        if not self.tails:
+            return self.max_error
+        return math.nextafter(self.max_error + math.fsum(map(abs, self.tails)), math.inf)
 
     # --- values ---------------------------------------------------------------------------------
 
@@ -195,6 +214,14 @@ class Polynomial:
             rule, of = IDENTITY, "value"
         return dataclasses.replace(self, rule=rule, rule_of=of)
 
+    def with_plan(self, planning: str) -> Polynomial:
+        """The same polynomial under another plan: "fewest", "quiet" or "deeper" (see above).
+
+        The simulator, the slot machine and the encrypted kernels run the plan it carries; depth,
+        products and noise follow it, the values and the error do not.
+        """
+        return dataclasses.replace(self, planning=planning)
+
     def rescaled(self, m: float) -> Polynomial:
         """q with q(x) = p(m * x) on the domain divided by m.
 
@@ -244,6 +271,7 @@ class Polynomial:
             "rule": None if self.rule is None else self.rule.to_dict(),
             "rule_of": self.rule_of,
             "tails": list(self.tails),
+            "planning": self.planning,
         }
 
     @classmethod
@@ -262,6 +290,7 @@ class Polynomial:
                 rule=None if data["rule"] is None else cls.from_dict(data["rule"]),
                 rule_of=data["rule_of"],
                 tails=tuple(data.get("tails", ())),
+                planning=data.get("planning", "fewest"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ApproxError(
@@ -274,8 +303,12 @@ class Polynomial:
 
     @classmethod
     def from_json(cls, text: str) -> Polynomial:
-        """The polynomial that ``to_json`` wrote, bit for bit."""
-        return cls.from_dict(json.loads(text))
+        """The polynomial that ``to_json`` wrote, bit for bit; ApproxError if it is none."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ApproxError(f"Not a stored polynomial: no JSON ({error}).") from error
+        return cls.from_dict(data)
 
 
 def check_intervals(intervals: Any) -> tuple[Interval, ...]:

@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from approx import certify, early, plan, remez, sign_table
-from approx.composites import Composite, Node, estimate
+from approx.composites import Composite, Node, certified, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.polynomial import Interval, Polynomial
 from approx.targets import NAMED
@@ -361,7 +361,8 @@ def _relu_graph(
     found = estimate(Composite(name, intervals, tuple(nodes), math.inf, False), NAMED[name])
     if math.isfinite(bound) and bound <= 1.001 * found + 1e-13 * half_width:
         return Composite(name, intervals, tuple(nodes), bound, True, knobs)
-    return Composite(name, intervals, tuple(nodes), found, False, knobs)
+    graph = Composite(name, intervals, tuple(nodes), found, False, knobs)
+    return certified(graph, NAMED[name]) if math.prod(degrees) <= 1000 else graph
 
 
 def _bound(degrees: Sequence[int], gap: float) -> float:

@@ -12,11 +12,12 @@ import math
 
 import numpy as np
 
-from approx.composites import Composite, Node, estimate
+from approx.composites import SPARED, Composite, Node, certified, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.polynomial import Interval
 
 _SEEDS = (1, 3, 5, 7, 11, 15, 23, 31, 47, 63, 95, 127)  # degrees tried for a tolerance
+_WIDEST = 2.0**22  # width beyond which the grid of a fitted seed does not resolve exp near 0
 _SHARES = (0.9, 0.6, 0.35, 0.2)  # of the tolerance, asked of the seed
 
 
@@ -42,9 +43,10 @@ def exp(
         raise ApproxError("squarings is at least 0 and degree at least 1.")
     if tol is None:
         assert squarings is not None
-        return _best((a, b), squarings, degree or 1)
+        return certified(_best((a, b), squarings, degree or 1), np.exp)
     best: Composite | None = None
-    for n in [degree] if degree is not None else [1] if squarings is not None else _SEEDS:
+    seeds = _SEEDS if b - a <= _WIDEST else _SEEDS[:1]
+    for n in [degree] if degree is not None else [1] if squarings is not None else seeds:
         for k in [squarings] if squarings is not None else _ladder((a, b), n):
             graph = _at((a, b), k, n, None)
             if best is not None and (graph.depth, graph.products) >= (best.depth, best.products):
@@ -53,7 +55,9 @@ def exp(
             if graph is not None:
                 best = graph
                 break
-    if best is None:
+    if best is not None:
+        best = certified(best, np.exp)
+    if best is None or best.max_error > tol:
         raise ToleranceError(
             f"exp_squaring does not reach tol={tol:g}; allow more squarings or a higher degree."
         )
@@ -61,16 +65,22 @@ def exp(
 
 
 def _ladder(hull: Interval, degree: int) -> range:
-    """Squarings worth trying: from where |1 + x / 2^k| <= 1 on the domain for the plain seed."""
+    """Squarings worth trying: from where |1 + x / 2^k| <= 1 on the domain for the plain seed.
+
+    A seed of degree n that stays near [-1, 1] has slope at most 2 n^2 / (b - a) (Markov), and it
+    must have about 2^-k at 0.
+    """
     if degree > 1:
-        return range(25)
+        least = math.log2(max(hull[1] - hull[0], 1e-300) / (4.0 * degree**2))
+        start = max(0, math.floor(least)) if hull[1] > -1.0 else 0
+        return range(start, start + 25)
     return range(max(0, math.ceil(math.log2(max(-hull[0], 2.0))) - 1), 41)
 
 
 def _reaching(hull: Interval, k: int, degree: int, tol: float) -> Composite | None:
     for share in _SHARES if degree > 1 else (1.0,):
         graph = _at(hull, k, degree, share * tol)
-        if graph.max_error <= tol:
+        if graph.max_error <= SPARED * tol:
             return graph
     return None
 

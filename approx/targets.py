@@ -14,6 +14,8 @@ from scipy import special
 from approx.errors import ApproxError, DomainError
 from approx.polynomial import Interval
 
+_SPREAD = 1 << 16  # points at which a callable without a ball version is looked at
+
 Ball = Callable[[Any], Any]  # flint.acb -> flint.acb, analytic wherever the result is finite
 
 
@@ -55,12 +57,49 @@ class Target:
                     )
             points = a + (b - a) * (0.5 - 0.5 * np.cos(np.linspace(0.0, np.pi, 2049)))
             points = np.clip(points, a, b)
-            bad = ~np.isfinite(self(points))
-            if bad.any():
+            self._finite(points, (a, b))
+            if self.ball is None:
+                spread = a + (b - a) * np.linspace(0.0, 1.0, _SPREAD)
+                spread[-1] = b
+                values = self._finite(spread, (a, b))
+                self._no_pole(spread, values)
+
+    def _finite(self, points: np.ndarray, interval: Interval) -> np.ndarray:
+        values = self(points)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise DomainError(
+                f"{self.name} is NaN or infinite at x = {points[bad][0]:g}; choose a domain "
+                f"inside which it is finite (given: [{interval[0]:g}, {interval[1]:g}])."
+            )
+        return values
+
+    def _no_pole(self, points: np.ndarray, values: np.ndarray) -> None:
+        """Zooms in on the largest value: near a pole it grows with every step."""
+        typical = float(np.median(np.abs(values - np.median(values)))) + 1e-300
+        k = int(np.argmax(np.abs(values)))
+        low, high = points[max(k - 1, 0)], points[min(k + 1, len(points) - 1)]
+        start, top, growing = abs(values[k]), abs(values[k]), 0
+        for _ in range(40):
+            x = np.linspace(low, high, 33)
+            heights = np.abs(self(x))
+            heights[~np.isfinite(heights)] = np.inf
+            j = int(np.argmax(heights))
+            growing = growing + 1 if heights[j] > 1.5 * top else 0
+            top = max(top, float(heights[j]))
+            if not math.isfinite(top) or growing >= 5 and top > 1e3 * max(start, typical):
                 raise DomainError(
-                    f"{self.name} is NaN or infinite at x = {points[bad][0]:g}; "
-                    f"choose a domain inside which it is finite (given: [{a:g}, {b:g}])."
+                    f"{self.name} grows without bound near x = {x[j]:g}: a pole inside the domain; "
+                    "choose a domain, or a union with a gap, that leaves it out."
                 )
+            if not high - low > 64 * np.spacing(max(abs(low), abs(high))):
+                break
+            low, high = x[max(j - 1, 0)], x[min(j + 1, 32)]
+        if top > 1e8 * typical and top > 1e4 * start:
+            raise DomainError(
+                f"{self.name} reaches {top:.1e} near x = {x[j]:g}, where it has a pole or a spike "
+                "that float64 does not resolve; choose a domain that leaves it out."
+            )
 
     def __call__(self, x: Any) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -82,7 +121,7 @@ def find(target: str | Callable[[Any], Any] | Target, ball: Ball | None = None) 
     if callable(target):
         name = getattr(target, "__name__", "callable")
         return Target(name, _vectorized(target), None if ball is None else _smooth(ball))
-    if target in NAMED:
+    if isinstance(target, str) and target in NAMED:
         return NAMED[target]
     raise ApproxError(f"Unknown target {target!r}; use a callable or one of {', '.join(NAMED)}.")
 
@@ -93,8 +132,12 @@ def _vectorized(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.nda
     def evaluate(x: np.ndarray) -> np.ndarray:
         try:
             y = function(x)
+        except ApproxError:
+            raise
         except (TypeError, ValueError):  # written for numbers, such as those of the math module
             y = np.array([_number(function, v) for v in x.ravel()]).reshape(x.shape)
+        except Exception as error:
+            raise _failed(error) from error
         jax = sys.modules.get("jax")
         if jax is not None and isinstance(y, jax.Array) and y.dtype != np.float64:
             with jax.enable_x64(True):
@@ -103,7 +146,12 @@ def _vectorized(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.nda
             raise ApproxError(
                 "The callable returns complex values; fit its real and imaginary part one by one."
             )
-        y = np.asarray(y, dtype=np.float64)
+        try:
+            y = np.asarray(y, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ApproxError(
+                f"The callable returns {type(y).__name__}, not numbers of the shape of x."
+            ) from error
         if y.shape != x.shape and y.size != 1:
             raise ApproxError(
                 f"The callable maps shape {x.shape} to {y.shape}; it must work element by element."
@@ -116,8 +164,21 @@ def _vectorized(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.nda
 def _number(function: Callable[[Any], Any], x: float) -> float:
     try:
         return float(function(float(x)))
-    except (ValueError, ZeroDivisionError, OverflowError):
+    except (ZeroDivisionError, OverflowError):
         return math.nan
+    except ValueError as error:
+        if "math" in str(error) or "expected" in str(error):  # outside the domain, says math
+            return math.nan
+        raise _failed(error) from error
+    except Exception as error:
+        raise _failed(error) from error
+
+
+def _failed(error: Exception) -> ApproxError:
+    return ApproxError(
+        f"The callable fails on arrays and on numbers ({type(error).__name__}: {error}); it takes "
+        "a float64 array and returns one of the same shape."
+    )
 
 
 # --- the named targets --------------------------------------------------------------------------
