@@ -222,8 +222,8 @@ class Tokenizer:
         shortest = special + (1 if pairs is None else 2)
         if length < shortest:
             raise DataError(f"A length of {length} has no room for words: at least {shortest}.")
-        firsts = self._pieces(texts)
-        seconds = [[] for _ in firsts] if pairs is None else self._pieces(pairs)
+        firsts = self.pieces(texts)
+        seconds = [[] for _ in firsts] if pairs is None else self.pieces(pairs)
         ids = np.full((len(firsts), length), self.pad_id, np.int32)
         mask = np.zeros((len(firsts), length), np.float32)
         types = np.zeros((len(firsts), length), np.int32)
@@ -241,7 +241,8 @@ class Tokenizer:
             types[row, start : len(tokens)] = 1
         return Encoded(ids, mask, types, truncated)
 
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Vocabulary numbers of each text, nothing added and nothing cut off."""
         batch = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in batch]
 
