@@ -58,8 +58,11 @@ class Evaluation(NamedTuple):
     ranges: dict[str, Range]
 
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-"""A pure training step: (state, batch) -> (state, metrics)."""
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+"""A pure training step: (state, batch[, frozen parameters]) -> (state, metrics)."""
+
+Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""(trained, frozen parameters, batch, key) -> (what is minimised, metrics {"loss": ..., ...})."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,17 +117,39 @@ def task_loss(model: Model, logits: jax.Array, targets: jax.Array, smoothing: fl
     return cross_entropy(logits, targets, smoothing)
 
 
+def make_update(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
+    """The jitted pure step (state, batch[, frozen]) -> (state, metrics) of any loss: `loss`'s own
+    metrics and `gradient_norm`.
+
+    The loss gets the run's key with the step number folded in. Where the batch has a field
+    `progress`, the optimizer's schedules get it (`schedules.scale_by_progress`).
+    """
+    transform = optax.with_extra_args_support(optimizer)
+
+    def step(
+        state: TrainState, batch: Any, frozen: Params | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        extra = {"progress": batch.progress} if hasattr(batch, "progress") else {}
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen or {}, batch, key)
+        updates, opt = transform.update(grads, state.optimizer, state.params, **extra)
+        params = cast(Params, optax.apply_updates(state.params, updates))
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        return TrainState(state.step + 1, params, opt, state.key), metrics
+
+    return jax.jit(step)
+
+
 def make_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     regularisation: Regularisation = NO_REGULARISATION,
     forward: Forward | None = None,
-    frozen: Params | None = None,
 ) -> Step:
     """The jitted pure step (state, batch) -> (state, metrics {loss, penalty, gradient_norm}).
 
-    forward: a noisy forward pass, as `simulated_forward` gives it. frozen: parameters that are
-    used but not trained (LoRA); the state then holds only the others.
+    forward: a noisy forward pass, as `simulated_forward` gives it. The step takes a third argument,
+    parameters that are used but not trained (LoRA); the state then holds only the others.
     """
     run = exact_forward(model) if forward is None else forward
     r = regularisation
@@ -132,9 +157,9 @@ def make_step(
     unit = model.units()
 
     def loss(
-        trained: Params, batch: Batch, key: jax.Array
+        trained: Params, frozen: Params, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        params = trained if frozen is None else combine(trained, frozen)
+        params = combine(trained, frozen)
         k_word, k_feature, k_noise = jax.random.split(key, 3)
         tokens = batch.tokens
         if r.word_dropout:
@@ -146,15 +171,7 @@ def make_step(
         extra = range_penalty(values, unit, ranges, r.inner) if r.penalty else jnp.zeros(())
         return task + r.penalty * extra, {"loss": task, "penalty": extra}
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
-        updates, opt = optimizer.update(grads, state.optimizer, state.params)
-        params = cast(Params, optax.apply_updates(state.params, updates))
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, opt, state.key), metrics
-
-    return jax.jit(step)
+    return make_update(loss, optimizer)
 
 
 def batch_rows(seed: int, step: int, rows: int, size: int) -> np.ndarray:
@@ -238,9 +255,10 @@ def shuffled(data: Batch, size: int, seed: int) -> Callable[[int], Batch]:
 def run_steps(
     step: Step,
     state: TrainState,
-    batch_of: Callable[[int], Batch],
+    batch_of: Callable[[int], Any],
     *,
     until: int,
+    stop: Callable[[], bool] = lambda: False,
     report: Report | None = None,
     report_every: int = 50,
     save: Callable[[TrainState], None] | None = None,
@@ -250,9 +268,11 @@ def run_steps(
     the step where the loss stopped being finite.
 
     report(step, metrics) is called every `report_every` steps and at the end, save(state) every
-    `save_every`.
+    `save_every`. `stop` is asked before each step: the state so far is returned if it says so.
     """
     for number in range(int(state.step), until):
+        if stop():
+            break
         state, metrics = step(state, batch_of(number))
         done = number + 1
         if done % report_every == 0 or done == until:
