@@ -1,0 +1,321 @@
+"""Masked-language-model pre-training of an encoder on a folder of text.
+
+    corpus = Corpus.read("texts", length=128, cache="out")
+    pretrain(Pretraining(), corpus, "out", report=print)
+
+The learning rate rises and falls once over the budget; the range penalty comes in over its last
+share, so that inputs of the later polynomials stay in their ranges. Everything that a step uses
+follows from the settings, the text and the step number, and a checkpoint holds the rest: a run that
+was stopped goes on, with a budget in steps to the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from models.checkpoint import CheckpointError, Checkpoints
+from models.config import EncoderConfig, preset
+from models.corpus import Corpus
+from models.encoder import Model
+from models.lora import Params
+from models.losses import range_penalty
+from models.mlm import (
+    MaskedBatch,
+    Masking,
+    linear_cross_entropy,
+    mlm_scores,
+    word_matrix,
+    word_states,
+)
+from models.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
+from models.sites import Range, function_of, join_ranges, met_ranges, site_names
+from models.train import Loss, Step, TrainState, batch_rows, initial_state, make_update, run_steps
+
+__all__ = ["Evaluated", "Pretrained", "Pretraining", "Progress", "evaluate", "pretrain"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """Everything that decides a pre-training, its text apart.
+
+    Attributes:
+      config: the encoder; its vocabulary is that of the corpus, and `lm_head` must not be "none".
+      share: of a row's tokens that are guessed.
+      batch: rows of a step. budget: when it ends.
+      rate: highest learning rate; rise: share of the budget at which it is reached, from `start`
+        times it; it falls to `floor` times it.
+      weight_decay: decoupled, on matrices. clip: largest norm of a gradient.
+      b1, b2, eps: of AdamW. dropout: share of embedding features.
+      penalty: weight of the range penalty, reached half-way through the last share `penalty_last`
+        of the budget; targets: canonical range by function; inner: share of its half-width at
+        which the penalty begins.
+      seed: of weights, order and masks.
+      chunk: guessed words whose logits exist at a time (0: all of a step).
+      log_every, evaluate_every: steps. save_seconds: time between checkpoints.
+      held_out_rows: at most so many rows are evaluated.
+    """
+
+    config: EncoderConfig = preset("tiny", sequence=128, lm_head="tied")
+    share: float = 0.25
+    batch: int = 32
+    budget: Budget = Budget(steps=4000)
+    rate: float = 2e-3
+    rise: float = 0.1
+    start: float = 0.05
+    floor: float = 0.0
+    weight_decay: float = 0.01
+    clip: float = 0.5
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    dropout: float = 0.0
+    penalty: float = 0.0
+    penalty_last: float = 0.1
+    targets: tuple[tuple[str, Range], ...] = ()
+    inner: float = 0.9
+    seed: int = 0
+    chunk: int = 256
+    log_every: int = 20
+    evaluate_every: int = 500
+    save_seconds: float = 180.0
+    held_out_rows: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "log_every", "evaluate_every", "held_out_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.config.lm_head == "none":
+            raise ValueError('pre-training guesses words: set lm_head="tied" or "own"')
+        unknown = {name for name, _ in self.targets} - {
+            function_of(name) for name in site_names(self.config)
+        }
+        if unknown:
+            raise ValueError(f"the model has no site of {', '.join(sorted(unknown))}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    def site_targets(self) -> dict[str, Range]:
+        """The target range of every site whose function has one."""
+        table = dict(self.targets)
+        names = site_names(self.config)
+        return {n: table[function_of(n)] for n in names if function_of(n) in table}
+
+
+class Evaluated(NamedTuple):
+    """Held-out text: loss in nats a guessed word, share guessed right, canonical ranges met."""
+
+    loss: float
+    accuracy: float
+    ranges: dict[str, Range]
+
+
+class Progress(NamedTuple):
+    """One report: step, share of the budget behind, seconds of running, figures by name."""
+
+    step: int
+    share: float
+    seconds: float
+    figures: dict[str, float]
+
+
+class Pretrained(NamedTuple):
+    """A pre-training as far as it went: `finished` says whether its budget is spent."""
+
+    model: Model
+    params: Params
+    step: int
+    seconds: float
+    finished: bool
+    evaluated: Evaluated | None
+
+
+def make_optimizer(settings: Pretraining) -> optax.GradientTransformation:
+    """Clipping, AdamW without decay on vectors, and the one-cycle rate of the batch's progress."""
+
+    def matrices(params: Params) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    s = settings
+    return optax.chain(
+        optax.clip_by_global_norm(s.clip),
+        optax.scale_by_adam(s.b1, s.b2, s.eps),
+        optax.add_decayed_weights(s.weight_decay, matrices),
+        scale_by_progress(s.rate, one_cycle(s.rise, s.start, s.floor)),
+    )
+
+
+def make_loss(model: Model, settings: Pretraining, *, penalised: bool) -> Loss:
+    """Mean cross-entropy of the guessed words, plus the range penalty where `penalised`."""
+    weight = ramp(settings.penalty_last)
+    unit, ranges = model.units(), settings.site_targets()
+
+    def loss(
+        params: Params, frozen: Params, batch: MaskedBatch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del frozen
+        states, values = word_states(model, params, batch, dropout=settings.dropout, key=key)
+        labels, weights = jnp.ravel(batch.words), jnp.ravel(batch.weights)
+        matrix, bias = word_matrix(model, params)
+        total: Any = linear_cross_entropy(states, matrix, bias, labels, weights, settings.chunk)
+        task = total / jnp.maximum(jnp.sum(weights), 1.0)
+        if not penalised:
+            return task, {"loss": task}
+        extra = range_penalty(values, unit, ranges, settings.inner)
+        factor = settings.penalty * weight(batch.progress)
+        return task + factor * extra, {"loss": task, "penalty": extra}
+
+    return loss
+
+
+def make_pretraining_step(model: Model, settings: Pretraining) -> Step:
+    """The step of a batch: with the range penalty once its share of the budget has begun."""
+    optimizer = make_optimizer(settings)
+    plain = make_update(make_loss(model, settings, penalised=False), optimizer)
+    if not (settings.penalty and settings.penalty_last and settings.targets):
+        return plain
+    penalised = make_update(make_loss(model, settings, penalised=True), optimizer)
+
+    def step(state: TrainState, batch: MaskedBatch, *rest: Any) -> Any:
+        late = float(batch.progress) >= 1 - settings.penalty_last
+        return (penalised if late else plain)(state, batch, *rest)
+
+    return step
+
+
+@functools.lru_cache(maxsize=4)
+def _scores(model: Model) -> Callable[[Params, MaskedBatch], Any]:
+    unit = model.units()
+
+    @jax.jit
+    def run(params: Params, batch: MaskedBatch) -> Any:
+        states, values = word_states(model, params, batch)
+        return mlm_scores(model, params, states, batch), met_ranges(values, unit)
+
+    return run
+
+
+def evaluate(
+    model: Model, params: Params, corpus: Corpus, masking: Masking, *, rows: int, batch: int
+) -> Evaluated:
+    """Loss, accuracy and ranges on the first `rows` held-out rows, always with the same words
+    hidden; whole batches only, so a few rows may be left out.
+    """
+    size = min(batch, corpus.held_out.rows)
+    sums = {"loss": 0.0, "right": 0.0, "words": 0.0}
+    met: list[Mapping[str, Any]] = []
+    for number in range(max(1, min(rows, corpus.held_out.rows) // size)):
+        places = np.arange(number * size, (number + 1) * size)
+        found, ranges = _scores(model)(params, masking.batch(corpus.held_out, places, 0, number))
+        sums = {name: sums[name] + float(found[name]) for name in sums}
+        met.append(ranges)
+    words = max(sums["words"], 1.0)
+    return Evaluated(sums["loss"] / words, sums["right"] / words, join_ranges(met))
+
+
+def pretrain(
+    settings: Pretraining,
+    corpus: Corpus,
+    folder: str | Path,
+    *,
+    report: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    keep: int = 3,
+) -> Pretrained:
+    """Train until the budget is spent or `stop` says so; a checkpoint is written in both cases.
+
+    folder: its `checkpoints` hold the state every `save_seconds`; a run that finds its own there
+    goes on from the newest, another's raises CheckpointError. report is called every `log_every`
+    steps with loss, gradient norm, learning rate and tokens a second, and every `evaluate_every`
+    with the held-out figures.
+    """
+    config = settings.config.replace(
+        vocabulary=corpus.tokenizer.size, padding_id=corpus.tokenizer.pad_id
+    )
+    model = Model(config)
+    masking = Masking.of(corpus.tokenizer, settings.share)
+    key = jax.random.key(settings.seed)
+    state = initial_state(model.init(key), make_optimizer(settings), key)
+    step = make_pretraining_step(model, settings)
+    identity = {"settings": settings.to_json(), "corpus": corpus.digest}
+    rates = one_cycle(settings.rise, settings.start, settings.floor)
+    with Checkpoints(Path(folder) / "checkpoints", keep=keep) as store:
+        spent = 0.0
+        if store.latest is not None:
+            notes = store.notes()
+            differing = [name for name in identity if notes.get(name) != identity[name]]
+            if differing:
+                raise CheckpointError(
+                    f"{store.folder} holds a training with other {' and '.join(differing)}: go on "
+                    "with that one, or choose another folder"
+                )
+            state, spent = store.restore(state), float(notes["seconds"])
+        clock = Clock(settings.budget, spent)
+
+        def save(state: TrainState) -> None:
+            notes = {**identity, "config": config.to_json(), "seconds": clock.seconds}
+            store.save(int(state.step), state, notes)
+
+        def batch_of(number: int) -> MaskedBatch:
+            rows = batch_rows(settings.seed, number, corpus.train.rows, settings.batch)
+            return masking.batch(corpus.train, rows, settings.seed, number, clock.progress(number))
+
+        def ended() -> bool:
+            return stop() or clock.progress(int(state.step)) >= 1
+
+        evaluated: Evaluated | None = None
+        saved = time.monotonic()
+        while not ended():
+            before, began = int(state.step), time.monotonic()
+            goal = (before // settings.log_every + 1) * settings.log_every
+            figures: dict[str, float] = {}
+            state = run_steps(
+                step,
+                state,
+                batch_of,
+                until=min(goal, settings.budget.steps),
+                stop=stop,
+                report=lambda _, found, into=figures: into.update(found),
+                report_every=settings.log_every,
+            )
+            number = int(state.step)
+            if not figures:
+                break
+            share = clock.progress(number)
+            rows = (number - before) * settings.batch
+            figures["tokens_per_second"] = rows * corpus.train.length / (time.monotonic() - began)
+            figures["learning_rate"] = settings.rate * float(rates(share))
+            if number % settings.evaluate_every == 0 or share >= 1:
+                evaluated = evaluate(
+                    model,
+                    state.params,
+                    corpus,
+                    masking,
+                    rows=settings.held_out_rows,
+                    batch=settings.batch,
+                )
+                figures["held_out_loss"] = evaluated.loss
+                figures["held_out_accuracy"] = evaluated.accuracy
+                for name, (low, high) in evaluated.ranges.items():
+                    figures[f"range/{name}/low"], figures[f"range/{name}/high"] = low, high
+            if report is not None:
+                report(Progress(number, share, clock.seconds, figures))
+            if time.monotonic() - saved >= settings.save_seconds:
+                save(state)
+                saved = time.monotonic()
+        number = int(state.step)
+        if store.latest != number and number:
+            save(state)
+        finished = clock.progress(number) >= 1
+        return Pretrained(model, state.params, number, clock.seconds, finished, evaluated)
