@@ -4,21 +4,27 @@ The error that counts is what the encrypted evaluation does to the data: the app
 on the samples inside the range, the damage of those outside, and the rounding of CKKS, magnified
 by the form of evaluation (``approx.noise``). A narrow range fits better and loses more samples; a
 high degree fits better and costs levels; squaring and composites reach wide ranges and magnify
-noise. So ranges, degrees, methods and forms are searched together.
+noise; a quiet plan magnifies less and costs products. So they are searched together.
+
+What a candidate costs is known before it is fitted and its error before its noise is measured, so
+one that is beaten already is left as early as that; bounds are proven when they are asked for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approx.composites import Composite, composite
+from approx import certify
+from approx.candidates import candidates, ranges
+from approx.composites import Composite
 from approx.errors import ApproxError, ToleranceError
-from approx.fitting import fit
 from approx.noise import amplification
 from approx.polynomial import Polynomial
 from approx.targets import Target, find
@@ -26,9 +32,7 @@ from approx.targets import Target, find
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TAILS = (0.0, 1e-4, 1e-3, 1e-2)  # share of the samples that a range may leave outside
-_DEGREES = (3, 5, 7, 9, 11, 13, 15, 19, 23, 27, 31, 39, 47, 55, 59, 63, 95, 119, 127)
-_SAMPLES = 4000  # at most so many are evaluated
+_WORTH = 0.98  # of an error: what does not improve it by that much is no better
 
 
 @dataclass(frozen=True)
@@ -36,52 +40,122 @@ class Choice:
     """One way to approximate, and what it costs and does.
 
     Attributes:
-      approximation: ready to use.
-      method: "minimax", "least_squares", or the kind of composite.
+      draft: the approximation with an estimate of its error.
+      target: what it approximates.
+      method: "minimax", "chebyshev", "least_squares", or the kind of composite.
       error: root mean square on all samples, CKKS rounding included.
       damage: largest error of a sample, without the rounding (infinite where it overflows).
       magnification: of CKKS rounding, by the form of evaluation, on the samples inside.
       outside: share of the samples outside the range.
     """
 
-    approximation: Polynomial | Composite
+    draft: Polynomial | Composite
+    target: Target
     method: str
     error: float
     damage: float
     magnification: float
     outside: float
 
+    @cached_property
+    def approximation(self) -> Polynomial | Composite:
+        """Ready to use; its error is proven, where it can be, when this is first read."""
+        if isinstance(self.draft, Polynomial):
+            bound = certify.certify(self.draft, self.target)
+            if bound is not None:
+                return dataclasses.replace(self.draft, max_error=bound, certified=True)
+        return self.draft
+
     @property
     def levels(self) -> int:
         """Levels consumed."""
-        return self.approximation.depth
+        return self.draft.depth
 
     @property
     def products(self) -> int:
         """Products of two ciphertexts."""
-        a = self.approximation
-        return a.plan.nonscalar_mults if isinstance(a, Polynomial) else a.products
+        return _products(self.draft)
+
+    @property
+    def plan(self) -> str:
+        """How a polynomial is evaluated: "fewest", "quiet" or "deeper"; "graph" for composites."""
+        return self.draft.planning if isinstance(self.draft, Polynomial) else "graph"
+
+    @property
+    def form(self) -> str:
+        """What it is, as the table calls it: a method and degree, or a composite and its knobs."""
+        if isinstance(self.draft, Polynomial):
+            return f"{self.method.replace('_', ' ')}, degree {self.draft.degree}"
+        knobs = []
+        for name, value in self.draft.knobs:
+            if name in ("degrees", "degree", "squarings", "steps"):
+                shown = "+".join(map(str, value)) if isinstance(value, tuple) else value
+                knobs.append(f"{name} {shown}")
+        return f"{self.method}, {', '.join(knobs)}"
+
+    def _cells(self) -> tuple[str, ...]:
+        spans = " ".join(f"[{a:.3g}, {b:.3g}]" for a, b in self.draft.intervals)
+        return (
+            str(self.levels),
+            str(self.products),
+            f"{self.error:.1e}",
+            f"{self.damage:.1e}",
+            f"{self.magnification:.3g}",
+            spans,
+            f"{self.outside:.2%}",
+            self.plan,
+            self.form,
+        )
 
     def __str__(self) -> str:
-        low, high = self.approximation.hull
-        return (
-            f"{self.levels:>2} levels {self.products:>3} products  error {self.error:.2e}  "
-            f"noise x{self.magnification:<7.3g} [{low:.4g}, {high:.4g}] "
-            f"{self.method} degree {self.approximation.degree}, {self.outside:.2%} outside"
+        return ", ".join(
+            f"{name} {cell}" for name, cell in zip(_HEADER, self._cells(), strict=True)
         )
+
+
+_HEADER = (
+    "levels",
+    "products",
+    "rms error",
+    "worst",
+    "noise x",
+    "range",
+    "outside",
+    "plan",
+    "form",
+)
 
 
 @dataclass(frozen=True)
 class Front:
-    """Pareto-optimal choices by levels, then products; ``str`` is a table, ``best`` the answer."""
+    """Pareto-optimal choices by levels, then products; ``str`` is a table, ``best`` the answer.
+
+    Attributes:
+      target: its name.
+      choices: each better than all others in levels, products or error.
+      best: the answer to the request, starred in the table.
+      noise_bits: the rounding of one rescale is 2^-noise_bits.
+    """
 
     target: str
     choices: tuple[Choice, ...]
     best: Choice
+    noise_bits: float = 30.0
 
     def __str__(self) -> str:
-        rows = [("* " if c is self.best else "  ") + str(c) for c in self.choices]
-        return "\n".join([f"{self.target}: error against levels and products", *rows])
+        rows = [_HEADER, *(c._cells() for c in self.choices)]
+        widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADER))]
+        marks = ["  ", *("* " if c is self.best else "  " for c in self.choices)]
+        lines = [
+            mark
+            + "  ".join(
+                cell.ljust(w) if k in (5, 7, 8) else cell.rjust(w)
+                for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for mark, row in zip(marks, rows, strict=True)
+        ]
+        title = f"{self.target}: error on the samples, a rescale rounding by 2^-{self.noise_bits:g}"
+        return "\n".join([title, *lines])
 
     def plot(self) -> Figure:
         """Error against levels, a mark a choice."""
@@ -98,7 +172,7 @@ def choose(
     max_error: float | None = None,
     noise_bits: float = 30.0,
 ) -> Front:
-    """Searches range, degree, method and form for a target and samples of its input.
+    """Searches range, degree, method, form and plan for a target and samples of its input.
 
     Args:
       target: a name or a callable, as for ``approx.fit``.
@@ -108,31 +182,20 @@ def choose(
         products. Without it the best choice is the most accurate.
       noise_bits: the rounding of one rescale is 2^-noise_bits (some 10 below log2 of the scale).
 
+    Returns:
+      A Front; ``front.best.approximation`` is ready to use, ``print(front)`` a table.
+
     Raises:
-      ApproxError: no samples, samples that are not finite, or no request.
+      ApproxError: no samples, samples that are not finite or all alike, or a malformed request.
       ToleranceError: max_error is out of reach; the message says what is reached.
     """
     known = find(target)
-    x = np.asarray(samples, dtype=np.float64).ravel()
-    if len(x) == 0 or not np.all(np.isfinite(x)):
-        raise ApproxError("choose needs at least one sample, and finite ones.")
-    if max_levels is None and max_error is None:
-        raise ApproxError(
-            "Ask for max_levels= or max_error=, as in choose('gelu', x, max_levels=6)."
-        )
-    limit = 20 if max_levels is None else int(max_levels)
-    if limit < 1:
-        raise ApproxError(f"max_levels must be at least 1, not {max_levels}.")
-    wanted = known(x)
-    if not np.all(np.isfinite(wanted)):
-        raise ApproxError(f"{known.name} is not finite on some samples; leave those out.")
-    rounding = 2.0**-noise_bits
-    tried = []
-    for low, high in _ranges(known, x):
-        for method, made in _candidates(target, known, (low, high), x, limit, rounding):
-            if made.depth <= limit:
-                tried.append(_measure(made, method, x, wanted, rounding))
-    front = _front(tried)
+    x, wanted = _data(known, samples)
+    limit = _limit(max_levels, max_error, noise_bits)
+    search = _Search(known, x, wanted, limit, 2.0**-noise_bits)
+    for k, domain in enumerate(ranges(known, x)):
+        search.range(domain, k == 0)
+    front = _front(search.tried)
     if not front:
         raise ToleranceError(
             f"Nothing approximates {known.name} within {limit} levels; allow more."
@@ -148,101 +211,115 @@ def choose(
                 f"{noise_bits:g} noise bits. Allow more levels, a larger scale, a narrower range."
             )
         best = enough[0]
-    return Front(known.name, tuple(front), best)
+    return Front(known.name, tuple(front), best, noise_bits)
 
 
-def _ranges(target: Target, x: np.ndarray) -> Iterator[tuple[float, float]]:
-    seen = set()
-    symmetric = target.remainder is not None
-    for tail in _TAILS:
-        low, high = (float(q) for q in np.quantile(x, [0.5 * tail, 1.0 - 0.5 * tail]))
-        margin = 0.01 * (high - low) if tail == 0.0 else 0.0
-        if target.forbidden is not None and low > target.forbidden[1]:
-            low, high = max(low - margin, 0.9 * low), high + margin
-        else:
-            low, high = low - margin, high + margin
-        if target.name == "exp" and high <= 0.0 or target.name == "exp" and float(np.max(x)) <= 0.0:
-            high = 0.0
-        if symmetric and low < 0.0 < high:
-            high = max(-low, high)
-            low = -high
-        if high - low > 1e-9 * max(abs(low), abs(high), 1e-300) and (low, high) not in seen:
-            seen.add((low, high))
-            yield low, high
+def _data(target: Target, samples: Any) -> tuple[np.ndarray, np.ndarray]:
+    x = np.asarray(samples, dtype=np.float64).ravel()
+    if len(x) == 0 or not np.all(np.isfinite(x)):
+        raise ApproxError("choose needs at least one sample, and finite ones.")
+    wanted = target(x)
+    if not np.all(np.isfinite(wanted)):
+        raise ApproxError(
+            f"{target.name} is not finite on some samples, such as {x[~np.isfinite(wanted)][0]:g}; "
+            "leave those out."
+        )
+    if np.ptp(x) <= 1e-9 * np.max(np.abs(x)):
+        raise ApproxError(
+            f"All samples are {x[0]:g}, which tells no range; pass samples that vary, or use "
+            "approx.fit with a domain."
+        )
+    return x, wanted
 
 
-def _candidates(
-    target: Any,
-    known: Target,
-    domain: tuple[float, float],
-    x: np.ndarray,
-    limit: int,
-    rounding: float,
-) -> Iterator[tuple[str, Polynomial | Composite]]:
-    inside = x[(x >= domain[0]) & (x <= domain[1])]
-    for degree in _DEGREES:
-        if degree.bit_length() > limit:
-            break
-        p = fit(target, domain, degree=degree)
-        yield "minimax", p
-        if len(inside) > 4 * degree:
-            thin = inside[:: max(1, len(inside) // _SAMPLES)]
-            yield (
-                "least_squares",
-                fit(target, domain, degree=degree, method="least_squares", samples=thin),
-            )
-        if p.max_error < 0.3 * rounding:
-            break
-    for kind, knobs in _composites(known.name, domain, limit, rounding):
-        try:
-            yield kind, composite(kind, domain, **knobs)
-        except ToleranceError:
-            continue
+def _limit(max_levels: int | None, max_error: float | None, noise_bits: float) -> int:
+    if max_levels is None and max_error is None:
+        raise ApproxError(
+            "Ask for max_levels= or max_error=, as in choose('gelu', x, max_levels=6)."
+        )
+    if max_levels is not None and (max_levels != int(max_levels) or max_levels < 1):
+        raise ApproxError(f"max_levels must be a whole number of at least 1, not {max_levels}.")
+    if max_error is not None and not (math.isfinite(max_error) and max_error > 0.0):
+        raise ApproxError(f"max_error must be finite and positive, not {max_error}.")
+    if not math.isfinite(noise_bits):
+        raise ApproxError(f"noise_bits must be finite, not {noise_bits}.")
+    return 20 if max_levels is None else int(max_levels)
 
 
-def _composites(
-    name: str, domain: tuple[float, float], limit: int, rounding: float
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    tolerances = [10.0**-k for k in range(2, 8) if 10.0**-k > 0.3 * rounding]
-    if name in ("relu", "abs") and domain[0] < 0.0 < domain[1]:
-        for levels in range(7, limit + 1):
-            yield name, {"depth": levels}
-    if name == "exp" and domain[1] == 0.0:
-        yield from (("exp_squaring", {"squarings": k}) for k in range(4, min(limit, 12)))
-        yield from (("exp_squaring", {"tol": t, "degree": 7}) for t in tolerances)
-    if name in ("inv_sqrt", "inv") and domain[0] > 0.0:
-        for degree in (3, 7, 15, 31):
-            yield from ((name, {"degree": degree, "steps": k}) for k in range(1, 5))
+class _Search:
+    """Measures candidates, and drops those that what is known already beats.
+
+    Args:
+      wanted: the target at x.
+      limit: levels.
+      rounding: of one rescale.
+    """
+
+    def __init__(
+        self, target: Target, x: np.ndarray, wanted: np.ndarray, limit: int, rounding: float
+    ) -> None:
+        self.target, self.x, self.wanted = target, x, wanted
+        self.limit, self.rounding = limit, rounding
+        self.tried: list[Choice] = []
+
+    def beaten(self, levels: int, products: int, error: float) -> bool:
+        """Whether a choice that costs no more errs no more."""
+        return any(
+            c.error * _WORTH <= error and c.levels <= levels and c.products <= products
+            for c in self.tried
+        )
+
+    def range(self, domain: tuple[tuple[float, float], ...], widest: bool) -> None:
+        """Tries every candidate on one domain."""
+        inside = np.zeros(len(self.x), dtype=bool)
+        for a, b in domain:
+            inside |= (self.x >= a) & (self.x <= b)
+        lost = float(np.mean(~inside))
+        data = self.x[inside]
+        if len(data) == 0:
+            return
+        points = data[:: max(1, len(data) // 256)]
+        found = candidates(self.target, domain, data, self.limit, self.rounding, widest)
+        for method, made in found:
+            with np.errstate(all="ignore"):
+                errors = np.abs(made(self.x) - self.wanted)
+                errors = np.where(np.isnan(errors), np.inf, errors)
+                rms = math.sqrt(float(np.mean(errors * errors)))
+            if not math.isfinite(rms):
+                continue
+            for form in _forms(made):
+                levels, products = form.depth, _products(form)
+                least = math.hypot(rms, self.rounding)
+                if levels > self.limit or self.beaten(levels, products, least):
+                    continue
+                magnified = amplification(form, points)
+                error = math.hypot(rms, magnified * self.rounding)
+                if math.isfinite(error) and not self.beaten(levels, products, error):
+                    worst = float(np.max(errors))
+                    self.tried.append(
+                        Choice(form, self.target, method, error, worst, magnified, lost)
+                    )
 
 
-def _measure(
-    made: Polynomial | Composite, method: str, x: np.ndarray, wanted: np.ndarray, rounding: float
-) -> Choice:
-    low, high = made.hull
-    inside = (x >= low) & (x <= high)
-    with np.errstate(all="ignore"):
-        errors = np.abs(made(x) - wanted)
-        errors = np.where(np.isnan(errors), np.inf, errors)
-        mean_square = float(np.mean(errors * errors))
-    points = x[inside]
-    points = points[:: max(1, len(points) // 512)] if len(points) else None
-    magnified = amplification(made, points)
-    return Choice(
-        made,
-        method,
-        math.sqrt(mean_square + (magnified * rounding) ** 2),
-        float(np.max(errors)),
-        magnified,
-        float(np.mean(~inside)),
-    )
+def _forms(made: Polynomial | Composite) -> list[Polynomial | Composite]:
+    """A polynomial under each plan that costs differently; a composite as it is."""
+    if not isinstance(made, Polynomial):
+        return [made]
+    forms: dict[tuple[int, int], Polynomial | Composite] = {}
+    for planning in ("fewest", "quiet", "deeper"):
+        form = made.with_plan(planning)
+        forms.setdefault((form.depth, _products(form)), form)
+    return list(forms.values())
+
+
+def _products(made: Polynomial | Composite) -> int:
+    return made.plan.nonscalar_mults if isinstance(made, Polynomial) else made.products
 
 
 def _front(tried: list[Choice]) -> list[Choice]:
     """Those that no other beats in levels, products and error."""
     front: list[Choice] = []
     for choice in sorted(tried, key=lambda c: (c.levels, c.products, c.error)):
-        if math.isfinite(choice.error) and all(
-            choice.error < 0.98 * c.error for c in front if c.products <= choice.products
-        ):
+        if all(choice.error < _WORTH * c.error for c in front if c.products <= choice.products):
             front.append(choice)
     return front

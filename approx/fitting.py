@@ -313,11 +313,12 @@ class _Problem:
         if self.weight is not None:
             rows = rows * np.asarray(self.weight(self.to_x(u)))
         system = remez.basis(indices, u) * rows[:, None]
-        solution, *_ = linalg.lstsq(
+        found = linalg.lstsq(
             system, rows * self.values(u, degree), check_finite=False, lapack_driver="gelsy"
         )
+        assert found is not None
         series = np.zeros(max(indices) + 1)
-        series[indices] = solution
+        series[indices] = found[0]
         return self.polynomial(series, degree)
 
     def _minimax(self, degree: int) -> Polynomial:

@@ -5,6 +5,7 @@ Each function returns a matplotlib Figure that belongs to no window, for noteboo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -97,18 +98,36 @@ def error_against_degree(
 def pareto(front: Front) -> Figure:
     """Error of each choice of ``approx.choose`` against its levels, labelled by its products."""
     figure, axes = _figure("levels", "root mean square error on the samples")
+    steps: dict[int, float] = {}
+    for c in front.choices:  # by levels: the least error so far
+        steps[c.levels] = min(c.error, *steps.values()) if steps else c.error
+    axes.step(list(steps), list(steps.values()), where="post", color="0.8", linewidth=1.0, zorder=0)
     for k, method in enumerate(sorted({c.method for c in front.choices})):
         own = [c for c in front.choices if c.method == method]
         axes.semilogy(
-            [c.levels for c in own], [c.error for c in own], "o", color=f"C{k}", label=method
+            [c.levels for c in own],
+            [c.error for c in own],
+            "o",
+            markersize=5,
+            color=f"C{k}",
+            label=method.replace("_", " "),
         )
-        for c in own:
-            at = (c.levels, c.error)
-            axes.annotate(str(c.products), at, (5, 3), textcoords="offset points", fontsize=7)
+    errors = [c.error for c in front.choices]
+    room = 0.035 * (math.log(max(errors) / min(errors)) or 1.0)
+    for levels in steps:
+        last = math.inf
+        for c in (c for c in front.choices if c.levels == levels):  # falling errors
+            if last - math.log(c.error) > room or math.isinf(last):
+                at = (c.levels, c.error)
+                axes.annotate(
+                    str(c.products), at, (6, 0), textcoords="offset points", fontsize=7, va="center"
+                )
+                last = math.log(c.error)
     best = front.best
-    axes.plot(best.levels, best.error, "o", markersize=12, fillstyle="none", color="black")
-    axes.set_title(f"{front.target}: choices, each with its products; circled: the best")
+    axes.plot(best.levels, best.error, "o", markersize=11, fillstyle="none", color="black")
+    axes.set_title(f"{front.target}: choices with their products; circled: the best", fontsize=11)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(x=0.08)
     axes.grid(True, which="major", alpha=0.3)
     _legend(figure)
     return figure

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from approx.errors import ApproxError
+from approx.noise import amplification
+from approx.plan import PLANNINGS
 from approx.polynomial import Polynomial
 from approx.targets import NAMED, Target, find
 
@@ -33,6 +35,9 @@ class Report:
       worst_outside: largest error of a sample outside, infinite where it overflows; 0 if none is.
       growth: (margin, sup |p| within that share of the width outside the domain).
       blow_up: smallest margin where |p| exceeds twice its largest value inside; None below 25 %.
+      magnification: of the rounding of a rescale by the evaluation plan, over the domain.
+      alternatives: (plan, levels, products, magnification) of each other plan of a polynomial that
+        costs differently (see ``Polynomial.with_plan``); of a composite, none.
     """
 
     approximation: Polynomial | Composite
@@ -46,6 +51,8 @@ class Report:
     blow_up: float | None
     data: np.ndarray
     target: Target
+    magnification: float
+    alternatives: tuple[tuple[str, int, int, float], ...]
 
     def __str__(self) -> str:
         p = self.approximation
@@ -54,6 +61,12 @@ class Report:
         lines = [
             f"{p.name} on {spans}: {p.depth} levels, {_products(p)} products of two ciphertexts.",
             f"Inside the domain the error is {kind} {p.max_error:.2e}.",
+            f"The rounding of a rescale comes out {self.magnification:.3g} times as large.",
+            *(
+                f'With plan "{plan}" it is {depth} levels, {products} products and '
+                f"{magnified:.3g} times."
+                for plan, depth, products, magnified in self.alternatives
+            ),
             "Outside, |p| reaches "
             + ", ".join(f"{size:.3g} within {margin:.0%}" for margin, size in self.growth)
             + " of the width.",
@@ -94,7 +107,7 @@ def report(
 
     Args:
       approximation: a polynomial or a composite.
-      samples: activations of any shape; None for the approximation alone.
+      samples: activations of any shape; None (or none) for the approximation alone.
       target: a name or callable; by default that which the approximation is named after.
 
     Returns:
@@ -128,7 +141,24 @@ def report(
         exceeds(approximation, 2.0 * approximation.growth(0.0)),
         x,
         function,
+        amplification(approximation),
+        _alternatives(approximation),
     )
+
+
+def _alternatives(
+    approximation: Polynomial | Composite,
+) -> tuple[tuple[str, int, int, float], ...]:
+    if not isinstance(approximation, Polynomial):
+        return ()
+    known, found = {approximation.plan}, []
+    for planning in PLANNINGS:
+        other = approximation.with_plan(planning)
+        if other.plan not in known:
+            known.add(other.plan)
+            magnified = amplification(other)
+            found.append((planning, other.depth, other.plan.nonscalar_mults, magnified))
+    return tuple(found)
 
 
 def exceeds(approximation: Polynomial | Composite, bound: float) -> float | None:

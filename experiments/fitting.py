@@ -40,6 +40,7 @@ def fit_and_show(
     p = approx.fit(target, domain, degree=degree, depth=depth, tol=tol, method=method)
     found = {**p.to_dict(), "max_error": p.max_error, "certified": p.certified, "depth": p.depth}
     found["nonscalar_mults"] = p.plan.nonscalar_mults
+    found["noise_magnification"] = approx.amplification(p)
     if out is not None and str(out) != "-":
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
@@ -56,6 +57,7 @@ def fit_and_show(
         ("degree", str(p.degree)),
         ("levels", f"{p.depth}, the map of the domain to [-1, 1] included"),
         ("products of ciphertexts", str(p.plan.nonscalar_mults)),
+        ("noise", f"the rounding of a rescale comes out x {found['noise_magnification']:.3g}"),
         ("largest error", f"{p.max_error:.3e}, {'proven' if p.certified else 'estimated'}"),
     ):
         table.add_row(name, value)

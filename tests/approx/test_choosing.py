@@ -29,7 +29,7 @@ def test_the_best_is_the_most_accurate_within_the_levels(front):
     assert front.best.error == min(c.error for c in front.choices)
     assert all(c.levels <= 5 for c in front.choices)
     assert "gelu" in str(front)
-    assert str(front).count("\n") == len(front.choices)
+    assert str(front).count("\n") == len(front.choices) + 1
 
 
 def test_the_error_is_that_of_the_samples_and_of_the_rounding(front):
@@ -112,7 +112,8 @@ def test_their_figures(front, tmp_path):
     figure = front.plot()
     axes = figure.axes[0]
     drawn = sum(np.size(line.get_xdata()) for line in axes.lines)
-    assert drawn == len(front.choices) + 1
+    steps = len({c.levels for c in front.choices})
+    assert drawn == len(front.choices) + 1 + steps
     p = approx.fit("gelu", (-4, 4), degree=15)
     report = approx.report(p, X)
     axes = report.plot().axes[0]
@@ -120,3 +121,76 @@ def test_their_figures(front, tmp_path):
     assert "outside" in axes.get_title()
     report.plot().savefig(tmp_path / "damage.png")
     approx.report(p).plot()
+
+
+def test_a_plan_is_chosen_kept_and_reported():
+    p = approx.fit("inv_sqrt", (0.04, 1.0), degree=55)
+    quiet, deeper = p.with_plan("quiet"), p.with_plan("deeper")
+    assert quiet.depth == p.depth and quiet.plan.nonscalar_mults > p.plan.nonscalar_mults
+    assert deeper == p.with_plan("deeper") and deeper.depth in (p.depth, p.depth + 1)
+    short = approx.fit("exp", (-3, 2), degree=7)
+    longer = short.with_plan("deeper")
+    assert longer.depth == short.depth + 1
+    assert longer.plan.nonscalar_mults < short.plan.nonscalar_mults
+    assert approx.amplification(quiet) < approx.amplification(p)
+    assert np.array_equal(quiet(X), p(X)) and quiet != p
+    assert approx.Polynomial.from_json(quiet.to_json()) == quiet
+    assert quiet.derivative().planning == "quiet"
+    assert approx.fit("inv_sqrt", (0.04, 1.0), degree=55, plan="quiet") == quiet
+    assert 'With plan "quiet"' in str(approx.report(p))
+    with pytest.raises(ApproxError, match="quiet"):
+        p.with_plan("silent")
+
+
+def test_a_deeper_plan_stays_within_the_levels_asked_for():
+    for depth in (4, 6):
+        assert approx.fit("exp", (-3, 2), depth=depth, plan="deeper").depth <= depth
+
+
+def test_a_guard_bounds_least_squares_by_minimax():
+    x = np.concatenate([np.full(500, 0.1), np.linspace(0.0, 0.3, 500)])
+    best = approx.fit("exp", (-4, 4), degree=6)
+    free = approx.fit("exp", (-4, 4), degree=6, method="least_squares", samples=x)
+    kept = approx.fit("exp", (-4, 4), degree=6, method="least_squares", samples=x, guard=1.5)
+    assert free.max_error > 1.5 * best.max_error
+    assert kept.max_error <= 1.501 * best.max_error
+    rms = [np.sqrt(np.mean((p(x) - np.exp(x)) ** 2)) for p in (free, kept, best)]
+    assert rms[0] < rms[1] < rms[2]
+    with pytest.raises(ApproxError, match="least_squares"):
+        approx.fit("exp", (-4, 4), degree=6, guard=2.0)
+
+
+def test_least_squares_by_samples_keeps_the_symmetry_of_the_target():
+    p = approx.fit("gelu", (-4, 4), degree=12, method="least_squares", samples=X)
+    assert all(c == 0.0 for c in p.coefficients[3::2])
+
+
+def test_sign_leaves_a_gap_and_offers_composites():
+    x = np.concatenate([X[X > 0.2], -X[X > 0.2]])
+    front = approx.choose("sign", x, max_levels=9)
+    assert "sign" in {c.method for c in front.choices}
+    assert all(len(c.approximation.intervals) == 2 for c in front.choices)
+
+
+def test_the_bound_of_a_choice_is_proven_when_read(front):
+    assert not front.best.draft.certified
+    p = front.best.approximation
+    assert p.certified and p.max_error >= front.best.draft.max_error * 0.999
+
+
+@pytest.mark.parametrize(
+    ("samples", "word"), [([], "sample"), ([1.0, math.nan], "finite"), ([2.0, 2.0], "vary")]
+)
+def test_samples_that_tell_nothing_are_refused(samples, word):
+    with pytest.raises(ApproxError, match=word):
+        approx.choose("gelu", samples, max_levels=4)
+
+
+def test_requests_that_are_malformed_say_so():
+    for request in (
+        {"max_error": -1.0},
+        {"max_levels": 2.5},
+        {"max_levels": 3, "noise_bits": math.nan},
+    ):
+        with pytest.raises(ApproxError, match="must be"):
+            approx.choose("gelu", X, **request)
