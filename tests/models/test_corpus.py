@@ -1,8 +1,9 @@
-"""Corpora: what is read, what is held out, how rows are packed, and what a second reading reuses."""
+"""Corpora: what is read, what is held out, how rows are packed, what a second reading reuses."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,29 +12,13 @@ from models.corpus import SECTION, Corpus, clean, encode_stream, is_held_out, re
 from models.data import DataError
 from models.tokens import Tokenizer
 
-WORDS = [
-    "the",
-    "old",
-    "sea",
-    "captain",
-    "looked",
-    "at",
-    "a",
-    "small",
-    "boat",
-    "and",
-    "said",
-    "nothing",
-    "more",
-    "of",
-    "it",
-]
+SENTENCE = "the old sea captain looked at a small boat and said nothing more of it"
 
 
 def write_texts(folder: Path, files: int = 3, paragraphs: int = 200) -> Path:
     rng = np.random.default_rng(0)
     for number in range(files):
-        lines = [" ".join(rng.choice(WORDS, 12)) for _ in range(paragraphs)]
+        lines = [" ".join(rng.choice(SENTENCE.split(), 12)) for _ in range(paragraphs)]
         (folder / f"part{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -77,7 +62,7 @@ def test_rows_are_the_running_text_behind_cls(tmp_path):
 
 
 def test_left_out_words_are_unknown():
-    tokenizer = Tokenizer.train([" ".join(WORDS)], size=100, min_count=1)
+    tokenizer = Tokenizer.train([SENTENCE], size=100, min_count=1)
     stream = encode_stream(tokenizer, ["the <unk> sea", "a boat"])
     assert list(stream).count(tokenizer.unk_id) == 1
     assert list(stream).count(tokenizer.sep_id) == 2
@@ -89,7 +74,8 @@ def test_a_second_reading_uses_the_cache(tmp_path):
     texts.mkdir()
     write_texts(texts)
     said: list[str] = []
-    options = {"length": 16, "vocabulary": 120, "held_out": 0.3, "cache": tmp_path / "cache"}
+    options: dict[str, Any] = {"length": 16, "vocabulary": 120, "held_out": 0.3}
+    options["cache"] = tmp_path / "cache"
     first = Corpus.read(texts, report=said.append, **options)
     count = len(said)
     second = Corpus.read(texts, report=said.append, **options)
@@ -97,7 +83,7 @@ def test_a_second_reading_uses_the_cache(tmp_path):
     np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
     assert first.digest == second.digest
     assert first.tokenizer.vocabulary == second.tokenizer.vocabulary
-    (texts / "part0.txt").write_text("\n".join([" ".join(WORDS)] * 100))
+    (texts / "part0.txt").write_text("\n".join([SENTENCE] * 100))
     assert Corpus.read(texts, **options).digest != first.digest
 
 

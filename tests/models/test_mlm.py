@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,9 @@ def test_shares_that_make_no_sense_are_refused(bad: dict[str, float]):
         Masking(mask_id=4, words=(5, 10), **bad)
 
 
+fused_loss: Any = linear_cross_entropy
+
+
 def plain(states, matrix, bias, labels, weights):
     z = states @ matrix.T + bias
     found = jnp.take_along_axis(z, labels[:, None], 1)[:, 0]
@@ -81,9 +86,11 @@ def test_the_fused_loss_and_its_gradient_are_the_plain_ones(chunk: int):
     matrix, bias = jax.random.normal(keys[1], (50, 8)), jax.random.normal(keys[2], (50,))
     labels = jax.random.randint(keys[3], (24,), 0, 50)
     weights = jax.random.uniform(keys[4], (24,))
-    expected = jax.value_and_grad(lambda *a: 3 * plain(*a, labels, weights), argnums=(0, 1, 2))
+    expected = jax.value_and_grad(
+        lambda s, m, b: 3 * plain(s, m, b, labels, weights), argnums=(0, 1, 2)
+    )
     found = jax.value_and_grad(
-        lambda *a: 3 * linear_cross_entropy(*a, labels, weights, chunk), argnums=(0, 1, 2)
+        lambda s, m, b: 3 * fused_loss(s, m, b, labels, weights, chunk), argnums=(0, 1, 2)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
@@ -105,7 +112,7 @@ def test_scores_and_loss_agree_and_only_chosen_places_count(head):
     np.testing.assert_allclose(states[2], all_states[1, batch.places[1, 0]], rtol=1e-5, atol=1e-6)
     scores = mlm_scores(model, params, states, batch)
     assert scores["words"] == 6
-    fused = linear_cross_entropy(
+    fused = fused_loss(
         states, *word_matrix(model, params), batch.words.ravel(), batch.weights.ravel(), 0
     )
     np.testing.assert_allclose(fused, scores["loss"], rtol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -33,10 +35,9 @@ def test_settings_out_of_range_are_refused(make):
 
 def test_updates_are_scaled_by_the_progress_of_the_step():
     transform = optax.chain(optax.scale(2.0), scale_by_progress(0.1, one_cycle(0.5, 0.0)))
-    updates, _ = transform.update(
-        {"w": jnp.ones(3)}, transform.init({"w": jnp.ones(3)}), progress=jnp.float32(0.25)
-    )
-    np.testing.assert_allclose(updates["w"], -0.1 * np.ones(3), rtol=1e-6)
+    update: Any = transform.update
+    updates, _ = update(jnp.ones(3), transform.init(jnp.ones(3)), progress=jnp.float32(0.25))
+    np.testing.assert_allclose(updates, -0.1 * np.ones(3), rtol=1e-6)
 
 
 def test_a_clock_counts_steps_or_seconds_whichever_is_further():
