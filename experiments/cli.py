@@ -1,4 +1,4 @@
-"""The `hesim` command: demo, plan, fit, data, validate, report, doctor.
+"""The `hesim` command: demo, pretrain, plan, fit, data, validate, report, doctor.
 
 An error that one of our packages raises on purpose is one message on standard error and exit code
 2; `--debug` shows where it came from. Heavy imports happen inside the commands.
@@ -125,6 +125,38 @@ def demo(
     display.say(f"\nreport: {folder.path / 'report.html'}")
     if results.broken:
         raise typer.Exit(BROKEN)
+
+
+@app.command()
+def pretrain(
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of .txt or .tokens files.", file_okay=False)
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where checkpoints and log are kept and resumed from.")
+    ] = Path("runs/pretrain"),
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a settings file with every option explained.")
+    ] = False,
+) -> None:
+    """Pre-train an encoder on plain text by masked language modelling."""
+    from experiments.live import Display
+    from experiments.pretrain import read_job, run_pretraining, settings_template
+
+    if template:
+        typer.echo(settings_template(), nl=False)
+        return
+    if data is None:
+        raise typer.BadParameter("name the folder of texts with --data")
+    display = Display()
+    result = run_pretraining(read_job(config), data, out, display)
+    if not result.finished:
+        display.say(f"stopped at step {result.step:,}; the same command goes on from {out}")
+        raise typer.Exit(INTERRUPTED)
+    display.say(f"{result.step:,} steps in {result.seconds:,.0f} s; checkpoints and log in {out}")
 
 
 @app.command()

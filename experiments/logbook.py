@@ -1,0 +1,74 @@
+"""Figures of a running training on disk: a CSV, and event files that TensorBoard reads.
+
+A resumed training continues both: what was written after its checkpoint is dropped first.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+__all__ = ["Logbook"]
+
+
+class Logbook:
+    """`metrics.csv` and `tensorboard/` of a folder; a context manager.
+
+    from_step: the step that the training goes on from; later rows of an earlier run are dropped. A
+    figure that appears late adds a column, empty in the rows before.
+    """
+
+    def __init__(self, folder: str | Path, from_step: int = 0) -> None:
+        self.path = Path(folder) / "metrics.csv"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._columns = ["step"]
+        self._rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self._columns = list(reader.fieldnames or self._columns)
+                self._rows = [row for row in reader if int(row["step"] or 0) <= from_step]
+        self._rewrite()
+        self._events = SummaryWriter(
+            str(Path(folder) / "tensorboard"), purge_step=from_step + 1 if from_step else None
+        )
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._events.close()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """The figures of a step, on the disk when this returns (the events within seconds)."""
+        row = {"step": step, **figures}
+        self._rows.append(row)
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite()
+        else:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        for name, value in figures.items():
+            self._events.add_scalar(name, value, step)
+
+    def _rewrite(self) -> None:
+        """The whole file, replaced in one go."""
+        part = self.path.with_suffix(".part")
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(part, self.path)
