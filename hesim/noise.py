@@ -76,18 +76,22 @@ def kurtosis(noise: Noise, n: int, profile: NoiseProfile) -> float:
 
 
 def encode(profile: NoiseProfile) -> Noise:
-    """Rounding a plaintext vector to integer coefficients."""
-    return Noise(profile.rounding_variance, 0.0)
+    """Rounding a plaintext vector of real values to integer coefficients, in their real slots.
+
+    Real values belong to polynomials with m_k = -m_{N-k}. Rounding keeps that, so its error is real
+    in every slot too: all of the mean square N·v is in the real part, not half of it.
+    """
+    return Noise(2.0 * profile.rounding_variance, 0.0)
 
 
 def encode_std(params: CKKSParams, level: int, profile: NoiseProfile, *, scalar: bool) -> float:
     """Standard deviation of a slot's real error in a plaintext encoded at ``level``, in values.
 
-    A vector has n rounded coefficients, sqrt(n/24) / scale for rounding to nearest. A scalar (the
-    same value in all slots) has one, sqrt(1/12) / scale. A product of a message m by the plaintext
-    is wrong by m times this.
+    A vector has n rounded coefficients, sqrt(n/12) / scale for rounding to nearest, all of it in
+    the real parts (see `encode`). A scalar (the same value in all slots) has one, sqrt(1/12) /
+    scale. A product of a message m by the plaintext is wrong by m times this.
     """
-    spread = 1.0 if scalar else 0.5 * params.n
+    spread = 1.0 if scalar else params.n
     return math.sqrt(spread * profile.rounding_variance) / params.scale(level)
 
 

@@ -65,9 +65,15 @@ def test_digits_of_a_key_switch_are_those_of_real_polynomials(centred):
 def test_encoding_errors_of_vectors_and_scalars():
     rng = np.random.default_rng(3)
     p = CKKSParams(10, 1, 30, 40, 50, security=None)
-    vector = embed(rng.uniform(-0.5, 0.5, (400, p.n)))
+    half = rng.uniform(-(2.0**30), 2.0**30, (400, p.n // 2 - 1))
+    # Real slots belong to polynomials that X -> 1/X keeps: m_k = -m_{N-k}, m_{N/2} = 0.
+    zero = np.zeros((400, 1))
+    coefficients = np.concatenate([zero + 5.5e8, half, zero, -half[:, ::-1]], axis=1)
+    assert np.abs(embed(coefficients).imag).max() < 1.0
+    error = embed(np.rint(coefficients) - coefficients)
+    assert np.abs(error.imag).max() < 1e-6
     std = formulas.encode_std(p, 1, SEAL, scalar=False)
-    assert np.std(np.real(vector)) / p.scale(1) == pytest.approx(std, rel=0.02)
+    assert np.std(np.real(error)) / p.scale(1) == pytest.approx(std, rel=0.02)
     assert formulas.encode_std(p, 1, SEAL, scalar=True) * p.scale(1) == math.sqrt(1 / 12)
 
 
@@ -75,7 +81,7 @@ def test_closed_forms_for_seal():
     p = CKKSParams(14, 4, 40, 50, 60)
     h = 2 * p.n / 3
     fresh = formulas.fresh(p.n, SEAL)
-    expected = math.sqrt(p.n / 2 * ((1 + h) / 12 + 1 / 12)) / 2**40
+    expected = math.sqrt(p.n / 2 * ((1 + h) / 12 + 2 / 12)) / 2**40
     assert formulas.value_std(fresh, p, 4, SEAL) == pytest.approx(expected)
     assert math.log2(expected) == pytest.approx(-28.6, abs=0.02)
     switch = formulas.key_switch(p, 4, SEAL)
