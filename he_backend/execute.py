@@ -18,6 +18,7 @@ import numpy as np
 from he_backend.errors import BackendError
 from he_backend.machines.protocol import Machine
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.groups import scalar_groups
 
 __all__ = [
     "Executor",
@@ -27,9 +28,6 @@ __all__ = [
     "operands_of",
     "scalar_groups",
 ]
-
-_GROUP_ROWS = 4
-_GROUP_TERMS = 4
 
 
 @dataclass
@@ -226,28 +224,6 @@ class Executor:
         if op < 0:
             return error.at("input", "")
         return error.at(self.circuit.op_names[op], self.circuit.op_sources[op])
-
-
-def scalar_groups(circuit: Circuit, order: Iterable[int]) -> dict[int, list[int]]:
-    """Groups of dot_plain over the same ciphertexts by scalars only, each one matrix product.
-
-    Returns:
-      The group of each instruction that is in one.
-    """
-    found: dict[tuple, list[int]] = {}
-    scalar_pack = np.array([pack.scalar for pack in circuit.packs], dtype=bool)
-    for i in order:
-        if circuit.kind[i] != Kind.DOT_PLAIN:
-            continue
-        part = circuit.args(i)
-        if part.stop - part.start < _GROUP_TERMS:
-            continue
-        plains = circuit.arg2[part]
-        scales = circuit.plain_scale[plains]
-        if np.all(scales == scales[0]) and np.all(scalar_pack[circuit.plain_pack[plains]]):
-            key = (circuit.arg[part].tobytes(), float(scales[0]))
-            found.setdefault(key, []).append(i)
-    return {i: group for group in found.values() if len(group) >= _GROUP_ROWS for i in group}
 
 
 def operands_of(circuit: Circuit, i: int) -> list[int]:

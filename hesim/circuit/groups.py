@@ -1,0 +1,36 @@
+"""Instructions that are one matrix product together. Imports no JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from hesim.circuit.circuit import Circuit, Kind
+
+__all__ = ["scalar_groups"]
+
+_GROUP_ROWS = 4
+_GROUP_TERMS = 4
+
+
+def scalar_groups(circuit: Circuit, order: Iterable[int]) -> dict[int, list[int]]:
+    """Groups of dot_plain over the same ciphertexts by scalars only, each one matrix product.
+
+    Returns:
+      The group of each instruction that is in one.
+    """
+    found: dict[tuple, list[int]] = {}
+    scalar_pack = np.array([pack.scalar for pack in circuit.packs], dtype=bool)
+    for i in order:
+        if circuit.kind[i] != Kind.DOT_PLAIN:
+            continue
+        part = circuit.args(i)
+        if part.stop - part.start < _GROUP_TERMS:
+            continue
+        plains = circuit.arg2[part]
+        scales = circuit.plain_scale[plains]
+        if np.all(scales == scales[0]) and np.all(scalar_pack[circuit.plain_pack[plains]]):
+            key = (circuit.arg[part].tobytes(), float(scales[0]))
+            found.setdefault(key, []).append(i)
+    return {i: group for group in found.values() if len(group) >= _GROUP_ROWS for i in group}
