@@ -1,9 +1,10 @@
 """Bootstrap laws: what a bootstrap does to slot values, as data from published measurements.
 
 A law adds Gaussian noise of std 2^-bits per slot to messages in [-1, 1], passes them through a sine
-where one is known, and fails altogether with some probability. The sine here acts on slots; in a
-library it acts on coefficients, where a message that is spread evenly is far smaller: the law is an
-upper bound for spread messages, and right for a constant one.
+where one is known, and fails altogether with some probability. What the sine acts on are the
+coefficients of the message polynomial, in units of the values: one of full size for a constant
+vector, far smaller ones for a vector that varies. `hesim.certify` applies it there. The training
+tier, which knows no slots, applies it to values: right for constant vectors, too much for others.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class BootstrapLaw:
         return 2.0**-self.bits
 
     def deviation(self, x: Any) -> Any:
-        """C·sin(x / C) - x, the systematic part of the error; NumPy or JAX arrays."""
+        """C·sin(x / C) - x of coefficients in units of values; NumPy or JAX arrays."""
         if self.sine_bits is None:
             return 0.0
         c = 2.0**self.sine_bits / (2.0 * math.pi)

@@ -18,75 +18,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from hesim import embedding
 from hesim import noise as formulas
 from hesim.bootstrap import law
+from hesim.certificates import Certificate, OpCertificate, Record
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.groups import scalar_groups
 from hesim.noise import Noise
+from hesim.normals import Normals
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
 
-__all__ = ["Certificate", "OpCertificate", "certify"]
+__all__ = ["RELINEARIZATION", "Certificate", "OpCertificate", "certify"]
 
-_RELINEARIZATION = -1
-_SAMPLE = 4096
-_WORST = 5
-
-
-@dataclass(frozen=True)
-class OpCertificate:
-    """Errors of one operation's result, over its elements and over keys.
-
-    Attributes:
-      name, source, level: of the operation; level of its result, -1 if it has no ciphertext.
-      std: root mean square error in units of the values; NaN if it has no ciphertext.
-      standard_error: of `std`, from its spread over keys, relative; infinite for one key.
-      q999: 99.9 % quantile of absolute errors.
-      worst: slots with the largest errors over keys and ciphertexts, as (slot, std).
-    """
-
-    name: str
-    source: str
-    level: int
-    std: float
-    standard_error: float
-    q999: float
-    worst: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What a Circuit's run is predicted to be wrong by.
-
-    Attributes:
-      ops: one per operation of the Circuit, cumulative: errors from all causes before it.
-      outputs: one per result leaf, None where it is public; with what decryption adds.
-      keys: secret keys sampled. seconds: wall time of the whole.
-      spare_bits: by level, log2 of half the modulus over the largest |message|·scale of any
-        ciphertext there, intermediate ones included; negative where a run wraps around.
-    """
-
-    ops: tuple[OpCertificate, ...]
-    outputs: tuple[OpCertificate | None, ...]
-    keys: int
-    seconds: float
-    spare_bits: dict[int, float]
-
-    def table(self) -> str:
-        """Operations with their errors, as text."""
-        lines = [f"{'operation':<20} {'level':>5} {'log2 std':>9} {'log2 q999':>9}  source"]
-        for op in self.ops:
-            if op.level >= 0:
-                bits = (f"{math.log2(x):9.2f}" if x > 0 else f"{'-':>9}" for x in (op.std, op.q999))
-                lines.append(f"{op.name:<20} {op.level:>5} {' '.join(bits)}  {op.source}")
-        return "\n".join(lines)
-
-    __str__ = table
+RELINEARIZATION = -1
+"""Stands for the relinearization key where rotation keys go by their steps."""
 
 
 def certify(
@@ -97,6 +48,7 @@ def certify(
     operands: Sequence[np.ndarray] | None = None,
     keys: int = 8,
     secrets: np.ndarray | None = None,
+    switches: Mapping[int, np.ndarray] | None = None,
     profile: str | NoiseProfile = "seal",
     seed: int = 0,
 ) -> Certificate:
@@ -108,11 +60,14 @@ def certify(
       inputs, operands: instead of `args`, the encrypted leaves and the public operands.
       keys: secret keys to sample.
       secrets: complex (keys, params.slots), embeddings S of given keys instead.
+      switches: for given keys, by rotation step (or `RELINEARIZATION`), the embedding of the error
+        in the switching key of the first digit, complex (keys, params.slots); drawn where absent.
       profile: the library whose noise is added.
       seed: of all draws.
 
     Raises:
-      ValueError: neither `args` nor `inputs` and `operands`, or secrets of another shape.
+      ValueError: neither `args` nor `inputs` and `operands`, or secrets or switches of another
+        shape.
     """
     started = time.perf_counter()
     if args is not None and circuit.program is not None:
@@ -125,6 +80,7 @@ def certify(
             "give args of a Circuit compiled in this process, or both inputs and operands"
         )
     walk = _Walk(circuit, inputs, operands, find_profile(profile), keys, secrets, seed)
+    walk.given = {step: walk.checked(e, "switches") for step, e in (switches or {}).items()}
     walk.run()
     names = list(zip(circuit.op_names, circuit.op_sources, strict=True))
     ops = [OpCertificate(n, s, -1, math.nan, math.inf, math.nan, ()) for n, s in names]
@@ -155,34 +111,39 @@ class _Walk:
             size = math.sqrt(formulas.secret_norm(n, profile) / 2.0)
             shape = (keys, self.params.slots)
             secrets = self.rng.normal(0, size, shape) + 1j * self.rng.normal(0, size, shape)
-        secrets = np.asarray(secrets)
-        if secrets.ndim != 2 or secrets.shape[1] != self.params.slots:
-            raise ValueError(
-                f"secrets have shape {secrets.shape}, not (keys, {self.params.slots}): one complex "
-                f"embedding per key"
-            )
         self.keys = len(secrets)
+        secrets = self.checked(secrets, "secrets")
+        self.given: dict[int, np.ndarray] = {}
         self.weight = np.abs(secrets) ** 2
         self.copies = self.params.slots // circuit.slots
-        self.switches: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.switches: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self.others: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.messages: dict[int, np.ndarray] = {}
         self.errors: dict[int, np.ndarray] = {}
         self.components = np.full(len(circuit), 2, np.int8)
         self.roundings: dict[Noise, np.ndarray] = {}
         self.spare_bits: dict[int, float] = {}
         taps = [*circuit.taps, *(t for t in circuit.outputs if t is not None)]
-        self.records = [_Record(circuit, tap, self.keys) for tap in taps]
-        self.watchers: dict[int, list[_Record]] = {}
+        self.records = [Record(circuit, tap, self.keys) for tap in taps]
+        self.watchers: dict[int, list[Record]] = {}
         for record in self.records:
             for cipher in record.tap.ciphers:
                 self.watchers.setdefault(int(cipher), []).append(record)
-        # (1 - ζ_j)^-1 for the root of slot j, ζ_j = exp(iπ g^j / N) with the library's generator g.
-        powers = np.empty(self.params.slots, np.int64)
-        power = 1
-        for j in range(self.params.slots):
-            powers[j] = power
-            power = power * profile.generator % (2 * n)
+        powers = embedding.roots(n, profile.generator)
         self.pole = 1.0 / (1.0 - np.exp(1j * np.pi * powers / n))
+        self.normals = Normals(self.rng, self.weight.size)
+        self.groups = scalar_groups(circuit, range(len(circuit)))
+        self.products: dict[int, np.ndarray] = {}
+
+    def checked(self, embeddings: Any, name: str) -> np.ndarray:
+        """One embedding per key, or a ValueError."""
+        array = np.asarray(embeddings)
+        if array.shape != (self.keys, self.params.slots):
+            raise ValueError(
+                f"{name} have shape {array.shape}, not (keys, slots) = "
+                f"({self.keys}, {self.params.slots}): one complex embedding per key"
+            )
+        return array
 
     def run(self) -> None:
         c = self.circuit
@@ -225,18 +186,23 @@ class _Walk:
         elif kind == Kind.ADD_PLAIN:
             vector, std, exact = self._plain(int(c.arg2[part][0]))
             m[i] = m[arg[0]] + vector
-            e[i] = e[arg[0]] + (exact if std == 0.0 else std * self._shared())
+            e[i] = e[arg[0]] + (exact if std == 0.0 else self._shared(std))
         elif kind == Kind.ROTATE:
             step = int(c.param[i])
             m[i] = np.roll(m[arg[0]], -step)
-            e[i] = np.roll(e[arg[0]], -step, axis=1) + self._switch(step % c.slots, level, scale)
+            e[i] = self._switch(step % c.slots, level, scale)
+            step %= self.params.slots
+            e[i][:, : self.params.slots - step] += e[arg[0]][:, step:]
+            e[i][:, self.params.slots - step :] += e[arg[0]][:, :step]
         elif kind == Kind.RELINEARIZE:
             m[i] = m[arg[0]]
-            e[i] = e[arg[0]] + self._switch(_RELINEARIZATION, level, scale)
+            e[i] = self._switch(RELINEARIZATION, level, scale)
+            e[i] += e[arg[0]]
             self.components[i] = 2
         elif kind == Kind.RESCALE:
             m[i] = m[arg[0]]
-            e[i] = e[arg[0]] + self._rounded(scale, int(self.components[i]))
+            e[i] = self._rounded(scale, int(self.components[i]))
+            e[i] += e[arg[0]]
         elif kind == Kind.DROP:
             m[i], e[i] = m[arg[0]], e[arg[0]]
         elif kind == Kind.REFRESH:
@@ -257,21 +223,38 @@ class _Walk:
 
     def _dot_plain(self, i: int, ciphers: list[int], plains: list[int]) -> None:
         m, e = self.messages, self.errors
-        total, error = np.zeros(self.circuit.slots), np.zeros((self.keys, self.params.slots))
-        rounded = np.zeros(self.circuit.slots)
+        if i in self.groups and i not in self.products:
+            self._multiply_group(self.groups[i], ciphers)
+        grouped = self.products.pop(i, None)
+        total, rounded = np.zeros(self.circuit.slots), np.zeros(self.circuit.slots)
+        error = np.zeros((self.keys, self.params.slots)) if grouped is None else grouped
+        part = np.empty_like(error)
         exact: Any = 0.0
         for a, p in zip(ciphers, plains):
             vector, std, shift = self._plain(p)
             total += m[a] * vector
-            error += self._full(vector) * e[a]
+            if grouped is None:
+                error += np.multiply(e[a], self._full(vector), out=part)
             if std:
                 rounded += (std * m[a]) ** 2
             elif shift:
                 exact = exact + shift * m[a]
         if np.any(rounded):
             # The encoding errors of plaintexts are the same whatever the key.
-            error += self._full(np.sqrt(rounded)) * self._shared()
-        m[i], e[i] = total, error + self._full(exact)
+            error += self._shared(np.sqrt(rounded))
+        if np.ndim(exact):
+            error += self._full(exact)
+        m[i], e[i] = total, error
+
+    def _multiply_group(self, group: list[int], ciphers: list[int]) -> None:
+        """Errors of all sums of one list of ciphertexts by numbers: a matrix product."""
+        c = self.circuit
+        rows = np.array([[self._plain(int(p))[0] for p in c.arg2[c.args(i)]] for i in group])
+        products = np.empty((len(group), self.keys, self.params.slots))
+        for key in range(self.keys):
+            stacked = np.stack([self.errors[a][key] for a in ciphers])
+            np.matmul(rows, stacked, out=products[:, key])
+        self.products.update(zip(group, products, strict=True))
 
     def _plain(self, p: int) -> tuple[Any, float, float]:
         """A plaintext: its values, the std of its encoding error, or that error if a number."""
@@ -280,64 +263,111 @@ class _Walk:
         scale = float(c.plain_scale[p])
         if isinstance(vector, float):
             return vector, 0.0, round(vector * scale) / scale - vector
-        return vector, math.sqrt(self.params.n / 2 * self.profile.rounding_variance) / scale, 0.0
+        # A vector that repeats every `slots` slots has 2·slots coefficients that are not zero.
+        return vector, math.sqrt(2 * c.slots * self.profile.rounding_variance) / scale, 0.0
 
     def _full(self, vector: Any) -> Any:
         """A vector of effective slots over all slots."""
         return np.tile(vector, self.copies) if np.ndim(vector) and self.copies > 1 else vector
 
-    def _shared(self) -> np.ndarray:
-        """Normal numbers that are the same for all keys, and in all copies of the slots."""
-        return self._full(self.rng.standard_normal(self.circuit.slots))
+    def _shared(self, std: Any) -> np.ndarray:
+        """An error that is the same for all keys, and in all copies of the slots."""
+        return self._full(std * self.normals.take(self.circuit.slots))
 
-    def _normal(self) -> np.ndarray:
-        return self.rng.standard_normal((self.keys, self.params.slots), dtype=np.float32)
+    def _normal(self, std: Any) -> np.ndarray:
+        """float32 (keys, slots): normal numbers of this std."""
+        return self.normals.take(self.keys, self.params.slots) * std
 
     def _drawn(self, noise: Noise, scale: float) -> np.ndarray:
         """An error of these coefficient variances given the keys."""
         if noise not in self.roundings:
             variance = noise.direct + noise.keyed * self.weight
-            self.roundings[noise] = np.sqrt(0.5 * self.params.n * variance)
-        return self.roundings[noise] * self._normal() / scale
+            std = np.sqrt(0.5 * self.params.n * variance)
+            self.roundings[noise] = std.astype(np.float32)
+        return np.multiply(self._normal(self.roundings[noise]), 1.0 / scale, dtype=np.float64)
 
     def _refreshed(self, cipher: int, scale: float) -> np.ndarray:
         """What a refresh adds: a new encryption by the key holder, or the profile's bootstrap."""
         if self.profile.bootstrap is None:
             return self._drawn(formulas.fresh(self.params.n, self.profile), scale)
         chosen = law(self.profile.bootstrap)
-        x = self._full(self.messages[cipher]) + self.errors[cipher]
-        failed = self.rng.random((self.keys, 1)) < 2.0**chosen.log2_failure
-        return chosen.deviation(x) + np.where(failed, 1.0, chosen.std) * self._normal()
+        error = self._normal(np.float32(chosen.std)).astype(np.float64)
+        if chosen.sine_bits is not None:
+            # The sine acts on what CoeffsToSlots brings up: coefficients, in units of the values.
+            x = self._full(self.messages[cipher]) + self.errors[cipher]
+            generator = self.profile.generator
+            bent = chosen.deviation(embedding.coefficients(x, generator))
+            error += embedding.slots(bent, generator)
+        failed = self.rng.random(self.keys) < 2.0**chosen.log2_failure
+        if np.any(failed):
+            error[failed] = self._normal(np.float32(1.0))[failed]
+        return error
 
     def _rounded(self, scale: float, components: int) -> np.ndarray:
         if components == 2:
             return self._drawn(formulas.rescale(self.profile), scale)
         weight = 1.0 + self.weight + self.weight**2
         size = np.sqrt(0.5 * self.params.n * self.profile.rounding_variance * weight)
-        return size * self._normal() / scale
+        return self._normal(size) / scale
 
     def _switch(self, step: int, level: int, scale: float) -> np.ndarray:
         """The error of a key switch: the first digit's with the error of its key, which is the same
         in every use; the other, smaller digits' and the rounding's together.
         """
-        params, n = self.params, self.params.n
-        if self.profile.digit_size(params.levels + 1) > 1 or self.profile.centred_digits:
-            return self._drawn(formulas.key_switch(params, level, self.profile), scale)
-        first = params.primes[0] / params.special
-        rest = math.fsum((q / params.special) ** 2 for q in params.primes[1 : level + 1])
-        unit = n * self.profile.error_variance
+        profile = self.profile
+        if profile.digit_size(self.params.levels + 1) > 1 or profile.centred_digits:
+            return self._drawn(formulas.key_switch(self.params, level, profile), scale)
         if step not in self.switches:
-            shape = (self.keys, params.slots)
-            real, imaginary = (self.rng.normal(0, math.sqrt(unit / 2), shape) for _ in range(2))
-            mean = real * self.pole.real - imaginary * self.pole.imag
-            self.switches[step] = (
-                (mean * first).astype(np.float32),
-                ((real**2 + imaginary**2) * first**2 * n / 24).astype(np.float32),
-            )
+            self.switches[step] = self._first_digit(step)
+        if level not in self.others:
+            self.others[level] = self._other_digits(level)
         mean, spread = self.switches[step]
-        others = unit * rest * (np.abs(self.pole) ** 2 + n / 12) / 2
-        rounding = 0.5 * n * self.profile.rounding_variance * (1.0 + self.weight)
-        return (mean + np.sqrt(spread + others + rounding) * self._normal()) / scale
+        variance, std = self.others[level]
+        error = self._normal(std if spread is None else np.sqrt(variance + spread))
+        error += mean
+        return np.multiply(error, 1.0 / scale, dtype=np.float64)
+
+    def _first_digit(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """float32 (keys, slots): mean of d·e / P over digits d given the key's error e, and its
+        variance; None where that is under a thousandth of a rounding's, which counts it then.
+        """
+        n, unit = self.params.n, self._key_error()
+        first = self.params.primes[0] / self.params.special
+        if step in self.given:
+            real, imaginary = np.real(self.given[step]), np.imag(self.given[step])
+        else:
+            std = math.sqrt(unit / 2)
+            real, imaginary = (
+                self.rng.standard_normal(self.weight.shape, np.float32) * np.float32(std)
+                for _ in range(2)
+            )
+        mean = first * (real * self.pole.real - imaginary * self.pole.imag)
+        if self._first_is_small():
+            return mean.astype(np.float32), None
+        spread = (real**2 + imaginary**2) * (first**2 * n / 24)
+        return mean.astype(np.float32), spread.astype(np.float32)
+
+    def _other_digits(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (keys, slots): variance of the rounding and of all digits but the first (the
+        first too where it is small), and its square root.
+        """
+        n, unit = self.params.n, self._key_error()
+        ratios = [(q / self.params.special) ** 2 for q in self.params.primes[: level + 1]]
+        variance = 0.5 * n * self.profile.rounding_variance * (1.0 + self.weight)
+        variance += unit * math.fsum(ratios[1:]) * (np.abs(self.pole) ** 2 + n / 12) / 2
+        if self._first_is_small():
+            variance += unit * ratios[0] * n / 24
+        return variance.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+    def _key_error(self) -> float:
+        """Mean square of the embedding of a switching key's error."""
+        return self.params.n * self.profile.error_variance
+
+    def _first_is_small(self) -> bool:
+        ratio = (self.params.primes[0] / self.params.special) ** 2
+        rounding = formulas.secret_norm(self.params.n, self.profile)
+        rounding *= self.profile.rounding_variance
+        return self._key_error() * ratio / 12.0 < 1e-3 * rounding
 
     def _note_size(self, i: int) -> None:
         level = int(self.circuit.level[i])
@@ -346,59 +376,6 @@ class _Walk:
             room = self.params.log_q(level) - 1.0
             spare = room - math.log2(largest * float(self.circuit.scale[i]))
             self.spare_bits[level] = min(spare, self.spare_bits.get(level, math.inf))
-
-
-class _Record:
-    """Errors of one tensor, gathered ciphertext by ciphertext."""
-
-    def __init__(self, circuit: Circuit, tap: Any, keys: int):
-        self.tap = tap
-        self.members = tap.batch if tap.batch_axis >= 0 else 1
-        self.level = int(circuit.level[tap.ciphers].min()) if len(tap.ciphers) else -1
-        self.squares = np.zeros(keys)
-        self.by_slot = np.zeros(circuit.slots)
-        self.count = tap.cipher.size * self.members
-        self.sample: list[np.ndarray] = []
-        order = np.argsort(tap.cipher, kind="stable")
-        names, starts = np.unique(tap.cipher[order], return_index=True)
-        columns = np.split(tap.column[order], starts[1:])
-        self.columns = {int(c): k for c, k in zip(names, columns) if c >= 0}
-        self.stride = max(1, self.count // _SAMPLE) | 1
-
-    def add(self, cipher: int, errors: np.ndarray) -> None:
-        tap, columns = self.tap, self.columns[cipher]
-        grid = errors[:, : len(self.by_slot)].reshape(len(errors), -1, tap.width)
-        found = grid[:, columns, : self.members].reshape(len(errors), -1) * tap.gain
-        self.squares += np.einsum("ks,ks->k", found, found)
-        slots = (columns[:, None] * tap.width + np.arange(self.members)).reshape(-1)
-        np.add.at(self.by_slot, slots, np.mean(found**2, axis=0))
-        self.sample.append(np.abs(found[:, :: self.stride]).reshape(-1))
-
-    def certificate(self, name: str, source: str, added: float = 0.0) -> OpCertificate:
-        """`added`: variance of independent noise, as a multiple of the error's own."""
-        if self.level < 0:
-            return OpCertificate(name, source, -1, math.nan, math.inf, math.nan, ())
-        wider = math.sqrt(1.0 + added)
-        each = self.squares / max(self.count, 1)
-        mean, keys = float(each.mean()), len(each)
-        spread = math.inf
-        if keys > 1:
-            spread = float(each.std(ddof=1)) / (2 * mean * math.sqrt(keys)) if mean else 0.0
-        uses = np.zeros(len(self.by_slot))
-        for columns in self.columns.values():
-            slots = (columns[:, None] * self.tap.width + np.arange(self.members)).reshape(-1)
-            np.add.at(uses, slots, 1.0)
-        by_slot = np.sqrt(self.by_slot / np.maximum(uses, 1.0))
-        worst = np.argsort(by_slot)[::-1][:_WORST]
-        return OpCertificate(
-            name,
-            source,
-            self.level,
-            wider * math.sqrt(mean),
-            spread,
-            wider * float(np.quantile(np.concatenate(self.sample), 0.999, method="higher")),
-            tuple((int(s), wider * float(by_slot[s])) for s in worst if by_slot[s] > 0),
-        )
 
 
 def _sum(terms: Any) -> np.ndarray:

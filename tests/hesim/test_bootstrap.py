@@ -69,6 +69,28 @@ def test_certify_bootstraps_too():
     assert quiet < loud / 100
 
 
+def test_the_sine_acts_on_coefficients(monkeypatch):
+    """A constant is one coefficient of its own size; varying values share small ones."""
+    quiet = dataclasses.replace(law("sine_1_slot"), name="quiet", bits=60.0)
+    monkeypatch.setitem(LAWS, "quiet", quiet)
+    program = hesim.trace(lambda x: hesim.refresh(x * x) * x, X)
+    circuit = hesim.compile(program, PARAMS)
+    plain, bent = {}, {}
+    for name, x in (("constant", np.full_like(X, 0.9)), ("varying", X)):
+        for found, library in ((plain, "seal"), (bent, bootstrapping("quiet"))):
+            (output,) = hesim.certify(circuit, (x,), keys=2, profile=library).outputs
+            assert output is not None
+            found[name] = output.std
+    c = 256 / (2 * np.pi)
+    expected = abs(c * np.sin(0.81 / c) - 0.81) * 0.9
+    assert bent["constant"] == pytest.approx(expected, rel=1e-3)
+    # x² has a mean of 1/3, which is a coefficient; the rest of it is spread over N / 2 others.
+    mean = np.mean(X**2)
+    expected = abs(c * np.sin(mean / c) - mean) * np.sqrt(np.mean(X**2))
+    assert bent["varying"] == pytest.approx(expected, rel=1e-2)
+    assert all(bent[name] > 10 * plain[name] for name in bent)
+
+
 def test_decryption_noise_is_in_the_outputs_only():
     program = hesim.trace(lambda x: x * x, X)
     circuit = hesim.compile(program, PARAMS)

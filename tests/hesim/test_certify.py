@@ -62,8 +62,46 @@ def test_a_key_given_decides_which_slots_are_bad():
     found = hesim.certify(circuit, (x, x), secrets=secrets)
     assert found.keys == 4
     assert found.ops[0].worst[0][0] == 100
+    assert len(found.ops[0].by_key) == 4
+    assert np.mean(np.square(found.ops[0].by_key)) == pytest.approx(found.ops[0].std ** 2)
     with pytest.raises(ValueError, match="secrets"):
         hesim.certify(circuit, (x, x), secrets=secrets[:, :7])
+    with pytest.raises(ValueError, match="switches"):
+        hesim.certify(circuit, (x, x), secrets=secrets, switches={1: secrets[0]})
+
+
+def test_the_sum_of_the_components_is_all_that_operations_see():
+    """Parts e0, e1, e2 that meet 1, S and S², carried one by one, end as their sum does."""
+    slots = 256
+    secret = RNG.normal(size=slots) * 70 + 70j * RNG.normal(size=slots)
+
+    def parts(count):
+        return RNG.normal(size=(count, slots)) + 1j * RNG.normal(size=(count, slots))
+
+    def total(e, s=secret):
+        return sum(part * s**k for k, part in enumerate(e))
+
+    (ma, mb), a, b, switch = RNG.normal(size=(2, slots)) * 1e6, parts(2), parts(2), parts(2)
+    product = [(ma + a[0]) * (mb + b[0]) - ma * mb, (ma + a[0]) * b[1] + (mb + b[0]) * a[1]]
+    product.append(a[1] * b[1])
+    relinearized = [product[0] + product[2] * secret**2 + switch[0], product[1] + switch[1]]
+    # A rotation switches from the rotated secret: all of the old e1 ends in e0.
+    moved = np.roll(relinearized, -3, axis=1)
+    rotated = [moved[0] + moved[1] * np.roll(secret, -3) + switch[0], switch[1]]
+    ea, eb = total(a), total(b)
+    expected = np.roll(ma * eb + mb * ea + ea * eb + total(switch), -3) + total(switch)
+    np.testing.assert_allclose(total(rotated), expected, rtol=1e-9)
+
+
+def test_sums_by_numbers_give_what_their_terms_do():
+    """A matrix product over many ciphertexts is computed at once, with the same errors."""
+    x = RNG.uniform(-1, 1, (4096, 8))
+    w = RNG.uniform(-1, 1, (8, 8))
+    circuit = compiled(lambda x, w: x @ w, x, w)
+    level = int(circuit.level[0])
+    found = hesim.certify(circuit, (x, w), keys=4).ops[0].std
+    signal = fresh(level) * math.sqrt(np.mean(np.sum(w**2, axis=0)))
+    assert found == pytest.approx(math.hypot(signal, rounding(level - 1)), rel=0.03)
 
 
 def test_it_agrees_with_the_simulation_of_the_same_circuit():
