@@ -24,7 +24,8 @@ class NoiseProfile:
     Attributes:
       name: of the profile.
       secret_weight: non-zero coefficients of the secret; None for uniform ternary (2N/3 expected).
-      error_variance: variance of a coefficient of the error distribution.
+      error_variance: variance of a coefficient of the error distribution; its shape is lost in
+        sums over N coefficients.
       encryption: how fresh ciphertexts are made, one of ``ENCRYPTIONS``.
       rounding_variance: variance of rounding a coefficient to the nearest integer.
       digit_primes: data primes in one key-switching digit.
@@ -32,6 +33,9 @@ class NoiseProfile:
       generator: slot j belongs to the root exp(iπ·generator^j / N).
       digit_count: digits in all, instead of `digit_primes`; each then has ceil(primes / count).
       decryption_variance: of what decryption adds, as a multiple of the error's own variance.
+      polynomial_levels: (largest degree, levels) of the library's own evaluation of a Chebyshev
+        series, the map of its domain to [-1, 1] included, ascending; None for
+        ceil(log2(degree + 1)) and one for that map.
       bootstrap: law of ``hesim.bootstrap`` by which a refresh goes; None for the key holder, who
         encrypts again.
     """
@@ -46,6 +50,7 @@ class NoiseProfile:
     generator: int = 5
     digit_count: int | None = None
     decryption_variance: float = 0.0
+    polynomial_levels: tuple[tuple[int, int], ...] | None = None
     bootstrap: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +63,11 @@ class NoiseProfile:
             raise ParameterError(f"digit_count of profile {self.name!r} must be at least 1")
         if self.decryption_variance < 0.0:
             raise ParameterError(f"decryption_variance of profile {self.name!r} is negative")
+        table = self.polynomial_levels
+        if table is not None and (not table or list(table) != sorted(table)):
+            raise ParameterError(
+                f"polynomial_levels of profile {self.name!r} must ascend by degree"
+            )
         if self.bootstrap is not None:
             law(self.bootstrap)
         if self.digit_primes < 1:
@@ -67,13 +77,34 @@ class NoiseProfile:
         """Primes in a digit of a ciphertext that has this many."""
         return self.digit_primes if self.digit_count is None else -(-primes // self.digit_count)
 
+    def polynomial_depth(self, degree: int, *, affine: bool = True) -> int:
+        """Levels that the library's evaluation of a Chebyshev series of this degree consumes.
+
+        affine: its domain has to be mapped to [-1, 1] first, which takes one of them.
+
+        Raises:
+          ParameterError: a degree below 1, or above what the library's table goes to.
+        """
+        if degree < 1:
+            raise ParameterError(f"degree={degree} must be at least 1")
+        if self.polynomial_levels is None:
+            return degree.bit_length() + affine
+        for largest, levels in self.polynomial_levels:
+            if degree <= largest:
+                return levels - (not affine)
+        raise ParameterError(
+            f"profile {self.name!r} lists polynomials up to degree {self.polynomial_levels[-1][0]}, "
+            f"not {degree}: split it, or give the levels of higher degrees"
+        )
+
 
 #: By name. SEAL 4: uniform ternary secret, centred binomial error of 21 + 21 bits, encryption at
 #: the key level followed by a rounded division by the special prime, one digit per prime, raw
 #: residues. The other two have not been measured here; they are what their sources say. OpenFHE:
 #: ternary secret, Gaussian error of std 3.19, encryption over Q, three hybrid digits by fast base
 #: conversion without centring, and Gaussian noise at decryption of sqrt(2) times its own estimate
-#: of the error. Lattigo: error of std 3.2, encryption over Q·P, centred digits.
+#: of the error; levels of polynomials from its FUNCTION_EVALUATION.md. Lattigo: error of std 3.2,
+#: encryption over Q·P, centred digits.
 PROFILES: dict[str, NoiseProfile] = {
     "seal": NoiseProfile(
         name="seal",
@@ -95,6 +126,10 @@ PROFILES: dict[str, NoiseProfile] = {
         centred_digits=False,
         digit_count=3,
         decryption_variance=2.0,
+        polynomial_levels=(
+            *((5, 4), (13, 5), (27, 6), (59, 7), (119, 8)),
+            *((247, 9), (495, 10), (1007, 11), (2031, 12)),
+        ),
     ),
     "lattigo": NoiseProfile(
         name="lattigo",
