@@ -92,9 +92,10 @@ class NoiseProfile:
         for largest, levels in self.polynomial_levels:
             if degree <= largest:
                 return levels - (not affine)
+        last = self.polynomial_levels[-1][0]
         raise ParameterError(
-            f"profile {self.name!r} lists polynomials up to degree {self.polynomial_levels[-1][0]}, "
-            f"not {degree}: split it, or give the levels of higher degrees"
+            f"profile {self.name!r} lists polynomials up to degree {last}, not {degree}: split "
+            f"the polynomial, or give the levels of higher degrees"
         )
 
 
