@@ -1,4 +1,4 @@
-"""`python -m benchmarks [operations] [machines] [simulation]`: those named, or all of them."""
+"""`python -m benchmarks [name ...]`: operations, machines, simulation, noise; or all of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 
 import sys
 
-from benchmarks import machines, operations, simulation
+from benchmarks import approximation, machines, noise, operations, simulation
 
 ALL = {
+    "approximation": lambda: approximation.main([]),
     "operations": operations.main,
     "machines": machines.main,
     "simulation": lambda: simulation.main(64),
+    "noise": noise.main,
 }
 
 

@@ -56,6 +56,10 @@ class SealBytes:
         residues = np.empty((level + 1, self.params.n), dtype=np.uint64)
         for i in range(level + 1):
             residues[i] = integer % self.params.primes[i]
+        return self.plain(residues, level, scale)
+
+    def plain(self, residues: np.ndarray, level: int, scale: float) -> bytes:
+        """A plaintext with `residues`, uint64[level + 1, N] in NTT form."""
         body = _PLAIN.pack(self.identities[level], residues.size, scale)
         return self._pack(body, residues)
 

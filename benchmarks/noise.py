@@ -1,0 +1,292 @@
+"""`python -m benchmarks noise`: predicted against measured noise of every operation, in SEAL.
+
+Each ciphertext operation is run encrypted through Pyfhel under 20 keys, in three rings and with two
+prime chains, on values of five distributions, and its errors are held against `hesim.certify`: with
+keys drawn at random (std, 99.9 % quantile), and with the measured machine's own key. A row passes
+
+- if log2 of the predicted over the measured std is within 0.1 bit, or within 2.5 standard errors
+  (bootstrap over keys, and the prediction's own) where these are wider;
+- if that of the 99.9 % quantile is within 0.3 bit, or within 2.5 standard errors likewise.
+
+Every key's result is written as it comes, so an interrupted run resumes:
+
+    python -m benchmarks.noise [--out runs/noise] [--rings 13 14 15] [--first-bits 60 50]
+                               [--values uniform ...] [--keys 20] [--cases instructions ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for one core
+
+import numpy as np
+
+from benchmarks import noise_cases
+from benchmarks.noise_cases import DISTRIBUTIONS, Case
+from benchmarks.noise_measure import Ring, encode_std, parameters, quantile
+from hesim.certify import certify
+from hesim.params import CKKSParams
+
+LEVELS = 10
+_NUMBERS = 1 << 21
+"""Keys times slots of a prediction: 512 keys at N = 2^13, 128 at 2^15."""
+
+_BOOTSTRAPS = 400
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table; all figures in bits (log2).
+
+    Attributes:
+      ring: log2 N. first_bits: of the first prime. values: distribution. row: what was done.
+      keys: measured. std, q999: measured. std_off, q999_off: predicted minus measured.
+      std_error, q999_error: standard errors of those differences.
+      own_key_off: predicted minus measured std where predictions are made from the measured keys.
+      own_key_worst: the same for the worst single key.
+    """
+
+    ring: int
+    first_bits: int
+    values: str
+    row: str
+    keys: int
+    std: float
+    std_off: float
+    std_error: float
+    q999: float
+    q999_off: float
+    q999_error: float
+    own_key_off: float
+    own_key_worst: float
+
+    @property
+    def passes(self) -> bool:
+        return abs(self.std_off) <= max(0.1, 2.5 * self.std_error) and abs(self.q999_off) <= max(
+            0.3, 2.5 * self.q999_error
+        )
+
+
+def main(
+    out: str = "runs/noise",
+    rings: Sequence[int] = (13, 14, 15),
+    first_bits: Sequence[int] = (60, 50),
+    distributions: Sequence[str] = DISTRIBUTIONS,
+    keys: int = 20,
+    cases: Sequence[str] = (),
+    levels: int = LEVELS,
+) -> bool:
+    """Measures what is missing in `out`, prints the table and saves it there; True if all pass."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[Line] = []
+    for ring in rings:
+        for first in first_bits:
+            lines += _ring(folder, ring, first, levels, distributions, keys, tuple(cases))
+    _save(folder, lines)
+    print_table(lines)
+    print(f"table: {folder / 'noise.csv'} and {folder / 'noise.json'}")
+    return all(line.passes for line in lines)
+
+
+def _ring(
+    folder: Path,
+    ring: int,
+    first: int,
+    levels: int,
+    distributions: Sequence[str],
+    keys: int,
+    only: tuple[str, ...],
+) -> list[Line]:
+    params = parameters(ring, first, levels)
+    cases = {name: noise_cases.build(params, name, only) for name in distributions}
+    names = [(d, row) for d, group in cases.items() for row in _rows(group)]
+    place = folder / f"n{ring}_q{first}_l{levels}"
+    place.mkdir(exist_ok=True)
+    paths = [place / f"key{k:02d}.npz" for k in range(keys)]
+    missing = [p for p in paths if not _complete(p, names)]
+    if missing:
+        machine = Ring(params, cases)
+        for k, path in enumerate(missing):
+            started = time.perf_counter()
+            found = machine.measure()
+            partial = path.with_suffix(".partial.npz")
+            np.savez_compressed(
+                partial,
+                names=np.array([f"{d}/{row}" for d, row in found]),
+                mean_square=np.array([r.mean_square for r in found.values()]),
+                predicted=np.array([r.predicted for r in found.values()]),
+                counts=np.array([r.counts for r in found.values()], dtype=np.uint32),
+            )
+            partial.replace(path)
+            print(
+                f"N = 2^{ring}, first prime 2^{first}: key {k + 1} of {len(missing)} in "
+                f"{time.perf_counter() - started:.0f} s",
+                flush=True,
+            )
+    measured = [_load(p) for p in paths]
+    lines = []
+    for distribution, group in cases.items():
+        expected = _expected(place, params, distribution, group)
+        for row in _rows(group):
+            lines.append(_line(ring, first, distribution, row, measured, expected[row]))
+    return lines
+
+
+def _rows(group: list[Case]) -> list[str]:
+    return ["encode", *(row for case in group for row in case.rows)]
+
+
+def _complete(path: Path, names: list[tuple[str, str]]) -> bool:
+    if not path.exists():
+        return False
+    with np.load(path) as data:
+        return set(data["names"].tolist()) >= {f"{d}/{row}" for d, row in names}
+
+
+def _load(path: Path) -> dict[str, tuple[float, float, np.ndarray]]:
+    with np.load(path) as data:
+        columns = [data[k] for k in ("mean_square", "predicted", "counts")]
+        return {
+            name: (float(m), float(p), c)
+            for name, m, p, c in zip(data["names"].tolist(), *columns, strict=True)
+        }
+
+
+def _expected(
+    place: Path, params: CKKSParams, distribution: str, group: list[Case]
+) -> dict[str, tuple[float, float, float]]:
+    """Predicted (std, its relative standard error, 99.9 % quantile) by row, kept in a file."""
+    path = place / f"predicted_{distribution}.json"
+    rows = set(_rows(group))
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if rows <= set(kept):
+            return {row: tuple(kept[row]) for row in rows}  # type: ignore[misc]
+    std = encode_std(params, np.resize(group[0].inputs[0], params.slots))
+    constant = distribution == "constant"
+    found = {"encode": (std, 0.0, std * (1.0 if constant else 3.2905))}
+    for case in group:
+        predicted = certify(
+            case.circuit,
+            inputs=case.inputs,
+            operands=case.operands,
+            keys=_NUMBERS // params.slots,
+            seed=1,
+        )
+        for op in predicted.ops:
+            found[op.name] = (op.std, op.standard_error, op.q999)
+    path.write_text(json.dumps(found))
+    return found
+
+
+def _line(
+    ring: int,
+    first: int,
+    distribution: str,
+    row: str,
+    measured: list[dict[str, tuple[float, float, np.ndarray]]],
+    expected: tuple[float, float, float],
+) -> Line:
+    squares, own, counts = zip(*(m[f"{distribution}/{row}"] for m in measured), strict=True)
+    squares, own, counts = np.array(squares), np.array(own), np.array(counts)
+    std, q999 = _half_log(squares.mean()), quantile(counts.sum(0), 0.999)
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(squares), (_BOOTSTRAPS, len(squares)))
+    spread = float(np.std([_half_log(squares[d].mean()) for d in draws]))
+    tails = float(np.std([quantile(counts[d].sum(0), 0.999) for d in draws]))
+    return Line(
+        ring=ring,
+        first_bits=first,
+        values=distribution,
+        row=row,
+        keys=len(squares),
+        std=std,
+        std_off=_log(expected[0]) - std,
+        std_error=math.hypot(spread, expected[1] / math.log(2.0)),
+        q999=q999,
+        q999_off=_log(expected[2]) - q999,
+        q999_error=tails,
+        own_key_off=_half_log(own.mean()) - std,
+        own_key_worst=max((_half_log(o) - _half_log(s) for o, s in zip(own, squares)), key=abs),
+    )
+
+
+def _log(value: float) -> float:
+    return math.log2(max(value, 2.0**-200))
+
+
+def _half_log(square: float) -> float:
+    return 0.5 * _log(float(square))
+
+
+def print_table(lines: Iterable[Line]) -> None:
+    """The table: bits; `off` is predicted minus measured, `±` its standard error."""
+    lines = list(lines)
+    print(
+        f"{'N':>3} {'q0':>2} {'values':<12} {'operation':<26} {'std':>7} {'off':>6} {'±':>5} "
+        f"{'q999':>7} {'off':>6} {'±':>5}   own key: off, worst"
+    )
+    for x in lines:
+        print(
+            f"{x.ring:>3} {x.first_bits:>2} {x.values:<12} {x.row:<26} {x.std:7.2f} "
+            f"{x.std_off:+6.3f} {x.std_error:5.3f} {x.q999:7.2f} {x.q999_off:+6.3f} "
+            f"{x.q999_error:5.3f}   {x.own_key_off:+6.3f} {x.own_key_worst:+6.3f}"
+            f"{'' if x.passes else '  FAILS'}"
+        )
+    tight = [x for x in lines if abs(x.std_off) <= 0.1]
+    wide = [x for x in lines if abs(x.std_off) > 0.1]
+    failed = [x for x in lines if not x.passes]
+    far = max((abs(x.std_off) / max(x.std_error, 1e-9) for x in wide), default=0.0)
+    print(
+        f"{len(lines)} rows: {len(tight)} stds within 0.1 bit, {len(wide)} others, at most "
+        f"{far:.1f} standard errors off; quantiles within "
+        f"{max(abs(x.q999_off) for x in lines):.2f} bit; given the key within "
+        f"{max(abs(x.own_key_off) for x in lines):.2f} bit; {len(failed)} rows fail"
+    )
+
+
+def _save(folder: Path, lines: list[Line]) -> None:
+    records = [{**asdict(line), "passes": line.passes} for line in lines]
+    (folder / "noise.json").write_text(json.dumps(records, indent=1))
+    with (folder / "noise.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, records[0])
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", default="runs/noise")
+    parser.add_argument("--rings", type=int, nargs="+", default=[13, 14, 15])
+    parser.add_argument("--first-bits", type=int, nargs="+", default=[60, 50])
+    parser.add_argument("--values", nargs="+", default=DISTRIBUTIONS, choices=DISTRIBUTIONS)
+    parser.add_argument("--keys", type=int, default=20)
+    parser.add_argument("--cases", nargs="+", default=[], choices=noise_cases.NAMES)
+    parser.add_argument("--levels", type=int, default=LEVELS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    given = _parsed(sys.argv[1:])
+    passed = main(
+        given.out,
+        given.rings,
+        given.first_bits,
+        given.values,
+        given.keys,
+        given.cases,
+        given.levels,
+    )
+    sys.exit(0 if passed else 1)
