@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from hesim.errors import HesimError
+from hesim.errors import ValueOverflowError
 from hesim.program import Equation, Literal, Program, Var, widened
 from hesim.schedule import canonical
 
@@ -27,10 +27,6 @@ __all__ = ["Calibration", "LevelOverflow", "Observed", "ValueOverflowError", "ca
 
 _SAMPLE = 4096
 """Elements of a tensor, at most, that enter its quantiles from each batch."""
-
-
-class ValueOverflowError(HesimError, OverflowError):
-    """Values met in calibration wrap around the modulus at some level."""
 
 
 @dataclass(frozen=True)

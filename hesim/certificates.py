@@ -50,8 +50,8 @@ class Certificate:
       ops: one per operation of the Circuit, cumulative: errors from all causes before it.
       outputs: one per result leaf, None where it is public; with what decryption adds.
       keys: secret keys sampled. seconds: wall time of the whole.
-      spare_bits: by level, log2 of half the modulus over the largest |message|·scale of any
-        ciphertext there, intermediate ones included; negative where a run wraps around.
+      spare_bits: by level, log2 of half the modulus over a bound on the coefficients of any message
+        there, intermediate ones included.
     """
 
     ops: tuple[OpCertificate, ...]

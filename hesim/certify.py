@@ -29,6 +29,7 @@ from hesim.bootstrap import law
 from hesim.certificates import Certificate, OpCertificate, Record
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.groups import scalar_groups
+from hesim.errors import ValueOverflowError
 from hesim.noise import Noise
 from hesim.normals import Normals
 from hesim.profiles import NoiseProfile
@@ -66,6 +67,7 @@ def certify(
       seed: of all draws.
 
     Raises:
+      ValueOverflowError: a message wraps around the modulus of its level.
       ValueError: neither `args` nor `inputs` and `operands`, or secrets or switches of another
         shape.
     """
@@ -370,12 +372,27 @@ class _Walk:
         return self._key_error() * ratio / 12.0 < 1e-3 * rounding
 
     def _note_size(self, i: int) -> None:
-        level = int(self.circuit.level[i])
-        largest = float(np.max(np.abs(self.messages[i]), initial=0.0))
-        if largest:
-            room = self.params.log_q(level) - 1.0
-            spare = room - math.log2(largest * float(self.circuit.scale[i]))
-            self.spare_bits[level] = min(spare, self.spare_bits.get(level, math.inf))
+        """Keeps the least room at each level; a message that wraps around is an error."""
+        level, scale = int(self.circuit.level[i]), float(self.circuit.scale[i])
+        message = self.messages[i]
+        largest = float(np.mean(np.abs(message)))  # no coefficient of it is larger
+        if not largest:
+            return
+        room = self.params.log_q(level) - 1.0 - math.log2(scale)
+        if math.log2(largest) >= room:
+            full = np.broadcast_to(self._full(message), (self.params.slots,))
+            exact = embedding.coefficients(full, self.profile.generator)
+            largest = float(np.max(np.abs(exact)))
+        spare = room - math.log2(largest)
+        if spare <= 0.0:
+            more = math.ceil(-spare) + 1
+            raise ValueOverflowError(
+                f"{self.circuit.describe(i)}: a message of up to {np.max(np.abs(message)):.4g} in "
+                f"its slots wraps around the modulus at level {level} by {-spare:.1f} bits: raise "
+                f"first_bits (and special_bits) by {more}, lower scale_bits by {more}, or scale "
+                f"the values down"
+            )
+        self.spare_bits[level] = min(spare, self.spare_bits.get(level, math.inf))
 
 
 def _sum(terms: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ __all__ = [
     "NotHomomorphicError",
     "ParameterError",
     "TraceError",
+    "ValueOverflowError",
 ]
 
 
@@ -50,3 +51,7 @@ class LevelError(HesimError):
 
 class LayoutError(HesimError):
     """A tensor does not fit the slots, or two layouts do not agree."""
+
+
+class ValueOverflowError(HesimError, OverflowError):
+    """Values met in calibration, or in a certified run, wrap around the modulus at some level."""

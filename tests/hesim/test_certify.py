@@ -93,6 +93,17 @@ def test_the_sum_of_the_components_is_all_that_operations_see():
     np.testing.assert_allclose(total(rotated), expected, rtol=1e-9)
 
 
+def test_a_message_that_wraps_around_is_an_error():
+    """The coefficients decide: 600 everywhere is one of 600, mixed signs have none of that size."""
+    x = np.full(4096, 300.0)
+    circuit = compiled(lambda x: x + x, x)
+    with pytest.raises(hesim.ValueOverflowError, match=r"add.*600.*level 0.*first_bits"):
+        hesim.certify(circuit, (x,), keys=2)
+    signs = RNG.choice([-1.0, 1.0], 4096)
+    found = hesim.certify(circuit, (x * signs,), keys=2)
+    assert found.spare_bits[0] == pytest.approx(math.log2(512 / 300), abs=0.01)  # of the input
+
+
 def test_sums_by_numbers_give_what_their_terms_do():
     """A matrix product over many ciphertexts is computed at once, with the same errors."""
     x = RNG.uniform(-1, 1, (4096, 8))
