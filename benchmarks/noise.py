@@ -38,8 +38,8 @@ from hesim.certify import certify
 from hesim.params import CKKSParams
 
 LEVELS = 10
-_NUMBERS = 1 << 21
-"""Keys times slots of a prediction: 512 keys at N = 2^13, 128 at 2^15."""
+_NUMBERS = 1 << 20
+"""Keys times slots of a prediction: 256 keys at N = 2^13, 64 at 2^15."""
 
 _BOOTSTRAPS = 400
 
