@@ -1,12 +1,21 @@
-"""Self-attention: the Gaussian kernel, which encryption can evaluate, and softmax, which it cannot.
+"""Self-attention: the Gaussian kernel, which encryption can evaluate, softmax, which it cannot, and
+two normalised kernels in between.
 
-Gaussian kernel: S_ij = exp(-|q_i - k_j|^2 / (2 sqrt(d))), d the features of a head, output S V with
-no normalisation (Rho et al. 2025, eq. 2). Nothing is subtracted from a row and nothing is divided
-by, so padding is masked by zero rows of V; the mask is public, hence so are the lengths. With
-softmax the mask is additive, in the clear only.
+gaussian: S_ij = exp(-|q_i - k_j|^2 / (2 sqrt(d))), d the features of a head, output S V with no
+normalisation (Rho et al. 2025, eq. 2; the kernel of Skyformer, Chen et al. 2021). Nothing is
+subtracted from a row and nothing is divided by, so padding is masked by zero rows of V. The site
+`exp` may be exact, a polynomial, or repeated squaring.
+
+gaussian_normalised: the same kernel with each row divided by its sum. power_softmax: S_ij =
+(q_i k_j' / sqrt(d))^p for an even p, each row divided by its sum (Zimerman et al. 2024). Both meet
+a site `inv`, the reciprocal of a row's mean over the visible tokens.
+
+softmax: with an additive mask, in the clear only. The mask is public, hence so are the lengths.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +50,7 @@ def negative_squared_distance(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention without biases; adapters on the projections that the configuration
-    names.
-    """
+    """Multi-head self-attention; adapters on the projections that the configuration names."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         def linear(target: str, gain: float = 1.0) -> Linear:
@@ -56,16 +63,20 @@ class Attention(nnx.Module):
                 gain=gain,
                 rank=rank,
                 lora_scale=config.lora_scale,
+                bias=config.biases,
             )
 
-        near = 0.5 if config.attention == "gaussian" else 1.0
+        self.kind = config.attention
+        self.gaussian = self.kind.startswith("gaussian")
+        near = 0.5 if self.gaussian else 1.0
         self.query = linear("query", near)
         self.key = linear("key", near)
         self.value = linear("value")
         self.output = linear("output", 0.5)
         self.heads = config.heads
-        self.kind = config.attention
         self.mean = config.attention_mean
+        self.power = config.attention_power
+        self.epsilon = config.norm_epsilon
 
     def __call__(
         self,
@@ -76,53 +87,108 @@ class Attention(nnx.Module):
         norm: LayerNorm | None,
         probe: Probe,
         *,
+        causal: bool = False,
         low_rank: bool = False,
     ) -> jax.Array:
         """Update of the stream, scaled by c: (batch, queries, hidden).
 
         queries (batch, queries, hidden) and keys (batch, tokens, hidden) are normalised rows; mask
         (batch, tokens) is 1 for a token and 0 for padding. norm: the LayerNorm whose affine part is
-        folded in here, None if there is none.
-
-        The mask multiplies V, two levels below the kernel's exponential, where the product shortens
-        no chain.
+        folded in here, None if there is none. causal: query i sees the tokens up to i, and there
+        are as many queries as tokens.
         """
-        hidden = keys.shape[-1]
-        c = norm_scale(probe.sites, hidden)
-        gamma = norm.gain(probe) if norm is not None else 1.0 / c
-        beta = norm.bias[...] if norm is not None else None
-        site = f"{name}.exp"
-        features = hidden // self.heads
-        if self.kind == "gaussian":
-            near = (2 * features**0.5 * probe.unit(site)) ** -0.5
-            factors = (near, near)
-        else:
-            factors = (features**-0.5, 1.0)
-        options = {"gamma": gamma, "beta": beta, "low_rank": low_rank}
-        q = split_heads(self.query.project(queries, factor=factors[0], **options), self.heads)
-        k = split_heads(self.key.project(keys, factor=factors[1], **options), self.heads)
+        c = norm_scale(probe.sites, keys.shape[-1])
+        options = {
+            "gamma": norm.gain(probe) if norm is not None else 1.0 / c,
+            "beta": norm.bias[...] if norm is not None else None,
+            "low_rank": low_rank,
+        }
+        near = self._near(name, keys.shape[-1] // self.heads, probe)
+        q = split_heads(self.query.project(queries, factor=near[0], **options), self.heads)
+        k = split_heads(self.key.project(keys, factor=near[1], **options), self.heads)
         v = self.value.project(keys, **options)
-        if self.kind == "gaussian":
-            v = v * self.row_weights(mask)[..., None]
-        v = split_heads(v, self.heads)
-        if self.kind == "gaussian":
-            scores = probe(site, negative_squared_distance(q, k))
-        else:
-            logits = jnp.einsum("...id,...jd->...ij", q, k)
-            scores = jax.nn.softmax(logits + MASKED * (1 - mask)[:, None, None, :], axis=-1)
-        mixed = join_heads(jnp.einsum("...ij,...jd->...id", scores, v))
-        return self._write(mixed, c, low_rank)
+        mixed = self._mix(name, q, k, v, mask, probe, causal)
+        return self._write(join_heads(mixed), c, low_rank)
 
-    def row_weights(self, mask: jax.Array) -> jax.Array:
-        """Public weights of V's rows: the mask, over the number of tokens where the configuration
-        says so.
+    def _near(self, name: str, features: int, probe: Probe) -> tuple[float, float]:
+        """Factors that are folded into the projections to queries and keys."""
+        if self.gaussian:
+            factor = (2 * features**0.5 * probe.unit(f"{name}.exp")) ** -0.5
+            return factor, factor
+        return features**-0.5, 1.0
+
+    def _mix(
+        self,
+        name: str,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array,
+        probe: Probe,
+        causal: bool,
+    ) -> jax.Array:
+        """Values mixed by the scores: q and k (batch, heads, ., d), v (batch, tokens, hidden) ->
+        (batch, heads, queries, d).
+
+        Not causal, the mask multiplies V, two levels below the kernel's exponential, where the
+        product shortens no chain; causal, it must multiply the scores.
         """
-        return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0) if self.mean else mask
+        if self.kind == "softmax":
+            logits = jnp.einsum("...id,...jd->...ij", q, k)
+            scores = jax.nn.softmax(logits + MASKED * (1 - _over_scores(visible(mask, causal))))
+            return _weighted(scores, split_heads(v, self.heads))
+        weights = self.row_weights(mask, causal)
+        if not causal:
+            v = v * weights[..., None]
+        v = split_heads(v, self.heads)
+        if self.gaussian:
+            scores = probe(f"{name}.exp", negative_squared_distance(q, k))
+        else:
+            scores = jnp.einsum("...id,...jd->...ij", q, k) ** self.power
+        if causal:
+            scores = scores * _over_scores(weights)
+        mixed = _weighted(scores, v)
+        if self.kind == "gaussian":
+            return mixed
+        site = f"{name}.inv"
+        unit = probe.unit(site)
+        rows = scores if causal else scores * _over_scores(weights)
+        total = jnp.sum(rows * (1 / unit) if unit != 1.0 else rows, axis=-1, keepdims=True)
+        return mixed * probe(site, total + self.epsilon / unit)
+
+    def row_weights(self, mask: jax.Array, causal: bool = False) -> jax.Array:
+        """Public weights of the tokens that a query sees, shaped as `visible`: over their number
+        where the configuration or the kind says so.
+        """
+        seen = visible(mask, causal)
+        if not self.mean and self.kind == "gaussian":
+            return seen
+        return seen / jnp.maximum(jnp.sum(seen, axis=-1, keepdims=True), 1.0)
 
     def _write(self, mixed: jax.Array, c: float, low_rank: bool) -> jax.Array:
+        bias: Any = None if self.output.bias is None else c * centred(self.output.bias[...])
         if low_rank and self.output.lora_a is not None and self.output.lora_b is not None:
             update = mixed @ (c * centred(self.output.kernel[...]))
             low = mixed @ (c * self.output.lora_scale * self.output.lora_a[...])
-            up = self.output.lora_b[...]
-            return update + low @ centred(up)
-        return mixed @ (c * centred(self.output.merged))
+            update = update + low @ centred(self.output.lora_b[...])
+        else:
+            update = mixed @ (c * centred(self.output.merged))
+        return update if bias is None else update + bias
+
+
+def visible(mask: jax.Array, causal: bool) -> jax.Array:
+    """1 where a query sees a token: the mask (batch, tokens), or (batch, queries, tokens) if
+    causal.
+    """
+    if not causal:
+        return mask
+    return mask[:, None, :] * jnp.tril(jnp.ones((mask.shape[-1],) * 2, mask.dtype))
+
+
+def _over_scores(weights: jax.Array) -> jax.Array:
+    """Weights shaped as `visible`, made to multiply scores (batch, heads, queries, tokens)."""
+    return weights[:, None, None, :] if weights.ndim == 2 else weights[:, None]
+
+
+def _weighted(scores: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("...ij,...jd->...id", scores, v)

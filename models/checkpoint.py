@@ -5,7 +5,6 @@ A checkpoint is complete or absent: orbax writes into a temporary folder and ren
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from approx.polynomial import Polynomial
 from models.config import EncoderConfig
 from models.sites import Sites
 
@@ -24,17 +22,18 @@ class CheckpointError(ValueError):
 
 
 def sites_to_json(sites: Sites) -> str:
-    """The polynomials of all sites, coefficients to the last bit."""
-    rows: dict[str, Any] = {}
-    for name, function in sites.entries:
-        if not isinstance(function, Polynomial):
-            raise CheckpointError(f"the site {name} is no single polynomial and cannot be saved")
-        rows[name] = function.to_dict()
-    return json.dumps(rows, sort_keys=True)
+    """The approximations of all sites, coefficients to the last bit; CheckpointError for a function
+    that is none of `approx`'s.
+    """
+    try:
+        return sites.to_json()
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def sites_from_json(text: str) -> Sites:
-    return Sites.of({name: Polynomial.from_dict(row) for name, row in json.loads(text).items()})
+    """What `sites_to_json` wrote."""
+    return Sites.from_json(text)
 
 
 class Checkpoints:

@@ -1,4 +1,5 @@
-"""The shape of an encoder: widths, attention, activation, positions, adapters, and the presets.
+"""The shape of a transformer: widths, attention, activation, positions, norms, heads, adapters, and
+the presets.
 
 An `EncoderConfig` is plain hashable data, so it may be a static argument of `jax.jit` and is saved
 beside a checkpoint.
@@ -9,26 +10,59 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Attention = Literal["gaussian", "softmax"]
-Activation = Literal["glu_relu", "glu_gelu", "glu_bilinear", "relu", "gelu"]
+Attention = Literal["gaussian", "softmax", "gaussian_normalised", "power_softmax"]
+Activation = Literal[
+    "glu_relu",
+    "glu_gelu",
+    "glu_gelu_tanh",
+    "glu_silu",
+    "glu_bilinear",
+    "relu",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+]
 Positions = Literal["sinusoidal", "learned", "none"]
+NormOrder = Literal["pre", "post"]
 WordHeads = Literal["none", "tied", "own"]
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "attention": get_args(Attention),
+    "activation": get_args(Activation),
+    "positions": get_args(Positions),
+    "norm_order": get_args(NormOrder),
+    "lm_head": get_args(WordHeads),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Architecture of a pre-LN encoder with a first-token pooler and a linear head.
+    """Architecture of a transformer of self-attention blocks with a pooler and a linear head.
 
     hidden, ffn and pooler are feature counts; `ffn` is the width of the up-projection, which the
     gated activations split into two halves. `classes` is the number of logits, 1 for regression.
-    `first_norm=False` leaves out the very first LayerNorm, which the normalised embedding makes
-    redundant: the embedding then carries no affine part of its own. LoRA adapters of rank
-    `lora_rank` (0: none) sit on the projections in `lora_targets` and are scaled by `lora_alpha /
-    lora_rank`. `attention_mean` divides the attention output by the public number of real tokens.
-    `lm_head` adds a head that predicts words from each token's state: with the word embedding's
-    matrix ("tied") or one of its own.
+
+    norm_order: "pre" normalises what a sub-layer reads, and once after the last block; "post"
+    normalises the sum after each sub-layer, as BERT does. `first_norm=False` leaves out the very
+    first LayerNorm of a pre-LN model, which the normalised embedding makes redundant: the embedding
+    then carries no affine part of its own.
+
+    causal: a token attends to itself and those before it only (a decoder), and the last real token
+    is pooled instead of the first.
+
+    attention: "gaussian" and "softmax"; for comparison "gaussian_normalised", the Gaussian kernel
+    with rows divided by their sum, and "power_softmax", scores to the even power `attention_power`
+    divided by their sum. `attention_mean` divides the Gaussian kernel's output by the public number
+    of visible tokens.
+
+    biases: of all linear layers. token_types: rows of the token-type table (0: none). `lm_head`
+    adds a head that predicts words from each token's state: with the word embedding's matrix
+    ("tied") or one of its own.
+
+    LoRA adapters of rank `lora_rank` (0: none) sit on the projections in `lora_targets` and are
+    scaled by `lora_alpha / lora_rank`.
     """
 
     layers: int = 2
@@ -51,29 +85,38 @@ class EncoderConfig:
     initial_std: float | None = None
     padding_id: int = 0
     lm_head: WordHeads = "none"
+    norm_order: NormOrder = "pre"
+    biases: bool = False
+    token_types: int = 0
+    causal: bool = False
+    attention_power: int = 4
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "ffn", "sequence", "vocabulary", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}: it is one of {', '.join(known)}"
+                )
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden} is not a multiple of heads={self.heads}")
         if self.gated and self.ffn % 2:
             raise ValueError(
                 f"activation {self.activation!r} splits ffn={self.ffn} in two halves: make it even"
             )
-        if self.attention not in ("gaussian", "softmax"):
-            raise ValueError(f"attention is 'gaussian' or 'softmax', not {self.attention!r}")
-        if self.activation not in ("glu_relu", "glu_gelu", "glu_bilinear", "relu", "gelu"):
-            raise ValueError(f"unknown activation {self.activation!r}")
-        if self.positions not in ("sinusoidal", "learned", "none"):
+        if self.attention_power < 2 or self.attention_power % 2:
             raise ValueError(
-                f"positions is 'sinusoidal', 'learned' or 'none', not {self.positions!r}"
+                f"attention_power={self.attention_power} must be even and positive: an odd power "
+                "would weigh tokens negatively"
             )
-        if self.lm_head not in ("none", "tied", "own"):
-            raise ValueError(f"lm_head is 'none', 'tied' or 'own', not {self.lm_head!r}")
-        if not self.pooler:
-            raise ValueError("the pooler needs at least one width")
+        if not self.norm_epsilon > 0:
+            raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}")
+        if self.lora_rank < 0 or self.token_types < 0:
+            raise ValueError("lora_rank and token_types are at least 0")
+        if not self.pooler or min(self.pooler) < 1:
+            raise ValueError("the pooler needs at least one width, each at least 1")
         unknown = set(self.lora_targets) - {"query", "key", "value", "output"}
         if unknown:
             raise ValueError(f"no such projection for LoRA: {sorted(unknown)}")
@@ -87,6 +130,15 @@ class EncoderConfig:
     def gated(self) -> bool:
         """Whether the feed-forward network multiplies one half by the activated other half."""
         return self.activation.startswith("glu_")
+
+    @property
+    def function(self) -> str:
+        """The activation's function without its gate: relu, gelu, ... or bilinear (none)."""
+        return self.activation.removeprefix("glu_")
+
+    @property
+    def post_norm(self) -> bool:
+        return self.norm_order == "post"
 
     @property
     def lora_scale(self) -> float:
@@ -106,9 +158,14 @@ class EncoderConfig:
 
     @classmethod
     def from_json(cls, text: str) -> EncoderConfig:
+        """The configuration that `to_json` wrote; ValueError names fields that it does not know."""
         fields: dict[str, Any] = json.loads(text)
+        unknown = sorted(fields.keys() - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"no such fields in a configuration: {', '.join(unknown)}")
         for name in ("pooler", "lora_targets"):
-            fields[name] = tuple(fields[name])
+            if name in fields:
+                fields[name] = tuple(fields[name])
         return cls(**fields)
 
 
@@ -136,12 +193,30 @@ PRESETS: Mapping[str, EncoderConfig] = {
         lora_alpha=1.0,
         initial_std=0.02,
     ),
+    "bert": EncoderConfig(
+        layers=12,
+        hidden=768,
+        heads=12,
+        ffn=3072,
+        sequence=512,
+        vocabulary=30522,
+        attention="softmax",
+        activation="gelu",
+        positions="learned",
+        pooler=(768,),
+        attention_mean=False,
+        norm_epsilon=1e-12,
+        initial_std=0.02,
+        norm_order="post",
+        biases=True,
+        token_types=2,
+    ),
 }
 
 
 def preset(name: str, **changes: Any) -> EncoderConfig:
-    """The named preset (`demo`, `tiny`, `paper`) with some fields changed; ValueError names the
-    presets.
+    """The named preset (`demo`, `tiny`, `paper`, `bert`) with some fields changed; ValueError names
+    the presets.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")

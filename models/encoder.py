@@ -1,4 +1,4 @@
-"""The encoder as one class, exact or polynomial site by site, and its pure functions.
+"""The transformer as one class, exact or polynomial site by site, and its pure functions.
 
 The client embeds in the clear (`Model.embed`) and encrypts the rows; `Model.encrypted_forward` is
 what is traced: it holds every operation on encrypted values, and with polynomials at all sites and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,16 +24,22 @@ from models.lora import Linear, Params
 from models.sites import EXACT, Probe, Sites, norm_scale, units
 
 Array = jax.Array | np.ndarray
+Pick = Callable[[jax.Array], jax.Array]
+"""Chooses the pooled token: (batch, tokens, hidden) -> (batch, 1, hidden)."""
 
 
 class Block(nnx.Module):
-    """One pre-LN layer: x + attention(LN(x)), then x + ffn(LN(x))."""
+    """One layer. Pre-LN: x + attention(LN(x)), then x + ffn(LN(x)), on the stream x. Post-LN:
+    LN(x + attention(x)), then LN(x + ffn(x)), on normalised rows whose affine part is pending.
+    """
 
     def __init__(self, config: EncoderConfig, *, norm: bool, rngs: nnx.Rngs) -> None:
         self.attention_norm = LayerNorm(config) if norm else None
         self.attention = Attention(config, rngs=rngs)
         self.ffn_norm = LayerNorm(config)
         self.ffn = FeedForward(config, rngs=rngs)
+        self.post = config.post_norm
+        self.causal = config.causal
 
     def __call__(
         self,
@@ -41,14 +48,19 @@ class Block(nnx.Module):
         mask: jax.Array,
         probe: Probe,
         *,
+        pending: LayerNorm | None,
         low_rank: bool,
-        rows: int | None,
+        pick: Pick | None,
     ) -> jax.Array:
-        """(batch, tokens, hidden) -> the same, or its first `rows` tokens only."""
+        """(batch, tokens, hidden) -> the same, or the one token that `pick` chooses. pending: the
+        LayerNorm before a post-LN block.
+        """
+        if self.post:
+            return self._post(name, x, mask, probe, pending, low_rank, pick)
         normal = x
         if self.attention_norm is not None:
             normal = x * self.attention_norm.inverse(f"{name}.attention_norm.inv_sqrt", x, probe)
-        x, queries = (x, normal) if rows is None else (x[:, :rows], normal[:, :rows])
+        x, queries = (x, normal) if pick is None else (pick(x), pick(normal))
         x = x + self.attention(
             f"{name}.attention",
             queries,
@@ -56,64 +68,109 @@ class Block(nnx.Module):
             mask,
             self.attention_norm,
             probe,
+            causal=self.causal and pick is None,
             low_rank=low_rank,
         )
         normal = x * self.ffn_norm.inverse(f"{name}.ffn_norm.inv_sqrt", x, probe)
         return x + self.ffn(f"{name}.ffn", normal, self.ffn_norm, probe)
 
+    def _post(
+        self,
+        name: str,
+        x: jax.Array,
+        mask: jax.Array,
+        probe: Probe,
+        pending: LayerNorm | None,
+        low_rank: bool,
+        pick: Pick | None,
+    ) -> jax.Array:
+        assert pending is not None and self.attention_norm is not None
+        queries = x if pick is None else pick(x)
+        y = pending.residual(queries, probe) + self.attention(
+            f"{name}.attention",
+            queries,
+            x,
+            mask,
+            pending,
+            probe,
+            causal=self.causal and pick is None,
+            low_rank=low_rank,
+        )
+        y = y * self.attention_norm.inverse(f"{name}.attention_norm.inv_sqrt", y, probe)
+        update = self.ffn(f"{name}.ffn", y, self.attention_norm, probe)
+        y = self.attention_norm.residual(y, probe) + update
+        return y * self.ffn_norm.inverse(f"{name}.ffn_norm.inv_sqrt", y, probe)
+
 
 class Encoder(nnx.Module):
-    """Embedding, blocks, final LayerNorm, first-token pooler and head, language-model head; see
-    `Model` for the pure functions.
+    """Embedding, blocks, final LayerNorm, one-token pooler and head, language-model head; see
+    `Model` for the pure functions. Causal, it is a decoder.
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         self.embedding = Embedding(config, rngs=rngs)
         self.blocks = nnx.List(
             [
-                Block(config, norm=bool(i) or config.first_norm, rngs=rngs)
+                Block(config, norm=bool(i) or config.first_norm or config.post_norm, rngs=rngs)
                 for i in range(config.layers)
             ]
         )
-        self.final_norm = LayerNorm(config)
+        self.final_norm = None if config.post_norm else LayerNorm(config)
         widths = (config.hidden, *config.pooler, config.classes)
         linears = [
-            Linear(a, b, rngs=rngs, std=config.initial_std)
+            Linear(a, b, rngs=rngs, std=config.initial_std, bias=config.biases)
             for a, b in zip(widths, widths[1:], strict=False)
         ]
         self.pooler = nnx.List(linears[:-1])
         self.head = linears[-1]
         self.lm_head = WordHead(config, rngs=rngs) if config.lm_head != "none" else None
+        self.causal = config.causal
 
     def __call__(
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Rows of `embed` and mask -> (logits (batch, classes), values met at each site).
 
-        In the last layer only the first token goes on: it alone is pooled.
+        In the last layer only the pooled token goes on: the first, or the last real one if causal.
         """
         probe = Probe(sites)
-        x = self.body(x, mask, probe, low_rank=low_rank, rows=1)[:, 0]
+        pick = functools.partial(last_token, mask=mask) if self.causal else first_token
+        x = self.body(x, mask, probe, low_rank=low_rank, pick=pick)[:, 0]
         return self.pooled(x, probe), probe.values
 
     def body(
-        self, x: jax.Array, mask: jax.Array, probe: Probe, *, low_rank: bool, rows: int | None
+        self, x: jax.Array, mask: jax.Array, probe: Probe, *, low_rank: bool, pick: Pick | None
     ) -> jax.Array:
-        """The residual stream after all blocks: (batch, tokens, hidden), or its first `rows` tokens
-        only, which spares the last layer the others' queries and feed-forward network.
+        """The stream (post-LN: its normalised rows) after all blocks: (batch, tokens, hidden), or
+        (batch, 1, hidden) of the token that `pick` chooses, which spares the last layer the others'
+        queries and feed-forward network.
         """
+        pending = self.embedding.norm
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(
-                f"layer{i}", x, mask, probe, low_rank=low_rank, rows=rows if i == last else None
+                f"layer{i}",
+                x,
+                mask,
+                probe,
+                pending=pending,
+                low_rank=low_rank,
+                pick=pick if i == last else None,
             )
+            pending = block.ffn_norm
         return x
 
+    def normalised(self, x: jax.Array, probe: Probe) -> tuple[jax.Array, LayerNorm]:
+        """Normalised rows of the result of `body`, and the LayerNorm whose affine part pends."""
+        if self.final_norm is None:
+            return x, self.blocks[-1].ffn_norm
+        return x * self.final_norm.inverse("final_norm.inv_sqrt", x, probe), self.final_norm
+
     def pooled(self, x: jax.Array, probe: Probe) -> jax.Array:
-        """First token's stream (batch, hidden) -> logits (batch, classes)."""
-        x = x * self.final_norm.inverse("final_norm.inv_sqrt", x, probe)
-        gamma: Any = self.final_norm.gain(probe)
-        beta: jax.Array | None = self.final_norm.bias[...]
+        """One token's (batch, hidden) of `body` -> logits (batch, classes)."""
+        x, norm = self.normalised(x, probe)
+        gamma: Any = norm.gain(probe)
+        beta: jax.Array | None = norm.bias[...]
         for i, linear in enumerate(self.pooler):
             factor = 1 / probe.unit("pooler.tanh") if i == len(self.pooler) - 1 else 1.0
             x = linear.project(x, gamma=gamma, beta=beta, factor=factor)
@@ -124,13 +181,13 @@ class Encoder(nnx.Module):
     def hidden(
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Rows of `embed` and mask -> (states of all tokens after the final LayerNorm (batch,
+        """Rows of `embed` and mask -> (states of all tokens after the last LayerNorm (batch,
         tokens, hidden), values met at each site on the way).
         """
         probe = Probe(sites)
-        x = self.body(x, mask, probe, low_rank=low_rank, rows=None)
-        x = x * self.final_norm.inverse("final_norm.inv_sqrt", x, probe)
-        return self.final_norm.gain(probe) * x + self.final_norm.bias[...], probe.values
+        x = self.body(x, mask, probe, low_rank=low_rank, pick=None)
+        x, norm = self.normalised(x, probe)
+        return norm.gain(probe) * x + norm.bias[...], probe.values
 
     def words(self, states: jax.Array) -> jax.Array:
         """States (..., hidden) of `hidden` -> language-model logits (..., vocabulary)."""
@@ -139,6 +196,18 @@ class Encoder(nnx.Module):
                 'this model has no language-model head: set lm_head="tied" or "own" in its config'
             )
         return self.lm_head(states, self.embedding.word[...])
+
+
+def first_token(x: jax.Array) -> jax.Array:
+    """(batch, tokens, hidden) -> (batch, 1, hidden)."""
+    return x[:, :1]
+
+
+def last_token(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The last token whose mask is 1, chosen by a public product: (batch, 1, hidden), one level."""
+    tokens = mask.shape[-1]
+    chosen = jax.nn.one_hot(jnp.argmax(jnp.arange(1, tokens + 1) * mask, axis=-1), tokens)
+    return jnp.sum(chosen.astype(x.dtype)[..., None] * x, axis=1, keepdims=True)
 
 
 @functools.lru_cache(maxsize=32)
@@ -184,18 +253,20 @@ class Model:
         self,
         params: Params,
         tokens: Array,
+        types: Array | None = None,
         *,
         dropout: float = 0.0,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Token ids (batch, tokens) -> the rows that the client encrypts, float (batch, tokens,
-        hidden), times c.
+        hidden), times c. Ids outside the vocabulary give NaN.
 
-        dropout: share of embedding features set to zero before the normalisation (training only;
-        needs a key).
+        types: token types (batch, tokens) of a model that has them, 0 by default. dropout: share of
+        embedding features set to zero before the normalisation (training only; needs a key).
+        ValueError for more tokens than there are learned positions.
         """
         embedding = bind(self.config, params).embedding
-        raw = embedding.raw(jnp.asarray(tokens))
+        raw = embedding.raw(jnp.asarray(tokens), None if types is None else jnp.asarray(types))
         if dropout and key is not None:
             kept = jax.random.bernoulli(key, 1 - dropout, raw.shape)
             raw = jnp.where(kept, raw / (1 - dropout), 0.0)
@@ -233,6 +304,8 @@ class Model:
         """Unit of each site's recorded values."""
         return units(self.config, self.sites)
 
-    def predict(self, params: Params, tokens: Array, mask: Array) -> jax.Array:
+    def predict(
+        self, params: Params, tokens: Array, mask: Array, types: Array | None = None
+    ) -> jax.Array:
         """Logits (batch, classes) of token ids, the client's and the server's part in one."""
-        return self.encrypted_forward(params, self.embed(params, tokens), mask)
+        return self.encrypted_forward(params, self.embed(params, tokens, types), mask)

@@ -2,8 +2,9 @@
 positions.
 
 The residual stream is centred: the embedding and every matrix that writes into it have zero mean
-over the hidden axis (subtracted in the clear), so LayerNorm needs no mean. It is also scaled by a
-public constant c (`sites.norm_scale`).
+over the hidden axis (subtracted in the clear), so LayerNorm needs no mean. Where a LayerNorm's own
+gain writes into the stream (post-LN), `LayerNorm.residual` subtracts the mean beside the product by
+the gain. The stream is also scaled by a public constant c (`sites.norm_scale`).
 """
 
 from __future__ import annotations
@@ -60,17 +61,27 @@ class LayerNorm(nnx.Module):
         """scale / c: what the following matrix multiplies its rows by, (hidden,)."""
         return self.scale[...] / norm_scale(probe.sites, self.scale.shape[0])
 
+    def residual(self, x: jax.Array, probe: Probe) -> jax.Array:
+        """c (scale * n + bias) minus its mean over the features, of normalised rows x = c n:
+        (..., hidden), one level.
+
+        The mean of scale * n is that of the rows against scale / hidden: a second product at the
+        same level.
+        """
+        scale, hidden = self.scale[...], self.scale.shape[0]
+        mean = jnp.sum(x * (scale / hidden), axis=-1, keepdims=True)
+        return x * scale - mean + norm_scale(probe.sites, hidden) * centred(self.bias[...])
+
 
 class FeedForward(nnx.Module):
-    """Up-projection, activation (gated: x * f(gate), gate the second half), down-projection; no
-    biases.
-    """
+    """Up-projection, activation (gated: x * f(gate), gate the second half), down-projection."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         std = config.initial_std
         inner = config.ffn // 2 if config.gated else config.ffn
-        self.up = Linear(config.hidden, config.ffn, rngs=rngs, std=std)
-        self.down = Linear(inner, config.hidden, rngs=rngs, std=std, gain=0.5)
+        bias = config.biases
+        self.up = Linear(config.hidden, config.ffn, rngs=rngs, std=std, bias=bias)
+        self.down = Linear(inner, config.hidden, rngs=rngs, std=std, gain=0.5, bias=bias)
         self.activation = config.activation
 
     def __call__(self, name: str, x: jax.Array, norm: LayerNorm, probe: Probe) -> jax.Array:
@@ -88,7 +99,9 @@ class FeedForward(nnx.Module):
             inner = value * (gate if kind == "bilinear" else probe(site, gate))
         else:
             inner = probe(site, self.up.project(x, gamma=gamma, beta=beta, factor=1 / unit))
-        return inner @ (norm_scale(probe.sites, x.shape[-1]) * centred(self.down.merged))
+        c = norm_scale(probe.sites, x.shape[-1])
+        update = inner @ (c * centred(self.down.merged))
+        return update if self.down.bias is None else update + c * centred(self.down.bias[...])
 
 
 def sinusoids(sequence: int, hidden: int) -> np.ndarray:
@@ -110,39 +123,62 @@ def _positions(config: EncoderConfig, std: float, rngs: nnx.Rngs) -> nnx.Param |
 
 
 class Embedding(nnx.Module):
-    """Words plus positions, normalised: what the client computes in the clear, then encrypts."""
+    """Words plus positions and token types, normalised: what the client computes in the clear, then
+    encrypts.
+    """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         std = config.initial_std or 1.0 / config.hidden**0.5
         shape = (config.vocabulary, config.hidden)
         self.word = nnx.Param(std * jax.random.normal(rngs.params(), shape))
         self.position = _positions(config, std, rngs)
-        self.norm = LayerNorm(config) if config.first_norm else None
+        types = (config.token_types, config.hidden)
+        self.token_type = (
+            nnx.Param(std * jax.random.normal(rngs.params(), types)) if config.token_types else None
+        )
+        self.norm = LayerNorm(config) if config.first_norm or config.post_norm else None
         self.kind = config.positions
         self.epsilon = config.norm_epsilon
+        self.affine = not config.post_norm
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Token ids (..., tokens) -> centred rows (..., tokens, hidden); without `first_norm` of
-        variance 1.
+    def __call__(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
+        """Token ids (..., tokens) and their types (0 by default) -> centred rows (..., tokens,
+        hidden), of variance 1 where no affine part follows here.
         """
-        return self.finish(self.raw(tokens))
+        return self.finish(self.raw(tokens, types))
 
-    def raw(self, tokens: jax.Array) -> jax.Array:
-        """Words plus positions before the normalisation."""
-        x = self.word[...][tokens]
+    def raw(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
+        """Words plus positions and types before the normalisation; ValueError for more tokens than
+        there are learned positions, or for types that the model does not have.
+        """
+        x = self.word[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
         length, hidden = x.shape[-2:]
         if self.position is not None:
             table = self.position[...]
             if self.kind == "sinusoidal":
                 table = table * sinusoids(length, hidden)
+            elif length > len(table):
+                raise ValueError(
+                    f"{length} tokens, but this model has learned {len(table)} positions: encode "
+                    f"to a length of at most {len(table)}"
+                )
             x = x + table[:length]
+        if self.token_type is not None:
+            table = self.token_type[...]
+            x = x + (
+                table[0] if types is None else table.at[types].get(mode="fill", fill_value=jnp.nan)
+            )
+        elif types is not None:
+            raise ValueError("this model has no token types: set token_types in its config")
         return x
 
     def finish(self, x: jax.Array) -> jax.Array:
-        """LayerNorm of the embedding, centred again after its affine part."""
+        """LayerNorm of the embedding, centred again after its affine part; post-LN blocks fold that
+        part in themselves.
+        """
         x = centred(x)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
-        if self.norm is not None:
+        if self.norm is not None and self.affine:
             x = centred(self.norm.scale[...] * x + self.norm.bias[...])
         return x
 

@@ -1,5 +1,4 @@
-"""A linear layer without bias and its low-rank adapter (LoRA): merging, and choosing what is
-trained.
+"""A linear layer and its low-rank adapter (LoRA): merging, and choosing what is trained.
 
 LoRA (Hu et al. 2022): y = x W + (alpha / r) (x A) B with A random and B zero at the start.
 """
@@ -19,7 +18,7 @@ Params = dict[Any, Any]
 
 class Linear(nnx.Module):
     """A matrix `kernel` (inputs, outputs), with `lora_a` (inputs, r) and `lora_b` (r, outputs)
-    where rank r > 0.
+    where rank r > 0, and a `bias` (outputs,) where asked for.
     """
 
     def __init__(
@@ -32,6 +31,7 @@ class Linear(nnx.Module):
         gain: float = 1.0,
         rank: int = 0,
         lora_scale: float = 0.0,
+        bias: bool = False,
     ) -> None:
         spread = float(inputs) ** -0.5 if std is None else std
         self.kernel = nnx.Param(gain * spread * jax.random.normal(rngs.params(), (inputs, outputs)))
@@ -43,6 +43,7 @@ class Linear(nnx.Module):
             up = jnp.zeros((rank, outputs))
         self.lora_a = None if down is None else nnx.LoRAParam(down)
         self.lora_b = None if up is None else nnx.LoRAParam(up)
+        self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
     @property
     def merged(self) -> jax.Array:
@@ -62,7 +63,8 @@ class Linear(nnx.Module):
         low_rank: bool = False,
         outputs: slice | None = None,
     ) -> jax.Array:
-        """factor * (gamma * x + beta) @ W in one level on x: (..., inputs) -> (..., outputs).
+        """factor * ((gamma * x + beta) @ W + bias) in one level on x: (..., inputs) -> (...,
+        outputs).
 
         gamma (inputs,) or a number, beta (inputs,) and the number factor are public and folded into
         the matrix, so x meets a single product. `low_rank=True` keeps x A B as two products, for
@@ -73,8 +75,12 @@ class Linear(nnx.Module):
         columns = slice(None) if outputs is None else outputs
         scale = factor * jnp.asarray(gamma)[..., None]
         y = x @ (scale * weight[:, columns])
-        if beta is not None:
-            y = y + factor * (beta @ weight[:, columns])
+        constant = None if beta is None else factor * (beta @ weight[:, columns])
+        if self.bias is not None:
+            own = factor * self.bias[...][columns]
+            constant = own if constant is None else constant + own
+        if constant is not None:
+            y = y + constant
         if adapted:
             assert self.lora_a is not None and self.lora_b is not None
             down, up = self.lora_a[...], self.lora_b[...][:, columns]

@@ -1,16 +1,23 @@
-"""Non-linearity sites: where a polynomial may stand in for exp, 1/sqrt, ReLU, GELU or tanh, and its
-range.
+"""Non-linearity sites: where an approximation may stand in for exp, 1/sqrt, 1/x, ReLU, GELU or
+tanh, and its range.
 
 A site is named after its place, `layer0.attention.exp`; the last part is the function. Its
 canonical variable is what the exact function would be given: the exponent (at most 0) for `exp`,
-the variance plus epsilon for `inv_sqrt`, the pre-activation otherwise. The value that reaches a
-polynomial is u = canonical / unit, where the unit (half the width of the polynomial's domain) is
-folded into a public weight so that the affine map onto [-1, 1] costs no level.
+the variance plus epsilon for `inv_sqrt`, the row mean plus epsilon for `inv`, the pre-activation
+otherwise. A site takes a `Polynomial` or a `Composite` of the canonical variable. The value that
+reaches it is u = canonical / unit, where the unit (for a polynomial half the width of its domain)
+is folded into a public weight so that the map onto [-1, 1] costs no level. The unit is the paper's
+pre-scale M: `prescaled` turns an approximation on a standard range into one on M times that range.
+
+Beside the model's own sites, `site_names`, there are those of training: `loss.exp` and `loss.inv`
+of the cross-entropy's gradient and `optimizer.inv_sqrt` of AdamW-HE; `Probe.at` gives their
+functions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,39 +26,76 @@ import jax.numpy as jnp
 import numpy as np
 
 import approx
+from approx.composites import Composite
+from approx.polynomial import Polynomial
 from models.config import EncoderConfig
+from models.derivatives import CheapComposite, cheap
 
 Range = tuple[float, float]
 
 EXACT_FUNCTIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "exp": jnp.exp,
+    "inv": jnp.reciprocal,
     "inv_sqrt": jax.lax.rsqrt,
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+
+TRAINING_SITES = ("loss.exp", "loss.inv", "optimizer.inv_sqrt")
 
 MAX_MULTIPLE = 64
 
 
 def site_names(config: EncoderConfig) -> tuple[str, ...]:
     """Names of all sites of a model in the order in which a forward pass meets them."""
-    activation = config.activation.removeprefix("glu_")
     names: list[str] = []
     for layer in range(config.layers):
-        if layer or config.first_norm:
-            names.append(f"layer{layer}.attention_norm.inv_sqrt")
-        if config.attention == "gaussian":
-            names.append(f"layer{layer}.attention.exp")
-        names.append(f"layer{layer}.ffn_norm.inv_sqrt")
-        if activation != "bilinear":
-            names.append(f"layer{layer}.ffn.{activation}")
-    return (*names, "final_norm.inv_sqrt", "pooler.tanh")
+        place = f"layer{layer}"
+        attention = []
+        if config.attention.startswith("gaussian"):
+            attention.append(f"{place}.attention.exp")
+        if config.attention in ("gaussian_normalised", "power_softmax"):
+            attention.append(f"{place}.attention.inv")
+        ffn = [] if config.function == "bilinear" else [f"{place}.ffn.{config.function}"]
+        norms = [f"{place}.attention_norm.inv_sqrt"], [f"{place}.ffn_norm.inv_sqrt"]
+        if config.post_norm:
+            names += [*attention, *norms[0], *ffn, *norms[1]]
+        else:
+            first = norms[0] if layer or config.first_norm else []
+            names += [*first, *attention, *norms[1], *ffn]
+    final = [] if config.post_norm else ["final_norm.inv_sqrt"]
+    return (*names, *final, "pooler.tanh")
 
 
 def function_of(name: str) -> str:
     """The non-linearity at a site: the last part of its name."""
     return name.rsplit(".", 1)[-1]
+
+
+def is_norm(name: str) -> bool:
+    """Whether a site is a LayerNorm's."""
+    return name.endswith("norm.inv_sqrt")
+
+
+def prescaled(kind: str, function: Any, m: float) -> Any:
+    """f(x) on M times the range: M^k p(x / M) for f of degree k of homogeneity, the paper's M.
+
+    inv_sqrt: 1/sqrt(x) = 1/sqrt(x / M) / sqrt(M); inv: 1/x = (M / x) / M; relu: M relu(x / M).
+    function: a `Polynomial`, or a `Composite` of these three kinds, which is built again from its
+    own knobs on the larger range. ValueError for other kinds, which have no such rule.
+    """
+    powers = {"inv_sqrt": -0.5, "inv": -1.0, "relu": 1.0}
+    if kind not in powers or not m > 0:
+        raise ValueError(
+            f"no pre-scale {m:g} for {kind}: M is positive and goes with {', '.join(powers)}"
+        )
+    if isinstance(function, Composite):
+        low, high = hull(function.domain)
+        return approx.composite(kind, (m * low, m * high), **dict(function.knobs))
+    return function.rescaled(1 / m).multiplied(m ** powers[kind])
 
 
 def hull(domain: Any) -> Range:
@@ -62,7 +106,7 @@ def hull(domain: Any) -> Range:
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
-    """Which sites are polynomial: pairs (name, approx object in the canonical variable). Empty
+    """Which sites are approximated: pairs (name, approx object in the canonical variable). Empty
     means an exact model.
     """
 
@@ -76,7 +120,7 @@ class Sites:
         return dict(self.entries).get(name)
 
     def ranges(self) -> dict[str, Range]:
-        """The fitted range of each polynomial site, canonical variable."""
+        """The fitted range of each approximated site, canonical variable."""
         return {name: hull(function.domain) for name, function in self.entries}
 
     def half_width(self, name: str) -> float | None:
@@ -91,17 +135,17 @@ class Sites:
         """The widest domain among the LayerNorm sites, halved: it sets the scale of the residual
         stream.
         """
-        halves = [
-            self.half_width(n) or 0.0 for n, _ in self.entries if function_of(n) == "inv_sqrt"
-        ]
+        halves = [self.half_width(n) or 0.0 for n, _ in self.entries if is_norm(n)]
         return max(halves, default=None)
 
     def unit(self, name: str) -> float:
         """Canonical value of u = 1 at sites that sit behind a weight (all but the LayerNorms); 1
         for an exact site.
         """
-        half = self.half_width(name)
-        return half if half is not None and hasattr(self.get(name), "rescaled") else 1.0
+        function, half = self.get(name), self.half_width(name)
+        if half is None or not hasattr(function, "rescaled"):
+            return 1.0
+        return _natural_unit(function) or half
 
     def apply(self, name: str, u: jax.Array, unit: float) -> jax.Array:
         """The site's function of the canonical value unit * u."""
@@ -112,6 +156,52 @@ class Sites:
             return function(u)
         return rescaled(function, unit)(u)
 
+    def to_json(self) -> str:
+        """All approximations, coefficients to the last bit; ValueError for a function that is none
+        of `approx`'s.
+        """
+        rows: dict[str, Any] = {}
+        for name, function in self.entries:
+            if not hasattr(function, "to_dict"):
+                raise ValueError(
+                    f"the site {name} holds {function!r}, which cannot be saved: "
+                    "use approx.fit or approx.composite"
+                )
+            rows[name] = function.to_dict()
+        return json.dumps(rows, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Sites:
+        """What `to_json` wrote; raises ApproxError for anything else."""
+        return cls.of({name: _stored(name, row) for name, row in json.loads(text).items()})
+
+
+_KINDS: Mapping[str, Any] = {
+    "polynomial": Polynomial,
+    "composite": Composite,
+    "cheap_composite": CheapComposite,
+}
+
+
+def _stored(name: str, row: Mapping[str, Any]) -> Any:
+    kind = row.get("kind", "polynomial")
+    if kind not in _KINDS:
+        raise approx.ApproxError(f"The site {name} was saved as an unknown {kind!r}.")
+    return _KINDS[kind].from_dict(row)
+
+
+def _natural_unit(function: Any) -> float | None:
+    """The unit at which a composite's first use of its input costs no level; None if any other
+    function, or if it has no such use.
+    """
+    graph = function.composite if isinstance(function, CheapComposite) else function
+    if not isinstance(graph, Composite):
+        return None
+    first = next(node for node in graph.nodes if 0 in node.inputs)
+    if first.kind == "sum":
+        return 1 / abs(first.factors[first.inputs.index(0)])
+    return None if first.polynomial is None else 1 / abs(first.polynomial.scale)
+
 
 def rescaled(function: Any, unit: float) -> Any:
     """q(u) = p(unit * u), with a half-width of 1 up to rounding made exactly 1, since only that
@@ -119,10 +209,24 @@ def rescaled(function: Any, unit: float) -> Any:
     """
     if not hasattr(function, "rescaled"):
         return lambda u: function(unit * u)
-    p = function.rescaled(unit)
-    if p.scale != 1.0 and abs(p.scale - 1.0) < 1e-12:
-        p = dataclasses.replace(p, scale=1.0)
-    return p
+    return _snapped(function.rescaled(unit))
+
+
+def _snapped(function: Any) -> Any:
+    if isinstance(function, CheapComposite):
+        return dataclasses.replace(function, composite=_snapped(function.composite))
+    if isinstance(function, Composite):
+        return dataclasses.replace(function, nodes=tuple(map(_snapped_node, function.nodes)))
+    if function.scale != 1.0 and abs(function.scale - 1.0) < 1e-12:
+        return dataclasses.replace(function, scale=1.0)
+    return function
+
+
+def _snapped_node(node: Any) -> Any:
+    if node.polynomial is not None:
+        return dataclasses.replace(node, polynomial=_snapped(node.polynomial))
+    factors = tuple(round(f) if abs(f - round(f)) < 1e-12 and round(f) else f for f in node.factors)
+    return dataclasses.replace(node, factors=tuple(map(float, factors)))
 
 
 EXACT = Sites()
@@ -141,8 +245,16 @@ class Probe:
         return self.sites.unit(name)
 
     def __call__(self, name: str, u: jax.Array, unit: float | None = None) -> jax.Array:
-        self.values[name] = u
+        """The site's function of unit * u; what a site meets in several calls is kept together."""
+        old = self.values.get(name)
+        self.values[name] = u if old is None else jnp.concatenate([old.ravel(), u.ravel()])
         return self.sites.apply(name, u, self.unit(name) if unit is None else unit)
+
+    def at(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        """The function at a site that no weight precedes, of the canonical variable: what
+        `losses.cross_entropy_polynomial` and `optim.adamw_he` take.
+        """
+        return lambda x: self(name, x, 1.0)
 
 
 def norm_scale(sites: Sites, hidden: int) -> float:
@@ -172,9 +284,7 @@ def norm_unit(sites: Sites, name: str, hidden: int) -> float:
 def units(config: EncoderConfig, sites: Sites) -> dict[str, float]:
     """The unit of every site: canonical value = unit * recorded value."""
     return {
-        name: norm_unit(sites, name, config.hidden)
-        if function_of(name) == "inv_sqrt"
-        else sites.unit(name)
+        name: norm_unit(sites, name, config.hidden) if is_norm(name) else sites.unit(name)
         for name in site_names(config)
     }
 
@@ -197,24 +307,80 @@ def join_ranges(many: Iterable[Mapping[str, Any]]) -> dict[str, Range]:
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
-    """Degree of the polynomial for each function, and how far beyond the ranges met it must hold.
+    """What to fit at the sites, and how far beyond the ranges met it must hold.
 
-    margin: fraction of the range's width added on both sides (1/sqrt: the range is widened by that
-    factor in ratio).
+    Each table is pairs of a key and a value, and a key is a site's name or, for all its sites, a
+    function's; a site's own entry comes first.
+
+    degrees: of a single polynomial. composites: knobs of `approx.composite` in place of a
+    polynomial, such as ("exp", (("squarings", 14),)), ("relu", (("degrees", (15, 15, 27)),)) or
+    ("inv_sqrt", (("degree", 127), ("steps", 3))). ranges: the range to fit on, whatever was met:
+    (a M, b M) is the paper's pre-scale M for a standard range (a, b). margin: fraction of the met
+    range's width added on both sides (1/sqrt and 1/x: the range is widened by that factor in
+    ratio). method: of `approx.fit`. derivatives: "exact", or "cheap" for those of
+    `models.derivatives`.
     """
 
     degrees: tuple[tuple[str, int], ...] = (
         ("exp", 7),
         ("gelu", 7),
+        ("gelu_tanh", 7),
+        ("inv", 7),
         ("inv_sqrt", 7),
         ("relu", 7),
+        ("silu", 7),
         ("tanh", 7),
     )
     margin: float = 0.1
     method: str = "minimax"
+    composites: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+    ranges: tuple[tuple[str, Range], ...] = ()
+    derivatives: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.derivatives not in ("exact", "cheap"):
+            raise ValueError(f"derivatives is 'exact' or 'cheap', not {self.derivatives!r}")
 
     def degree(self, name: str) -> int:
-        return dict(self.degrees)[function_of(name)]
+        """Degree of a site's polynomial; ValueError if none is given for it."""
+        degree = _entry(self.degrees, name)
+        if degree is None:
+            raise ValueError(f"no degree for {name}: add ({function_of(name)!r}, n) to the degrees")
+        return degree
+
+    def knobs(self, name: str) -> dict[str, Any] | None:
+        """What to build a site's composite from; None where it is a polynomial."""
+        found = _entry(self.composites, name)
+        return None if found is None else dict(found)
+
+    def domain(self, name: str, met: Range | None) -> Range:
+        """The range to fit on, given the one met; ValueError if there is none."""
+        own = _entry(self.ranges, name)
+        if own is not None:
+            return own
+        if met is None:
+            raise ValueError(
+                f"no range was met for {name}; run collect_ranges on data first, or give its range"
+            )
+        return widen(name, met, self.margin)
+
+    def build(self, name: str, domain: Range) -> Any:
+        """The approximation for a site on a domain."""
+        kind, knobs = function_of(name), self.knobs(name)
+        if knobs is None:
+            made = approx.fit(kind, domain, degree=self.degree(name), method=self.method)
+        else:
+            made = approx.composite(_COMPOSITES.get(kind, kind), domain, **knobs)
+        return cheap(kind, made) if self.derivatives == "cheap" else made
+
+
+_COMPOSITES: Mapping[str, str] = {"exp": "exp_squaring"}
+
+
+def _entry(table: tuple[tuple[str, Any], ...], name: str) -> Any | None:
+    """A site's own entry of a table, or its function's."""
+    entries = dict(table)
+    return entries.get(name, entries.get(function_of(name)))
 
 
 DEFAULT_FIT = FitSettings()
@@ -223,44 +389,47 @@ DEFAULT_FIT = FitSettings()
 def widen(name: str, met: Range, margin: float) -> Range:
     """The range to fit on, given the one met: wider by the margin.
 
-    The top of exp's is 0; those of tanh, ReLU and GELU are symmetric about 0.
+    The top of exp's is 0 in attention; those of tanh, ReLU, GELU and SiLU are symmetric about 0.
+    ValueError where 1/sqrt or 1/x met 0 or less.
     """
     low, high = met
     kind = function_of(name)
+    if name == "loss.exp":
+        more = margin * max(high - low, 1e-3)
+        return (low - more, high + more)
     if kind == "exp":
         return (min(low * (1 + margin), -1e-3), 0.0)
-    if kind == "inv_sqrt":
+    if kind in ("inv", "inv_sqrt"):
         if low <= 0:
-            raise ValueError(f"{name}: the variance reached {low}; 1/sqrt has no polynomial there")
+            what = "variance" if is_norm(name) else "value"
+            raise ValueError(f"{name}: the {what} reached {low}; {kind} has no polynomial there")
         return (low / (1 + margin), high * (1 + margin))
     bound = max(abs(low), abs(high), 1e-3) * (1 + margin)
     return (-bound, bound)
 
 
 def fit_ranges(
-    config: EncoderConfig, ranges: Mapping[str, Range], settings: FitSettings = DEFAULT_FIT
+    config: EncoderConfig,
+    ranges: Mapping[str, Range],
+    settings: FitSettings = DEFAULT_FIT,
+    names: Iterable[str] | None = None,
 ) -> Sites:
-    """Polynomials for every site of `config` over the ranges met, each widened by the margin.
+    """Approximations for the sites of `config` over the ranges met, each widened by the margin.
 
+    names: only these sites, `TRAINING_SITES` among them if wanted; by default all of the model's.
     LayerNorm domains are stretched upwards until the widest is an integer multiple of each, so that
     one scale of the residual stream serves all of them without a level. ValueError for a site whose
     range is missing.
     """
-    missing = [n for n in site_names(config) if n not in ranges]
-    if missing:
-        raise ValueError(
-            f"no range was met for {', '.join(missing)}; run collect_ranges on data first"
-        )
-    domains = {n: widen(n, ranges[n], settings.margin) for n in site_names(config)}
-    norms = [n for n in domains if function_of(n) == "inv_sqrt"]
-    widest = max(domains[n][1] - domains[n][0] for n in norms)
+    wanted = site_names(config) if names is None else tuple(names)
+    unknown = [n for n in wanted if n not in (*site_names(config), *TRAINING_SITES)]
+    if unknown:
+        raise ValueError(f"this model has no site {', '.join(unknown)}")
+    domains = {n: settings.domain(n, ranges.get(n)) for n in wanted}
+    norms = [n for n in domains if is_norm(n)]
+    widest = max((domains[n][1] - domains[n][0] for n in norms), default=0.0)
     for n in norms:
         low, high = domains[n]
         multiple = min(MAX_MULTIPLE, int(widest / (high - low) + 1e-9))
         domains[n] = (low, low + widest / multiple)
-    return Sites.of(
-        {
-            n: approx.fit(function_of(n), d, degree=settings.degree(n), method=settings.method)
-            for n, d in domains.items()
-        }
-    )
+    return Sites.of({n: settings.build(n, d) for n, d in domains.items()})

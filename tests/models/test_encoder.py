@@ -1,5 +1,6 @@
 """The encoder: against a plain NumPy model, its twin, with padding, as a traced program."""
 
+import math
 from typing import Literal
 
 import jax
@@ -13,6 +14,15 @@ from models.encoder import Model
 from models.sites import FitSettings, Sites, fit_ranges, function_of, site_names
 
 SMALL = EncoderConfig(hidden=8, heads=2, ffn=12, sequence=6, vocabulary=20, pooler=(5, 7))
+BERT = {
+    "norm_order": "post",
+    "biases": True,
+    "token_types": 2,
+    "positions": "learned",
+    "attention": "softmax",
+    "activation": "gelu",
+    "norm_epsilon": 1e-12,
+}
 RANGES = {"exp": (-6.0, 0.0), "inv_sqrt": (0.5, 6.0), "tanh": (-2.5, 2.5)}
 
 
@@ -41,8 +51,10 @@ def twin_of(model: Model, degree: int) -> Sites:
     return fit_ranges(model.config, wide, FitSettings(degrees=degrees, margin=0.0))
 
 
-def numpy_model(config: EncoderConfig, params, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The textbook model in float64, nothing folded, nothing skipped."""
+def numpy_model(
+    config: EncoderConfig, params, tokens: np.ndarray, mask: np.ndarray, types: np.ndarray | int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """States and logits of the textbook model in float64, nothing folded, nothing skipped."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, float), params)
 
     def norm(x: np.ndarray, affine=None) -> np.ndarray:
@@ -54,14 +66,18 @@ def numpy_model(config: EncoderConfig, params, tokens: np.ndarray, mask: np.ndar
         y = x @ layer["kernel"]
         if "lora_a" in layer:
             y = y + config.lora_scale * (x @ layer["lora_a"]) @ layer["lora_b"]
-        return y
+        return y + layer.get("bias", 0.0)
 
     def activation(x: np.ndarray) -> np.ndarray:
         kind = config.activation.removeprefix("glu_")
         if kind == "relu":
             return np.maximum(x, 0)
         if kind == "gelu":
-            return np.asarray(jax.nn.gelu(x, approximate=False))
+            return x / 2 * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+        if kind == "gelu_tanh":
+            return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        if kind == "silu":
+            return x / (1 + np.exp(-x))
         return x
 
     x = p["embedding"]["word"][tokens]
@@ -72,34 +88,49 @@ def numpy_model(config: EncoderConfig, params, tokens: np.ndarray, mask: np.ndar
         x = x + p["embedding"]["position"] * np.where(i % 2 == 0, np.sin(angle), np.cos(angle))
     elif config.positions == "learned":
         x = x + p["embedding"]["position"]
+    if config.token_types:
+        x = x + p["embedding"]["token_type"][types]
     x = norm(x, p["embedding"].get("norm"))
     d = config.head_dim
+    post = config.norm_order == "post"
     for block in p["blocks"].values():
-        y = norm(x, block["attention_norm"]) if "attention_norm" in block else x
+        y = norm(x, block["attention_norm"]) if "attention_norm" in block and not post else x
         heads = []
-        weight = mask / mask.sum(-1, keepdims=True) if config.attention_mean else mask
+        seen = np.broadcast_to(mask[:, None], (len(mask), *(config.sequence,) * 2))
+        seen = np.tril(seen) if config.causal else seen
+        weight = seen / seen.sum(-1, keepdims=True) if config.attention_mean else seen
         for h in range(config.heads):
             s = slice(h * d, (h + 1) * d)
             q, k, v = (linear(y, block["attention"][n])[..., s] for n in ("query", "key", "value"))
+            dot = q @ k.transpose(0, 2, 1) / d**0.5
+            kernel = np.exp(-((q[:, :, None] - k[:, None]) ** 2).sum(-1) / (2 * d**0.5))
             if config.attention == "gaussian":
-                distance = ((q[:, :, None] - k[:, None]) ** 2).sum(-1)
-                heads.append(np.exp(-distance / (2 * d**0.5)) @ (v * weight[..., None]))
-            else:
-                score = np.exp(q @ k.transpose(0, 2, 1) / d**0.5) * mask[:, None]
-                heads.append(score / score.sum(-1, keepdims=True) @ v)
+                heads.append((kernel * weight) @ v)
+                continue
+            score = {
+                "softmax": np.exp(dot),
+                "gaussian_normalised": kernel,
+                "power_softmax": dot**config.attention_power,
+            }[config.attention] * (seen / seen.sum(-1, keepdims=True))
+            extra = 0.0 if config.attention == "softmax" else config.norm_epsilon
+            heads.append(score / (score.sum(-1, keepdims=True) + extra) @ v)
         x = x + linear(np.concatenate(heads, -1), block["attention"]["output"])
-        y = norm(x, block["ffn_norm"])
-        up = y @ block["ffn"]["up"]["kernel"]
+        x = norm(x, block["attention_norm"]) if post else x
+        y = x if post else norm(x, block["ffn_norm"])
+        up = linear(y, block["ffn"]["up"])
         if config.gated:
             half = config.ffn // 2
             inner = up[..., :half] * activation(up[..., half:])
         else:
             inner = activation(up)
-        x = x + inner @ block["ffn"]["down"]["kernel"]
-    z = norm(x[:, 0], p["final_norm"])
+        x = x + linear(inner, block["ffn"]["down"])
+        x = norm(x, block["ffn_norm"]) if post else x
+    x = x if post else norm(x, p["final_norm"])
+    rows = mask.sum(-1).astype(int) - 1 if config.causal else 0
+    z = x[np.arange(len(mask)), rows]
     for layer in p["pooler"].values():
-        z = z @ layer["kernel"]
-    return np.tanh(z) @ p["head"]["kernel"]
+        z = linear(z, layer)
+    return x, linear(np.tanh(z), p["head"])
 
 
 @pytest.mark.parametrize(
@@ -112,16 +143,33 @@ def numpy_model(config: EncoderConfig, params, tokens: np.ndarray, mask: np.ndar
         {"activation": "glu_gelu", "attention_mean": False},
         {"activation": "relu", "first_norm": True, "layers": 3},
         {"first_norm": True, "lora_rank": 2, "lora_alpha": 3.0},
+        BERT,
+        {**BERT, "attention": "gaussian", "activation": "glu_silu", "lora_rank": 1},
+        {**BERT, "attention": "gaussian_normalised", "causal": True},
+        {**BERT, "norm_order": "pre", "positions": "sinusoidal", "activation": "gelu_tanh"},
+        {"attention": "gaussian_normalised"},
+        {"attention": "power_softmax", "attention_power": 2},
+        {"attention": "power_softmax", "causal": True},
+        {"causal": True},
+        {"causal": True, "attention": "softmax", "first_norm": True, "biases": True},
     ],
 )
 def test_exact_model_is_the_textbook_one(changes: dict):
     config = SMALL.replace(**changes)
-    params = random_params(config)
+    model, params = Model(config), random_params(config)
     tokens, mask = inputs(config)
-    ours = Model(config).predict(params, tokens, mask)
-    np.testing.assert_allclose(
-        np.asarray(ours), numpy_model(config, params, tokens, mask), rtol=2e-4, atol=2e-5
-    )
+    types = (np.arange(config.sequence) >= 3) * np.ones_like(tokens) if config.token_types else None
+    states, logits = numpy_model(config, params, tokens, mask, 0 if types is None else types)
+
+    @jax.jit
+    def run(params, tokens, mask, types):
+        x = model.embed(params, tokens, types)
+        return model.hidden_states(params, x, mask)[0], model.encrypted_forward(params, x, mask)
+
+    ours = run(params, tokens, mask, types)
+    np.testing.assert_allclose(ours[1], logits, rtol=2e-4, atol=5e-5)
+    real = mask > 0
+    np.testing.assert_allclose(np.asarray(ours[0])[real], states[real], rtol=2e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"first_norm": True}])
