@@ -12,6 +12,7 @@ import numpy as np
 
 from hesim import noise as formulas
 from hesim.circuit.circuit import Circuit, Kind, Pack
+from hesim.circuit_plans import CircuitPlan, circuit_plan
 from hesim.params import CKKSParams
 from hesim.profiles import NoiseProfile
 
@@ -23,9 +24,11 @@ class OperationNoise:
 
     Attributes:
       variance: per ciphertext, of errors made in its own operation since the last product.
-      operands: per operation, mean variance that its own instructions add to operands of products.
+      operands: per operation, mean variance that its own instructions add before they compute
+        anything, by moves, masks and refreshes, by the ciphertext of a whole tensor that is moved.
       rescales: per operation, number of rescales, those that only correct a scale left out.
-      inner_refreshes: per operation, refreshes of anything but its result, over `rescales`.
+      inner_refreshes: per operation, refreshes between its operands and its result over rescales,
+        by how many rescales lie between the operands and what is refreshed.
       lowered: per operation, ciphertexts that it uses after a product with 1 and a rescale.
       refreshed: from a ciphertext to its refreshed copy.
     """
@@ -40,20 +43,34 @@ class OperationNoise:
         refreshes = np.flatnonzero(kind == Kind.REFRESH)
         self.refreshed = {int(self._first[r]): int(r) for r in refreshes}
         results = {int(c) for tap in circuit.taps for c in tap.ciphers}
+        self._holds_tensor = kind == Kind.INPUT
+        copies = [after for before, after in self.refreshed.items() if before in results]
+        self._holds_tensor[[*results, *copies]] = True
         counted = (kind == Kind.RESCALE) & (circuit.source >= 0)
         counted[self._corrections] = False
         self.rescales = np.bincount(circuit.source[counted], minlength=count)
-        inner = [r for r in refreshes if int(self._first[r]) not in results]
-        self.inner_refreshes = np.bincount(circuit.source[inner], minlength=count)
-        self.inner_refreshes = self.inner_refreshes / np.maximum(self.rescales, 1)
         self.lowered = self._find_lowered()
         self.variance = np.zeros(len(kind))
-        self.operands = np.zeros(count)
-        self._follow(_Events(circuit.params, profile))
+        self.operands: list[dict[int, float]] = [{} for _ in range(count)]
+        self._events = _Events(circuit.params, profile)
+        self._follow(self._events)
+        inner = [int(r) for r in refreshes if int(self._first[r]) not in results]
+        self.inner_refreshes = self._by_depth(inner)
 
     def result(self, ciphers: np.ndarray) -> float:
         """Mean variance over ciphertexts that hold a result."""
         return float(self.variance[ciphers].mean()) if len(ciphers) else 0.0
+
+    def plan(self, ciphers: np.ndarray, operand_gain: float) -> CircuitPlan | None:
+        """The arithmetic between an operand and a result that these ciphertexts hold, if it is one
+        ciphertext's; `operand_gain` is the operand's value over its slot value.
+        """
+        c, events = self._circuit, self._events
+
+        def added(i: int) -> float:
+            return events.variance(int(c.kind[i]), int(c.level[i]), float(c.scale[i]))
+
+        return circuit_plan(c, int(ciphers[0]), self._holds_tensor, added, operand_gain)
 
     def _find_corrections(self) -> np.ndarray:
         """Rescales of products by a plaintext that is 1 everywhere and corrects the scale."""
@@ -64,6 +81,19 @@ class OperationNoise:
             return np.zeros(0, np.int64)
         units = single[one[c.plain_pack[c.arg2[c.arg_ptr[single]]]]]
         return np.flatnonzero((c.kind == Kind.RESCALE) & np.isin(self._first, units))
+
+    def _by_depth(self, refreshes: list[int]) -> list[tuple[float, ...]]:
+        """Per operation, refreshes at each depth inside it over rescales there, from depth 0 on."""
+        c = self._circuit
+        rescales = np.flatnonzero((c.kind == Kind.RESCALE) & (c.source >= 0) & (self._depth > 0))
+        rescales = np.setdiff1d(rescales, self._corrections)
+        found: list[tuple[float, ...]] = [()] * len(self.operands)
+        for op in {int(c.source[r]) for r in refreshes}:
+            made = np.bincount(self._depth[rescales[c.source[rescales] == op]])
+            own = [int(self._first[r]) for r in refreshes if c.source[r] == op]
+            again = np.bincount(self._depth[own], minlength=len(made))[: len(made)]
+            found[op] = tuple((again / np.maximum(made, 1) * (made > 0)).tolist())
+        return found
 
     def _find_lowered(self) -> dict[int, set[int]]:
         c, first = self._circuit, self._first
@@ -83,33 +113,60 @@ class OperationNoise:
     def _follow(self, events: _Events) -> None:
         c, variance = self._circuit, self.variance
         corrections = set(self._corrections.tolist())
-        sums = np.zeros(len(self.operands))
-        terms = np.zeros(len(self.operands))
+        # What is rotated or masked for one operation may serve others too: whatever holds no whole
+        # tensor counts as made by the operation that uses it.
+        inside = ~self._holds_tensor
+        root = np.arange(len(c.kind))
+        computed = np.zeros(len(c.kind), bool)
+        depth = np.zeros(len(c.kind), np.int64)
+        factors: list[dict[int, list[float]]] = [{} for _ in self.operands]
         for i in range(len(c.kind)):
             op = int(c.source[i])
-            if op < 0 or i in corrections:
-                continue
             kind, where = int(c.kind[i]), c.args(i)
             arg = c.arg[where]
-            own = np.where(c.source[arg] == op, variance[arg], 0.0)
+            if inside[i] and len(arg):
+                root[i] = root[arg[0]]
+            below = depth[arg][c.source[arg] == op]
+            depth[i] = below.max(initial=0)
+            made = computed[arg] & (c.source[arg] == op)
+            computed[i] = bool(np.any(made))
+            if op < 0 or i in corrections:
+                continue
+            own = np.where(inside[arg] | (c.source[arg] == op), variance[arg], 0.0)
+            depth[i] += kind == Kind.RESCALE and computed[i]
+            if kind == Kind.DOT:
+                depth[i] = max(depth[i], depth[c.arg2[where]].max())
             if kind == Kind.ADD:
                 variance[i] = np.dot(c.factor[where].astype(float) ** 2, own)
             elif kind == Kind.DOT:
                 other = c.arg2[where]
-                sums[op] += own.sum() + variance[other][c.source[other] == op].sum()
-                terms[op] += 2 * len(arg)
+                beside = np.where(inside[other] | (c.source[other] == op), variance[other], 0.0)
+                _note(factors[op], root[arg], own, ~made)
+                _note(factors[op], root[other], beside, ~(computed[other] & inside[other]))
+                computed[i] = True
             elif kind == Kind.DOT_PLAIN:
                 packs = c.plain_pack[c.arg2[where]]
                 weights = np.array([self._packs[p] for p in packs])
-                if np.any(np.isnan(weights)):
-                    sums[op] += own.sum()
-                    terms[op] += len(arg)
-                else:
+                unknown = np.any(np.isnan(weights))
+                if unknown or all(c.packs[p].scalar for p in packs):
+                    _note(factors[op], root[arg], own, ~made)
+                    computed[i] = True
+                if not unknown:
                     variance[i] = np.dot(weights, own) / min(1.0, max(weights.sum(), 1e-9))
             else:
                 added = events.variance(kind, int(c.level[i]), float(c.scale[i]))
                 variance[i] = own.sum() + added
-        self.operands = sums / np.maximum(terms, 1.0)
+        for op, found in enumerate(factors):
+            self.operands[op] = {cipher: float(np.mean(v)) for cipher, v in found.items()}
+        self._depth = np.where(computed, depth, 0)
+
+
+def _note(
+    found: dict[int, list[float]], roots: np.ndarray, variances: np.ndarray, moved: np.ndarray
+) -> None:
+    """Notes variances by root, of those that were only moved: what was computed is the plan's."""
+    for root, variance in zip(roots[moved].tolist(), variances[moved].tolist(), strict=True):
+        found.setdefault(root, []).append(variance)
 
 
 class _Events:

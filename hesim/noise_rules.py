@@ -27,6 +27,7 @@ import numpy as np
 
 from hesim import noise as formulas
 from hesim.bootstrap import law
+from hesim.circuit_plans import CircuitPlan
 from hesim.draws import Draws
 from hesim.noise import Noise
 from hesim.params import CKKSParams
@@ -105,8 +106,8 @@ class Operation:
         if not self.encrypted[number]:
             return 0.0
         place, level = self.place, self.place.operand_level
-        if place.operand_std is not None:
-            std = place.operand_std
+        if place.operand_stds is not None:
+            std = place.operand_stds[number]
         elif place.rotated:
             switch = formulas.key_switch(self.params, level, self.profile)
             std = formulas.value_std(switch, self.params, level, self.profile)
@@ -123,8 +124,8 @@ class Operation:
         if not self.encrypted[number]:
             return self.encoded(x)
         place, gain = self.place, self._operand_gain(number)
-        if place.operand_std is not None:
-            return x + self._known(x, gain * place.operand_std, moved=True)
+        if place.operand_stds is not None:
+            return x + self._known(x, gain * place.operand_stds[number], moved=True)
         if not place.rotated:
             return x
         switch = formulas.key_switch(self.params, place.operand_level, self.profile)
@@ -160,6 +161,8 @@ class Operation:
         The weights are constants to differentiation: gradients see the values, not the size of
         the noise.
         """
+        if self.place.plan is not None:
+            return self._through_circuit(self.place.plan, x, result)
         top = self.place.operand_level
         reference = self._rounding(max(top - 1, 0), switched=False)
         unit = formulas.value_std(reference, self.params, max(top - 1, 0), self.profile)
@@ -168,13 +171,26 @@ class Operation:
             level = max(top + node.level, 0)
             added = self._rounding(level, node.switched)
             std = formulas.value_std(added, self.params, level, self.profile)
-            weight = (std / unit) ** 2 * (1.0 + self.place.inner_refreshes)
+            weight = (std / unit) ** 2 * (1.0 + self._refreshed_inside(-node.level))
             weights.append(weight if node.rounded else 0.0)
-        variance = gain(nodes, jax.lax.stop_gradient(x), weights)
+        entry = self.operand_variance(0) / unit**2 if self.folded else 0.0
+        variance = gain(nodes, jax.lax.stop_gradient(x), weights, entry)
         if isinstance(variance, float) and variance == 0.0:
             return result
         added = self.draws.noise(result, reference, self.params.scale(max(top - 1, 0)))
         return result + jnp.sqrt(variance) * added
+
+    def _through_circuit(self, plan: CircuitPlan, x: Any, result: Any) -> Any:
+        """The same with a Circuit's own instructions as the plan."""
+        slots = jax.lax.stop_gradient(x) / plan.operand_gain
+        variance = gain(plan.nodes, slots, plan.weights)
+        reference = formulas.rescale(self.profile)
+        return result + self.place.gain * jnp.sqrt(variance) * self.draws.unit(result, reference)
+
+    def _refreshed_inside(self, depth: int) -> float:
+        """Refreshes over rescales of what lies this deep in the operation."""
+        inner = self.place.inner_refreshes
+        return inner[depth] if depth < len(inner) else 0.0
 
     def _rounding(self, level: int, switched: bool) -> Noise:
         """What a rescale that ends at ``level`` adds, after a relinearization or not."""
@@ -209,7 +225,7 @@ def _moved(op: Operation, args: list[Any]) -> list[Any]:
 
 def _product(op: Operation, args: list[Any]) -> list[Any]:
     """Products of two ciphertexts or by public values, summed at double scale: one rescale."""
-    if op.folded and op.name in FOLDED:
+    if op.folded and op.name in ("mul", "dot_general"):
         return _folded_product(op, args)
     (out,) = op.bind(_operands(op, args))
     return [op.rescaled(out, switched=op.product_of_ciphertexts)]
@@ -277,10 +293,11 @@ def _choice(op: Operation, args: list[Any]) -> list[Any]:
 
 
 def _power(op: Operation, args: list[Any]) -> list[Any]:
-    (out,) = op.bind(args)
     exponent = op.eqn_params["y"]
     if exponent < 2:
-        return [out]
+        return op.bind(args)
+    args = args if op.folded or op.place.plan is not None else _operands(op, args)
+    (out,) = op.bind(args)
     nodes = expand(power_plan(exponent), 1.0, 0.0, False)
     return [op.through(nodes, args[0], out)]
 
@@ -303,10 +320,11 @@ def _product_tree(op: Operation, args: list[Any]) -> list[Any]:
 
 
 def _polynomial(op: Operation, args: list[Any]) -> list[Any]:
-    (out,) = op.bind(args)
     poly = op.eqn_params["poly"]
     if poly.degree == 0:
-        return [out]
+        return op.bind(args)
+    args = args if op.folded or op.place.plan is not None else _operands(op, args)
+    (out,) = op.bind(args)
     own = poly.affine != "folded" and op.affine_level(poly.scale)
     return [op.through(expand(poly.plan, poly.scale, poly.shift, own), args[0], out)]
 
@@ -318,8 +336,8 @@ def _refresh(op: Operation, args: list[Any]) -> list[Any]:
     return [op.with_noise(out, formulas.fresh(op.params.n, op.profile), op.place.level)]
 
 
-#: Products whose operands' errors the training tier draws with the result.
-FOLDED = frozenset({"mul", "dot_general"})
+#: Operations whose operands' errors the training tier draws with the result.
+FOLDED = frozenset({"mul", "dot_general", "integer_pow", "polynomial"})
 
 #: From primitive name to rule; a name without a row moves or adds.
 RULES: dict[str, Rule] = {

@@ -85,13 +85,14 @@ def _expand_step(step: Step, place: dict[int, int], nodes: list[Node], add: Any,
     return add(Node(products, terms, step.constant, rounded, bool(products), level))
 
 
-def gain(nodes: Sequence[Node], x: Any, weights: Sequence[float]) -> Any:
+def gain(nodes: Sequence[Node], x: Any, weights: Sequence[float], entry: float = 0.0) -> Any:
     """Σ_s w_s·λ_s² for each element of x.
 
     Args:
       nodes: from ``expand``.
       x: input of the plan's affine map, a NumPy or JAX array.
       weights: variance of what each node adds by itself, in units of one rounding.
+      entry: variance of what x brings along, in the same units.
 
     Returns:
       An array like x, or a float where it is the same for all (0.0 if nothing is rounded).
@@ -118,7 +119,8 @@ def gain(nodes: Sequence[Node], x: Any, weights: Sequence[float]) -> Any:
             adjoints[b] = adjoints.get(b, 0.0) + f * (adjoint * values[a])
         for c, j in node.terms:
             adjoints[j] = adjoints.get(j, 0.0) + c * adjoint
-    return variance
+    slope = adjoints.get(0, 0.0)
+    return variance + entry * (slope * slope) if entry else variance
 
 
 @lru_cache(maxsize=64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
+from hesim.errors import ParameterError
 from hesim.profiles import NoiseProfile
+from hesim.profiles import profile as find_profile
 from hesim.program import widened
-from hesim.schedule import Schedule, canonical
+from hesim.schedule import Placement, Schedule, canonical
 
 if TYPE_CHECKING:
     from hesim.params import CKKSParams
@@ -34,11 +37,13 @@ class OpPrediction:
       q999: 99.9 % quantile of its absolute value; the largest seen where there are fewer than a
         thousand elements and keys together.
       level: level of the result.
+      by_key: root mean square under each key alone.
     """
 
     std: float
     q999: float
     level: int
+    by_key: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def predict(
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
+    tier: str = "predict",
 ) -> Prediction:
     """Predicted error of every operation, by simulation in float64 under several random keys.
 
@@ -78,11 +84,50 @@ def predict(
       schedule: levels and refreshes, canonical by default; ``hesim.schedule.of_circuit`` gives
         those of a compiled Circuit.
       seed: of the random keys.
-    """
-    from hesim.simulate import simulate_program
+      tier: as for ``hesim.simulate``; "train" shows what a training step is given.
 
+    What is compiled is kept for the last few programs, parameters and schedules, so another call
+    with other values, keys or seed compiles nothing.
+
+    Raises:
+      ParameterError: an unknown tier or profile, or keys below 1.
+    """
+    if keys < 1:
+        raise ParameterError(f"keys={keys} must be at least 1")
     plan = canonical(program, params) if schedule is None else schedule
     flat = widened(program.flatten(args), program.inputs)
+
+    with jax.enable_x64(True):
+        placements = tuple(sorted(plan.items()))
+        run = _compiled(program, params, find_profile(profile), placements, tier)
+        results = [run(key, flat) for key in jax.random.split(jax.random.key(seed), keys)]
+        results = jax.device_get(results)
+    ops = []
+    for k, equation in enumerate(program.ops):
+        each = np.array([r[0][k] for r in results])
+        std = float(np.sqrt(np.mean(each)))
+        pooled = np.concatenate([r[1][k] for r in results])
+        quantile = float(np.quantile(pooled, 0.999, method="higher")) if pooled.size else 0.0
+        by_key = tuple(np.sqrt(each).tolist())
+        ops.append(OpPrediction(std, quantile, plan[equation.index].level, by_key))
+    outputs, exact = (
+        tree_util.tree_unflatten(program.out_tree, results[0][place]) for place in (2, 3)
+    )
+    return Prediction(tuple(ops), outputs, exact)
+
+
+@lru_cache(maxsize=8)
+def _compiled(
+    program: Program,
+    params: CKKSParams,
+    profile: NoiseProfile,
+    placements: tuple[tuple[int, Placement], ...],
+    tier: str,
+) -> Callable[[Any, list[Any]], Any]:
+    """Jitted (key, flat arguments) -> mean squares, sampled errors, outputs and exact outputs."""
+    from hesim.simulate import simulate_program
+
+    schedule = dict(placements)
 
     def errors(key: Any, flat: list[Any]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         exact: list[Any] = []
@@ -95,8 +140,9 @@ def predict(
             flat,
             profile,
             lambda _, out: noisy.append(out),
-            schedule=plan,
+            schedule=schedule,
             wide=True,
+            tier=tier,
         )
         difference = [
             jnp.concatenate([jnp.ravel(b - a) for a, b in zip(*pair, strict=True)])
@@ -106,20 +152,7 @@ def predict(
         samples = [jnp.abs(d[:: _stride(d.size)]).astype(jnp.float32) for d in difference]
         return squares, samples, outputs, reference
 
-    with jax.enable_x64(True):
-        run = jax.jit(errors)
-        results = [run(key, flat) for key in jax.random.split(jax.random.key(seed), keys)]
-        results = jax.device_get(results)
-    ops = []
-    for k, equation in enumerate(program.ops):
-        std = float(np.sqrt(np.mean([r[0][k] for r in results])))
-        pooled = np.concatenate([r[1][k] for r in results])
-        quantile = float(np.quantile(pooled, 0.999, method="higher")) if pooled.size else 0.0
-        ops.append(OpPrediction(std, quantile, plan[equation.index].level))
-    outputs, exact = (
-        tree_util.tree_unflatten(program.out_tree, results[0][place]) for place in (2, 3)
-    )
-    return Prediction(tuple(ops), outputs, exact)
+    return jax.jit(errors)
 
 
 def _stride(size: int) -> int:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hesim.circuit.circuit import Circuit
+from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit_noise import OperationNoise
+from hesim.circuit_plans import CircuitPlan
 from hesim.depth import operation_depth
 from hesim.errors import LevelError
 from hesim.params import CKKSParams
@@ -50,9 +51,10 @@ class Placement:
       refreshed_after: whether the result is refreshed.
       shared: whether the result lies in ciphertexts of its operands, as they were before any
         refresh, so that the operation makes none of its own.
-      inner_refreshes: refreshes within a polynomial, in units of its rescales.
-      operand_std, added_std: standard deviation of what the operation's instructions add to each
+      inner_refreshes: refreshes within a polynomial over its rescales, by depth from the operand.
+      operand_stds, added_std: standard deviation of what the operation's instructions add to each
         operand and to the result, in slots; None for what `rotated` and `rescaled` imply.
+      plan: of a polynomial or a power, the instructions that carry it out, where they are known.
     """
 
     level: int
@@ -65,9 +67,10 @@ class Placement:
     lowered: frozenset[int] = frozenset()
     refreshed_after: bool = False
     shared: bool = False
-    inner_refreshes: float = 0.0
-    operand_std: float | None = None
+    inner_refreshes: tuple[float, ...] = ()
+    operand_stds: tuple[float, ...] | None = None
     added_std: float | None = None
+    plan: CircuitPlan | None = None
 
 
 #: Placements by index of the equation in ``program.equations``; encrypted equations only.
@@ -132,8 +135,9 @@ def of_circuit(
     """
     facts = OperationNoise(circuit, find_profile(profile))
     taps = {tap.op: tap for tap in circuit.taps}
-    owner: dict[int, set[int]] = {}
+    owner = _input_owners(program, circuit)
     gains = {v.id: 1.0 for v in program.inputs if v.encrypted}
+    signed = dict(gains)
     schedule: dict[int, Placement] = {}
     after = circuit.params.levels
     for k, equation in enumerate(program.ops):
@@ -145,6 +149,7 @@ def of_circuit(
         operands = {v.id for v in _encrypted(equation)}
         lowered = {v for c in facts.lowered.get(k, ()) for v in owner.get(c, ())} & operands
         gain = 1.0 if tap is None else abs(tap.gain)
+        planned = equation.name in ("polynomial", "integer_pow")
         own = bool(len(ciphers)) and bool(np.any(circuit.source[ciphers] == k))
         schedule[equation.index] = Placement(
             level=after,
@@ -156,10 +161,12 @@ def of_circuit(
             lowered=frozenset(lowered),
             refreshed_after=own and any(int(c) in facts.refreshed for c in ciphers),
             shared=bool(len(ciphers)) and not own,
-            inner_refreshes=float(facts.inner_refreshes[k]),
-            operand_std=math.sqrt(facts.operands[k]),
+            inner_refreshes=facts.inner_refreshes[k],
+            operand_stds=_operand_stds(equation, facts.operands[k], owner),
             added_std=math.sqrt(facts.result(ciphers)) if own else 0.0,
+            plan=facts.plan(ciphers, _operand_gain(equation, signed)) if own and planned else None,
         )
+        signed.update({v.id: 1.0 if tap is None else tap.gain for v in equation.outputs})
         names = {v.id for v in equation.outputs}
         gains.update(dict.fromkeys(names, gain))
         for cipher in map(int, ciphers):
@@ -168,8 +175,33 @@ def of_circuit(
     return schedule
 
 
+def _input_owners(program: Program, circuit: Circuit) -> dict[int, set[int]]:
+    """Encrypted inputs by the ciphertexts that hold them."""
+    encrypted = [v.id for v in program.inputs if v.encrypted]
+    made = np.flatnonzero(circuit.kind == Kind.INPUT)
+    numbers = [circuit.input_rows[int(circuit.param[i])][0] for i in made]
+    return {int(i): {encrypted[number]} for i, number in zip(made, numbers, strict=True)}
+
+
+def _operand_stds(
+    equation: Equation, variances: Mapping[int, float], owner: Mapping[int, set[int]]
+) -> tuple[float, ...]:
+    """For each operand, of what its ciphertexts bring to the operation's products."""
+    stds = []
+    for operand in equation.inputs:
+        number = -1 if isinstance(operand, Literal) else operand.id
+        own = [v for cipher, v in variances.items() if number in owner.get(cipher, ())]
+        stds.append(math.sqrt(sum(own) / len(own)) if own else 0.0)
+    return tuple(stds)
+
+
 def _operand_gains(equation: Equation, gains: Mapping[int, float]) -> tuple[float, ...]:
     return tuple(1.0 if isinstance(v, Literal) else gains.get(v.id, 1.0) for v in equation.inputs)
+
+
+def _operand_gain(equation: Equation, gains: Mapping[int, float]) -> float:
+    first = equation.inputs[0]
+    return 1.0 if isinstance(first, Literal) else gains.get(first.id, 1.0)
 
 
 def _unequal_gains(equation: Equation, gains: Mapping[int, float]) -> int | None:

@@ -287,7 +287,7 @@ def _noise_values(program: Program, schedule: Schedule) -> int:
         total += sum(sizes[i] for i in place.refreshed) + sum(sizes[i] for i in place.lowered)
         if place.refreshed_after:
             total += sum(v.size for v in equation.outputs)
-        known = bool(place.operand_std or place.added_std)
+        known = bool(any(place.operand_stds or ()) or place.added_std)
         if place.rescaled or place.rotated or known or equation.name == "refresh":
             total += sum(sizes.values()) + sum(v.size for v in equation.outputs)
     return total

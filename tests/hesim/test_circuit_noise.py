@@ -38,7 +38,7 @@ def rotate_std(level: int) -> float:
 
 def test_a_product_is_one_rescale():
     _, _, (place,) = placed(lambda x, w: x * w, (4, 8), (4, 8), refresh_price=float("inf"))
-    assert place.rescaled and place.operand_std == 0.0
+    assert place.rescaled and place.operand_stds == (0.0, 0.0)
     assert place.added_std == pytest.approx(rescale_std(place.level), rel=1e-3)
 
 
@@ -62,8 +62,8 @@ def test_rotations_before_a_product_count_for_its_operand():
         lambda x, w: x @ w, (1, 16), (16, 16), layouts=[(0, 1)], batch=False
     )
     assert circuit.ledger.rotations > 0
-    assert place.operand_std is not None
-    assert 0 < place.operand_std <= 1.01 * rotate_std(place.operand_level)
+    assert place.operand_stds is not None
+    assert 0 < place.operand_stds[0] <= 1.01 * rotate_std(place.operand_level)
 
 
 def test_refreshes_are_told_apart():
