@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,11 +64,16 @@ def quantile(counts: np.ndarray, q: float) -> float:
 
 
 def encode_std(params: CKKSParams, x: np.ndarray) -> float:
-    """Predicted std of the error of an encoded vector; of a constant one its only coefficient's."""
+    """Predicted std of the error of an encoded vector, decoded again; of a constant one its only
+    coefficient's.
+    """
     scale = params.scale(params.levels)
     if np.all(x == x[0]):
         return abs(float(round(x[0] * scale) / scale - x[0]))
-    return formulas.encode_std(params, params.levels, profile("seal"), scalar=False)
+    library = profile("seal")
+    rounded = formulas.encode_std(params, params.levels, library, scalar=False)
+    rms = float(np.sqrt(2.0 * np.mean(x**2)))
+    return math.hypot(rounded, formulas.float_std(rms, params.n, library))
 
 
 class Ring:

@@ -162,7 +162,7 @@ class _Walk:
             self._step(i)
             self._note_size(i)
             for record in self.watchers.get(i, ()):
-                record.add(i, self.errors[i])
+                record.add(i, self._transformed(i, self.errors[i]))
             for cipher in ends.get(i, ()):
                 del self.messages[cipher], self.errors[cipher]
 
@@ -177,6 +177,7 @@ class _Walk:
             number, row = c.input_rows[int(c.param[i])]
             m[i] = np.broadcast_to(c.inputs[number].vector(row, self.inputs), (c.slots,))
             e[i] = self._drawn(formulas.fresh(self.params.n, self.profile), scale)
+            e[i] = self._transformed(i, e[i])
         elif kind == Kind.ADD:
             factors = c.factor[part].astype(float).tolist()
             m[i] = _sum(f * m[a] for f, a in zip(factors, arg))
@@ -266,7 +267,10 @@ class _Walk:
         if isinstance(vector, float):
             return vector, 0.0, round(vector * scale) / scale - vector
         # A vector that repeats every `slots` slots has 2·slots coefficients that are not zero.
-        return vector, math.sqrt(2 * c.slots * self.profile.rounding_variance) / scale, 0.0
+        rounded = math.sqrt(2 * c.slots * self.profile.rounding_variance) / scale
+        rms = math.sqrt(float(np.mean(vector**2)))
+        bent = formulas.float_std(rms, self.params.n, self.profile)
+        return vector, math.hypot(rounded, bent), 0.0
 
     def _full(self, vector: Any) -> Any:
         """A vector of effective slots over all slots."""
@@ -288,10 +292,22 @@ class _Walk:
             self.roundings[noise] = std.astype(np.float32)
         return np.multiply(self._normal(self.roundings[noise]), 1.0 / scale, dtype=np.float64)
 
+    def _transformed(self, cipher: int, errors: np.ndarray, times: int = 1) -> np.ndarray:
+        """With the error of floating point in encoding or decoding this ciphertext's message, if it
+        is not far below what the rounding of one component against the key adds.
+        """
+        message, n = self.messages[cipher], self.params.n
+        std = formulas.float_std(math.sqrt(float(np.mean(message**2)) * times), n, self.profile)
+        rounding = formulas.slot_std(formulas.rescale(self.profile), n, self.profile)
+        if std * float(self.circuit.scale[cipher]) < 0.01 * rounding:
+            return errors
+        return errors + self._shared(std)
+
     def _refreshed(self, cipher: int, scale: float) -> np.ndarray:
         """What a refresh adds: a new encryption by the key holder, or the profile's bootstrap."""
         if self.profile.bootstrap is None:
-            return self._drawn(formulas.fresh(self.params.n, self.profile), scale)
+            fresh = self._drawn(formulas.fresh(self.params.n, self.profile), scale)
+            return self._transformed(cipher, fresh, 2)
         chosen = law(self.profile.bootstrap)
         error = self._normal(np.float32(chosen.std)).astype(np.float64)
         if chosen.sine_bits is not None:

@@ -36,6 +36,7 @@ class NoiseProfile:
       polynomial_levels: (largest degree, levels) of the library's own evaluation of a Chebyshev
         series, the map of its domain to [-1, 1] included, ascending; None for
         ceil(log2(degree + 1)) and one for that map.
+      mantissa_bits: of the floating-point numbers in which the library encodes and decodes.
       bootstrap: law of ``hesim.bootstrap`` by which a refresh goes; None for the key holder, who
         encrypts again.
     """
@@ -51,6 +52,7 @@ class NoiseProfile:
     digit_count: int | None = None
     decryption_variance: float = 0.0
     polynomial_levels: tuple[tuple[int, int], ...] | None = None
+    mantissa_bits: int = 53
     bootstrap: str | None = None
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Predicted noise against SEAL's, measured through Pyfhel by decrypting."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from hesim import noise as formulas
+from hesim.certify import certify
+from hesim.circuit.compile import compile
 from hesim.params import CKKSParams
 from hesim.predictions import predict
 from hesim.profiles import profile
@@ -145,3 +148,26 @@ def test_a_first_prime_as_large_as_the_special_one_spoils_rotations():
     loud, soft = (measure(p, 6, x, x)["rotate"] for p in (params, quiet))
     assert 1.5 < loud - soft < 3.5
     assert loud == pytest.approx(expect(params, 2, x, x)["rotate"], abs=0.6)
+
+
+def test_floating_point_in_encoder_and_decoder_is_predicted():
+    """At a scale of 2^58 values of size 1000 lose more to double precision than to encryption."""
+    machines = pytest.importorskip("he_backend.machines.pyfhel")
+    params = CKKSParams(12, 1, 58, 60, 60, security=None)
+    machine = machines.PyfhelMachine.generate(params)
+    x = 1e3 * np.random.default_rng(0).uniform(-1.0, 1.0, params.slots)
+    scale = params.scale(1)
+    twice = formulas.float_std(float(np.sqrt(2 * np.mean(x**2))), params.n, SEAL)
+    plain = np.real(machine.encode(x, 1, scale).handle.decode()) - x
+    assert math.log2(np.std(plain) / twice) == pytest.approx(0.0, abs=0.25)
+    decrypted = machine.decrypt(machine.encrypt(x, 1, scale)) - x
+    # The first instruction of a product by small numbers is the encryption of x at the top.
+    w = np.full(params.slots, 1e-4)
+    circuit = compile(trace(lambda x, w: x * w, x, w, encrypted=(0,)), params)
+    tap = dataclasses.replace(circuit.taps[0], cipher=np.zeros_like(circuit.taps[0].cipher))
+    circuit = dataclasses.replace(circuit, taps=(tap,))
+    assert int(circuit.level[0]) == 1
+    found = certify(circuit, (x, w), keys=8).ops[0].std
+    fresh = formulas.value_std(formulas.fresh(params.n, SEAL), params, 1, SEAL)
+    assert found > 2 * fresh
+    assert math.log2(found / np.std(decrypted)) == pytest.approx(0.0, abs=0.25)
