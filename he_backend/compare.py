@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from he_backend.execute import Spent
+from he_backend.intervals import interval
 from he_backend.report import OpRecord
 from hesim.circuit.circuit import Circuit, Tap
 
@@ -43,6 +45,7 @@ def op_records(
     vectors: Mapping[int, np.ndarray] | None,
     prediction: Prediction | None,
     spent: Spent,
+    encrypted: bool = True,
 ) -> tuple[OpRecord, ...]:
     """One record an operation.
 
@@ -52,6 +55,7 @@ def op_records(
       vectors: decrypted slot values of the tapped ciphertexts, or None if the run did not compare.
       prediction: of the simulator, or None.
       spent: seconds by operation.
+      encrypted: whether the machine encrypts; if not, errors below an interval are no surprise.
     """
     # An operation may have no ciphertext of its own: dead, or a product left to the sum after it.
     taps = {tap.op: tap for tap in circuit.taps}
@@ -62,6 +66,10 @@ def op_records(
         if vectors is not None and tap is not None:
             error = _error(tap, vectors, exact.ops[k])
         expected = prediction.ops[k] if prediction is not None else None
+        low, high = 0.0, math.inf
+        if expected is not None and error.size:
+            part = min(1.0, error.size / exact.ops[k].size)
+            low, high = interval(expected.by_key, part, len(taps))
         records.append(
             OpRecord(
                 name=name,
@@ -74,6 +82,8 @@ def op_records(
                 seconds=float(spent.seconds.get(k, 0.0)),
                 minimum=exact.ranges[k][0],
                 maximum=exact.ranges[k][1],
+                low=low if encrypted else 0.0,
+                high=high,
             )
         )
     return tuple(records)

@@ -19,6 +19,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 td:first-child, th:first-child, td.text, th.text { text-align: left; }
 td.text { font-family: ui-monospace, monospace; font-size: 12px; }
+p.good { background: #e3f4e3; padding: .5rem .8rem; }
 p.warning { background: #fff3cd; padding: .5rem .8rem; }
 svg { max-width: 100%; height: auto; }
 """
@@ -32,6 +33,8 @@ def page(report: Report) -> str:
     parts.append(_table(("", ""), summary_rows(report)))
     if report.compared:
         parts.append("<h2>Error of each operation, measured and predicted</h2>")
+        mark = "warning" if report.first_unpredicted else "good"
+        parts.append(f"<p class={mark}>{html.escape(report.verdict())}</p>")
         parts.append(_svg(error_figure(report)))
         parts.append("<h2>Levels along the program</h2>")
         parts.append(_svg(level_figure(report)))
@@ -64,18 +67,33 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def error_figure(report: Report):
-    """A matplotlib Figure: measured and predicted std of every operation, log scale."""
+    """A matplotlib Figure: measured std of every operation over its prediction interval, log scale.
+
+    Those that leave it are red, the first one is named.
+    """
     figure, axes = _figure()
     places = np.arange(len(report.ops))
+    judged = [k for k, op in enumerate(report.ops) if np.isfinite(op.high)]
+    low = [max(report.ops[k].low, report.ops[k].predicted_std / 64.0) for k in judged]
+    high = [report.ops[k].high for k in judged]
+    axes.vlines(judged, low, high, color="C1", alpha=0.35, linewidth=4, label="interval")
     for name, values, style in (
         ("measured", [op.measured_std for op in report.ops], "o"),
         ("predicted", [op.predicted_std for op in report.ops], "_"),
     ):
         shown = np.array([v if v > 0 else np.nan for v in values])
         axes.semilogy(places, shown, style, label=name, markersize=6)
+    left = [k for k, op in enumerate(report.ops) if op.excess_bits and op.measured_std > 0]
+    axes.semilogy(
+        left, [report.ops[k].measured_std for k in left], "o", color="C3", label="outside it"
+    )
+    first = report.first_unpredicted
+    if first is not None:
+        place = first.source.rsplit("/", 1)[-1]
+        axes.set_title(f"first outside: {first.name}, {place}", fontsize=10)
     axes.set_xlabel("operation, in program order")
-    axes.set_ylabel("standard deviation of the error")
-    axes.legend()
+    axes.set_ylabel("std of the error")
+    figure.legend(loc="outside right upper")
     return figure
 
 
@@ -127,6 +145,8 @@ def _operations(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
         "measured",
         "predicted",
         "ratio",
+        "interval",
+        "bits off",
         "q99.9",
         "predicted",
         "seconds",
@@ -139,6 +159,8 @@ def _operations(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
             f"{op.measured_std:.2e}",
             f"{op.predicted_std:.2e}",
             f"{op.ratio:.2f}",
+            f"{op.low:.1e} to {op.high:.1e}" if np.isfinite(op.high) else "",
+            f"{op.excess_bits:+.2f}" if op.excess_bits else "",
             f"{op.measured_q999:.2e}",
             f"{op.predicted_q999:.2e}",
             f"{op.seconds:.3f}",

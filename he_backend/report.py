@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ import numpy as np
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hesim.circuit.circuit import Ledger
     from hesim.params import CKKSParams
 
@@ -32,6 +35,7 @@ class OpRecord:
       measured_q999, predicted_q999: 99.9 % quantile of the absolute error.
       seconds: CPU seconds that workers and clients spent on it, summed over processes.
       minimum, maximum: range of the exact values.
+      low, high: prediction interval of measured_std, see `he_backend.intervals`.
     """
 
     name: str
@@ -44,12 +48,27 @@ class OpRecord:
     seconds: float
     minimum: float = 0.0
     maximum: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
 
     @property
     def ratio(self) -> float:
         """Measured over predicted std; NaN where one is zero."""
         both = self.measured_std > 0 and self.predicted_std > 0
         return self.measured_std / self.predicted_std if both else float("nan")
+
+    @property
+    def excess_bits(self) -> float:
+        """Bits by which measured_std is above its prediction interval, negative below it, 0 in it.
+
+        Infinite where a positive error is expected and exactly none was met.
+        """
+        if math.isnan(self.measured_std) or self.low <= self.measured_std <= self.high:
+            return 0.0
+        if self.measured_std == 0.0:
+            return -math.inf
+        bound = self.high if self.measured_std > self.high else self.low
+        return math.log2(self.measured_std / bound)
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,38 @@ class Report:
         return self.simulate()
 
     @property
+    def first_unpredicted(self) -> OpRecord | None:
+        """The first operation whose error leaves its prediction interval, None if none does.
+
+        Errors are cumulative: what went wrong happened there, or between it and its operands.
+        """
+        return next((op for op in self.ops if op.excess_bits), None)
+
+    def verdict(self) -> str:
+        """One sentence on the comparison; empty if the run did not compare."""
+        if not self.compared:
+            return ""
+        judged = sum(math.isfinite(op.high) for op in self.ops)
+        if not judged:
+            return "no operation has a prediction interval: compare with keys=2 or more"
+        found = self.first_unpredicted
+        if found is None:
+            return f"all {judged} operations are within their prediction intervals"
+        side = "above" if found.excess_bits > 0 else "below"
+        later = sum(bool(op.excess_bits) for op in self.ops) - 1
+        return (
+            f"first outside its prediction interval: `{found.name}` at "
+            f"{found.source or 'an unknown place'}, {abs(found.excess_bits):.2f} bits {side} "
+            f"[{found.low:.2e}, {found.high:.2e}] at {found.measured_std:.2e}; {later} later ones"
+        )
+
+    def plot(self) -> Figure:
+        """A matplotlib Figure: measured std of every operation over its prediction interval."""
+        from he_backend.html import error_figure
+
+        return error_figure(self)
+
+    @property
     def max_error(self) -> float:
         """Largest absolute difference between outputs and exact, over all leaves."""
         from jax import tree_util
@@ -149,12 +200,14 @@ class Report:
             lines.append(f"{self.replaced} workers died and were replaced")
         lines += [f"warning: {message}" for message in self.outside]
         if self.compared:
+            lines.append(self.verdict())
             lines.append(
-                f"{'operation':<22} {'level':>5} {'measured':>10} {'predicted':>10} {'seconds':>8}"
+                f"{'operation':<22} {'level':>5} {'measured':>10} {'predicted':>10} "
+                f"{'interval':>20} {'bits off':>8} {'seconds':>8}"
             )
             lines += [
                 f"{op.name:<22} {op.level:>5} {op.measured_std:>10.2e} {op.predicted_std:>10.2e} "
-                f"{op.seconds:>8.3f}  {op.source}"
+                f"{_interval(op):>20} {_excess(op):>8} {op.seconds:>8.3f}  {op.source}"
                 for op in self.ops
             ]
         return "\n".join(lines)
@@ -167,3 +220,11 @@ class Report:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page(self), encoding="utf-8")
         return target
+
+
+def _interval(op: OpRecord) -> str:
+    return f"[{op.low:.2e}, {op.high:.2e}]" if math.isfinite(op.high) else ""
+
+
+def _excess(op: OpRecord) -> str:
+    return f"{op.excess_bits:+.2f}" if op.excess_bits else ""

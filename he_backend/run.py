@@ -124,7 +124,12 @@ def run(
         core_seconds=sum(outcome.spent.seconds.values()),
         peak_bytes=outcome.peak_bytes,
         ops=op_records(
-            circuit, exact, outcome.vectors if compare else None, prediction, outcome.spent
+            circuit,
+            exact,
+            outcome.vectors if compare else None,
+            prediction,
+            outcome.spent,
+            encrypted=backend != "slots",
         ),
         compared=compare,
         outside=tuple(str(message) for message in exact.outside),
