@@ -98,6 +98,10 @@ _TRAINING = (
             "dropout": "Share of embedding features set to zero.",
             "seed": "Of weights, order of rows, and hidden words.",
             "chunk": "Guessed words whose logits exist at a time; 0: all of a step.",
+            "accumulate": "Parts of a step's rows, one after the other, to save memory.",
+            "precision": "Of forward and backward pass: float32 or bfloat16; parameters and "
+            "optimizer stay in float32.",
+            "remat": "Compute scores and non-linearities a second time instead of keeping them.",
             "log_every": "Steps between two lines of the log.",
             "evaluate_every": "Steps between two evaluations on held-out text.",
             "held_out_rows": "Held-out rows that are evaluated, at most.",

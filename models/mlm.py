@@ -122,8 +122,9 @@ def word_states(
     model: Model, params: Params, batch: MaskedBatch, *, dropout: float = 0.0, key: Any = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """States (n * chosen, hidden) at the places to guess, and the values met at each site."""
-    x = model.embed(params, batch.tokens, dropout=dropout, key=key)
-    states, values = model.hidden_states(params, x, batch.mask)
+    dtype = params["embedding"]["word"].dtype
+    x = model.embed(params, batch.tokens, dropout=dropout, key=key).astype(dtype)
+    states, values = model.hidden_states(params, x, jnp.asarray(batch.mask, dtype))
     chosen = jnp.take_along_axis(states, batch.places[..., None], axis=1)
     return chosen.reshape(-1, chosen.shape[-1]), values
 

@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ import optax
 from models.checkpoint import CheckpointError, Checkpoints
 from models.config import EncoderConfig, preset
 from models.corpus import Corpus
+from models.diagnose import origin
 from models.encoder import Model
 from models.lora import Params
 from models.losses import range_penalty
@@ -40,7 +41,16 @@ from models.mlm import (
 )
 from models.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
 from models.sites import Range, function_of, join_ranges, met_ranges, site_names
-from models.train import Loss, Step, TrainState, batch_rows, initial_state, make_update, run_steps
+from models.step import (
+    Loss,
+    Step,
+    StepOptions,
+    TrainState,
+    initial_state,
+    make_update,
+    rematerialised,
+)
+from models.train import batch_rows, run_steps
 
 __all__ = ["Evaluated", "Pretrained", "Pretraining", "Progress", "evaluate", "pretrain"]
 
@@ -61,7 +71,9 @@ class Pretraining:
         of the budget; targets: canonical range by function; inner: share of its half-width at
         which the penalty begins.
       seed: of weights, order and masks.
-      chunk: guessed words whose logits exist at a time (0: all of a step).
+      chunk: guessed words whose logits exist at a time (0: all of a part of a step).
+      accumulate, precision: as in `step.StepOptions`. remat: compute what a layer kept a second
+        time instead (`step.rematerialised`).
       log_every, evaluate_every: steps. save_seconds: time between checkpoints.
       held_out_rows: at most so many rows are evaluated.
     """
@@ -86,6 +98,9 @@ class Pretraining:
     inner: float = 0.9
     seed: int = 0
     chunk: int = 256
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
     log_every: int = 20
     evaluate_every: int = 500
     save_seconds: float = 180.0
@@ -97,11 +112,18 @@ class Pretraining:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.config.lm_head == "none":
             raise ValueError('pre-training guesses words: set lm_head="tied" or "own"')
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} is no multiple of accumulate={self.accumulate}")
+        self.options()
         unknown = {name for name, _ in self.targets} - {
             function_of(name) for name in site_names(self.config)
         }
         if unknown:
             raise ValueError(f"the model has no site of {', '.join(sorted(unknown))}")
+
+    def options(self) -> StepOptions:
+        """How a step computes; the state handed to it is overwritten."""
+        return StepOptions(self.accumulate, self.precision, donate=True)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -161,11 +183,16 @@ def make_loss(model: Model, settings: Pretraining, *, penalised: bool) -> Loss:
     weight = ramp(settings.penalty_last)
     unit, ranges = model.units(), settings.site_targets()
 
+    def forward(params: Params, batch: MaskedBatch, key: jax.Array) -> Any:
+        return word_states(model, params, batch, dropout=settings.dropout, key=key)
+
+    run = rematerialised(forward) if settings.remat else forward
+
     def loss(
         params: Params, frozen: Params, batch: MaskedBatch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del frozen
-        states, values = word_states(model, params, batch, dropout=settings.dropout, key=key)
+        states, values = run(params, batch, key)
         labels, weights = jnp.ravel(batch.words), jnp.ravel(batch.weights)
         matrix, bias = word_matrix(model, params)
         total: Any = linear_cross_entropy(states, matrix, bias, labels, weights, settings.chunk)
@@ -181,11 +208,11 @@ def make_loss(model: Model, settings: Pretraining, *, penalised: bool) -> Loss:
 
 def make_pretraining_step(model: Model, settings: Pretraining) -> Step:
     """The step of a batch: with the range penalty once its share of the budget has begun."""
-    optimizer = make_optimizer(settings)
-    plain = make_update(make_loss(model, settings, penalised=False), optimizer)
+    optimizer, options = make_optimizer(settings), settings.options()
+    plain = make_update(make_loss(model, settings, penalised=False), optimizer, options)
     if not (settings.penalty and settings.penalty_last and settings.targets):
         return plain
-    penalised = make_update(make_loss(model, settings, penalised=True), optimizer)
+    penalised = make_update(make_loss(model, settings, penalised=True), optimizer, options)
 
     def step(state: TrainState, batch: MaskedBatch, *rest: Any) -> Any:
         late = float(batch.progress) >= 1 - settings.penalty_last
@@ -288,6 +315,7 @@ def pretrain(
                 stop=stop,
                 report=lambda _, found, into=figures: into.update(found),
                 report_every=settings.log_every,
+                diagnose=lambda params, batch: origin(model, params, batch),
             )
             number = int(state.step)
             if not figures:

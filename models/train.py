@@ -1,5 +1,5 @@
-"""Training: a pure step function, a deterministic batch order, and a loop that evaluates, reports
-and resumes.
+"""Training: the step of a classifier, a deterministic batch order, and the loop of every training,
+which reports, resumes, and stops where numbers cease to be finite.
 
 A step depends on the state and the batch alone, and the batch on the seed and the step number, so a
 run that resumes from a checkpoint ends with the same bits as one that was never stopped.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from models.encoder import Model
 from models.lora import Params, combine
 from models.losses import cross_entropy, mean_squared_error, range_penalty
 from models.sites import DEFAULT_FIT, FitSettings, Range, Sites, fit_ranges, join_ranges, met_ranges
+from models.step import PLAIN_STEP, Loss, Step, StepOptions, TrainState, make_update
 
 Forward = Callable[
     [jax.Array, Params, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
@@ -40,29 +41,11 @@ class Batch(NamedTuple):
     targets: Any
 
 
-class TrainState(NamedTuple):
-    """Everything that a step changes. step: int32; key: the run's random key, never advanced (the
-    step is folded in).
-    """
-
-    step: jax.Array
-    params: Params
-    optimizer: optax.OptState
-    key: jax.Array
-
-
 class Evaluation(NamedTuple):
     """Logits (n, classes) of a data set, and per site the canonical range met."""
 
     logits: np.ndarray
     ranges: dict[str, Range]
-
-
-Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-"""A pure training step: (state, batch[, frozen parameters]) -> (state, metrics)."""
-
-Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""(trained, frozen parameters, batch, key) -> (what is minimised, metrics {"loss": ..., ...})."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +67,6 @@ class Regularisation:
 
 
 NO_REGULARISATION = Regularisation()
-
-
-def initial_state(
-    params: Params, optimizer: optax.GradientTransformation, key: jax.Array
-) -> TrainState:
-    """State before the first step; `params` are those that the optimizer changes."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 
 def exact_forward(model: Model) -> Forward:
@@ -117,39 +93,18 @@ def task_loss(model: Model, logits: jax.Array, targets: jax.Array, smoothing: fl
     return cross_entropy(logits, targets, smoothing)
 
 
-def make_update(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
-    """The jitted pure step (state, batch[, frozen]) -> (state, metrics) of any loss: `loss`'s own
-    metrics and `gradient_norm`.
-
-    The loss gets the run's key with the step number folded in. Where the batch has a field
-    `progress`, the optimizer's schedules get it (`schedules.scale_by_progress`).
-    """
-    transform = optax.with_extra_args_support(optimizer)
-
-    def step(
-        state: TrainState, batch: Any, frozen: Params | None = None
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-        extra = {"progress": batch.progress} if hasattr(batch, "progress") else {}
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen or {}, batch, key)
-        updates, opt = transform.update(grads, state.optimizer, state.params, **extra)
-        params = cast(Params, optax.apply_updates(state.params, updates))
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, opt, state.key), metrics
-
-    return jax.jit(step)
+def compute_type(params: Params) -> Any:
+    """The type in which a loss is to compute: that of the parameters it is given."""
+    return params["embedding"]["word"].dtype
 
 
-def make_step(
+def make_task_loss(
     model: Model,
-    optimizer: optax.GradientTransformation,
     regularisation: Regularisation = NO_REGULARISATION,
     forward: Forward | None = None,
-) -> Step:
-    """The jitted pure step (state, batch) -> (state, metrics {loss, penalty, gradient_norm}).
-
-    forward: a noisy forward pass, as `simulated_forward` gives it. The step takes a third argument,
-    parameters that are used but not trained (LoRA); the state then holds only the others.
+) -> Loss:
+    """The regularised loss of a classifier or regression model on a `Batch`; metrics {loss,
+    penalty}. forward: a noisy forward pass, as `simulated_forward` gives it.
     """
     run = exact_forward(model) if forward is None else forward
     r = regularisation
@@ -160,18 +115,33 @@ def make_step(
         trained: Params, frozen: Params, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = combine(trained, frozen)
+        dtype = compute_type(params)
         k_word, k_feature, k_noise = jax.random.split(key, 3)
         tokens = batch.tokens
         if r.word_dropout:
             gone = jax.random.bernoulli(k_word, r.word_dropout, tokens.shape) & (batch.mask > 0)
             tokens = jnp.where(gone.at[:, 0].set(False), r.unknown_id, tokens)
-        x = model.embed(params, tokens, dropout=r.dropout, key=k_feature)
-        logits, values = run(k_noise, params, x, batch.mask)
-        task = task_loss(model, logits, batch.targets, r.smoothing)
+        x = model.embed(params, tokens, dropout=r.dropout, key=k_feature).astype(dtype)
+        logits, values = run(k_noise, params, x, batch.mask.astype(dtype))
+        task = task_loss(model, logits.astype(jnp.float32), batch.targets, r.smoothing)
         extra = range_penalty(values, unit, ranges, r.inner) if r.penalty else jnp.zeros(())
         return task + r.penalty * extra, {"loss": task, "penalty": extra}
 
-    return make_update(loss, optimizer)
+    return loss
+
+
+def make_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    regularisation: Regularisation = NO_REGULARISATION,
+    forward: Forward | None = None,
+    options: StepOptions = PLAIN_STEP,
+) -> Step:
+    """The jitted pure step (state, batch) -> (state, metrics {loss, penalty, gradient_norm}) of
+    `make_task_loss`. The step takes a third argument, parameters that are used but not trained
+    (LoRA); the state then holds only the others.
+    """
+    return make_update(make_task_loss(model, regularisation, forward), optimizer, options)
 
 
 def batch_rows(seed: int, step: int, rows: int, size: int) -> np.ndarray:
@@ -252,6 +222,10 @@ def shuffled(data: Batch, size: int, seed: int) -> Callable[[int], Batch]:
     return lambda number: take(data, batch_rows(seed, number, rows, size))
 
 
+class TrainingError(ValueError):
+    """A training whose numbers ceased to be finite."""
+
+
 def run_steps(
     step: Step,
     state: TrainState,
@@ -263,13 +237,18 @@ def run_steps(
     report_every: int = 50,
     save: Callable[[TrainState], None] | None = None,
     save_every: int = 0,
+    diagnose: Callable[[Params, Any], str] | None = None,
 ) -> TrainState:
-    """Steps from the state's own number up to `until`, step n on `batch_of(n)`; ValueError names
-    the step where the loss stopped being finite.
+    """Steps from the state's own number up to `until`, step n on `batch_of(n)`.
 
     report(step, metrics) is called every `report_every` steps and at the end, save(state) every
     `save_every`. `stop` is asked before each step: the state so far is returned if it says so.
+
+    Raises TrainingError where loss or gradient are not finite. They are looked at when they are
+    reported; with `diagnose` the steps since the last report are run again, and the first bad one's
+    parameters and batch are diagnosed (`diagnose.origin`). That keeps a copy of the state.
     """
+    kept = None if diagnose is None else _copy(state)
     for number in range(int(state.step), until):
         if stop():
             break
@@ -277,12 +256,43 @@ def run_steps(
         done = number + 1
         if done % report_every == 0 or done == until:
             figures = {name: float(value) for name, value in metrics.items()}
-            if not np.isfinite(figures["loss"]):
-                raise ValueError(
-                    f"the loss is {figures['loss']} at step {done}: lower the learning rate"
-                )
+            if not _finite(figures):
+                raise TrainingError(_told(step, kept, batch_of, done, figures, diagnose))
             if report is not None:
                 report(done, figures)
+            kept = None if diagnose is None else _copy(state)
         if save is not None and save_every and done % save_every == 0:
             save(state)
     return state
+
+
+def _copy(state: TrainState) -> TrainState:
+    """The state in buffers of its own, which a step that donates its input leaves alone."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def _finite(figures: Mapping[str, float]) -> bool:
+    return bool(np.isfinite([figures["loss"], figures.get("gradient_norm", 0.0)]).all())
+
+
+def _told(
+    step: Step,
+    kept: TrainState | None,
+    batch_of: Callable[[int], Any],
+    done: int,
+    figures: Mapping[str, float],
+    diagnose: Callable[[Params, Any], str] | None,
+) -> str:
+    """What happened, from the steps since the last report run once more."""
+    at, where = done, ""
+    if kept is not None and diagnose is not None:
+        for number in range(int(kept.step), done):
+            before, batch = _copy(kept), batch_of(number)
+            kept, metrics = step(kept, batch)
+            if not _finite({name: float(value) for name, value in metrics.items()}):
+                at, where = number + 1, f" ({diagnose(before.params, batch)})"
+                break
+    return (
+        f"the loss is {figures['loss']} and the gradient's norm {figures['gradient_norm']} at step "
+        f"{at}{where}: lower the learning rate, or clip the gradient"
+    )

@@ -1,0 +1,44 @@
+"""Where numbers ceased to be finite: a parameter, a site of the forward pass, or the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.encoder import Model
+from models.lora import Params
+
+__all__ = ["origin"]
+
+
+def origin(model: Model, params: Params, batch: Any) -> str:
+    """One line that names what is not finite first, in the order of a forward pass on `batch`
+    (`tokens` and `mask`): parameters, the embedding, what reaches a site, what a site makes of it.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not _finite(leaf):
+            name = ".".join(str(getattr(part, "key", part)) for part in path)
+            return f"the parameter {name} is not finite before the step"
+    rows = model.embed(params, batch.tokens)
+    if not _finite(rows):
+        return "the embedding is not finite"
+    mask = jnp.asarray(batch.mask)
+    found, values = model.hidden_states(params, rows, mask)
+    logits, pooled = model.forward_with_values(params, rows, mask)
+    unit = model.units()
+    for name, value in {**values, **pooled}.items():
+        if not _finite(value):
+            return f"what reaches the site {name} is not finite"
+        if not _finite(model.sites.apply(name, value, unit[name])):
+            low, high = (float(unit[name] * f(value)) for f in (jnp.min, jnp.max))
+            return f"the site {name} makes values that are not finite of {low:.4g} to {high:.4g}"
+    if not (_finite(found) and _finite(logits)):
+        return "the head's input is not finite"
+    return "every site is finite: it is the loss or its gradient"
+
+
+def _finite(array: Any) -> bool:
+    return bool(np.isfinite(np.asarray(array, np.float32)).all())
