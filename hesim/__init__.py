@@ -25,6 +25,7 @@ _HOMES = {
     "Suggestion": "hesim.suggest",
     "TraceError": "hesim.errors",
     "ValueOverflowError": "hesim.calibrate",
+    "WorstInput": "hesim.worst_input",
     "calibrate": "hesim.calibrate",
     "certify": "hesim.certify",
     "compile": "hesim.circuit.compile",
@@ -33,6 +34,7 @@ _HOMES = {
     "simulate": "hesim.simulate",
     "suggest": "hesim.suggest",
     "trace": "hesim.trace",
+    "worst_input": "hesim.worst_input",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Suggestion",
     "TraceError",
     "ValueOverflowError",
+    "WorstInput",
     "calibrate",
     "certify",
     "compile",
@@ -59,6 +62,7 @@ __all__ = [
     "simulate",
     "suggest",
     "trace",
+    "worst_input",
 ]
 
 if TYPE_CHECKING:
@@ -82,5 +86,6 @@ if TYPE_CHECKING:
     from hesim.simulate import predict, simulate
     from hesim.suggest import Suggestion, suggest
     from hesim.trace import trace
+    from hesim.worst_input import WorstInput, worst_input
 
 __getattr__, __dir__ = attach(__name__, _HOMES)
