@@ -9,6 +9,7 @@ from hesim.lazy import attach
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoints
     from models.config import PRESETS, EncoderConfig, preset
+    from models.corpus import Corpus
     from models.data import Dataset, load
     from models.encoder import Encoder, Model
     from models.lora import combine, merge, partition
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
         range_penalty,
         squared_error,
     )
+    from models.mlm import Masking
     from models.optim import adamw_he, scale_by_adam_he
+    from models.pretrain import Pretraining
     from models.recipe import Recipe, Trained, train_classifier
+    from models.schedules import Budget
+    from models.shipped import load_pretrained, shipped_names
     from models.sites import EXACT, FitSettings, Sites, fit_ranges, site_names
+    from models.step import StepOptions, make_update
     from models.tokens import Tokenizer
     from models.train import (
         Batch,
@@ -37,18 +43,23 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "models.train",
+    "Budget": "models.schedules",
     "Checkpoints": "models.checkpoint",
+    "Corpus": "models.corpus",
     "Dataset": "models.data",
     "EXACT": "models.sites",
     "Encoder": "models.encoder",
     "EncoderConfig": "models.config",
     "FitSettings": "models.sites",
+    "Masking": "models.mlm",
     "Model": "models.encoder",
     "PRESETS": "models.config",
+    "Pretraining": "models.pretrain",
     "Recipe": "models.recipe",
     "Sites": "models.sites",
+    "StepOptions": "models.step",
     "Tokenizer": "models.tokens",
-    "TrainState": "models.train",
+    "TrainState": "models.step",
     "Trained": "models.recipe",
     "adamw_he": "models.optim",
     "collect_ranges": "models.train",
@@ -57,10 +68,12 @@ _HOMES = {
     "cross_entropy_polynomial": "models.losses",
     "fit_ranges": "models.sites",
     "fit_sites": "models.train",
-    "initial_state": "models.train",
+    "initial_state": "models.step",
     "load": "models.data",
+    "load_pretrained": "models.shipped",
     "make_evaluate": "models.train",
     "make_step": "models.train",
+    "make_update": "models.step",
     "mean_squared_error": "models.losses",
     "merge": "models.lora",
     "partition": "models.lora",
@@ -68,6 +81,7 @@ _HOMES = {
     "range_penalty": "models.losses",
     "run_steps": "models.train",
     "scale_by_adam_he": "models.optim",
+    "shipped_names": "models.shipped",
     "shuffled": "models.train",
     "site_names": "models.sites",
     "squared_error": "models.losses",
@@ -75,17 +89,22 @@ _HOMES = {
 }
 
 __all__ = [
-    "EXACT",
-    "PRESETS",
     "Batch",
+    "Budget",
     "Checkpoints",
+    "Corpus",
     "Dataset",
+    "EXACT",
     "Encoder",
     "EncoderConfig",
     "FitSettings",
+    "Masking",
     "Model",
+    "PRESETS",
+    "Pretraining",
     "Recipe",
     "Sites",
+    "StepOptions",
     "Tokenizer",
     "TrainState",
     "Trained",
@@ -98,8 +117,10 @@ __all__ = [
     "fit_sites",
     "initial_state",
     "load",
+    "load_pretrained",
     "make_evaluate",
     "make_step",
+    "make_update",
     "mean_squared_error",
     "merge",
     "partition",
@@ -107,6 +128,7 @@ __all__ = [
     "range_penalty",
     "run_steps",
     "scale_by_adam_he",
+    "shipped_names",
     "shuffled",
     "site_names",
     "squared_error",

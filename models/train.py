@@ -24,6 +24,7 @@ from models.lora import Params, combine
 from models.losses import cross_entropy, mean_squared_error, range_penalty
 from models.sites import DEFAULT_FIT, FitSettings, Range, Sites, fit_ranges, join_ranges, met_ranges
 from models.step import PLAIN_STEP, Loss, Step, StepOptions, TrainState, make_update
+from models.step import initial_state as initial_state  # the start of every training
 
 Forward = Callable[
     [jax.Array, Params, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
