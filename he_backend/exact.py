@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from he_backend.errors import DomainError, EncodeError
+from he_backend.errors import BackendError, DomainError, EncodeError
 from hesim.program import Equation, Literal, Program
 
-__all__ = ["Exact", "check_domains", "evaluate"]
+if TYPE_CHECKING:
+    from hesim.calibrate import Calibration
+
+__all__ = ["Exact", "check_domains", "evaluate", "unlike"]
 
 _SLACK = 1e-9
+
+_WIDER = 0.25
+"""Part of its width by which a calibrated range may be exceeded on either side."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,31 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
         outputs = [np.asarray(v) for v in program.evaluate(flat, hook, wide=True)]
     result = tree_util.tree_unflatten(program.out_tree, outputs)
     return Exact(secret, result, ranges, ops, outside)
+
+
+def unlike(program: Program, exact: Exact, calibration: Calibration) -> list[DomainError]:
+    """One DomainError for the first operation whose values leave its calibrated range, widened.
+
+    Later operations follow from it and are not listed.
+
+    Raises:
+      BackendError: the calibration is of another program.
+    """
+    if [op.name for op in calibration.ops] != [e.name for e in program.ops]:
+        raise BackendError(
+            "the calibration is of another program; take hesim.calibrate(program, batches)"
+        )
+    for (low, high), met in zip(exact.ranges, calibration.ops, strict=True):
+        margin = _WIDER * max(met.high - met.low, met.largest) + 1e-12
+        if low < met.low - margin or high > met.high + margin:
+            error = DomainError(
+                f"values from {low:.5g} to {high:.5g} where calibration met {met.low:.5g} to "
+                f"{met.high:.5g}: the data is unlike the calibration data; calibrate on data like "
+                f"it, or pass outside='warn'"
+            )
+            error.at(met.name, met.source)
+            return [error]
+    return []
 
 
 def check_domains(equation: Equation, known: dict[int, np.ndarray]) -> list[DomainError]:

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax import tree_util
@@ -24,6 +24,9 @@ from he_backend.report import Report
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
 from hesim.program import Program
+
+if TYPE_CHECKING:
+    from hesim.calibrate import Calibration
 
 __all__ = ["run"]
 
@@ -46,6 +49,7 @@ def run(
     outside: str = "error",
     keys: int = 8,
     sampled: int = 32,
+    calibration: Calibration | None = None,
 ) -> Report:
     """Run a Program on a machine and report.
 
@@ -69,8 +73,11 @@ def run(
       outside: "error" or "warn", when a polynomial is fed values outside its domain.
       keys: random keys for the prediction of a comparing run.
       sampled: ciphertexts of each operation, at most, that a comparing run decrypts.
+      calibration: from `hesim.calibrate` on this program. Refuses parameters under which its values
+        overflow, and treats values beyond its ranges, wider by a quarter, as `outside` says.
 
     Raises:
+      ValueOverflowError: values met in calibration wrap around the modulus.
       DomainError, EncodeError, ValueRangeError: bad values, naming operation and source line.
       MissingRotationKey, BlobError, WorkerDied, RunFolderError: see `he_backend.errors`.
       LedgerMismatchError: the run spent something else than the Circuit's ledger says.
@@ -85,6 +92,11 @@ def run(
     exact = exact_twin.evaluate(program, args, keep_ops=compare)
     if exact.outside and outside == "error":
         raise exact.outside[0]
+    if calibration is not None:
+        calibration.check(circuit.params, circuit)
+        exact.outside.extend(exact_twin.unlike(program, exact, calibration))
+        if exact.outside and outside == "error":
+            raise exact.outside[0]
     for message in exact.outside:
         warnings.warn(str(message), stacklevel=2)
     operands = circuit.publics.evaluate(program.flatten(args))

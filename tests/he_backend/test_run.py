@@ -153,3 +153,27 @@ def test_resume_through_run(traced, tmp_path):
     report = he_backend.run(program, *args, circuit=circuit, run_dir=where)
     assert report.skipped >= 1 and report.max_error < 2.0**-18
     assert report.counts == circuit.ledger.counts()
+
+
+def test_calibration_refuses_what_it_says_will_overflow_and_unlike_data(traced):
+    program, circuit, (x, w) = traced
+    met = hesim.calibrate(program, [(x, w)])
+    report = he_backend.run(
+        program, x, w, circuit=circuit, backend="slots", calibration=met, outside="error"
+    )
+    assert not report.outside
+    unlike = 3 * x, w
+    with pytest.raises(he_backend.DomainError, match=r"mul.*test_run\.py.*calibration met"):
+        he_backend.run(program, *unlike, circuit=circuit, backend="slots", calibration=met)
+    with pytest.warns(UserWarning, match="calibration met"):
+        report = he_backend.run(
+            program, *unlike, circuit=circuit, backend="slots", calibration=met, outside="warn"
+        )
+    assert len(report.outside) == 1
+    large = hesim.calibrate(program, [(3e4 * x, w)])
+    with pytest.raises(hesim.ValueOverflowError, match="first_bits"):
+        he_backend.run(program, x, w, circuit=circuit, backend="slots", calibration=large)
+    other = hesim.trace(lambda x: x + x, x)
+    wrong = hesim.calibrate(other, [(x,)])
+    with pytest.raises((he_backend.BackendError, ValueError), match="another program"):
+        he_backend.run(program, x, w, circuit=circuit, backend="slots", calibration=wrong)
