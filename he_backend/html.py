@@ -93,6 +93,7 @@ def error_figure(report: Report):
         axes.set_title(f"first outside: {first.name}, {place}", fontsize=10)
     axes.set_xlabel("operation, in program order")
     axes.set_ylabel("std of the error")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside right upper")
     return figure
 
