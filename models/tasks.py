@@ -1,0 +1,150 @@
+"""A data set made ready for fine-tuning: token numbers, scaled targets, scores, majority baselines,
+and the step sizes that the paper found per GLUE task.
+
+Scores of a regression do not change under the public affine map of its ratings onto [-1, 1], which
+spares a head without bias the work of finding their mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+from models import metrics
+from models.data import DataError, Split, load
+from models.tokens import Tokenizer
+from models.train import Batch
+
+__all__ = ["PAPER", "PaperSettings", "TaskData", "baseline", "prepare_task"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperSettings:
+    """Rho et al. 2025, Table 11: AdamW-HE's learning rate and epsilon, epochs, and the factor of
+    (v + epsilon) before the polynomial 1/sqrt on [0.0005, 1].
+    """
+
+    learning_rate: float
+    epsilon: float
+    epochs: int
+    multiplier: float
+
+
+PAPER: Mapping[str, PaperSettings] = {
+    "CoLA": PaperSettings(4.0e-3, 8.0e-3, 5, 5),
+    "MRPC": PaperSettings(5.0e-4, 6.0e-4, 5, 3),
+    "RTE": PaperSettings(2.0e-4, 2.0e-4, 5, 10),
+    "STS-B": PaperSettings(2.5e-2, 4.0e-1, 5, 0.01),
+    "SST-2": PaperSettings(8.5e-3, 8.0e-4, 1, 1),
+    "QNLI": PaperSettings(6.5e-3, 8.0e-4, 1, 1),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskData:
+    """A task as numbers.
+
+    Attributes:
+      name: as the data set's. classes: logits of its head, 1 for a regression.
+      metrics: names of its measures, the leading one first.
+      train, validation, test: token ids and masks of one length; targets are class numbers, or
+        ratings mapped onto [-1, 1].
+      truncated: share of the training rows that lost pieces to the length.
+      notes: how the splits were made, where that departs from the usual.
+    """
+
+    name: str
+    classes: int
+    metrics: tuple[str, ...]
+    train: Batch
+    validation: Batch
+    test: Batch
+    truncated: float
+    notes: tuple[str, ...] = ()
+
+
+def prepare_task(
+    spec: str,
+    tokenizer: Tokenizer,
+    length: int,
+    *,
+    data_dir: str | None = None,
+    train_rows: int | None = None,
+) -> TaskData:
+    """The data set `spec` (as `models.data.load`) for a tokenizer and a length in tokens.
+
+    train_rows: at most so many training rows, the first ones by a hash-like fixed shuffle. Raises
+    DataError as `load` does, and where a split is empty.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load(spec, data_dir=data_dir)
+    notes = [str(w.message) for w in caught]
+    train = dataset.train
+    if train_rows is not None and len(train) > train_rows:
+        notes.append(f"trained on {train_rows:,} of {len(train):,} rows")
+        rows = np.sort(np.random.default_rng(0).permutation(len(train))[:train_rows])
+        train = _rows(train, rows)
+    for name, split in (
+        ("train", train),
+        ("validation", dataset.validation),
+        ("test", dataset.test),
+    ):
+        if not len(split):
+            raise DataError(f"{dataset.name} has no {name} rows")
+    classes = 1 if dataset.task == "regression" else len(dataset.classes)
+    bounds = (float(train.labels.min()), float(train.labels.max()))
+    if classes == 1 and bounds[0] == bounds[1]:
+        raise DataError(f"every training rating of {dataset.name} is {bounds[0]}: nothing to learn")
+
+    def numbers(split: Split) -> tuple[Batch, np.ndarray]:
+        found = tokenizer.encode(split.texts, length=length, pairs=split.pairs)
+        targets = _scaled(split.labels, bounds) if classes == 1 else split.labels
+        return Batch(found.ids, found.mask, targets), found.truncated
+
+    first, cut = numbers(train)
+    return TaskData(
+        dataset.name,
+        classes,
+        dataset.metrics,
+        first,
+        numbers(dataset.validation)[0],
+        numbers(dataset.test)[0],
+        float(np.mean(cut)),
+        tuple(notes),
+    )
+
+
+def baseline(data: TaskData) -> dict[str, float]:
+    """The measures of always answering with the most frequent training label (of a regression:
+    with one number, whose correlation is 0 by convention).
+    """
+    targets = np.asarray(data.test.targets)
+    if data.classes == 1:
+        return metrics.score(np.zeros((len(targets), 1)), targets)
+    most = int(np.bincount(np.asarray(data.train.targets), minlength=data.classes).argmax())
+    return metrics.score(np.tile(np.eye(data.classes)[most], (len(targets), 1)), targets)
+
+
+def dataset_name(spec: str) -> str:
+    """The key of `PAPER` for a data set's name, such as RTE for glue/RTE; itself otherwise."""
+    return spec.rsplit("/", 1)[-1]
+
+
+def _rows(split: Split, rows: np.ndarray) -> Split:
+    chosen = rows.tolist()
+    pairs = None if split.pairs is None else tuple(split.pairs[i] for i in chosen)
+    return Split(
+        tuple(split.ids[i] for i in chosen),
+        tuple(split.texts[i] for i in chosen),
+        pairs,
+        split.labels[rows],
+    )
+
+
+def _scaled(labels: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    low, high = bounds
+    return ((labels - (low + high) / 2) * (2 / (high - low))).astype(np.float32)

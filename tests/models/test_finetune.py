@@ -1,0 +1,238 @@
+"""Fine-tuning: buckets, LoRA, and the step as encryption takes it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hesim
+from models import metrics
+from models.buckets import cut, lengths_of, plan_epoch, whole
+from models.checkpoint import CheckpointError
+from models.config import EncoderConfig
+from models.data import DataError
+from models.encoder import Model
+from models.encrypted_step import (
+    PolynomialSoftmax,
+    encrypted_arguments,
+    inverse_root,
+    lora_update,
+    simulated_update,
+)
+from models.finetune import AsEncrypted, FineTune, finetune, make_evaluate_task, overlay
+from models.lora import is_adapter, is_adapter_or_head, partition
+from models.optim import adamw_he
+from models.sites import FitSettings
+from models.tasks import TaskData, baseline
+from models.train import Batch, fit_sites
+
+CONFIG = EncoderConfig(
+    layers=1, hidden=16, heads=2, ffn=16, sequence=12, vocabulary=16, pooler=(8,), first_norm=True
+)
+SETTINGS = FineTune(epochs=4, batch=16, learning_rate=2e-2, buckets=(12,))
+FIT = FitSettings(degrees=(("exp", 7), ("inv_sqrt", 7), ("relu", 7), ("tanh", 7)), margin=1.0)
+
+
+def rows(n: int, seed: int) -> Batch:
+    """The class is whether many tokens are above 9; lengths from 3 to 12."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(3, 16, (n, 12)).astype(np.int32)
+    lengths = random.integers(3, 13, n)
+    mask = (np.arange(12) < lengths[:, None]).astype(np.float32)
+    many = ((tokens > 9) * mask).sum(axis=1) > 0.45 * lengths
+    return Batch(tokens * mask.astype(np.int32), mask, many.astype(np.int32))
+
+
+def task(regression: bool = False) -> TaskData:
+    parts = [rows(n, seed) for n, seed in ((200, 0), (40, 1), (60, 2))]
+    if regression:
+        parts = [p._replace(targets=(2.0 * p.targets - 1).astype(np.float32)) for p in parts]
+    names = ("pearson", "spearman") if regression else ("accuracy", "f1", "matthews")
+    return TaskData("planted", 1 if regression else 2, names, *parts, truncated=0.0)
+
+
+@functools.cache
+def start() -> dict:
+    """A pre-trained encoder: the task's own features, under a head that is thrown away."""
+    settings = dataclasses.replace(SETTINGS, method="full", epochs=8)
+    return finetune(CONFIG, Model(CONFIG).init(jax.random.key(7)), task(), settings).params
+
+
+def test_an_epoch_meets_every_row_in_a_bucket_that_holds_it():
+    data = rows(205, 0)
+    lengths = lengths_of(data)
+    plans = plan_epoch(lengths, 16, (4, 8, 12), seed=0, epoch=0)
+    assert len(plans) == 13
+    met = np.concatenate([plan.rows for plan in plans])
+    assert set(met) == set(range(205)) and len(met) == 208
+    for plan in plans:
+        assert lengths[plan.rows].max() <= plan.length
+        assert cut(data, plan).tokens.shape == (16, plan.length)
+    assert {plan.length for plan in plans} == {4, 8, 12}
+    again = plan_epoch(lengths, 16, (4, 8, 12), seed=0, epoch=0)
+    assert all(np.array_equal(a.rows, b.rows) for a, b in zip(plans, again, strict=True))
+    other = plan_epoch(lengths, 16, (4, 8, 12), seed=0, epoch=1)
+    assert not all(np.array_equal(a.rows, b.rows) for a, b in zip(plans, other, strict=True))
+
+
+def test_whole_meets_every_row_once():
+    data = rows(50, 0)
+    own = [plan.rows[: plan.count] for plan in whole(lengths_of(data), 16, (4, 8, 12))]
+    assert sorted(np.concatenate(own)) == list(range(50))
+
+
+def test_a_sequence_that_no_bucket_holds_is_refused():
+    with pytest.raises(DataError, match="12 tokens"):
+        plan_epoch(lengths_of(rows(50, 0)), 16, (4, 8), seed=0, epoch=0)
+
+
+def test_cutting_to_a_bucket_changes_no_logit():
+    model = Model(CONFIG)
+    params, data = model.init(jax.random.key(0)), rows(60, 3)
+    cutting = dataclasses.replace(SETTINGS, buckets=(4, 8, 12))
+    found = make_evaluate_task(model, cutting, 16)(params, data).logits
+    expected = model.predict(params, data.tokens, data.mask)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_full_training_and_then_lora_learn_a_task():
+    data = task()
+    least = max(baseline(data)["accuracy"] + 0.25, 0.85)
+    full = make_evaluate_task(Model(CONFIG), SETTINGS)(start(), data.test).logits
+    assert metrics.score(full, data.test.targets)["accuracy"] > least
+    result = finetune(CONFIG, start(), data, SETTINGS)
+    logits = make_evaluate_task(result.model, SETTINGS)(result.params, data.test).logits
+    assert metrics.score(logits, data.test.targets)["accuracy"] > least
+
+
+def test_lora_leaves_the_encoder_as_it_was():
+    before = start()
+    result = finetune(CONFIG, before, task(), dataclasses.replace(SETTINGS, epochs=1))
+    after, _ = partition(result.params, lambda path: not is_adapter_or_head(path))
+    old, _ = partition(before, lambda path: not is_adapter_or_head(path))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), after, old))
+    adapters, _ = partition(result.params, is_adapter)
+    assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(adapters))
+
+
+def encrypted_settings(**changes) -> FineTune:
+    return dataclasses.replace(SETTINGS, encrypted=AsEncrypted(fit=FIT), **changes)
+
+
+@pytest.mark.parametrize("regression", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_as_encrypted_ends_where_the_exact_training_ends(regression):
+    data = task(regression)
+    settings = encrypted_settings(epochs=2, epsilon=0.1 if regression else 6e-4)
+    noisy = finetune(CONFIG, start(), data, settings)
+    exact = finetune(CONFIG, start(), data, dataclasses.replace(settings, encrypted=None))
+    name = "pearson" if regression else "accuracy"
+    scores = [
+        metrics.score(make_evaluate_task(r.model, s)(r.params, data.test).logits, data.test.targets)
+        for r, s in ((noisy, settings), (exact, dataclasses.replace(settings, encrypted=None)))
+    ]
+    assert abs(scores[0][name] - scores[1][name]) < 0.1
+    assert noisy.history[-1]["phase"] == "as encrypted"
+    assert noisy.history[-1]["outside"] < 0.2
+
+
+@pytest.mark.slow
+def test_a_step_out_of_the_roots_domain_is_named():
+    data = task(regression=True)
+    with pytest.raises(ValueError, match=r"optimizer\.inv_sqrt \("):
+        finetune(CONFIG, start(), data, encrypted_settings(epsilon=1e-3, learning_rate=5.0))
+
+
+def test_the_encrypted_update_is_the_exact_one_up_to_its_polynomials():
+    data = rows(64, 0)
+    adapted = CONFIG.replace(lora_rank=2)
+    exact = Model(adapted, low_rank=True)
+    params = exact.init(jax.random.key(0))
+    fit = FitSettings(
+        degrees=(("exp", 15), ("inv_sqrt", 15), ("relu", 63), ("tanh", 15)), margin=0.3
+    )
+    twin = exact.with_sites(fit_sites(exact, params, data, fit))
+    trained, frozen = partition(params, is_adapter_or_head)
+    x = {m: m.embed(params, data.tokens[:8]) for m in (exact, twin)}
+    y = jax.nn.one_hot(data.targets[:8], 2)
+
+    def step(model, optimizer, softmax):
+        state = optimizer.init(trained)
+        update = jax.jit(lora_update(model, optimizer, softmax))
+        return update(trained, state, frozen, x[model], data.mask[:8], y)
+
+    softmax = PolynomialSoftmax.fit(2)
+    found, state, _ = step(
+        twin, adamw_he(1e-2, eps=6e-4, inv_sqrt=inverse_root(), prescale=3.0), softmax
+    )
+    real = PolynomialSoftmax(2, 4.0, jnp.exp, lambda s: 1 / s)
+    expected, _, _ = step(exact, adamw_he(1e-2, eps=6e-4), real)
+    for new, right, old in zip(*map(jax.tree.leaves, (found, expected, trained)), strict=True):
+        moved = float(jnp.max(jnp.abs(right - old)))
+        assert float(jnp.max(jnp.abs(new - right))) < 0.1 * moved + 1e-6
+    assert jax.tree.leaves(state)
+
+
+def test_a_whole_lora_step_traces_and_its_noise_is_small():
+    data = rows(4, 0)
+    model = Model(CONFIG.replace(lora_rank=1, ffn=4, hidden=8), low_rank=True)
+    params = model.init(jax.random.key(0))
+    twin = model.with_sites(fit_sites(model, params, data, FIT))
+    trained, frozen = partition(params, is_adapter_or_head)
+    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=inverse_root(), prescale=3.0)
+    state = optimizer.init(trained)
+    update = lora_update(twin, optimizer, PolynomialSoftmax.fit(2))
+    x, y = twin.embed(params, data.tokens), jax.nn.one_hot(data.targets, 2)
+    arguments = (trained, state, frozen, x, data.mask, y)
+    program = hesim.trace(update, *arguments, encrypted=encrypted_arguments(state))
+    assert {"polynomial", "dot_general"} <= {op.name for op in program.ops}
+    noisy = jax.jit(simulated_update(update, state, AsEncrypted().ckks))
+    found = noisy(jax.random.key(1), *arguments)[0]
+    exact = jax.jit(update)(*arguments)[0]
+    errors = [
+        float(jnp.max(jnp.abs(a - b)))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
+    ]
+    assert 0 < max(errors) < 1e-4
+
+
+def test_resuming_ends_with_the_same_bits(tmp_path):
+    settings = dataclasses.replace(SETTINGS, epochs=3)
+    whole_run = finetune(CONFIG, start(), task(), settings)
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.step >= 26:
+            raise Stop
+
+    with pytest.raises(Stop):
+        finetune(CONFIG, start(), task(), settings, checkpoints=tmp_path / "c", report=stop)
+    resumed = finetune(CONFIG, start(), task(), settings, checkpoints=tmp_path / "c")
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool(jnp.all(a == b)), whole_run.params, resumed.params)
+    )
+    assert len(resumed.history) == 3
+    with pytest.raises(CheckpointError, match="another fine-tuning"):
+        other = dataclasses.replace(settings, learning_rate=1.0)
+        finetune(CONFIG, start(), task(), other, checkpoints=tmp_path / "c")
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(CheckpointError, match="no encoder"):
+        overlay(start(), {})
+    wider = Model(CONFIG.replace(hidden=32)).init(jax.random.key(0))
+    with pytest.raises(CheckpointError, match="shape"):
+        overlay(start(), wider)
+    with pytest.raises(ValueError, match="lora"):
+        FineTune(method="full", encrypted=AsEncrypted())
+    with pytest.raises(ValueError, match="dropout"):
+        FineTune(dropout=0.1, encrypted=AsEncrypted())
+    with pytest.raises(ValueError, match="softmax"):
+        lora_update(Model(CONFIG), optax.sgd(0.1), None)
+    with pytest.raises(ValueError, match="step"):
+        finetune(CONFIG, start(), task(), dataclasses.replace(SETTINGS, learning_rate=1e30))
