@@ -1,4 +1,4 @@
-"""The `hesim` command: demo, pretrain, plan, fit, data, validate, report, doctor.
+"""The `hesim` command: demo, pretrain, convert, plan, fit, data, validate, report, doctor.
 
 An error that one of our packages raises on purpose is one message on standard error and exit code
 2; `--debug` shows where it came from. Heavy imports happen inside the commands.
@@ -157,6 +157,44 @@ def pretrain(
         display.say(f"stopped at step {result.step:,}; the same command goes on from {out}")
         raise typer.Exit(INTERRUPTED)
     display.say(f"{result.step:,} steps in {result.seconds:,.0f} s; checkpoints and log in {out}")
+
+
+@app.command()
+def convert(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="config.json, model.safetensors or one .onnx, and vocab.txt."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    attention: Annotated[
+        str, typer.Option(help="gaussian, gaussian_normalised, power_softmax or softmax.")
+    ] = "gaussian",
+    activation: Annotated[
+        str | None, typer.Option(help="relu, gelu, gelu_tanh or silu [default: its own].")
+    ] = None,
+    pooler: Annotated[
+        list[int] | None, typer.Option(help="A width of a new pooler; repeat for several.")
+    ] = None,
+    lora_rank: Annotated[int, typer.Option(min=0, help="Of fresh adapters.")] = 0,
+    classes: Annotated[int | None, typer.Option(min=1, help="Logits of the head.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Positions to keep.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="First layers to keep.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what starts fresh.")] = 0,
+) -> None:
+    """Load somebody's BERT and swap its attention and activation for others."""
+    from experiments.converting import convert_and_show
+
+    options = {
+        "attention": attention,
+        "activation": activation,
+        "pooler": tuple(pooler) if pooler else None,
+        "lora_rank": lora_rank,
+        "classes": classes,
+        "length": length,
+        "layers": layers,
+        "seed": seed,
+    }
+    convert_and_show(folder, out, options, Console(soft_wrap=True))
 
 
 @app.command()

@@ -98,7 +98,7 @@ def load_bert(
     source = Path(folder)
     raw = _read_json(source / "config.json")
     tensors = read_tensors(source)
-    config = config_of(raw, source)
+    config = config_of(raw, source / "config.json")
     head = tensors.get("classifier.weight")
     own = head.shape[0] if head is not None and head.ndim == 2 else 2
     config = config.replace(classes=classes if classes is not None else own)
@@ -122,7 +122,9 @@ def load_bert(
     return Bert(config, params, tokenizer, fresh, unused)
 
 
-def config_of(raw: Mapping[str, Any], source: str | os.PathLike[str] = "config.json") -> Any:
+def config_of(
+    raw: Mapping[str, Any], source: str | os.PathLike[str] = "config.json"
+) -> EncoderConfig:
     """The `EncoderConfig` that the content of a `config.json` describes; CheckpointError names what
     it has that there is not here.
     """
