@@ -14,7 +14,7 @@ from jax import tree_util
 
 from hesim.circuit.compile import compile
 from hesim.errors import LayoutError, LevelError, ParameterError
-from hesim.params import SECURITY_LIMITS, CKKSParams, largest_levels
+from hesim.params import SEAL_LIMITS, SECURITY_LIMITS, CKKSParams, largest_levels
 from hesim.predictions import predict
 from hesim.profiles import NoiseProfile
 from hesim.program import Program
@@ -72,9 +72,13 @@ class Suggestion:
     alternatives: tuple[Alternative, ...]
 
     def table(self) -> str:
-        """The alternatives as text, the chosen one marked with `*`."""
-        head = ("", "N", "levels", "scale", "first", "special", "bits", "seconds", "refreshes")
-        rows: list[tuple[str, ...]] = [(*head, "rounds", "keys", "")]
+        """The alternatives as text, the chosen one marked with `*`.
+
+        QP is log2 of all primes together, beside what the tables of 2024 and 2018 allow there.
+        """
+        head = ("", "N", "levels", "scale", "first", "special", "QP", "2024", "2018")
+        more = ("bits", "seconds", "refreshes", "rounds", "keys", "")
+        rows: list[tuple[str, ...]] = [(*head, *more)]
         for a in self.alternatives:
             p = a.params
             rows.append(
@@ -85,6 +89,8 @@ class Suggestion:
                     str(p.scale_bits),
                     str(p.first_bits),
                     str(p.special_bits),
+                    f"{p.log_qp:.0f}",
+                    *_limits(p),
                     f"{a.bits:.1f}" if math.isfinite(a.bits) else "-",
                     f"{a.seconds:.2f}" if math.isfinite(a.seconds) else "-",
                     str(a.refreshes),
@@ -165,6 +171,13 @@ class _Trial:
     def __init__(self, program, args, bits, memory, refresh_price, profile, keys):
         self.program, self.args, self.bits, self.memory = program, args, bits, memory
         self.refresh_price, self.profile, self.keys = refresh_price, profile, keys
+        self.lost: float | None = None
+
+    def _guess(self, log_n: int) -> int:
+        """A scale by what the last candidate lost; noise grows by at most a bit with the ring."""
+        if self.lost is None:
+            return _first_scale(self.bits, log_n)
+        return max(math.ceil(self.bits + log_n + self.lost - _MARGIN_BITS), log_n + 6)
 
     def settle(
         self, log_n: int, levels: int, headroom: int, security: int
@@ -172,13 +185,15 @@ class _Trial:
         """Candidates of this ring and length: a first guess of the scale, then the one it implies,
         since precision grows bit for bit with the scale.
         """
-        scale = _first_scale(self.bits, log_n)
+        scale = self._guess(log_n)
         for last in (False, True):
             sizes = _sizes(scale, headroom)
             if sizes is None or largest_levels(log_n, *sizes, security) < levels:
                 return
             entry = self._try(CKKSParams(log_n, levels, *sizes, security))
             missing = self.bits - entry.bits
+            if math.isfinite(entry.bits):
+                self.lost = scale - entry.bits - log_n
             # Half a bit is a coefficient modulus smaller by `levels / 2` bits: worth a second look.
             wanted = scale + math.ceil(missing) if math.isfinite(missing) else scale
             wanted = max(wanted, log_n + 6)
@@ -274,6 +289,9 @@ def _reasons(
         f"bits make {p.log_qp:.0f} of the {SECURITY_LIMITS[security][p.log_n]} bits that "
         f"N = 2^{p.log_n} allows at {security}-bit security."
     )
+    older = _older(p)
+    if older:
+        yield older
     yield (
         f"{best.refreshes} ciphertexts are refreshed in {best.rounds} rounds."
         if best.refreshes
@@ -292,6 +310,26 @@ def _reasons(
         yield f"Smaller rings do not do: N = 2^{nearest.params.log_n}: {nearest.lacks}."
     elif smaller:
         yield "Smaller rings do, but are predicted to take longer."
+
+
+def _older(p: CKKSParams) -> str:
+    """What the 2018 table would have said otherwise; at 192 and 256 bits both tables agree."""
+    older = SEAL_LIMITS.get(p.log_n)
+    if p.security != 128 or older is None:
+        return ""
+    newer = SECURITY_LIMITS[128][p.log_n]
+    # A scale's worth of bits is a level; what the 2024 table leaves unused counts too.
+    more = int((older - p.log_qp) // p.scale_bits) - int((newer - p.log_qp) // p.scale_bits)
+    levels = (
+        f"which would carry {more} {'level' if more == 1 else 'levels'} more"
+        if more
+        else "which carries no level more"
+    )
+    ring = next((n for n in sorted(SEAL_LIMITS) if p.log_qp <= SEAL_LIMITS[n]), p.log_n)
+    text = f"The 2018 table, which SEAL checks, allows {older} bits there, {levels}"
+    if ring < p.log_n and p.log_qp > SECURITY_LIMITS[128][ring]:
+        text += f", and it accepts this chain at N = 2^{ring} already; the 2024 one does not"
+    return text + "."
 
 
 def _nothing(
@@ -325,6 +363,13 @@ def _nothing(
             f"scale 2^{best.params.scale_bits}); ask for fewer bits, less headroom, or larger rings"
         )
     return f"{asked}: {found[0].lacks}; allow refreshes (refresh_price) or larger rings"
+
+
+def _limits(p: CKKSParams) -> tuple[str, str]:
+    """What the 2024 and the 2018 table allow, in bits; only at 128 bits do they differ."""
+    limits = SECURITY_LIMITS.get(p.security or 0, {})
+    older = SEAL_LIMITS if p.security == 128 else limits
+    return str(limits.get(p.log_n, "-")), str(older.get(p.log_n, "-"))
 
 
 def _bytes(count: float) -> str:

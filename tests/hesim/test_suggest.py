@@ -7,6 +7,7 @@ import pytest
 
 import hesim
 from hesim.errors import ParameterError
+from hesim.params import SEAL_LIMITS, SECURITY_LIMITS
 
 W = np.random.default_rng(0).uniform(-1, 1, (8, 8)).astype(np.float32) / 3
 
@@ -74,3 +75,20 @@ def test_reasons_and_table_are_in_words(suggestion):
     assert f"scale of 2^{suggestion.params.scale_bits}" in text
     assert sum(line.startswith("*") for line in suggestion.table().splitlines()) == 1
     assert len(suggestion.table().splitlines()) == 1 + len(suggestion.alternatives)
+
+
+def test_the_2018_answer_is_shown_beside_the_2024_one(suggestion):
+    p = suggestion.params
+    older = SEAL_LIMITS[p.log_n]
+    assert any("2018" in reason and f"{older} bits" in reason for reason in suggestion.reasons)
+    chosen = next(line for line in suggestion.table().splitlines() if line.startswith("*"))
+    assert {str(older), str(SECURITY_LIMITS[128][p.log_n])} <= set(chosen.split())
+
+
+@pytest.mark.parametrize("security", [192, 256])
+def test_higher_security_takes_a_larger_ring_or_a_shorter_chain(program, suggestion, security):
+    found = hesim.suggest(program, bits=20, rings=(14, 15), keys=1, security=security)
+    assert found.params.security == security
+    assert found.params.log_qp <= SECURITY_LIMITS[security][found.params.log_n]
+    assert found.seconds >= suggestion.seconds
+    assert not any("2018" in reason for reason in found.reasons)
