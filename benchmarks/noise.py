@@ -8,7 +8,8 @@ keys drawn at random (std, 99.9 % quantile), and with the measured machine's own
   (bootstrap over keys, and the prediction's own) where these are wider;
 - if that of the 99.9 % quantile is within 0.3 bit, or within 2.5 standard errors likewise.
 
-Every key's result is written as it comes, so an interrupted run resumes:
+Every key's result is written as it comes, so an interrupted run resumes (predictions with random
+keys are made anew when their code changes, those with the measured key belong to the measurement):
 
     python -m benchmarks.noise [--out runs/noise] [--rings 13 14 15] [--first-bits 60 50]
                                [--values uniform ...] [--keys 20] [--cases instructions ...]
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import math
 import os
@@ -31,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 
 import numpy as np
 
+import hesim
 from benchmarks import noise_cases
 from benchmarks.noise_cases import DISTRIBUTIONS, Case
 from benchmarks.noise_measure import Ring, encode_std, parameters, quantile
@@ -166,8 +169,10 @@ def _load(path: Path) -> dict[str, tuple[float, float, np.ndarray]]:
 def _expected(
     place: Path, params: CKKSParams, distribution: str, group: list[Case]
 ) -> dict[str, tuple[float, float, float]]:
-    """Predicted (std, its relative standard error, 99.9 % quantile) by row, kept in a file."""
-    path = place / f"predicted_{distribution}.json"
+    """Predicted (std, its relative standard error, 99.9 % quantile) by row, kept in a file of the
+    code's version.
+    """
+    path = place / f"predicted_{distribution}_{_version()}.json"
     rows = set(_rows(group))
     if path.exists():
         kept = json.loads(path.read_text())
@@ -188,6 +193,14 @@ def _expected(
             found[op.name] = (op.std, op.standard_error, op.q999)
     path.write_text(json.dumps(found))
     return found
+
+
+def _version() -> str:
+    """Of the code behind predictions: a digest of its sources and settings."""
+    folder = Path(hesim.__file__).parent
+    names = ("certify", "certificates", "embedding", "noise", "normals", "profiles")
+    sources = b"".join((folder / f"{name}.py").read_bytes() for name in names)
+    return hashlib.sha256(sources + str(_NUMBERS).encode()).hexdigest()[:12]
 
 
 def _line(
