@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hesim.lazy import attach
 
 if TYPE_CHECKING:
+    from models.bert import Bert, load_bert
     from models.checkpoint import Checkpoints
     from models.config import PRESETS, EncoderConfig, preset
     from models.corpus import Corpus
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from models.mlm import Masking
     from models.optim import adamw_he, scale_by_adam_he
     from models.pretrain import Pretraining
+    from models.ranges import check_ranges
     from models.recipe import Recipe, Trained, train_classifier
     from models.schedules import Budget
     from models.shipped import load_pretrained, shipped_names
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "models.train",
+    "Bert": "models.bert",
     "Budget": "models.schedules",
     "Checkpoints": "models.checkpoint",
     "Corpus": "models.corpus",
@@ -62,6 +65,7 @@ _HOMES = {
     "TrainState": "models.step",
     "Trained": "models.recipe",
     "adamw_he": "models.optim",
+    "check_ranges": "models.ranges",
     "collect_ranges": "models.train",
     "combine": "models.lora",
     "cross_entropy": "models.losses",
@@ -70,6 +74,7 @@ _HOMES = {
     "fit_sites": "models.train",
     "initial_state": "models.step",
     "load": "models.data",
+    "load_bert": "models.bert",
     "load_pretrained": "models.shipped",
     "make_evaluate": "models.train",
     "make_step": "models.train",
@@ -89,18 +94,19 @@ _HOMES = {
 }
 
 __all__ = [
+    "EXACT",
+    "PRESETS",
     "Batch",
+    "Bert",
     "Budget",
     "Checkpoints",
     "Corpus",
     "Dataset",
-    "EXACT",
     "Encoder",
     "EncoderConfig",
     "FitSettings",
     "Masking",
     "Model",
-    "PRESETS",
     "Pretraining",
     "Recipe",
     "Sites",
@@ -109,6 +115,7 @@ __all__ = [
     "TrainState",
     "Trained",
     "adamw_he",
+    "check_ranges",
     "collect_ranges",
     "combine",
     "cross_entropy",
@@ -117,6 +124,7 @@ __all__ = [
     "fit_sites",
     "initial_state",
     "load",
+    "load_bert",
     "load_pretrained",
     "make_evaluate",
     "make_step",

@@ -19,6 +19,11 @@ from models.lora import count, is_adapter_or_head, partition
         {"positions": "rotary"},
         {"pooler": ()},
         {"lora_targets": ("queries",)},
+        {"norm_order": "both"},
+        {"attention": "power_softmax", "attention_power": 3},
+        {"lm_head": "shared"},
+        {"token_types": -1},
+        {"norm_epsilon": 0.0},
     ],
 )
 def test_impossible_shapes_are_refused(bad: dict):
@@ -29,6 +34,14 @@ def test_impossible_shapes_are_refused(bad: dict):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_json_round_trip(name: str):
     assert EncoderConfig.from_json(preset(name).to_json()) == preset(name)
+
+
+def test_configurations_of_before_and_after_are_told_apart():
+    assert EncoderConfig.from_json('{"hidden": 32, "pooler": [8]}') == EncoderConfig(
+        hidden=32, pooler=(8,)
+    )
+    with pytest.raises(ValueError, match="gate"):
+        EncoderConfig.from_json('{"gate": true}')
 
 
 def test_unknown_preset_names_the_known_ones():
@@ -45,3 +58,12 @@ def test_paper_trains_fifteen_matrices():
     words = 32768 * 768
     block = 4 * 768**2 + 768 * 3072 + 1536 * 768 + 4 * 768
     assert count(frozen) == words + 1 + 2 * 768 + 2 * block + 2 * 768
+
+
+def test_bert_has_the_published_size():
+    shapes = jax.eval_shape(Model(preset("bert")).init, jax.random.key(0))
+    # Devlin et al. 2019: 110 million; embeddings, 12 blocks, pooler, head.
+    embedding = (30522 + 512 + 2) * 768 + 2 * 768
+    block = 4 * (768**2 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
+    assert embedding + 12 * block + 768**2 + 768 == 109_482_240
+    assert count(shapes) == 109_482_240 + 768 * 2 + 2
