@@ -1,0 +1,74 @@
+"""Every preset's step exports for accelerators that are not here, without float64 or host calls."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import export
+
+from hesim.errors import ParameterError
+from models.config import PRESETS, preset
+from models.export import complaints, export_step, pretraining_arguments, task_arguments
+from models.pretrain import Pretraining
+
+CALLBACK = "xla_ffi_python_cpu_callback"
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_fine_tuning_step_of_each_preset(name: str):
+    exported = export_step(*task_arguments(preset(name), optax.adamw(1e-3), 8))
+    assert exported.platforms == ("tpu", "cuda")
+    assert not complaints(exported)
+    assert len(export.deserialize(exported.serialize()).in_avals) == len(exported.in_avals)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_pre_training_step_of_each_preset(name: str, precision):
+    config = preset(name, lm_head="tied", lora_rank=0)
+    activation = config.activation.removeprefix("glu_")
+    settings = Pretraining(
+        config=config,
+        batch=8,
+        accumulate=2,
+        precision=precision,
+        remat=True,
+        penalty=1.0,
+        targets=((activation, (-4.0, 4.0)),),
+    )
+    exported = export_step(*pretraining_arguments(settings))
+    assert exported.platforms == ("tpu", "cuda")
+    assert ("bf16" in exported.mlir_module()) == (precision == "bfloat16")
+
+
+def test_float64_and_host_calls_are_found():
+    with jax.enable_x64(True):
+        wide = export.export(jax.jit(lambda x: x * 2.0), platforms=["cuda"])(
+            jax.ShapeDtypeStruct((2,), np.float64)
+        )
+    assert any("float64" in line for line in complaints(wide))
+
+    def calling(x: jax.Array) -> jax.Array:
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    hosted = export.export(
+        jax.jit(calling),
+        platforms=["cpu"],
+        disabled_checks=[export.DisabledSafetyCheck.custom_call(CALLBACK)],
+    )(jax.ShapeDtypeStruct((2,), jnp.float32))
+    assert any("host" in line for line in complaints(hosted))
+
+
+def test_a_step_with_float64_is_refused():
+    with jax.enable_x64(True):
+        step, arguments = task_arguments(preset("demo"), optax.adamw(1e-3), 4)
+
+        def wide(state, *rest):
+            after, metrics = step(state, *rest)
+            return after, {**metrics, "wide": metrics["loss"].astype(jnp.float64)}
+
+        with pytest.raises(ParameterError, match="float64"):
+            export_step(wide, arguments)

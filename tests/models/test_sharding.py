@@ -1,0 +1,110 @@
+"""Sharding: the same losses on eight devices as on one, how parameters lie, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from hesim.errors import ParameterError
+from models.config import EncoderConfig, preset
+from models.encoder import Model
+from models.sharding import check_config, make_mesh, spec_of, start_hosts
+
+RUN = Path(__file__).parent / "sharded_run.py"
+TOP = Path(__file__).resolve().parents[2]
+
+
+def start(devices: int, *arguments: Any, optimise: bool = False) -> subprocess.Popen[str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimise else "1",
+        "PYTHONPATH": os.pathsep.join([str(TOP), os.environ.get("PYTHONPATH", "")]),
+    }
+    return subprocess.Popen(
+        [sys.executable, str(RUN), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(child: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = child.communicate()
+    assert child.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def test_eight_devices_give_the_losses_of_one():
+    single = result(start(1, "small", 1, 1, 10, 16))
+    eight = result(start(8, "small", 2, 4, 10, 16))
+    assert (single["devices"], eight["devices"]) == (1, 8)
+    assert "tensor" in eight["query"]
+    assert single["losses"][0] != single["losses"][-1]
+    np.testing.assert_allclose(eight["losses"], single["losses"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_papers_model_on_eight_devices():
+    single = result(start(1, "paper", 1, 1, 10, 8, optimise=True))
+    eight = result(start(8, "paper", 2, 4, 10, 8, optimise=True))
+    np.testing.assert_allclose(eight["losses"], single["losses"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_hosts_are_one_mesh():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    hosts = [start(2, "small", 2, 2, 3, 8, address, 2, number) for number in range(2)]
+    found = [result(host) for host in hosts]
+    single = result(start(1, "small", 1, 1, 3, 8))
+    assert [f["devices"] for f in found] == [4, 4]
+    for one in found:
+        np.testing.assert_allclose(one["losses"], single["losses"], rtol=1e-5)
+
+
+def test_heads_and_features_are_cut_and_the_rest_is_whole():
+    mesh: Any = AbstractMesh((2, 4), ("data", "tensor"))
+    shapes = jax.eval_shape(Model(preset("paper")).init, jax.random.key(0))
+    specs = {
+        jax.tree_util.keystr(path, simple=True, separator="."): spec_of(path, leaf.shape, mesh)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    assert specs["blocks.0.attention.query.kernel"] == PartitionSpec(None, "tensor")
+    assert specs["blocks.1.attention.output.kernel"] == PartitionSpec("tensor", None)
+    assert specs["blocks.0.ffn.down.kernel"] == PartitionSpec("tensor", None)
+    assert specs["embedding.word"] == PartitionSpec("tensor", None)
+    assert specs["blocks.0.ffn_norm.scale"] == PartitionSpec()
+    assert specs["head.kernel"] == PartitionSpec()
+
+
+def test_an_array_that_does_not_divide_is_whole():
+    mesh: Any = AbstractMesh((1, 4), ("data", "tensor"))
+    path = (jax.tree_util.DictKey("query"), jax.tree_util.DictKey("kernel"))
+    assert spec_of(path, (6, 6), mesh) == PartitionSpec()
+
+
+def test_meshes_and_models_that_do_not_fit_are_refused():
+    with pytest.raises(ParameterError, match="devices"):
+        make_mesh(data=1000)
+    with pytest.raises(ParameterError, match="at least one"):
+        make_mesh(tensor=0)
+    mesh: Any = AbstractMesh((1, 4), ("data", "tensor"))
+    with pytest.raises(ParameterError, match="heads"):
+        check_config(EncoderConfig(heads=2), mesh)
+    with pytest.raises(ParameterError, match="coordinator"):
+        start_hosts("127.0.0.1:1")
