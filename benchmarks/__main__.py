@@ -1,6 +1,7 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
-`noise` measures for the better part of an hour, and has to be named.
+`noise` measures for the better part of an hour, `training` compiles for minutes; both have to be
+named.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 
 import sys
 
-from benchmarks import approximation, machines, noise, operations, simulation
+from benchmarks import approximation, machines, noise, operations, simulation, training
 
 ALL = {
     "approximation": lambda: approximation.main([]),
@@ -19,8 +20,9 @@ ALL = {
     "machines": machines.main,
     "simulation": lambda: simulation.main(64),
     "noise": noise.main,
+    "training": training.main,
 }
-LONG = ("noise",)
+LONG = ("noise", "training")
 
 
 def main(names: list[str]) -> int:
