@@ -88,6 +88,7 @@ class Record:
         columns = np.split(tap.column[order], starts[1:])
         self.columns = {int(c): k for c, k in zip(names, columns) if c >= 0}
         self.stride = max(1, self.count // _SAMPLE) | 1
+        self.start = 0
 
     def add(self, cipher: int, errors: np.ndarray) -> None:
         tap, columns = self.tap, self.columns[cipher]
@@ -96,7 +97,10 @@ class Record:
         squares = found**2
         self.squares += squares.sum(axis=1)
         self.by_slot += np.bincount(slots, squares.mean(axis=0), len(self.by_slot))
-        self.sample.append(np.abs(found[:, :: self.stride]).reshape(-1))
+        # Each key starts elsewhere: slots near the first ones are the worst of all.
+        for row in found:
+            self.sample.append(np.abs(row[self.start :: self.stride]))
+            self.start = (self.start + 1) % self.stride
 
     def _slots(self, columns: np.ndarray) -> np.ndarray:
         return (columns[:, None] * self.tap.width + np.arange(self.members)).reshape(-1)

@@ -10,6 +10,7 @@ import pytest
 import approx
 import hesim
 from hesim import noise as formulas
+from hesim.certificates import Record
 from hesim.circuit.circuit import Circuit
 from hesim.profiles import profile
 from hesim.schedule import of_circuit
@@ -91,6 +92,20 @@ def test_the_sum_of_the_components_is_all_that_operations_see():
     ea, eb = total(a), total(b)
     expected = np.roll(ma * eb + mb * ea + ea * eb + total(switch), -3) + total(switch)
     np.testing.assert_allclose(total(rotated), expected, rtol=1e-9)
+
+
+def test_quantiles_of_samples_give_every_slot_its_share():
+    """One bad slot of 4096 in sixteen ciphertexts is less than one element in a thousand."""
+    x = RNG.uniform(-1, 1, (4096, 16))
+    circuit = compiled(lambda x: x + x, x)
+    (tap,) = circuit.taps
+    assert len(tap.ciphers) == 16 and tap.width == 4096
+    record = Record(circuit, tap, 8)
+    errors = np.full((8, 4096), 1.0)
+    errors[:, 0] = 100.0
+    for cipher in tap.ciphers:
+        record.add(int(cipher), errors)
+    assert record.certificate("add", "").q999 == 1.0
 
 
 def test_a_message_that_wraps_around_is_an_error():
