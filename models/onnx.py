@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from models.safetensors import TensorFileError
@@ -28,7 +28,7 @@ _DTYPES: Mapping[int, Any] = {
     9: np.bool_,
     10: np.float16,
     11: np.float64,
-    16: ml_dtypes.bfloat16,
+    16: jnp.bfloat16,
 }
 _TYPED_FIELDS: Mapping[int, Any] = {4: np.dtype("<f4"), 10: np.dtype("<f8")}
 """Fields of a tensor that hold packed numbers instead of raw bytes."""

@@ -401,7 +401,7 @@ def widen(name: str, met: Range, margin: float) -> Range:
         return (min(low * (1 + margin), -1e-3), 0.0)
     if kind in ("inv", "inv_sqrt"):
         if low <= 0:
-            what = "variance" if is_norm(name) else "value"
+            what = "variance" if kind == "inv_sqrt" else "value"
             raise ValueError(f"{name}: the {what} reached {low}; {kind} has no polynomial there")
         return (low / (1 + margin), high * (1 + margin))
     bound = max(abs(low), abs(high), 1e-3) * (1 + margin)
