@@ -1,0 +1,69 @@
+"""The ranking study: blind predictions, resuming, agreement."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments.errors import ExperimentError
+from experiments.ranking import STUDY, Ranked, Study, Variant, agreement, run_study
+from experiments.ranking_report import agreement_table, plot, table, write_csv
+from models.config import EncoderConfig
+from models.recipe import Recipe
+from models.train import Batch
+
+SMALL = Study(
+    (Variant("one", 40, degree=3, levels=3), Variant("coarse", 22, degree=3, levels=3)),
+    log_n=12,
+    sentences=16,
+    keys=2,
+    config=EncoderConfig(
+        layers=1, hidden=4, heads=1, ffn=4, sequence=4, vocabulary=12, pooler=(4,), classes=2
+    ),
+    recipe=Recipe(steps=20, polynomial_steps=0, batch=16, evaluate_every=20, save_every=20),
+)
+
+
+def sentences(n: int, seed: int) -> Batch:
+    random = np.random.default_rng(seed)
+    tokens = random.integers(2, 12, (n, 4)).astype(np.int32)
+    return Batch(tokens, np.ones((n, 4), np.float32), (tokens[:, 1] > 6).astype(np.int32))
+
+
+DATA = (sentences(128, 0), sentences(16, 1), sentences(16, 2))
+
+
+def ranked(scale: int, simulated: float, encrypted: float) -> Ranked:
+    return Ranked(Variant("v", scale), simulated, encrypted, 1.0, 0.5, 0.5, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_study_predicts_what_encryption_measures_and_resumes(tmp_path, monkeypatch):
+    results = run_study(SMALL, tmp_path, data=DATA)
+    for row in results:
+        assert abs(np.log2(row.simulated_error / row.encrypted_error)) < 0.7
+    assert results[1].encrypted_error > 2**12 * results[0].encrypted_error
+    monkeypatch.setattr("he_backend.run", None)  # nothing is encrypted a second time
+    assert run_study(SMALL, tmp_path, data=DATA) == results
+    with pytest.raises(ExperimentError, match="another study"):
+        run_study(dataclasses.replace(SMALL, keys=3), tmp_path, data=DATA)
+    write_csv(results, tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text().count("\n") == 3
+    assert table(results).row_count == 2 and agreement_table(results).row_count == 3
+    assert len(plot(results).axes) == 2
+
+
+def test_agreement_counts_what_the_simulation_would_have_missed():
+    right = [ranked(40, 1.0 * i, 2.0 * i) for i in range(1, 9)]
+    assert agreement(right)["all"] == pytest.approx(
+        {"variants": 8, "error": 1.0, "score": 0.0, "bits": 1.0, "missed": 0}
+    )
+    reversed_ = [ranked(32, 1.0 * i, 9.0 - i) for i in range(1, 9)]
+    assert agreement(reversed_)["2^32"]["error"] == pytest.approx(-1.0)
+    assert agreement(reversed_)["2^32"]["missed"] == 2
+
+
+def test_the_study_holds_variants_enough_in_groups_enough():
+    scales = [v.scale_bits for v in STUDY.variants]
+    assert len(scales) >= 24 and len(set(scales)) >= 3
+    assert len({(v.scale_bits, v.name) for v in STUDY.variants}) == len(scales)
