@@ -198,6 +198,25 @@ def convert(
 
 
 @app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished pre-training.")],
+    to: Annotated[Path, typer.Option(help="Model folder to write; it must not exist.")],
+    data: Annotated[Path, typer.Option(help="Folder of its texts.", file_okay=False)],
+    config: Annotated[Path | None, typer.Option(help="TOML file of its settings.")] = None,
+) -> None:
+    """Write a pre-trained encoder as a model folder with a model card."""
+    from experiments.live import Display
+    from experiments.pretrain import read_job
+    from experiments.publish import publish as write
+
+    display = Display()
+    facts = write(read_job(config), data, run, to, display)
+    display.say(
+        f"{to}: {facts['held_out_loss']:.3f} nats a held-out word after {facts['steps']:,} steps"
+    )
+
+
+@app.command()
 def plan(
     sentences: Annotated[int, typer.Option(min=1, help="Sentences side by side.")] = 256,
     levels: Annotated[int, typer.Option(min=1)] = 3,

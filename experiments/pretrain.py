@@ -23,7 +23,15 @@ from models.pretrain import Pretrained, Pretraining, Progress, pretrain
 from models.schedules import Budget
 from models.sites import function_of, site_names
 
-__all__ = ["OPTIONS", "Job", "read_job", "run_pretraining", "settings_template", "until_signalled"]
+__all__ = [
+    "OPTIONS",
+    "Job",
+    "read_corpus",
+    "read_job",
+    "run_pretraining",
+    "settings_template",
+    "until_signalled",
+]
 
 _DEFAULT = Pretraining()
 
@@ -127,18 +135,23 @@ _PENALTY = (
     Option("penalty", "gelu", (-4.0, 4.0), "Range of GELU's input, where the model has one."),
 )
 
-OPTIONS = (*_model_options(), *_TEXT, *_TRAINING, *_PENALTY)
+_CARD = (Option("card", "data", "", "What the text is and under which terms, for the model card."),)
+
+OPTIONS = (*_model_options(), *_TEXT, *_TRAINING, *_PENALTY, *_CARD)
 """Every option of the file, in the order of the template."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A pre-training as a file asks for it: size and split of the text, and the settings."""
+    """A pre-training as a file asks for it: size and split of the text, the settings, and what the
+    model card says of the text.
+    """
 
     length: int
     vocabulary: int
     held_out: float
     settings: Pretraining
+    card: str = ""
 
 
 def settings_template() -> str:
@@ -164,7 +177,7 @@ def read_job(path: str | Path | None) -> Job:
         )
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{path}: {error}") from error
-    return Job(settings=settings, **values["text"])
+    return Job(settings=settings, card=values["card"]["data"], **values["text"])
 
 
 def _targets(config: EncoderConfig, ranges: dict[str, Any]) -> Any:
@@ -200,14 +213,9 @@ def until_signalled() -> Iterator[Callable[[], bool]]:
             signal.signal(number, old)
 
 
-def run_pretraining(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
-    """Read the text, train with a bar, write the log; goes on from what `out` holds.
-
-    Raises DataError for text that cannot be read, CheckpointError where `out` holds another run.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    display.stage("Text")
-    corpus = Corpus.read(
+def read_corpus(job: Job, data: Path, out: Path, display: Display) -> Corpus:
+    """The text of a job, encoded once and kept in `out`."""
+    return Corpus.read(
         data,
         length=job.length,
         vocabulary=job.vocabulary,
@@ -215,6 +223,16 @@ def run_pretraining(job: Job, data: Path, out: Path, display: Display) -> Pretra
         cache=out,
         report=display.say,
     )
+
+
+def run_pretraining(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
+    """Read the text, train with a bar, write the log; goes on from what `out` holds.
+
+    Raises DataError for text that cannot be read, CheckpointError where `out` holds another run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    display.stage("Text")
+    corpus = read_corpus(job, data, out, display)
     display.say(
         f"{len(corpus.files)} files, {corpus.train.rows:,} rows of {job.length} tokens to train "
         f"on, {corpus.held_out.rows:,} held out, {corpus.tokenizer.size:,} words"

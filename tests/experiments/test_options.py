@@ -1,0 +1,115 @@
+"""Settings files: a template that reads back as the defaults, and mistakes that are named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from experiments.errors import ExperimentError
+from experiments.options import Option, options_of, read_options, template
+from experiments.pretrain import OPTIONS, read_job, settings_template
+from models.config import EncoderConfig
+from models.pretrain import Pretraining
+
+EXAMPLE = (
+    Option("a", "count", 3, "How many."),
+    Option("a", "share", 0.5, "Which part."),
+    Option("a", "on", True, "Whether."),
+    Option("b", "pair", (1.0, 2.0), "From and to."),
+    Option("b", "name", "x", "What it is called.", optional=True),
+)
+
+
+def write(folder, text: str):
+    path = folder / "s.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_template_reads_back_as_the_defaults(tmp_path):
+    path = write(tmp_path, template(EXAMPLE, "An example."))
+    assert read_options(path, EXAMPLE) == read_options(None, EXAMPLE)
+    assert "# name =" in path.read_text() and "# How many." in path.read_text()
+
+
+def test_values_of_the_file_win(tmp_path):
+    path = write(tmp_path, 'a.share = 1\na.on = false\nb.pair = [3, 4]\nb.name = "y"')
+    found = read_options(path, EXAMPLE)
+    assert found["a"] == {"count": 3, "share": 1.0, "on": False}
+    assert found["b"] == {"pair": (3, 4), "name": "y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.cuont = 2", "did you mean 'count'"),
+        ("c.count = 2", r"\[c\]"),
+        ("a = 3", r"\[a\]"),
+        ("a.count = 2.5", "should be like 3"),
+        ("a.count = true", "should be like 3"),
+        ("a.on = 1", "should be like true"),
+        ("a.count = ", "not TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text: str, message: str):
+    with pytest.raises(ExperimentError, match=message):
+        read_options(write(tmp_path, text), EXAMPLE)
+
+
+def test_a_missing_file_and_an_unknown_field():
+    with pytest.raises(ExperimentError, match="cannot read"):
+        read_options("absent.toml", EXAMPLE)
+    with pytest.raises(ValueError, match="no field"):
+        options_of(Pretraining(), "training", {"no_such": ""})
+
+
+def test_every_setting_of_a_pre_training_is_documented():
+    names = {option.name for option in OPTIONS}
+    settings = {field.name for field in dataclasses.fields(Pretraining)}
+    assert settings - names == {"config", "budget", "targets"}
+    given_elsewhere = {"sequence", "classes", "padding_id", "lm_head"}  # by text and task
+    config = {f.name for f in dataclasses.fields(EncoderConfig) if not f.name.startswith("lora_")}
+    assert config - names == given_elsewhere
+    assert all(len(option.doc) > 5 for option in OPTIONS)
+
+
+def test_the_template_of_a_pre_training_is_its_defaults(tmp_path):
+    assert read_job(write(tmp_path, settings_template())) == read_job(None)
+
+
+def test_a_job_takes_its_model_from_the_file(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        [model]
+        preset = "demo"
+        attention = "softmax"
+        pooler = [8]
+        [text]
+        length = 24
+        [penalty]
+        penalty = 0.5
+        relu = [-2.0, 2.0]
+        """,
+    )
+    job = read_job(path)
+    config = job.settings.config
+    assert (config.attention, config.pooler, config.sequence) == ("softmax", (8,), 24)
+    assert config.lm_head == "tied" and config.lora_rank == 0
+    assert dict(job.settings.targets)["relu"] == (-2.0, 2.0)
+    assert "exp" not in dict(job.settings.targets), "softmax has no such site"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('model.preset = "huge"', "no preset"),
+        ("model.heads = 3", "multiple"),
+        ("penalty.relu = [2.0, -2.0]", "range of relu"),
+        ("training.steps = 0", "steps"),
+    ],
+)
+def test_jobs_that_cannot_work_are_refused_by_file(tmp_path, text: str, message: str):
+    with pytest.raises(ExperimentError, match=message):
+        read_job(write(tmp_path, text))

@@ -1,0 +1,165 @@
+"""`hesim pretrain` and `hesim publish`: log, stop by a signal, going on, and the model folder."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.cli import main
+from experiments.errors import ExperimentError
+from experiments.live import Display
+from experiments.logbook import Logbook
+from experiments.pretrain import read_job, run_pretraining, until_signalled
+from experiments.publish import publish
+from models.shipped import load_pretrained
+
+SETTINGS = """
+[model]
+layers = 1
+hidden = 16
+ffn = 16
+pooler = [8]
+[text]
+length = 16
+vocabulary = 60
+held_out = 0.2
+[training]
+steps = 60
+batch = 16
+rate = 2e-2
+chunk = 0
+log_every = 5
+evaluate_every = 30
+[card]
+data = "Sentences about animals, made for this test."
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling takes most of the time here, and nothing here runs long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def job_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "s.toml").write_text(SETTINGS)
+    texts = folder / "texts"
+    texts.mkdir()
+    rng = np.random.default_rng(0)
+    pairs = [("fox", "red"), ("crow", "black"), ("frog", "green"), ("swan", "white")]
+    for part in range(4):
+        chosen = [[pairs[i] for i in rng.integers(0, 4, 2)] for _ in range(160)]
+        lines = [f"the {a[0]} is {a[1]} and the {b[0]} is {b[1]}" for a, b in chosen]
+        (texts / f"{part}.txt").write_text("\n".join(lines))
+    return folder / "s.toml", texts
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with open(out / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(job_files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that SIGTERM stopped once and that then went on to its end."""
+    config, texts = job_files
+    out = tmp_path_factory.mktemp("out")
+    job = read_job(config)
+
+    class Killing(Display):
+        def bar(self, title, total):
+            inner = super().bar(title, total)
+
+            class Context:
+                def __enter__(self):
+                    update = inner.__enter__()
+
+                    def seen(done, note, left):
+                        update(done, note, left)
+                        if done >= 0.25:
+                            os.kill(os.getpid(), signal.SIGTERM)
+
+                    return seen
+
+                def __exit__(self, *error):
+                    return inner.__exit__(*error)
+
+            return Context()
+
+    before = signal.getsignal(signal.SIGTERM)
+    first = run_pretraining(job, texts, out, Killing(quiet=True))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not first.finished and first.step == 15
+    with pytest.raises(ExperimentError, match="25 % of its budget"):
+        publish(job, texts, out, out / "early", Display(quiet=True))
+    second = run_pretraining(job, texts, out, Display(quiet=True))
+    assert second.finished and second.step == 60
+    return out
+
+
+def test_the_log_has_each_report_once_and_event_files(finished):
+    found = rows(finished)
+    assert [int(row["step"]) for row in found] == list(range(5, 61, 5))
+    assert all(float(row["loss"]) > 0 for row in found)
+    assert [row["step"] for row in found if row["held_out_loss"]] == ["30", "60"]
+    events = list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    assert events and any(b"held_out_loss" in path.read_bytes() for path in events)
+
+
+def test_a_published_model_loads_with_its_card_and_facts(job_files, finished, tmp_path):
+    config, texts = job_files
+    facts = publish(read_job(config), texts, finished, tmp_path / "m", Display(quiet=True))
+    assert facts["held_out_loss"] < facts["held_out_loss_by_word_frequency"]
+    assert abs(facts["held_out_loss"] - facts["held_out_loss_before_rounding"]) < 0.05
+    found = load_pretrained(tmp_path / "m", classes=3)
+    assert found.notes["steps"] == 60
+    assert found.params["head"]["kernel"].shape == (8, 3)
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "made for this test" in card and "layer0.attention.exp" in card
+
+
+def test_the_command_refuses_what_it_cannot_do(job_files, finished, tmp_path, capsys):
+    config, texts = job_files
+    with pytest.raises(SystemExit) as done:
+        main(["pretrain", "--data", str(tmp_path), "--out", str(tmp_path / "o")])
+    assert done.value.code == 2 and "holds no" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main(["pretrain", "--config", str(config)])
+    assert done.value.code == 2
+    with pytest.raises(SystemExit) as done:
+        main(["pretrain", "--template"])
+    assert done.value.code == 0 and "[training]" in capsys.readouterr().out
+
+
+def test_a_resumed_log_drops_what_came_after_its_checkpoint(tmp_path):
+    with Logbook(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": float(step)})
+    with Logbook(tmp_path, from_step=2) as log:
+        log.write(3, {"loss": 9.0, "accuracy": 0.5})
+    found = rows(tmp_path)
+    assert [(row["step"], row["loss"], row["accuracy"]) for row in found] == [
+        ("1", "1.0", ""),
+        ("2", "2.0", ""),
+        ("3", "9.0", "0.5"),
+    ]
+
+
+def test_a_second_signal_is_not_held_back():
+    with until_signalled() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,168 @@
+"""Pre-training: it learns, stops and resumes to the bit, narrows ranges, refuses other folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from models.checkpoint import CheckpointError
+from models.config import EncoderConfig
+from models.corpus import Corpus
+from models.pretrain import Pretrained, Pretraining, Progress, pretrain
+from models.schedules import Budget
+
+CONFIG = EncoderConfig(
+    layers=1, hidden=16, heads=2, ffn=16, sequence=16, pooler=(8,), lm_head="tied", first_norm=True
+)
+SETTINGS = Pretraining(
+    config=CONFIG,
+    batch=16,
+    budget=Budget(steps=60),
+    rate=2e-2,
+    log_every=5,
+    evaluate_every=20,
+    chunk=32,
+    held_out_rows=32,
+    save_seconds=0.0,
+    penalty=0.5,
+    penalty_last=0.5,
+    targets=(("relu", (-1.0, 1.0)),),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling takes most of the time here, and nothing here runs long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def write_texts(folder: Path) -> Path:
+    """Sentences in which a colour follows an animal of its own."""
+    rng = np.random.default_rng(0)
+    pairs = [("fox", "red"), ("crow", "black"), ("frog", "green"), ("swan", "white")]
+    for part in range(4):
+        lines = []
+        for _ in range(160):
+            a, b = (pairs[i] for i in rng.integers(0, 4, 2))
+            lines.append(f"the {a[0]} is {a[1]} and the {b[0]} is {b[1]}")
+        (folder / f"{part}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def read(folder: Path) -> Corpus:
+    return Corpus.read(folder, length=16, vocabulary=60, held_out=0.2)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def whole(texts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pretrained, list[Progress]]:
+    reports: list[Progress] = []
+    folder = tmp_path_factory.mktemp("whole")
+    return pretrain(SETTINGS, read(texts), folder, report=reports.append), reports
+
+
+def test_held_out_loss_falls_and_figures_are_reported(whole):
+    result, reports = whole
+    held = [r.figures["held_out_loss"] for r in reports if "held_out_loss" in r.figures]
+    assert len(held) == 3 and held[-1] < held[0] and held[-1] < 0.6 * np.log(20)
+    assert result.finished and result.step == 60 and result.evaluated.loss == held[-1]
+    assert [r.step for r in reports] == list(range(5, 61, 5))
+    rates = [r.figures["learning_rate"] for r in reports]
+    assert max(rates) == rates[1] and rates[-1] == pytest.approx(0.0)
+    assert "penalty" in reports[-1].figures and "penalty" not in reports[0].figures
+
+
+def test_the_penalty_narrows_the_range_that_is_met(texts, whole, tmp_path):
+    without = dataclasses.replace(SETTINGS, penalty=0.0)
+    free = pretrain(without, read(texts), tmp_path).evaluated
+    kept = whole[0].evaluated
+    assert free is not None and kept is not None
+    width = [high - low for low, high in (e.ranges["layer0.ffn.relu"] for e in (kept, free))]
+    assert width[0] < 0.8 * width[1]
+
+
+@pytest.mark.parametrize("stop", [7, 38])
+def test_a_stopped_run_goes_on_to_the_same_bits(texts, whole, tmp_path, stop: int):
+    corpus, calls = read(texts), [0]
+
+    def stopped() -> bool:
+        calls[0] += 1
+        return calls[0] > stop
+
+    first = pretrain(SETTINGS, corpus, tmp_path, stop=stopped)
+    assert not first.finished and 0 < first.step < 60
+    second = pretrain(SETTINGS, corpus, tmp_path)
+    assert second.finished
+    jax.tree.map(np.testing.assert_array_equal, second.params, whole[0].params)
+
+
+def test_another_trainings_folder_is_refused(texts, tmp_path):
+    calls = [0]
+
+    def stopped() -> bool:
+        calls[0] += 1
+        return calls[0] > 3
+
+    pretrain(SETTINGS, read(texts), tmp_path, stop=stopped)
+    with pytest.raises(CheckpointError, match="other settings"):
+        pretrain(dataclasses.replace(SETTINGS, rate=1e-3), read(texts), tmp_path)
+
+
+KILLED = """
+import sys
+import jax
+jax.config.update("jax_disable_most_optimizations", True)
+sys.path.insert(0, {here!r})
+from test_pretrain import SETTINGS, read
+from models.pretrain import pretrain
+from pathlib import Path
+report = lambda progress: print(progress.step, flush=True)
+pretrain(SETTINGS, read(Path({texts!r})), {folder!r}, report=report)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(texts, whole, tmp_path):
+    code = KILLED.format(
+        here=str(Path(__file__).parent), texts=str(texts), folder=str(tmp_path / "run")
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    kill_at = int(np.random.default_rng(os.getpid()).integers(2, 11))
+    for number, _ in enumerate(child.stdout):
+        if number == kill_at:
+            child.send_signal(signal.SIGKILL)
+            break
+    assert child.wait() == -signal.SIGKILL
+    reports: list[Progress] = []
+    result = pretrain(SETTINGS, read(texts), tmp_path / "run", report=reports.append)
+    assert 5 < reports[0].step <= 60, "nothing was resumed"
+    jax.tree.map(np.testing.assert_array_equal, result.params, whole[0].params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": CONFIG.replace(lm_head="none")}, "lm_head"),
+        ({"targets": (("gelu", (-1.0, 1.0)),)}, "gelu"),
+        ({"accumulate": 3}, "multiple"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message: str):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SETTINGS, **changes)
