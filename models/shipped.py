@@ -60,9 +60,10 @@ def load_pretrained(
     shipped = SHIPPED / name
     folder = shipped if shipped.is_dir() else Path(name)
     if not folder.is_dir():
+        shipped_list = ", ".join(shipped_names()) or "none comes with this version"
         raise CheckpointError(
-            f"there is no pre-trained model {str(name)!r}: name one of "
-            f"{', '.join(shipped_names())}, or the folder of a saved model"
+            f"there is no pre-trained model {str(name)!r} ({shipped_list}): name one of these, or "
+            "the folder of a saved model"
         )
     saved = load_model(folder)
     if saved.tokenizer is None:
