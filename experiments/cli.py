@@ -216,6 +216,32 @@ def publish(
     )
 
 
+@app.command(name="noisy-training")
+def noisy_training(
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/noisy-training"),
+    seeds: Annotated[int, typer.Option(min=1, help="Models, each trained twice.")] = 5,
+    sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences to encrypt.")] = 1024,
+    backend: Annotated[
+        Backend, typer.Option(help="slots encrypts nothing; for debugging.")
+    ] = Backend.pyfhel,
+) -> None:
+    """Does training with simulated noise help the encrypted model? A paired study at a tiny
+    scale."""
+    from experiments.noisy_training import NOISE_STUDY, run_noise_study, table
+
+    study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
+    console = Console(soft_wrap=True)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    arms = run_noise_study(study, out, backend=backend.value, say=say)
+    say("\n" + table(arms, backend.value))
+    say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
+
+
 @app.command()
 def plan(
     sentences: Annotated[int, typer.Option(min=1, help="Sentences side by side.")] = 256,
