@@ -216,6 +216,25 @@ def publish(
     )
 
 
+@app.command()
+def rank(
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/ranking"),
+) -> None:
+    """Does the simulation rank variants of a model as encryption does? (About half an hour.)"""
+    from experiments.ranking import STUDY, run_study
+    from experiments.ranking_report import agreement_table, plot, table, write_csv
+
+    console = Console()
+    results = run_study(STUDY, out, say=lambda line: console.print(line, highlight=False))
+    write_csv(results, out / "ranking.csv")
+    plot(results).savefig(out / "ranking.png", dpi=150)
+    console.print(table(results))
+    console.print(agreement_table(results))
+    console.print(f"written: {out / 'ranking.csv'}, {out / 'ranking.png'}", highlight=False)
+
+
 @app.command(name="noisy-training")
 def noisy_training(
     out: Annotated[
