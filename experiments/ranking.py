@@ -64,8 +64,10 @@ class Variant:
         return base.replace(layers=self.layers, activation=self.activation, lora_rank=self.rank)
 
 
-def _group(scale_bits: int) -> tuple[Variant, ...]:
-    """The variants at one scale, each a step away from a base, and some two."""
+def _group(scale_bits: int, long_chain: int = 7) -> tuple[Variant, ...]:
+    """The variants at one scale, each a step away from a base, and some two. The smaller the scale,
+    the fewer primes there are for a chain.
+    """
     variant = functools.partial(Variant, scale_bits=scale_bits)
     return (
         variant("base"),
@@ -78,7 +80,7 @@ def _group(scale_bits: int) -> tuple[Variant, ...]:
         variant("GELU", activation="glu_gelu"),
         variant("LoRA rank 4", rank=4),
         variant("two layers", layers=2),
-        variant("long chain", levels=7),
+        variant("long chain", levels=long_chain),
     )
 
 
@@ -112,7 +114,7 @@ class Study:
             )
 
 
-STUDY = Study(tuple(v for bits in (40, 28, 20) for v in _group(bits)))
+STUDY = Study((*_group(40), *_group(28), *_group(24, long_chain=5)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,3 +67,5 @@ def test_the_study_holds_variants_enough_in_groups_enough():
     scales = [v.scale_bits for v in STUDY.variants]
     assert len(scales) >= 24 and len(set(scales)) >= 3
     assert len({(v.scale_bits, v.name) for v in STUDY.variants}) == len(scales)
+    for variant in STUDY.variants:
+        assert STUDY.params(variant).levels == variant.levels  # there are primes enough
