@@ -115,7 +115,7 @@ def terms() -> Iterator[None]:
 
 def _size(model: list[Any]) -> float:
     """Upper bound on |model| over the cell; infinite if a coefficient is not finite."""
-    total = sum((abs(c) for c in model[1:]), abs(model[0]))
+    total: Any = sum((abs(c) for c in model[1:]), abs(model[0]))
     return float(total.abs_upper()) * (1.0 + 1e-15) if total.is_finite() else math.inf
 
 

@@ -76,7 +76,7 @@ def constraints(through: Any, bounds: Any) -> None:
     """Raises ApproxError unless these are pairs (x, y), and a pair of numbers or None."""
     try:
         for x, y in through:
-            float(x), float(y)
+            _ = float(x), float(y)
     except (TypeError, ValueError) as error:
         raise ApproxError(f"through= is a list of points (x, y), not {through!r}.") from error
     try:

@@ -71,6 +71,8 @@ def error_figure(report: Report):
 
     Those that leave it are red, the first one is named.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure()
     places = np.arange(len(report.ops))
     judged = [k for k, op in enumerate(report.ops) if np.isfinite(op.high)]
@@ -93,7 +95,7 @@ def error_figure(report: Report):
         axes.set_title(f"first outside: {first.name}, {place}", fontsize=10)
     axes.set_xlabel("operation, in program order")
     axes.set_ylabel("std of the error")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper")
     return figure
 

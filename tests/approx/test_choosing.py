@@ -2,6 +2,8 @@
 
 import math
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -187,10 +189,11 @@ def test_samples_that_tell_nothing_are_refused(samples, word):
 
 
 def test_requests_that_are_malformed_say_so():
-    for request in (
+    requests: tuple[dict[str, Any], ...] = (
         {"max_error": -1.0},
         {"max_levels": 2.5},
         {"max_levels": 3, "noise_bits": math.nan},
-    ):
+    )
+    for request in requests:
         with pytest.raises(ApproxError, match="must be"):
             approx.choose("gelu", X, **request)
