@@ -1,7 +1,6 @@
 """approx.choose and approx.report: the front is one, requests are met, damage is found."""
 
 import math
-
 from typing import Any
 
 import numpy as np
