@@ -215,6 +215,8 @@ Rule = Callable[[Operation, list[Any]], list[Any]]
 
 
 def _operands(op: Operation, args: list[Any]) -> list[Any]:
+    if len(args) == 2 and args[0] is args[1]:  # one ciphertext, one error
+        return [op.operand(0, args[0])] * 2
     return [op.operand(number, x) for number, x in enumerate(args)]
 
 

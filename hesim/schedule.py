@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit_noise import OperationNoise
 from hesim.circuit_plans import CircuitPlan
 from hesim.depth import operation_depth
-from hesim.errors import LevelError
+from hesim.errors import LevelError, ParameterError
 from hesim.params import CKKSParams
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
@@ -28,7 +28,7 @@ from hesim.program import Literal, Var
 if TYPE_CHECKING:
     from hesim.program import Equation, Program
 
-__all__ = ["Placement", "Schedule", "canonical", "of_circuit"]
+__all__ = ["Placement", "Schedule", "canonical", "of_circuit", "transferred"]
 
 _CONTRACTIONS = frozenset({"dot_general", "conv_general_dilated", "reduce_sum", "cumsum"})
 
@@ -138,6 +138,10 @@ def of_circuit(
     owner = _input_owners(program, circuit)
     gains = {v.id: 1.0 for v in program.inputs if v.encrypted}
     signed = dict(gains)
+    uses = {v.id: j for j, e in enumerate(program.ops) for v in _encrypted(e)}
+    absorbed = {
+        k: uses[e.outputs[0].id] for k, e in enumerate(program.ops) if e.outputs[0].id in uses
+    }
     schedule: dict[int, Placement] = {}
     after = circuit.params.levels
     for k, equation in enumerate(program.ops):
@@ -146,8 +150,10 @@ def of_circuit(
         if len(ciphers):
             after = int(circuit.level[ciphers].min())
         depth = max(_depth(program, equation), 1) if facts.rescales[k] else 0
+        # A product without ciphertexts is made by the instructions of the sum that takes it in.
+        made = k if tap is not None else absorbed.get(k, k)
         operands = {v.id for v in _encrypted(equation)}
-        lowered = {v for c in facts.lowered.get(k, ()) for v in owner.get(c, ())} & operands
+        lowered = {v for c in facts.lowered.get(made, ()) for v in owner.get(c, ())} & operands
         gain = 1.0 if tap is None else abs(tap.gain)
         planned = equation.name in ("polynomial", "integer_pow")
         own = bool(len(ciphers)) and bool(np.any(circuit.source[ciphers] == k))
@@ -162,7 +168,7 @@ def of_circuit(
             refreshed_after=own and any(int(c) in facts.refreshed for c in ciphers),
             shared=bool(len(ciphers)) and not own,
             inner_refreshes=facts.inner_refreshes[k],
-            operand_stds=_operand_stds(equation, facts.operands[k], owner),
+            operand_stds=_operand_stds(equation, facts.operands[made], owner),
             added_std=math.sqrt(facts.result(ciphers)) if own else 0.0,
             plan=facts.plan(ciphers, _operand_gain(equation, signed)) if own and planned else None,
         )
@@ -173,6 +179,44 @@ def of_circuit(
             owner.setdefault(cipher, set()).update(names)
             owner.setdefault(facts.refreshed.get(cipher, cipher), set()).update(names)
     return schedule
+
+
+def transferred(schedule: Schedule, source: Program, target: Program) -> dict[int, Placement]:
+    """A schedule of one Program for another trace of the same function, on a batch of another size
+    or with more of its values returned.
+
+    Raises:
+      ParameterError: their operations are not the same ones in the same order.
+    """
+    names: dict[int, int] = {}
+    pairs = [(_encrypted_inputs(source), _encrypted_inputs(target))]
+    same = len(source.ops) == len(target.ops)
+    for one, two in zip(source.ops, target.ops):
+        same = same and one.name == two.name
+        pairs.append((_encrypted(one), _encrypted(two)))
+        pairs.append((list(one.outputs), list(two.outputs)))
+    for left, right in pairs:
+        same = same and len(left) == len(right)
+        for a, b in zip(left, right):
+            same = same and names.setdefault(a.id, b.id) == b.id
+    if not same:
+        raise ParameterError(
+            f"the Circuit was compiled from {source.name} with {len(source.ops)} operations, and "
+            f"{target.name} traces to {len(target.ops)} others: compile the function that is "
+            f"simulated"
+        )
+    return {
+        two.index: replace(
+            schedule[one.index],
+            refreshed=frozenset(names[i] for i in schedule[one.index].refreshed),
+            lowered=frozenset(names[i] for i in schedule[one.index].lowered),
+        )
+        for one, two in zip(source.ops, target.ops, strict=True)
+    }
+
+
+def _encrypted_inputs(program: Program) -> list[Var]:
+    return [v for v in program.inputs if v.encrypted]
 
 
 def _input_owners(program: Program, circuit: Circuit) -> dict[int, set[int]]:

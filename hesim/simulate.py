@@ -24,6 +24,7 @@ from jax import tree_util
 from jax.extend import core
 
 from hesim import noise as formulas
+from hesim.circuit.circuit import Circuit
 from hesim.draws import Draws
 from hesim.errors import ParameterError
 from hesim.noise_rules import FOLDED, Operation, apply, bootstrapped
@@ -32,7 +33,7 @@ from hesim.predictions import OpPrediction, Prediction, predict
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
 from hesim.program import Equation, Literal, Program, Var, bind, wide_array
-from hesim.schedule import Schedule, canonical
+from hesim.schedule import Schedule, canonical, of_circuit, transferred
 from hesim.trace import trace
 
 __all__ = ["TIERS", "OpPrediction", "Prediction", "predict", "simulate", "simulate_program"]
@@ -48,6 +49,7 @@ def simulate(
     encrypted: Any = (0,),
     profile: str | NoiseProfile = "seal",
     tier: str = "train",
+    circuit: Circuit | None = None,
 ) -> Callable[..., Any]:
     """`fn` as it would come out of an encrypted run under these parameters.
 
@@ -58,6 +60,10 @@ def simulate(
       profile: the library whose noise is added.
       tier: "train", at most one draw a tensor (errors of operands are drawn with the result and not
         shared between its elements), or "predict", every error where it is made.
+      circuit: of ``hesim.compile`` on a trace of `fn`, on a batch of any size: its levels,
+        refreshes, rotations and masks are then simulated, to a few hundredths of a bit. By default
+        they are guessed from the operations alone (``hesim.schedule.canonical``), which knows
+        nothing of layouts and may be a bit off where an operation rotates much, or not at all.
 
     Returns:
       ``f(key, *args)``: the noisy result, of fn's structure; ``key`` is a JAX random key and stands
@@ -67,10 +73,12 @@ def simulate(
       is read at the first call only, as under ``jax.jit``.
 
     Raises:
-      NotHomomorphicError, TraceError: from tracing. ParameterError: an unknown tier or profile.
+      NotHomomorphicError, TraceError: from tracing. ParameterError: an unknown tier or profile, or
+        a circuit of other parameters or of another function, or a loaded one, without its Program.
     """
     _check_tier(tier)
     library = find_profile(profile)
+    known = None if circuit is None else _known_schedule(circuit, params, library)
     programs: dict[Any, tuple[Program, Schedule]] = {}
     name = getattr(fn, "__name__", type(fn).__name__)
 
@@ -82,8 +90,11 @@ def simulate(
             try:
                 program = trace(fn, *args, encrypted=encrypted, name=name)
             except jax.errors.TracerArrayConversionError:
-                return _closed_over_tracers(fn, params, encrypted, library, tier, key, args)
-            programs[cache_key] = program, canonical(program, params)
+                return _closed_over_tracers(
+                    fn, params, encrypted, library, tier, circuit, key, args
+                )
+            schedule = canonical(program, params) if known is None else known(program)
+            programs[cache_key] = program, schedule
         program, schedule = programs[cache_key]
         flat = [jnp.asarray(x) for x in leaves]
         out = simulate_program(program, params, key, flat, library, schedule=schedule, tier=tier)
@@ -93,7 +104,25 @@ def simulate(
     return simulated
 
 
-def _closed_over_tracers(fn, params, encrypted, profile, tier, key, args) -> Any:
+def _known_schedule(
+    circuit: Circuit, params: CKKSParams, profile: NoiseProfile
+) -> Callable[[Program], Schedule]:
+    """What a Circuit does, as a schedule for other traces of the function that it was made of."""
+    source = circuit.program
+    if source is None:
+        raise ParameterError(
+            "a loaded Circuit carries no Program to match operations with: compile it in this "
+            "process"
+        )
+    if circuit.params != params:
+        raise ParameterError(
+            f"the circuit was compiled for {circuit.params}, not for {params}: give its own params"
+        )
+    schedule = of_circuit(source, circuit, profile)
+    return lambda program: transferred(schedule, source, program)
+
+
+def _closed_over_tracers(fn, params, encrypted, profile, tier, circuit, key, args) -> Any:
     """Simulates an fn that closes over tracers (of an enclosing grad, say), as public arguments."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     tree = tree_util.tree_structure(shape)
@@ -104,7 +133,7 @@ def _closed_over_tracers(fn, params, encrypted, profile, tier, key, args) -> Any
         return tree_util.tree_unflatten(tree, flat)
 
     flags = (False, *_flags(encrypted, args))
-    run = simulate(explicit, params, encrypted=flags, profile=profile, tier=tier)
+    run = simulate(explicit, params, encrypted=flags, profile=profile, tier=tier, circuit=circuit)
     return run(key, list(closed.consts), *args)
 
 
