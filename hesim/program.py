@@ -301,9 +301,30 @@ def bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
         return [_SCATTERS[eqn.name](*args, **{name: params[name] for name in names})]
     elif wide:
         params = {name: _wide_param(value) for name, value in params.items()}
-    out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
+    out = eqn.primitive.bind(*_aligned(args), **eqn.primitive.get_bind_params(params))
     out = list(out) if eqn.primitive.multiple_results else [out]
     return [wide_array(o) for o in out] if wide else out
+
+
+def _aligned(args: list[Any]) -> list[Any]:
+    """Operands that vary over the same axes of an enclosing `shard_map`: the functions of `jnp` see
+    to that, primitives want it done.
+    """
+    axes = [_varying(a) for a in args]
+    union = frozenset().union(*axes)
+    if not union:
+        return args
+    return [
+        a if own == union else jax.lax.pcast(a, tuple(sorted(union - own)), to="varying")
+        for a, own in zip(args, axes, strict=True)
+    ]
+
+
+def _varying(value: Any) -> frozenset[str]:
+    """Axes of an enclosing `shard_map` that a value varies over."""
+    aval = jax.typeof(value)
+    manual = getattr(aval, "manual_axis_type", None)  # `vma` itself before JAX 0.10
+    return frozenset(getattr(aval, "vma", ()) if manual is None else manual.varying)
 
 
 def is_key(value: Any) -> bool:
