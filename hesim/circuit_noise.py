@@ -40,6 +40,7 @@ class OperationNoise:
         self._first = np.append(circuit.arg, -1)[circuit.arg_ptr[:-1]]
         self._corrections = self._find_corrections()
         self._packs = [_weight(p) for p in circuit.packs]
+        self._largest = [_largest(p) for p in circuit.packs]
         refreshes = np.flatnonzero(kind == Kind.REFRESH)
         self.refreshed = {int(self._first[r]): int(r) for r in refreshes}
         results = {int(c) for tap in circuit.taps for c in tap.ciphers}
@@ -82,6 +83,12 @@ class OperationNoise:
         units = single[one[c.plain_pack[c.arg2[c.arg_ptr[single]]]]]
         return np.flatnonzero((c.kind == Kind.RESCALE) & np.isin(self._first, units))
 
+    def _products(self) -> set[int]:
+        """Operations that multiply two ciphertexts once; a scalar in them only applies a gain."""
+        c = self._circuit
+        dots = {int(op) for op in c.source[c.kind == Kind.DOT] if op >= 0}
+        return {op for op in dots if c.op_names[op] not in ("polynomial", "integer_pow")}
+
     def _by_depth(self, refreshes: list[int]) -> list[tuple[float, ...]]:
         """Per operation, refreshes at each depth inside it over rescales there, from depth 0 on."""
         c = self._circuit
@@ -119,13 +126,15 @@ class OperationNoise:
         root = np.arange(len(c.kind))
         computed = np.zeros(len(c.kind), bool)
         depth = np.zeros(len(c.kind), np.int64)
+        applied = np.ones(len(c.kind))
+        products = self._products()
         factors: list[dict[int, list[float]]] = [{} for _ in self.operands]
         for i in range(len(c.kind)):
             op = int(c.source[i])
             kind, where = int(c.kind[i]), c.args(i)
             arg = c.arg[where]
             if inside[i] and len(arg):
-                root[i] = root[arg[0]]
+                root[i], applied[i] = root[arg[0]], applied[arg[0]]
             below = depth[arg][c.source[arg] == op]
             depth[i] = below.max(initial=0)
             made = computed[arg] & (c.source[arg] == op)
@@ -141,18 +150,24 @@ class OperationNoise:
             elif kind == Kind.DOT:
                 other = c.arg2[where]
                 beside = np.where(inside[other] | (c.source[other] == op), variance[other], 0.0)
-                _note(factors[op], root[arg], own, ~made)
-                _note(factors[op], root[other], beside, ~(computed[other] & inside[other]))
+                _note(factors[op], root[arg], own / applied[arg] ** 2, ~made)
+                moved = ~(computed[other] & inside[other])
+                _note(factors[op], root[other], beside / applied[other] ** 2, moved)
                 computed[i] = True
             elif kind == Kind.DOT_PLAIN:
                 packs = c.plain_pack[c.arg2[where]]
                 weights = np.array([self._packs[p] for p in packs])
                 unknown = np.any(np.isnan(weights))
-                if unknown or all(c.packs[p].scalar for p in packs):
-                    _note(factors[op], root[arg], own, ~made)
+                scalars = all(c.packs[p].scalar for p in packs)
+                if unknown or (scalars and op not in products):
+                    _note(factors[op], root[arg], own / applied[arg] ** 2, ~made)
                     computed[i] = True
                 if not unknown:
+                    largest = max(self._largest[p] for p in packs) or 1.0
+                    weights = weights / largest**2
                     variance[i] = np.dot(weights, own) / min(1.0, max(weights.sum(), 1e-9))
+                    variance[i] *= largest**2
+                    applied[i] *= largest
             else:
                 added = events.variance(kind, int(c.level[i]), float(c.scale[i]))
                 variance[i] = own.sum() + added
@@ -203,3 +218,11 @@ def _weight(pack: Pack) -> float:
     asked = pack.index >= 0
     values = np.where(asked, pack.literal[np.where(asked, pack.index, 0)] * pack.gain, 0.0)
     return float(np.mean(values**2))
+
+
+def _largest(pack: Pack) -> float:
+    """Largest absolute value of a plaintext of known numbers, 1 if unknown."""
+    if pack.operand >= 0 or pack.literal is None:
+        return 1.0
+    used = pack.literal[pack.index[pack.index >= 0]]
+    return float(np.max(np.abs(used), initial=0.0) * abs(pack.gain))

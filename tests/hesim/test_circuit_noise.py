@@ -1,5 +1,7 @@
 """What compiled Circuits add to the noise, operation by operation."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 
 import approx
 from hesim import noise as formulas
+from hesim.certify import certify
 from hesim.circuit.compile import compile
 from hesim.circuit_noise import OperationNoise
+from hesim.errors import ParameterError
 from hesim.params import CKKSParams
 from hesim.predictions import predict
 from hesim.profiles import profile
 from hesim.schedule import of_circuit
+from hesim.simulate import simulate
 from hesim.trace import trace
 
 pytestmark = pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
@@ -121,3 +126,104 @@ def test_predicted_errors_are_those_of_an_encrypted_run(levels):
     assert len(ratios) == len(report.ops)
     assert max(abs(np.log2(ratios))) < 0.75
     assert abs(np.log2(ratios[-1])) < 0.5
+
+
+def agreement(fn, args, params, encrypted=(0,), **options) -> np.ndarray:
+    """log2 of the training tier's std over the certificate's, for every operation with one."""
+    program = trace(fn, *args, encrypted=encrypted)
+    circuit = compile(program, params, **options)
+    schedule = of_circuit(program, circuit)
+    certificate = certify(circuit, args, keys=8)
+    predicted = predict(program, params, args, 8, schedule=schedule, tier="train")
+    pairs = zip(predicted.ops, certificate.ops, strict=True)
+    return np.array([np.log2(p.std / c.std) for p, c in pairs if c.std > 0])
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    SHORT = CKKSParams(12, 3, 40, 50, 60, security=None)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("target", ["exp", "tanh"])
+@pytest.mark.parametrize("levels", [2, 3, 8])
+def test_polynomials_with_refreshes_inside_agree_with_the_certificate(target, levels):
+    poly = approx.fit(target, (-8.0, 8.0), degree=15)
+    params = CKKSParams(12, levels, 40, 50, 60, security=None)
+    x = np.clip(2 * normal(params.slots), -8, 8)
+    assert np.all(np.abs(agreement(lambda x: poly(x), (x,), params)) < 0.1)
+
+
+def test_inputs_masked_and_brought_down_before_a_sum_are_counted():
+    x = normal(SHORT.slots // 16, 16)
+    found = agreement(lambda x: x - x.mean(-1, keepdims=True), (x,), SHORT)
+    assert np.all(np.abs(found) < 0.1)
+
+
+def test_factors_of_unequal_error_keep_their_own():
+    scores, values = 6 * normal(16, 8, 8), normal(16, 8, 8, seed=1)
+    w = normal(8, 8, seed=2) / 3
+
+    def attend(s, v, w):
+        return jnp.einsum("bij,bjd->bid", s, v @ w)
+
+    assert np.all(np.abs(agreement(attend, (scores, values, w), SHORT, (0, 1))) < 0.15)
+
+
+def test_rotations_shared_by_two_products_count_for_both():
+    x, w, u = normal(16, 8, 16), normal(16, 8, seed=1) / 4, normal(16, 8, seed=2) / 4
+    assert np.all(np.abs(agreement(lambda x, w, u: (x @ w, x @ u), (x, w, u), SHORT)) < 0.1)
+
+
+def test_a_layer_norm_agrees_with_the_certificate():
+    inverse = approx.fit("inv_sqrt", (0.1, 4.0), degree=7)
+
+    def norm(x, w):
+        h = x @ w
+        return h * inverse(jnp.mean(h * h, -1, keepdims=True))
+
+    x, w = normal(16, 8, 16), normal(16, 16, seed=1) / 4
+    assert np.all(np.abs(agreement(norm, (x, w), SHORT)) < 0.15)
+
+
+def test_a_circuit_is_simulated_for_another_batch():
+    w = normal(8, 8, seed=1) / 2
+
+    def fn(x, w):
+        h = x @ w
+        return (h * h).sum(-1)
+
+    program = trace(fn, normal(32, 8), w)
+    circuit = compile(program, SHORT)
+    x = normal(5, 8)
+    found = {}
+    for name, given in (("circuit", circuit), ("canonical", None)):
+        f = simulate(fn, SHORT, circuit=given)
+        keys = jax.random.split(jax.random.key(0), 500)
+        with jax.enable_x64(True):
+            wide = [a.astype(np.float64) for a in (x, w)]
+            runs = jax.vmap(lambda k, f=f, wide=wide: f(k, *wide))(keys)
+            found[name] = float(jnp.std(runs - fn(*wide)))
+    assert found["circuit"] != found["canonical"]
+    assert abs(np.log2(found["circuit"] / found["canonical"])) < 1.5
+
+
+def test_circuits_of_other_functions_and_parameters_are_refused():
+    x = normal(8, 8)
+    circuit = compile(trace(lambda x: x * x, x), SHORT)
+    with pytest.raises(ParameterError, match="compile the function"):
+        simulate(lambda x: x + x, SHORT, circuit=circuit)(jax.random.key(0), x)
+    with pytest.raises(ParameterError, match="own params"):
+        simulate(lambda x: x * x, PARAMS, circuit=circuit)
+
+
+def test_a_small_gain_applied_before_a_product_rounds_in_slots():
+    x, v = normal(16, 8, 8), normal(16, 8, 8, seed=1)
+
+    def fn(x, v):
+        return jnp.einsum("bij,bjd->bid", x / 4096.0, v)
+
+    assert np.all(np.abs(agreement(fn, (x, v), SHORT, (0, 1))) < 0.25)
