@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from hesim import noise as formulas
+from hesim import predictions
+from hesim.errors import ParameterError
 from hesim.params import CKKSParams
 from hesim.predictions import predict
 from hesim.profiles import profile
@@ -73,3 +75,33 @@ def test_gradients_are_predicted_too():
     x64, w64 = jnp.asarray(x[:8]), jnp.asarray(w)
     np.testing.assert_allclose(prediction.exact, jax.grad(loss, argnums=1)(x64, w64), rtol=1e-4)
     assert all(0 < op.std < 2.0**-14 for op in prediction.ops)
+
+
+def test_the_training_tier_is_predicted_too_and_unknown_ones_are_refused():
+    args = arguments()
+    program = trace(fn, *args)
+    one, two = (predict(program, PARAMS, args, keys=4, tier=t) for t in ("train", "predict"))
+    for a, b in zip(one.ops, two.ops, strict=True):
+        assert abs(math.log2(a.std / b.std)) < 0.1
+    with pytest.raises(ParameterError, match="train, predict"):
+        predict(program, PARAMS, args, tier="fast")
+    with pytest.raises(ParameterError, match="at least 1"):
+        predict(program, PARAMS, args, keys=0)
+
+
+def test_a_second_prediction_traces_nothing():
+    traced = 0
+
+    def counted(x, w):
+        nonlocal traced
+        traced += 1
+        return fn(x, w)
+
+    args = arguments()
+    program = trace(counted, *args)
+    predict(program, PARAMS, args, keys=1)
+    before = predictions._compiled.cache_info()
+    predict(program, PARAMS, (2 * args[0], args[1]), keys=3, seed=5)
+    after = predictions._compiled.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert traced == 1

@@ -9,6 +9,7 @@ import pytest
 
 import approx
 from hesim import noise as formulas
+from hesim.draws import Draws
 from hesim.errors import LevelError, NotHomomorphicError, ParameterError
 from hesim.params import CKKSParams
 from hesim.profiles import profile
@@ -379,3 +380,14 @@ def test_errors_of_operands_of_any_contraction_have_one_size_in_both_tiers(spec)
 def test_unknown_tiers_are_refused():
     with pytest.raises(ParameterError, match="train, predict"):
         simulate(lambda x: x, PARAMS, tier="fast")
+
+
+@pytest.mark.parametrize("elements", [1 << 10, 1 << 16, 1 << 18])
+def test_statistical_error_of_the_pool_is_as_stated(elements):
+    """Std under one key: 1 / sqrt(2 min(elements, pool)) of itself; less over keys."""
+    draws = [Draws(k, PARAMS, SEAL, elements) for k in jax.random.split(jax.random.key(3), 40)]
+    like = jnp.zeros(elements)
+    stds = np.array([float(jnp.sqrt(jnp.mean(d.plain(like, 1.0) ** 2))) for d in draws])
+    stated = 1 / math.sqrt(2 * min(elements, 1 << 16))
+    assert 0.7 < np.std(stds) / stated < 1.4
+    assert abs(np.mean(stds) - 1) < 4 * stated / math.sqrt(len(stds))
