@@ -12,14 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 
 import sys
 
-from benchmarks import approximation, machines, noise, operations, simulation, training
+from benchmarks import approximation, circuits, machines, noise, operations, simulation, training
 
 ALL = {
     "approximation": lambda: approximation.main([]),
     "operations": operations.main,
     "machines": machines.main,
-    "simulation": lambda: simulation.main(64),
+    "simulation": lambda: simulation.main([]),
     "noise": noise.main,
+    "circuits": lambda: circuits.main([]),
     "training": training.main,
 }
 LONG = ("noise", "training")
