@@ -12,8 +12,8 @@ except ``predict`` for itself.
 Statistical error. Noise comes from one pool of up to 2^16 normal numbers for each key, read again
 at other places by whatever needs more. Under one key the standard deviation of any tensor's noise
 is off by 1 / sqrt(2·m) of itself, one sigma, m the smaller of its elements and the pool: 0.28 %
-(0.004 bit) at best. The sampled key's own 1 / (2·sqrt(slots)) comes on top, as among real keys. Over
-keys, pools are independent, and both errors shrink with their number.
+(0.004 bit) at best. The sampled key's own 1 / (2·sqrt(slots)) comes on top, as among real keys.
+Over keys, pools are independent, and both errors shrink with their number.
 """
 
 from __future__ import annotations
