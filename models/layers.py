@@ -151,7 +151,7 @@ class Embedding(nnx.Module):
         """Words plus positions and types before the normalisation; ValueError for more tokens than
         there are learned positions, or for types that the model does not have.
         """
-        x = self.word[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        x = jnp.asarray(self.word[...]).at[tokens].get(mode="fill", fill_value=jnp.nan)
         length, hidden = x.shape[-2:]
         if self.position is not None:
             table = self.position[...]

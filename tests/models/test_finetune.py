@@ -123,7 +123,8 @@ def encrypted_settings(**changes) -> FineTune:
     return dataclasses.replace(SETTINGS, encrypted=AsEncrypted(fit=FIT), **changes)
 
 
-@pytest.mark.parametrize("regression", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("regression", [False, True])
 def test_as_encrypted_ends_where_the_exact_training_ends(regression):
     data = task(regression)
     settings = encrypted_settings(epochs=2, epsilon=0.1 if regression else 6e-4)
