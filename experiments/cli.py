@@ -1,4 +1,4 @@
-"""The `hesim` command: demo, pretrain, convert, plan, fit, data, validate, report, doctor.
+"""The `hesim` command: one function a subcommand, each a thin layer over a job of this package.
 
 An error that one of our packages raises on purpose is one message on standard error and exit code
 2; `--debug` shows where it came from. Heavy imports happen inside the commands.
