@@ -73,9 +73,9 @@ def test_arms_share_their_exact_steps_and_a_second_call_repeats_nothing(
     assert plain.history[0] == noisy.history[0]
     assert plain.history[0]["phase"] == "exact"
     assert plain.sites == noisy.sites
-    kernels = [np.asarray(t.params["head"]["kernel"]) for t in made]
-    assert not np.array_equal(*kernels)
-    np.testing.assert_allclose(*kernels, atol=1e-3)  # noise near 2^-17 moves two steps a little
+    one, two = (np.asarray(t.params["head"]["kernel"]) for t in made)
+    assert not np.array_equal(one, two)
+    np.testing.assert_allclose(one, two, atol=1e-3)  # noise near 2^-17 moves two steps a little
     kept = json.loads((tmp_path / "arms.json").read_text())
     assert kept["arms"] == [dataclasses.asdict(a) for a in arms]
     assert kept["difference"]["mean"] == difference(arms)["mean"]
