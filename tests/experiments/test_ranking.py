@@ -15,7 +15,7 @@ from models.train import Batch
 SMALL = Study(
     (Variant("one", 40, degree=3, levels=3), Variant("coarse", 22, degree=3, levels=3)),
     log_n=12,
-    sentences=16,
+    sentences=128,
     keys=2,
     config=EncoderConfig(
         layers=1, hidden=4, heads=1, ffn=4, sequence=4, vocabulary=12, pooler=(4,), classes=2
@@ -30,7 +30,7 @@ def sentences(n: int, seed: int) -> Batch:
     return Batch(tokens, np.ones((n, 4), np.float32), (tokens[:, 1] > 6).astype(np.int32))
 
 
-DATA = (sentences(128, 0), sentences(16, 1), sentences(16, 2))
+DATA = (sentences(128, 0), sentences(16, 1), sentences(128, 2))
 
 
 def ranked(scale: int, simulated: float, encrypted: float) -> Ranked:
