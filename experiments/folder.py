@@ -26,7 +26,7 @@ import numpy as np
 from experiments.errors import ExperimentError
 from experiments.settings import Settings, code_digest
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "write_whole"]
 
 _IDENTITY = "settings.json"
 
@@ -67,7 +67,7 @@ class RunFolder:
                 )
         else:
             path.mkdir(parents=True, exist_ok=True)
-            _write_whole(known, json.dumps(identity, indent=1).encode())
+            write_whole(known, json.dumps(identity, indent=1).encode())
         return cls(path, identity["settings"])
 
     @classmethod
@@ -107,7 +107,7 @@ class RunFolder:
                 np.savez_compressed(file, **named)
             os.replace(beside, target)
         text = json.dumps(figures, indent=1, allow_nan=True)
-        _write_whole(self.path / f"{name}.json", text.encode())
+        write_whole(self.path / f"{name}.json", text.encode())
 
     def figures(self, name: str) -> dict[str, Any]:
         """The figures of a finished stage."""
@@ -141,7 +141,8 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that appears complete or not at all, on the disk when this returns."""
     beside = path.with_name(path.name + ".new")
     with open(beside, "wb") as file:
         file.write(content)

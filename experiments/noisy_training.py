@@ -13,8 +13,6 @@ import dataclasses
 import io
 import json
 import math
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,20 +20,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-import he_backend
 import hesim
+from experiments.blind import Measured, Sentences, claim, insecure, measure, reviews
 from experiments.errors import ExperimentError
-from hesim.circuit.circuit import Circuit, Kind
+from experiments.folder import write_whole
 from hesim.params import CKKSParams
-from hesim.predictions import predict
-from hesim.schedule import of_circuit
-from models import metrics
 from models.config import EncoderConfig
-from models.data import load
-from models.recipe import Recipe, Trained, encode, train_classifier
+from models.recipe import Recipe, Trained, train_classifier
 from models.sites import FitSettings
-from models.tokens import Tokenizer
-from models.train import Batch, simulated_forward, take
+from models.train import Batch, simulated_forward
 
 __all__ = ["NOISE_STUDY", "Arm", "NoiseStudy", "difference", "run_noise_study", "table"]
 
@@ -77,39 +70,24 @@ class NoiseStudy:
 
     @property
     def ckks(self) -> CKKSParams:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said once, by `run_noise_study`
-            return CKKSParams(
-                log_n=self.log_n,
-                levels=self.levels,
-                scale_bits=self.scale_bits,
-                first_bits=self.first_bits,
-                special_bits=self.special_bits,
-                security=None,
-            )
+        return insecure(
+            log_n=self.log_n,
+            levels=self.levels,
+            scale_bits=self.scale_bits,
+            first_bits=self.first_bits,
+            special_bits=self.special_bits,
+        )
 
 
 NOISE_STUDY = NoiseStudy()
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """One training and its encrypted run.
-
-    noise: whether it was trained with noise. Scores are shares of the sentences that are right:
-    of the polynomial model in the clear, simulated (mean over keys), and encrypted under one key.
-    error: root mean square of encrypted logits less the polynomial model's; simulated_error: the
-    same, predicted. seconds: of the encrypted evaluation.
-    """
+class Arm(Measured):
+    """One training and its encrypted run. noise: whether it was trained with noise."""
 
     seed: int
     noise: bool
-    twin_score: float
-    simulated_score: float
-    encrypted_score: float
-    simulated_error: float
-    error: float
-    seconds: float
 
 
 def run_noise_study(
@@ -117,7 +95,7 @@ def run_noise_study(
     folder: str | Path,
     *,
     backend: str = "pyfhel",
-    data: tuple[Batch, Batch, Batch] | None = None,
+    data: Sentences | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Arm]:
     """Train, simulate and encrypt both arms of every seed, and write `arms.csv` and `arms.json`.
@@ -132,11 +110,9 @@ def run_noise_study(
     Raises:
       ExperimentError: the folder belongs to another study.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, study, backend)
+    folder = claim(folder, study, backend)
     say(f"{study.ckks}: the security check is switched off, for studies only")
-    config, parts = _data(study, data)
+    config, parts = (study.config, data) if data else reviews(study.config, study.sentences)
     arms = []
     for seed in study.seeds:
         for noise in (False, True):
@@ -144,18 +120,21 @@ def run_noise_study(
             if not path.exists():
                 say(f"seed {seed}: training {'with' if noise else 'without'} noise")
                 trained = _train(study, config, parts, seed, noise, path.with_suffix(""))
-                _write(path, json.dumps(_measure(study, trained, parts[2], backend)))
-            arm = Arm(seed, noise, **json.loads(path.read_text(encoding="utf-8")))
+                found = _measure(study, trained, parts[2], backend)
+                write_whole(path, json.dumps(dataclasses.asdict(found)).encode())
+            figures = json.loads(path.read_text(encoding="utf-8"))
+            arm = Arm(seed=seed, noise=noise, **figures)
             say(
                 f"seed {seed}, trained {'with' if noise else 'without'} noise: right "
                 f"{arm.twin_score:.1%} in the clear, {arm.simulated_score:.1%} simulated, "
                 f"{arm.encrypted_score:.1%} {_encrypted(backend)}; error "
-                f"{arm.simulated_error:.3g} predicted, {arm.error:.3g} measured"
+                f"{arm.simulated_error:.3g} predicted, {arm.encrypted_error:.3g} measured"
             )
             arms.append(arm)
     rows = [dataclasses.asdict(arm) for arm in arms]
-    _write(folder / "arms.csv", _csv(rows))
-    _write(folder / "arms.json", json.dumps({"arms": rows, "difference": difference(arms)}))
+    write_whole(folder / "arms.csv", _csv(rows).encode())
+    found = {"arms": rows, "difference": difference(arms)}
+    write_whole(folder / "arms.json", json.dumps(found).encode())
     return arms
 
 
@@ -188,7 +167,7 @@ def table(arms: Sequence[Arm], backend: str = "pyfhel") -> str:
         lines.append(
             f"{arm.seed:>4} {'on' if arm.noise else 'off':>5} {arm.twin_score:>12.1%} "
             f"{arm.simulated_score:>10.1%} {arm.encrypted_score:>13.1%} "
-            f"{arm.simulated_error:>15.3g} {arm.error:>9.3g}"
+            f"{arm.simulated_error:>15.3g} {arm.encrypted_error:>9.3g}"
         )
     names = (("twin_score", "in the clear"), ("simulated_score", "simulated"))
     for name, label in (*names, ("encrypted_score", _encrypted(backend))):
@@ -204,29 +183,10 @@ def _encrypted(backend: str) -> str:
     return "encrypted" if backend == "pyfhel" else "plain vectors"
 
 
-def _data(
-    study: NoiseStudy, data: tuple[Batch, Batch, Batch] | None
-) -> tuple[EncoderConfig, tuple[Batch, Batch, Batch]]:
-    if data is not None:
-        return study.config, data
-    found = load("reviews")
-    tokenizer = Tokenizer.train(found.train.texts, size=study.config.vocabulary)
-    config = study.config.replace(vocabulary=tokenizer.size, classes=len(found.classes))
-    train, validation, test = (
-        encode(tokenizer, split, config.sequence)
-        for split in (found.train, found.validation, found.test)
-    )
-    if len(test.tokens) < study.sentences:
-        raise ExperimentError(
-            f"{found.name} holds out {len(test.tokens)} sentences, fewer than {study.sentences}"
-        )
-    return config, (train, validation, test)
-
-
 def _train(
     study: NoiseStudy,
     config: EncoderConfig,
-    parts: tuple[Batch, Batch, Batch],
+    parts: Sentences,
     seed: int,
     noise: bool,
     checkpoints: Path,
@@ -243,64 +203,12 @@ def _train(
     )
 
 
-def _measure(study: NoiseStudy, trained: Trained, test: Batch, backend: str) -> dict[str, float]:
-    rows = np.random.default_rng(0).permutation(len(test.tokens))[: study.sentences]
-    sentences = take(test, rows)  # the file is not in random order
+def _measure(study: NoiseStudy, trained: Trained, sentences: Batch, backend: str) -> Measured:
     x = np.asarray(trained.model.embed(trained.params, sentences.tokens))
     arguments = (trained.params, x, np.asarray(sentences.mask))
     program = hesim.trace(trained.model.encrypted_forward, *arguments, encrypted=(1,))
-    circuit = hesim.compile(program, study.ckks)
-    schedule = of_circuit(program, circuit)
     labels = np.asarray(sentences.targets)
-    squares, scores = [], []
-    exact = np.zeros(0)
-    for seed in range(study.keys):
-        found = predict(program, study.ckks, arguments, keys=1, schedule=schedule, seed=seed)
-        exact, noisy = np.asarray(found.exact), np.asarray(found.outputs)
-        squares.append(np.mean((noisy - exact) ** 2))
-        scores.append(_score(noisy, labels))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of values beyond a polynomial's domain
-        report = he_backend.run(
-            program,
-            *arguments,
-            circuit=circuit,
-            backend=backend,
-            outside="warn",
-            ranges=_unbounded(circuit),
-        )
-    outputs = np.asarray(report.outputs)
-    return {
-        "twin_score": _score(exact, labels),
-        "simulated_score": float(np.mean(scores)),
-        "encrypted_score": _score(outputs, labels),
-        "simulated_error": float(np.sqrt(np.mean(squares))),
-        "error": float(np.sqrt(np.mean((outputs - exact) ** 2))),
-        "seconds": float(report.seconds),
-    }
-
-
-def _score(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows that are right; one that ran away to infinity or NaN is not."""
-    finite = np.isfinite(logits).all(-1)
-    return metrics.accuracy(np.where(finite, logits.argmax(-1), -1), labels)
-
-
-def _unbounded(circuit: Circuit) -> dict[int, tuple[float, float]]:
-    """No range for what the client decrypts: here noise may carry it out of the calibrated one."""
-    refreshed = np.flatnonzero(circuit.kind == Kind.REFRESH)
-    found = {int(circuit.arg[circuit.args(int(i))][0]) for i in refreshed}
-    found.update(int(c) for tap in circuit.outputs if tap is not None for c in tap.ciphers)
-    return dict.fromkeys(sorted(found), (-math.inf, math.inf))
-
-
-def _claim(folder: Path, study: NoiseStudy, backend: str) -> None:
-    identity = json.dumps({"backend": backend, "study": repr(study)})
-    path = folder / "study.json"
-    if not path.exists():
-        _write(path, identity)
-    elif path.read_text(encoding="utf-8") != identity:
-        raise ExperimentError(f"{folder} holds another study: choose another folder")
+    return measure(program, study.ckks, arguments, labels, keys=study.keys, backend=backend)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -309,9 +217,3 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

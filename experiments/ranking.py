@@ -11,31 +11,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 import approx
-import he_backend
 import hesim
-from experiments.errors import ExperimentError
+from experiments.blind import Measured, Sentences, claim, insecure, measure, reviews
+from experiments.folder import write_whole
 from hesim.params import CKKSParams
-from hesim.predictions import predict
-from hesim.schedule import of_circuit
 from models import metrics
 from models.config import EncoderConfig
-from models.data import Split, load
 from models.encoder import Model
 from models.lora import Params, combine, is_adapter, partition
-from models.recipe import Recipe, encode, train_classifier
+from models.recipe import Recipe, train_classifier
 from models.sites import FitSettings, Range, Sites, fit_ranges, function_of
-from models.tokens import Tokenizer
-from models.train import Batch, collect_ranges, take
+from models.train import collect_ranges, take
 
 __all__ = ["STUDY", "Ranked", "Study", "Variant", "agreement", "run_study"]
 
@@ -102,44 +95,23 @@ class Study:
     recipe: Recipe = Recipe(steps=400, polynomial_steps=0, evaluate_every=100, save_every=100)
 
     def params(self, variant: Variant) -> CKKSParams:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said once, by `run_study`
-            return CKKSParams(
-                log_n=self.log_n,
-                levels=variant.levels,
-                scale_bits=variant.scale_bits,
-                first_bits=min(60, variant.scale_bits + 12),
-                special_bits=60,
-                security=None,
-            )
+        return insecure(
+            log_n=self.log_n,
+            levels=variant.levels,
+            scale_bits=variant.scale_bits,
+            first_bits=min(60, variant.scale_bits + 12),
+            special_bits=60,
+        )
 
 
 STUDY = Study((*_group(40), *_group(28), *_group(24, long_chain=5)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
-    """What was simulated and what was measured of one variant.
-
-    Errors are root mean squares of logits less the polynomial twin's; scores are shares of the
-    sentences that are right, over the keys drawn for the simulation, under one key encrypted.
-    """
+class Ranked(Measured):
+    """What was simulated and what was measured of one variant."""
 
     variant: Variant
-    simulated_error: float
-    encrypted_error: float
-    twin_score: float
-    simulated_score: float
-    encrypted_score: float
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    train: Batch
-    validation: Batch
-    test: Batch
-    config: EncoderConfig
 
 
 def run_study(
@@ -147,7 +119,7 @@ def run_study(
     folder: str | Path,
     *,
     backend: str = "pyfhel",
-    data: tuple[Batch, Batch, Batch] | None = None,
+    data: Sentences | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Ranked]:
     """Simulate and then encrypt every variant; what a folder holds already is not done again.
@@ -155,18 +127,16 @@ def run_study(
     data: training, validation and held-out sentences; the movie reviews by default. Raises
     ExperimentError if the folder belongs to another study.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, study, backend)
+    folder = claim(folder, study, backend)
     say(f"N = 2^{study.log_n} with the security check switched off: for studies only")
-    known = _prepare(study, data)
+    config, parts = (study.config, data) if data else reviews(study.config, study.sentences)
     results = []
     for number, variant in enumerate(study.variants):
         path = folder / f"{variant.scale_bits}-{variant.name.replace(' ', '-')}.json"
         if not path.exists():
-            figures = _one(study, variant, known, folder, backend)
-            _write(path, figures)
-        found = Ranked(variant, **json.loads(path.read_text()))
+            measured = _one(study, variant, config, parts, folder, backend)
+            write_whole(path, json.dumps(dataclasses.asdict(measured)).encode())
+        found = Ranked(variant=variant, **json.loads(path.read_text(encoding="utf-8")))
         say(
             f"{number + 1}/{len(study.variants)} scale 2^{variant.scale_bits}, {variant.name}: "
             f"error 2^{np.log2(found.simulated_error):.2f} simulated, "
@@ -204,29 +174,18 @@ def _agreement(rows: list[Ranked]) -> dict[str, float]:
     }
 
 
-def _prepare(study: Study, data: tuple[Batch, Batch, Batch] | None) -> _Data:
-    if data is not None:
-        return _Data(*data, study.config)
-    found = load("reviews")
-    tokenizer = Tokenizer.train(found.train.texts, size=study.config.vocabulary)
-    config = study.config.replace(vocabulary=tokenizer.size, classes=len(found.classes))
-
-    def numbers(split: Split) -> Batch:
-        return encode(tokenizer, split, config.sequence)
-
-    held_out = numbers(found.test)
-    rows = np.random.default_rng(0).permutation(len(held_out.tokens))  # the file is sorted
-    return _Data(numbers(found.train), numbers(found.validation), take(held_out, rows), config)
-
-
 def _one(
-    study: Study, variant: Variant, data: _Data, folder: Path, backend: str
-) -> dict[str, float]:
-    model, params = _trained(study, variant, data, folder)
-    rows = np.arange(min(512, len(data.train.tokens)))
-    met = collect_ranges(model, params, take(data.train, rows))
+    study: Study,
+    variant: Variant,
+    config: EncoderConfig,
+    parts: Sentences,
+    folder: Path,
+    backend: str,
+) -> Measured:
+    train, _, sentences = parts
+    model, params = _trained(study, variant, config, parts, folder)
+    met = collect_ranges(model, params, take(train, np.arange(min(512, len(train.tokens)))))
     twin = Model(model.config, _sites(model.config, variant, met), low_rank=variant.rank > 0)
-    sentences = take(data.test, np.arange(min(study.sentences, len(data.test.tokens))))
     x = np.asarray(twin.embed(params, sentences.tokens))
     adapters, rest = partition(params, is_adapter)
 
@@ -234,46 +193,20 @@ def _one(
         return twin.encrypted_forward(combine(adapters, rest), x, mask)
 
     arguments = (adapters, rest, x, np.asarray(sentences.mask))
-    flags = (bool(variant.rank), False, True, False)
+    program = hesim.trace(logits, *arguments, encrypted=(variant.rank > 0, False, True, False))
+    labels = np.asarray(sentences.targets)
     ckks = study.params(variant)
-    program = hesim.trace(logits, *arguments, encrypted=flags)
-    circuit = hesim.compile(program, ckks)
-    schedule = of_circuit(program, circuit)
-    errors, scores = [], []
-    exact = None
-    for seed in range(study.keys):
-        predicted = predict(program, ckks, arguments, keys=1, schedule=schedule, seed=seed)
-        exact = np.asarray(predicted.exact)
-        errors.append(np.mean((np.asarray(predicted.outputs) - exact) ** 2))
-        scores.append(metrics.accuracy(predicted.outputs.argmax(-1), sentences.targets))
-    assert exact is not None
-    report = he_backend.run(
-        program,
-        *arguments,
-        circuit=circuit,
-        backend=backend,
-        outside="warn",
-        run_dir=None,
-    )
-    outputs = np.asarray(report.outputs)
-    return {
-        "simulated_error": float(np.sqrt(np.mean(errors))),
-        "encrypted_error": float(np.sqrt(np.mean((outputs - exact) ** 2))),
-        "twin_score": metrics.accuracy(exact.argmax(-1), sentences.targets),
-        "simulated_score": float(np.mean(scores)),
-        "encrypted_score": metrics.accuracy(outputs.argmax(-1), sentences.targets),
-        "seconds": float(report.seconds),
-    }
+    return measure(program, ckks, arguments, labels, keys=study.keys, backend=backend)
 
 
-def _trained(study: Study, variant: Variant, data: _Data, folder: Path) -> tuple[Model, Params]:
+def _trained(
+    study: Study, variant: Variant, config: EncoderConfig, parts: Sentences, folder: Path
+) -> tuple[Model, Params]:
     """The exact model of the variant's shape, trained once for all that share it."""
-    config = variant.config(data.config)
-    name = f"{variant.layers}-{variant.activation}-{variant.rank}"
-    trained = train_classifier(
-        config, data.train, data.validation, study.recipe, checkpoints=folder / "training" / name
-    )
-    return Model(config), trained.params
+    shape = variant.config(config)
+    place = folder / "training" / f"{variant.layers}-{variant.activation}-{variant.rank}"
+    trained = train_classifier(shape, parts[0], parts[1], study.recipe, checkpoints=place)
+    return Model(shape), trained.params
 
 
 def _sites(config: EncoderConfig, variant: Variant, met: Mapping[str, Range]) -> Sites:
@@ -290,18 +223,3 @@ def _sites(config: EncoderConfig, variant: Variant, met: Mapping[str, Range]) ->
         if function_of(name) == "exp"
     }
     return Sites.of(dict(sites.entries) | squared)
-
-
-def _claim(folder: Path, study: Study, backend: str) -> None:
-    identity = json.dumps([backend, repr(study)])
-    path = folder / "study.json"
-    if not path.exists():
-        _write(path, [backend, repr(study)])
-    elif path.read_text() != identity:
-        raise ExperimentError(f"{folder} holds another study; choose another folder")
-
-
-def _write(path: Path, value: Any) -> None:
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(value))
-    os.replace(beside, path)

@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["agreement_table", "plot", "table", "write_csv"]
 
-_FIGURES = (
-    "simulated_error",
-    "encrypted_error",
-    "twin_score",
-    "simulated_score",
-    "encrypted_score",
-    "seconds",
-)
-
 
 def table(results: Sequence[Ranked]) -> Table:
     """A row a variant, the smallest encrypted error of a group first."""
@@ -72,10 +63,10 @@ def agreement_table(results: Sequence[Ranked]) -> Table:
 
 def write_csv(results: Sequence[Ranked], path: str | Path) -> None:
     """A line a variant with all its settings and figures."""
-    rows: list[dict[str, Any]] = [
-        dataclasses.asdict(r.variant) | {name: getattr(r, name) for name in _FIGURES}
-        for r in results
-    ]
+    rows: list[dict[str, Any]] = []
+    for found in results:
+        figures = dataclasses.asdict(found)
+        rows.append(figures.pop("variant") | figures)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -34,7 +34,7 @@ DATA = (sentences(128, 0), sentences(16, 1), sentences(128, 2))
 
 
 def ranked(scale: int, simulated: float, encrypted: float) -> Ranked:
-    return Ranked(Variant("v", scale), simulated, encrypted, 1.0, 0.5, 0.5, 1.0)
+    return Ranked(simulated, encrypted, 1.0, 0.5, 0.5, 1.0, variant=Variant("v", scale))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
