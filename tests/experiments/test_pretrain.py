@@ -7,7 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -41,13 +40,7 @@ data = "Sentences about animals, made for this test."
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling takes most of the time here, and nothing here runs long."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from models.config import EncoderConfig, preset
 from models.encoder import Model
 from models.sites import FitSettings, Sites, fit_ranges, function_of, site_names
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = EncoderConfig(hidden=8, heads=2, ffn=12, sequence=6, vocabulary=20, pooler=(5, 7))
 BERT = {
     "norm_order": "post",

@@ -30,6 +30,8 @@ from models.sites import FitSettings
 from models.tasks import TaskData, baseline
 from models.train import Batch, fit_sites
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = EncoderConfig(
     layers=1, hidden=16, heads=2, ffn=16, sequence=12, vocabulary=16, pooler=(8,), first_norm=True
 )

@@ -35,6 +35,8 @@ from models.sites import (
     rescaled,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = EncoderConfig(
     layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=9, pooler=(4,), norm_epsilon=1e-3
 )
