@@ -5,6 +5,7 @@ A checkpoint is complete or absent: orbax writes into a temporary folder and ren
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,6 +96,25 @@ class Checkpoints:
         return self._manager.restore(number, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))[
             "notes"
         ]
+
+    def resume(
+        self, like: Any, identity: Mapping[str, Any], kind: str = "training"
+    ) -> tuple[Any, dict[str, Any]]:
+        """The newest tree and its notes; `like` and no notes where the folder is new.
+
+        Raises CheckpointError unless the notes agree with `identity`, which says whose the
+        checkpoints are.
+        """
+        if self.latest is None:
+            return like, {}
+        notes = self.notes()
+        differing = [name for name, value in identity.items() if notes.get(name) != value]
+        if differing:
+            raise CheckpointError(
+                f"{self.folder} holds another {kind}, with other {' and '.join(differing)}: go on "
+                "with that one, or choose another folder"
+            )
+        return self.restore(like), notes
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """The tree of a checkpoint, shaped and typed as `like` (values do not matter).

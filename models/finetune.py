@@ -185,34 +185,15 @@ def finetune(
     state = initial_state(trained, optimizer, key)
     batch_of = _batches(data.train, settings, per_epoch)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        state, met = compiled(state, batch, frozen)
-        figures: dict[str, Any] = dict(met)
-        outside: dict[str, jax.Array] = figures.pop("outside", {})
-        if not np.isfinite(float(figures["loss"])):
-            raise TrainingError(_gone_wrong(int(state.step), last))
-        last.clear()
-        last.update({name: float(share) for name, share in outside.items()})
-        worst = max(last, key=lambda name: last[name], default=None)
-        return state, figures if worst is None else figures | {"outside": outside[worst]}
-
-    last: dict[str, float] = {}
-
+    step = _watched(compiled, frozen) if settings.encrypted else _closed(compiled, frozen)
     history: list[dict[str, Any]] = []
     notes = {"config": adapted.to_json(), "settings": repr(settings), "data": data.name}
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints is not None:
             store = stack.enter_context(Checkpoints(checkpoints))
-            if store.latest is not None:
-                found = store.notes()
-                if any(found.get(name) != value for name, value in notes.items()):
-                    raise CheckpointError(
-                        f"{store.folder} holds another fine-tuning: go on with that one, or choose "
-                        "another folder"
-                    )
-                state = store.restore(state)
-                history = list(found["history"])
+            state, found = store.resume(state, notes, "fine-tuning")
+            history = list(found.get("history", ()))
         while int(state.step) < steps:
             goal = (int(state.step) // per_epoch + 1) * per_epoch
             figures: dict[str, float] = {}
@@ -234,6 +215,28 @@ def finetune(
                 store.save(goal, state, notes | {"history": history})
     count = sum(int(leaf.size) for leaf in jax.tree.leaves(state.params))
     return FineTuned(model, combine(state.params, frozen), count, history)
+
+
+def _closed(step: Step, frozen: Params) -> Step:
+    return lambda state, batch: step(state, batch, frozen)
+
+
+def _watched(step: Step, frozen: Params) -> Step:
+    """The encrypted step, which stops at the first loss that is not finite and says which sites
+    were left in the step before; of the shares outside it reports the largest.
+    """
+    last: dict[str, float] = {}
+
+    def watched(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        state, met = step(state, batch, frozen)
+        figures: dict[str, Any] = dict(met)
+        outside = {name: float(share) for name, share in figures["outside"].items()}
+        if not np.isfinite(float(figures["loss"])):
+            raise TrainingError(_gone_wrong(int(state.step), last))
+        last.update(outside)
+        return state, figures | {"outside": max(outside.values())}
+
+    return watched
 
 
 def overlay(fresh: Params, start: Params) -> Params:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from models.checkpoint import CheckpointError, Checkpoints
+from models.checkpoint import Checkpoints
 from models.config import EncoderConfig, preset
 from models.corpus import Corpus
 from models.diagnose import origin
@@ -278,17 +278,8 @@ def pretrain(
     identity = {"settings": settings.to_json(), "corpus": corpus.digest}
     rates = one_cycle(settings.rise, settings.start, settings.floor)
     with Checkpoints(Path(folder) / "checkpoints", keep=keep) as store:
-        spent = 0.0
-        if store.latest is not None:
-            notes = store.notes()
-            differing = [name for name in identity if notes.get(name) != identity[name]]
-            if differing:
-                raise CheckpointError(
-                    f"{store.folder} holds a training with other {' and '.join(differing)}: go on "
-                    "with that one, or choose another folder"
-                )
-            state, spent = store.restore(state), float(notes["seconds"])
-        clock = Clock(settings.budget, spent)
+        state, notes = store.resume(state, identity)
+        clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
 
         def save(state: TrainState) -> None:
             notes = {**identity, "config": config.to_json(), "seconds": clock.seconds}

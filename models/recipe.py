@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from models import metrics
-from models.checkpoint import CheckpointError, Checkpoints, sites_from_json, sites_to_json
+from models.checkpoint import Checkpoints, sites_from_json, sites_to_json
 from models.config import EncoderConfig
 from models.data import Split
 from models.encoder import Model
@@ -193,16 +193,10 @@ def train_classifier(
         store = None
         if checkpoints is not None:
             store = stack.enter_context(Checkpoints(checkpoints))
-            if store.latest is not None:
-                notes = store.notes()
-                if (notes["config"], notes["recipe"]) != (config.to_json(), repr(recipe)):
-                    raise CheckpointError(
-                        f"{store.folder} holds a training of another configuration or recipe: "
-                        "go on with that one, or choose another folder"
-                    )
-                state = store.restore(state)
-                history = list(notes["history"])
-                sites = sites_from_json(notes["sites"]) if notes["sites"] else None
+            identity = {"config": config.to_json(), "recipe": repr(recipe)}
+            state, notes = store.resume(state, identity)
+            history = list(notes.get("history", ()))
+            sites = sites_from_json(notes["sites"]) if notes.get("sites") else None
 
         def advance(state: TrainState, model: Model, step: Step, until: int) -> TrainState:
             phase = "polynomial" if model.sites.entries else "exact"
