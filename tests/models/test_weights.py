@@ -75,17 +75,20 @@ def test_damaged_tensor_files_are_refused(tmp_path):
     write_safetensors(path, {"a": np.arange(6, dtype=np.float32), "b": np.zeros(2, np.int64)})
     content = path.read_bytes()
     cases = {
-        "outside the file": content[:-1],
-        "header": content[:4],
-        "no safetensors file": b"\xff" * 64,
-        "broken header": content.replace(b'"dtype"', b'"dtypo"', 1),
-        "F33": content.replace(b"F32", b"F33", 1),
-        "bytes": content.replace(b"[6]", b"[7]", 1),
-        "over another": content.replace(b"[24, 40]", b"[16, 32]", 1),
+        "cut off": content[:-1],
+        "header alone": content[:4],
+        "another format": b"\xff" * 64,
+        "a header of another form": content.replace(b'"dtype"', b'"dtypo"', 1),
+        "an unknown type": content.replace(b"F32", b"F33", 1),
+        "a wrong shape": content.replace(b"[6]", b"[7]", 1),
+        "one tensor over another": content.replace(b"[16,40]", b"[8, 32]", 1),
     }
-    for words, broken in cases.items():
+    for what, broken in cases.items():
+        assert broken != content, what
         path.write_bytes(broken)
-        with pytest.raises(TensorFileError, match=words):
+        with pytest.raises(TensorFileError, match=f"{path}.*fetch it again"):
             read_safetensors(path)
+    with pytest.raises(TensorFileError, match="cannot write.*complex"):
+        write_safetensors(path, {"a": np.zeros(2, np.complex256)})
     with pytest.raises(TensorFileError, match="cannot read"):
         read_safetensors(tmp_path / "nothing")
