@@ -34,7 +34,13 @@ def test_every_row_is_predicted_from_the_key(first_bits):
 
 def test_a_run_resumes_and_saves_its_table(tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "_NUMBERS", 1 << 14)
-    options = {"rings": [11], "first_bits": [50], "distributions": ["constant"], "keys": 2}
+    options = {
+        "rings": [11],
+        "first_bits": [50],
+        "distributions": ["constant"],
+        "keys": 2,
+        "most": 2,
+    }
     options |= {"cases": ["instructions"], "levels": 3}
     noise.main(str(tmp_path), **options)
     table = (tmp_path / "noise.csv").read_text()
@@ -51,3 +57,17 @@ def test_quantiles_come_from_histograms():
     counts = histogram(errors[:90_000]) + histogram(errors[90_000:])
     assert quantile(counts, 0.999) == pytest.approx(expected, abs=0.03)
     assert histogram(np.zeros(3))[0] == 3
+
+
+def test_cases_with_uncertain_quantiles_are_measured_under_more_keys(tmp_path, monkeypatch):
+    monkeypatch.setattr(noise, "_NUMBERS", 1 << 14)
+    options = {"rings": [11], "first_bits": [60], "distributions": ["constant"], "levels": 2}
+    noise.main(str(tmp_path), keys=2, most=4, cases=["public matmul", "sum"], **options)
+    rows = list(csv.DictReader((tmp_path / "noise.csv").open()))
+    keys = {row["row"]: int(row["keys"]) for row in rows}
+    assert keys["sum"] == 4
+    for row in rows:
+        unsettled = float(row["q999_error"]) > 0.1
+        assert not unsettled or int(row["keys"]) == 4
+        # Standard errors excuse a std, never a quantile.
+        assert row["passes"] == "False" or abs(float(row["q999_off"])) <= 0.3
