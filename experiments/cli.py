@@ -9,17 +9,24 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-__all__ = ["app", "main"]
+from experiments.cli_models import app as models_app
+from experiments.cli_options import (
+    BROKEN,
+    INTERRUPTED,
+    REFUSED,
+    Backend,
+    DataDirOption,
+    DataOption,
+)
+from experiments.cli_studies import app as studies_app
 
-BROKEN, REFUSED, INTERRUPTED = 1, 2, 130
-"""Exit codes: a guarantee was not kept; a named error; Ctrl-C."""
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     add_completion=False,
@@ -27,19 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Transformers under CKKS homomorphic encryption: exact, simulated, encrypted.",
 )
-
-
-class Backend(StrEnum):
-    pyfhel = "pyfhel"
-    slots = "slots"
-
-
-DataOption = Annotated[
-    str, typer.Option(help="reviews, reviews-regression, or glue/TASK with --data-dir.")
-]
-DataDirOption = Annotated[
-    Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
-]
+app.add_typer(models_app)
+app.add_typer(studies_app, name="study")
 
 
 def _version(shown: bool) -> None:
@@ -125,140 +121,6 @@ def demo(
     display.say(f"\nreport: {folder.path / 'report.html'}")
     if results.broken:
         raise typer.Exit(BROKEN)
-
-
-@app.command()
-def pretrain(
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of .txt or .tokens files.", file_okay=False)
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Where checkpoints and log are kept and resumed from.")
-    ] = Path("runs/pretrain"),
-    template: Annotated[
-        bool, typer.Option("--template", help="Print a settings file with every option explained.")
-    ] = False,
-) -> None:
-    """Pre-train an encoder on plain text by masked language modelling."""
-    from experiments.live import Display
-    from experiments.pretrain import read_job, run_pretraining, settings_template
-
-    if template:
-        typer.echo(settings_template(), nl=False)
-        return
-    if data is None:
-        raise typer.BadParameter("name the folder of texts with --data")
-    display = Display()
-    result = run_pretraining(read_job(config), data, out, display)
-    if not result.finished:
-        display.say(f"stopped at step {result.step:,}; the same command goes on from {out}")
-        raise typer.Exit(INTERRUPTED)
-    display.say(f"{result.step:,} steps in {result.seconds:,.0f} s; checkpoints and log in {out}")
-
-
-@app.command()
-def convert(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="config.json, model.safetensors or one .onnx, and vocab.txt."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    attention: Annotated[
-        str, typer.Option(help="gaussian, gaussian_normalised, power_softmax or softmax.")
-    ] = "gaussian",
-    activation: Annotated[
-        str | None, typer.Option(help="relu, gelu, gelu_tanh or silu [default: its own].")
-    ] = None,
-    pooler: Annotated[
-        list[int] | None, typer.Option(help="A width of a new pooler; repeat for several.")
-    ] = None,
-    lora_rank: Annotated[int, typer.Option(min=0, help="Of fresh adapters.")] = 0,
-    classes: Annotated[int | None, typer.Option(min=1, help="Logits of the head.")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Positions to keep.")] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="First layers to keep.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what starts fresh.")] = 0,
-) -> None:
-    """Load somebody's BERT and swap its attention and activation for others."""
-    from experiments.converting import convert_and_show
-
-    options = {
-        "attention": attention,
-        "activation": activation,
-        "pooler": tuple(pooler) if pooler else None,
-        "lora_rank": lora_rank,
-        "classes": classes,
-        "length": length,
-        "layers": layers,
-        "seed": seed,
-    }
-    convert_and_show(folder, out, options, Console(soft_wrap=True))
-
-
-@app.command()
-def publish(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished pre-training.")],
-    to: Annotated[Path, typer.Option(help="Model folder to write; it must not exist.")],
-    data: Annotated[Path, typer.Option(help="Folder of its texts.", file_okay=False)],
-    config: Annotated[Path | None, typer.Option(help="TOML file of its settings.")] = None,
-) -> None:
-    """Write a pre-trained encoder as a model folder with a model card."""
-    from experiments.live import Display
-    from experiments.pretrain import read_job
-    from experiments.publish import publish as write
-
-    display = Display()
-    facts = write(read_job(config), data, run, to, display)
-    display.say(
-        f"{to}: {facts['held_out_loss']:.3f} nats a held-out word after {facts['steps']:,} steps"
-    )
-
-
-@app.command()
-def rank(
-    out: Annotated[
-        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
-    ] = Path("runs/ranking"),
-) -> None:
-    """Does the simulation rank variants of a model as encryption does? (About half an hour.)"""
-    from experiments.ranking import STUDY, run_study
-    from experiments.ranking_report import agreement_table, plot, table, write_csv
-
-    console = Console()
-    results = run_study(STUDY, out, say=lambda line: console.print(line, highlight=False))
-    write_csv(results, out / "ranking.csv")
-    plot(results).savefig(out / "ranking.png", dpi=150)
-    console.print(table(results))
-    console.print(agreement_table(results))
-    console.print(f"written: {out / 'ranking.csv'}, {out / 'ranking.png'}", highlight=False)
-
-
-@app.command(name="noisy-training")
-def noisy_training(
-    out: Annotated[
-        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
-    ] = Path("runs/noisy-training"),
-    seeds: Annotated[int, typer.Option(min=1, help="Models, each trained twice.")] = 5,
-    sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences to encrypt.")] = 1024,
-    backend: Annotated[
-        Backend, typer.Option(help="slots encrypts nothing; for debugging.")
-    ] = Backend.pyfhel,
-) -> None:
-    """Does training with simulated noise help the encrypted model? A paired study at a tiny
-    scale."""
-    from experiments.noisy_training import NOISE_STUDY, run_noise_study, table
-
-    study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
-    console = Console(soft_wrap=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
-    arms = run_noise_study(study, out, backend=backend.value, say=say)
-    say("\n" + table(arms, backend.value))
-    say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
 
 
 @app.command()

@@ -1,0 +1,104 @@
+"""Subcommands of `hesim` that make models: pre-train, publish, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from experiments.cli_options import INTERRUPTED
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def pretrain(
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of .txt or .tokens files.", file_okay=False)
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where checkpoints and log are kept and resumed from.")
+    ] = Path("runs/pretrain"),
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a settings file with every option explained.")
+    ] = False,
+) -> None:
+    """Pre-train an encoder on plain text by masked language modelling."""
+    from experiments.live import Display
+    from experiments.pretrain import read_job, run_pretraining, settings_template
+
+    if template:
+        typer.echo(settings_template(), nl=False)
+        return
+    if data is None:
+        raise typer.BadParameter("name the folder of texts with --data")
+    display = Display()
+    result = run_pretraining(read_job(config), data, out, display)
+    if not result.finished:
+        display.say(f"stopped at step {result.step:,}; the same command goes on from {out}")
+        raise typer.Exit(INTERRUPTED)
+    display.say(f"{result.step:,} steps in {result.seconds:,.0f} s; checkpoints and log in {out}")
+
+
+@app.command()
+def convert(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="config.json, model.safetensors or one .onnx, and vocab.txt."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    attention: Annotated[
+        str, typer.Option(help="gaussian, gaussian_normalised, power_softmax or softmax.")
+    ] = "gaussian",
+    activation: Annotated[
+        str | None, typer.Option(help="relu, gelu, gelu_tanh or silu [default: its own].")
+    ] = None,
+    pooler: Annotated[
+        list[int] | None, typer.Option(help="A width of a new pooler; repeat for several.")
+    ] = None,
+    lora_rank: Annotated[int, typer.Option(min=0, help="Of fresh adapters.")] = 0,
+    classes: Annotated[int | None, typer.Option(min=1, help="Logits of the head.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Positions to keep.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="First layers to keep.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what starts fresh.")] = 0,
+) -> None:
+    """Load somebody's BERT and swap its attention and activation for others."""
+    from experiments.converting import convert_and_show
+
+    options = {
+        "attention": attention,
+        "activation": activation,
+        "pooler": tuple(pooler) if pooler else None,
+        "lora_rank": lora_rank,
+        "classes": classes,
+        "length": length,
+        "layers": layers,
+        "seed": seed,
+    }
+    convert_and_show(folder, out, options, Console(soft_wrap=True))
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished pre-training.")],
+    to: Annotated[Path, typer.Option(help="Model folder to write; it must not exist.")],
+    data: Annotated[Path, typer.Option(help="Folder of its texts.", file_okay=False)],
+    config: Annotated[Path | None, typer.Option(help="TOML file of its settings.")] = None,
+) -> None:
+    """Write a pre-trained encoder as a model folder with a model card."""
+    from experiments.live import Display
+    from experiments.pretrain import read_job
+    from experiments.publish import publish as write
+
+    display = Display()
+    facts = write(read_job(config), data, run, to, display)
+    display.say(
+        f"{to}: {facts['held_out_loss']:.3f} nats a held-out word after {facts['steps']:,} steps"
+    )

@@ -1,0 +1,63 @@
+"""Subcommands of `hesim study`: experiments over many models that resume and end in a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from experiments.cli_options import Backend
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True, help="Studies over many models: resumable, with a table at the end."
+)
+
+
+@app.command()
+def rank(
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/ranking"),
+) -> None:
+    """Does the simulation rank variants of a model as encryption does? (About half an hour.)"""
+    from experiments.ranking import STUDY, run_study
+    from experiments.ranking_report import agreement_table, plot, table, write_csv
+
+    console = Console()
+    results = run_study(STUDY, out, say=lambda line: console.print(line, highlight=False))
+    write_csv(results, out / "ranking.csv")
+    plot(results).savefig(out / "ranking.png", dpi=150)
+    console.print(table(results))
+    console.print(agreement_table(results))
+    console.print(f"written: {out / 'ranking.csv'}, {out / 'ranking.png'}", highlight=False)
+
+
+@app.command(name="noisy-training")
+def noisy_training(
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/noisy-training"),
+    seeds: Annotated[int, typer.Option(min=1, help="Models, each trained twice.")] = 5,
+    sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences to encrypt.")] = 1024,
+    backend: Annotated[
+        Backend, typer.Option(help="slots encrypts nothing; for debugging.")
+    ] = Backend.pyfhel,
+) -> None:
+    """Does training with simulated noise help the encrypted model? A paired study at a tiny
+    scale."""
+    from experiments.noisy_training import NOISE_STUDY, run_noise_study, table
+
+    study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
+    console = Console(soft_wrap=True)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    arms = run_noise_study(study, out, backend=backend.value, say=say)
+    say("\n" + table(arms, backend.value))
+    say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
