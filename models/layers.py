@@ -108,10 +108,13 @@ def sinusoids(sequence: int, hidden: int) -> np.ndarray:
     """Sinusoidal positions (Vaswani et al. 2017, section 3.5): float32 (sequence, hidden), any
     hidden width.
     """
-    place = np.arange(sequence)[:, None]
-    rate = 10000.0 ** (-2 * (np.arange(hidden)[None, :] // 2) / hidden)
-    angle = place * rate
+    angle = np.arange(sequence)[:, None] * position_rates(hidden)
     return np.where(np.arange(hidden) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+
+def position_rates(hidden: int) -> np.ndarray:
+    """Radians a token of each feature of `sinusoids`: (hidden,), equal in pairs, falling."""
+    return 10000.0 ** (-2 * (np.arange(hidden) // 2) / hidden)
 
 
 def _positions(config: EncoderConfig, std: float, rngs: nnx.Rngs) -> nnx.Param | None:

@@ -27,6 +27,7 @@ import optax
 from models.checkpoint import Checkpoints
 from models.config import EncoderConfig, preset
 from models.corpus import Corpus
+from models.corpus_start import corpus_start
 from models.diagnose import origin
 from models.encoder import Model
 from models.lora import Params
@@ -71,6 +72,8 @@ class Pretraining:
         of the budget; targets: canonical range by function; inner: share of its half-width at
         which the penalty begins.
       seed: of weights, order and masks.
+      initial: "corpus" starts from what the text's statistics say (`corpus_start`), "random" from
+        nothing.
       chunk: guessed words whose logits exist at a time (0: all of a part of a step).
       accumulate, precision: as in `step.StepOptions`. remat: compute what a layer kept a second
         time instead (`step.rematerialised`).
@@ -97,6 +100,7 @@ class Pretraining:
     targets: tuple[tuple[str, Range], ...] = ()
     inner: float = 0.9
     seed: int = 0
+    initial: Literal["corpus", "random"] = "corpus"
     chunk: int = 256
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -112,6 +116,8 @@ class Pretraining:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.config.lm_head == "none":
             raise ValueError('pre-training guesses words: set lm_head="tied" or "own"')
+        if self.initial not in ("corpus", "random"):
+            raise ValueError(f"initial={self.initial!r} is corpus or random")
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} is no multiple of accumulate={self.accumulate}")
         self.options()
@@ -273,11 +279,14 @@ def pretrain(
     model = Model(config)
     masking = Masking.of(corpus.tokenizer, settings.share)
     key = jax.random.key(settings.seed)
-    state = initial_state(model.init(key), make_optimizer(settings), key)
+    params = model.init(key)
     step = make_pretraining_step(model, settings)
     identity = {"settings": settings.to_json(), "corpus": corpus.digest}
     rates = one_cycle(settings.rise, settings.start, settings.floor)
     with Checkpoints(Path(folder) / "checkpoints", keep=keep) as store:
+        if store.latest is None and settings.initial == "corpus":
+            params = corpus_start(config, params, corpus.train.tokens)
+        state = initial_state(params, make_optimizer(settings), key)
         state, notes = store.resume(state, identity)
         clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
 
