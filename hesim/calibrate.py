@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax import tree_util
 
 from hesim.errors import ValueOverflowError
 from hesim.program import Equation, Literal, Program, Var, widened
@@ -102,6 +103,8 @@ class Calibration:
     Attributes:
       program_name: of the Program. batches: how many were seen.
       inputs: one per encrypted argument leaf. ops: one per ``program.ops``.
+      outputs: one per encrypted leaf of the result, by its key if the function returns it in a
+        dictionary.
       program: the Program itself; None after ``load``, which leaves it out.
     """
 
@@ -109,6 +112,7 @@ class Calibration:
     batches: int
     inputs: tuple[Observed, ...]
     ops: tuple[Observed, ...]
+    outputs: tuple[Observed, ...] = ()
     program: Program | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -128,6 +132,35 @@ class Calibration:
             wider = margin * ((high - low) or max(abs(low), 1e-6))
             found.append((low - wider, high + wider))
         return tuple(found)
+
+    def targets(
+        self, units: Mapping[str, float] | None = None, margin: float = 0.0
+    ) -> dict[str, tuple[float, float]]:
+        """Ranges met of the values that the function returns in a dictionary, by their keys: what
+        `models.losses.range_penalty` is to hold them to. ``Model.forward_with_values`` returns the
+        values at its polynomials so.
+
+        units: factor of each, ``Model.units()`` there; 1 for keys that are not in it. margin: wider
+        by this part of their width each side.
+
+        Raises:
+          ValueError: the function returns no encrypted value in a dictionary, or one twice.
+        """
+        named = [out for out in self.outputs if not out.name.startswith("result")]
+        keys = {out.name for out in named}
+        if not named or len(keys) < len(named):
+            raise ValueError(
+                "calibrate a function that returns the values to be penalised in one dictionary, "
+                f"each under a key of its own; {self.program_name} returns "
+                f"{', '.join(out.name for out in self.outputs) or 'nothing encrypted'}"
+            )
+        found = {}
+        for out in named:
+            unit = 1.0 if units is None else units.get(out.name, 1.0)
+            low, high = sorted((unit * out.low, unit * out.high))
+            wider = margin * (high - low)
+            found[out.name] = (low - wider, high + wider)
+        return found
 
     def overflow(
         self, params: CKKSParams, circuit: Circuit | None = None
@@ -248,7 +281,7 @@ class Calibration:
 
     def to_json(self) -> str:
         """Everything but the Program."""
-        keep = ("program_name", "batches", "inputs", "ops")
+        keep = ("program_name", "batches", "inputs", "ops", "outputs")
         data = {
             name: [dataclasses.asdict(x) for x in value] if isinstance(value, tuple) else value
             for name, value in ((name, getattr(self, name)) for name in keep)
@@ -259,7 +292,7 @@ class Calibration:
     def from_json(cls, text: str, program: Program | None = None) -> Calibration:
         """Reads what ``to_json`` wrote; give the Program to have levels without a circuit."""
         data = json.loads(text)
-        for group in ("inputs", "ops"):
+        for group in ("inputs", "ops", "outputs"):
             data[group] = tuple(_observed(entry) for entry in data[group])
         return cls(**data, program=program)
 
@@ -286,6 +319,11 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
     """
     secret = [(v, s) for v, s in zip(program.inputs, program.labels, strict=True) if v.encrypted]
     inputs = [_Statistics(label, "") for _, label in secret]
+    results = [
+        (k, _Statistics(name, ""))
+        for k, (name, v) in enumerate(zip(_result_names(program), program.outputs, strict=True))
+        if v.encrypted
+    ]
     ops = [_Statistics(e.name, str(e.source) if e.source else "") for e in program.ops]
     place = {e.index: k for k, e in enumerate(program.ops)}
     fed = {e.inputs[0].id for e in program.ops if _is_polynomial(e)}  # type: ignore[union-attr]
@@ -310,7 +348,9 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
             return out
 
         with jax.enable_x64(True):
-            program.evaluate(flat, hook, wide=True)
+            found = program.evaluate(flat, hook, wide=True)
+        for k, statistics in results:
+            statistics.add([found[k]])
     if not count:
         raise ValueError("calibrate needs at least one batch of arguments")
     return Calibration(
@@ -318,8 +358,21 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
         count,
         tuple(s.observed() for s in inputs),
         tuple(s.observed() for s in ops),
+        tuple(s.observed() for _, s in results),
         program,
     )
+
+
+def _result_names(program: Program) -> list[str]:
+    """Of each result leaf: its key in the dictionary that holds it, or its place in the result."""
+    leaves = [object()] * program.out_tree.num_leaves
+    paths, _ = tree_util.tree_flatten_with_path(tree_util.tree_unflatten(program.out_tree, leaves))
+    return [
+        str(path[-1].key)
+        if path and isinstance(path[-1], tree_util.DictKey)
+        else "result" + tree_util.keystr(path)
+        for path, _ in paths
+    ]
 
 
 def _is_polynomial(equation: Equation) -> bool:

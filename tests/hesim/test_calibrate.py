@@ -126,3 +126,29 @@ def test_integer_inputs_and_second_results_are_counted():
     program = hesim.trace(lambda x: jnp.split(x * x, 2), np.arange(4.0, dtype=np.float32))
     found = hesim.calibrate(program, [(np.arange(4.0, dtype=np.float32),)])
     assert found.ops[-1].high == 9.0
+
+
+def test_ranges_of_named_values_are_targets_of_the_range_penalty():
+    from models.losses import range_penalty
+
+    def recorded(x, w):
+        met = x @ w
+        return GELU(met), {"gelu": met, "rows": -x}
+
+    data = batches()
+    program = hesim.trace(recorded, *data[0])
+    found = hesim.calibrate(program, data)
+    units = {"gelu": 2.0}
+    targets = found.targets(units)
+    products = np.stack([x.astype(np.float64) @ w.astype(np.float64) for x, w in data])
+    assert targets["gelu"] == pytest.approx((2 * products.min(), 2 * products.max()), rel=1e-9)
+    assert targets["rows"] == pytest.approx((-found.inputs[0].high, -found.inputs[0].low))
+    low, high = found.targets(margin=0.25)["gelu"]
+    assert high - low == pytest.approx(1.5 * np.ptp(products), rel=1e-9)
+    assert Calibration.from_json(found.to_json()).targets(units) == targets
+    unit = {"gelu": 2.0, "rows": 1.0}
+    for stretch, outside in ((0.999, False), (1.3, True)):
+        values = {"gelu": jnp.asarray(stretch * products, jnp.float32)}
+        assert (float(range_penalty(values, unit, targets)) > 0) == outside
+    with pytest.raises(ValueError, match="in one dictionary"):
+        calibrated(data)[1].targets()
