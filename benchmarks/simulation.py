@@ -1,8 +1,10 @@
 """What simulated noise costs in a training step: `python -m benchmarks.simulation [preset ...]`.
 
 One jitted step of a model of every preset, "demo" with 64 sentences and "paper" with 4 by default,
-with polynomials, without noise and with the training tier: seconds, interleaved in one run, their
-ratio, and what tracing and compiling take. Weights and tokens are random, which costs the same.
+with polynomials and no noise, with the training tier on its own schedule, and, where compiling a
+Circuit takes seconds, with that of the Circuit which runs encrypted: seconds, interleaved in one
+run, their ratio, and what tracing and compiling take. Weights and tokens are random, which costs
+the same.
 """
 
 from __future__ import annotations
@@ -15,14 +17,25 @@ import jax
 import numpy as np
 import optax
 
+from experiments.settings import DEMO_RING
 from hesim.params import CKKSParams
 from models.config import preset
 from models.encoder import Model
 from models.sites import fit_ranges
-from models.train import Batch, collect_ranges, initial_state, make_step, simulated_forward
+from models.train import (
+    Batch,
+    collect_ranges,
+    forward_circuit,
+    initial_state,
+    make_step,
+    simulated_forward,
+)
 
 BATCHES = {"demo": 64, "paper": 4}
 """Sentences of a step, by preset; 8 for the others."""
+
+ENCRYPTED = {"demo": 256, "tiny": 32}
+"""Sentences of an encrypted batch, of presets whose Circuit compiles in seconds."""
 
 _SECONDS = 40.0
 _LEAST = 7
@@ -44,17 +57,26 @@ def measure(name: str, size: int) -> None:
     exact = Model(config)
     params = exact.init(jax.random.key(0))
     model = exact.with_sites(fit_ranges(config, collect_ranges(exact, params, batch)))
-    noisy = simulated_forward(model, CKKSParams(15, 7, 40, 50, 60))
+    ring = DEMO_RING if name in ENCRYPTED else CKKSParams(15, 7, 40, 50, 60)
     optimizer = optax.adamw(1e-3)
     steps = {
         "polynomials": jax.jit(make_step(model, optimizer)),
-        "with noise": jax.jit(make_step(model, optimizer, forward=noisy)),
+        "with noise": jax.jit(make_step(model, optimizer, forward=simulated_forward(model, ring))),
     }
     state = initial_state(params, optimizer, jax.random.key(1))
     print(
         f"{name}: {config.layers} layers of {config.hidden}, {config.heads} heads, {size} "
         f"sentences of {config.sequence} tokens, {params_count(params) / 1e6:.1f} million weights"
     )
+    if name in ENCRYPTED:
+        start = time.perf_counter()
+        circuit = forward_circuit(model, ring, ENCRYPTED[name])
+        print(
+            f"  Circuit of {ENCRYPTED[name]} sentences: {len(circuit):,} instructions, compiled "
+            f"in {time.perf_counter() - start:.1f} s"
+        )
+        noisy = simulated_forward(model, ring, circuit=circuit)
+        steps["with the Circuit's noise"] = jax.jit(make_step(model, optimizer, forward=noisy))
     for kind, step in steps.items():
         start = time.perf_counter()
         lowered = step.lower(state, batch)
@@ -72,14 +94,15 @@ def measure(name: str, size: int) -> None:
             start = time.perf_counter()
             jax.block_until_ready(step(state, batch))
             seconds[kind].append(time.perf_counter() - start)
-    plain, noise = (np.array(seconds[kind]) for kind in steps)
+    plain = np.array(seconds["polynomials"])
     for kind, times in seconds.items():
-        print(f"  {kind}: {min(times) * 1e3:.1f} ms a step (best of {len(times)})")
-    print(
-        f"  ratio: {noise.min() / plain.min():.2f} of the best, {np.median(noise / plain):.2f} "
-        f"median of pairs; peak memory of the process "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB"
-    )
+        line = f"  {kind}: {min(times) * 1e3:.1f} ms a step (best of {len(times)})"
+        if kind != "polynomials":
+            ratios = np.array(times) / plain
+            line += f"; {min(times) / plain.min():.2f} times, {np.median(ratios):.2f} in the median"
+        print(line)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"  peak memory of the process: {memory:.1f} GB")
 
 
 def params_count(params: dict) -> int:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 import he_backend
-import hesim
 from experiments.errors import ExperimentError
 from experiments.folder import RunFolder
 from experiments.live import Display, Update
@@ -35,7 +34,7 @@ from models.encoder import Model
 from models.recipe import Trained
 from models.sites import site_names
 from models.tokens import Tokenizer
-from models.train import Batch, make_evaluate, simulated_forward
+from models.train import Batch, forward_circuit, make_evaluate, simulated_forward
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -180,7 +179,9 @@ def _train_one(
             data.train,
             data.validation,
             chosen,
-            simulate=lambda model: simulated_forward(model, settings.ckks),
+            simulate=lambda model: simulated_forward(
+                model, settings.ckks, circuit=_circuit(settings, model)
+            ),
             report=report,
             checkpoints=folder.checkpoints(seed),
         )
@@ -199,10 +200,9 @@ def plan(
     started = time.monotonic()
     batch = min(settings.batch, settings.sentences)
     sentences = Batch(*(np.asarray(part)[: settings.sentences] for part in data.test))
-    arguments = forward_arguments(trained, sentences, np.arange(batch))
-    program = hesim.trace(trained.model.encrypted_forward, *arguments, encrypted=(1,))
-    traced = time.monotonic()
-    circuit = hesim.compile(program, settings.ckks, refresh_price=settings.refresh_price)
+    circuit = _circuit(settings, trained.model)
+    program = circuit.program
+    assert program is not None
     planned = Planned(program, circuit, trained, sentences, batch)
     (folder.path / "program.txt").write_text(f"{program}\n", encoding="utf-8")
     kinds = Counter(equation.name for equation in program.ops)
@@ -221,13 +221,18 @@ def plan(
         "batch": batch,
         "batches": planned.batches,
         "seconds": time.monotonic() - started,
-        "trace_seconds": traced - started,
         "environment": _environment(),
     }
     if not folder.done("plan"):
         folder.save("plan", figures)
     _say_plan(display, figures, folder)
     return planned
+
+
+def _circuit(settings: Settings, model: Model) -> Circuit:
+    """Of one batch: training simulates its noise, and it is what runs encrypted."""
+    batch = min(settings.batch, settings.sentences)
+    return forward_circuit(model, settings.ckks, batch, settings.refresh_price)
 
 
 def _label(equation: Equation) -> str:
@@ -242,8 +247,8 @@ def _say_plan(display: Display, figures: dict[str, Any], folder: RunFolder) -> N
     kinds = ", ".join(f"{count} {name}" for name, count in figures["operations"].items())
     security = f"{ring['security']}-bit security" if ring["security"] else "NO SECURITY"
     display.say(
-        f"traced in {figures['trace_seconds']:.1f} s: {sum(figures['operations'].values())} "
-        f"operations on encrypted values, at least {figures['depth']} levels deep "
+        f"traced: {sum(figures['operations'].values())} operations on encrypted values, at least "
+        f"{figures['depth']} levels deep "
         f"({folder.path / 'program.txt'})\n  [dim]{kinds}[/dim]"
     )
     display.say(

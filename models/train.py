@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 import hesim
+from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
 from models.encoder import Model
 from models.lora import Params, combine
@@ -82,9 +83,33 @@ def exact_forward(model: Model) -> Forward:
     return forward
 
 
-def simulated_forward(model: Model, ckks: CKKSParams, profile: str = "seal") -> Forward:
-    """The model's forward with the noise of an encrypted run under these parameters."""
-    return hesim.simulate(model.forward_with_values, ckks, encrypted=(1,), profile=profile)
+def simulated_forward(
+    model: Model, ckks: CKKSParams, profile: str = "seal", circuit: Circuit | None = None
+) -> Forward:
+    """The model's forward with the noise of an encrypted run under these parameters.
+
+    circuit: as for `hesim.simulate`, that of `forward_circuit`: the noise is then that of the
+    circuit's own levels, refreshes and rotations, for batches of any size.
+    """
+    return hesim.simulate(
+        model.forward_with_values, ckks, encrypted=(1,), profile=profile, circuit=circuit
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def forward_circuit(
+    model: Model, ckks: CKKSParams, sentences: int, refresh_price: float | str | None = None
+) -> Circuit:
+    """The Circuit of `model.encrypted_forward` for a batch of this many sentences, rows encrypted,
+    weights and mask public; kept for the last two calls. Needs no weights, only their shapes, and
+    seconds to compile a small model. Raises as `hesim.compile` does.
+    """
+    config = model.config
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    mask = jax.ShapeDtypeStruct((sentences, config.sequence), np.float32)
+    rows = jax.ShapeDtypeStruct((*mask.shape, config.hidden), np.float32)
+    program = hesim.trace(model.encrypted_forward, params, rows, mask, encrypted=(1,))
+    return hesim.compile(program, ckks, refresh_price=refresh_price)
 
 
 def task_loss(model: Model, logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:

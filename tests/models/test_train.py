@@ -1,12 +1,15 @@
 """Training: batch order, a synthetic task, the recipe with polynomials, resuming to the bit."""
 
 import dataclasses
+import warnings
 
 import jax
 import numpy as np
 import optax
 import pytest
 
+from hesim.certify import certify
+from hesim.params import CKKSParams
 from models import metrics
 from models.checkpoint import CheckpointError
 from models.config import EncoderConfig
@@ -18,11 +21,13 @@ from models.train import (
     Regularisation,
     batch_rows,
     batches,
+    forward_circuit,
     initial_state,
     make_evaluate,
     make_step,
     run_steps,
     shuffled,
+    simulated_forward,
 )
 
 CONFIG = EncoderConfig(layers=1, hidden=16, heads=2, ffn=16, sequence=6, vocabulary=12, pooler=(8,))
@@ -192,3 +197,28 @@ def test_regression_is_learned():
 def test_recipe_refuses_polynomial_steps_only():
     with pytest.raises(ValueError, match="polynomial_steps"):
         Recipe(steps=10, polynomial_steps=10)
+
+
+def test_training_sees_the_noise_of_the_circuit_that_runs(trained):
+    """The schedule of four sentences, for a batch of two: another error than the guessed one's."""
+    model, params = trained[0].model, trained[0].params
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ring = CKKSParams(10, 4, 25, 35, 45, security=None)
+    circuit = forward_circuit(model, ring, 4)
+    assert forward_circuit(model, ring, 4) is circuit
+    data = synthetic(2, 5)
+    x = model.embed(params, data.tokens)
+    exact = np.asarray(model.encrypted_forward(params, x, data.mask))
+    errors = []
+    for chosen in (circuit, None):
+        forward = jax.jit(simulated_forward(model, ring, circuit=chosen))
+        keys = jax.random.split(jax.random.key(0), 40)
+        logits = [np.asarray(forward(key, params, x, data.mask)[0]) for key in keys]
+        errors.append(float(np.std(np.array(logits) - exact)))
+    rows = np.concatenate([x, x])
+    certified = certify(circuit, (params, rows, np.concatenate([data.mask] * 2)), keys=40)
+    assert certified.outputs[0] is not None
+    predicted = certified.outputs[0].std
+    assert errors[0] == pytest.approx(predicted, rel=0.3)
+    assert errors[0] != errors[1]
