@@ -107,6 +107,8 @@ class Attention(nnx.Module):
         q = split_heads(self.query.project(queries, factor=near[0], **options), self.heads)
         k = split_heads(self.key.project(keys, factor=near[1], **options), self.heads)
         v = self.value.project(keys, **options)
+        for part, x in (("queries", q), ("keys", k), ("values", v)):
+            probe.keep(f"{name}.{part}", x)
         mixed = self._mix(name, q, k, v, mask, probe, causal)
         return self._write(join_heads(mixed), c, low_rank)
 

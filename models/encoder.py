@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class Block(nnx.Module):
         if self.attention_norm is not None:
             normal = x * self.attention_norm.inverse(f"{name}.attention_norm.inv_sqrt", x, probe)
         x, queries = (x, normal) if pick is None else (pick(x), pick(normal))
-        x = x + self.attention(
+        update = self.attention(
             f"{name}.attention",
             queries,
             normal,
@@ -71,8 +71,9 @@ class Block(nnx.Module):
             causal=self.causal and pick is None,
             low_rank=low_rank,
         )
+        x = x + probe.keep(f"{name}.attention", update)
         normal = x * self.ffn_norm.inverse(f"{name}.ffn_norm.inv_sqrt", x, probe)
-        return x + self.ffn(f"{name}.ffn", normal, self.ffn_norm, probe)
+        return probe.keep(name, x + self.ffn(f"{name}.ffn", normal, self.ffn_norm, probe))
 
     def _post(
         self,
@@ -86,7 +87,7 @@ class Block(nnx.Module):
     ) -> jax.Array:
         assert pending is not None and self.attention_norm is not None
         queries = x if pick is None else pick(x)
-        y = pending.residual(queries, probe) + self.attention(
+        update = self.attention(
             f"{name}.attention",
             queries,
             x,
@@ -96,10 +97,28 @@ class Block(nnx.Module):
             causal=self.causal and pick is None,
             low_rank=low_rank,
         )
+        y = pending.residual(queries, probe) + probe.keep(f"{name}.attention", update)
         y = y * self.attention_norm.inverse(f"{name}.attention_norm.inv_sqrt", y, probe)
         update = self.ffn(f"{name}.ffn", y, self.attention_norm, probe)
         y = self.attention_norm.residual(y, probe) + update
-        return y * self.ffn_norm.inverse(f"{name}.ffn_norm.inv_sqrt", y, probe)
+        return probe.keep(name, y * self.ffn_norm.inverse(f"{name}.ffn_norm.inv_sqrt", y, probe))
+
+
+class LayerOutputs(NamedTuple):
+    """What every layer computed, in the units of the exact model.
+
+    Attributes:
+      states: per layer (batch, tokens, hidden): the stream behind it, in a post-LN model normalised
+        with its affine part. attention: per layer its update of the stream, of the same shape.
+      final: states after the last LayerNorm, as of `Model.hidden_states`. logits: (batch, classes).
+      values: u met at each site.
+    """
+
+    states: tuple[jax.Array, ...]
+    attention: tuple[jax.Array, ...]
+    final: jax.Array
+    logits: jax.Array
+    values: dict[str, jax.Array]
 
 
 class Encoder(nnx.Module):
@@ -188,6 +207,27 @@ class Encoder(nnx.Module):
         x = self.body(x, mask, probe, low_rank=low_rank, pick=None)
         x, norm = self.normalised(x, probe)
         return norm.gain(probe) * x + norm.bias[...], probe.values
+
+    def layerwise(
+        self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
+    ) -> LayerOutputs:
+        """Rows of `embed` and mask -> what every layer computes for all tokens."""
+        probe = Probe(sites)
+        x = self.body(x, mask, probe, low_rank=low_rank, pick=None)
+        c = norm_scale(sites, x.shape[-1])
+        states, attention = [], []
+        for i, block in enumerate(self.blocks):
+            out = probe.outputs[f"layer{i}"]
+            norm = block.ffn_norm
+            states.append(norm.gain(probe) * out + norm.bias[...] if block.post else out / c)
+            attention.append(probe.outputs[f"layer{i}.attention"] / c)
+        token = last_token(x, mask) if self.causal else first_token(x)
+        rows, norm = self.normalised(x, probe)
+        final = norm.gain(probe) * rows + norm.bias[...]
+        values = dict(probe.values)  # the pooled token meets the final LayerNorm a second time
+        logits = self.pooled(token[:, 0], probe)
+        values["pooler.tanh"] = probe.values["pooler.tanh"]
+        return LayerOutputs(tuple(states), tuple(attention), final, logits, values)
 
     def words(self, states: jax.Array) -> jax.Array:
         """States (..., hidden) of `hidden` -> language-model logits (..., vocabulary)."""
@@ -293,6 +333,13 @@ class Model:
         """
         encoder = bind(self.config, params)
         return encoder.hidden(jnp.asarray(x), jnp.asarray(mask), self.sites, low_rank=self.low_rank)
+
+    def layer_outputs(self, params: Params, x: Array, mask: Array) -> LayerOutputs:
+        """What every layer computes from the rows x of `embed`, for all tokens."""
+        encoder = bind(self.config, params)
+        return encoder.layerwise(
+            jnp.asarray(x), jnp.asarray(mask), self.sites, low_rank=self.low_rank
+        )
 
     def word_logits(self, params: Params, states: Array) -> jax.Array:
         """Language-model logits (..., vocabulary) of states (..., hidden), all tokens' or only

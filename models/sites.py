@@ -233,13 +233,19 @@ EXACT = Sites()
 
 
 class Probe:
-    """The sites of one forward call, and the values they met: `values[name]` holds u, `units[name]`
-    its unit.
+    """The sites of one forward call, and what was met on the way: `values[name]` holds u of a site,
+    `outputs[name]` what a layer or its attention computed, where `keep` was told.
     """
 
     def __init__(self, sites: Sites) -> None:
         self.sites = sites
         self.values: dict[str, jax.Array] = {}
+        self.outputs: dict[str, jax.Array] = {}
+
+    def keep(self, name: str, x: jax.Array) -> jax.Array:
+        """x itself, noted under this name."""
+        self.outputs[name] = x
+        return x
 
     def unit(self, name: str) -> float:
         return self.sites.unit(name)
