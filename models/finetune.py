@@ -99,6 +99,9 @@ class FineTune:
     gradients). The learning rate falls by half a cosine to 0
     after a linear `warmup`, a share of all steps. Sequences are cut to the `buckets` (tokens).
     encrypted: None in the clear with the exact functions.
+
+    penalty: weight of the range penalty on the canonical `ranges` of sites, from the share `inner`
+    of a half-width on; in the clear alone, since under encryption nobody sees a value leave.
     """
 
     method: Literal["full", "lora"] = "lora"
@@ -114,6 +117,9 @@ class FineTune:
     alpha: float = 1.0
     buckets: tuple[int, ...] = (32, 64, 128)
     seed: int = 0
+    penalty: float = 0.0
+    ranges: tuple[tuple[str, tuple[float, float]], ...] = ()
+    inner: float = 0.9
     encrypted: AsEncrypted | None = None
 
     def __post_init__(self) -> None:
@@ -125,6 +131,10 @@ class FineTune:
             )
         if self.encrypted is not None and self.dropout:
             raise ValueError("there is no dropout in an encrypted step: set dropout to 0")
+        if self.encrypted is not None and self.penalty:
+            raise ValueError("there is no range penalty in an encrypted step: set penalty to 0")
+        if self.penalty and not self.ranges:
+            raise ValueError("the range penalty needs the ranges of sites")
         if self.epochs < 1 or self.batch < 1:
             raise ValueError("epochs and batch must be at least 1")
 
@@ -343,7 +353,13 @@ def _step(
     optimizer = make_optimizer(settings, steps)
     how = settings.encrypted
     if how is None:
-        return optimizer, make_step(model, optimizer, Regularisation(dropout=settings.dropout))
+        inputs = Regularisation(
+            dropout=settings.dropout,
+            penalty=settings.penalty,
+            ranges=settings.ranges,
+            inner=settings.inner,
+        )
+        return optimizer, make_step(model, optimizer, inputs)
     regression, classes = model.config.regression, model.config.classes
     softmax = None if regression else PolynomialSoftmax.fit(classes, how.softmax_bound)
     update = lora_update(model, optimizer, softmax)
