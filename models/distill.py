@@ -1,0 +1,324 @@
+"""Knowledge distillation: a student learns what its teacher computes, by layer and at the end.
+
+    layers: |student - teacher|^2 / |teacher|^2 of hidden states and of the attention's updates,
+            over real tokens, means over the layers;
+    pooled: the same of the mean of a text's final states; logits: the same of ratings, else the
+            divergence of the classes' shares at a temperature (Hinton et al. 2015).
+
+A student with another attention starts from the teacher's weights (`convert`), which keep most of
+what a Gaussian kernel needs: it equals softmax up to the normalisation of its rows where queries
+have one length and keys have one, and `warm_start` takes them as near to that as softmax allows.
+A run that was stopped goes on, with a budget in steps to the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from models.agreement import agreement, compared, layer_outputs, layer_pairs
+from models.buckets import cut, lengths_of, plan_epoch
+from models.checkpoint import CheckpointError, Checkpoints
+from models.encoder import Model
+from models.lora import Params, combine, partition
+from models.losses import range_penalty
+from models.pretrain import Progress
+from models.schedules import Budget, Clock, one_cycle, scale_by_progress
+from models.sites import Range, function_of, site_names
+from models.step import Loss, Step, StepOptions, TrainState, initial_state, make_update
+from models.train import Batch, run_steps
+
+__all__ = ["DistilBatch", "Distillation", "Distilled", "distil"]
+
+Part = Literal["attention", "blocks", "all"]
+
+
+class DistilBatch(NamedTuple):
+    """tokens int32 and mask float32 (n, tokens); progress: share of the budget behind."""
+
+    tokens: Any
+    mask: Any
+    progress: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """Everything that decides a distillation, models and texts apart.
+
+    Attributes:
+      states, attention, pooled, logits: weights of what the module describes. The first three need
+        one hidden width; logits mean something where the teacher's head was trained.
+      temperature: by which logits are divided.
+      trained: "attention" (its projections), "blocks" (everything between embedding and pooler) or
+        "all"; pooler and head are trained with the logits.
+      batch, budget, rate, rise, start, floor, weight_decay, clip, seed: as in `Pretraining`.
+      penalty: weight of the range penalty on the student's sites; targets: canonical range by
+        function; inner: share of its half-width at which the penalty begins.
+      buckets: tokens that batches are cut to.
+      log_every, evaluate_every: steps. save_seconds: time between checkpoints.
+    """
+
+    states: float = 1.0
+    attention: float = 1.0
+    pooled: float = 1.0
+    logits: float = 0.0
+    temperature: float = 2.0
+    trained: Part = "blocks"
+    batch: int = 32
+    budget: Budget = Budget(steps=600)
+    rate: float = 5e-4
+    rise: float = 0.1
+    start: float = 0.05
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    penalty: float = 0.0
+    targets: tuple[tuple[str, Range], ...] = ()
+    inner: float = 0.9
+    buckets: tuple[int, ...] = (16, 32, 64, 128)
+    seed: int = 0
+    log_every: int = 20
+    evaluate_every: int = 200
+    save_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "log_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        weights = (self.states, self.attention, self.pooled, self.logits)
+        if min(weights) < 0 or not any(weights):
+            raise ValueError("states, attention, pooled, logits: weights of at least 0, not all 0")
+        if self.trained not in ("attention", "blocks", "all"):
+            raise ValueError(f"trained={self.trained!r} is attention, blocks or all")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be positive")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    def is_trained(self, path: tuple[Any, ...]) -> bool:
+        """Whether the parameter at this place changes."""
+        if path[0] in ("pooler", "head"):
+            return self.logits > 0
+        if self.trained == "attention":
+            return path[0] == "blocks" and path[2] == "attention"
+        return self.trained == "all" or path[0] in ("blocks", "final_norm")
+
+
+class Distilled(NamedTuple):
+    """A distillation as far as it went: `finished` says whether its budget is spent."""
+
+    model: Model
+    params: Params
+    step: int
+    seconds: float
+    finished: bool
+
+
+def make_loss(teacher: Model, student: Model, settings: Distillation) -> Loss:
+    """The weighted sum; frozen is {"teacher": its parameters, "student": those not trained}.
+
+    Metrics: loss, the relative errors (roots) of the parts, and the penalty. CheckpointError where
+    a part that has a weight cannot be compared.
+    """
+    _check(teacher, student, settings)
+    pairs = layer_pairs(teacher, student)
+    unit, table = student.units(), dict(settings.targets)
+    names = site_names(student.config)
+    ranges = {n: table[function_of(n)] for n in names if function_of(n) in table}
+
+    def loss(
+        trained: Params, frozen: Params, batch: DistilBatch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del key
+        params = combine(trained, frozen["student"])
+        mask = batch.mask
+        theirs = layer_outputs(teacher, frozen["teacher"], batch.tokens, mask)
+        own = layer_outputs(student, params, batch.tokens, mask)
+        terms = compared(theirs, own, mask, pairs)
+        errors = {name: a / jnp.maximum(b, 1e-12) for name, (a, b) in terms.items()}
+        total = jnp.zeros(())
+        for part in ("states", "attention", "pooled"):
+            weight = getattr(settings, part)
+            found = [e for name, e in errors.items() if name.split("/")[0] == part]
+            if weight:
+                total += weight * sum(found, jnp.zeros(())) / len(found)
+        if settings.logits:
+            total += settings.logits * _logit_loss(theirs.logits, own.logits, settings)
+        metrics = {"loss": total} | {name: jnp.sqrt(e) for name, e in errors.items()}
+        if settings.penalty:
+            metrics["penalty"] = range_penalty(own.values, unit, ranges, settings.inner)
+            total += settings.penalty * metrics["penalty"]
+        return total, metrics
+
+    return loss
+
+
+def _logit_loss(teacher: jax.Array, student: jax.Array, settings: Distillation) -> jax.Array:
+    """Kullback-Leibler divergence times the temperature squared; of a rating the squared error."""
+    if teacher.shape[-1] == 1:
+        return jnp.mean(jnp.square(student - teacher))
+    t = settings.temperature
+    theirs, own = jax.nn.log_softmax(teacher / t), jax.nn.log_softmax(student / t)
+    return t * t * jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - own), axis=-1))
+
+
+def _check(teacher: Model, student: Model, settings: Distillation) -> None:
+    a, b = teacher.config, student.config
+    wrong: list[str] = []
+    if a.vocabulary != b.vocabulary:
+        wrong.append(f"vocabularies of {a.vocabulary} and {b.vocabulary} tokens")
+    if a.hidden != b.hidden and (settings.states or settings.attention or settings.pooled):
+        wrong.append(
+            f"hidden widths {a.hidden} and {b.hidden}, with which only logits can be compared: set "
+            "states, attention and pooled to 0"
+        )
+    if settings.logits and a.classes != b.classes:
+        wrong.append(f"{a.classes} and {b.classes} logits: set the weight of logits to 0")
+    if b.layers > a.layers:
+        wrong.append(f"{a.layers} layers that should teach {b.layers}")
+    if wrong:
+        raise CheckpointError("teacher and student have " + "; ".join(wrong))
+
+
+def make_optimizer(settings: Distillation) -> optax.GradientTransformation:
+    """Clipping, AdamW, and the one-cycle rate of the batch's progress."""
+    s = settings
+    return optax.chain(
+        optax.clip_by_global_norm(s.clip),
+        optax.scale_by_adam(0.9, 0.98),
+        optax.add_decayed_weights(s.weight_decay),
+        scale_by_progress(s.rate, one_cycle(s.rise, s.start, s.floor)),
+    )
+
+
+def distil(
+    teacher: Model,
+    teacher_params: Params,
+    student: Model,
+    params: Params,
+    rows: Batch,
+    settings: Distillation,
+    folder: str | Path,
+    *,
+    held_out: Batch | None = None,
+    report: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Distilled:
+    """Train until the budget is spent or `stop` says so; a checkpoint is written in both cases.
+
+    rows: texts (targets are not looked at). held_out: others, on which errors are reported every
+    `evaluate_every` steps. folder: its `checkpoints` hold the state; a run that finds its own there
+    goes on from the newest, another's raises CheckpointError. TrainingError where the loss ceases
+    to be finite.
+    """
+    loss = make_loss(teacher, student, settings)
+    trained, frozen = partition(params, settings.is_trained)
+    optimizer = make_optimizer(settings)
+    step = _closed(
+        make_update(loss, optimizer, StepOptions(donate=True)),
+        {"teacher": teacher_params, "student": frozen},
+    )
+    identity = {
+        "settings": settings.to_json(),
+        "teacher": teacher.config.to_json(),
+        "config": student.config.to_json(),
+        "rows": _digest(rows),
+    }
+    lengths = lengths_of(rows)
+    per_epoch = -(-len(lengths) // settings.batch)
+    rates = one_cycle(settings.rise, settings.start, settings.floor)
+
+    @functools.lru_cache(maxsize=1)
+    def plans(epoch: int):
+        return plan_epoch(lengths, settings.batch, settings.buckets, settings.seed, epoch)
+
+    with Checkpoints(Path(folder) / "checkpoints") as store:
+        copied = jax.tree.map(jnp.copy, trained)  # the step overwrites its state
+        state = initial_state(copied, optimizer, jax.random.key(settings.seed))
+        state, notes = store.resume(state, identity, "distillation")
+        clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
+        tokens = 0
+
+        def save(state: TrainState) -> None:
+            store.save(int(state.step), state, {**identity, "seconds": clock.seconds})
+
+        def batch_of(number: int) -> DistilBatch:
+            nonlocal tokens
+            epoch, place = divmod(number, per_epoch)
+            part = cut(rows, plans(epoch)[place])
+            tokens += part.tokens.size
+            progress = np.float32(clock.progress(number))
+            return DistilBatch(part.tokens, np.asarray(part.mask, np.float32), progress)
+
+        def ended() -> bool:
+            return stop() or clock.progress(int(state.step)) >= 1
+
+        saved = time.monotonic()
+        while not ended():
+            began, tokens = time.monotonic(), 0
+            goal = (int(state.step) // settings.log_every + 1) * settings.log_every
+            figures: dict[str, float] = {}
+            state = run_steps(
+                step,
+                state,
+                batch_of,
+                until=min(goal, settings.budget.steps),
+                stop=stop,
+                report=lambda _, found, into=figures: into.update(found),
+                report_every=settings.log_every,
+            )
+            number = int(state.step)
+            if not figures:
+                break
+            share = clock.progress(number)
+            figures["tokens_per_second"] = tokens / (time.monotonic() - began)
+            figures["learning_rate"] = settings.rate * float(rates(share))
+            if held_out is not None and (number % settings.evaluate_every == 0 or share >= 1):
+                found = agreement(
+                    teacher,
+                    teacher_params,
+                    student,
+                    combine(state.params, frozen),
+                    held_out,
+                    batch=settings.batch,
+                    buckets=settings.buckets,
+                )
+                for name in ("states", "attention"):
+                    for i, error in enumerate(getattr(found, name)):
+                        figures[f"held_out/{name}/{i}"] = error
+                figures["held_out/pooled"] = found.pooled
+                for name, (low, high) in found.ranges.items():
+                    figures[f"range/{name}/low"], figures[f"range/{name}/high"] = low, high
+            if report is not None:
+                report(Progress(number, share, clock.seconds, figures))
+            if time.monotonic() - saved >= settings.save_seconds:
+                save(state)
+                saved = time.monotonic()
+        number = int(state.step)
+        if number and store.latest != number:
+            save(state)
+        finished = clock.progress(number) >= 1
+        return Distilled(student, combine(state.params, frozen), number, clock.seconds, finished)
+
+
+def _closed(step: Step, frozen: Params) -> Step:
+    return lambda state, batch: step(state, batch, frozen)
+
+
+def _digest(rows: Batch) -> str:
+    total = hashlib.sha256()
+    for array in (rows.tokens, rows.mask):
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()[:16]
