@@ -86,6 +86,59 @@ def convert(
 
 
 @app.command()
+def distil(
+    teacher: Annotated[
+        Path | None, typer.Argument(help="Folder of a model or of somebody's BERT.")
+    ] = None,
+    student: Annotated[
+        Path | None, typer.Argument(help="Folder of a model, as `hesim convert` writes it.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="A data set whose texts are learned on; repeatable.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Folder of .txt or .tokens files.", file_okay=False)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where checkpoints, log and model go; resumed from.")
+    ] = Path("runs/distil"),
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a settings file with every option explained.")
+    ] = False,
+) -> None:
+    """Let a student learn what its teacher computes: hidden states, attention, logits."""
+    from experiments.distilling import distil_template, read_distilling, run_distilling
+    from experiments.live import Display
+
+    if template:
+        typer.echo(distil_template(), nl=False)
+        return
+    if teacher is None or student is None:
+        raise typer.BadParameter("name the folders of teacher and student")
+    display = Display()
+    done = run_distilling(
+        read_distilling(config),
+        teacher,
+        student,
+        out,
+        display,
+        data=data or (),
+        data_dir=None if data_dir is None else str(data_dir),
+        text=text,
+    )
+    if not done.finished:
+        display.say(f"stopped at step {done.step:,}; the same command goes on from {out}")
+        raise typer.Exit(INTERRUPTED)
+    display.say(f"{done.step:,} steps in {done.seconds:,.0f} s; the student is in {out / 'model'}")
+
+
+@app.command()
 def publish(
     run: Annotated[Path, typer.Argument(help="Folder of a finished pre-training.")],
     to: Annotated[Path, typer.Option(help="Model folder to write; it must not exist.")],
