@@ -3,7 +3,8 @@
 Forward pass, polynomial gradient of the loss, backward pass and AdamW-HE are one function of sums,
 products and polynomials: what `hesim.trace` reads, `hesim.simulate` disturbs and `he_backend.run`
 encrypts. Encrypted are the embedded sentences, the labels, and what is trained with its moments;
-the mask, the frozen matrices and the step number are public.
+the mask, the frozen matrices, the step number and the learning rate are public, so one compiled
+step serves a whole training.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ Seen = tuple[jax.Array, dict[str, jax.Array]]
 """Logits (batch, classes) and the values that the sites met, u per site."""
 
 Update = Callable[..., tuple[Params, optax.OptState, Seen]]
-"""(trained, optimizer state, frozen, x, mask, targets) -> (trained, optimizer state, `Seen`)."""
+"""(trained, optimizer state, frozen, x, mask, targets, rate) -> (trained, optimizer state, `Seen`);
+the public `rate` is what the optimizer gets as its keyword `progress`, if it takes one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,7 @@ def lora_update(
     """
     if (softmax is None) != model.config.regression:
         raise ValueError("a softmax for classes, none for a regression")
+    transform = optax.with_extra_args_support(optimizer)
 
     def update(
         trained: Params,
@@ -143,13 +146,14 @@ def lora_update(
         x: jax.Array,
         mask: jax.Array,
         targets: jax.Array,
+        rate: jax.Array,
     ) -> tuple[Params, optax.OptState, Seen]:
         def loss(chosen: Params) -> tuple[jax.Array, Seen]:
             logits, values = model.forward_with_values(combine(chosen, frozen), x, mask)
             return polynomial_loss(logits, targets, softmax), (logits, values)
 
         grads, seen = jax.grad(loss, has_aux=True)(trained)
-        updates, state = optimizer.update(grads, state, trained)
+        updates, state = transform.update(grads, state, trained, progress=rate)
         return cast(Params, optax.apply_updates(trained, updates)), state, seen
 
     return update
@@ -157,10 +161,10 @@ def lora_update(
 
 def encrypted_arguments(state: optax.OptState) -> tuple[Any, ...]:
     """Which arguments of an update are encrypted, as `hesim.trace` takes it: all but the counters
-    of the optimizer, the frozen matrices and the mask.
+    of the optimizer, the frozen matrices, the mask and the step size.
     """
     moments = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating), state)
-    return (True, moments, False, True, False, True)
+    return (True, moments, False, True, False, True, False)
 
 
 def simulated_update(

@@ -13,20 +13,25 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import approx
-import hesim
-from hesim.params import CKKSParams
 from models import metrics
-from models.buckets import cut, lengths_of, plan_epoch, whole
+from models.as_encrypted import (
+    AsEncrypted,
+    Evaluated,
+    make_evaluate_task,
+    merged,
+    twin_of,
+)
+from models.buckets import cut, lengths_of, plan_epoch
 from models.checkpoint import CheckpointError, Checkpoints
 from models.config import EncoderConfig
+from models.diagnose import origin
 from models.encoder import Model
 from models.encrypted_step import (
     ROOT_DOMAIN,
@@ -39,66 +44,34 @@ from models.encrypted_step import (
 from models.lora import Params, combine, is_adapter_or_head, partition
 from models.lora import Path as Place
 from models.losses import cross_entropy, mean_squared_error, share_outside
-from models.optim import adamw_he
+from models.optim import scale_by_adam_he
 from models.recipe import Progress
-from models.sites import (
-    FitSettings,
-    Range,
-    Sites,
-    fit_ranges,
-    function_of,
-    join_ranges,
-    met_ranges,
-)
+from models.schedules import scale_by_progress
 from models.step import Step, TrainState, initial_state
 from models.tasks import TaskData
-from models.train import (
-    Batch,
-    Forward,
-    Regularisation,
-    TrainingError,
-    exact_forward,
-    make_step,
-    run_steps,
-    take,
-)
+from models.train import Batch, Regularisation, TrainingError, make_step, run_steps
 
-__all__ = ["AsEncrypted", "Evaluated", "FineTune", "FineTuned", "finetune", "make_evaluate_task"]
-
-
-@dataclasses.dataclass(frozen=True)
-class AsEncrypted:
-    """The ring that is simulated, and the polynomials of the twin.
-
-    fit: degrees, and how far beyond the ranges met by the pre-trained model they must hold, since
-    under encryption nothing can be clipped or penalised. domains: fixed ones by function, for what
-    the pre-trained model says nothing about. softmax_bound: logits, less their mean, that the
-    loss's exponential covers. range_rows: training rows on which the ranges are measured.
-    """
-
-    ckks: CKKSParams = CKKSParams(
-        log_n=16, levels=12, scale_bits=42, first_bits=50, special_bits=60
-    )
-    profile: str = "seal"
-    fit: FitSettings = FitSettings(
-        degrees=(("exp", 15), ("gelu", 15), ("inv_sqrt", 15), ("relu", 15), ("tanh", 31)),
-        margin=1.0,
-    )
-    domains: tuple[tuple[str, Range], ...] = (("tanh", (-5.0, 5.0)),)
-    softmax_bound: float = 4.0
-    range_rows: int = 1024
+__all__ = [
+    "AsEncrypted",
+    "Evaluated",
+    "FineTune",
+    "FineTuned",
+    "finetune",
+    "learning_rates",
+    "make_evaluate_task",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTune:
     """One fine-tuning.
 
-    method: "full" trains every parameter with AdamW; "lora" trains adapters, pooler and head with
-    AdamW-HE, whose `epsilon` stands inside the root and whose `multiplier` brings (v + epsilon)
-    into the polynomial root's domain [0.0005, 1] (None: 0.0005 / epsilon, which admits the largest
-    gradients). The learning rate falls by half a cosine to 0
-    after a linear `warmup`, a share of all steps. Sequences are cut to the `buckets` (tokens).
-    encrypted: None in the clear with the exact functions.
+    method: "full" trains every parameter with AdamW; "lora" trains adapters of `rank` on the
+    projections `adapted`, pooler and head with AdamW-HE, whose `epsilon` stands inside the root and
+    whose `multiplier` brings (v + epsilon) into the polynomial root's domain [0.0005, 1] (None:
+    0.0005 / epsilon, which admits the largest gradients). The learning rate rises over `warmup`, a
+    share of all steps, and falls by half a cosine to 0. Sequences are cut to the `buckets`
+    (tokens). encrypted: None in the clear with the exact functions.
 
     penalty: weight of the range penalty on the canonical `ranges` of sites, from the share `inner`
     of a half-width on; in the clear alone, since under encryption nobody sees a value leave.
@@ -115,6 +88,7 @@ class FineTune:
     dropout: float = 0.0
     rank: int = 2
     alpha: float = 1.0
+    adapted: tuple[str, ...] = ("query", "key", "value")
     buckets: tuple[int, ...] = (32, 64, 128)
     seed: int = 0
     penalty: float = 0.0
@@ -135,29 +109,34 @@ class FineTune:
             raise ValueError("there is no range penalty in an encrypted step: set penalty to 0")
         if self.penalty and not self.ranges:
             raise ValueError("the range penalty needs the ranges of sites")
+        if self.method == "lora" and self.rank < 1:
+            raise ValueError(f"LoRA's rank is at least 1, got {self.rank}")
         if self.epochs < 1 or self.batch < 1:
             raise ValueError("epochs and batch must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """Logits (n, classes), and per site the canonical range met and the share of values outside
-    the polynomial's domain (empty for an exact model).
-    """
-
-    logits: np.ndarray
-    ranges: dict[str, Range]
-    outside: dict[str, float]
+        if not (self.learning_rate > 0 and self.epsilon > 0):
+            raise ValueError("learning_rate and epsilon must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuned:
-    """A fine-tuned model. trainable: numbers that training changed; history: one entry an epoch."""
+    """A fine-tuned model. trainable: numbers that training changed; history: one entry an epoch;
+    finished: False where it was stopped, its checkpoint then holds where.
+    """
 
     model: Model
     params: Params
     trainable: int
     history: list[dict[str, Any]]
+    finished: bool = True
+
+
+class _Dose(NamedTuple):
+    """A `Batch` with its step's learning rate, which the optimizer gets as `progress`."""
+
+    tokens: Any
+    mask: Any
+    targets: Any
+    progress: Any
 
 
 def finetune(
@@ -167,37 +146,50 @@ def finetune(
     settings: FineTune,
     *,
     report: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     checkpoints: str | Path | None = None,
 ) -> FineTuned:
     """Fine-tune `start`, the parameters of an encoder of this configuration, on a task.
 
-    Pooler, head and adapters are fresh, drawn from the seed. checkpoints: a folder; written after
-    each epoch. TrainingError where the loss stops being finite; CheckpointError for a folder that
-    holds another training.
+    Pooler, head and adapters are fresh, drawn from the seed. report is called four times an epoch,
+    the last time with the validation scores. checkpoints: a folder; written after each epoch, and
+    where `stop`, asked before each step, says so.
+
+    Raises:
+      TrainingError: the loss or the gradient stops being finite; it names the site.
+      CheckpointError: a folder that holds another training, or a start of another shape.
     """
     adapted = config.replace(
         classes=data.classes,
         lora_rank=settings.rank if settings.method == "lora" else 0,
         lora_alpha=settings.alpha,
+        lora_targets=settings.adapted,
     )
     key = jax.random.key(settings.seed)
     model = Model(adapted)
     params = overlay(model.init(key), start)
     if settings.encrypted is not None:
-        model = _twin(model, params, data, settings, settings.encrypted)
+        model = twin_of(model, params, data.train, settings.buckets, settings.encrypted)
     chosen = is_adapter_or_head if settings.method == "lora" else _anything
     trained, frozen = partition(params, chosen)
     per_epoch = -(-len(data.train.tokens) // settings.batch)
     steps = per_epoch * settings.epochs
-    seedless = dataclasses.replace(settings, seed=0)  # one compilation for all seeds
-    optimizer, compiled = _step(model, seedless, steps)
-    evaluate = make_evaluate_task(model, seedless)
+    optimizer, compiled = _step(model, _of_a_step(settings))
     state = initial_state(trained, optimizer, key)
-    batch_of = _batches(data.train, settings, per_epoch)
-
-    step = _watched(compiled, frozen) if settings.encrypted else _closed(compiled, frozen)
+    batch_of = _doses(data.train, settings, per_epoch)
+    watched = settings.encrypted is not None
+    step = (_watched if watched else _closed)(compiled, frozen)
+    phase = "as encrypted" if watched else "exact"
     history: list[dict[str, Any]] = []
     notes = {"config": adapted.to_json(), "settings": repr(settings), "data": data.name}
+
+    def diagnose(trained: Params, batch: Any) -> str:
+        return origin(model, combine(trained, frozen), batch)
+
+    def tell(at: int, figures: Mapping[str, float]) -> None:
+        if report is not None:
+            report(Progress(at, steps, phase, dict(figures)))
+
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints is not None:
@@ -207,24 +199,55 @@ def finetune(
         while int(state.step) < steps:
             goal = (int(state.step) // per_epoch + 1) * per_epoch
             figures: dict[str, float] = {}
+
+            def seen(
+                at: int, met: dict[str, float], last: int = goal, into: dict[str, float] = figures
+            ) -> None:
+                into.update(met)
+                if at < last:
+                    tell(at, met)
+
             state = run_steps(
                 step,
                 state,
                 batch_of,
                 until=goal,
-                report=lambda _, met, into=figures: into.update(met),
+                stop=stop,
+                report=seen,
                 report_every=max(1, per_epoch // 4),
+                diagnose=None if watched else diagnose,
             )
-            scores = evaluate(combine(state.params, frozen), data.validation)
-            figures |= metrics.score(scores.logits, data.validation.targets)
-            phase = "exact" if settings.encrypted is None else "as encrypted"
-            history.append({"step": goal, "phase": phase, **figures})
-            if report is not None:
-                report(Progress(goal, steps, phase, figures))
+            done = int(state.step)
+            if done == goal:
+                scores = _evaluate(model, combine(state.params, frozen), data.validation, settings)
+                figures |= metrics.score(scores.logits, data.validation.targets)
+                history.append({"step": goal, "phase": phase, **figures})
+                tell(goal, figures)
             if store is not None:
-                store.save(goal, state, notes | {"history": history})
+                store.save(done, state, notes | {"history": history})
+            if done < goal:
+                break
     count = sum(int(leaf.size) for leaf in jax.tree.leaves(state.params))
-    return FineTuned(model, combine(state.params, frozen), count, history)
+    finished = int(state.step) == steps
+    return FineTuned(model, combine(state.params, frozen), count, history, finished)
+
+
+def learning_rates(settings: FineTune, steps: int) -> np.ndarray:
+    """The rate of each step, float32 (steps,): up from 0 in a line over the warm-up, then down by
+    half a cosine.
+    """
+    rise = max(1, round(settings.warmup * steps))
+    number = np.arange(steps)
+    fall = 0.5 * (1 + np.cos(np.pi * np.maximum(number - rise, 0) / (steps + 1 - rise)))
+    factor = np.where(number < rise, number / rise, fall)
+    return (settings.learning_rate * factor).astype(np.float32)
+
+
+def _evaluate(model: Model, params: Params, data: Batch, settings: FineTune) -> Evaluated:
+    """Exact models without their adapters, so that one compilation serves both methods."""
+    if settings.encrypted is None:
+        model, params = merged(model, params)
+    return make_evaluate_task(model, settings.buckets, settings.encrypted)(params, data)
 
 
 def _closed(step: Step, frozen: Params) -> Step:
@@ -277,20 +300,32 @@ def overlay(fresh: Params, start: Params) -> Params:
     return walk(fresh, body, "")
 
 
-def make_optimizer(settings: FineTune, steps: int) -> optax.GradientTransformation:
-    """AdamW, or AdamW-HE for LoRA, with a polynomial root where the step is as encrypted."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, settings.learning_rate, max(1, round(settings.warmup * steps)), steps + 1
-    )
+def make_optimizer(settings: FineTune) -> optax.GradientTransformationExtraArgs:
+    """AdamW, or AdamW-HE for LoRA, with a polynomial root where the step is as encrypted; `update`
+    takes the step's learning rate as `progress`.
+    """
     if settings.method == "full":
-        return optax.adamw(schedule, weight_decay=settings.weight_decay)
-    return adamw_he(
-        schedule,
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        inv_sqrt=None if settings.encrypted is None else inverse_root(),
-        prescale=1.0 if settings.encrypted is None else _multiplier(settings),
+        adam = optax.scale_by_adam()
+    elif settings.encrypted is None:
+        adam = scale_by_adam_he(eps=settings.epsilon)
+    else:
+        adam = scale_by_adam_he(
+            eps=settings.epsilon, inv_sqrt=inverse_root(), prescale=_multiplier(settings)
+        )
+    return optax.chain(
+        adam,
+        optax.add_decayed_weights(settings.weight_decay),
+        scale_by_progress(1.0, lambda rate: rate),
     )
+
+
+def _of_a_step(settings: FineTune) -> FineTune:
+    """What a compiled step depends on, everything else at its default: one for all seeds, rates and
+    lengths of training, and for all tasks of equally many classes.
+    """
+    names = ("epochs", "learning_rate", "warmup", "buckets", "seed")
+    fields = {field.name: field.default for field in dataclasses.fields(FineTune)}
+    return dataclasses.replace(settings, **{name: fields[name] for name in names})
 
 
 def _multiplier(settings: FineTune) -> float:
@@ -314,43 +349,24 @@ def _anything(path: Place) -> bool:
     return bool(path)
 
 
-def _twin(
-    model: Model, params: Params, data: TaskData, settings: FineTune, how: AsEncrypted
-) -> Model:
-    """Polynomials over the ranges that the pre-trained model meets on training rows."""
-    rows = np.arange(min(how.range_rows, len(data.train.tokens)))
-    exact = make_evaluate_task(model, dataclasses.replace(settings, seed=0, encrypted=None))
-    met = exact(params, take(data.train, rows)).ranges
-    sites = fit_ranges(model.config, met, how.fit)
-    for kind, domain in how.domains:
-        fixed = {
-            name: approx.fit(kind, domain, degree=how.fit.degree(name))
-            for name, _ in sites.entries
-            if function_of(name) == kind
-        }
-        sites = Sites.of(dict(sites.entries) | fixed)
-    return Model(model.config, sites, low_rank=True)
-
-
-def _batches(data: Batch, settings: FineTune, per_epoch: int) -> Callable[[int], Batch]:
+def _doses(data: Batch, settings: FineTune, per_epoch: int) -> Callable[[int], _Dose]:
     lengths = lengths_of(data)
+    rates = learning_rates(settings, per_epoch * settings.epochs)
 
     @functools.lru_cache(maxsize=1)
     def plans(epoch: int):
         return plan_epoch(lengths, settings.batch, settings.buckets, settings.seed, epoch)
 
-    def batch_of(number: int) -> Batch:
+    def batch_of(number: int) -> _Dose:
         epoch, place = divmod(number, per_epoch)
-        return cut(data, plans(epoch)[place])
+        return _Dose(*cut(data, plans(epoch)[place]), rates[number])
 
     return batch_of
 
 
-@functools.lru_cache(maxsize=8)
-def _step(
-    model: Model, settings: FineTune, steps: int
-) -> tuple[optax.GradientTransformation, Step]:
-    optimizer = make_optimizer(settings, steps)
+@functools.lru_cache(maxsize=64)
+def _step(model: Model, settings: FineTune) -> tuple[optax.GradientTransformation, Step]:
+    optimizer = make_optimizer(settings)
     how = settings.encrypted
     if how is None:
         inputs = Regularisation(
@@ -365,13 +381,13 @@ def _step(
     update = lora_update(model, optimizer, softmax)
     unit, domains = model.units(), model.sites.ranges()
 
-    def step(state: TrainState, batch: Batch, frozen: Params) -> tuple[TrainState, dict[str, Any]]:
+    def step(state: TrainState, batch: _Dose, frozen: Params) -> tuple[TrainState, dict[str, Any]]:
         noisy = simulated_update(update, state.optimizer, how.ckks, how.profile)
         key = jax.random.fold_in(state.key, state.step)
         x = model.embed(combine(state.params, frozen), batch.tokens)
         targets = batch.targets[:, None] if regression else jax.nn.one_hot(batch.targets, classes)
         trained, opt, (logits, values) = noisy(
-            key, state.params, state.optimizer, frozen, x, batch.mask, targets
+            key, state.params, state.optimizer, frozen, x, batch.mask, targets, batch.progress
         )
         outside = share_outside(values, unit, domains)
         if softmax is not None:
@@ -382,62 +398,3 @@ def _step(
         return TrainState(state.step + 1, trained, opt, state.key), figures
 
     return optimizer, jax.jit(step)
-
-
-@functools.lru_cache(maxsize=8)
-def make_evaluate_task(
-    model: Model, settings: FineTune, size: int = 128
-) -> Callable[[Params, Batch], Evaluated]:
-    """A function (params, data) -> `Evaluated`, compiled once per bucket.
-
-    As encrypted, each batch is answered under the noise of a fresh key, the sentences and whatever
-    was trained being encrypted.
-    """
-    how = settings.encrypted
-    forward: Forward = exact_forward(model)
-    if how is not None:
-        forward = _noisy(model, how)
-    unit, domains = model.units(), model.sites.ranges()
-
-    @jax.jit
-    def run(key: jax.Array, params: Params, tokens: jax.Array, mask: jax.Array):
-        logits, values = forward(key, params, model.embed(params, tokens), mask)
-        return logits, met_ranges(values, unit), share_outside(values, unit, domains)
-
-    def evaluate(params: Params, data: Batch) -> Evaluated:
-        logits = np.zeros((len(data.tokens), model.config.classes), np.float32)
-        ranges: list[Mapping[str, Any]] = []
-        outside: dict[str, float] = {}
-        for number, plan in enumerate(whole(lengths_of(data), size, settings.buckets)):
-            batch = cut(data, plan)
-            key = jax.random.key(number)
-            found, met, share = run(key, params, jnp.asarray(batch.tokens), jnp.asarray(batch.mask))
-            own = plan.rows[: plan.count]
-            logits[own] = np.asarray(found)[: plan.count]
-            ranges.append(met)
-            for name, value in share.items():
-                weight = plan.count / len(data.tokens)
-                outside[name] = outside.get(name, 0.0) + weight * float(value)
-        return Evaluated(logits, join_ranges(ranges), outside)
-
-    return evaluate
-
-
-def _noisy(model: Model, how: AsEncrypted) -> Forward:
-    """The forward pass under noise, with whatever LoRA trains encrypted beside the sentences."""
-
-    def forward(key: jax.Array, params: Params, x: jax.Array, mask: jax.Array):
-        trained, frozen = partition(params, is_adapter_or_head)
-        flags = combine(
-            jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, frozen)
-        )
-        noisy = hesim.simulate(
-            model.forward_with_values,
-            how.ckks,
-            encrypted=(flags, True, False),
-            profile=how.profile,
-            tier="train",
-        )
-        return noisy(key, params, x, mask)
-
-    return forward

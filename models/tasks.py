@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,8 @@ PAPER: Mapping[str, PaperSettings] = {
 class TaskData:
     """A task as numbers.
 
+    Raises DataError, with split and row, for a label out of range or not finite.
+
     Attributes:
       name: as the data set's. classes: logits of its head, 1 for a regression.
       metrics: names of its measures, the leading one first.
@@ -64,6 +67,23 @@ class TaskData:
     test: Batch
     truncated: float
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            _check_targets(f"{self.name}, {name}", getattr(self, name).targets, self.classes)
+
+
+def _check_targets(where: str, targets: Any, classes: int) -> None:
+    """Raises DataError naming the first label that is no class number, or rating without value."""
+    found = np.asarray(targets)
+    if classes == 1:
+        wrong = ~np.isfinite(found)
+    else:
+        wrong = (found != np.floor(found)) | (found < 0) | (found >= classes)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        wanted = "a finite rating" if classes == 1 else f"a class from 0 to {classes - 1}"
+        raise DataError(f"{where}, row {row}: the label is {found[row]}, {wanted} is wanted")
 
 
 def prepare_task(

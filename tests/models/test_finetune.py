@@ -11,6 +11,7 @@ import pytest
 
 import hesim
 from models import metrics
+from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
 from models.buckets import cut, lengths_of, plan_epoch, whole
 from models.checkpoint import CheckpointError
 from models.config import EncoderConfig
@@ -23,12 +24,12 @@ from models.encrypted_step import (
     lora_update,
     simulated_update,
 )
-from models.finetune import AsEncrypted, FineTune, finetune, make_evaluate_task, overlay
+from models.finetune import FineTune, finetune, learning_rates, overlay
 from models.lora import is_adapter, is_adapter_or_head, partition
 from models.optim import adamw_he
 from models.sites import FitSettings
 from models.tasks import TaskData, baseline
-from models.train import Batch, fit_sites
+from models.train import Batch, TrainingError, fit_sites
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -95,8 +96,7 @@ def test_a_sequence_that_no_bucket_holds_is_refused():
 def test_cutting_to_a_bucket_changes_no_logit():
     model = Model(CONFIG)
     params, data = model.init(jax.random.key(0)), rows(60, 3)
-    cutting = dataclasses.replace(SETTINGS, buckets=(4, 8, 12))
-    found = make_evaluate_task(model, cutting, 16)(params, data).logits
+    found = make_evaluate_task(model, (4, 8, 12), size=16)(params, data).logits
     expected = model.predict(params, data.tokens, data.mask)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -104,10 +104,10 @@ def test_cutting_to_a_bucket_changes_no_logit():
 def test_full_training_and_then_lora_learn_a_task():
     data = task()
     least = max(baseline(data)["accuracy"] + 0.25, 0.85)
-    full = make_evaluate_task(Model(CONFIG), SETTINGS)(start(), data.test).logits
+    full = make_evaluate_task(Model(CONFIG), (12,))(start(), data.test).logits
     assert metrics.score(full, data.test.targets)["accuracy"] > least
     result = finetune(CONFIG, start(), data, SETTINGS)
-    logits = make_evaluate_task(result.model, SETTINGS)(result.params, data.test).logits
+    logits = make_evaluate_task(result.model, (12,))(result.params, data.test).logits
     assert metrics.score(logits, data.test.targets)["accuracy"] > least
 
 
@@ -134,8 +134,10 @@ def test_as_encrypted_ends_where_the_exact_training_ends(regression):
     exact = finetune(CONFIG, start(), data, dataclasses.replace(settings, encrypted=None))
     name = "pearson" if regression else "accuracy"
     scores = [
-        metrics.score(make_evaluate_task(r.model, s)(r.params, data.test).logits, data.test.targets)
-        for r, s in ((noisy, settings), (exact, dataclasses.replace(settings, encrypted=None)))
+        metrics.score(
+            make_evaluate_task(r.model, (12,), how)(r.params, data.test).logits, data.test.targets
+        )
+        for r, how in ((noisy, settings.encrypted), (exact, None))
     ]
     assert abs(scores[0][name] - scores[1][name]) < 0.1
     assert noisy.history[-1]["phase"] == "as encrypted"
@@ -165,7 +167,7 @@ def test_the_encrypted_update_is_the_exact_one_up_to_its_polynomials():
     def step(model, optimizer, softmax):
         state = optimizer.init(trained)
         update = jax.jit(lora_update(model, optimizer, softmax))
-        return update(trained, state, frozen, x[model], data.mask[:8], y)
+        return update(trained, state, frozen, x[model], data.mask[:8], y, 1.0)
 
     softmax = PolynomialSoftmax.fit(2)
     found, state, _ = step(
@@ -189,7 +191,7 @@ def test_a_whole_lora_step_traces_and_its_noise_is_small():
     state = optimizer.init(trained)
     update = lora_update(twin, optimizer, PolynomialSoftmax.fit(2))
     x, y = twin.embed(params, data.tokens), jax.nn.one_hot(data.targets, 2)
-    arguments = (trained, state, frozen, x, data.mask, y)
+    arguments = (trained, state, frozen, x, data.mask, y, np.float32(1))
     program = hesim.trace(update, *arguments, encrypted=encrypted_arguments(state))
     assert {"polynomial", "dot_general"} <= {op.name for op in program.ops}
     noisy = jax.jit(simulated_update(update, state, AsEncrypted().ckks))
@@ -237,5 +239,53 @@ def test_what_cannot_be_is_refused():
         FineTune(dropout=0.1, encrypted=AsEncrypted())
     with pytest.raises(ValueError, match="softmax"):
         lora_update(Model(CONFIG), optax.sgd(0.1), None)
-    with pytest.raises(ValueError, match="step"):
+    with pytest.raises(ValueError, match="rank"):
+        FineTune(rank=0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_site_that_made_it():
+    with pytest.raises(TrainingError, match=r"at step \d+ \(.*(parameter|site|embedding|head)"):
         finetune(CONFIG, start(), task(), dataclasses.replace(SETTINGS, learning_rate=1e30))
+
+
+def test_a_label_out_of_range_is_named():
+    data = task()
+    wrong = data.train._replace(targets=np.where(np.arange(200) == 7, 2, data.train.targets))
+    with pytest.raises(DataError, match="planted, train, row 7: the label is 2, a class from 0"):
+        dataclasses.replace(data, train=wrong)
+    rated = task(regression=True)
+    nothing = rated.test._replace(targets=np.full(60, np.nan))
+    with pytest.raises(DataError, match="test, row 0: the label is nan, a finite rating"):
+        dataclasses.replace(rated, test=nothing)
+
+
+def test_the_rate_rises_and_falls_over_the_steps():
+    found = learning_rates(dataclasses.replace(SETTINGS, warmup=0.1), 100)
+    assert found.shape == (100,) and found.max() == np.float32(SETTINGS.learning_rate)
+    assert int(found.argmax()) == 10 and found[0] == 0 and found[-1] < 0.01 * found.max()
+    assert (np.diff(found[:11]) > 0).all() and (np.diff(found[10:]) < 0).all()
+
+
+def test_a_stopped_training_saves_where_it_was_and_ends_with_the_same_bits(tmp_path):
+    settings = dataclasses.replace(SETTINGS, epochs=2)
+    asked = iter(range(10**6))
+    part = finetune(
+        CONFIG, start(), task(), settings, stop=lambda: next(asked) == 18, checkpoints=tmp_path
+    )
+    assert not part.finished and len(part.history) == 1
+    rest = finetune(CONFIG, start(), task(), settings, checkpoints=tmp_path)
+    whole_run = finetune(CONFIG, start(), task(), settings)
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), whole_run.params, rest.params)
+    assert rest.finished and jax.tree.all(same)
+
+
+def test_merging_changes_no_answer():
+    result = finetune(CONFIG, start(), task(), dataclasses.replace(SETTINGS, epochs=1))
+    model, params = merged(result.model, result.params)
+    assert model.config.lora_rank == 0 and model.config != result.model.config
+    data = task().test
+    np.testing.assert_allclose(
+        model.predict(params, data.tokens, data.mask),
+        result.model.predict(result.params, data.tokens, data.mask),
+        atol=1e-5,
+    )

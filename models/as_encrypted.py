@@ -1,0 +1,155 @@
+"""A fine-tuned model's answers, in the clear and as encryption gives them: the polynomial twin over
+the ranges that the pre-trained model meets, and evaluation under simulated noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import approx
+import hesim
+from hesim.params import CKKSParams
+from models.buckets import cut, lengths_of, whole
+from models.encoder import Model
+from models.lora import Params, combine, is_adapter, is_adapter_or_head, merge, partition
+from models.losses import share_outside
+from models.sites import (
+    FitSettings,
+    Range,
+    Sites,
+    fit_ranges,
+    function_of,
+    join_ranges,
+    met_ranges,
+)
+from models.train import Batch, Forward, exact_forward, simulated_forward, take
+
+__all__ = ["AsEncrypted", "Evaluated", "make_evaluate_task", "merged", "twin_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AsEncrypted:
+    """The ring that is simulated, and the polynomials of the twin.
+
+    fit: degrees, and how far beyond the ranges met by the pre-trained model they must hold, since
+    under encryption nothing can be clipped or penalised. domains: fixed ones by function, for what
+    the pre-trained model says nothing about. softmax_bound: logits, less their mean, that the
+    loss's exponential covers. range_rows: training rows on which the ranges are measured.
+    """
+
+    ckks: CKKSParams = CKKSParams(
+        log_n=16, levels=12, scale_bits=42, first_bits=50, special_bits=60
+    )
+    profile: str = "seal"
+    fit: FitSettings = FitSettings(
+        degrees=(("exp", 15), ("gelu", 15), ("inv_sqrt", 15), ("relu", 15), ("tanh", 31)),
+        margin=1.0,
+    )
+    domains: tuple[tuple[str, Range], ...] = (("tanh", (-5.0, 5.0)),)
+    softmax_bound: float = 4.0
+    range_rows: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Logits (n, classes), and per site the canonical range met and the share of values outside
+    the polynomial's domain (empty for an exact model).
+    """
+
+    logits: np.ndarray
+    ranges: dict[str, Range]
+    outside: dict[str, float]
+
+
+def merged(model: Model, params: Params) -> tuple[Model, Params]:
+    """The same function without adapters: each added to its matrix."""
+    if not model.config.lora_rank:
+        return model, params
+    plain, _ = partition(merge(params, model.config.lora_scale), lambda path: not is_adapter(path))
+    return dataclasses.replace(model, config=model.config.replace(lora_rank=0)), plain
+
+
+def twin_of(
+    model: Model, params: Params, train: Batch, buckets: tuple[int, ...], how: AsEncrypted
+) -> Model:
+    """The model with polynomials over the ranges that it meets on training rows, each widened;
+    adapters kept as two thin products.
+    """
+    rows = np.arange(min(how.range_rows, len(train.tokens)))
+    plain, weights = merged(model, params)
+    met = make_evaluate_task(plain, buckets)(weights, take(train, rows)).ranges
+    sites = fit_ranges(model.config, met, how.fit)
+    for kind, domain in how.domains:
+        fixed = {
+            name: approx.fit(kind, domain, degree=how.fit.degree(name))
+            for name, _ in sites.entries
+            if function_of(name) == kind
+        }
+        sites = Sites.of(dict(sites.entries) | fixed)
+    return Model(model.config, sites, low_rank=True)
+
+
+@functools.lru_cache(maxsize=64)
+def make_evaluate_task(
+    model: Model, buckets: tuple[int, ...], how: AsEncrypted | None = None, size: int = 128
+) -> Callable[[Params, Batch], Evaluated]:
+    """A function (params, data) -> `Evaluated`, compiled once per bucket (tokens), `size` rows at
+    a time.
+
+    how: None without noise. As encrypted, each batch is answered under the noise of a fresh key;
+    the sentences are encrypted and, of a model with adapters, whatever LoRA trained.
+    """
+    forward: Forward = exact_forward(model) if how is None else _noisy(model, how)
+    unit, domains = model.units(), model.sites.ranges()
+
+    @jax.jit
+    def run(key: jax.Array, params: Params, tokens: jax.Array, mask: jax.Array):
+        logits, values = forward(key, params, model.embed(params, tokens), mask)
+        return logits, met_ranges(values, unit), share_outside(values, unit, domains)
+
+    def evaluate(params: Params, data: Batch) -> Evaluated:
+        logits = np.zeros((len(data.tokens), model.config.classes), np.float32)
+        ranges: list[Mapping[str, Any]] = []
+        outside: dict[str, float] = {}
+        for number, plan in enumerate(whole(lengths_of(data), size, buckets)):
+            batch = cut(data, plan)
+            key = jax.random.key(number)
+            found, met, share = run(key, params, jnp.asarray(batch.tokens), jnp.asarray(batch.mask))
+            own = plan.rows[: plan.count]
+            logits[own] = np.asarray(found)[: plan.count]
+            ranges.append(met)
+            for name, value in share.items():
+                weight = plan.count / len(data.tokens)
+                outside[name] = outside.get(name, 0.0) + weight * float(value)
+        return Evaluated(logits, join_ranges(ranges), outside)
+
+    return evaluate
+
+
+def _noisy(model: Model, how: AsEncrypted) -> Forward:
+    """The forward pass under noise, with whatever LoRA trains encrypted beside the sentences."""
+    if not model.config.lora_rank:
+        return simulated_forward(model, how.ckks, how.profile)
+
+    def forward(key: jax.Array, params: Params, x: jax.Array, mask: jax.Array):
+        trained, frozen = partition(params, is_adapter_or_head)
+        flags = combine(
+            jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, frozen)
+        )
+        noisy = hesim.simulate(
+            model.forward_with_values,
+            how.ckks,
+            encrypted=(flags, True, False),
+            profile=how.profile,
+            tier="train",
+        )
+        return noisy(key, params, x, mask)
+
+    return forward
