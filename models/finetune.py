@@ -294,10 +294,12 @@ def overlay(fresh: Params, start: Params) -> Params:
                 out[name] = jnp.asarray(child, into[name].dtype)
         return out
 
-    body = {n: c for n, c in start.items() if n in ("embedding", "blocks", "final_norm")}
-    if len(body) != 3:
-        raise CheckpointError("no encoder: embedding, blocks and final_norm are wanted")
-    return walk(fresh, body, "")
+    names = ("embedding", "blocks", "final_norm")
+    parts = [name for name in names if name in fresh or name in start]
+    missing = [name for name in parts if name not in start]
+    if missing:
+        raise CheckpointError(f"no encoder of this kind: {' and '.join(missing)} is missing")
+    return walk(fresh, {name: start[name] for name in parts}, "")
 
 
 def make_optimizer(settings: FineTune) -> optax.GradientTransformationExtraArgs:
