@@ -13,6 +13,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,20 @@ from models.train import Batch, simulated_forward
 
 __all__ = ["NOISE_STUDY", "Arm", "NoiseStudy", "difference", "run_noise_study", "table"]
 
+_SQUARINGS = 11
 _FIT = FitSettings(
-    degrees=(("exp", 15), ("inv_sqrt", 15), ("relu", 7), ("tanh", 7)),
-    ranges=(("exp", (-60.0, 0.0)), ("inv_sqrt", (0.2, 100.0))),
-    margin=0.3,
+    degrees=(("inv_sqrt", 7), ("relu", 7), ("tanh", 7)),
+    composites=(("exp", (("squarings", _SQUARINGS), ("degree", 1))),),
+    ranges=(
+        ("exp", (-(2.0 ** (_SQUARINGS + 1)), 0.0)),
+        ("inv_sqrt", (0.5, 8.0)),
+        ("relu", (-3.0, 3.0)),
+        ("tanh", (-3.0, 3.0)),
+    ),
 )
-"""Wide ranges, over which polynomials are steep: they magnify noise by five or six bits."""
+"""exp as (1 + x / 2^k)^(2^k): every squaring doubles the noise, here until it changes labels. The
+ranges are fixed, so that all seeds share their polynomials.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,26 +54,30 @@ class NoiseStudy:
     """Seeds, ring, model and training of the study.
 
     seeds: models trained twice. sentences: held-out ones that are encrypted. keys: random keys of
-    the simulated score. log_n ... special_bits: of `CKKSParams`, without security. recipe: its last
-    `polynomial_steps` are those that one of the two goes through with noise.
+    the simulated score. encrypted_keys: of the encrypted one. log_n ... special_bits: of
+    `CKKSParams`, without security. recipe: its last `polynomial_steps` are those that one of the
+    two goes through with noise.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    sentences: int = 1024
+    sentences: int = 512
     keys: int = 4
+    encrypted_keys: int = 1
     log_n: int = 12
     levels: int = 6
     scale_bits: int = 23
-    first_bits: int = 33
-    special_bits: int = 33
+    first_bits: int = 35
+    special_bits: int = 60
     config: EncoderConfig = EncoderConfig(
-        layers=1, hidden=16, heads=2, ffn=32, sequence=8, vocabulary=2048, pooler=(16,), classes=2
+        layers=1, hidden=16, heads=2, ffn=32, sequence=16, vocabulary=4096, pooler=(16,), classes=2
     )
     recipe: Recipe = Recipe(
-        steps=450,
-        polynomial_steps=200,
+        steps=400,
+        polynomial_steps=150,
+        learning_rate=6e-3,
+        dropout=0.1,
         evaluate_every=50,
-        save_every=50,
+        save_every=250,
         fit=_FIT,
     )
 
@@ -119,8 +132,8 @@ def run_noise_study(
             path = folder / f"seed-{seed}-{'noise' if noise else 'plain'}.json"
             if not path.exists():
                 say(f"seed {seed}: training {'with' if noise else 'without'} noise")
-                trained = _train(study, config, parts, seed, noise, path.with_suffix(""))
-                found = _measure(study, trained, parts[2], backend)
+                trained = _train(study, config, parts, seed, noise, folder)
+                found = _measure(study, trained, parts[2], backend, path.with_suffix(""))
                 write_whole(path, json.dumps(dataclasses.asdict(found)).encode())
             figures = json.loads(path.read_text(encoding="utf-8"))
             arm = Arm(seed=seed, noise=noise, **figures)
@@ -184,31 +197,45 @@ def _encrypted(backend: str) -> str:
 
 
 def _train(
-    study: NoiseStudy,
-    config: EncoderConfig,
-    parts: Sentences,
-    seed: int,
-    noise: bool,
-    checkpoints: Path,
+    study: NoiseStudy, config: EncoderConfig, parts: Sentences, seed: int, noise: bool, folder: Path
 ) -> Trained:
-    """The exact steps are the same bits in both arms, since the recipe and its seed are."""
-    ckks = study.ckks
+    """One arm. The second goes on from the checkpoint of the first at the end of the exact steps,
+    whose folder has that step's number for a name.
+    """
+    places = [folder / "training" / f"seed-{seed}-{name}" for name in ("plain", "noise")]
+    recipe, ckks = dataclasses.replace(study.recipe, seed=seed), study.ckks
+    exact = str(recipe.steps - recipe.polynomial_steps)
+    if noise and not places[1].exists() and (places[0] / exact).exists():
+        part = places[1].with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(places[0] / exact, part / exact)
+        part.rename(places[1])
     return train_classifier(
         config,
         parts[0],
         parts[1],
-        dataclasses.replace(study.recipe, seed=seed),
+        recipe,
         simulate=(lambda model: simulated_forward(model, ckks)) if noise else None,
-        checkpoints=checkpoints,
+        checkpoints=places[noise],
     )
 
 
-def _measure(study: NoiseStudy, trained: Trained, sentences: Batch, backend: str) -> Measured:
+def _measure(
+    study: NoiseStudy, trained: Trained, sentences: Batch, backend: str, folder: Path
+) -> Measured:
     x = np.asarray(trained.model.embed(trained.params, sentences.tokens))
     arguments = (trained.params, x, np.asarray(sentences.mask))
     program = hesim.trace(trained.model.encrypted_forward, *arguments, encrypted=(1,))
-    labels = np.asarray(sentences.targets)
-    return measure(program, study.ckks, arguments, labels, keys=study.keys, backend=backend)
+    return measure(
+        program,
+        hesim.compile(program, study.ckks),
+        arguments,
+        np.asarray(sentences.targets),
+        keys=study.keys,
+        encrypted_keys=study.encrypted_keys,
+        backend=backend,
+        folder=folder,
+    )
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

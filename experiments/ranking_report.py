@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from experiments.ranking import Ranked, agreement
+from experiments.ranking import GUESSES, Ranked, agreement
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ __all__ = ["agreement_table", "plot", "table", "write_csv"]
 
 def table(results: Sequence[Ranked]) -> Table:
     """A row a variant, the smallest encrypted error of a group first."""
-    out = Table(title="error of the logits, and share of the sentences that are right")
+    out = Table(title="error of the logits (+- bits), and share of the sentences that are right")
     for name in ("scale", "variant"):
         out.add_column(name)
     for name in ("simulated", "encrypted", "twin", "simulated", "encrypted"):
@@ -35,7 +35,7 @@ def table(results: Sequence[Ranked]) -> Table:
             "" if scale == last else scale,
             r.variant.name,
             f"2^{np.log2(r.simulated_error):.2f}",
-            f"2^{np.log2(r.encrypted_error):.2f}",
+            f"2^{np.log2(r.encrypted_error):.2f} +- {r.encrypted_bits:.2f}",
             f"{r.twin_score:.1%}",
             f"{r.simulated_score:.1%}",
             f"{r.encrypted_score:.1%}",
@@ -45,9 +45,12 @@ def table(results: Sequence[Ranked]) -> Table:
 
 
 def agreement_table(results: Sequence[Ranked]) -> Table:
-    """Rank correlations by group and overall."""
-    out = Table(title="simulated against encrypted")
-    for name in ("group", "variants", "Spearman, error", "Spearman, score", "furthest", "missed"):
+    """Rank correlations by group and overall: of the simulation's errors and scores, and of guesses
+    without a simulation, with the encrypted ones.
+    """
+    out = Table(title="Spearman correlation with the encrypted error, and with the score")
+    names = ("group", "variants", "error", "score", "furthest", "missed")
+    for name in (*names, *(f"by {guess}" for guess in GUESSES)):
         out.add_column(name, justify="left" if name == "group" else "right")
     for name, found in agreement(results).items():
         out.add_row(
@@ -57,6 +60,7 @@ def agreement_table(results: Sequence[Ranked]) -> Table:
             f"{found['score']:.3f}",
             f"{found['bits']:.2f} bit",
             f"{found['missed']:.0f}",
+            *(f"{found[guess]:.3f}" for guess in GUESSES),
         )
     return out
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from experiments import blind
 from experiments.errors import ExperimentError
 from experiments.ranking import STUDY, Ranked, Study, Variant, agreement, run_study
 from experiments.ranking_report import agreement_table, plot, table, write_csv
@@ -13,10 +14,12 @@ from models.recipe import Recipe
 from models.train import Batch
 
 SMALL = Study(
-    (Variant("one", 40, degree=3, levels=3), Variant("coarse", 22, degree=3, levels=3)),
-    log_n=12,
-    sentences=128,
+    (
+        Variant("one", 40, degree=3, levels=3, sentences=128),
+        Variant("coarse", 22, degree=3, levels=3, sentences=128),
+    ),
     keys=2,
+    encrypted_keys=2,
     config=EncoderConfig(
         layers=1, hidden=4, heads=1, ffn=4, sequence=4, vocabulary=12, pooler=(4,), classes=2
     ),
@@ -34,17 +37,27 @@ DATA = (sentences(128, 0), sentences(16, 1), sentences(128, 2))
 
 
 def ranked(scale: int, simulated: float, encrypted: float) -> Ranked:
-    return Ranked(simulated, encrypted, 1.0, 0.5, 0.5, 1.0, variant=Variant("v", scale))
+    figures = (simulated, encrypted, 0.1, 1.0, 0.5, 0.5, 1.0)
+    return Ranked(*figures, variant=Variant("v", scale), depth=3, rescales=9, approximation=0.1)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_study_predicts_what_encryption_measures_and_resumes(tmp_path, monkeypatch):
-    results = run_study(SMALL, tmp_path, data=DATA)
+    results, run = run_study(SMALL, tmp_path, data=DATA), blind._run
     for row in results:
         assert abs(np.log2(row.simulated_error / row.encrypted_error)) < 0.7
+        assert 0 < row.encrypted_bits < 2
+        assert 0 < row.depth < row.rescales
     assert results[1].encrypted_error > 2**12 * results[0].encrypted_error
-    monkeypatch.setattr("he_backend.run", None)  # nothing is encrypted a second time
+    runs = []
+    monkeypatch.setattr(blind, "_run", lambda *a: runs.append(a) or run(*a))
     assert run_study(SMALL, tmp_path, data=DATA) == results
+    assert not runs  # nothing is encrypted a second time
+    (tmp_path / "22-coarse.json").unlink()
+    (tmp_path / "22-coarse" / "key-1.json").unlink()
+    again = run_study(SMALL, tmp_path, data=DATA)
+    assert len(runs) == 1  # the key that was missing, and no prediction
+    assert again[0] == results[0] and again[1].simulated_error == results[1].simulated_error
     with pytest.raises(ExperimentError, match="another study"):
         run_study(dataclasses.replace(SMALL, keys=3), tmp_path, data=DATA)
     write_csv(results, tmp_path / "out.csv")
@@ -56,7 +69,16 @@ def test_a_study_predicts_what_encryption_measures_and_resumes(tmp_path, monkeyp
 def test_agreement_counts_what_the_simulation_would_have_missed():
     right = [ranked(40, 1.0 * i, 2.0 * i) for i in range(1, 9)]
     assert agreement(right)["all"] == pytest.approx(
-        {"variants": 8, "error": 1.0, "score": 0.0, "bits": 1.0, "missed": 0}
+        {
+            "variants": 8,
+            "error": 1.0,
+            "score": 0.0,
+            "bits": 1.0,
+            "missed": 0,
+            "depth": 0.0,
+            "rescales": 0.0,
+            "approximation": 0.0,
+        }
     )
     reversed_ = [ranked(32, 1.0 * i, 9.0 - i) for i in range(1, 9)]
     assert agreement(reversed_)["2^32"]["error"] == pytest.approx(-1.0)
@@ -69,3 +91,21 @@ def test_the_study_holds_variants_enough_in_groups_enough():
     assert len({(v.scale_bits, v.name) for v in STUDY.variants}) == len(scales)
     for variant in STUDY.variants:
         assert STUDY.params(variant).levels == variant.levels  # there are primes enough
+
+
+def test_an_error_counts_for_no_more_than_the_spread_of_the_logits():
+    clear = np.array([[0.0, 1.0], [-1.0, 0.5]])
+    labels = np.array([1, 1])
+    far = clear[None] + np.array([[np.nan, 0.0], [1e30, 0.0]])
+    found = blind._figures(far, clear, labels)
+    assert found["square"] == pytest.approx(2 * 2.0**2 / 4)
+    assert found["score"] == 0.25  # the row without a number is a guess, and the other one flipped
+    near = blind._figures(clear[None] + 0.25, clear, labels)
+    assert near == {"square": pytest.approx(0.25**2), "score": 1.0}
+
+
+def test_standard_errors_are_those_of_the_mean_over_keys():
+    squares = np.array([1.0, 1.1, 0.9])
+    relative = 0.1 / 3**0.5
+    assert blind._standard_bits(squares) == pytest.approx(np.log2(1 + relative) / 2, rel=0.05)
+    assert blind._standard_bits(squares[:1]) == np.inf
