@@ -20,6 +20,7 @@ import numpy as np
 from experiments.errors import ExperimentError
 from experiments.folder import write_whole
 from he_backend import exact
+from he_backend.errors import ValueRangeError
 from he_backend.local import run_local
 from he_backend.machines.protocol import Machine
 from he_backend.machines.pyfhel import PyfhelMachine
@@ -48,6 +49,8 @@ class Measured:
     Errors are root mean squares, over keys, of logits less the polynomial model's in the clear,
     each counted as at most the distance between the lowest and the highest logit in the clear,
     since a polynomial runs away to any size once noise has carried its argument out of its domain.
+    A run that ran away beyond what the modulus holds is one that the client refuses: its sentences
+    count as guesses, its errors as that distance.
     encrypted_bits is the standard error of the binary logarithm of the encrypted one, infinite for
     a single key. Scores are shares of the sentences that are right: in the clear, simulated, and
     encrypted, means over keys. seconds: of the encrypted evaluation under one key.
@@ -98,7 +101,10 @@ def measure(
         keyed = (circuit.params, circuit.rotation_steps, circuit.slots)
         machine = plain if backend == "slots" else PyfhelMachine.generate(*keyed)
         started = time.perf_counter()
-        logits = _run(circuit, machine, twin.inputs, operands)
+        try:
+            logits = _run(circuit, machine, twin.inputs, operands)
+        except ValueRangeError:  # the client refuses what has wrapped around the modulus
+            logits = np.full_like(clear, np.nan)
         seconds = time.perf_counter() - started
         return _figures(logits[None], clear, labels) | {"seconds": seconds}
 
@@ -167,7 +173,12 @@ def _kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 
 def _figures(logits: np.ndarray, clear: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Mean square of the error and share of the sentences that are right; logits (keys, n, k)."""
+    """Mean square of the error and share of the sentences that are right; logits (keys, n, k).
+
+    A run with a logit beyond all bounds is lost as a whole, since a client refuses it.
+    """
+    lost = ~np.isfinite(logits).all((1, 2), keepdims=True)
+    logits = np.where(lost, np.nan, logits)
     error, most = np.abs(logits - clear), np.ptp(clear)
     return {
         "square": float(np.mean(np.where(error < most, error, most) ** 2)),  # NaN is not below
@@ -197,9 +208,7 @@ def _standard_bits(squares: np.ndarray) -> float:
 
 
 def _score(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows that are right. One that ran away to infinity or NaN counts as a guess: in a
-    ciphertext it wraps around the modulus, to any value.
-    """
+    """Share of rows that are right; one that is lost counts as a guess."""
     finite = np.isfinite(logits).all(-1)
     right = np.where(finite, logits.argmax(-1) == labels, 1 / logits.shape[-1])
     return float(right.mean())

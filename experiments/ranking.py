@@ -52,8 +52,7 @@ class Variant:
     the polynomials at all sites. variance, exponent: the largest variance and the lowest exponent
     for which 1/sqrt and exp are fitted; None for those met, wider by a margin. squarings: k for exp
     as (1 + x / 2^k)^(2^k), which holds down to -2^(k + 1); None for a polynomial. levels: of the
-    chain.
-    sentences: how many are encrypted.
+    chain. headroom: bits of its first prime beyond the scale's. sentences: how many are encrypted.
     """
 
     name: str
@@ -66,6 +65,7 @@ class Variant:
     exponent: float | None = None
     squarings: int | None = None
     levels: int = 6
+    headroom: int = 12
     sentences: int = 64
 
     def config(self, base: EncoderConfig) -> EncoderConfig:
@@ -110,18 +110,19 @@ def _spread(scale_bits: int) -> tuple[Variant, ...]:
 
 def _flips(scale_bits: int) -> tuple[Variant, ...]:
     """Errors from a small part of a logit to as large as they are."""
-    variant = functools.partial(Variant, scale_bits=scale_bits, sentences=256)
+    variant = functools.partial(Variant, scale_bits=scale_bits, sentences=256, headroom=24)
     return (
         variant("base"),
         variant("range 400, degree 15", degree=15, variance=400, exponent=-60),
-        variant("range 6400, degree 31", degree=31, variance=6400, exponent=-60),
-        variant("range 12800, degree 31", degree=31, variance=12800, exponent=-60),
-        variant("range 25600, degree 31", degree=31, variance=25600, exponent=-60),
+        variant("range 6400, degree 15", degree=15, variance=6400, exponent=-60),
         variant("8 squarings", squarings=8),
         variant("10 squarings", squarings=10),
+        variant("10 squarings, range 6400", squarings=10, degree=15, variance=6400),
         variant("11 squarings", squarings=11),
+        variant("11 squarings, range 400", squarings=11, degree=15, variance=400),
         variant("12 squarings", squarings=12),
-        variant("LoRA rank 4, 11 squarings", rank=4, squarings=11),
+        variant("LoRA rank 4, 10 squarings", rank=4, squarings=10),
+        variant("two layers, 9 squarings", layers=2, squarings=9),
     )
 
 
@@ -154,7 +155,7 @@ class Study:
             log_n=self.log_n,
             levels=variant.levels,
             scale_bits=variant.scale_bits,
-            first_bits=min(60, variant.scale_bits + 12),
+            first_bits=min(60, variant.scale_bits + variant.headroom),
             special_bits=60,
         )
 

@@ -98,8 +98,11 @@ def test_an_error_counts_for_no_more_than_the_spread_of_the_logits():
     labels = np.array([1, 1])
     far = clear[None] + np.array([[np.nan, 0.0], [1e30, 0.0]])
     found = blind._figures(far, clear, labels)
-    assert found["square"] == pytest.approx(2 * 2.0**2 / 4)
-    assert found["score"] == 0.25  # the row without a number is a guess, and the other one flipped
+    assert found["square"] == pytest.approx(2.0**2)
+    assert found["score"] == 0.5  # a run with NaN is lost, and its rows are guesses
+    found = blind._figures(np.nan_to_num(far, nan=0.0), clear, labels)
+    assert found["square"] == pytest.approx(2.0**2 / 4)
+    assert found["score"] == 0.5  # one row flipped
     near = blind._figures(clear[None] + 0.25, clear, labels)
     assert near == {"square": pytest.approx(0.25**2), "score": 1.0}
 
