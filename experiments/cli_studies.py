@@ -61,3 +61,53 @@ def noisy_training(
     arms = run_noise_study(study, out, backend=backend.value, say=say)
     say("\n" + table(arms, backend.value))
     say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
+
+
+@app.command()
+def penalty(
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
+    ],
+    start: Annotated[
+        str, typer.Option(help="A pre-trained model with Gaussian attention: its name or folder.")
+    ] = "tiny-gaussian",
+    tasks: Annotated[str, typer.Option(help="GLUE's names, comma-separated.")] = "MRPC,RTE",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, paired.")] = 3,
+    weight: Annotated[float, typer.Option(help="Of the penalty.")] = 1.0,
+    margin: Annotated[
+        float, typer.Option(help="By which domains exceed what the pre-trained model meets.")
+    ] = 0.1,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML table of rates, epochs and rows by task.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/penalty"),
+) -> None:
+    """Does the range penalty keep a fine-tuned model within its polynomials' domains?"""
+    from experiments.finetuning_settings import read_table
+    from experiments.live import make_console
+    from experiments.penalty import PenaltyStudy, run_penalty, write_csv
+    from experiments.penalty_report import plot, scores, sites
+
+    how = PenaltyStudy.how
+    study = PenaltyStudy(
+        start=start,
+        data_dir=str(data_dir),
+        tasks=tuple(name.strip() for name in tasks.split(",")),
+        seeds=tuple(range(seeds)),
+        weight=weight,
+        table=read_table(settings),
+        how=dataclasses.replace(how, fit=dataclasses.replace(how.fit, margin=margin)),
+    )
+    console = make_console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    arms = run_penalty(study, out, say=say)
+    write_csv(arms, out / "penalty.csv")
+    plot(arms).savefig(out / "penalty.png", dpi=150)
+    text = f"{scores(arms)}\n\n{sites(arms)}\n"
+    (out / "penalty.txt").write_text(text, encoding="utf-8")
+    say(f"\n{text}\n{out / 'penalty.txt'}, {out / 'penalty.csv'}, {out / 'penalty.png'}")
