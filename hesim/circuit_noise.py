@@ -2,8 +2,14 @@
 
 Between the operands and the result of one operation lie rescales, rotations and refreshes whose
 number depends on the layout. Their variances are followed through the operation's own
-instructions: errors made before its products count as errors of the operands, errors made after
-them as errors of the result. Slots are taken as independent, so sums add variances.
+instructions: errors made before its products, or before a sum of two tensors, count as errors of
+the operands, errors made after them as errors of the result. Slots are taken as independent, so
+sums add variances.
+
+Where a small operand of a sum is spread over many slots by x + rotated x, again and again, its
+copies have most of their error in common: T copies get the sum of T slots' errors, and of a
+rotation's own errors each is in as many copies as there were doublings after it. The part of their
+variance that is in the mean over all copies counts as the operand's, the rest as the result's.
 """
 
 from __future__ import annotations
@@ -89,6 +95,31 @@ class OperationNoise:
         dots = {int(op) for op in c.source[c.kind == Kind.DOT] if op >= 0}
         return {op for op in dots if c.op_names[op] not in ("polynomial", "integer_pow")}
 
+    def _doubles(self, terms: np.ndarray) -> bool:
+        """Whether a sum is that of a ciphertext and itself rotated."""
+        one, other = (int(terms[0]), int(terms[-1]))
+        rotated = len(terms) == 2 and self._circuit.kind[other] == Kind.ROTATE
+        return bool(rotated and self._first[other] == one)
+
+    def _sums(self) -> set[int]:
+        """Operations that add two tensors."""
+        names = self._circuit.op_names
+        return {op for op, name in enumerate(names) if name in ("add", "add_any", "sub")}
+
+    def _tensors(self) -> np.ndarray:
+        """By ciphertext, a number of the first tensor that it holds; -1 if none."""
+        c = self._circuit
+        tensor = np.full(len(c.kind), -1)
+        for i in np.flatnonzero(c.kind == Kind.INPUT):
+            tensor[i] = len(c.taps) + c.input_rows[int(c.param[i])][0]
+        for k, tap in enumerate(c.taps):
+            own = tap.ciphers[tensor[tap.ciphers] < 0]
+            tensor[own] = k
+        for before, after in self.refreshed.items():
+            if tensor[after] < 0:
+                tensor[after] = tensor[before]
+        return tensor
+
     def _by_depth(self, refreshes: list[int]) -> list[tuple[float, ...]]:
         """Per operation, refreshes at each depth inside it over rescales there, from depth 0 on."""
         c = self._circuit
@@ -127,7 +158,10 @@ class OperationNoise:
         computed = np.zeros(len(c.kind), bool)
         depth = np.zeros(len(c.kind), np.int64)
         applied = np.ones(len(c.kind))
-        products = self._products()
+        # Of the errors summed over all copies of a tensor: variance over the number of copies.
+        common, copies = np.zeros(len(c.kind)), np.ones(len(c.kind))
+        products, sums = self._products(), self._sums()
+        tensor = self._tensors()
         factors: list[dict[int, list[float]]] = [{} for _ in self.operands]
         for i in range(len(c.kind)):
             op = int(c.source[i])
@@ -142,11 +176,24 @@ class OperationNoise:
             if op < 0 or i in corrections:
                 continue
             own = np.where(inside[arg] | (c.source[arg] == op), variance[arg], 0.0)
+            alike = np.where(inside[arg], common[arg], 0.0)
+            spread = np.where(inside[arg], copies[arg], 1.0)
+            copies[i] = spread.max(initial=1.0)
             depth[i] += kind == Kind.RESCALE and computed[i]
             if kind == Kind.DOT:
                 depth[i] = max(depth[i], depth[c.arg2[where]].max())
-            if kind == Kind.ADD:
-                variance[i] = np.dot(c.factor[where].astype(float) ** 2, own)
+            if kind == Kind.ADD and op in sums and len(set(tensor[root[arg]].tolist())) > 1:
+                shared = alike / spread
+                _note(factors[op], root[arg], shared / applied[arg] ** 2, ~made)
+                rest = np.where(made, own, own - shared)
+                variance[i] = np.dot(c.factor[where].astype(float) ** 2, rest)
+                computed[i] = True
+            elif kind == Kind.ADD:
+                squares = c.factor[where].astype(float) ** 2
+                variance[i] = np.dot(squares, own)
+                common[i] = np.dot(squares, alike)
+                if self._doubles(arg):
+                    common[i], copies[i] = 3.0 * alike[0] + alike[1], 2.0 * spread[0]
             elif kind == Kind.DOT:
                 other = c.arg2[where]
                 beside = np.where(inside[other] | (c.source[other] == op), variance[other], 0.0)
@@ -159,7 +206,7 @@ class OperationNoise:
                 weights = np.array([self._packs[p] for p in packs])
                 unknown = np.any(np.isnan(weights))
                 scalars = all(c.packs[p].scalar for p in packs)
-                if unknown or (scalars and op not in products):
+                if unknown or (scalars and op not in products and op not in sums):
                     _note(factors[op], root[arg], own / applied[arg] ** 2, ~made)
                     computed[i] = True
                 if not unknown:
@@ -168,9 +215,11 @@ class OperationNoise:
                     variance[i] = np.dot(weights, own) / min(1.0, max(weights.sum(), 1e-9))
                     variance[i] *= largest**2
                     applied[i] *= largest
+                    common[i] = variance[i]
             else:
                 added = events.variance(kind, int(c.level[i]), float(c.scale[i]))
                 variance[i] = own.sum() + added
+                common[i] = alike.sum() + added
         for op, found in enumerate(factors):
             self.operands[op] = {cipher: float(np.mean(v)) for cipher, v in found.items()}
         self._depth = np.where(computed, depth, 0)

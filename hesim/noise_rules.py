@@ -75,7 +75,7 @@ class Operation:
         """A result plus what its rescale rounds, or what a Circuit is known to add after it."""
         level = self.place.level
         if self.place.added_std is not None:
-            return x + self._known(x, self.place.gain * self.place.added_std, moved=False)
+            return x + self.known(x, self.place.gain * self.place.added_std)
         if not self.place.rescaled:
             return x
         return self.with_noise(x, self._rounding(level, switched), level)
@@ -125,14 +125,15 @@ class Operation:
             return self.encoded(x)
         place, gain = self.place, self._operand_gain(number)
         if place.operand_stds is not None:
-            return x + self._known(x, gain * place.operand_stds[number], moved=True)
+            return x + self.known(x, gain * place.operand_stds[number], moved=True)
         if not place.rotated:
             return x
         switch = formulas.key_switch(self.params, place.operand_level, self.profile)
         scale = self.params.scale(place.operand_level)
         return x + gain * self.draws.noise(x, switch, scale, moved=True)
 
-    def _known(self, x: Any, std: float, *, moved: bool) -> Any:
+    def known(self, x: Any, std: float, *, moved: bool = False) -> Any:
+        """An error of this std in values, like x."""
         if std == 0.0:
             return 0.0
         shape = formulas.rescale(self.profile)
@@ -223,6 +224,29 @@ def _operands(op: Operation, args: list[Any]) -> list[Any]:
 def _moved(op: Operation, args: list[Any]) -> list[Any]:
     """Moves and sums: noise only where a compiled Circuit rotates or masks on the way."""
     return [op.rescaled(out) for out in op.bind(args)]
+
+
+def _spread(op: Operation, args: list[Any]) -> list[Any]:
+    """Copies of one tensor: what a Circuit adds in making them, all of them have alike."""
+    std = op.place.added_std
+    if not std:
+        return _moved(op, args)
+    return op.bind([args[0] + op.known(args[0], op.place.gain * std), *args[1:]])
+
+
+def _combination(op: Operation, args: list[Any]) -> list[Any]:
+    """Sums of two tensors: operands that a Circuit spreads over more slots bring one error to all
+    their copies; that of an operand as large as the result is drawn with the result in a fold.
+    """
+    if op.place.operand_stds is None or not any(op.place.operand_stds):
+        return _moved(op, args)
+    largest = max(np.size(x) for x in args)
+    alone = [
+        op.encrypted[k] and not (op.folded and np.size(x) == largest) for k, x in enumerate(args)
+    ]
+    carried = sum(op.operand_variance(k) for k in range(len(args)) if not alone[k])
+    (out,) = op.bind([op.operand(k, x) if alone[k] else x for k, x in enumerate(args)])
+    return [op.rescaled_with(out, carried)]
 
 
 def _product(op: Operation, args: list[Any]) -> list[Any]:
@@ -343,6 +367,10 @@ FOLDED = frozenset({"mul", "dot_general", "integer_pow", "polynomial"})
 
 #: From primitive name to rule; a name without a row moves or adds.
 RULES: dict[str, Rule] = {
+    "add": _combination,
+    "add_any": _combination,
+    "sub": _combination,
+    "broadcast_in_dim": _spread,
     "mul": _product,
     "square": _square,
     "div": _quotient,
