@@ -97,7 +97,7 @@ def penalty(
         tasks=tuple(name.strip() for name in tasks.split(",")),
         seeds=tuple(range(seeds)),
         weight=weight,
-        table=read_table(settings),
+        table=read_table(settings)[0],
         how=dataclasses.replace(how, fit=dataclasses.replace(how.fit, margin=margin)),
     )
     console = make_console()
