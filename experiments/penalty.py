@@ -63,7 +63,7 @@ class PenaltyStudy:
             margin=0.1,
         )
     )
-    table: Mapping[str, TaskSettings] = dataclasses.field(default_factory=read_table)
+    table: Mapping[str, TaskSettings] = dataclasses.field(default_factory=lambda: read_table()[0])
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.tasks if name not in self.table]
