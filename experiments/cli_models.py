@@ -1,4 +1,4 @@
-"""Subcommands of `hesim` that make models: pre-train, publish, convert."""
+"""Subcommands of `hesim` that make models: pre-train, publish, convert, fine-tune, evaluate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments.cli_options import INTERRUPTED
+from experiments.cli_options import INTERRUPTED, DataDirOption
 
 __all__ = ["app"]
 
@@ -155,3 +155,78 @@ def publish(
     display.say(
         f"{to}: {facts['held_out_loss']:.3f} nats a held-out word after {facts['steps']:,} steps"
     )
+
+
+@app.command()
+def finetune(
+    task: Annotated[
+        str | None, typer.Option(help="rte, mrpc, sts-b, sst-2, cola, qnli, or reviews.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="lora or full.")] = None,
+    attention: Annotated[str | None, typer.Option(help="gaussian or softmax.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="A shipped model, a model's folder, or scratch [default: tiny-...]."),
+    ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Train as encryption does, with simulated noise.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
+    data_dir: DataDirOption = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where checkpoints, log and model go [default: runs/TASK-METHOD-...]."),
+    ] = None,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a settings file with every option explained.")
+    ] = False,
+) -> None:
+    """Fine-tune a pre-trained encoder on a task, in full or by LoRA. (Options win over the
+    file.)"""
+    from experiments.finetuning import run_finetuning
+    from experiments.finetuning_settings import job_template, read_job
+    from experiments.live import Display
+
+    if template:
+        typer.echo(job_template(), nl=False)
+        return
+    given = {
+        "task.task": task,
+        "training.method": method,
+        "start.attention": attention,
+        "start.start": start,
+        "encrypted.simulate": simulate or None,
+        "training.seed": seed,
+    }
+    job = read_job(config, given)
+    how = "-simulated" if job.settings.encrypted else ""
+    name = f"{job.task.rsplit('/', 1)[-1]}-{job.settings.method}-{job.attention}{how}"
+    folder = out or Path("runs") / f"{name}-{job.settings.seed}"
+    display = Display()
+    done = run_finetuning(job, folder, display, None if data_dir is None else str(data_dir))
+    if not done.finished:
+        display.say(f"stopped; the same command goes on from {folder}")
+        raise typer.Exit(INTERRUPTED)
+    display.say(
+        f"{done.trainable:,} numbers trained; model, checkpoints and log in {folder}; its held-out "
+        f"scores: hesim evaluate {folder}"
+    )
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Of a finished `hesim finetune`.")],
+    data_dir: DataDirOption = None,
+) -> None:
+    """Held-out scores of a fine-tuned model: exact, polynomial, simulated; sites out of range."""
+    from experiments.evaluating import evaluate_folder, render
+    from experiments.live import make_console
+
+    console = make_console()
+    found = evaluate_folder(folder, data_dir=None if data_dir is None else str(data_dir))
+    console.print(render(found))
+    worst = ", ".join(f"{name} {share:.3%}" for name, share in found.outside)
+    console.print(f"out of range: {worst or 'no site'}", highlight=False)

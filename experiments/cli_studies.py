@@ -64,6 +64,67 @@ def noisy_training(
 
 
 @app.command()
+def glue(
+    start_gaussian: Annotated[
+        str, typer.Option(help="A pre-trained model with Gaussian attention: its name or folder.")
+    ] = "tiny-gaussian",
+    start_softmax: Annotated[
+        str, typer.Option(help="One with softmax attention.")
+    ] = "tiny-softmax",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "all",
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated of full-softmax, full-gaussian, lora-softmax, lora-gaussian, "
+            "lora-simulated, or all."
+        ),
+    ] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, paired.")] = 3,
+    length: Annotated[int, typer.Option(min=5, help="Tokens of a row.")] = 128,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML table of rates and epochs by task.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/glue"),
+) -> None:
+    """GLUE five ways: full and LoRA, softmax and Gaussian, and LoRA as encryption does it."""
+    from experiments.finetuning_settings import read_table, task_spec
+    from experiments.glue import COLUMNS, TASKS, GlueStudy, run_glue, write_csv
+    from experiments.glue_report import plot, summary, table
+    from experiments.live import make_console
+
+    console = make_console()
+    rows, twin = read_table(settings)
+    chosen = [name.strip() for name in tasks.split(",")]
+    study = GlueStudy(
+        starts={"gaussian": start_gaussian, "softmax": start_softmax},
+        data_dir="" if data_dir is None else str(data_dir),
+        tasks=TASKS
+        if tasks == "all"
+        else tuple(task_spec(name).removeprefix("glue/") for name in chosen),
+        columns=tuple(COLUMNS) if columns == "all" else tuple(columns.replace(" ", "").split(",")),
+        seeds=tuple(range(seeds)),
+        length=length,
+        table=rows,
+        encrypted=twin,
+    )
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    runs = run_glue(study, out, say=say)
+    write_csv(runs, out / "glue.csv")
+    plot(runs).savefig(out / "glue.png", dpi=150)
+    text = f"{table(runs)}\n\n{summary(runs)}\n"
+    (out / "glue.txt").write_text(text, encoding="utf-8")
+    say(f"\n{text}\n{out / 'glue.csv'}, {out / 'glue.png'}, {out / 'glue.txt'}")
+
+
+@app.command()
 def penalty(
     data_dir: Annotated[
         Path, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import approx
 import hesim
 from hesim.params import CKKSParams
 from models.buckets import cut, lengths_of, whole
@@ -23,9 +22,7 @@ from models.losses import share_outside
 from models.sites import (
     FitSettings,
     Range,
-    Sites,
     fit_ranges,
-    function_of,
     join_ranges,
     met_ranges,
 )
@@ -40,8 +37,11 @@ class AsEncrypted:
 
     fit: degrees, and how far beyond the ranges met by the pre-trained model they must hold, since
     under encryption nothing can be clipped or penalised. domains: fixed ones by function, for what
-    the pre-trained model says nothing about. softmax_bound: logits, less their mean, that the
-    loss's exponential covers. range_rows: training rows on which the ranges are measured.
+    the pre-trained model says nothing about, or for one twin on many tasks. softmax_bound: logits,
+    less their mean, that the loss's exponential covers. loss_scale: factor of the loss and so of
+    the gradients, which lifts them above the noise: the second moment's, a thousandfold at the
+    first step by its bias correction, must stay below AdamW-HE's epsilon, which grows with the
+    square of the factor. range_rows: training rows on which the ranges are measured.
     """
 
     ckks: CKKSParams = CKKSParams(
@@ -49,11 +49,12 @@ class AsEncrypted:
     )
     profile: str = "seal"
     fit: FitSettings = FitSettings(
-        degrees=(("exp", 15), ("gelu", 15), ("inv_sqrt", 15), ("relu", 15), ("tanh", 31)),
+        degrees=(("exp", 15), ("gelu", 31), ("inv_sqrt", 31), ("relu", 31), ("tanh", 31)),
         margin=1.0,
     )
     domains: tuple[tuple[str, Range], ...] = (("tanh", (-5.0, 5.0)),)
     softmax_bound: float = 4.0
+    loss_scale: float = 32.0
     range_rows: int = 1024
 
 
@@ -85,14 +86,8 @@ def twin_of(
     rows = np.arange(min(how.range_rows, len(train.tokens)))
     plain, weights = merged(model, params)
     met = make_evaluate_task(plain, buckets)(weights, take(train, rows)).ranges
-    sites = fit_ranges(model.config, met, how.fit)
-    for kind, domain in how.domains:
-        fixed = {
-            name: approx.fit(kind, domain, degree=how.fit.degree(name))
-            for name, _ in sites.entries
-            if function_of(name) == kind
-        }
-        sites = Sites.of(dict(sites.entries) | fixed)
+    fit = dataclasses.replace(how.fit, ranges=(*how.fit.ranges, *how.domains))
+    sites = fit_ranges(model.config, met, fit)
     return Model(model.config, sites, low_rank=True)
 
 

@@ -92,7 +92,8 @@ def root_outside(
     state: optax.OptState, epsilon: float, multiplier: float, b2: float = 0.999
 ) -> jax.Array:
     """Fraction of AdamW-HE's second moments (bias corrected), after an update, that the root's
-    domain does not hold, for runs in the clear. state: of `adamw_he`.
+    domain does not hold, for runs in the clear: a tenth below it the root is still one, and a
+    moment of 0 with noise is there. state: of `adamw_he`.
     """
 
     def is_moments(node: Any) -> bool:
@@ -103,21 +104,21 @@ def root_outside(
     for moments in found:
         for square in jax.tree.leaves(moments.square):
             u = multiplier * (square / (1 - b2**moments.count) + epsilon)
-            inside = (u >= 0.999 * ROOT_DOMAIN[0]) & (u <= ROOT_DOMAIN[1])
+            inside = (u >= 0.9 * ROOT_DOMAIN[0]) & (u <= ROOT_DOMAIN[1])
             outside = outside + jnp.sum(~inside)
             total += square.size
     return outside / max(total, 1)
 
 
 def polynomial_loss(
-    logits: jax.Array, targets: jax.Array, softmax: PolynomialSoftmax | None
+    logits: jax.Array, targets: jax.Array, softmax: PolynomialSoftmax | None, scale: float = 1.0
 ) -> jax.Array:
-    """What is differentiated under encryption, a mean over the batch.
+    """What is differentiated under encryption, `scale` times a mean over the batch.
 
     targets: (batch, classes) of 0 and 1 with a softmax, whose value is then not the cross-entropy
     but has its gradient; (batch, 1) ratings without, mean squares.
     """
-    share = 1.0 / logits.shape[0]
+    share = scale / logits.shape[0]
     if softmax is None:
         return share * squared_error(logits, targets)
     centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
@@ -128,8 +129,12 @@ def lora_update(
     model: Model,
     optimizer: optax.GradientTransformation,
     softmax: PolynomialSoftmax | None = None,
+    scale: float = 1.0,
 ) -> Update:
     """The step without noise. ValueError for a regression model with a softmax or the reverse.
+
+    scale: of the loss. Noise does not grow with it, gradients do; AdamW-HE takes the same steps
+    with scale^2 times its epsilon.
 
     `model` should have polynomials at all sites and `low_rank=True`; `optimizer` be `adamw_he` with
     a polynomial root, without clipping, which compares. Otherwise it runs in the clear, but cannot
@@ -150,7 +155,7 @@ def lora_update(
     ) -> tuple[Params, optax.OptState, Seen]:
         def loss(chosen: Params) -> tuple[jax.Array, Seen]:
             logits, values = model.forward_with_values(combine(chosen, frozen), x, mask)
-            return polynomial_loss(logits, targets, softmax), (logits, values)
+            return polynomial_loss(logits, targets, softmax, scale), (logits, values)
 
         grads, seen = jax.grad(loss, has_aux=True)(trained)
         updates, state = transform.update(grads, state, trained, progress=rate)

@@ -311,9 +311,8 @@ def make_optimizer(settings: FineTune) -> optax.GradientTransformationExtraArgs:
     elif settings.encrypted is None:
         adam = scale_by_adam_he(eps=settings.epsilon)
     else:
-        adam = scale_by_adam_he(
-            eps=settings.epsilon, inv_sqrt=inverse_root(), prescale=_multiplier(settings)
-        )
+        epsilon, multiplier = _scaled(settings, settings.encrypted.loss_scale)
+        adam = scale_by_adam_he(eps=epsilon, inv_sqrt=inverse_root(), prescale=multiplier)
     return optax.chain(
         adam,
         optax.add_decayed_weights(settings.weight_decay),
@@ -330,8 +329,11 @@ def _of_a_step(settings: FineTune) -> FineTune:
     return dataclasses.replace(settings, **{name: fields[name] for name in names})
 
 
-def _multiplier(settings: FineTune) -> float:
-    return ROOT_DOMAIN[0] / settings.epsilon if settings.multiplier is None else settings.multiplier
+def _scaled(settings: FineTune, scale: float) -> tuple[float, float]:
+    """Epsilon and multiplier of the root for gradients that are `scale` times as large."""
+    own = settings.multiplier
+    multiplier = ROOT_DOMAIN[0] / settings.epsilon if own is None else own
+    return settings.epsilon * scale**2, multiplier / scale**2
 
 
 def _gone_wrong(step: int, outside: Mapping[str, float]) -> str:
@@ -380,7 +382,8 @@ def _step(model: Model, settings: FineTune) -> tuple[optax.GradientTransformatio
         return optimizer, make_step(model, optimizer, inputs)
     regression, classes = model.config.regression, model.config.classes
     softmax = None if regression else PolynomialSoftmax.fit(classes, how.softmax_bound)
-    update = lora_update(model, optimizer, softmax)
+    update = lora_update(model, optimizer, softmax, how.loss_scale)
+    epsilon, multiplier = _scaled(settings, how.loss_scale)
     unit, domains = model.units(), model.sites.ranges()
 
     def step(state: TrainState, batch: _Dose, frozen: Params) -> tuple[TrainState, dict[str, Any]]:
@@ -394,7 +397,7 @@ def _step(model: Model, settings: FineTune) -> tuple[optax.GradientTransformatio
         outside = share_outside(values, unit, domains)
         if softmax is not None:
             outside["loss.exp"] = softmax.share_outside(logits)
-        outside["optimizer.inv_sqrt"] = root_outside(opt, settings.epsilon, _multiplier(settings))
+        outside["optimizer.inv_sqrt"] = root_outside(opt, epsilon, multiplier)
         task = mean_squared_error if regression else cross_entropy
         figures = {"loss": task(logits, batch.targets), "outside": outside}
         return TrainState(state.step + 1, trained, opt, state.key), figures

@@ -1,0 +1,203 @@
+"""`hesim finetune` and `hesim evaluate`: settings, log, stop and going on, scores, bad input."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.cli import main
+from experiments.errors import ExperimentError
+from experiments.evaluating import evaluate_folder
+from experiments.finetuning import load_start, run_finetuning
+from experiments.finetuning_settings import job_template, read_job, read_table, task_spec
+from experiments.live import Display
+from models.config import preset
+from models.data import DataError, load
+from models.encoder import Model
+from models.finetune import FineTune
+from models.tokens import Tokenizer
+from models.weights import load_model, save_model
+
+SETTINGS = """
+[task]
+task = "sst-2"
+length = 8
+[start]
+attention = "gaussian"
+start = "{start}"
+[training]
+epochs = 4
+batch = 16
+learning_rate = 2e-2
+buckets = [8]
+"""
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def encoder(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights and the words of the task."""
+    folder = tmp_path_factory.mktemp("start") / "encoder"
+    texts = load("glue/SST-2", data_dir=glue).train.texts
+    tokenizer = Tokenizer.train(texts, size=64)
+    config = preset(
+        "tiny", layers=1, hidden=8, ffn=8, sequence=8, pooler=(8,), vocabulary=tokenizer.size
+    )
+    save_model(folder, config, Model(config).init(jax.random.key(0)), tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "s.toml"
+    path.write_text(SETTINGS.format(start=encoder))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(settings: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that SIGTERM stopped once and that then went on to its end."""
+    out = tmp_path_factory.mktemp("run")
+    job = read_job(settings)
+
+    class Killing(Display):
+        def bar(self, title, total):
+            del title, total
+
+            class Context:
+                def __enter__(self):
+                    return lambda done, note, left: os.kill(os.getpid(), signal.SIGTERM)
+
+                def __exit__(self, *error):
+                    return None
+
+            return Context()
+
+    first = run_finetuning(job, out, Killing(quiet=True), str(glue))
+    assert not first.finished and not (out / "model").exists()
+    second = run_finetuning(job, out, Display(quiet=True), str(glue))
+    assert second.finished and len(second.history) == 4
+    return out
+
+
+def test_the_log_has_each_report_once(finished: Path):
+    with open(finished / "metrics.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in found]
+    assert steps == sorted(set(steps)) and len(steps) >= 13
+    assert sum(bool(row["accuracy"]) for row in found) == 4
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_finished_model_is_evaluated_three_ways(finished: Path, glue: Path, capsys):
+    found = evaluate_folder(finished, data_dir=str(glue))
+    assert found.exact["accuracy"] > found.baseline["accuracy"]
+    assert abs(found.exact["accuracy"] - found.polynomial["accuracy"]) < 0.1
+    assert abs(found.polynomial["accuracy"] - found.simulated["accuracy"]) < 0.1
+    assert not found.own and set(found.fitted) == set(found.noisy.ranges)
+    assert main_exits(["evaluate", str(finished), "--data-dir", str(glue)]) == 0
+    said = capsys.readouterr().out
+    assert "simulated noise" in said and "layer0.attention.exp" in said and "out of range" in said
+
+
+def main_exits(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    assert isinstance(done.value.code, int)
+    return done.value.code
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_table(settings: Path):
+    assert read_job(settings, {"training.method": "full"}).settings.method == "full"
+    assert read_job(settings).settings.learning_rate == 2e-2
+    row = read_table()[0]["RTE"]
+    job = read_job(None, {"task.task": "rte"})
+    assert (job.task, job.start) == ("glue/RTE", "tiny-gaussian")
+    assert job.settings.learning_rate == row.lora_rate and job.settings.epochs == row.epochs
+    full = read_job(None, {"task.task": "RTE", "training.method": "full"})
+    assert full.settings.learning_rate == row.full_rate
+    assert task_spec("sts_b") == "glue/STS-B" and task_spec("reviews") == "reviews"
+
+
+def test_the_template_is_a_settings_file(tmp_path: Path):
+    path = tmp_path / "t.toml"
+    path.write_text(job_template())
+    assert read_job(path).settings == FineTune() and read_job(path).task == "glue/RTE"
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path: Path):
+    for text, said in (
+        ("[training]\nmethod = 'some'", "'full' or 'lora'"),
+        ("[training]\nrank = 0", "rank"),
+        ("[training]\nbuckets = [16, 32]", "longest bucket"),
+        ("[training]\nrates = 1.0", "rates"),
+        ("[encrypted]\nsimulate = true\n[training]\nmethod = 'full'", "lora"),
+    ):
+        (tmp_path / "bad.toml").write_text(text)
+        with pytest.raises(ExperimentError, match=said):
+            read_job(tmp_path / "bad.toml")
+
+
+def test_what_is_missing_is_named(
+    settings: Path, finished: Path, glue: Path, encoder: Path, capsys
+):
+    out = ["--data-dir", str(glue), "--out", str(finished / "x"), "--config", str(settings)]
+    assert main_exits(["finetune", "--start", "no-such-model", *out]) == 2
+    assert "no pre-trained model 'no-such-model'" in capsys.readouterr().err
+    assert main_exits(["finetune", "--task", "cola", *out]) == 2
+    assert "no folder CoLA" in capsys.readouterr().err
+    assert (
+        main_exits(["finetune", *out[:2], "--out", str(finished), "--config", str(settings)]) == 2
+    )
+    assert "finished already" in capsys.readouterr().err
+    assert main_exits(["evaluate", str(encoder), "--data-dir", str(glue)]) == 2
+    assert "not written by `hesim finetune`" in capsys.readouterr().err
+
+
+def test_a_start_is_a_folder_or_scratch(encoder: Path, glue: Path):
+    folder = load_start(str(encoder), "softmax", "glue/SST-2", 8, str(glue))
+    assert folder.config.attention == "softmax" and folder.config.hidden == 8
+    fresh = load_start("scratch", "gaussian", "glue/SST-2", 16, str(glue))
+    assert fresh.config.sequence == 16 and fresh.config.vocabulary == fresh.tokenizer.size
+    with pytest.raises(ExperimentError, match="unknown attention"):
+        load_start("scratch", "linear", "glue/SST-2", 16, str(glue))
+
+
+def test_a_task_without_a_train_file_divides_its_dev_file_and_says_so(glue: Path, tmp_path: Path):
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "dev.tsv").write_text((glue / "SST-2" / "train.tsv").read_text())
+    with pytest.warns(UserWarning, match="do not compare"):
+        found = load("glue/SST-2", data_dir=tmp_path)
+    sizes = [len(part) for part in (found.train, found.validation, found.test)]
+    assert sum(sizes) == 300 and min(sizes) > 0
+
+
+def test_a_label_out_of_range_is_named_with_its_line(tmp_path: Path):
+    (tmp_path / "SST-2").mkdir()
+    for name in ("train", "dev"):
+        text = "sentence\tlabel\na fine film\t1\na dull film\t7\n"
+        (tmp_path / "SST-2" / f"{name}.tsv").write_text(text)
+    with pytest.raises(DataError, match=r"dev\.tsv:3: label '7' is none"):
+        load("glue/SST-2", data_dir=tmp_path)
+
+
+def test_odd_texts_have_a_defined_encoding(encoder: Path):
+    tokenizer = Tokenizer.load(encoder / "tokenizer.json")
+    found = tokenizer.encode(["", "film " * 99, "☃☃ film"], length=8)
+    assert list(found.ids[0][:2]) == [tokenizer.cls_id, tokenizer.sep_id]
+    assert list(found.mask.sum(axis=1)) == [2, 8, 4] and list(found.truncated) == [
+        False,
+        True,
+        False,
+    ]
+    assert tokenizer.unk_id in found.ids[2]
+    saved = load_model(encoder)
+    model, params = Model(saved.config), saved.params
+    assert np.isfinite(np.asarray(model.predict(params, found.ids, found.mask))).all()

@@ -1,0 +1,132 @@
+"""The study of GLUE: runs that resume, what counts, and the figures made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.errors import ExperimentError
+from experiments.finetuning_settings import TaskSettings, read_table
+from experiments.glue import COLUMNS, GlueStudy, Run, read_runs, run_glue, write_csv
+from experiments.glue_report import counted_tasks, interval, loss, plot, summary, table
+from models.config import preset
+from models.data import load
+from models.encoder import Model
+from models.tokens import Tokenizer
+from models.weights import save_model
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def run(task: str, column: str, seed: int, score: float, majority: float = 0.5) -> Run:
+    found, base = {"accuracy": score}, {"accuracy": majority}
+    return Run(
+        task, column, seed, "accuracy", found, base, {}, found, 10, 100, ["a note"], 1.0, "x"
+    )
+
+
+RUNS = [
+    run(task, column, seed, score + 0.01 * seed, 0.5)
+    for task, scores in (("SST-2", (0.8, 0.77, 0.768)), ("RTE", (0.53, 0.5, 0.5)))
+    for column, score in zip(
+        ("full-softmax", "lora-gaussian", "lora-simulated"), scores, strict=True
+    )
+    for seed in (0, 1, 2)
+]
+
+
+def test_the_interval_is_students():
+    found = interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and found.half == pytest.approx(4.302653 / 3**0.5)
+    assert interval([5.0]).half == float("inf")
+
+
+def test_losses_are_paired_and_counted_where_something_was_learnt():
+    assert counted_tasks(RUNS) == ["SST-2"]
+    found = loss(RUNS, "full-softmax", "lora-simulated")
+    assert found is not None and found.tasks == ("SST-2",)
+    assert found.average.mean == pytest.approx(3.2) and found.average.half == pytest.approx(0)
+    partial = [r for r in RUNS if (r.column, r.seed) != ("lora-simulated", 2)]
+    fewer = loss(partial, "full-softmax", "lora-simulated")
+    assert fewer is not None and fewer.average.count == 2
+    assert loss(RUNS, "full-softmax", "lora-softmax") is None
+
+
+def test_the_table_states_baseline_means_and_intervals():
+    text = table(RUNS)
+    assert "SST-2 (accuracy)" in text and "50.0" in text and "81.0 ± 2.5" in text
+    said = summary(RUNS)
+    assert "counted, Full with softmax 5 points above the most frequent label: SST-2" in said
+    assert "3.2 ± 0.0 points" in said and "SST-2: a note" in said
+    assert len(plot(RUNS).axes) == 2
+
+
+@pytest.fixture(scope="module")
+def study(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> GlueStudy:
+    top = tmp_path_factory.mktemp("starts")
+    tokenizer = Tokenizer.train(load("glue/SST-2", data_dir=glue).train.texts, size=64)
+    for attention in ("gaussian", "softmax"):
+        config = preset(
+            "tiny",
+            layers=1,
+            hidden=8,
+            ffn=8,
+            sequence=8,
+            pooler=(8,),
+            vocabulary=tokenizer.size,
+            attention=attention,
+        )
+        params = Model(config).init(jax.random.key(0))
+        save_model(top / attention, config, params, tokenizer)
+    return GlueStudy(
+        starts={name: str(top / name) for name in ("gaussian", "softmax")},
+        data_dir=str(glue),
+        tasks=("SST-2",),
+        columns=("full-softmax", "lora-gaussian"),
+        seeds=(0,),
+        table={"SST-2": TaskSettings(epochs=1, lora_rate=1e-2)},
+        length=8,
+        buckets=(8,),
+    )
+
+
+def test_a_study_goes_on_from_what_its_folder_holds(study: GlueStudy, tmp_path: Path):
+    said: list[str] = []
+    first = run_glue(study, tmp_path, say=said.append)
+    assert [r.column for r in first] == ["full-softmax", "lora-gaussian"] and len(said) == 2
+    assert first[0].trainable > first[1].trainable > 0
+    assert all(0 < r.scores["accuracy"] < 1 and r.rows > 200 for r in first)
+    longer = dataclasses.replace(study, seeds=(0, 1), columns=("lora-gaussian",))
+    assert len(run_glue(longer, tmp_path, say=said.append)) == 3 and len(said) == 3
+    write_csv(read_runs(tmp_path), tmp_path / "glue.csv")
+    assert len((tmp_path / "glue.csv").read_text().splitlines()) == 4
+    other = dataclasses.replace(study, table={"SST-2": TaskSettings(epochs=2)})
+    with pytest.raises(ExperimentError, match="other settings"):
+        run_glue(other, tmp_path)
+
+
+def test_what_cannot_be_studied_is_refused(study: GlueStudy):
+    for changes, said in (
+        ({"tasks": ("WNLI",)}, "no task WNLI"),
+        ({"columns": ("half",)}, "no column half"),
+        ({"starts": {"softmax": "x"}}, "no model to start from with gaussian"),
+        ({"starts": {"gaussian": "scratch", "softmax": "x"}}, "pre-trained"),
+    ):
+        with pytest.raises(ExperimentError, match=said):
+            dataclasses.replace(study, **changes)
+
+
+def test_the_table_of_settings_has_every_task_and_every_column_its_settings():
+    rows, twin = read_table()
+    assert dict(twin.domains)["exp"][1] == 0.0
+    assert set(rows) == {"CoLA", "MRPC", "RTE", "STS-B", "SST-2", "QNLI"}
+    study = GlueStudy(starts={"gaussian": "a", "softmax": "b"}, data_dir="")
+    simulated = study.settings("RTE", "lora-simulated", 1)
+    exact = study.settings("RTE", "lora-gaussian", 1)
+    assert simulated.encrypted is not None
+    assert dataclasses.replace(simulated, encrypted=None) == exact
+    assert study.settings("RTE", "full-softmax", 1).method == "full"
+    assert len(COLUMNS) == 5
