@@ -132,7 +132,7 @@ def penalty(
     start: Annotated[
         str, typer.Option(help="A pre-trained model with Gaussian attention: its name or folder.")
     ] = "tiny-gaussian",
-    tasks: Annotated[str, typer.Option(help="GLUE's names, comma-separated.")] = "MRPC,RTE",
+    tasks: Annotated[str, typer.Option(help="GLUE's names, comma-separated.")] = "SST-2,STS-B",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, paired.")] = 3,
     weight: Annotated[float, typer.Option(help="Of the penalty.")] = 1.0,
     margin: Annotated[
