@@ -51,12 +51,12 @@ class PenaltyStudy:
 
     start: str = "tiny-gaussian"
     data_dir: str = ""
-    tasks: tuple[str, ...] = ("MRPC", "RTE")
+    tasks: tuple[str, ...] = ("SST-2", "STS-B")
     seeds: tuple[int, ...] = (0, 1, 2)
     weight: float = 1.0
     inner: float = 0.9
-    length: int = 128
-    buckets: tuple[int, ...] = (32, 64, 128)
+    length: int = 64
+    buckets: tuple[int, ...] = (32, 64)
     how: AsEncrypted = AsEncrypted(
         fit=FitSettings(
             degrees=(("exp", 15), ("gelu", 15), ("inv_sqrt", 15), ("relu", 15), ("tanh", 31)),
