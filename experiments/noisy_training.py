@@ -33,7 +33,7 @@ from models.train import Batch, simulated_forward
 
 __all__ = ["NOISE_STUDY", "Arm", "NoiseStudy", "difference", "run_noise_study", "table"]
 
-_SQUARINGS = 11
+_SQUARINGS = 10
 _FIT = FitSettings(
     degrees=(("inv_sqrt", 7), ("relu", 7), ("tanh", 7)),
     composites=(("exp", (("squarings", _SQUARINGS), ("degree", 1))),),
