@@ -1,12 +1,11 @@
 """Does the simulation rank model variants as encryption does? A study that resumes.
 
 Within a group all variants have the same scale. How many bits an encrypted model loses is set above
-all by the ranges over which its polynomials hold, the pre-scale: a range four times wider magnifies
-noise by two or three bits. The variants of a group therefore go through ranges from those met up to
-hundreds or thousands of times wider, so that their errors spread over many bits, and across them
-differ in degree, squarings, activation, adapters, depth and prime chain. All were chosen from their
-simulations, before any of them was encrypted. At the smallest scale ranges go so far that labels
-flip, from hardly any to a coin toss each.
+all by the ranges over which its polynomials hold, the pre-scale, and by squarings, each of which
+doubles the noise. The variants of a group therefore climb both ladders, so that their errors spread
+over ten bits, and on the rungs they differ in degree, activation, adapters, depth and prime chain.
+At the smallest scale the ladders go so far that labels flip, from hardly any to a coin toss each.
+How far that is was read from simulations; no variant was chosen by its encrypted error or score.
 
 For each variant the simulation, under keys of its own, says how far the encrypted logits will be
 from those of the polynomial twin and how many sentences will be right; it says so before anything
