@@ -96,21 +96,21 @@ def prepare_task(
 ) -> TaskData:
     """The data set `spec` (as `models.data.load`) for a tokenizer and a length in tokens.
 
-    train_rows: at most so many training rows, the first ones by a hash-like fixed shuffle. Raises
-    DataError as `load` does, and where a split is empty.
+    train_rows: at most so many training rows, chosen by a fixed shuffle, and a tenth as many to
+    validate on, at least 512. Raises DataError as `load` does, and where a split is empty.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = load(spec, data_dir=data_dir)
     notes = [str(w.message) for w in caught]
-    train = dataset.train
+    train, validation = dataset.train, dataset.validation
     if train_rows is not None and len(train) > train_rows:
         notes.append(f"trained on {train_rows:,} of {len(train):,} rows")
-        rows = np.sort(np.random.default_rng(0).permutation(len(train))[:train_rows])
-        train = _rows(train, rows)
+        train = _some(train, train_rows)
+        validation = _some(validation, max(train_rows // 10, 512))
     for name, split in (
         ("train", train),
-        ("validation", dataset.validation),
+        ("validation", validation),
         ("test", dataset.test),
     ):
         if not len(split):
@@ -131,7 +131,7 @@ def prepare_task(
         classes,
         dataset.metrics,
         first,
-        numbers(dataset.validation)[0],
+        numbers(validation)[0],
         numbers(dataset.test)[0],
         float(np.mean(cut)),
         tuple(notes),
@@ -154,14 +154,15 @@ def dataset_name(spec: str) -> str:
     return spec.rsplit("/", 1)[-1]
 
 
-def _rows(split: Split, rows: np.ndarray) -> Split:
-    chosen = rows.tolist()
+def _some(split: Split, count: int) -> Split:
+    """At most `count` examples of a split, in its order."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:count]).tolist()
     pairs = None if split.pairs is None else tuple(split.pairs[i] for i in chosen)
     return Split(
         tuple(split.ids[i] for i in chosen),
         tuple(split.texts[i] for i in chosen),
         pairs,
-        split.labels[rows],
+        split.labels[chosen],
     )
 
 
