@@ -164,9 +164,9 @@ def test_the_encrypted_update_is_the_exact_one_up_to_its_polynomials():
     x = {m: m.embed(params, data.tokens[:8]) for m in (exact, twin)}
     y = jax.nn.one_hot(data.targets[:8], 2)
 
-    def step(model, optimizer, softmax):
+    def step(model, optimizer, softmax, scale=1.0):
         state = optimizer.init(trained)
-        update = jax.jit(lora_update(model, optimizer, softmax))
+        update = jax.jit(lora_update(model, optimizer, softmax, scale))
         return update(trained, state, frozen, x[model], data.mask[:8], y, 1.0)
 
     softmax = PolynomialSoftmax.fit(2)
@@ -179,6 +179,10 @@ def test_the_encrypted_update_is_the_exact_one_up_to_its_polynomials():
         moved = float(jnp.max(jnp.abs(right - old)))
         assert float(jnp.max(jnp.abs(new - right))) < 0.1 * moved + 1e-6
     assert jax.tree.leaves(state)
+    # A larger loss with its larger epsilon takes the same step.
+    scaled, _, _ = step(exact, adamw_he(1e-2, eps=64 * 6e-4), real, 8.0)
+    for new, right in zip(*map(jax.tree.leaves, (scaled, expected)), strict=True):
+        np.testing.assert_allclose(new, right, atol=1e-6)
 
 
 def test_a_whole_lora_step_traces_and_its_noise_is_small():
