@@ -142,7 +142,7 @@ def summary(runs: Sequence[Run]) -> str:
             each = ", ".join(f"{task} {value}" for task, value in found.by_task.items())
             lines.append(
                 f"{COLUMNS[before].label} less {COLUMNS[after].label}: {found.average} points on "
-                f"average over {found.average.count} seeds ({each})"
+                f"average, {found.average.count} paired seeds ({each})"
             )
     worst: dict[str, float] = {}
     for run in runs:
