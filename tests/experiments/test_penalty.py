@@ -1,0 +1,103 @@
+"""The study of the range penalty: runs that resume, and the figures made of them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.errors import ExperimentError
+from experiments.finetuning_settings import TaskSettings
+from experiments.penalty import Arm, PenaltyStudy, read_arms, run_penalty, write_csv
+from experiments.penalty_report import plot, scores, sites
+from models.config import preset
+from models.data import load
+from models.encoder import Model
+from models.tokens import Tokenizer
+from models.weights import save_model
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+EXP, NORM = "layer0.attention.exp", "layer0.ffn_norm.inv_sqrt"
+
+
+def arm(task: str, seed: int, penalty: bool) -> Arm:
+    lost = 0.0 if penalty else 2.0 + seed
+    low = -4.0 if penalty else -12.0
+    return Arm(
+        task,
+        seed,
+        penalty,
+        "accuracy",
+        80.0,
+        80.0 - lost,
+        {EXP: (-8.0, 0.0), NORM: (0.1, 10.0)},
+        {EXP: (low, 0.0), NORM: (0.5, 10.0)},
+        {EXP: 0.0 if penalty else 0.02, NORM: 0.0},
+        1.0,
+    )
+
+
+ARMS = [arm(task, s, on) for task in ("MRPC", "RTE") for s in (0, 1, 2) for on in (False, True)]
+
+
+def test_tables_and_plot_tell_both_settings_apart():
+    text = scores(ARMS).splitlines()
+    assert len(text) == 5
+    assert "off" in text[1] and "3.0 ± 2.5" in text[1] and f"2.000% {EXP}" in text[1]
+    assert "on" in text[2] and "0.0 ± 0.0" in text[2] and "none" in text[2]
+    rows = [line.split() for line in sites(ARMS).splitlines()]
+    assert rows[1][:2] == ["MRPC", EXP]
+    assert rows[1][2:8] == ["[-8,", "0]", "[-12,", "0]", "[-4,", "0]"]
+    figure = plot(ARMS)
+    below = figure.axes[2]
+    reach = {line.get_xdata()[0] for line in below.lines if len(line.get_xdata()) == 2}
+    assert {2.0, 0.0} <= reach  # exponents down to -12 and -4 in half-widths of [-8, 0]
+
+
+@pytest.fixture(scope="module")
+def study(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> PenaltyStudy:
+    top = tmp_path_factory.mktemp("start")
+    tokenizer = Tokenizer.train(load("glue/SST-2", data_dir=glue).train.texts, size=64)
+    config = preset(
+        "tiny", layers=1, hidden=8, ffn=8, sequence=8, pooler=(8,), vocabulary=tokenizer.size
+    )
+    save_model(top / "model", config, Model(config).init(jax.random.key(0)), tokenizer)
+    return PenaltyStudy(
+        start=str(top / "model"),
+        data_dir=str(glue),
+        tasks=("SST-2",),
+        seeds=(0,),
+        weight=5.0,
+        length=8,
+        buckets=(8,),
+        table={"SST-2": TaskSettings(epochs=4, full_rate=3e-2)},
+    )
+
+
+def test_the_penalty_keeps_values_inside_and_the_study_resumes(study: PenaltyStudy, tmp_path: Path):
+    said: list[str] = []
+    off, on = run_penalty(study, tmp_path, say=said.append)
+    assert len(said) == 2 and (off.penalty, on.penalty) == (False, True)
+    assert off.domains == on.domains
+    assert sum(on.outside.values()) < 0.5 * sum(off.outside.values())
+    assert run_penalty(study, tmp_path, say=said.append) == [off, on] and len(said) == 2
+    write_csv([off, on], tmp_path / "penalty.csv")
+    with open(tmp_path / "penalty.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * len(off.domains) and rows[0]["site"] in off.domains
+    with pytest.raises(ExperimentError, match="another study"):
+        run_penalty(dataclasses.replace(study, weight=1.0), tmp_path)
+
+
+def test_what_cannot_be_studied_is_refused(tmp_path: Path):
+    with pytest.raises(ExperimentError, match="no task WNLI"):
+        PenaltyStudy(tasks=("WNLI",))
+    with pytest.raises(ExperimentError, match="positive"):
+        PenaltyStudy(weight=0.0)
+    (tmp_path / "RTE-0-off.json").write_text("{}")
+    with pytest.raises(ExperimentError, match="no run of this study"):
+        read_arms(tmp_path)
