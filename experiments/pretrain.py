@@ -105,8 +105,8 @@ _TRAINING = (
             "eps": "AdamW: what is added to the root.",
             "dropout": "Share of embedding features set to zero.",
             "seed": "Of weights, order of rows, and hidden words.",
-            "initial": "corpus: word vectors from co-occurrences, heads of the first block that see "
-            "the neighbours; random: neither.",
+            "initial": "corpus: word vectors from co-occurrences, and heads of the first block "
+            "that see the neighbours; random: neither.",
             "chunk": "Guessed words whose logits exist at a time; 0: all of a step.",
             "accumulate": "Parts of a step's rows, one after the other, to save memory.",
             "precision": "Of forward and backward pass: float32 or bfloat16; parameters and "
