@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.errors import ExperimentError
@@ -54,7 +55,8 @@ def test_tables_and_plot_tell_both_settings_apart():
     assert rows[1][2:8] == ["[-8,", "0]", "[-12,", "0]", "[-4,", "0]"]
     figure = plot(ARMS)
     below = figure.axes[2]
-    reach = {line.get_xdata()[0] for line in below.lines if len(line.get_xdata()) == 2}
+    ends = [np.asarray(line.get_xdata()) for line in below.lines]
+    reach = {x[0] for x in ends if len(x) == 2}
     assert {2.0, 0.0} <= reach  # exponents down to -12 and -4 in half-widths of [-8, 0]
 
 

@@ -153,7 +153,9 @@ def test_killed_worker_is_replaced(job, work):
     assert killed and result.replaced == 1
 
 
-def test_too_many_killed_workers_end_the_run(job):
+def test_too_many_killed_workers_end_the_run(job, tmp_path):
+    """A run so short may be over before the signals arrive; then another one is tried."""
+
     def kill(progress):
         for name, pid in progress.processes.items():
             if name.startswith("worker"):
@@ -161,7 +163,9 @@ def test_too_many_killed_workers_end_the_run(job):
                     os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(WorkerDied, match="signal 9.*run_dir to resume"):
-        execute(with_(job, worker_deaths=1, progress=kill))
+        for attempt in range(8):
+            folders = Folders.of(tmp_path / f"run{attempt}")
+            execute(with_(job, folders=folders, worker_deaths=1, progress=kill))
 
 
 def interrupt(after):
