@@ -203,8 +203,8 @@ def _run(
 
 def _score(logits: np.ndarray, data: TaskData) -> float:
     """In points; rows that ran away to no number count as answered with 0."""
-    lost = ~np.isfinite(logits).all(axis=-1)
-    found = metrics.score(np.where(lost[:, None], 0.0, logits), data.test.targets)
+    lost = ~np.isfinite(logits).all(axis=-1, keepdims=True)
+    found = metrics.score(np.where(lost, 0.0, logits), data.test.targets)
     return 100 * found[data.metrics[0]]
 
 
