@@ -18,13 +18,13 @@ from experiments.pretrain import until_signalled
 from models import metrics
 from models.agreement import Agreement, agreement, embeddings
 from models.bert import load_bert
+from models.budgeted import Progress
 from models.checkpoint import CheckpointError, Checkpoints
 from models.corpus import is_held_out, read_sections
 from models.data import Dataset, Split, load
 from models.distill import Distillation, Distilled, distil
 from models.encoder import Model
 from models.lora import Params
-from models.pretrain import Progress
 from models.schedules import Budget
 from models.sites import function_of, site_names
 from models.tokens import Tokenizer

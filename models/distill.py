@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,15 +28,15 @@ import optax
 
 from models.agreement import agreement, compared, layer_outputs, layer_pairs
 from models.buckets import cut, lengths_of, plan_epoch
+from models.budgeted import Progress, Rhythm, range_figures, spend_budget
 from models.checkpoint import CheckpointError, Checkpoints
 from models.encoder import Model
 from models.lora import Params, combine, partition
 from models.losses import range_penalty
-from models.pretrain import Progress
 from models.schedules import Budget, Clock, one_cycle, scale_by_progress
 from models.sites import Range, function_of, site_names
 from models.step import Loss, Step, StepOptions, TrainState, initial_state, make_update
-from models.train import Batch, run_steps
+from models.train import Batch
 
 __all__ = ["DistilBatch", "Distillation", "Distilled", "distil"]
 
@@ -249,66 +248,48 @@ def distil(
         state = initial_state(copied, optimizer, jax.random.key(settings.seed))
         state, notes = store.resume(state, identity, "distillation")
         clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
-        tokens = 0
 
         def save(state: TrainState) -> None:
             store.save(int(state.step), state, {**identity, "seconds": clock.seconds})
 
         def batch_of(number: int) -> DistilBatch:
-            nonlocal tokens
             epoch, place = divmod(number, per_epoch)
             part = cut(rows, plans(epoch)[place])
-            tokens += part.tokens.size
             progress = np.float32(clock.progress(number))
             return DistilBatch(part.tokens, np.asarray(part.mask, np.float32), progress)
 
-        def ended() -> bool:
-            return stop() or clock.progress(int(state.step)) >= 1
-
-        saved = time.monotonic()
-        while not ended():
-            began, tokens = time.monotonic(), 0
-            goal = (int(state.step) // settings.log_every + 1) * settings.log_every
-            figures: dict[str, float] = {}
-            state = run_steps(
-                step,
-                state,
-                batch_of,
-                until=min(goal, settings.budget.steps),
-                stop=stop,
-                report=lambda _, found, into=figures: into.update(found),
-                report_every=settings.log_every,
+        def figures_of(state: TrainState) -> dict[str, float]:
+            if held_out is None:
+                return {}
+            found = agreement(
+                teacher,
+                teacher_params,
+                student,
+                combine(state.params, frozen),
+                held_out,
+                batch=settings.batch,
+                buckets=settings.buckets,
             )
-            number = int(state.step)
-            if not figures:
-                break
-            share = clock.progress(number)
-            figures["tokens_per_second"] = tokens / (time.monotonic() - began)
-            figures["learning_rate"] = settings.rate * float(rates(share))
-            if held_out is not None and (number % settings.evaluate_every == 0 or share >= 1):
-                found = agreement(
-                    teacher,
-                    teacher_params,
-                    student,
-                    combine(state.params, frozen),
-                    held_out,
-                    batch=settings.batch,
-                    buckets=settings.buckets,
-                )
-                for name in ("states", "attention"):
-                    for i, error in enumerate(getattr(found, name)):
-                        figures[f"held_out/{name}/{i}"] = error
-                figures["held_out/pooled"] = found.pooled
-                for name, (low, high) in found.ranges.items():
-                    figures[f"range/{name}/low"], figures[f"range/{name}/high"] = low, high
-            if report is not None:
-                report(Progress(number, share, clock.seconds, figures))
-            if time.monotonic() - saved >= settings.save_seconds:
-                save(state)
-                saved = time.monotonic()
+            figures = {
+                f"held_out/{name}/{i}": error
+                for name in ("states", "attention")
+                for i, error in enumerate(getattr(found, name))
+            }
+            return figures | {"held_out/pooled": found.pooled} | range_figures(found.ranges)
+
+        state = spend_budget(
+            step,
+            state,
+            batch_of,
+            clock,
+            Rhythm(settings.log_every, settings.evaluate_every, settings.save_seconds),
+            learning_rate=lambda share: settings.rate * float(rates(share)),
+            evaluate=figures_of,
+            save=save,
+            report=report,
+            stop=stop,
+        )
         number = int(state.step)
-        if number and store.latest != number:
-            save(state)
         finished = clock.progress(number) >= 1
         return Distilled(student, combine(state.params, frozen), number, clock.seconds, finished)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from models.budgeted import Progress, Rhythm, range_figures, spend_budget
 from models.checkpoint import Checkpoints
 from models.config import EncoderConfig, preset
 from models.corpus import Corpus
@@ -51,7 +51,7 @@ from models.step import (
     make_update,
     rematerialised,
 )
-from models.train import batch_rows, run_steps
+from models.train import batch_rows
 
 __all__ = ["Evaluated", "Pretrained", "Pretraining", "Progress", "evaluate", "pretrain"]
 
@@ -147,15 +147,6 @@ class Evaluated(NamedTuple):
     loss: float
     accuracy: float
     ranges: dict[str, Range]
-
-
-class Progress(NamedTuple):
-    """One report: step, share of the budget behind, seconds of running, figures by name."""
-
-    step: int
-    share: float
-    seconds: float
-    figures: dict[str, float]
 
 
 class Pretrained(NamedTuple):
@@ -298,52 +289,34 @@ def pretrain(
             rows = batch_rows(settings.seed, number, corpus.train.rows, settings.batch)
             return masking.batch(corpus.train, rows, settings.seed, number, clock.progress(number))
 
-        def ended() -> bool:
-            return stop() or clock.progress(int(state.step)) >= 1
-
         evaluated: Evaluated | None = None
-        saved = time.monotonic()
-        while not ended():
-            before, began = int(state.step), time.monotonic()
-            goal = (before // settings.log_every + 1) * settings.log_every
-            figures: dict[str, float] = {}
-            state = run_steps(
-                step,
-                state,
-                batch_of,
-                until=min(goal, settings.budget.steps),
-                stop=stop,
-                report=lambda _, found, into=figures: into.update(found),
-                report_every=settings.log_every,
-                diagnose=lambda params, batch: origin(model, params, batch),
+
+        def figures_of(state: TrainState) -> dict[str, float]:
+            nonlocal evaluated
+            evaluated = evaluate(
+                model,
+                state.params,
+                corpus,
+                masking,
+                rows=settings.held_out_rows,
+                batch=settings.batch,
             )
-            number = int(state.step)
-            if not figures:
-                break
-            share = clock.progress(number)
-            rows = (number - before) * settings.batch
-            figures["tokens_per_second"] = rows * corpus.train.length / (time.monotonic() - began)
-            figures["learning_rate"] = settings.rate * float(rates(share))
-            if number % settings.evaluate_every == 0 or share >= 1:
-                evaluated = evaluate(
-                    model,
-                    state.params,
-                    corpus,
-                    masking,
-                    rows=settings.held_out_rows,
-                    batch=settings.batch,
-                )
-                figures["held_out_loss"] = evaluated.loss
-                figures["held_out_accuracy"] = evaluated.accuracy
-                for name, (low, high) in evaluated.ranges.items():
-                    figures[f"range/{name}/low"], figures[f"range/{name}/high"] = low, high
-            if report is not None:
-                report(Progress(number, share, clock.seconds, figures))
-            if time.monotonic() - saved >= settings.save_seconds:
-                save(state)
-                saved = time.monotonic()
+            figures = {"held_out_loss": evaluated.loss, "held_out_accuracy": evaluated.accuracy}
+            return figures | range_figures(evaluated.ranges)
+
+        state = spend_budget(
+            step,
+            state,
+            batch_of,
+            clock,
+            Rhythm(settings.log_every, settings.evaluate_every, settings.save_seconds),
+            learning_rate=lambda share: settings.rate * float(rates(share)),
+            evaluate=figures_of,
+            save=save,
+            report=report,
+            stop=stop,
+            diagnose=lambda params, batch: origin(model, params, batch),
+        )
         number = int(state.step)
-        if store.latest != number and number:
-            save(state)
         finished = clock.progress(number) >= 1
         return Pretrained(model, state.params, number, clock.seconds, finished, evaluated)
