@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,12 +25,12 @@ def rank(
         Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
     ] = Path("runs/ranking"),
 ) -> None:
-    """Does the simulation rank variants of a model as encryption does? (About half an hour.)"""
+    """Does the simulation rank variants of a model as encryption does? (About ten minutes.)"""
     from experiments.ranking import STUDY, run_study
     from experiments.ranking_report import agreement_table, plot, table, write_csv
 
     console = Console()
-    results = run_study(STUDY, out, say=lambda line: console.print(line, highlight=False))
+    results = run_study(STUDY, out, say=_teller(console))
     write_csv(results, out / "ranking.csv")
     plot(results).savefig(out / "ranking.png", dpi=150)
     console.print(table(results))
@@ -53,11 +54,7 @@ def noisy_training(
     from experiments.noisy_training import NOISE_STUDY, run_noise_study, table
 
     study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
-    console = Console(soft_wrap=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
+    say = _teller(Console())
     arms = run_noise_study(study, out, backend=backend.value, say=say)
     say("\n" + table(arms, backend.value))
     say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
@@ -97,7 +94,7 @@ def glue(
     from experiments.glue_report import plot, summary, table
     from experiments.live import make_console
 
-    console = make_console()
+    say = _teller(make_console())
     rows, twin = read_table(settings)
     chosen = [name.strip() for name in tasks.split(",")]
     study = GlueStudy(
@@ -112,10 +109,6 @@ def glue(
         table=rows,
         encrypted=twin,
     )
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     runs = run_glue(study, out, say=say)
     write_csv(runs, out / "glue.csv")
     plot(runs).savefig(out / "glue.png", dpi=150)
@@ -161,14 +154,19 @@ def penalty(
         table=read_table(settings)[0],
         how=dataclasses.replace(how, fit=dataclasses.replace(how.fit, margin=margin)),
     )
-    console = make_console()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    say = _teller(make_console())
     arms = run_penalty(study, out, say=say)
     write_csv(arms, out / "penalty.csv")
     plot(arms).savefig(out / "penalty.png", dpi=150)
     text = f"{scores(arms)}\n\n{sites(arms)}\n"
     (out / "penalty.txt").write_text(text, encoding="utf-8")
     say(f"\n{text}\n{out / 'penalty.txt'}, {out / 'penalty.csv'}, {out / 'penalty.png'}")
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    """Prints a line as it is, whatever it holds and however long it is."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return say
