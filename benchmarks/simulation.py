@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.settings import DEMO_RING
+from experiments.demo.settings import DEMO_RING
 from hesim.params import CKKSParams
 from models.config import preset
 from models.encoder import Model

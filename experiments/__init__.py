@@ -11,21 +11,21 @@ from hesim.lazy import attach
 
 _HOMES = {
     "ExperimentError": "experiments.errors",
-    "Results": "experiments.results",
-    "RunFolder": "experiments.folder",
-    "Settings": "experiments.settings",
-    "run_demo": "experiments.demo",
-    "write_report": "experiments.report",
+    "Results": "experiments.demo.results",
+    "RunFolder": "experiments.demo.folder",
+    "Settings": "experiments.demo.settings",
+    "run_demo": "experiments.demo.run",
+    "write_report": "experiments.demo.report",
 }
 
 __all__ = ["ExperimentError", "Results", "RunFolder", "Settings", "run_demo", "write_report"]
 
 if TYPE_CHECKING:
-    from experiments.demo import run_demo
+    from experiments.demo.folder import RunFolder
+    from experiments.demo.report import write_report
+    from experiments.demo.results import Results
+    from experiments.demo.run import run_demo
+    from experiments.demo.settings import Settings
     from experiments.errors import ExperimentError
-    from experiments.folder import RunFolder
-    from experiments.report import write_report
-    from experiments.results import Results
-    from experiments.settings import Settings
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

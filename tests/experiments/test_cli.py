@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, demo
+from experiments.cli import common, main
 from experiments.compiled import keep_compiled
-from experiments.folder import RunFolder
-from experiments.results import Check, Results
-from experiments.settings import Settings
+from experiments.demo import run
+from experiments.demo.folder import RunFolder
+from experiments.demo.results import Check, Results
+from experiments.demo.settings import Settings
 
 Finished = tuple[Results, RunFolder, str]
 
@@ -22,13 +23,13 @@ Finished = tuple[Results, RunFolder, str]
 def hesim(*arguments: str) -> int:
     """Exit code of the command."""
     with pytest.raises(SystemExit) as done:
-        cli.main(list(arguments))
+        main(list(arguments))
     assert isinstance(done.value.code, int)
     return done.value.code
 
 
 def test_a_named_error_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
-    assert hesim("data", "glue/Nonsense", "--data-dir", "/nowhere") == cli.REFUSED
+    assert hesim("data", "glue/Nonsense", "--data-dir", "/nowhere") == common.REFUSED
     shown = capsys.readouterr()
     assert shown.err.startswith("hesim: DataError: No GLUE task is called 'Nonsense'")
     assert "Traceback" not in shown.err and shown.out == ""
@@ -50,7 +51,7 @@ def test_every_package_refuses_clearly(
 ) -> None:
     import re
 
-    assert hesim(*arguments) == cli.REFUSED
+    assert hesim(*arguments) == common.REFUSED
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error
 
@@ -59,7 +60,7 @@ def test_debug_shows_where_an_error_came_from() -> None:
     from models.data import DataError
 
     with pytest.raises(DataError):
-        cli.main(["data", "nonsense", "--debug"])
+        main(["data", "nonsense", "--debug"])
 
 
 def test_an_error_that_is_not_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,7 @@ def test_an_error_that_is_not_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("models.data.load", broken)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["data"])
+        main(["data"])
 
 
 @pytest.mark.parametrize("price", ["cheap", "-1", "nan"])
@@ -115,11 +116,11 @@ def _faked(monkeypatch: pytest.MonkeyPatch, finished: Finished, broken: bool) ->
 
     failing = [Check("labels", False, "none equal")] if broken else []
     monkeypatch.setattr(Results, "broken", property(lambda _: failing))
-    monkeypatch.setattr(demo, "run_demo", fake)
+    monkeypatch.setattr(run, "run_demo", fake)
     return asked
 
 
-@pytest.mark.parametrize(("broken", "code"), [(False, 0), (True, cli.BROKEN)])
+@pytest.mark.parametrize(("broken", "code"), [(False, 0), (True, common.BROKEN)])
 def test_a_broken_guarantee_fails_the_demo(
     broken: bool, code: int, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,8 +135,8 @@ def test_an_interrupted_demo_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "run_demo", interrupted)
-    assert hesim("demo", "--run-dir", "/some/place") == cli.INTERRUPTED
+    monkeypatch.setattr(run, "run_demo", interrupted)
+    assert hesim("demo", "--run-dir", "/some/place") == common.INTERRUPTED
     assert "same command goes on" in capsys.readouterr().err
 
 
@@ -158,4 +159,4 @@ def test_validate_looks_at_every_polynomial(
     for site in finished[0].sites:
         assert site.name in shown
     assert "40 held-out sentences" in shown
-    assert code == (0 if shown.count("none") == len(finished[0].sites) else cli.BROKEN)
+    assert code == (0 if shown.count("none") == len(finished[0].sites) else common.BROKEN)

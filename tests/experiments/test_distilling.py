@@ -9,11 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import distilling
 from experiments.cli import main
-from experiments.distilling import distil_template, read_distilling, read_texts, run_distilling
 from experiments.errors import ExperimentError
 from experiments.live import Display
+from experiments.training import distilling
+from experiments.training.distilling import (
+    distil_template,
+    read_distilling,
+    read_texts,
+    run_distilling,
+)
 from models.checkpoint import CheckpointError
 from models.config import preset
 from models.encoder import Model

@@ -13,10 +13,10 @@ import pytest
 
 from experiments.cli import main
 from experiments.errors import ExperimentError
-from experiments.evaluating import evaluate_folder
-from experiments.finetuning import load_start, run_finetuning
-from experiments.finetuning_settings import job_template, read_job, read_table, task_spec
 from experiments.live import Display
+from experiments.training.evaluating import evaluate_folder
+from experiments.training.finetuning import load_start, run_finetuning
+from experiments.training.finetuning_settings import job_template, read_job, read_table, task_spec
 from models.config import preset
 from models.data import DataError, load
 from models.encoder import Model

@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from experiments.errors import ExperimentError
-from experiments.finetuning_settings import TaskSettings, read_table
-from experiments.glue import COLUMNS, GlueStudy, Run, read_runs, run_glue, write_csv
-from experiments.glue_report import counted_tasks, interval, loss, plot, summary, table
+from experiments.studies.glue import COLUMNS, GlueStudy, Run, read_runs, run_glue, write_csv
+from experiments.studies.glue_report import counted_tasks, interval, loss, plot, summary, table
+from experiments.training.finetuning_settings import TaskSettings, read_table
 from models.config import preset
 from models.data import load
 from models.encoder import Model

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import blind, noisy_training
 from experiments.errors import ExperimentError
-from experiments.noisy_training import Arm, NoiseStudy, difference, run_noise_study, table
+from experiments.studies import blind, noisy_training
+from experiments.studies.noisy_training import Arm, NoiseStudy, difference, run_noise_study, table
 from models.config import EncoderConfig
 from models.recipe import Recipe
 from models.sites import FitSettings

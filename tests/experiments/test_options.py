@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from experiments.errors import ExperimentError
-from experiments.options import Option, options_of, read_options, template
-from experiments.pretrain import OPTIONS, read_job, settings_template
+from experiments.training.options import Option, options_of, read_options, template
+from experiments.training.pretrain import OPTIONS, read_job, settings_template
 from models.config import EncoderConfig
 from models.pretrain import Pretraining
 

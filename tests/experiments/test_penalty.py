@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from experiments.errors import ExperimentError
-from experiments.finetuning_settings import TaskSettings
-from experiments.penalty import Arm, PenaltyStudy, read_arms, run_penalty, write_csv
-from experiments.penalty_report import plot, scores, sites
+from experiments.studies.penalty import Arm, PenaltyStudy, read_arms, run_penalty, write_csv
+from experiments.studies.penalty_report import plot, scores, sites
+from experiments.training.finetuning_settings import TaskSettings
 from models.config import preset
 from models.data import load
 from models.encoder import Model

@@ -13,9 +13,10 @@ import pytest
 from experiments.cli import main
 from experiments.errors import ExperimentError
 from experiments.live import Display
-from experiments.logbook import Logbook
-from experiments.pretrain import read_job, run_pretraining, until_signalled
-from experiments.publish import publish
+from experiments.training.logbook import Logbook
+from experiments.training.pretrain import read_job, run_pretraining
+from experiments.training.publish import publish
+from experiments.training.signals import until_signalled
 from models.shipped import load_pretrained
 
 SETTINGS = """

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import blind
 from experiments.errors import ExperimentError
-from experiments.ranking import STUDY, Ranked, Study, Variant, agreement, run_study
-from experiments.ranking_report import agreement_table, plot, table, write_csv
+from experiments.studies import blind
+from experiments.studies.ranking import STUDY, Ranked, Study, Variant, agreement, run_study
+from experiments.studies.ranking_report import agreement_table, plot, table, write_csv
 from models.config import EncoderConfig
 from models.recipe import Recipe
 from models.train import Batch

@@ -7,10 +7,10 @@ import html.parser
 import re
 from pathlib import Path
 
-from experiments.folder import RunFolder
-from experiments.plots import FIGURES, svg
-from experiments.report import page, write_report
-from experiments.results import Results
+from experiments.demo.folder import RunFolder
+from experiments.demo.plots import FIGURES, svg
+from experiments.demo.report import page, write_report
+from experiments.demo.results import Results
 
 Finished = tuple[Results, RunFolder, str]
 

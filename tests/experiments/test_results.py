@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments.folder import RunFolder
-from experiments.results import LOGIT_ERROR, Results, bits, power_of_two
-from experiments.table import groups, render, ways
+from experiments.demo.folder import RunFolder
+from experiments.demo.results import LOGIT_ERROR, Results, bits, power_of_two
+from experiments.demo.table import groups, render, ways
 
 Finished = tuple[Results, RunFolder, str]
 

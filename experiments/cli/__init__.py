@@ -1,0 +1,5 @@
+"""The `hesim` command."""
+
+from experiments.cli.app import main
+
+__all__ = ["main"]

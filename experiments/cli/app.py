@@ -1,0 +1,274 @@
+"""The `hesim` command: one function a subcommand, each a thin layer over a job of this package.
+
+An error that one of our packages raises on purpose is one message on standard error and exit code
+2; `--debug` shows where it came from. Heavy imports happen inside the commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from experiments.cli.common import (
+    BROKEN,
+    INTERRUPTED,
+    REFUSED,
+    Backend,
+    DataDirOption,
+    DataOption,
+)
+from experiments.cli.studies import app as studies_app
+from experiments.cli.training import app as models_app
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Transformers under CKKS homomorphic encryption: exact, simulated, encrypted.",
+)
+app.add_typer(models_app)
+app.add_typer(studies_app, name="study")
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"hesim {version('hesim')}")
+        except PackageNotFoundError:
+            typer.echo("hesim, run from a checkout without being installed")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Transformers under CKKS homomorphic encryption: exact, simulated, encrypted."""
+    del debug, version  # main reads --debug, the callback handles --version
+
+
+@app.command()
+def demo(
+    data: DataOption = "reviews",
+    data_dir: DataDirOption = None,
+    sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences to encrypt.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Models to train; the first one runs encrypted.")
+    ] = 1,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the run is kept and resumed from [default: runs/demo-...]."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start again; removes what the folder holds.")
+    ] = False,
+    refresh_price: Annotated[
+        str | None,
+        typer.Option(help="Plan as if a refresh cost this: 'bootstrap', or seconds."),
+    ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="A small model and 64 sentences, to see the machinery work."),
+    ] = False,
+    backend: Annotated[
+        Backend, typer.Option(help="slots encrypts nothing; for debugging.")
+    ] = Backend.pyfhel,
+) -> None:
+    """Train a transformer, run held-out sentences encrypted, compare, and write a report."""
+    from experiments.demo.run import run_demo
+    from experiments.demo.settings import FAST, Settings
+    from experiments.demo.table import render
+    from experiments.live import Display, make_console
+
+    base = FAST if fast else Settings()
+    settings = dataclasses.replace(
+        base,
+        data=data,
+        data_dir=str(data_dir) if data_dir is not None else None,
+        sentences=min(sentences, base.sentences) if fast else sentences,
+        seed=seed,
+        seeds=seeds,
+        refresh_price=_price(refresh_price),
+        backend=backend.value,
+    )
+    console = make_console()
+    display = Display(console)
+    path = run_dir if run_dir is not None else settings.default_folder()
+    try:
+        results, folder = run_demo(settings, path, fresh=fresh, display=display)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            f"\ninterrupted; what was finished is in {path}: the same command goes on from there",
+            highlight=False,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    display.stage("Result")
+    console.print(render(results, notes=console.width >= 100))
+    display.say(f"\nreport: {folder.path / 'report.html'}")
+    if results.broken:
+        raise typer.Exit(BROKEN)
+
+
+@app.command()
+def plan(
+    sentences: Annotated[int, typer.Option(min=1, help="Sentences side by side.")] = 256,
+    levels: Annotated[int, typer.Option(min=1)] = 3,
+    log_n: Annotated[int, typer.Option(help="Ring degree N = 2^LOG_N.")] = 14,
+    scale_bits: Annotated[int, typer.Option()] = 40,
+    refresh_price: Annotated[
+        str | None, typer.Option(help="'bootstrap', or seconds a refreshed ciphertext.")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--listing", help="Print the program, too.")] = False,
+) -> None:
+    """Trace and compile the demo's model without training it: what would a run spend?"""
+    from experiments.demo.planning import plan_demo
+
+    ring = {"levels": levels, "log_n": log_n, "scale_bits": scale_bits}
+    program, circuit = plan_demo(sentences, ring, _price(refresh_price))
+    console = Console(soft_wrap=True)
+    if listing:
+        console.print(str(program), markup=False, highlight=False)
+    console.print(f"{circuit.params}", markup=False, highlight=False)
+    console.print(f"operations            {len(program.ops):,}", highlight=False)
+    console.print(f"levels of the program {program.depth}", highlight=False)
+    console.print(str(circuit.ledger), markup=False, highlight=False)
+
+
+@app.command()
+def fit(
+    target: Annotated[str, typer.Argument(help="exp, gelu, tanh, relu, inv_sqrt, ...")],
+    domain: Annotated[
+        tuple[float, float], typer.Option("--range", help="Domain, low and high.")
+    ] = (-8.0, 8.0),
+    degree: Annotated[int | None, typer.Option(min=0)] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Levels, the affine map included.")
+    ] = None,
+    tol: Annotated[float | None, typer.Option(help="Largest error permitted.")] = None,
+    method: Annotated[str, typer.Option(help="minimax, chebyshev or least_squares.")] = "minimax",
+    plot: Annotated[Path | None, typer.Option(help="Write the error curve to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the polynomial to this file ('-' to print it).")
+    ] = None,
+) -> None:
+    """Fit a polynomial to a function and say how good it is."""
+    from experiments.fitting import fit_and_show
+
+    fit_and_show(target, domain, (degree, depth, tol), method, plot, json)
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="reviews, reviews-regression, or glue/TASK.")] = (
+        "reviews"
+    ),
+    data_dir: DataDirOption = None,
+) -> None:
+    """Fetch a data set if need be, and describe it."""
+    from models.data import load
+
+    found = load(name, data_dir=data_dir)
+    console = Console()
+    console.print(found.description, highlight=False)
+    for split in ("train", "validation", "test"):
+        part = getattr(found, split)
+        example = part.texts[0] if len(part) else ""
+        console.print(f"{split:<11} {len(part):>7,}  {example!r}", markup=False, highlight=False)
+
+
+@app.command()
+def validate(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder of a demo.")],
+) -> None:
+    """Run a trained model on all held-out sentences in the clear: do its ranges hold?"""
+    from experiments.demo.validate import validate_run
+
+    if not validate_run(run_dir, Console()):
+        raise typer.Exit(BROKEN)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder of a finished demo.")],
+) -> None:
+    """Print the table of a finished demo and write its report again."""
+    from experiments.demo.folder import RunFolder
+    from experiments.demo.report import write_report
+    from experiments.demo.results import Results
+    from experiments.demo.table import render
+    from experiments.live import make_console
+
+    results = Results.load(RunFolder.find(run_dir))
+    console = make_console()
+    console.print(render(results, notes=console.width >= 100))
+    console.print(f"\nreport: {write_report(results, run_dir / 'report.html')}", highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Check that everything the demo needs is installed and works."""
+    from experiments.demo.doctor import examine
+
+    if not examine(Console()):
+        raise typer.Exit(BROKEN)
+
+
+def _price(text: str | None) -> float | str | None:
+    if text is None or text == "bootstrap":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise typer.BadParameter(f"{text!r} is neither 'bootstrap' nor seconds, at least 0")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry of the console script. Exits 0 if all went well, else as `BROKEN`, `REFUSED` say."""
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(app, given))
+
+
+def _run(command: Callable[..., Any], arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    # --debug is understood at any place.
+    rest = [a for a in arguments if a != "--debug"]
+    try:
+        command(rest, prog_name="hesim", standalone_mode=True)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except Exception as error:
+        if debug or not _is_ours(error):
+            raise
+        name = type(error).__name__
+        Console(stderr=True, soft_wrap=True).print(
+            f"hesim: {name}: {error}", markup=False, highlight=False, style="red"
+        )
+        return REFUSED
+    return 0
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error of our packages was raised on purpose and says what to do next."""
+    from approx.errors import ApproxError
+    from hesim.errors import HesimError
+
+    named = type(error).__module__.partition(".")[0] == "models"  # CheckpointError is a ValueError
+    # A file or folder that cannot be read or written is named by the system's own message.
+    return isinstance(error, HesimError | ApproxError | OSError) or named

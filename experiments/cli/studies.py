@@ -1,0 +1,172 @@
+"""Subcommands of `hesim study`: experiments over many models that resume and end in a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from experiments.cli.common import Backend
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True, help="Studies over many models: resumable, with a table at the end."
+)
+
+
+@app.command()
+def rank(
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/ranking"),
+) -> None:
+    """Does the simulation rank variants of a model as encryption does? (About ten minutes.)"""
+    from experiments.studies.ranking import STUDY, run_study
+    from experiments.studies.ranking_report import agreement_table, plot, table, write_csv
+
+    console = Console()
+    results = run_study(STUDY, out, say=_teller(console))
+    write_csv(results, out / "ranking.csv")
+    plot(results).savefig(out / "ranking.png", dpi=150)
+    console.print(table(results))
+    console.print(agreement_table(results))
+    console.print(f"written: {out / 'ranking.csv'}, {out / 'ranking.png'}", highlight=False)
+
+
+@app.command(name="noisy-training")
+def noisy_training(
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/noisy-training"),
+    seeds: Annotated[int, typer.Option(min=1, help="Models, each trained twice.")] = 5,
+    sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences to encrypt.")] = 1024,
+    backend: Annotated[
+        Backend, typer.Option(help="slots encrypts nothing; for debugging.")
+    ] = Backend.pyfhel,
+) -> None:
+    """Does training with simulated noise help the encrypted model? A paired study at a tiny
+    scale."""
+    from experiments.studies.noisy_training import NOISE_STUDY, run_noise_study, table
+
+    study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
+    say = _teller(Console())
+    arms = run_noise_study(study, out, backend=backend.value, say=say)
+    say("\n" + table(arms, backend.value))
+    say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
+
+
+@app.command()
+def glue(
+    start_gaussian: Annotated[
+        str, typer.Option(help="A pre-trained model with Gaussian attention: its name or folder.")
+    ] = "tiny-gaussian",
+    start_softmax: Annotated[
+        str, typer.Option(help="One with softmax attention.")
+    ] = "tiny-softmax",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "all",
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated of full-softmax, full-gaussian, lora-softmax, lora-gaussian, "
+            "lora-simulated, or all."
+        ),
+    ] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, paired.")] = 3,
+    length: Annotated[int, typer.Option(min=5, help="Tokens of a row.")] = 128,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML table of rates and epochs by task.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/glue"),
+) -> None:
+    """GLUE five ways: full and LoRA, softmax and Gaussian, and LoRA as encryption does it."""
+    from experiments.live import make_console
+    from experiments.studies.glue import COLUMNS, TASKS, GlueStudy, run_glue, write_csv
+    from experiments.studies.glue_report import plot, summary, table
+    from experiments.training.finetuning_settings import read_table, task_spec
+
+    say = _teller(make_console())
+    rows, twin = read_table(settings)
+    chosen = [name.strip() for name in tasks.split(",")]
+    study = GlueStudy(
+        starts={"gaussian": start_gaussian, "softmax": start_softmax},
+        data_dir="" if data_dir is None else str(data_dir),
+        tasks=TASKS
+        if tasks == "all"
+        else tuple(task_spec(name).removeprefix("glue/") for name in chosen),
+        columns=tuple(COLUMNS) if columns == "all" else tuple(columns.replace(" ", "").split(",")),
+        seeds=tuple(range(seeds)),
+        length=length,
+        table=rows,
+        encrypted=twin,
+    )
+    runs = run_glue(study, out, say=say)
+    write_csv(runs, out / "glue.csv")
+    plot(runs).savefig(out / "glue.png", dpi=150)
+    text = f"{table(runs)}\n\n{summary(runs)}\n"
+    (out / "glue.txt").write_text(text, encoding="utf-8")
+    say(f"\n{text}\n{out / 'glue.csv'}, {out / 'glue.png'}, {out / 'glue.txt'}")
+
+
+@app.command()
+def penalty(
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
+    ],
+    start: Annotated[
+        str, typer.Option(help="A pre-trained model with Gaussian attention: its name or folder.")
+    ] = "tiny-gaussian",
+    tasks: Annotated[str, typer.Option(help="GLUE's names, comma-separated.")] = "SST-2,STS-B",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, paired.")] = 3,
+    weight: Annotated[float, typer.Option(help="Of the penalty.")] = 1.0,
+    margin: Annotated[
+        float, typer.Option(help="By which domains exceed what the pre-trained model meets.")
+    ] = 0.1,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML table of rates, epochs and rows by task.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/penalty"),
+) -> None:
+    """Does the range penalty keep a fine-tuned model within its polynomials' domains?"""
+    from experiments.live import make_console
+    from experiments.studies.penalty import PenaltyStudy, run_penalty, write_csv
+    from experiments.studies.penalty_report import plot, scores, sites
+    from experiments.training.finetuning_settings import read_table
+
+    how = PenaltyStudy.how
+    study = PenaltyStudy(
+        start=start,
+        data_dir=str(data_dir),
+        tasks=tuple(name.strip() for name in tasks.split(",")),
+        seeds=tuple(range(seeds)),
+        weight=weight,
+        table=read_table(settings)[0],
+        how=dataclasses.replace(how, fit=dataclasses.replace(how.fit, margin=margin)),
+    )
+    say = _teller(make_console())
+    arms = run_penalty(study, out, say=say)
+    write_csv(arms, out / "penalty.csv")
+    plot(arms).savefig(out / "penalty.png", dpi=150)
+    text = f"{scores(arms)}\n\n{sites(arms)}\n"
+    (out / "penalty.txt").write_text(text, encoding="utf-8")
+    say(f"\n{text}\n{out / 'penalty.txt'}, {out / 'penalty.csv'}, {out / 'penalty.png'}")
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    """Prints a line as it is, whatever it holds and however long it is."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return say

@@ -1,0 +1,1 @@
+"""The demo: train, run held-out sentences encrypted, compare, and report."""

@@ -1,0 +1,142 @@
+"""The folder of a run: what is finished stays finished, whatever kills the process.
+
+    <run>/settings.json   what the folder belongs to
+    <run>/<name>.json     a finished stage's figures       <run>/<name>.npz   its arrays
+    <run>/training-<seed> checkpoints                      <run>/encrypted-<k>  batch k in progress,
+                                                           with the client's state beside it
+    <run>/report.html     the result
+
+A file appears complete or not at all: it is written beside its place and then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.demo.settings import Settings, code_digest
+from experiments.errors import ExperimentError
+from experiments.files import write_whole
+
+__all__ = ["RunFolder"]
+
+_IDENTITY = "settings.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that exists; `RunFolder.claim` makes one, `RunFolder.find` reads one.
+
+    Attributes:
+      path: the folder. settings: of the run that it belongs to, as `Settings.plain` gives them.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+
+    @classmethod
+    def claim(cls, path: str | Path, settings: Settings, *, fresh: bool = False) -> RunFolder:
+        """The folder of a run of these settings, made if absent, emptied if `fresh`.
+
+        Raises ExperimentError if it holds something else: a run of other settings or of other code,
+        or files that are none of ours.
+        """
+        path = Path(path)
+        known = path / _IDENTITY
+        if path.exists() and not known.exists() and any(path.iterdir()):
+            raise ExperimentError(f"{path} is not empty and holds no run; choose another --run-dir")
+        if fresh and known.exists():
+            with cls(path, {}).held():
+                shutil.rmtree(path)
+        identity = {"settings": settings.plain(), "code": code_digest()}
+        if known.exists():
+            found = _read(known)
+            if found != identity:
+                what = "settings" if found.get("settings") != identity["settings"] else "code"
+                raise ExperimentError(
+                    f"{path} holds a run of other {what}; add --fresh to start again there, or "
+                    "choose another --run-dir"
+                )
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            write_whole(known, json.dumps(identity, indent=1).encode())
+        return cls(path, identity["settings"])
+
+    @classmethod
+    def find(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that was made before. Raises ExperimentError if it is none."""
+        path = Path(path)
+        if not (path / _IDENTITY).exists():
+            raise ExperimentError(f"{path} holds no run; `hesim demo --run-dir DIR` makes one")
+        return cls(path, _read(path / _IDENTITY)["settings"])
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from working in this folder; ExperimentError if one does."""
+        with open(self.path / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ExperimentError(
+                    f"another process is working in {self.path}; wait for it, or choose another "
+                    "--run-dir"
+                ) from None
+            yield
+
+    def done(self, name: str) -> bool:
+        """Whether a stage has been finished."""
+        return (self.path / f"{name}.json").exists()
+
+    def save(
+        self, name: str, figures: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Note a finished stage; its arrays are there before its figures are."""
+        if arrays is not None:
+            target = self.path / f"{name}.npz"
+            beside = target.with_suffix(".npz.new")
+            with open(beside, "wb") as file:
+                named: dict[str, Any] = dict(arrays)
+                np.savez_compressed(file, **named)
+            os.replace(beside, target)
+        text = json.dumps(figures, indent=1, allow_nan=True)
+        write_whole(self.path / f"{name}.json", text.encode())
+
+    def figures(self, name: str) -> dict[str, Any]:
+        """The figures of a finished stage."""
+        if not self.done(name):
+            raise ExperimentError(
+                f"{self.path} holds no finished {name}; run `hesim demo` to its end first"
+            )
+        return _read(self.path / f"{name}.json")
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a finished stage."""
+        with np.load(self.path / f"{name}.npz", allow_pickle=False) as data:
+            return {key: data[key] for key in data.files}
+
+    def checkpoints(self, seed: int) -> Path:
+        """Where the training of a seed keeps its checkpoints."""
+        return self.path / f"training-{seed}"
+
+    def encrypted(self, batch: int) -> Path:
+        """The run folder of a batch, as `he_backend.run` wants it."""
+        return self.path / f"encrypted-{batch}"
+
+    def forget(self, batch: int) -> None:
+        """Remove what a finished batch needed: its ciphertexts, and the client's secret key."""
+        folder = self.encrypted(batch)
+        shutil.rmtree(folder.with_name(folder.name + ".client"), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,99 @@
+"""The report of a demo as one HTML page: figures inline, no script, nothing fetched."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments.demo.plots import FIGURES, svg
+from experiments.demo.results import Results, bits
+from experiments.demo.table import groups, ways
+
+__all__ = ["page", "write_report"]
+
+
+def write_report(results: Results, path: str | Path) -> Path:
+    """Write the page and return its path; it replaces an older one as a whole."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(target.name + ".new")
+    beside.write_text(page(results), encoding="utf-8")
+    return beside.replace(target)
+
+
+def page(results: Results) -> str:
+    """The whole page as text."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["powers"] = _powers
+    environment.filters["scientific"] = lambda v: f"{v:.1e}" if v == v else "–"
+    environment.filters["fixed"] = lambda v, digits=2: f"{v:.{digits}f}" if v == v else "–"
+    return environment.get_template("report.html").render(
+        r=results,
+        title=_title(results),
+        cards=_cards(results),
+        ways=ways(results),
+        groups=groups(results),
+        operations=list(zip(results.plan["labels"], results.ops)),
+        figures={name: Markup(svg(name, results)) for name in FIGURES},
+        command=_command(results),
+    )
+
+
+def _powers(text: str) -> Any:
+    """Text with every 2^x as a superscript."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"\^(-?[\d.]*\d)", r"<sup>\1</sup>", str(escape(text))))
+
+
+def _title(results: Results) -> str:
+    what = "encrypted" if results.was_encrypted else "on plain vectors (nothing was encrypted)"
+    return f"{results.sentences:,} sentences through a transformer, {what}"
+
+
+def _cards(results: Results) -> list[tuple[str, str, str]]:
+    """(figure, name, note) of what a reader wants to know first."""
+    every = ways(results)
+    kept = "encrypted" if results.was_encrypted else "on plain vectors"
+    seconds = results.seconds_a_sentence
+    cards = [
+        (every[3].score, f"{results.metric} {kept}", f"{every[0].score} with exact functions"),
+        (
+            f"{bits(results.measured_std):.1f} bits",
+            "precision of the logits",
+            f"{bits(results.predicted_std):.1f} bits predicted",
+        ),
+        (
+            f"{seconds:.2f} s",
+            "a sentence",
+            f"{results.seconds['evaluation']:.0f} s for {results.sentences:,} together",
+        ),
+        (
+            f"{results.peak_bytes / 1e9:.1f} GB",
+            "peak memory",
+            f"keys {int(results.plan['ledger']['key_bytes']) / 1e6:.0f} MB",
+        ),
+    ]
+    if not results.regression:
+        cards.insert(1, (f"{results.agreement:.1%}", "labels agree", "with the polynomial model's"))
+    return cards
+
+
+def _command(results: Results) -> str:
+    settings: dict[str, Any] = results.settings
+    parts = ["hesim demo"]
+    if settings["data"] != "reviews":
+        parts.append(f"--data {settings['data']}")
+    parts.append(f"--sentences {settings['sentences']}")
+    parts.append(f"--seed {settings['seed']}")
+    return " ".join(parts)

@@ -1,0 +1,365 @@
+"""What a finished run found: figures read from its stages, and the guarantees that they must meet.
+
+Everything here is plain data out of the run folder, so a table or a report can be made again at any
+time, without training or encrypting anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from experiments.demo.folder import RunFolder
+from models import metrics
+
+__all__ = ["LOGIT_ERROR", "MARGIN", "Check", "Operation", "Results", "Site"]
+
+MARGIN = 2.0**-10
+"""An encrypted label must be the polynomial model's where that model's margin exceeds this."""
+
+LOGIT_ERROR = 2.0**-12
+"""Largest permitted difference of an encrypted logit from the polynomial model's."""
+
+PREDICTION_FACTOR = 1.5
+"""Predicted and measured standard deviation of the logits' error should agree within this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A polynomial of the model.
+
+    Attributes:
+      depth: levels, the map of its domain onto [-1, 1] being folded into a weight.
+      max_error: on its domain; `certified` if it is proven.
+      fitted, met: (low, high) of the function's own variable, met on the validation split.
+    """
+
+    name: str
+    degree: int
+    depth: int
+    max_error: float
+    certified: bool
+    fitted: tuple[float, float]
+    met: tuple[float, float]
+
+    @property
+    def inside(self) -> bool:
+        """Whether everything that was met lies in the fitted range."""
+        return self.fitted[0] <= self.met[0] and self.met[1] <= self.fitted[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation of the encrypted program; errors over all batches, as in `OpRecord`."""
+
+    name: str
+    source: str
+    level: int
+    measured_std: float
+    predicted_std: float
+    measured_q999: float
+    predicted_q999: float
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured std; NaN where one is zero or unknown."""
+        known = self.measured_std > 0 and self.predicted_std > 0
+        return self.predicted_std / self.measured_std if known else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A statement about a run. A broken `guarantee` fails the run; the others are reported."""
+
+    name: str
+    passed: bool
+    detail: str
+    guarantee: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """A finished run.
+
+    Attributes:
+      settings: of the run, plain. dataset: name, description, task, metric, classes, sizes.
+      history: reports of the training, each {step, phase, loss, penalty, <scores>}.
+      seeds: held-out scores in the clear, {seed, exact, polynomial} for each model trained.
+      sites: the polynomials. plan: the traced program and its Circuit: listing, operations, depth,
+        ledger, ring, output (index of the operation that gives the logits).
+      labels, exact, polynomial: of all held-out sentences: targets, and logits (n, classes).
+      reference, simulated, encrypted: logits (m, classes) of the first m of them: the polynomial
+        model in float64, simulated under one random key, and decrypted.
+      ops: operations of the program. batches: figures of each encrypted batch.
+      seconds: by stage. peak_bytes: all processes of the run together, at their peaks.
+      environment: versions and machine.
+    """
+
+    settings: dict[str, Any]
+    dataset: dict[str, Any]
+    history: list[dict[str, Any]]
+    seeds: list[dict[str, Any]]
+    sites: tuple[Site, ...]
+    plan: dict[str, Any]
+    labels: np.ndarray
+    exact: np.ndarray
+    polynomial: np.ndarray
+    reference: np.ndarray
+    simulated: np.ndarray
+    encrypted: np.ndarray
+    ops: tuple[Operation, ...]
+    batches: list[dict[str, Any]]
+    seconds: dict[str, float]
+    peak_bytes: int
+    environment: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> Results:
+        """The results of a folder whose stages are all finished."""
+        training, plan = folder.figures("training"), folder.figures("plan")
+        clear = folder.arrays("training")
+        count = int(plan["batches"])
+        names = [f"encrypted-{k}" for k in range(count)]
+        batches = [folder.figures(name) for name in names]
+        arrays = [folder.arrays(name) for name in names]
+        joined = {
+            key: np.concatenate([a[key][: b["sentences"]] for a, b in zip(arrays, batches)])
+            for key in ("reference", "simulated", "encrypted")
+        }
+        own = max(int(training["peak_bytes"]), *(int(b["own_peak_bytes"]) for b in batches))
+        others = max(int(b["peak_bytes"]) for b in batches)
+        return cls(
+            settings=folder.settings,
+            dataset=training["dataset"],
+            history=training["history"],
+            seeds=training["seeds"],
+            sites=tuple(_site(site) for site in training["sites"]),
+            plan=plan,
+            labels=clear["labels"],
+            exact=clear["exact"],
+            polynomial=clear["polynomial"],
+            ops=_join_operations([b["ops"] for b in batches]),
+            batches=batches,
+            seconds={
+                "training": float(training["seconds"]),
+                "tracing and compiling": float(plan["seconds"]),
+                "keys": sum(float(b["key_seconds"]) for b in batches),
+                "evaluation": sum(float(b["seconds"]) for b in batches),
+                "checking and comparing": sum(float(b["compare_seconds"]) for b in batches),
+            },
+            peak_bytes=own + others,
+            environment=plan["environment"],
+            **joined,
+        )
+
+    @property
+    def was_encrypted(self) -> bool:
+        """Whether ciphertexts were involved at all ("slots" only imitates them)."""
+        return all(bool(b["encrypted"]) for b in self.batches)
+
+    @property
+    def sentences(self) -> int:
+        """Sentences that were encrypted."""
+        return len(self.encrypted)
+
+    @property
+    def regression(self) -> bool:
+        return self.dataset["task"] == "regression"
+
+    @property
+    def fused(self) -> int:
+        """Operations without ciphertexts of their own: they were computed with the next one."""
+        return sum(op.level < 0 for op in self.ops)
+
+    @property
+    def metric(self) -> str:
+        """Name of the leading score."""
+        return str(self.dataset["metric"])
+
+    def score(self, logits: np.ndarray) -> float:
+        """The leading score of logits (n, classes) of the first n held-out sentences."""
+        targets = self.labels[: len(logits)]
+        if self.regression:
+            return metrics.REGRESSION[self.metric](logits[:, 0], targets)
+        return metrics.CLASSIFICATION[self.metric](logits.argmax(-1), targets)
+
+    def mean_score(self, kind: str) -> float:
+        """Mean over seeds of the held-out score of the "exact" or "polynomial" models."""
+        return float(np.mean([row[kind] for row in self.seeds]))
+
+    @cached_property
+    def error(self) -> np.ndarray:
+        """Encrypted logits minus the polynomial model's."""
+        return self.encrypted - self.reference
+
+    @property
+    def max_error(self) -> float:
+        return float(np.max(np.abs(self.error)))
+
+    @property
+    def measured_std(self) -> float:
+        """Root mean square of the logits' error, measured."""
+        return float(np.sqrt(np.mean(self.error**2)))
+
+    @property
+    def predicted_std(self) -> float:
+        """The same, from simulation under several keys."""
+        return self.ops[int(self.plan["output"])].predicted_std
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured standard deviation of the logits' error."""
+        return self.predicted_std / self.measured_std if self.measured_std else math.nan
+
+    @property
+    def agreement(self) -> float:
+        """Share of encrypted sentences whose label is the polynomial model's."""
+        return float(np.mean(self.encrypted.argmax(-1) == self.reference.argmax(-1)))
+
+    @property
+    def margins(self) -> np.ndarray:
+        """Polynomial model's first logit minus its second, sorted by size, of each sentence."""
+        best = np.sort(self.reference, axis=-1)
+        return best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.full(len(best), np.inf)
+
+    @property
+    def outside(self) -> list[str]:
+        """Messages about polynomials that were fed values beyond their domain."""
+        return [message for b in self.batches for message in b["outside"]]
+
+    @property
+    def bootstrapped_seconds(self) -> float:
+        """Core-seconds of the evaluation, had each refresh been a bootstrap at its usual price."""
+        return sum(float(b["bootstrapped_seconds"]) for b in self.batches)
+
+    @property
+    def seconds_a_sentence(self) -> float:
+        """Wall-clock seconds of the encrypted evaluation over sentences."""
+        return self.seconds["evaluation"] / self.sentences
+
+    def total(self, count: str) -> int:
+        """A count of the ledger over all batches."""
+        return int(self.plan["ledger"][count]) * len(self.batches)
+
+    def summary(self) -> dict[str, Any]:
+        """The headline figures as JSON data."""
+        return {
+            "metric": self.metric,
+            "sentences": self.sentences,
+            "held_out": {
+                "sentences": len(self.labels),
+                "exact": self.mean_score("exact"),
+                "polynomial": self.mean_score("polynomial"),
+            },
+            "scores": {
+                "exact": self.score(self.exact[: self.sentences]),
+                "polynomial": self.score(self.reference),
+                "simulated": self.score(self.simulated),
+                "encrypted" if self.was_encrypted else "plain vectors": self.score(self.encrypted),
+            },
+            "agreement": None if self.regression else self.agreement,
+            "logit_error": {
+                "largest": self.max_error,
+                "measured_std": self.measured_std,
+                "predicted_std": self.predicted_std,
+            },
+            "refreshes": self.total("refreshes"),
+            "refresh_rounds": self.total("refresh_rounds"),
+            "seconds": self.seconds,
+            "seconds_a_sentence": self.seconds_a_sentence,
+            "bootstrapped_core_seconds": self.bootstrapped_seconds,
+            "peak_bytes": self.peak_bytes,
+            "key_bytes": int(self.plan["ledger"]["key_bytes"]),
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "environment": self.environment,
+        }
+
+    @property
+    def checks(self) -> list[Check]:
+        """What the run must show, and whether it did."""
+        found = []
+        if not self.regression:
+            clear_cut = self.margins > MARGIN
+            same = self.encrypted.argmax(-1) == self.reference.argmax(-1)
+            wrong = int(np.sum(clear_cut & ~same))
+            found.append(
+                Check(
+                    "labels equal the polynomial model's where its margin exceeds 2^-10",
+                    wrong == 0,
+                    f"{int(np.sum(clear_cut)) - wrong} of {int(np.sum(clear_cut))} equal",
+                )
+            )
+        found.append(
+            Check(
+                "logits within 2^-12 of the polynomial model's",
+                bool(self.max_error <= LOGIT_ERROR),
+                f"largest error {self.max_error:.2e} = {power_of_two(self.max_error)}",
+            )
+        )
+        if self.was_encrypted:
+            close = 1 / PREDICTION_FACTOR <= self.ratio <= PREDICTION_FACTOR
+            found.append(
+                Check(
+                    f"predicted standard deviation within a factor {PREDICTION_FACTOR}",
+                    bool(close),
+                    f"predicted over measured: {self.ratio:.2f}",
+                    guarantee=False,
+                )
+            )
+        return found
+
+    @property
+    def broken(self) -> list[Check]:
+        """Guarantees that the run did not keep."""
+        return [c for c in self.checks if c.guarantee and not c.passed]
+
+
+def power_of_two(value: float) -> str:
+    """A positive number as a power of two, "2^-20.3"; whole exponents without decimals."""
+    if not value > 0:
+        return "0"
+    exponent = math.log2(value)
+    return f"2^{exponent:.0f}" if exponent == round(exponent) else f"2^{exponent:.1f}"
+
+
+def bits(std: float) -> float:
+    """Bits of precision: -log2 of a standard deviation; infinite for an exact result."""
+    return -math.log2(std) if std > 0 else math.inf
+
+
+def _site(row: dict[str, Any]) -> Site:
+    fields = dict(row)
+    fields["fitted"], fields["met"] = tuple(row["fitted"]), tuple(row["met"])
+    return Site(**fields)
+
+
+def _join_operations(batches: Sequence[Sequence[dict[str, Any]]]) -> tuple[Operation, ...]:
+    """Operations over batches: mean squares of standard deviations, largest quantile, all
+    seconds.
+    """
+    joined = []
+    for rows in zip(*batches, strict=True):
+        first = rows[0]
+        joined.append(
+            Operation(
+                name=first["name"],
+                source=first["source"],
+                level=min(row["level"] for row in rows),
+                measured_std=_rms([row["measured_std"] for row in rows]),
+                predicted_std=_rms([row["predicted_std"] for row in rows]),
+                measured_q999=max(row["measured_q999"] for row in rows),
+                predicted_q999=max(row["predicted_q999"] for row in rows),
+                seconds=sum(row["seconds"] for row in rows),
+            )
+        )
+    return tuple(joined)
+
+
+def _rms(values: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

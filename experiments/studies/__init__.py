@@ -1,0 +1,1 @@
+"""Studies over many models: resumable, with a table at the end."""

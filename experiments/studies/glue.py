@@ -1,0 +1,295 @@
+"""The study of GLUE: five ways of fine-tuning a pre-trained encoder, six tasks, paired seeds.
+
+Each run is one small file in the folder of the study, so a study that was stopped goes on, and a
+part of it (`tasks`, `columns`, `seeds`) may be run before the rest. Runs of one seed share the
+order of the rows and, where their shapes agree, the fresh weights.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.compiled import keep_compiled
+from experiments.errors import ExperimentError
+from experiments.files import write_whole
+from experiments.training.finetuning import Start, load_start
+from experiments.training.finetuning_settings import TaskSettings, read_table
+from models import metrics
+from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
+from models.finetune import FineTune, FineTuned, finetune
+from models.tasks import TaskData, baseline, prepare_task
+
+__all__ = ["COLUMNS", "TASKS", "Column", "GlueStudy", "Run", "read_runs", "run_glue", "write_csv"]
+
+TASKS = ("STS-B", "SST-2", "MRPC", "RTE", "CoLA", "QNLI")
+"""In the order of the study: all seeds of a task, and all columns of a seed, before the next."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One way of fine-tuning. simulated: as encryption does it, with polynomials and noise."""
+
+    label: str
+    method: str
+    attention: str
+    simulated: bool = False
+
+
+COLUMNS: Mapping[str, Column] = {
+    "full-softmax": Column("Full, softmax", "full", "softmax"),
+    "full-gaussian": Column("Full, Gaussian", "full", "gaussian"),
+    "lora-softmax": Column("LoRA, softmax", "lora", "softmax"),
+    "lora-gaussian": Column("LoRA, Gaussian", "lora", "gaussian"),
+    "lora-simulated": Column("LoRA, Gaussian, simulated", "lora", "gaussian", True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GlueStudy:
+    """What is compared. starts: from attention to the pre-trained model's name or folder. table: a
+    row of settings a task, of `read_table`. length: tokens of a row; buckets: what batches are cut
+    to. rank, alpha: of LoRA. encrypted: ring and polynomials of the simulated column.
+    """
+
+    starts: Mapping[str, str]
+    data_dir: str
+    tasks: tuple[str, ...] = TASKS
+    columns: tuple[str, ...] = tuple(COLUMNS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    table: Mapping[str, TaskSettings] = dataclasses.field(default_factory=lambda: read_table()[0])
+    length: int = 128
+    buckets: tuple[int, ...] = (32, 64, 128)
+    rank: int = 2
+    alpha: float = 2.0
+    encrypted: AsEncrypted = AsEncrypted()
+
+    def __post_init__(self) -> None:
+        for kind, chosen, known in (
+            ("task", self.tasks, tuple(self.table)),
+            ("column", self.columns, tuple(COLUMNS)),
+        ):
+            unknown = [name for name in chosen if name not in known]
+            if unknown or not chosen:
+                raise ExperimentError(
+                    f"there is no {kind} {', '.join(unknown)}: choose among {', '.join(known)}"
+                )
+        missing = {COLUMNS[name].attention for name in self.columns} - set(self.starts)
+        if missing:
+            raise ExperimentError(f"no model to start from with {', '.join(sorted(missing))}")
+        if "scratch" in self.starts.values():
+            raise ExperimentError("the study starts from pre-trained models: name one, or a folder")
+
+    def settings(self, task: str, column: str, seed: int) -> FineTune:
+        """Of one run."""
+        how = COLUMNS[column]
+        return self.table[task].fine_tune(
+            how.method,
+            rank=self.rank,
+            alpha=self.alpha,
+            buckets=self.buckets,
+            seed=seed,
+            encrypted=self.encrypted if how.simulated else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run. scores: held-out, by measure, the leading one named `metric`; baseline: of
+    the most frequent label, by the same. outside: sites out of range with their share of values
+    (simulated only). identity: of settings, start and data, by which a file is recognised.
+    """
+
+    task: str
+    column: str
+    seed: int
+    metric: str
+    scores: dict[str, float]
+    baseline: dict[str, float]
+    outside: dict[str, float]
+    validation: dict[str, float]
+    trainable: int
+    rows: int
+    notes: list[str]
+    seconds: float
+    identity: str
+
+    @property
+    def score(self) -> float:
+        """By the leading measure, in points (times 100)."""
+        return 100 * self.scores[self.metric]
+
+    @property
+    def majority(self) -> float:
+        """The baseline's, in points."""
+        return 100 * self.baseline[self.metric]
+
+
+def run_glue(
+    study: GlueStudy, folder: str | Path, *, say: Callable[[str], None] = lambda line: None
+) -> list[Run]:
+    """Every run of the study that `folder` does not hold yet; all its runs, also earlier ones.
+
+    say: is told about every finished run. Raises ExperimentError where a file of the folder is of
+    a run with other settings; CheckpointError, DataError and TrainingError as a single fine-tuning.
+    """
+    folder = Path(folder)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    needed = {COLUMNS[name].attention for name in study.columns}
+    starts = {
+        name: load_start(study.starts[name], name, "", study.length, study.data_dir)
+        for name in sorted(needed)
+    }
+    digests = {name: _digest(start) for name, start in starts.items()}
+    plan = [(t, c, s) for t in study.tasks for s in study.seeds for c in study.columns]
+    prepared: dict[tuple[str, str], TaskData] = {}
+    with keep_compiled(folder / "compiled"):
+        for done, (task, column, seed) in enumerate(plan, 1):
+            attention = COLUMNS[column].attention
+            identity = _identity(study, task, column, seed, digests[attention])
+            path = _path(folder, task, column, seed)
+            if path.exists():
+                if _read(path).identity != identity:
+                    raise ExperimentError(
+                        f"{path} is of a run with other settings or another start: choose another "
+                        "folder, or remove the file"
+                    )
+                continue
+            words = _vocabulary(starts[attention])
+            if (task, words) not in prepared:
+                prepared[task, words] = _prepare(study, task, starts[attention])
+            run = _run(study, task, column, seed, starts[attention], prepared[task, words], folder)
+            run = dataclasses.replace(run, identity=identity)
+            write_whole(path, json.dumps(dataclasses.asdict(run), indent=1).encode())
+            shutil.rmtree(_checkpoints(folder, task, column, seed), ignore_errors=True)
+            say(
+                f"{done}/{len(plan)}  {task}, {COLUMNS[column].label}, seed {seed}: "
+                f"{run.metric} {run.score:.2f} (majority {run.majority:.2f}), {run.seconds:.0f} s"
+            )
+    return read_runs(folder)
+
+
+def read_runs(folder: str | Path) -> list[Run]:
+    """All runs that a folder holds, in the order of tasks, seeds and columns."""
+    runs = [_read(path) for path in (Path(folder) / "runs").glob("*.json")]
+
+    def place(run: Run) -> tuple[int, int, int]:
+        return TASKS.index(run.task), run.seed, list(COLUMNS).index(run.column)
+
+    return sorted(runs, key=place)
+
+
+def write_csv(runs: Sequence[Run], path: str | Path) -> None:
+    """A line a run: task, column, seed, metric, score and majority in points, rows, seconds."""
+    out = io.StringIO()
+    names = ("task", "column", "seed", "metric", "score", "majority", "trainable", "rows")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*names, "seconds", "outside"])
+    for run in runs:
+        worst = max(run.outside.values(), default=0.0)
+        writer.writerow([*(getattr(run, name) for name in names), round(run.seconds, 1), worst])
+    write_whole(Path(path), out.getvalue().encode())
+
+
+def _run(
+    study: GlueStudy,
+    task: str,
+    column: str,
+    seed: int,
+    start: Start,
+    data: TaskData,
+    folder: Path,
+) -> Run:
+    settings = study.settings(task, column, seed)
+    began = time.monotonic()
+    done = finetune(
+        start.config,
+        start.params,
+        data,
+        settings,
+        checkpoints=_checkpoints(folder, task, column, seed),
+    )
+    scores, outside = _held_out(done, data, settings)
+    return Run(
+        task=task,
+        column=column,
+        seed=seed,
+        metric=data.metrics[0],
+        scores=scores,
+        baseline=baseline(data),
+        outside=outside,
+        validation={name: float(done.history[-1][name]) for name in scores},
+        trainable=done.trainable,
+        rows=len(data.train.tokens),
+        notes=list(data.notes),
+        seconds=time.monotonic() - began,
+        identity="",
+    )
+
+
+def _held_out(
+    done: FineTuned, data: TaskData, settings: FineTune
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores, and shares of values out of range where there are any."""
+    model, params = done.model, done.params
+    if settings.encrypted is None:
+        model, params = merged(model, params)
+    found = make_evaluate_task(model, settings.buckets, settings.encrypted)(params, data.test)
+    finite = np.isfinite(found.logits).all(axis=-1, keepdims=True)
+    logits = np.where(finite, found.logits, 0.0)
+    outside = {name: share for name, share in found.outside.items() if share > 0}
+    return metrics.score(logits, data.test.targets), outside
+
+
+def _prepare(study: GlueStudy, task: str, start: Start) -> TaskData:
+    return prepare_task(
+        f"glue/{task}",
+        start.tokenizer,
+        study.length,
+        data_dir=study.data_dir,
+        train_rows=study.table[task].train_rows or None,
+    )
+
+
+def _path(folder: Path, task: str, column: str, seed: int) -> Path:
+    return folder / "runs" / f"{task}-{column}-{seed}.json"
+
+
+def _checkpoints(folder: Path, task: str, column: str, seed: int) -> Path:
+    """Of a run in progress; removed at its end."""
+    return folder / "checkpoints" / f"{task}-{column}-{seed}"
+
+
+def _read(path: Path) -> Run:
+    try:
+        return Run(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ExperimentError(f"{path} is no run of this study: {error}") from error
+
+
+def _identity(study: GlueStudy, task: str, column: str, seed: int, start: str) -> str:
+    settings = study.settings(task, column, seed)
+    text = repr((settings, study.length, study.table[task].train_rows, start))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(start: Start) -> str:
+    """Of an encoder's configuration and weights."""
+    found = hashlib.sha256(start.config.to_json().encode())
+    for leaf in jax.tree.leaves(start.params):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _vocabulary(start: Start) -> str:
+    return hashlib.sha256(json.dumps(start.tokenizer.vocabulary).encode()).hexdigest()[:16]

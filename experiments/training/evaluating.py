@@ -1,0 +1,133 @@
+"""`hesim evaluate`: a fine-tuned model's held-out scores, exact, polynomial and under simulated
+noise, and where its values leave the polynomials' ranges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from experiments.errors import ExperimentError
+from experiments.training.finetuning import MODEL
+from models import metrics
+from models.as_encrypted import AsEncrypted, Evaluated, make_evaluate_task, merged, twin_of
+from models.checkpoint import sites_from_json
+from models.encoder import Model
+from models.tasks import TaskData, baseline, prepare_task
+from models.weights import Saved, load_model
+
+__all__ = ["Answers", "evaluate_folder", "render"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Scores by measure of one model on the held-out rows of `data`, and what the noisy twin met.
+
+    baseline: of the most frequent label. noisy: its ranges met and shares outside, by site.
+    fitted: the ranges that the polynomials hold on. own: whether these are the ones that the model
+    was trained with; else they were fitted on training rows for this evaluation.
+    """
+
+    data: TaskData
+    baseline: dict[str, float]
+    exact: dict[str, float]
+    polynomial: dict[str, float]
+    simulated: dict[str, float]
+    noisy: Evaluated
+    fitted: dict[str, tuple[float, float]]
+    own: bool
+
+    @property
+    def outside(self) -> list[tuple[str, float]]:
+        """Sites that met values outside their range, with the share of values, the worst first."""
+        found = [(name, share) for name, share in self.noisy.outside.items() if share > 0]
+        return sorted(found, key=lambda pair: -pair[1])
+
+
+def evaluate_folder(
+    folder: str | Path, *, data_dir: str | None = None, how: AsEncrypted | None = None
+) -> Answers:
+    """Evaluate the model that `hesim finetune` wrote (its run folder or the model in it).
+
+    how: ring, degrees and margins of the twin of a model that was trained in the clear.
+
+    Raises CheckpointError for no or a damaged model, ExperimentError for one that was not
+    fine-tuned here or whose functions encryption cannot evaluate, DataError for missing data.
+    """
+    path = Path(folder)
+    saved = load_model(path / MODEL if (path / MODEL).is_dir() else path)
+    data, buckets = _task(saved, path, data_dir)
+    if saved.config.attention == "softmax":
+        raise ExperimentError(
+            f"{path} has softmax attention, whose maximum encryption cannot take: fine-tune a "
+            "model with --attention gaussian"
+        )
+    chosen = AsEncrypted() if how is None else how
+    model = Model(saved.config, low_rank=saved.config.lora_rank > 0)
+    own = bool(saved.notes["sites"])
+    if own:
+        twin = model.with_sites(sites_from_json(saved.notes["sites"]))
+    else:
+        twin = twin_of(model, saved.params, data.train, buckets, chosen)
+    targets = data.test.targets
+    plain = make_evaluate_task(merged(model, saved.params)[0], buckets)
+    exact = plain(merged(model, saved.params)[1], data.test)
+    polynomial = make_evaluate_task(twin, buckets)(saved.params, data.test)
+    noisy = make_evaluate_task(twin, buckets, chosen)(saved.params, data.test)
+    return Answers(
+        data,
+        baseline(data),
+        metrics.score(exact.logits, targets),
+        metrics.score(polynomial.logits, targets),
+        metrics.score(noisy.logits, targets),
+        noisy,
+        twin.sites.ranges(),
+        own,
+    )
+
+
+def _task(saved: Saved, path: Path, data_dir: str | None) -> tuple[TaskData, tuple[int, ...]]:
+    """The data of a model's notes, and the buckets that it was trained with."""
+    notes: dict[str, Any] = saved.notes
+    missing = [name for name in ("task", "length", "buckets", "sites") if name not in notes]
+    if missing or saved.tokenizer is None:
+        raise ExperimentError(
+            f"{path} was not written by `hesim finetune` (no {', '.join(missing) or 'tokenizer'}): "
+            "fine-tune it on a task first"
+        )
+    data = prepare_task(
+        notes["task"],
+        saved.tokenizer,
+        notes["length"],
+        data_dir=data_dir,
+        train_rows=notes.get("train_rows") or None,
+    )
+    return data, tuple(notes["buckets"])
+
+
+def render(answers: Answers) -> RenderableType:
+    """The scores, and every site with range met, range held and share outside."""
+    title = f"{answers.data.name}, {len(answers.data.test.tokens):,} held-out rows"
+    scores = Table("", *answers.data.metrics, title=title)
+    for label, found in (
+        ("always the most frequent label", answers.baseline),
+        ("exact functions", answers.exact),
+        ("polynomials", answers.polynomial),
+        ("polynomials, simulated noise", answers.simulated),
+    ):
+        scores.add_row(label, *(f"{found[name]:.4f}" for name in answers.data.metrics))
+    fitted = "as trained with" if answers.own else "fitted on training rows"
+    sites = Table("site", "met", "holds on", "outside", title=f"ranges, {fitted}")
+    for name, met in answers.noisy.ranges.items():
+        held = answers.fitted[name]
+        sites.add_row(
+            name,
+            f"[{met[0]:.4g}, {met[1]:.4g}]".replace("[", r"\["),
+            f"[{held[0]:.4g}, {held[1]:.4g}]".replace("[", r"\["),
+            f"{answers.noisy.outside.get(name, 0.0):.3%}",
+        )
+    return Group(scores, sites)

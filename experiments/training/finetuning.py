@@ -1,0 +1,145 @@
+"""`hesim finetune`: a pre-trained encoder fine-tuned on a task, with a log and a clean stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.errors import ExperimentError
+from experiments.live import Display
+from experiments.training.finetuning_settings import Job
+from experiments.training.logbook import Logbook
+from experiments.training.signals import until_signalled
+from models.checkpoint import Checkpoints, sites_to_json
+from models.config import EncoderConfig, preset
+from models.data import load
+from models.encoder import Model
+from models.finetune import FineTuned, finetune
+from models.lora import Params
+from models.recipe import Progress
+from models.shipped import load_pretrained
+from models.tasks import TaskData, baseline, prepare_task
+from models.tokens import Tokenizer
+from models.weights import save_model
+
+__all__ = ["Start", "describe", "load_start", "run_finetuning"]
+
+MODEL = "model"
+"""Folder of the finished model within the folder of a run."""
+
+_SCRATCH_WORDS = 8192
+
+
+class Start(NamedTuple):
+    """Where a fine-tuning starts: an encoder's configuration, its parameters, its tokenizer."""
+
+    config: EncoderConfig
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load_start(
+    name: str, attention: str, task: str, length: int, data_dir: str | None, seed: int = 0
+) -> Start:
+    """The model of that name or folder, its scores swapped for `attention` if it has others; or,
+    for "scratch", fresh weights of the preset `tiny` with a vocabulary of the task's training text.
+
+    Raises CheckpointError where there is none, ExperimentError for learned positions that end
+    before `length` tokens or an attention that needs other parameters.
+    """
+    if name == "scratch":
+        import jax
+
+        train = load(task, data_dir=data_dir).train
+        texts = train.texts if train.pairs is None else train.texts + train.pairs
+        tokenizer = Tokenizer.train(texts, size=_SCRATCH_WORDS)
+        try:
+            config = preset("tiny", attention=attention, sequence=length, vocabulary=tokenizer.size)
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+        return Start(config, Model(config).init(jax.random.key(seed)), tokenizer)
+    model, params, tokenizer, _ = load_pretrained(name, attention=attention, lm_head="none")
+    config = model.config
+    if config.positions == "learned" and config.sequence < length:
+        raise ExperimentError(
+            f"{name} has learned positions for {config.sequence} tokens: set length to at most that"
+        )
+    return Start(config, params, tokenizer)
+
+
+def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None = None) -> FineTuned:
+    """Prepare the data, train with a bar, write log and model; goes on from what `out` holds.
+
+    The finished model is in `out/model`, with what it was trained on and its held-out scores in its
+    notes. Raises DataError for data that cannot be read, CheckpointError for a start that does not
+    fit or where `out` holds another run, TrainingError where numbers cease to be finite.
+    """
+    target = out / MODEL
+    if target.exists():
+        raise ExperimentError(f"{target} is finished already: choose another --out")
+    settings = job.settings
+    start = load_start(job.start, job.attention, job.task, job.length, data_dir, settings.seed)
+    display.stage("Data")
+    data = prepare_task(
+        job.task,
+        start.tokenizer,
+        job.length,
+        data_dir=data_dir,
+        train_rows=job.train_rows or None,
+    )
+    display.say(describe(data))
+    out.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(out / "checkpoints") as store:
+        at = store.latest or 0
+    if at:
+        display.say(f"going on from step {at:,}")
+    display.stage("Fine-tuning")
+    title = f"{settings.method}, {start.config.attention}"
+    with until_signalled() as stop, Logbook(out, at) as log, display.bar(title, 1.0) as update:
+
+        def report(progress: Progress) -> None:
+            log.write(progress.step, progress.figures)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in progress.figures.items())
+            update(progress.step / progress.steps, f"step {progress.step:,}, {shown}", None)
+
+        done = finetune(
+            start.config,
+            start.params,
+            data,
+            settings,
+            report=report,
+            stop=stop,
+            checkpoints=out / "checkpoints",
+        )
+    if done.finished:
+        _save(target, job, done, start.tokenizer, data)
+    return done
+
+
+def _save(target: Path, job: Job, done: FineTuned, tokenizer: Tokenizer, data: TaskData) -> None:
+    notes: dict[str, Any] = {
+        "task": job.task,
+        "start": job.start,
+        "length": job.length,
+        "train_rows": job.train_rows,
+        "method": job.settings.method,
+        "buckets": list(job.settings.buckets),
+        "settings": repr(job.settings),
+        "trainable": done.trainable,
+        "history": done.history,
+        "baseline": baseline(data),
+        "sites": sites_to_json(done.model.sites) if done.model.sites.entries else "",
+    }
+    save_model(target, done.model.config, done.params, tokenizer, notes)
+
+
+def describe(data: TaskData) -> str:
+    """A few lines on a task: rows, what was cut, what always guessing the same would score."""
+    sizes = ", ".join(
+        f"{len(getattr(data, name).tokens):,} {name}" for name in ("train", "validation", "test")
+    )
+    guess = ", ".join(f"{name} {baseline(data)[name]:.4f}" for name in data.metrics)
+    lines = [f"{data.name}: {sizes} rows; always the most frequent label: {guess}"]
+    if data.truncated:
+        lines.append(f"{data.truncated:.1%} of the training rows lost words to the length")
+    return "\n".join([*lines, *data.notes])
