@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from models.data import DataError
+from models.files import replacing
 from models.tokens import Tokenizer
 
 __all__ = ["SUFFIXES", "Corpus", "Section", "Stream", "clean", "read_sections"]
@@ -232,9 +231,8 @@ def _save(store: Path, tokenizer: Tokenizer, parts: tuple[np.ndarray, np.ndarray
     """Vocabulary first, then the text, each complete or absent."""
     store.mkdir(parents=True, exist_ok=True)
     tokenizer.save(store / "vocabulary.json")
-    with tempfile.NamedTemporaryFile("wb", dir=store, delete=False) as part:
-        np.savez(part, train=parts[0], held_out=parts[1])
-    os.replace(part.name, store / "tokens.npz")
+    with replacing(store / "tokens.npz") as file:
+        np.savez(file, train=parts[0], held_out=parts[1])
 
 
 def _load(store: Path) -> tuple[Tokenizer, tuple[np.ndarray, np.ndarray]] | None:

@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 
 from hesim.errors import HesimError
+from models.files import write_whole
 
 __all__ = [
     "DataError",
@@ -229,9 +230,7 @@ def _fetch_reviews(cache: Path) -> Path:
         raise DataError(f"{_REVIEWS_MEMBER} inside {_REVIEWS_ARCHIVE} has an unexpected content.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
-            part.write(content)
-        os.replace(part.name, target)  # readers see the whole file or none
+        write_whole(target, content)
     except OSError as error:
         raise DataError(
             f"Cannot write the cache {target.parent} ({error}). Set HESIM_CACHE to a folder "

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+
+from models.files import write_whole
 
 __all__ = ["TensorFileError", "read_safetensors", "write_safetensors"]
 
@@ -40,7 +41,4 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) 
         content = save({name: np.asarray(t, order="C") for name, t in tensors.items()})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TensorFileError(f"cannot write {path}: {error}") from error
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    part.write_bytes(content)
-    os.replace(part, target)
+    write_whole(path, content)

@@ -12,7 +12,6 @@ handed to a server in the clear tells it the length of every sentence.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, WordPiece
 
 from models.data import DataError
+from models.files import write_whole
 
 __all__ = ["SPECIAL_TOKENS", "Encoded", "Tokenizer"]
 
@@ -145,12 +145,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokenizer as the JSON of the `tokenizers` library, wholly or not at all."""
-        target = Path(path)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, delete=False
-        ) as part:
-            part.write(self._backend.to_str(pretty=True))
-        os.replace(part.name, target)
+        write_whole(path, self._backend.to_str(pretty=True).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:

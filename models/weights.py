@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,15 +110,15 @@ def save_model(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} already exists: choose another folder or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        part.mkdir()
         leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
         write_safetensors(part / _WEIGHTS, leaves)
         (part / _CONFIG).write_text(config.to_json() + "\n")
         (part / _NOTES).write_text(json.dumps(dict(notes or {}), indent=1) + "\n")
         if tokenizer is not None:
             tokenizer.save(part / _TOKENS)
-        part.chmod(0o755)
         if target.exists():
             target.rmdir()
         os.replace(part, target)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 
 from experiments.demo.settings import Settings, code_digest
 from experiments.errors import ExperimentError
-from experiments.files import write_whole
+from models.files import replacing, write_whole
 
 __all__ = ["RunFolder"]
 
@@ -102,11 +101,9 @@ class RunFolder:
         """Note a finished stage; its arrays are there before its figures are."""
         if arrays is not None:
             target = self.path / f"{name}.npz"
-            beside = target.with_suffix(".npz.new")
-            with open(beside, "wb") as file:
+            with replacing(target) as file:
                 named: dict[str, Any] = dict(arrays)
                 np.savez_compressed(file, **named)
-            os.replace(beside, target)
         text = json.dumps(figures, indent=1, allow_nan=True)
         write_whole(self.path / f"{name}.json", text.encode())
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import ExperimentError
-from experiments.files import write_whole
 from he_backend import exact
 from he_backend.errors import ValueRangeError
 from he_backend.local import run_local
@@ -32,6 +31,7 @@ from hesim.program import Program
 from hesim.schedule import of_circuit
 from models.config import EncoderConfig
 from models.data import Split, load
+from models.files import write_whole
 from models.recipe import encode
 from models.tokens import Tokenizer
 from models.train import Batch, take

@@ -22,11 +22,11 @@ import numpy as np
 
 from experiments.compiled import keep_compiled
 from experiments.errors import ExperimentError
-from experiments.files import write_whole
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, read_table
 from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
+from models.files import write_whole
 from models.finetune import FineTune, FineTuned, finetune
 from models.tasks import TaskData, baseline, prepare_task
 

@@ -23,10 +23,10 @@ from scipy import stats
 
 import hesim
 from experiments.errors import ExperimentError
-from experiments.files import write_whole
 from experiments.studies.blind import Measured, Sentences, claim, insecure, measure, reviews
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
+from models.files import write_whole
 from models.recipe import Recipe, Trained, train_classifier
 from models.sites import FitSettings
 from models.train import Batch, simulated_forward

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import ExperimentError
-from experiments.files import write_whole
 from experiments.studies.blind import claim
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, read_table
@@ -33,6 +32,7 @@ from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task, twin_of
 from models.buckets import cut, lengths_of, whole
 from models.encoder import Model
+from models.files import write_whole
 from models.finetune import FineTuned, finetune, overlay
 from models.losses import share_outside
 from models.sites import FitSettings, Range, Sites

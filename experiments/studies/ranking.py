@@ -26,13 +26,13 @@ import jax
 import numpy as np
 
 import hesim
-from experiments.files import write_whole
 from experiments.studies.blind import Measured, Sentences, claim, insecure, measure, reviews
 from he_backend import exact
 from hesim.params import CKKSParams
 from models import metrics
 from models.config import EncoderConfig
 from models.encoder import Model
+from models.files import write_whole
 from models.lora import Params, combine, is_adapter, partition
 from models.recipe import Recipe, train_classifier
 from models.sites import FitSettings, Range, fit_ranges

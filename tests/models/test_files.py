@@ -1,0 +1,47 @@
+"""Files that appear whole: their permissions are the umask's, and a failure leaves nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+from models.config import preset
+from models.encoder import Model
+from models.files import replacing, write_whole
+from models.tokens import Tokenizer
+from models.weights import save_model
+
+
+@pytest.fixture(params=[0o022, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_a_saved_model_can_be_read_by_whom_the_umask_admits(umask: int, tmp_path: Path):
+    config = preset("tiny", layers=1, hidden=8, ffn=8, sequence=8, pooler=(8,), vocabulary=8)
+    words = Tokenizer.train(["some words of a text"], size=40)
+    words.save(tmp_path / "tokenizer.json")
+    assert _mode(tmp_path / "tokenizer.json") == 0o666 & ~umask
+    folder = tmp_path / "model"
+    save_model(folder, config, Model(config).init(jax.random.key(0)), words)
+    assert _mode(folder) == 0o777 & ~umask
+    assert {_mode(path) for path in folder.iterdir()} == {0o666 & ~umask}
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    with pytest.raises(ValueError, match="half-way"), replacing(path) as file:
+        file.write(b"new")
+        raise ValueError("half-way")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
