@@ -106,8 +106,8 @@ def prepare_task(
     train, validation = dataset.train, dataset.validation
     if train_rows is not None and len(train) > train_rows:
         notes.append(f"trained on {train_rows:,} of {len(train):,} rows")
-        train = _some(train, train_rows)
-        validation = _some(validation, max(train_rows // 10, 512))
+        train = train.take(train_rows)
+        validation = validation.take(max(train_rows // 10, 512))
     for name, split in (
         ("train", train),
         ("validation", validation),
@@ -152,18 +152,6 @@ def baseline(data: TaskData) -> dict[str, float]:
 def dataset_name(spec: str) -> str:
     """The key of `PAPER` for a data set's name, such as RTE for glue/RTE; itself otherwise."""
     return spec.rsplit("/", 1)[-1]
-
-
-def _some(split: Split, count: int) -> Split:
-    """At most `count` examples of a split, in its order."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:count]).tolist()
-    pairs = None if split.pairs is None else tuple(split.pairs[i] for i in chosen)
-    return Split(
-        tuple(split.ids[i] for i in chosen),
-        tuple(split.texts[i] for i in chosen),
-        pairs,
-        split.labels[chosen],
-    )
 
 
 def _scaled(labels: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

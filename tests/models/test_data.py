@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import data
-from models.data import DataError, load, load_glue, load_reviews, split_of
+from models.data import DataError, Split, load, load_glue, load_reviews, split_of
 
 # ------------------------------------------------------------------ splits
 
@@ -303,9 +303,19 @@ def test_missing_folders_and_names_are_errors(tmp_path: Path) -> None:
 def test_take_keeps_rows_together(tmp_path: Path) -> None:
     test = load_glue("MRPC", _write_glue(tmp_path, "MRPC")).test
     few = test.take(3)
-    assert len(few) == 3
-    assert (few.ids, few.texts, few.pairs) == (test.ids[:3], test.texts[:3], test.pairs[:3])  # type: ignore[index]
+    assert len(few) == 3 and test.pairs is not None and few.pairs is not None
+    whole = list(zip(test.ids, test.texts, test.pairs, test.labels.tolist(), strict=True))
+    assert set(zip(few.ids, few.texts, few.pairs, few.labels.tolist(), strict=True)) < set(whole)
     assert len(test.take(99)) == 20
+
+
+def test_a_sample_of_sorted_rows_has_every_class() -> None:
+    names = tuple(map(str, range(1000)))
+    rows = Split(names, names, None, np.repeat(np.arange(2, dtype=np.int32), 500))
+    few = rows.take(100)
+    assert 0.35 < few.labels.mean() < 0.65
+    assert few.ids == rows.take(100).ids != rows.take(100, seed=1).ids
+    assert list(map(int, few.ids)) == sorted(map(int, few.ids))
 
 
 # ------------------------------------------------------------------ the real data
