@@ -16,6 +16,7 @@ import numpy as np
 import hesim
 from hesim.params import CKKSParams
 from models.buckets import cut, lengths_of, whole
+from models.data import sample
 from models.encoder import Model
 from models.lora import Params, combine, is_adapter, is_adapter_or_head, merge, partition
 from models.losses import share_outside
@@ -62,11 +63,23 @@ class AsEncrypted:
 class Evaluated:
     """Logits (n, classes), and per site the canonical range met and the share of values outside
     the polynomial's domain (empty for an exact model).
+
+    A row whose polynomials ran away has logits that are no numbers. lost: the numbers of these
+    rows. answers: the logits with these rows at 0: class 0, or a rating of 0.
     """
 
     logits: np.ndarray
     ranges: dict[str, Range]
     outside: dict[str, float]
+
+    @property
+    def lost(self) -> np.ndarray:
+        return np.flatnonzero(~np.isfinite(self.logits).all(axis=-1))
+
+    @property
+    def answers(self) -> np.ndarray:
+        finite = np.isfinite(self.logits).all(axis=-1, keepdims=True)
+        return np.where(finite, self.logits, np.float32(0))
 
 
 def merged(model: Model, params: Params) -> tuple[Model, Params]:
@@ -83,7 +96,7 @@ def twin_of(
     """The model with polynomials over the ranges that it meets on training rows, each widened;
     adapters kept as two thin products.
     """
-    rows = np.arange(min(how.range_rows, len(train.tokens)))
+    rows = sample(len(train.tokens), how.range_rows)
     plain, weights = merged(model, params)
     met = make_evaluate_task(plain, buckets)(weights, take(train, rows)).ranges
     fit = dataclasses.replace(how.fit, ranges=(*how.fit.ranges, *how.domains))

@@ -220,7 +220,7 @@ def finetune(
             done = int(state.step)
             if done == goal:
                 scores = _evaluate(model, combine(state.params, frozen), data.validation, settings)
-                figures |= metrics.score(scores.logits, data.validation.targets)
+                figures |= metrics.score(scores.answers, data.validation.targets)
                 history.append({"step": goal, "phase": phase, **figures})
                 tell(goal, figures)
             if store is not None:

@@ -245,10 +245,8 @@ def _held_out(
     if settings.encrypted is None:
         model, params = merged(model, params)
     found = make_evaluate_task(model, settings.buckets, settings.encrypted)(params, data.test)
-    finite = np.isfinite(found.logits).all(axis=-1, keepdims=True)
-    logits = np.where(finite, found.logits, 0.0)
     outside = {name: share for name, share in found.outside.items() if share > 0}
-    return metrics.score(logits, data.test.targets), outside
+    return metrics.score(found.answers, data.test.targets), outside
 
 
 def _prepare(study: GlueStudy, task: str, start: Start) -> TaskData:

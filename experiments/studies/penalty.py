@@ -22,14 +22,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.errors import ExperimentError
 from experiments.studies.blind import claim
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, read_table
 from models import metrics
-from models.as_encrypted import AsEncrypted, make_evaluate_task, twin_of
+from models.as_encrypted import AsEncrypted, Evaluated, make_evaluate_task, twin_of
 from models.buckets import cut, lengths_of, whole
 from models.encoder import Model
 from models.files import write_whole
@@ -192,8 +191,8 @@ def _run(
         seed=seed,
         penalty=penalty,
         metric=data.metrics[0],
-        exact=_score(exact.logits, data),
-        simulated=_score(noisy.logits, data),
+        exact=_score(exact, data),
+        simulated=_score(noisy, data),
         domains=sites.ranges(),
         ranges=exact.ranges,
         outside=_outside(done, sites, data.test, study.buckets),
@@ -201,11 +200,9 @@ def _run(
     )
 
 
-def _score(logits: np.ndarray, data: TaskData) -> float:
+def _score(found: Evaluated, data: TaskData) -> float:
     """In points; rows that ran away to no number count as answered with 0."""
-    lost = ~np.isfinite(logits).all(axis=-1, keepdims=True)
-    found = metrics.score(np.where(lost, 0.0, logits), data.test.targets)
-    return 100 * found[data.metrics[0]]
+    return 100 * metrics.score(found.answers, data.test.targets)[data.metrics[0]]
 
 
 def _outside(

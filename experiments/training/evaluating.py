@@ -20,7 +20,11 @@ from models.encoder import Model
 from models.tasks import TaskData, baseline, prepare_task
 from models.weights import Saved, load_model
 
-__all__ = ["Answers", "evaluate_folder", "render"]
+__all__ = ["AFTER_TRAINING", "Answers", "evaluate_folder", "render"]
+
+AFTER_TRAINING = AsEncrypted(fit=dataclasses.replace(AsEncrypted().fit, margin=0.25), domains=())
+"""The twin of a model that was trained in the clear: every domain is what the finished model meets
+on training rows, widened by a quarter, since no training moves its values any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +51,34 @@ class Answers:
         found = [(name, share) for name, share in self.noisy.outside.items() if share > 0]
         return sorted(found, key=lambda pair: -pair[1])
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the scores must know: sites that were left, and rows without answer."""
+        said = []
+        if self.outside:
+            worst = ", ".join(f"{name} {share:.3%}" for name, share in self.outside)
+            said.append(
+                f"values left their polynomial's range: {worst}. Fine-tune with a range penalty, "
+                "or fit wider polynomials"
+            )
+        if len(self.noisy.lost):
+            rows = ", ".join(map(str, self.noisy.lost[:8]))
+            more = ", ..." if len(self.noisy.lost) > 8 else ""
+            said.append(
+                f"{len(self.noisy.lost)} held-out rows ran away beyond all numbers under noise "
+                f"(rows {rows}{more}): they count as answered with 0, and encryption would refuse "
+                "their ciphertexts"
+            )
+        return said
+
 
 def evaluate_folder(
     folder: str | Path, *, data_dir: str | None = None, how: AsEncrypted | None = None
 ) -> Answers:
     """Evaluate the model that `hesim finetune` wrote (its run folder or the model in it).
 
-    how: ring, degrees and margins of the twin of a model that was trained in the clear.
+    how: ring, degrees, margins and domains of the twin of a model that was trained in the clear, by
+    default `AFTER_TRAINING`; one that was trained as encrypted brings its polynomials along.
 
     Raises CheckpointError for no or a damaged model, ExperimentError for one that was not
     fine-tuned here or whose functions encryption cannot evaluate, DataError for missing data.
@@ -66,7 +91,7 @@ def evaluate_folder(
             f"{path} has softmax attention, whose maximum encryption cannot take: fine-tune a "
             "model with --attention gaussian"
         )
-    chosen = AsEncrypted() if how is None else how
+    chosen = AFTER_TRAINING if how is None else how
     model = Model(saved.config, low_rank=saved.config.lora_rank > 0)
     own = bool(saved.notes["sites"])
     if own:
@@ -81,9 +106,9 @@ def evaluate_folder(
     return Answers(
         data,
         baseline(data),
-        metrics.score(exact.logits, targets),
-        metrics.score(polynomial.logits, targets),
-        metrics.score(noisy.logits, targets),
+        metrics.score(exact.answers, targets),
+        metrics.score(polynomial.answers, targets),
+        metrics.score(noisy.answers, targets),
         noisy,
         twin.sites.ranges(),
         own,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from experiments.cli import main
 from experiments.errors import ExperimentError
 from experiments.live import Display
-from experiments.training.evaluating import evaluate_folder
+from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder
 from experiments.training.finetuning import load_start, run_finetuning
 from experiments.training.finetuning_settings import job_template, read_job, read_table, task_spec
 from models.config import preset
@@ -104,7 +105,32 @@ def test_a_finished_model_is_evaluated_three_ways(finished: Path, glue: Path, ca
     assert not found.own and set(found.fitted) == set(found.noisy.ranges)
     assert main_exits(["evaluate", str(finished), "--data-dir", str(glue)]) == 0
     said = capsys.readouterr().out
-    assert "simulated noise" in said and "layer0.attention.exp" in said and "out of range" in said
+    assert "simulated noise" in said and "layer0.attention.exp" in said
+    assert ("left their polynomial's range" in said) == bool(found.outside)
+
+
+def test_the_twin_of_a_model_trained_in_the_clear_holds_what_it_meets(
+    finished: Path, glue: Path, tmp_path: Path
+):
+    saved = load_model(finished / "model")
+    for layer in saved.params["pooler"].values():
+        layer["kernel"] = 20 * layer["kernel"]
+    save_model(tmp_path / "m", saved.config, saved.params, saved.tokenizer, saved.notes)
+    found = evaluate_folder(tmp_path / "m", data_dir=str(glue))
+    met, held = found.noisy.ranges["pooler.tanh"], found.fitted["pooler.tanh"]
+    assert met[1] - met[0] > 10 and "pooler.tanh" not in dict(found.outside)
+    assert held[0] < met[0] and met[1] < held[1]
+
+
+def test_sites_that_are_left_and_rows_that_run_away_are_named(finished: Path, glue: Path):
+    narrow = dataclasses.replace(AFTER_TRAINING, domains=(("exp", (-1e-3, 0.0)),))
+    found = evaluate_folder(finished, data_dir=str(glue), how=narrow)
+    assert "layer0.attention.exp" in dict(found.outside)
+    assert any("layer0.attention.exp" in line for line in found.warnings)
+    gone = dataclasses.replace(found.noisy, logits=np.array([[1.0, 2.0], [np.nan, 0.0]]))
+    lost = dataclasses.replace(found, noisy=gone)
+    assert gone.lost.tolist() == [1] and gone.answers.tolist() == [[1.0, 2.0], [0.0, 0.0]]
+    assert any("(rows 1)" in line for line in lost.warnings)
 
 
 def main_exits(arguments: list[str]) -> int:
