@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,12 +39,16 @@ class OpPrediction:
         thousand elements and keys together.
       level: level of the result.
       by_key: root mean square under each key alone.
+      spare_bits: under each key, log2 of half the modulus over what the largest value alone puts
+        into a coefficient, scale · value / slots; -inf where a value is not finite. At 0 or below
+        the ciphertext is sure to wrap around the modulus, and a client that decrypts it refuses it.
     """
 
     std: float
     q999: float
     level: int
     by_key: tuple[float, ...] = ()
+    spare_bits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,14 @@ class Prediction:
     ops: tuple[OpPrediction, ...]
     outputs: Any
     exact: Any
+
+    @property
+    def overflows(self) -> float:
+        """Share of the keys under which some operation's result is sure to wrap around the modulus:
+        beyond what the polynomials are for, or with errors that have carried them there.
+        """
+        spare = np.array([op.spare_bits for op in self.ops if op.spare_bits])
+        return float(np.mean(spare.min(0) <= 0)) if spare.size else 0.0
 
 
 def predict(
@@ -109,7 +122,9 @@ def predict(
         pooled = np.concatenate([r[1][k] for r in results])
         quantile = float(np.quantile(pooled, 0.999, method="higher")) if pooled.size else 0.0
         by_key = tuple(np.sqrt(each).tolist())
-        ops.append(OpPrediction(std, quantile, plan[equation.index].level, by_key))
+        place = plan[equation.index]
+        spare = tuple(_spare_bits(params, place, float(r[4][k])) for r in results)
+        ops.append(OpPrediction(std, quantile, place.level, by_key, spare))
     outputs, exact = (
         tree_util.tree_unflatten(program.out_tree, results[0][place]) for place in (2, 3)
     )
@@ -124,12 +139,14 @@ def _compiled(
     placements: tuple[tuple[int, Placement], ...],
     tier: str,
 ) -> Callable[[Any, list[Any]], Any]:
-    """Jitted (key, flat arguments) -> mean squares, sampled errors, outputs and exact outputs."""
+    """Jitted (key, flat arguments) -> mean squares and sampled errors of operations, outputs and
+    exact outputs, and largest absolute values of operations.
+    """
     from hesim.simulate import simulate_program
 
     schedule = dict(placements)
 
-    def errors(key: Any, flat: list[Any]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    def errors(key: Any, flat: list[Any]) -> tuple[list[Any], ...]:
         exact: list[Any] = []
         noisy: list[Any] = []
         reference = program.evaluate(flat, lambda _, out: exact.append(out) or out, wide=True)
@@ -150,9 +167,22 @@ def _compiled(
         ]
         squares = [jnp.mean(jnp.square(d)) for d in difference]
         samples = [jnp.abs(d[:: _stride(d.size)]).astype(jnp.float32) for d in difference]
-        return squares, samples, outputs, reference
+        largest = [
+            jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in out])) for out in noisy
+        ]
+        return squares, samples, outputs, reference, largest
 
     return jax.jit(errors)
+
+
+def _spare_bits(params: CKKSParams, place: Placement, largest: float) -> float:
+    """`OpPrediction.spare_bits` under one key, of a result with this largest absolute value."""
+    if place.level < 0 or largest == 0.0:
+        return math.inf
+    if not math.isfinite(largest):
+        return -math.inf
+    room = params.log_q(place.level) - 1.0 - math.log2(params.scale(place.level))
+    return room - math.log2(largest / abs(place.gain) / params.slots)
 
 
 def _stride(size: int) -> int:

@@ -105,3 +105,18 @@ def test_a_second_prediction_traces_nothing():
     after = predictions._compiled.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
     assert traced == 1
+
+
+@pytest.mark.parametrize("largest, wraps", [(2.0**12, 0.0), (2.0**13, 1.0), (2.0**200, 1.0)])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_runaway_values_are_foreseen_to_wrap_around_the_modulus(largest, wraps):
+    params = CKKSParams(12, 3, 30, 40, 40, security=None)
+    x = np.zeros((2, 8))
+    x[0, 0] = largest
+    program = trace(lambda x: ((x * x) * (x * x)) * (1.0 / 4096), x)  # 1/4096 costs no level
+    prediction = predict(program, params, (x,), keys=2)
+    last = prediction.ops[-1]
+    room = params.log_q(last.level) - 1 - math.log2(params.scale(last.level))
+    slots = 4 * math.log2(largest) - math.log2(params.slots)  # the one slot, among zeros
+    assert last.spare_bits == pytest.approx((room - slots,) * 2, abs=0.01)
+    assert prediction.overflows == wraps
