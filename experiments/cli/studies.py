@@ -25,17 +25,17 @@ def rank(
         Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
     ] = Path("runs/ranking"),
 ) -> None:
-    """Does the simulation rank variants of a model as encryption does? (About ten minutes.)"""
+    """Does the simulation rank variants of a model as encryption does? (About 20 minutes of one
+    core; it may be stopped and goes on where it was.)"""
     from experiments.studies.ranking import STUDY, run_study
-    from experiments.studies.ranking_report import agreement_table, plot, table, write_csv
+    from experiments.studies.ranking_report import plot, text, write_csv
 
-    console = Console()
-    results = run_study(STUDY, out, say=_teller(console))
+    say = _teller(Console())
+    results = run_study(STUDY, out, say=say)
     write_csv(results, out / "ranking.csv")
     plot(results).savefig(out / "ranking.png", dpi=150)
-    console.print(table(results))
-    console.print(agreement_table(results))
-    console.print(f"written: {out / 'ranking.csv'}, {out / 'ranking.png'}", highlight=False)
+    (out / "ranking.txt").write_text(text(results), encoding="utf-8")
+    say(f"\n{text(results)}\n{out / 'ranking.txt'}, {out / 'ranking.csv'}, {out / 'ranking.png'}")
 
 
 @app.command(name="noisy-training")
@@ -44,13 +44,15 @@ def noisy_training(
         Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
     ] = Path("runs/noisy-training"),
     seeds: Annotated[int, typer.Option(min=1, help="Models, each trained twice.")] = 5,
-    sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences to encrypt.")] = 1024,
+    sentences: Annotated[
+        int, typer.Option(min=256, help="Held-out sentences to encrypt, a multiple of 256.")
+    ] = 1536,
     backend: Annotated[
         Backend, typer.Option(help="slots encrypts nothing; for debugging.")
     ] = Backend.pyfhel,
 ) -> None:
     """Does training with simulated noise help the encrypted model? A paired study at a tiny
-    scale."""
+    scale. (About ten minutes of one core; it may be stopped and goes on where it was.)"""
     from experiments.studies.noisy_training import NOISE_STUDY, run_noise_study, table
 
     study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)

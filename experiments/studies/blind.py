@@ -36,7 +36,17 @@ from models.recipe import encode
 from models.tokens import Tokenizer
 from models.train import Batch, take
 
-__all__ = ["Measured", "Sentences", "claim", "insecure", "measure", "reviews"]
+__all__ = [
+    "Measured",
+    "Sentences",
+    "claim",
+    "insecure",
+    "kept",
+    "measure",
+    "read",
+    "reviews",
+    "standard_error",
+]
 
 Sentences = tuple[Batch, Batch, Batch]
 """Training, validation and held-out sentences."""
@@ -44,83 +54,136 @@ Sentences = tuple[Batch, Batch, Batch]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One model, predicted and measured.
+    """One model, predicted and measured on batches of sentences, each under keys of its own.
 
-    Errors are root mean squares, over keys, of logits less the polynomial model's in the clear,
-    each counted as at most the distance between the lowest and the highest logit in the clear,
-    since a polynomial runs away to any size once noise has carried its argument out of its domain.
-    A run that ran away beyond what the modulus holds is one that the client refuses: its sentences
-    count as guesses, its errors as that distance.
-    encrypted_bits is the standard error of the binary logarithm of the encrypted one, infinite for
-    a single key. Scores are shares of the sentences that are right: in the clear, simulated, and
-    encrypted, means over keys. seconds: of the encrypted evaluation under one key.
+    Errors are root mean squares, over batches and keys, of logits less the polynomial model's in
+    the clear, each counted as at most the distance between the 1 % and the 99 % quantile of the
+    logits in the clear, since a polynomial runs away to any size once its argument has left its
+    domain. A batch that ran away beyond what the modulus holds is one that the client refuses: its
+    sentences count as guesses, its errors as that distance. Scores are shares of the sentences that
+    are right: in the clear, simulated, and encrypted, means over keys.
+
+    simulated_bits, encrypted_bits: standard errors of the binary logarithms of the two errors;
+    simulated_points, encrypted_points: of the two scores; by what differs between keys on the same
+    sentences, infinite for a single key. simulated_lost, encrypted_lost: shares of the batches that
+    were refused. seconds: of the encrypted evaluation of all sentences under one key each.
     """
 
     simulated_error: float
     encrypted_error: float
+    simulated_bits: float
     encrypted_bits: float
     twin_score: float
     simulated_score: float
     encrypted_score: float
+    simulated_points: float
+    encrypted_points: float
+    simulated_lost: float
+    encrypted_lost: float
     seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """What runs of one kind found: figures by key and batch, arrays (keys, batches)."""
+
+    squares: np.ndarray
+    scores: np.ndarray
+    lost: np.ndarray
+
+    @classmethod
+    def of(cls, runs: Sequence[dict[str, float]], keys: int) -> _Side:
+        """Of runs in order, those of the first key first."""
+        names = ("square", "score", "lost")
+        return cls(*(np.array([run[n] for run in runs]).reshape(keys, -1) for n in names))
+
+    def figures(self, side: str) -> dict[str, float]:
+        """The fields of `Measured` that begin with the name of this side."""
+        mean = float(self.squares.mean())
+        return {
+            f"{side}_error": math.sqrt(mean),
+            f"{side}_bits": standard_error(self.squares) / (2 * math.log(2) * mean),
+            f"{side}_score": float(self.scores.mean()),
+            f"{side}_points": standard_error(self.scores),
+            f"{side}_lost": float(self.lost.mean()),
+        }
 
 
 def measure(
     program: Program,
     circuit: Circuit,
-    arguments: Sequence[Any],
-    labels: np.ndarray,
+    batches: Sequence[Sequence[Any]],
+    labels: Sequence[np.ndarray],
     *,
     keys: int,
     encrypted_keys: int,
     backend: str,
     folder: Path,
 ) -> Measured:
-    """Logits of `program`, simulated under `keys` random keys, then run under `encrypted_keys`
-    fresh ones.
+    """Logits of `program`, simulated under `keys` random keys a batch, then run under
+    `encrypted_keys` fresh ones a batch.
 
-    circuit: of the program. labels: class numbers (n,). folder: what it holds already is not done
-    again. What is decrypted is held against no range, since noise may carry it out of any. Raises
-    ValueOverflowError where values without noise wrap around the modulus already.
+    circuit: of the program. batches: arguments of the program, of one shape each. labels: class
+    numbers (n,) of each. folder: what it holds already is not done again. What is decrypted is held
+    against no range, since noise may carry it out of any. Raises ValueOverflowError where values
+    without noise wrap around the modulus already, ExperimentError if a file cannot be read.
     """
-    twin = exact.evaluate(program, arguments)
-    clear = np.asarray(twin.outputs)
-    operands = circuit.publics.evaluate(program.flatten(arguments))
+    twins = [exact.evaluate(program, batch) for batch in batches]
+    clear = [np.asarray(twin.outputs) for twin in twins]
+    most = float(np.ptp(np.quantile(clear, (0.01, 0.99))))
+    operands = [circuit.publics.evaluate(program.flatten(batch)) for batch in batches]
     plain = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
 
-    def simulated() -> dict[str, float]:
-        _run(circuit, plain, twin.inputs, operands)  # refuses what overflows without any noise
-        schedule = of_circuit(program, circuit)
-        found = [
-            predict(program, circuit.params, arguments, 1, schedule=schedule, seed=seed).outputs
-            for seed in range(keys)
-        ]
-        return _figures(np.asarray(found), clear, labels)
+    def simulated() -> list[dict[str, float]]:
+        for twin, publics in zip(twins, operands, strict=True):
+            _run(circuit, plain, twin.inputs, publics)  # refuses what overflows without any noise
+        schedule, runs = of_circuit(program, circuit), []
+        for seed in range(keys * len(batches)):
+            batch = seed % len(batches)
+            arguments = batches[batch]
+            found = predict(program, circuit.params, arguments, 1, schedule=schedule, seed=seed)
+            logits = np.asarray(found.outputs)
+            if found.overflows:
+                logits = np.full_like(logits, np.nan)
+            runs.append(_figures(logits, clear[batch], labels[batch], most))
+        return runs
 
-    def encrypted() -> dict[str, float]:
+    def encrypted(batch: int) -> dict[str, float]:
         keyed = (circuit.params, circuit.rotation_steps, circuit.slots)
         machine = plain if backend == "slots" else PyfhelMachine.generate(*keyed)
         started = time.perf_counter()
         try:
-            logits = _run(circuit, machine, twin.inputs, operands)
+            logits = _run(circuit, machine, twins[batch].inputs, operands[batch])
         except ValueRangeError:  # the client refuses what has wrapped around the modulus
-            logits = np.full_like(clear, np.nan)
+            logits = np.full_like(clear[batch], np.nan)
         seconds = time.perf_counter() - started
-        return _figures(logits[None], clear, labels) | {"seconds": seconds}
+        return _figures(logits, clear[batch], labels[batch], most) | {"seconds": seconds}
 
     folder.mkdir(parents=True, exist_ok=True)
-    said = _kept(folder / "simulated.json", simulated)
-    runs = [_kept(folder / f"key-{key}.json", encrypted) for key in range(encrypted_keys)]
-    squares = np.array([run["square"] for run in runs])
+    said = kept(folder / "simulated.json", simulated)
+    met = [
+        kept(folder / f"key-{key}-{batch}.json", lambda batch=batch: encrypted(batch))
+        for key in range(encrypted_keys)
+        for batch in range(len(batches))
+    ]
+    simulation, encryption = _Side.of(said, keys), _Side.of(met, encrypted_keys)
+    right = [_score(rows, found) for rows, found in zip(clear, labels, strict=True)]
     return Measured(
-        simulated_error=math.sqrt(said["square"]),
-        encrypted_error=float(np.sqrt(squares.mean())),
-        encrypted_bits=_standard_bits(squares),
-        twin_score=_score(clear, labels),
-        simulated_score=said["score"],
-        encrypted_score=float(np.mean([run["score"] for run in runs])),
-        seconds=float(np.mean([run["seconds"] for run in runs])),
+        **simulation.figures("simulated"),
+        **encryption.figures("encrypted"),
+        twin_score=float(np.mean(right)),
+        seconds=sum(run["seconds"] for run in met) / encrypted_keys,
     )
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of values (keys, batches), by what differs between keys on the same batch: what
+    differs between batches is shared by all that is compared. Infinite for a single key.
+    """
+    keys, batches = values.shape
+    if keys < 2:
+        return math.inf
+    return math.sqrt(float(values.var(0, ddof=1).mean()) / (keys * batches))
 
 
 def insecure(**sizes: int) -> CKKSParams:
@@ -152,38 +215,58 @@ def reviews(config: EncoderConfig, held_out: int) -> tuple[EncoderConfig, Senten
     return config, (numbers(found.train), numbers(found.validation), test)
 
 
-def claim(folder: str | Path, study: Any, backend: str) -> Path:
-    """The folder of a study, made if absent. Raises ExperimentError if it holds another study."""
+def claim(folder: str | Path, study: Any, backend: str, row: type | None = None) -> Path:
+    """The folder of a study, made if absent. row: the dataclass of what it keeps, so that one of an
+    older version is known. Raises ExperimentError if it holds another study, or none.
+    """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    identity = json.dumps({"backend": backend, "study": repr(study)})
     known = path / "study.json"
+    mine: dict[str, Any] = {"backend": backend, "study": repr(study)}
+    if row is not None:
+        mine["figures"] = [field.name for field in dataclasses.fields(row)]
     if not known.exists():
-        write_whole(known, identity.encode())
-    elif known.read_text(encoding="utf-8") != identity:
-        raise ExperimentError(f"{path} holds another study: choose another folder")
+        if path.is_dir() and any(path.iterdir()):
+            raise ExperimentError(f"{path} holds files that are no study: choose another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        write_whole(known, json.dumps(mine).encode())
+    elif read(known) != mine:
+        raise ExperimentError(
+            f"{path} holds another study, or one of other settings or of an older version: "
+            f"choose another folder, or delete that one to start again"
+        )
     return path
 
 
-def _kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Figures that a file holds, made and written there if it does not exist."""
+def read(path: Path) -> Any:
+    """What a JSON file of a study holds. Raises ExperimentError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExperimentError(
+            f"{path} is damaged ({error}): delete it, and what it held is computed again"
+        ) from error
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """Figures that a file holds, made and written there if it does not exist. Raises
+    ExperimentError if it is damaged.
+    """
     if not path.exists():
         write_whole(path, json.dumps(make()).encode())
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read(path)
 
 
-def _figures(logits: np.ndarray, clear: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Mean square of the error and share of the sentences that are right; logits (keys, n, k).
-
-    A run with a logit beyond all bounds is lost as a whole, since a client refuses it.
+def _figures(
+    logits: np.ndarray, clear: np.ndarray, labels: np.ndarray, most: float
+) -> dict[str, float]:
+    """Mean square of the error, counted as at most `most`, and share of the sentences that are
+    right; logits (n, k). A run with a logit beyond all bounds is lost as a whole, since a client
+    refuses it.
     """
-    lost = ~np.isfinite(logits).all((1, 2), keepdims=True)
-    logits = np.where(lost, np.nan, logits)
-    error, most = np.abs(logits - clear), np.ptp(clear)
-    return {
-        "square": float(np.mean(np.where(error < most, error, most) ** 2)),  # NaN is not below
-        "score": float(np.mean([_score(one, labels) for one in logits])),
-    }
+    lost = not np.isfinite(logits).all()
+    error = np.full_like(clear, most) if lost else np.minimum(np.abs(logits - clear), most)
+    score = 1 / logits.shape[-1] if lost else _score(logits, labels)
+    return {"square": float(np.mean(error**2)), "score": score, "lost": float(lost)}
 
 
 def _run(
@@ -199,16 +282,6 @@ def _run(
     return tap.read(vectors)
 
 
-def _standard_bits(squares: np.ndarray) -> float:
-    """Standard error of the binary logarithm of the root of their mean."""
-    if len(squares) < 2:
-        return math.inf
-    relative = float(squares.std(ddof=1) / squares.mean()) / math.sqrt(len(squares))
-    return relative / (2 * math.log(2))
-
-
 def _score(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows that are right; one that is lost counts as a guess."""
-    finite = np.isfinite(logits).all(-1)
-    right = np.where(finite, logits.argmax(-1) == labels, 1 / logits.shape[-1])
-    return float(right.mean())
+    """Share of rows that are right."""
+    return float(np.mean(logits.argmax(-1) == labels))

@@ -23,13 +23,13 @@ from scipy import stats
 
 import hesim
 from experiments.errors import ExperimentError
-from experiments.studies.blind import Measured, Sentences, claim, insecure, measure, reviews
+from experiments.studies.blind import Measured, Sentences, claim, insecure, kept, measure, reviews
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
 from models.files import write_whole
 from models.recipe import Recipe, Trained, train_classifier
 from models.sites import FitSettings
-from models.train import Batch, simulated_forward
+from models.train import Batch, simulated_forward, take
 
 __all__ = ["NOISE_STUDY", "Arm", "NoiseStudy", "difference", "run_noise_study", "table"]
 
@@ -54,16 +54,18 @@ are fixed, so that all seeds share their polynomials.
 class NoiseStudy:
     """Seeds, ring, model and training of the study.
 
-    seeds: models trained twice. sentences: held-out ones that are encrypted. keys: random keys of
-    the simulated score. encrypted_keys: of the encrypted one. log_n ... special_bits: of
+    seeds: models trained twice. sentences: held-out ones that are encrypted, `batch` at a time.
+    keys: random keys of the simulated score, for each batch. encrypted_keys: of the encrypted one.
+    log_n ... special_bits: of
     `CKKSParams`, without security. recipe: its last `polynomial_steps` are those that one of the
     two goes through with noise.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    sentences: int = 256
-    keys: int = 4
-    encrypted_keys: int = 1
+    sentences: int = 1536
+    batch: int = 256
+    keys: int = 32
+    encrypted_keys: int = 2
     log_n: int = 12
     levels: int = 6
     scale_bits: int = 23
@@ -122,22 +124,29 @@ def run_noise_study(
       say: is told about every finished step.
 
     Raises:
-      ExperimentError: the folder belongs to another study.
+      ExperimentError: the folder belongs to another study, or sentences that make no whole batches.
     """
-    folder = claim(folder, study, backend)
+    if study.sentences % study.batch:
+        raise ExperimentError(
+            f"{study.sentences} sentences make no whole batches of {study.batch}: take a multiple"
+        )
+    folder = claim(folder, study, backend, Arm)
     say(f"{study.ckks}: the security check is switched off, for studies only")
     config, parts = (study.config, data) if data else reviews(study.config, study.sentences)
     arms = []
     for seed in study.seeds:
         for noise in (False, True):
             path = folder / f"seed-{seed}-{'noise' if noise else 'plain'}.json"
-            if not path.exists():
+
+            def measured(
+                seed: int = seed, noise: bool = noise, path: Path = path
+            ) -> dict[str, float]:
                 say(f"seed {seed}: training {'with' if noise else 'without'} noise")
                 trained = _train(study, config, parts, seed, noise, folder)
                 found = _measure(study, trained, parts[2], backend, path.with_suffix(""))
-                write_whole(path, json.dumps(dataclasses.asdict(found)).encode())
-            figures = json.loads(path.read_text(encoding="utf-8"))
-            arm = Arm(seed=seed, noise=noise, **figures)
+                return dataclasses.asdict(found)
+
+            arm = Arm(seed=seed, noise=noise, **kept(path, measured))
             say(
                 f"seed {seed}, trained {'with' if noise else 'without'} noise: right "
                 f"{arm.twin_score:.1%} in the clear, {arm.simulated_score:.1%} simulated, "
@@ -224,14 +233,19 @@ def _train(
 def _measure(
     study: NoiseStudy, trained: Trained, sentences: Batch, backend: str, folder: Path
 ) -> Measured:
-    x = np.asarray(trained.model.embed(trained.params, sentences.tokens))
-    arguments = (trained.params, x, np.asarray(sentences.mask))
-    program = hesim.trace(trained.model.encrypted_forward, *arguments, encrypted=(1,))
+    model, params = trained.model, trained.params
+    rows = np.arange(study.sentences).reshape(-1, study.batch)
+    parts = [take(sentences, numbers) for numbers in rows]
+    batches = [
+        (params, np.asarray(model.embed(params, part.tokens)), np.asarray(part.mask))
+        for part in parts
+    ]
+    program = hesim.trace(model.encrypted_forward, *batches[0], encrypted=(1,))
     return measure(
         program,
         hesim.compile(program, study.ckks),
-        arguments,
-        np.asarray(sentences.targets),
+        batches,
+        [np.asarray(part.targets) for part in parts],
         keys=study.keys,
         encrypted_keys=study.encrypted_keys,
         backend=backend,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,13 +26,13 @@ import jax
 import numpy as np
 
 import hesim
-from experiments.studies.blind import Measured, Sentences, claim, insecure, measure, reviews
+from experiments.errors import ExperimentError
+from experiments.studies.blind import Measured, Sentences, claim, insecure, kept, measure, reviews
 from he_backend import exact
 from hesim.params import CKKSParams
 from models import metrics
 from models.config import EncoderConfig
 from models.encoder import Model
-from models.files import write_whole
 from models.lora import Params, combine, is_adapter, partition
 from models.recipe import Recipe, train_classifier
 from models.sites import FitSettings, Range, fit_ranges
@@ -51,7 +51,8 @@ class Variant:
     the polynomials at all sites. variance, exponent: the largest variance and the lowest exponent
     for which 1/sqrt and exp are fitted; None for those met, wider by a margin. squarings: k for exp
     as (1 + x / 2^k)^(2^k), which holds down to -2^(k + 1); None for a polynomial. levels: of the
-    chain. headroom: bits of its first prime beyond the scale's. sentences: how many are encrypted.
+    chain. headroom: bits of its first prime beyond the scale's. sentences: how many are encrypted,
+    under each key.
     """
 
     name: str
@@ -108,8 +109,12 @@ def _spread(scale_bits: int) -> tuple[Variant, ...]:
 
 
 def _flips(scale_bits: int) -> tuple[Variant, ...]:
-    """Errors from a small part of a logit to as large as they are."""
-    variant = functools.partial(Variant, scale_bits=scale_bits, sentences=256, headroom=24)
+    """Errors from a small part of a logit to as large as they are.
+
+    Most variants end within three points of each other, so their ranks need sentences by the
+    thousand and, since whole batches are lost at random, batches by the dozen.
+    """
+    variant = functools.partial(Variant, scale_bits=scale_bits, sentences=1536, headroom=24)
     return (
         variant("base"),
         variant("range 400, degree 15", degree=15, variance=400, exponent=-60),
@@ -130,13 +135,15 @@ class Study:
     """Variants, the ring that they share, and the model that they vary.
 
     The ring is too small to be secure: N = 2^log_n with the check switched off. keys: secret keys
-    that the simulation draws. encrypted_keys: those under which each variant is encrypted.
+    that the simulation draws for each batch of sentences. encrypted_keys: those under which each
+    batch is encrypted. batch: sentences that run together, at most.
     """
 
     variants: tuple[Variant, ...]
     log_n: int = 12
-    keys: int = 8
-    encrypted_keys: int = 3
+    keys: int = 32
+    encrypted_keys: int = 4
+    batch: int = 256
     config: EncoderConfig = EncoderConfig(
         layers=1, hidden=16, heads=2, ffn=32, sequence=16, vocabulary=4096, pooler=(16,), classes=2
     )
@@ -167,7 +174,7 @@ class Ranked(Measured):
     """What was simulated and what was measured of one variant.
 
     depth, rescales: of its ledger. approximation: root mean square of the polynomial twin's logits
-    less the exact model's.
+    less the exact model's, on the first batch.
     """
 
     variant: Variant
@@ -175,6 +182,8 @@ class Ranked(Measured):
     rescales: int
     approximation: float
 
+
+_SIDES = ("simulated", "encrypted")
 
 GUESSES = ("depth", "rescales", "approximation")
 """Names of the figures that a study without a simulator would rank variants by."""
@@ -193,7 +202,7 @@ def run_study(
     data: training, validation and held-out sentences; the movie reviews by default. Raises
     ExperimentError if the folder belongs to another study.
     """
-    folder = claim(folder, study, backend)
+    folder = claim(folder, study, backend, Ranked)
     say(f"N = 2^{study.log_n} with the security check switched off: for studies only")
     most = max(variant.sentences for variant in study.variants)
     config, parts = (study.config, data) if data else reviews(study.config, most)
@@ -206,13 +215,16 @@ def run_study(
     for number, variant in enumerate(study.variants):
         name = f"{variant.scale_bits}-{variant.name.replace(',', '').replace(' ', '-')}"
         path = folder / f"{name}.json"
-        if not path.exists():
+
+        def measured(variant: Variant = variant, name: str = name) -> dict[str, float]:
             known = trained(variant.config(config))
-            found = _one(study, variant, known, parts[2], folder / name, backend)
-            figures = dataclasses.asdict(found)
-            del figures["variant"]
-            write_whole(path, json.dumps(figures).encode())
-        found = Ranked(variant=variant, **json.loads(path.read_text(encoding="utf-8")))
+            found = dataclasses.asdict(
+                _one(study, variant, known, parts[2], folder / name, backend)
+            )
+            del found["variant"]
+            return found
+
+        found = Ranked(variant=variant, **kept(path, measured))
         say(
             f"{number + 1}/{len(study.variants)} scale 2^{variant.scale_bits}, {variant.name}: "
             f"error 2^{np.log2(found.simulated_error):.2f} simulated, "
@@ -227,8 +239,10 @@ def run_study(
 def agreement(results: Iterable[Ranked]) -> dict[str, dict[str, float]]:
     """By group and overall ("all"): Spearman correlations of simulated with encrypted errors and
     scores, and of each guess with the encrypted error; the largest disagreement of errors in bits;
-    and how many of the best quarter by simulation are not among the encrypted best quarter
-    ("missed").
+    how many of the best quarter by simulation are not among the encrypted best quarter ("missed");
+    and which correlations a simulator without any fault would reach with as few keys, in the median
+    ("error reachable", "score reachable") and in all but one of twenty repetitions ("... at
+    least"), NaN where a single key leaves that unknown.
     """
     rows = list(results)
     groups: dict[str, list[Ranked]] = {"all": rows}
@@ -242,6 +256,11 @@ def _agreement(rows: list[Ranked]) -> dict[str, float]:
     encrypted = np.array([r.encrypted_error for r in rows])
     best = max(1, len(rows) // 4)
     guesses = {g: metrics.spearman([getattr(r, g) for r in rows], encrypted) for g in GUESSES}
+    bits = [np.array([getattr(r, f"{side}_bits") for r in rows]) for side in _SIDES]
+    points = [np.array([getattr(r, f"{side}_points") for r in rows]) for side in _SIDES]
+    error_median, error_least = _reachable(np.log2(encrypted), *bits)
+    scores = np.array([r.encrypted_score for r in rows])
+    score_median, score_least = _reachable(scores, *points)
     chosen, right = (set(np.argsort(x, kind="stable")[:best]) for x in (simulated, encrypted))
     return {
         "variants": len(rows),
@@ -251,37 +270,60 @@ def _agreement(rows: list[Ranked]) -> dict[str, float]:
         ),
         "bits": float(np.max(np.abs(np.log2(simulated / encrypted)))),
         "missed": len(chosen - right),
+        "error reachable": error_median,
+        "error at least": error_least,
+        "score reachable": score_median,
+        "score at least": score_least,
     } | guesses
+
+
+def _reachable(truth: np.ndarray, *errors: np.ndarray) -> tuple[float, float]:
+    """Spearman correlation of two normal estimates of the same figures, with these standard errors:
+    its median and its 5 % quantile.
+    """
+    if not np.isfinite(errors).all():
+        return math.nan, math.nan
+    random = np.random.default_rng(0)
+    one, two = (truth + e * random.standard_normal((1000, len(truth))) for e in errors)
+    found = [metrics.spearman(a, b) for a, b in zip(one, two, strict=True)]
+    return float(np.median(found)), float(np.quantile(found, 0.05))
 
 
 def _one(
     study: Study, variant: Variant, trained: _Trained, sentences: Batch, folder: Path, backend: str
 ) -> Ranked:
-    params = trained.params
-    sentences = take(sentences, np.arange(variant.sentences))
+    params, size = trained.params, min(study.batch, variant.sentences)
+    if variant.sentences % size:
+        raise ExperimentError(
+            f"{variant.name}: {variant.sentences} sentences make no whole batches of {size}"
+        )
     sites = fit_ranges(trained.model.config, trained.met, variant.fit())
     twin = Model(trained.model.config, sites, low_rank=variant.rank > 0)
-    x = np.asarray(twin.embed(params, sentences.tokens))
     adapters, rest = partition(params, is_adapter)
 
     def logits(adapters: Params, rest: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
         return twin.encrypted_forward(combine(adapters, rest), x, mask)
 
-    arguments = (adapters, rest, x, np.asarray(sentences.mask))
-    program = hesim.trace(logits, *arguments, encrypted=(variant.rank > 0, False, True, False))
+    rows = np.arange(variant.sentences).reshape(-1, size)
+    parts = [take(sentences, numbers) for numbers in rows]
+    batches = [
+        (adapters, rest, np.asarray(twin.embed(params, part.tokens)), np.asarray(part.mask))
+        for part in parts
+    ]
+    program = hesim.trace(logits, *batches[0], encrypted=(variant.rank > 0, False, True, False))
     circuit = hesim.compile(program, study.params(variant))
     measured = measure(
         program,
         circuit,
-        arguments,
-        np.asarray(sentences.targets),
+        batches,
+        [np.asarray(part.targets) for part in parts],
         keys=study.keys,
         encrypted_keys=study.encrypted_keys,
         backend=backend,
         folder=folder,
     )
-    with_exact_functions = make_evaluate(trained.model)(params, sentences).logits
-    off = exact.evaluate(program, arguments).outputs - with_exact_functions
+    with_exact_functions = make_evaluate(trained.model)(params, parts[0]).logits
+    off = exact.evaluate(program, batches[0]).outputs - with_exact_functions
     return Ranked(
         **dataclasses.asdict(measured),
         variant=variant,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from experiments.studies.ranking import GUESSES, Ranked, agreement
@@ -16,15 +18,18 @@ from experiments.studies.ranking import GUESSES, Ranked, agreement
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["agreement_table", "plot", "table", "write_csv"]
+__all__ = ["agreement_table", "plot", "table", "text", "write_csv"]
 
 
 def table(results: Sequence[Ranked]) -> Table:
     """A row a variant, the smallest encrypted error of a group first."""
-    out = Table(title="error of the logits (+- bits), and share of the sentences that are right")
+    out = Table(
+        title="error of the logits (+- bits), share of the sentences that are right (+- points), "
+        "and share of the batches that the client refused"
+    )
     for name in ("scale", "variant"):
         out.add_column(name)
-    for name in ("simulated", "encrypted", "twin", "simulated", "encrypted"):
+    for name in ("simulated", "encrypted", "twin", "simulated", "encrypted", "refused"):
         out.add_column(name, justify="right")
     last = None
     for r in sorted(results, key=lambda r: (-r.variant.scale_bits, r.encrypted_error)):
@@ -34,11 +39,12 @@ def table(results: Sequence[Ranked]) -> Table:
         out.add_row(
             "" if scale == last else scale,
             r.variant.name,
-            f"2^{np.log2(r.simulated_error):.2f}",
+            f"2^{np.log2(r.simulated_error):.2f} +- {r.simulated_bits:.2f}",
             f"2^{np.log2(r.encrypted_error):.2f} +- {r.encrypted_bits:.2f}",
             f"{r.twin_score:.1%}",
-            f"{r.simulated_score:.1%}",
-            f"{r.encrypted_score:.1%}",
+            f"{r.simulated_score:.1%} +- {100 * r.simulated_points:.1f}",
+            f"{r.encrypted_score:.1%} +- {100 * r.encrypted_points:.1f}",
+            f"{r.simulated_lost:.0%} / {r.encrypted_lost:.0%}",
         )
         last = scale
     return out
@@ -46,23 +52,34 @@ def table(results: Sequence[Ranked]) -> Table:
 
 def agreement_table(results: Sequence[Ranked]) -> Table:
     """Rank correlations by group and overall: of the simulation's errors and scores, and of guesses
-    without a simulation, with the encrypted ones.
+    without a simulation, with the encrypted ones. Beside them what a simulator without any fault
+    would reach with as few keys: the median, and what 95 % of its repetitions exceed.
     """
     out = Table(title="Spearman correlation with the encrypted error, and with the score")
-    names = ("group", "variants", "error", "score", "furthest", "missed")
+    names = ("group", "error", "reachable", "score", "reachable", "furthest", "missed")
     for name in (*names, *(f"by {guess}" for guess in GUESSES)):
         out.add_column(name, justify="left" if name == "group" else "right")
     for name, found in agreement(results).items():
         out.add_row(
             name,
-            f"{found['variants']:.0f}",
             f"{found['error']:.3f}",
+            f"{found['error reachable']:.3f} (> {found['error at least']:.3f})",
             f"{found['score']:.3f}",
+            f"{found['score reachable']:.3f} (> {found['score at least']:.3f})",
             f"{found['bits']:.2f} bit",
             f"{found['missed']:.0f}",
             *(f"{found[guess]:.3f}" for guess in GUESSES),
         )
     return out
+
+
+def text(results: Sequence[Ranked]) -> str:
+    """Both tables, as wide as they are."""
+    out = io.StringIO()
+    console = Console(file=out, width=140)
+    console.print(table(results))
+    console.print(agreement_table(results))
+    return out.getvalue()
 
 
 def write_csv(results: Sequence[Ranked], path: str | Path) -> None:
@@ -89,7 +106,13 @@ def plot(results: Sequence[Ranked]) -> Figure:
         errors.loglog(
             [r.simulated_error for r in group], [r.encrypted_error for r in group], "o", label=label
         )
-        scores.plot([r.simulated_score for r in group], [r.encrypted_score for r in group], "o")
+        x, y, dx, dy = (
+            [getattr(r, f"{side}_{name}") for r in group]
+            for name in ("score", "points")
+            for side in ("simulated", "encrypted")
+        )
+        unknown = np.isinf(dx) | np.isinf(dy)
+        scores.errorbar(x, y, np.where(unknown, 0.0, dy), np.where(unknown, 0.0, dx), fmt="o")
     for axes, title in ((errors, "error of the logits"), (scores, "share right")):
         low, high = axes.get_xlim()
         axes.plot([low, high], [low, high], color="grey", linewidth=0.8, zorder=0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.errors import ExperimentError
-from experiments.studies import blind, noisy_training
+from experiments.studies import noisy_training
 from experiments.studies.noisy_training import Arm, NoiseStudy, difference, run_noise_study, table
 from models.config import EncoderConfig
 from models.recipe import Recipe
@@ -21,6 +21,7 @@ from models.train import Batch
 TINY = NoiseStudy(
     seeds=(0,),
     sentences=16,
+    batch=8,
     keys=1,
     encrypted_keys=1,
     log_n=12,
@@ -55,7 +56,8 @@ DATA = (batch(64, 0), batch(16, 1), batch(16, 2))
 
 
 def arm(seed: int, noise: bool, right: float) -> Arm:
-    return Arm(0.1, 0.1, 0.01, right, right, right, 1.0, seed=seed, noise=noise)
+    scores = (right, right, right, 0.01, 0.01, 0.0, 0.0)
+    return Arm(0.1, 0.1, 0.01, 0.01, *scores, 1.0, seed=seed, noise=noise)
 
 
 @pytest.mark.slow
@@ -89,10 +91,11 @@ def test_arms_share_their_exact_steps_and_a_second_call_repeats_nothing(
         run_noise_study(other, tmp_path, backend="slots", data=DATA)
 
 
-def test_the_study_has_a_ring_and_rows_that_ran_away_are_guesses() -> None:
+def test_the_study_has_a_ring_and_whole_batches(tmp_path: Path) -> None:
     assert noisy_training.NOISE_STUDY.ckks.levels == 6
-    logits = np.array([[0.0, 1.0], [math.nan, 1.0], [1.0, math.inf]])
-    assert blind._score(logits, np.array([1, 0, 1])) == pytest.approx(2 / 3)
+    with pytest.raises(ExperimentError, match="whole batches of 8"):
+        run_noise_study(dataclasses.replace(TINY, sentences=12), tmp_path / "new", data=DATA)
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_interval_is_students_over_seeds() -> None:

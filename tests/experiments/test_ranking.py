@@ -8,7 +8,7 @@ import pytest
 from experiments.errors import ExperimentError
 from experiments.studies import blind
 from experiments.studies.ranking import STUDY, Ranked, Study, Variant, agreement, run_study
-from experiments.studies.ranking_report import agreement_table, plot, table, write_csv
+from experiments.studies.ranking_report import agreement_table, plot, table, text, write_csv
 from models.config import EncoderConfig
 from models.recipe import Recipe
 from models.train import Batch
@@ -18,8 +18,9 @@ SMALL = Study(
         Variant("one", 40, degree=3, levels=3, sentences=128),
         Variant("coarse", 22, degree=3, levels=3, sentences=128),
     ),
-    keys=2,
+    keys=4,
     encrypted_keys=2,
+    batch=64,
     config=EncoderConfig(
         layers=1, hidden=4, heads=1, ffn=4, sequence=4, vocabulary=12, pooler=(4,), classes=2
     ),
@@ -37,8 +38,10 @@ DATA = (sentences(128, 0), sentences(16, 1), sentences(128, 2))
 
 
 def ranked(scale: int, simulated: float, encrypted: float) -> Ranked:
-    figures = (simulated, encrypted, 0.1, 1.0, 0.5, 0.5, 1.0)
-    return Ranked(*figures, variant=Variant("v", scale), depth=3, rescales=9, approximation=0.1)
+    errors, scores = (simulated, encrypted, 0.1, 0.1), (1.0, 0.5, 0.5, 0.01, 0.01, 0.0, 0.0)
+    return Ranked(
+        *errors, *scores, 1.0, variant=Variant("v", scale), depth=3, rescales=9, approximation=0.1
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -46,7 +49,8 @@ def test_a_study_predicts_what_encryption_measures_and_resumes(tmp_path, monkeyp
     results, run = run_study(SMALL, tmp_path, data=DATA), blind._run
     for row in results:
         assert abs(np.log2(row.simulated_error / row.encrypted_error)) < 0.7
-        assert 0 < row.encrypted_bits < 2
+        assert 0 < row.encrypted_bits < 2 and 0 < row.simulated_bits < 2
+        assert row.simulated_lost == row.encrypted_lost == 0.0
         assert 0 < row.depth < row.rescales
     assert results[1].encrypted_error > 2**12 * results[0].encrypted_error
     runs = []
@@ -54,35 +58,56 @@ def test_a_study_predicts_what_encryption_measures_and_resumes(tmp_path, monkeyp
     assert run_study(SMALL, tmp_path, data=DATA) == results
     assert not runs  # nothing is encrypted a second time
     (tmp_path / "22-coarse.json").unlink()
-    (tmp_path / "22-coarse" / "key-1.json").unlink()
+    (tmp_path / "22-coarse" / "key-1-1.json").unlink()
+    (tmp_path / "22-coarse" / "key-1-0.json.new").write_bytes(b"{")  # killed while writing
     again = run_study(SMALL, tmp_path, data=DATA)
-    assert len(runs) == 1  # the key that was missing, and no prediction
+    assert len(runs) == 1  # the batch that was missing, and no prediction
     assert again[0] == results[0] and again[1].simulated_error == results[1].simulated_error
     with pytest.raises(ExperimentError, match="another study"):
         run_study(dataclasses.replace(SMALL, keys=3), tmp_path, data=DATA)
+    damaged = tmp_path / "22-coarse.json"
+    damaged.write_bytes(damaged.read_bytes()[:9])
+    with pytest.raises(ExperimentError, match=r"22-coarse\.json is damaged"):
+        run_study(SMALL, tmp_path, data=DATA)
     write_csv(results, tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().count("\n") == 3
     assert table(results).row_count == 2 and agreement_table(results).row_count == 3
+    assert "coarse" in text(results) and "reachable" in text(results)
     assert len(plot(results).axes) == 2
+
+
+def test_a_folder_that_is_no_study_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ExperimentError, match="no study"):
+        blind.claim(tmp_path, SMALL, "slots", Ranked)
+    old = tmp_path / "old"
+    blind.claim(old, SMALL, "slots")
+    with pytest.raises(ExperimentError, match="older version"):
+        blind.claim(old, SMALL, "slots", Ranked)
 
 
 def test_agreement_counts_what_the_simulation_would_have_missed():
     right = [ranked(40, 1.0 * i, 2.0 * i) for i in range(1, 9)]
-    assert agreement(right)["all"] == pytest.approx(
-        {
-            "variants": 8,
-            "error": 1.0,
-            "score": 0.0,
-            "bits": 1.0,
-            "missed": 0,
-            "depth": 0.0,
-            "rescales": 0.0,
-            "approximation": 0.0,
-        }
-    )
+    found = agreement(right)["all"]
+    assert found["variants"] == 8 and found["missed"] == 0
+    assert found["error"] == pytest.approx(1.0) and found["bits"] == pytest.approx(1.0)
+    assert found["score"] == found["depth"] == found["rescales"] == found["approximation"] == 0.0
     reversed_ = [ranked(32, 1.0 * i, 9.0 - i) for i in range(1, 9)]
     assert agreement(reversed_)["2^32"]["error"] == pytest.approx(-1.0)
     assert agreement(reversed_)["2^32"]["missed"] == 2
+
+
+def test_what_is_reachable_depends_on_the_noise_of_both_sides():
+    rows = [
+        dataclasses.replace(ranked(23, 1.0, 1.0), encrypted_score=0.5 + 0.02 * i) for i in range(8)
+    ]
+    clear, noisy, single = (
+        agreement([dataclasses.replace(r, encrypted_points=p) for r in rows])["all"]
+        for p in (1e-6, 0.1, np.inf)
+    )
+    assert 0.9 < clear["score at least"] < clear["score reachable"] <= 1.0
+    assert noisy["score at least"] < noisy["score reachable"] < 0.8
+    assert np.isnan(single["score reachable"])
 
 
 def test_the_study_holds_variants_enough_in_groups_enough():
@@ -91,24 +116,23 @@ def test_the_study_holds_variants_enough_in_groups_enough():
     assert len({(v.scale_bits, v.name) for v in STUDY.variants}) == len(scales)
     for variant in STUDY.variants:
         assert STUDY.params(variant).levels == variant.levels  # there are primes enough
+        assert variant.sentences % min(STUDY.batch, variant.sentences) == 0
 
 
 def test_an_error_counts_for_no_more_than_the_spread_of_the_logits():
     clear = np.array([[0.0, 1.0], [-1.0, 0.5]])
     labels = np.array([1, 1])
-    far = clear[None] + np.array([[np.nan, 0.0], [1e30, 0.0]])
-    found = blind._figures(far, clear, labels)
-    assert found["square"] == pytest.approx(2.0**2)
-    assert found["score"] == 0.5  # a run with NaN is lost, and its rows are guesses
-    found = blind._figures(np.nan_to_num(far, nan=0.0), clear, labels)
-    assert found["square"] == pytest.approx(2.0**2 / 4)
-    assert found["score"] == 0.5  # one row flipped
-    near = blind._figures(clear[None] + 0.25, clear, labels)
-    assert near == {"square": pytest.approx(0.25**2), "score": 1.0}
+    ran_away = clear + np.array([[0.0, 0.0], [1e30, 0.0]])
+    found = blind._figures(ran_away, clear, labels, 2.0)
+    assert found == {"square": pytest.approx(2.0**2 / 4), "score": 0.5, "lost": 0.0}
+    ran_away[0, 0] = np.nan  # what the client refuses it refuses as a whole: guesses
+    found = blind._figures(ran_away, clear, labels, 2.0)
+    assert found == {"square": pytest.approx(2.0**2), "score": 0.5, "lost": 1.0}
+    near = blind._figures(clear + 0.25, clear, labels, 2.0)
+    assert near == {"square": pytest.approx(0.25**2), "score": 1.0, "lost": 0.0}
 
 
-def test_standard_errors_are_those_of_the_mean_over_keys():
-    squares = np.array([1.0, 1.1, 0.9])
-    relative = 0.1 / 3**0.5
-    assert blind._standard_bits(squares) == pytest.approx(np.log2(1 + relative) / 2, rel=0.05)
-    assert blind._standard_bits(squares[:1]) == np.inf
+def test_standard_errors_count_what_differs_between_keys():
+    values = np.array([[1.0, 5.0], [1.1, 5.1], [0.9, 4.9]])  # (keys, batches)
+    assert blind.standard_error(values) == pytest.approx(0.1 / 6**0.5)
+    assert blind.standard_error(values[:1]) == np.inf
