@@ -118,7 +118,7 @@ def run_noise_study(
 
     Args:
       study: what to run.
-      folder: what it holds of this study already is not done again.
+      folder: what it holds of this study already, with other seeds too, is not done again.
       backend: "pyfhel", or "slots", which encrypts nothing and shows the machinery only.
       data: training, validation and held-out sentences; the movie reviews by default.
       say: is told about every finished step.
@@ -130,9 +130,9 @@ def run_noise_study(
         raise ExperimentError(
             f"{study.sentences} sentences make no whole batches of {study.batch}: take a multiple"
         )
-    folder = claim(folder, study, backend, Arm)
-    say(f"{study.ckks}: the security check is switched off, for studies only")
     config, parts = (study.config, data) if data else reviews(study.config, study.sentences)
+    folder = claim(folder, dataclasses.replace(study, seeds=()), backend, Arm)
+    say(f"{study.ckks}: the security check is switched off, for studies only")
     arms = []
     for seed in study.seeds:
         for noise in (False, True):

@@ -202,10 +202,10 @@ def run_study(
     data: training, validation and held-out sentences; the movie reviews by default. Raises
     ExperimentError if the folder belongs to another study.
     """
-    folder = claim(folder, study, backend, Ranked)
-    say(f"N = 2^{study.log_n} with the security check switched off: for studies only")
     most = max(variant.sentences for variant in study.variants)
     config, parts = (study.config, data) if data else reviews(study.config, most)
+    folder = claim(folder, study, backend, Ranked)
+    say(f"N = 2^{study.log_n} with the security check switched off: for studies only")
 
     @functools.cache
     def trained(shape: EncoderConfig) -> _Trained:
