@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import BackendError, BlobError, ProtocolError, ValueRangeError, to_message
-from he_backend.execute import components_of
+from he_backend.execute import components_of, placed, rows_of
 from he_backend.machines.checks import carried
 from he_backend.machines.protocol import Machine
 from he_backend.memory import peak_bytes
@@ -66,6 +66,7 @@ class KeyHolder:
         except BackendError as error:
             leaf = circuit.inputs[number].operand
             label = circuit.input_labels[leaf] if leaf < len(circuit.input_labels) else "input"
+            error.rows = rows_of(circuit, error.slots) if error.slots else ()
             raise error.at(f"input {label}", "") from error
 
     def refresh(self, i: int, cipher: Any) -> Any:
@@ -77,14 +78,14 @@ class KeyHolder:
                 vector, int(self.circuit.level[i]), float(self.circuit.scale[i])
             )
         except BackendError as error:
-            raise self._placed(error, i) from error
+            raise placed(error, self.circuit, i) from error
 
     def deliver(self, c: int, cipher: Any) -> None:
         """Decrypt ciphertext c and keep its slot values."""
         try:
             vector = self._checked(c, cipher)
         except BackendError as error:
-            raise self._placed(error, c) from error
+            raise placed(error, self.circuit, c) from error
         if self.values is None:
             self.decrypted[c] = vector
         else:
@@ -95,18 +96,14 @@ class KeyHolder:
         carried(self.circuit.params, vector, cipher.level, cipher.scale)
         low, high = self.ranges.get(c, (-np.inf, np.inf))
         if float(vector.min()) < low or float(vector.max()) > high:
-            raise ValueRangeError(
+            error = ValueRangeError(
                 f"decrypted values from {vector.min():.4g} to {vector.max():.4g} leave the "
                 f"calibrated range [{low:.4g}, {high:.4g}]: an operation before overflowed, or the "
                 f"data is unlike the calibration data"
             )
+            error.slots = tuple(np.flatnonzero((vector < low) | (vector > high)).tolist())
+            raise error
         return vector
-
-    def _placed(self, error: BackendError, i: int) -> BackendError:
-        op = int(self.circuit.source[i])
-        if op < 0:
-            return error.at("input", "")
-        return error.at(self.circuit.op_names[op], self.circuit.op_sources[op])
 
 
 class _Client:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hesim.errors import HesimError
 
 __all__ = [
@@ -26,10 +28,14 @@ class BackendError(HesimError):
     Attributes:
       operation: name of the Program operation, empty while unknown.
       source: the caller's file and line, empty while unknown.
+      slots: the slots whose values are to blame, where values are.
+      rows: the members of the batch that lie in these slots, where tensors have a batch.
     """
 
     operation: str = ""
     source: str = ""
+    slots: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
 
     def at(self, operation: str, source: str) -> BackendError:
         """This error with its place added; a place that is already known stays."""
@@ -38,11 +44,21 @@ class BackendError(HesimError):
         return self
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = super().__str__() + _blamed(self.rows)
         if not self.operation:
             return text
         where = f" at {self.source}" if self.source else ""
         return f"`{self.operation}`{where}: {text}"
+
+
+def _blamed(rows: tuple[int, ...]) -> str:
+    """A few rows by number; many are no one's fault, since what wraps around is lost as a whole."""
+    if not rows:
+        return ""
+    if len(rows) > _NAMED_ROWS:
+        return f"; it is so in {len(rows)} rows of the batch"
+    named = f"row {rows[0]}" if len(rows) == 1 else f"rows {', '.join(map(str, rows))}"
+    return f"; it is so in {named} of the batch, counted from 0: the others can go on without"
 
 
 class CircuitError(BackendError):
@@ -97,10 +113,12 @@ class RunFolderError(BackendError):
     """A run folder that belongs to another computation, or cannot be used."""
 
 
+_NAMED_ROWS = 8
+
 _KINDS = {name: globals()[name] for name in __all__}
 
 
-def to_message(error: Exception) -> dict[str, str | int]:
+def to_message(error: Exception) -> dict[str, Any]:
     """`error` as plain data for another process; foreign classes keep their name in the text."""
     kind = type(error).__name__
     known = kind in _KINDS
@@ -111,6 +129,7 @@ def to_message(error: Exception) -> dict[str, str | int]:
         "operation": getattr(error, "operation", ""),
         "source": getattr(error, "source", ""),
         "step": getattr(error, "step", 0),
+        "rows": list(getattr(error, "rows", ())),
     }
 
 
@@ -119,4 +138,5 @@ def from_message(message: dict) -> BackendError:
     cls = _KINDS.get(str(message.get("kind")), BackendError)
     text = str(message.get("text"))
     error = cls(text, int(message.get("step", 0))) if cls is MissingRotationKey else cls(text)
+    error.rows = tuple(int(row) for row in message.get("rows", ()))
     return error.at(str(message.get("operation", "")), str(message.get("source", "")))

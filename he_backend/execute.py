@@ -26,6 +26,8 @@ __all__ = [
     "components_of",
     "instruction_counts",
     "operands_of",
+    "placed",
+    "rows_of",
     "scalar_groups",
 ]
 
@@ -117,9 +119,10 @@ class Executor:
                 else:
                     ciphers[i] = self._one(i, ciphers)
             except BackendError as error:
-                raise self._placed(error, i) from error
+                raise placed(error, self.circuit, i) from error
             except (RuntimeError, ValueError) as error:
-                raise self._placed(BackendError(f"{type(error).__name__}: {error}"), i) from error
+                told = BackendError(f"{type(error).__name__}: {error}")
+                raise placed(told, self.circuit, i) from error
             spent.seconds[int(self.circuit.source[i])] += time.thread_time() - started  # type: ignore[assignment]
             spent.counts.update(self.counts(i))
             done.add(i)
@@ -219,11 +222,25 @@ class Executor:
             uses.setdefault(i, []).append(used)
         return uses
 
-    def _placed(self, error: BackendError, i: int) -> BackendError:
-        op = int(self.circuit.source[i])
-        if op < 0:
-            return error.at("input", "")
-        return error.at(self.circuit.op_names[op], self.circuit.op_sources[op])
+
+def placed(error: BackendError, circuit: Circuit, i: int) -> BackendError:
+    """The error with the operation and source line of instruction i, and the rows of its slots."""
+    if error.slots and not error.rows:
+        error.rows = rows_of(circuit, error.slots)
+    op = int(circuit.source[i])
+    if op < 0:
+        return error.at("input", "")
+    return error.at(circuit.op_names[op], circuit.op_sources[op])
+
+
+def rows_of(circuit: Circuit, slots: Sequence[int]) -> tuple[int, ...]:
+    """Members of the batch that lie in these slots, ascending; none where tensors have no batch."""
+    taps = (tap for tap in (*circuit.outputs, *circuit.taps) if tap is not None)
+    for tap in taps:
+        if tap.batch_axis >= 0:
+            members = np.unique(np.asarray(slots) % tap.width)
+            return tuple(members[members < tap.batch].tolist())
+    return ()
 
 
 def operands_of(circuit: Circuit, i: int) -> list[int]:

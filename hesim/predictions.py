@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,6 +43,7 @@ class OpPrediction:
       spare_bits: under each key, log2 of half the modulus over what the largest value alone puts
         into a coefficient, scale · value / slots; -inf where a value is not finite. At 0 or below
         the ciphertext is sure to wrap around the modulus, and a client that decrypts it refuses it.
+      rows: the rows that hold such values under some key, where the first axis is the outputs' own.
     """
 
     std: float
@@ -49,6 +51,7 @@ class OpPrediction:
     level: int
     by_key: tuple[float, ...] = ()
     spare_bits: tuple[float, ...] = ()
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def predict(
       tier: as for ``hesim.simulate``; "train" shows what a training step is given.
 
     What is compiled is kept for the last few programs, parameters and schedules, so another call
-    with other values, keys or seed compiles nothing.
+    with other values, keys or seed compiles nothing. A warning names the first operation whose
+    values wrap around the modulus, and the rows that they are in.
 
     Raises:
       ParameterError: an unknown tier or profile, or keys below 1.
@@ -123,8 +127,11 @@ def predict(
         quantile = float(np.quantile(pooled, 0.999, method="higher")) if pooled.size else 0.0
         by_key = tuple(np.sqrt(each).tolist())
         place = plan[equation.index]
-        spare = tuple(_spare_bits(params, place, float(r[4][k])) for r in results)
-        ops.append(OpPrediction(std, quantile, place.level, by_key, spare))
+        largest = np.array([r[4][k] for r in results])  # (keys, rows), NaN above all
+        spare = tuple(_spare_bits(params, place, float(x)) for x in largest.max(axis=1))
+        rows = _lost(params, place, largest) if min(spare) <= 0 else ()
+        ops.append(OpPrediction(std, quantile, place.level, by_key, spare, rows))
+    _warn(program, ops)
     outputs, exact = (
         tree_util.tree_unflatten(program.out_tree, results[0][place]) for place in (2, 3)
     )
@@ -140,7 +147,8 @@ def _compiled(
     tier: str,
 ) -> Callable[[Any, list[Any]], Any]:
     """Jitted (key, flat arguments) -> mean squares and sampled errors of operations, outputs and
-    exact outputs, and largest absolute values of operations.
+    exact outputs, and largest absolute values of operations: of each row where the first axis is
+    as long as the first output's, else of all.
     """
     from hesim.simulate import simulate_program
 
@@ -167,9 +175,8 @@ def _compiled(
         ]
         squares = [jnp.mean(jnp.square(d)) for d in difference]
         samples = [jnp.abs(d[:: _stride(d.size)]).astype(jnp.float32) for d in difference]
-        largest = [
-            jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in out])) for out in noisy
-        ]
+        rows = next((out.shape[0] for out in outputs if jnp.ndim(out)), 1)
+        largest = [jnp.max(jnp.stack([_largest(x, rows) for x in out]), axis=0) for out in noisy]
         return squares, samples, outputs, reference, largest
 
     return jax.jit(errors)
@@ -183,6 +190,38 @@ def _spare_bits(params: CKKSParams, place: Placement, largest: float) -> float:
         return -math.inf
     room = params.log_q(place.level) - 1.0 - math.log2(params.scale(place.level))
     return room - math.log2(largest / abs(place.gain) / params.slots)
+
+
+def _lost(params: CKKSParams, place: Placement, largest: np.ndarray) -> tuple[int, ...]:
+    """Rows of (keys, rows) without spare bits under some key; none if they are not told apart."""
+    if largest.shape[1] == 1:
+        return ()
+    worst = largest.max(axis=0).tolist()
+    return tuple(i for i, x in enumerate(worst) if _spare_bits(params, place, x) <= 0)
+
+
+def _largest(x: Any, rows: int) -> Any:
+    """The largest absolute value of each row, or of all in one where there are not that many."""
+    parts = rows if jnp.ndim(x) and x.shape[0] == rows else 1
+    return jnp.max(jnp.abs(jnp.reshape(x, (parts, -1))), axis=1, initial=0.0)
+
+
+def _warn(program: Program, ops: Sequence[OpPrediction]) -> None:
+    """Of the first operation that is sure to wrap around; what follows it is lost anyway."""
+    for equation, op in zip(program.ops, ops, strict=True):
+        if not op.spare_bits or min(op.spare_bits) > 0:
+            continue
+        where = f", in rows {', '.join(map(str, op.rows[:8]))}" if op.rows else ""
+        where += ", ..." if len(op.rows) > 8 else ""
+        keys = sum(bits <= 0 for bits in op.spare_bits)
+        warnings.warn(
+            f"under {keys} of {len(op.spare_bits)} keys values of `{equation.name}` at "
+            f"{equation.source} wrap around the modulus{where}: a client would refuse them. Leave "
+            "these rows out, fit the polynomials before it on wider domains, or take parameters "
+            "with more bits in the first prime",
+            stacklevel=3,
+        )
+        return
 
 
 def _stride(size: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.errors import CircuitError, EncodeError, ValueRangeError
+from he_backend.errors import BackendError, CircuitError, EncodeError, ValueRangeError
 from hesim.params import CKKSParams
 
 __all__ = [
@@ -107,18 +107,22 @@ def encodable(
 def carried(params: CKKSParams, values: np.ndarray, level: int, scale: float) -> None:
     """Raises ValueRangeError if a ciphertext's `values` are NaN or may have wrapped."""
     if not np.all(np.isfinite(values)):
-        raise ValueRangeError("a value is NaN or infinite")
+        error = ValueRangeError("a value is NaN or infinite")
+        error.slots = tuple(np.flatnonzero(~np.isfinite(values)).tolist())
+        raise error
     _check_magnitude(params, values, level, scale, ValueRangeError)
 
 
 def _check_magnitude(
-    params: CKKSParams, array: np.ndarray, level: int, scale: float, error: type
+    params: CKKSParams, array: np.ndarray, level: int, scale: float, error: type[BackendError]
 ) -> None:
     mean = float(np.mean(np.abs(array))) if array.size else 0.0
     if mean > 0 and math.log2(mean) + math.log2(scale) >= params.log_q(level) - 1:
         limit = 2.0 ** (params.log_q(level) - 1 - math.log2(scale))
-        raise error(
+        found = error(
             f"values of mean magnitude {mean:.4g} are too large for level {level} at scale "
             f"2^{math.log2(scale):.1f}, which holds less than {limit:.4g}; scale them down, take a "
             f"larger first_bits, or work at a higher level"
         )
+        found.slots = tuple(np.flatnonzero(np.abs(np.atleast_1d(array)) >= limit).tolist())
+        raise found

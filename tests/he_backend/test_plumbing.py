@@ -107,6 +107,8 @@ def test_errors_travel(name):
     back = errors.from_message(json.loads(json.dumps(errors.to_message(error))))
     assert type(back) is cls and str(back) == "`mul` at model.py:3: what happened" == str(error)
     assert getattr(back, "step", 5) == 5
+    error.rows = (3, 4)
+    assert errors.from_message(errors.to_message(error)).rows == (3, 4)
 
 
 def test_foreign_errors_keep_their_name():

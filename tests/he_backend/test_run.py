@@ -106,7 +106,20 @@ def test_overflow_is_found_before_anything_is_encrypted(traced):
     program, circuit, (x, w) = traced
     with pytest.raises(he_backend.BackendError, match="too large for level") as caught:
         he_backend.run(program, 1e9 * x, w, circuit=circuit, compare=True)
-    assert caught.value.operation
+    assert caught.value.operation and caught.value.rows == (0, 1, 2, 3)
+
+
+def test_the_row_that_runs_away_is_named(traced):
+    program, circuit, (x, w) = traced
+    bad = np.array(x)
+    bad[2] *= 1e6
+    with pytest.raises(he_backend.ValueRangeError, match="row 2 of the batch") as caught:
+        he_backend.run(program, bad, w, circuit=circuit)
+    assert caught.value.rows == (2,)
+    bad[2] = 10 * x[2]  # fits the modulus, and leaves what was calibrated
+    ranges = dict.fromkeys(range(len(circuit)), (-100.0, 100.0))
+    with pytest.raises(he_backend.ValueRangeError, match="calibrated range.*row 2 of the batch"):
+        he_backend.run(program, bad, w, circuit=circuit, ranges=ranges)
 
 
 def test_polynomial_outside_its_domain(params):

@@ -120,3 +120,13 @@ def test_runaway_values_are_foreseen_to_wrap_around_the_modulus(largest, wraps):
     slots = 4 * math.log2(largest) - math.log2(params.slots)  # the one slot, among zeros
     assert last.spare_bits == pytest.approx((room - slots,) * 2, abs=0.01)
     assert prediction.overflows == wraps
+    assert last.rows == ((0,) if wraps else ())
+
+
+def test_rows_that_run_away_are_named():
+    params = CKKSParams(12, 3, 30, 40, 40, security=None)
+    x = np.ones((4, 8))
+    x[2] = 2.0**13
+    program = trace(lambda x: (x * x) * (x * x), x)
+    with pytest.warns(UserWarning, match=r"test_predictions\.py.* wrap around.*in rows 2:"):
+        predict(program, params, (x,), keys=1)
