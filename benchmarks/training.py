@@ -1,14 +1,19 @@
 """What a training step costs: parameters, compile time, peak memory, seconds, for each preset.
 
-Memory is what the compiled program needs beside the code: its arguments, its results that overwrite
-no argument, and its temporary buffers, as the compiler reports them.
+Memory is told twice: what the compiled program needs beside the code (its arguments, its results
+that overwrite no argument, and its temporary buffers, as the compiler reports them), and the peak
+of the whole process, compilation included. Each step has a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
+import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -20,18 +25,19 @@ from models.encoder import Model
 from models.export import pretraining_arguments, task_arguments
 from models.lora import count, is_adapter, is_adapter_or_head, partition
 from models.pretrain import Pretraining
-from models.step import StepOptions
 
 __all__ = ["counts", "main", "measure"]
 
 ROWS = 8
-VARIANTS: dict[str, dict[str, Any]] = {
-    "as it is": {},
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "pre-training": {},
     "accumulate 4": {"accumulate": 4},
     "bfloat16": {"precision": "bfloat16"},
     "remat": {"remat": True},
     "all three": {"accumulate": 4, "precision": "bfloat16", "remat": True},
 }
+FINE_TUNING = ("LoRA", "full")
+"""Fine-tuning of adapters, pooler and head, and of everything."""
 
 
 def counts(config: EncoderConfig) -> dict[str, int]:
@@ -47,10 +53,22 @@ def counts(config: EncoderConfig) -> dict[str, int]:
     return found
 
 
-def measure(step: Any, arguments: Any, *, runs: int = 0) -> dict[str, float]:
-    """Compile seconds and bytes of a step's program, and the fastest of `runs` runs in seconds."""
+def _program(name: str, step: str, rows: int) -> tuple[Any, Any]:
+    """(function, shapes of its arguments) of a preset's step of that name."""
+    if step in PRETRAINING:
+        config = preset(name, lm_head="tied", lora_rank=0)
+        return pretraining_arguments(Pretraining(config=config, batch=rows, **PRETRAINING[step]))
+    config = preset(name) if step == "LoRA" else preset(name, lora_rank=0)
+    return task_arguments(config, optax.adamw(1e-3), rows)
+
+
+def measure(name: str, step: str, rows: int, runs: int = 0) -> dict[str, float]:
+    """Compile seconds and bytes of a step's program, bytes of this process at its peak, and the
+    fastest of `runs` runs in seconds.
+    """
+    function, arguments = _program(name, step, rows)
     started = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0,)).lower(*arguments).compile()
+    compiled = jax.jit(function, donate_argnums=(0,)).lower(*arguments).compile()
     figures = {"compile": time.perf_counter() - started}
     memory: Any = compiled.memory_analysis()
     figures["arguments"] = memory.argument_size_in_bytes
@@ -71,6 +89,7 @@ def measure(step: Any, arguments: Any, *, runs: int = 0) -> dict[str, float]:
             seconds.append(time.perf_counter() - started)
         figures["step"] = min(seconds[1:])
         figures["loss"] = float(metrics["loss"])
+    figures["process"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return figures
 
 
@@ -83,11 +102,13 @@ def _example(leaf: Any) -> jax.Array:
     return jnp.ones(leaf.shape, leaf.dtype) if leaf.ndim else jnp.zeros((), leaf.dtype)
 
 
-def _line(name: str, figures: dict[str, float]) -> str:
-    mega = {key: figures[key] / 2**20 for key in ("arguments", "temporary", "peak")}
+def _line(step: str, figures: dict[str, float]) -> str:
+    names = ("arguments", "temporary", "peak", "process")
+    mega = {key: figures[key] / 2**20 for key in names}
     line = (
-        f"  {name:<24} compiles in {figures['compile']:6.1f} s; {mega['arguments']:8.1f} MB of "
-        f"arguments, {mega['temporary']:8.1f} MB temporary, {mega['peak']:8.1f} MB at most"
+        f"  {step:<14} compiles in {figures['compile']:6.1f} s; {mega['arguments']:8.1f} MB of "
+        f"arguments, {mega['temporary']:8.1f} MB temporary, {mega['peak']:8.1f} MB at most; "
+        f"the process {mega['process']:8.1f} MB"
     )
     if "step" in figures:
         line += f"; {figures['step']:.2f} s a step, loss {figures['loss']:.3f}"
@@ -96,8 +117,10 @@ def _line(name: str, figures: dict[str, float]) -> str:
 
 def main(arguments: Sequence[str] = ()) -> None:
     """Print the figures of the presets named (tiny and paper by default)."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks training")
+    steps = (*FINE_TUNING, *PRETRAINING)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training")
     parser.add_argument("presets", nargs="*", default=["tiny", "paper"])
+    parser.add_argument("--steps", nargs="+", choices=steps, default=steps, help="which to measure")
     parser.add_argument("--runs", type=int, default=2, help="steps that are run; 0: only compile")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of a batch")
     given = parser.parse_args(list(arguments))
@@ -105,14 +128,13 @@ def main(arguments: Sequence[str] = ()) -> None:
         config = preset(name)
         found = ", ".join(f"{value:,} {key}" for key, value in counts(config).items())
         print(f"{name}: {found}; {given.rows} rows of {config.sequence} tokens")
-        fine = task_arguments(config, optax.adamw(1e-3), given.rows, StepOptions())
-        print(_line("fine-tuning", measure(*fine, runs=given.runs)), flush=True)
-        words = preset(name, lm_head="tied", lora_rank=0)
-        for label, changes in VARIANTS.items():
-            settings = Pretraining(config=words, batch=given.rows, **changes)
-            program = pretraining_arguments(settings)
-            print(_line(f"pre-training, {label}", measure(*program, runs=given.runs)), flush=True)
+        for step in given.steps:
+            if step == "LoRA" and not config.lora_rank:
+                continue
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                figures = alone.submit(measure, name, step, given.rows, given.runs).result()
+            print(_line(step, figures), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
