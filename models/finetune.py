@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +47,7 @@ from models.losses import cross_entropy, mean_squared_error, share_outside
 from models.optim import scale_by_adam_he
 from models.recipe import Progress
 from models.schedules import scale_by_progress
+from models.sites import TRAINING_SITES, site_names
 from models.step import Step, TrainState, initial_state
 from models.tasks import TaskData
 from models.train import Batch, Regularisation, TrainingError, make_step, run_steps
@@ -178,7 +179,8 @@ def finetune(
     state = initial_state(trained, optimizer, key)
     batch_of = _doses(data.train, settings, per_epoch)
     watched = settings.encrypted is not None
-    step = (_watched if watched else _closed)(compiled, frozen)
+    names = (*site_names(adapted), *TRAINING_SITES)
+    step = _watched(compiled, frozen, names) if watched else _closed(compiled, frozen)
     phase = "as encrypted" if watched else "exact"
     history: list[dict[str, Any]] = []
     notes = {"config": adapted.to_json(), "settings": repr(settings), "data": data.name}
@@ -254,19 +256,19 @@ def _closed(step: Step, frozen: Params) -> Step:
     return lambda state, batch: step(state, batch, frozen)
 
 
-def _watched(step: Step, frozen: Params) -> Step:
+def _watched(step: Step, frozen: Params, sites: Sequence[str]) -> Step:
     """The encrypted step, which stops at the first loss that is not finite and says which sites
-    were left in the step before; of the shares outside it reports the largest.
+    were left; of the shares outside it reports the largest. sites: as a forward pass meets them.
     """
-    last: dict[str, float] = {}
+    before: dict[str, float] = {}
 
     def watched(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         state, met = step(state, batch, frozen)
         figures: dict[str, Any] = dict(met)
         outside = {name: float(share) for name, share in figures["outside"].items()}
         if not np.isfinite(float(figures["loss"])):
-            raise TrainingError(_gone_wrong(int(state.step), last))
-        last.update(outside)
+            raise TrainingError(_gone_wrong(int(state.step), before, outside, sites))
+        before.update(outside)
         return state, figures | {"outside": max(outside.values())}
 
     return watched
@@ -336,16 +338,25 @@ def _scaled(settings: FineTune, scale: float) -> tuple[float, float]:
     return settings.epsilon * scale**2, multiplier / scale**2
 
 
-def _gone_wrong(step: int, outside: Mapping[str, float]) -> str:
-    """What to say of a loss that is not finite, given the shares outside in the step before."""
-    met = sorted((-share, name) for name, share in outside.items() if share > 0)
-    if not met:
+def _gone_wrong(
+    step: int, before: Mapping[str, float], now: Mapping[str, float], sites: Sequence[str]
+) -> str:
+    """What to say of a loss that is not finite, given the shares outside in the step before and in
+    this one, where the first site that was left took the others along.
+    """
+    met = sorted((-share, name) for name, share in before.items() if share > 0)
+    first = next((name for name in sites if now.get(name, 0.0) > 0), None)
+    said = []
+    if met:
+        names = ", ".join(f"{name} ({-share:.2%} of its values)" for share, name in met[:4])
+        said.append(f"in the step before, these left their polynomial's domain: {names}")
+    if first is not None:
+        said.append(f"in this step {first} was the first to leave it ({now[first]:.2%})")
+    if not said:
         return f"the loss is not finite at step {step}: lower the learning rate"
-    said = ", ".join(f"{name} ({-share:.2%} of its values)" for share, name in met[:4])
     return (
-        f"the loss is not finite at step {step}; in the step before, these left their polynomial's "
-        f"domain: {said}. Widen the domain (for optimizer.inv_sqrt: a larger epsilon), or "
-        "lower the learning rate"
+        f"the loss is not finite at step {step}; {'; '.join(said)}. Widen the domain (for "
+        "optimizer.inv_sqrt: a larger epsilon), or lower the learning rate"
     )
 
 

@@ -104,9 +104,9 @@ def range_penalty(
 def share_outside(
     values: Mapping[str, jax.Array], unit: Mapping[str, float], ranges: Mapping[str, Range]
 ) -> dict[str, jax.Array]:
-    """Per site the fraction of values outside its range."""
+    """Per site the fraction of values outside its range; a NaN is outside."""
     return {
-        name: jnp.mean((unit[name] * values[name] < low) | (unit[name] * values[name] > high))
+        name: 1 - jnp.mean((unit[name] * values[name] >= low) & (unit[name] * values[name] <= high))
         for name, (low, high) in ranges.items()
         if name in values
     }

@@ -25,11 +25,13 @@ from models.encrypted_step import (
     simulated_update,
 )
 from models.finetune import FineTune, finetune, learning_rates, overlay
+from models.finetune import _watched as watched
 from models.lora import is_adapter, is_adapter_or_head, partition
+from models.losses import share_outside
 from models.optim import adamw_he
 from models.sites import FitSettings
 from models.tasks import TaskData, baseline
-from models.train import Batch, TrainingError, fit_sites
+from models.train import Batch, TrainingError, TrainState, fit_sites
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -149,6 +151,27 @@ def test_a_step_out_of_the_roots_domain_is_named():
     data = task(regression=True)
     with pytest.raises(ValueError, match=r"optimizer\.inv_sqrt \("):
         finetune(CONFIG, start(), data, encrypted_settings(epsilon=1e-3, learning_rate=5.0))
+
+
+def test_the_site_that_a_runaway_step_left_first_is_named():
+    shares = {"layer0.ffn.relu": 0.25, "pooler.tanh": 1.0, "loss.exp": 1.0}
+    order = ("layer0.attention.exp", "layer0.ffn.relu", "pooler.tanh", "loss.exp")
+
+    def step(state, batch, frozen):
+        return state, {"loss": jnp.nan, "outside": {**shares, "layer0.attention.exp": 0.0}}
+
+    state = TrainState(jnp.array(7), {}, None, jax.random.key(0))
+    with pytest.raises(
+        TrainingError, match=r"step 7; in this step layer0\.ffn\.relu was the first"
+    ):
+        watched(step, {}, order)(state, rows(2, 0))
+
+
+def test_a_value_that_is_no_number_is_outside():
+    met = share_outside({"a": jnp.array([0.5, jnp.nan, 3.0, -1.0])}, {"a": 2.0}, {"a": (0.0, 4.0)})
+    assert float(met["a"]) == 0.75
+    softmax = PolynomialSoftmax.fit(2)
+    assert float(softmax.share_outside(jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]))) == 0.5
 
 
 def test_the_encrypted_update_is_the_exact_one_up_to_its_polynomials():
