@@ -65,7 +65,7 @@ def rings() -> dict[str, tuple[CKKSParams, tuple[str, ...]]]:
             ),
             "2^13, 60-bit first prime, no security": (
                 CKKSParams(13, 8, 40, 60, 60, security=None),
-                ("attention", "layer norm"),
+                tuple(CASES),
             ),
             "2^14, 50-bit first prime, 128 bits": (
                 CKKSParams(14, 7, 40, 50, 60),

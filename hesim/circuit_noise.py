@@ -14,22 +14,30 @@ variance that is in the mean over all copies counts as the operand's, the rest a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from hesim import noise as formulas
-from hesim.circuit.circuit import Circuit, Kind, Pack
+from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
 from hesim.circuit_plans import CircuitPlan, circuit_plan
 from hesim.params import CKKSParams
+from hesim.peaks import Peaks, at_elements, key_switch_peaks
 from hesim.profiles import NoiseProfile
 
 __all__ = ["OperationNoise"]
+
+_TINY = 1e-300
+"""Under every variance that is not zero."""
 
 
 class OperationNoise:
     """Noise of each operation's own instructions, in slot values (tensor values without gains).
 
     Attributes:
-      variance: per ciphertext, of errors made in its own operation since the last product.
+      variance: per ciphertext, of errors made in its own operation since the last product, without
+        those of `peaks`.
+      peaks: by ciphertext, the same in single slots that have far more, beside `variance`.
       operands: per operation, mean variance that its own instructions add before they compute
         anything, by moves, masks and refreshes, by the ciphertext of a whole tensor that is moved.
       rescales: per operation, number of rescales, those that only correct a scale left out.
@@ -58,15 +66,21 @@ class OperationNoise:
         self.rescales = np.bincount(circuit.source[counted], minlength=count)
         self.lowered = self._find_lowered()
         self.variance = np.zeros(len(kind))
+        self.peaks: dict[int, dict[int, float]] = {}
+        self._used: dict[int, np.ndarray] = {}  # bool[slots] that masks have left, all if absent
         self.operands: list[dict[int, float]] = [{} for _ in range(count)]
         self._events = _Events(circuit.params, profile)
         self._follow(self._events)
         inner = [int(r) for r in refreshes if int(self._first[r]) not in results]
         self.inner_refreshes = self._by_depth(inner)
 
-    def result(self, ciphers: np.ndarray) -> float:
-        """Mean variance over ciphertexts that hold a result."""
-        return float(self.variance[ciphers].mean()) if len(ciphers) else 0.0
+    def result(self, tap: Tap) -> tuple[float, Peaks | None]:
+        """Mean variance over a result's ciphertexts, and what single slots have besides."""
+        if not len(tap.ciphers):
+            return 0.0, None
+        mean = float(np.mean([self._mean(int(c), self.peaks.get(int(c), {})) for c in tap.ciphers]))
+        flat = float(self.variance[tap.ciphers].mean())
+        return flat, at_elements(tap, self.peaks, mean, flat)
 
     def plan(self, ciphers: np.ndarray, operand_gain: float) -> CircuitPlan | None:
         """The arithmetic between an operand and a result that these ciphertexts hold, if it is one
@@ -175,29 +189,40 @@ class OperationNoise:
             computed[i] = bool(np.any(made))
             if op < 0 or i in corrections:
                 continue
-            own = np.where(inside[arg] | (c.source[arg] == op), variance[arg], 0.0)
+            near = inside[arg] | (c.source[arg] == op)
+            peaks = [self.peaks.get(a, {}) if held else {} for a, held in zip(arg.tolist(), near)]
+            own = np.where(near, variance[arg], 0.0)
+            whole = own + self._means(arg, peaks)
             alike = np.where(inside[arg], common[arg], 0.0)
             spread = np.where(inside[arg], copies[arg], 1.0)
             copies[i] = spread.max(initial=1.0)
+            if events.peaked:
+                self._use(i, near)
             depth[i] += kind == Kind.RESCALE and computed[i]
             if kind == Kind.DOT:
                 depth[i] = max(depth[i], depth[c.arg2[where]].max())
             if kind == Kind.ADD and op in sums and len(set(tensor[root[arg]].tolist())) > 1:
-                shared = alike / spread
+                shared = np.where(made, 0.0, alike / spread)
                 _note(factors[op], root[arg], shared / applied[arg] ** 2, ~made)
-                rest = np.where(made, own, own - shared)
-                variance[i] = np.dot(c.factor[where].astype(float) ** 2, rest)
+                rest = c.factor[where].astype(float) ** 2 * (
+                    1.0 - shared / np.maximum(whole, _TINY)
+                )
+                variance[i] = np.dot(rest, own)
+                self._gather(i, rest, peaks)
                 computed[i] = True
             elif kind == Kind.ADD:
                 squares = c.factor[where].astype(float) ** 2
                 variance[i] = np.dot(squares, own)
+                self._gather(i, squares, peaks)
                 common[i] = np.dot(squares, alike)
                 if self._doubles(arg):
                     common[i], copies[i] = 3.0 * alike[0] + alike[1], 2.0 * spread[0]
             elif kind == Kind.DOT:
                 other = c.arg2[where]
-                beside = np.where(inside[other] | (c.source[other] == op), variance[other], 0.0)
-                _note(factors[op], root[arg], own / applied[arg] ** 2, ~made)
+                held = inside[other] | (c.source[other] == op)
+                more = self._means(other, [self.peaks.get(b, {}) for b in other.tolist()])
+                beside = np.where(held, variance[other] + more, 0.0)
+                _note(factors[op], root[arg], whole / applied[arg] ** 2, ~made)
                 moved = ~(computed[other] & inside[other])
                 _note(factors[op], root[other], beside / applied[other] ** 2, moved)
                 computed[i] = True
@@ -207,7 +232,7 @@ class OperationNoise:
                 unknown = np.any(np.isnan(weights))
                 scalars = all(c.packs[p].scalar for p in packs)
                 if unknown or (scalars and op not in products and op not in sums):
-                    _note(factors[op], root[arg], own / applied[arg] ** 2, ~made)
+                    _note(factors[op], root[arg], whole / applied[arg] ** 2, ~made)
                     computed[i] = True
                 if not unknown:
                     largest = max(self._largest[p] for p in packs) or 1.0
@@ -215,14 +240,83 @@ class OperationNoise:
                     variance[i] = np.dot(weights, own) / min(1.0, max(weights.sum(), 1e-9))
                     variance[i] *= largest**2
                     applied[i] *= largest
-                    common[i] = variance[i]
+                    self._gather(i, np.ones(len(arg)), self._masked(c.arg2[where], peaks))
+                    common[i] = variance[i] + self._mean(i, self.peaks.get(i, {}))
             else:
                 added = events.variance(kind, int(c.level[i]), float(c.scale[i]))
+                near_one = events.peaks(kind, int(c.level[i]), float(c.scale[i]))
+                moved = [self._rotated(p, int(c.param[i])) for p in peaks]
+                self._gather(
+                    i, np.ones(len(arg) + 1), [*(moved if kind == Kind.ROTATE else peaks), near_one]
+                )
                 variance[i] = own.sum() + added
-                common[i] = alike.sum() + added
+                common[i] = alike.sum() + added + self._mean(i, near_one)
         for op, found in enumerate(factors):
             self.operands[op] = {cipher: float(np.mean(v)) for cipher, v in found.items()}
         self._depth = np.where(computed, depth, 0)
+
+    def _use(self, i: int, near: np.ndarray) -> None:
+        """Slots in use of instruction i: those of any argument, where masks leave them; of an
+        argument that is not `near`, a whole tensor, all slots.
+        """
+        c = self._circuit
+        every = np.ones(c.slots, bool)
+        arg = c.arg[c.args(i)].tolist()
+        found = [self._used.get(a, every) if n else every for a, n in zip(arg, near)]
+        if c.kind[i] == Kind.ROTATE:
+            found = [np.roll(used, -int(c.param[i])) for used in found]
+        elif c.kind[i] == Kind.DOT_PLAIN:
+            found = [u & m for u, m in zip(found, self._masks(i), strict=True)]
+        if found and not np.all(used := np.any(found, axis=0)):
+            self._used[i] = used
+
+    def _masks(self, i: int) -> list[np.ndarray]:
+        """bool[slots] of the plaintexts of an instruction that are known, True where they are not
+        zero, or everywhere if they are unknown.
+        """
+        c, found = self._circuit, []
+        for p in c.arg2[c.args(i)].tolist():
+            pack = c.packs[int(c.plain_pack[p])]
+            known = pack.operand < 0 and pack.literal is not None
+            vector = pack.vector(int(c.plain_row[p]), ()) if known else 1.0
+            found.append(np.broadcast_to(np.asarray(vector) != 0.0, c.slots))
+        return found
+
+    def _mean(self, cipher: int, peaks: Mapping[int, float]) -> float:
+        """Mean of these variances over the slots in use of a ciphertext."""
+        slots, used = self._circuit.slots, self._used.get(cipher)
+        if used is None:
+            return sum(v for j, v in peaks.items() if j < slots) / slots
+        return sum(v for j, v in peaks.items() if j < slots and used[j]) / max(used.sum(), 1)
+
+    def _means(self, ciphers: np.ndarray, peaks: Sequence[Mapping[int, float]]) -> np.ndarray:
+        return np.array([self._mean(c, p) for c, p in zip(ciphers.tolist(), peaks, strict=True)])
+
+    def _rotated(self, peaks: Mapping[int, float], step: int) -> dict[int, float]:
+        ring = self._circuit.params.slots
+        return {(j - step) % ring: v for j, v in peaks.items()}
+
+    def _masked(
+        self, plains: np.ndarray, peaks: Sequence[Mapping[int, float]]
+    ) -> list[dict[int, float]]:
+        """Peaks after products by plaintexts of known numbers."""
+        c, found = self._circuit, []
+        for p, own in zip(plains.tolist(), peaks, strict=True):
+            pack = c.packs[int(c.plain_pack[p])]
+            vector = pack.vector(int(c.plain_row[p]), ()) if own else 0.0
+            squares = np.broadcast_to(np.square(vector), c.slots)
+            found.append({j: v * float(squares[j % c.slots]) for j, v in own.items()})
+        return found
+
+    def _gather(self, i: int, squares: np.ndarray, peaks: Sequence[Mapping[int, float]]) -> None:
+        """Peaks of instruction i: a sum of errors times numbers with these squares."""
+        found: dict[int, float] = {}
+        for factor, own in zip(squares.tolist(), peaks, strict=True):
+            for slot, variance in own.items():
+                if factor * variance:
+                    found[slot] = found.get(slot, 0.0) + factor * variance
+        if found:
+            self.peaks[i] = found
 
 
 def _note(
@@ -234,7 +328,9 @@ def _note(
 
 
 class _Events:
-    """Slot variances of single instructions, in slot values squared."""
+    """Slot variances of single instructions, in slot values squared; `peaked`: whether key switches
+    have peaks at any level.
+    """
 
     def __init__(self, params: CKKSParams, profile: NoiseProfile) -> None:
         self._coefficients = {
@@ -249,9 +345,22 @@ class _Events:
             key: formulas.slot_std(noise, params.n, profile) ** 2
             for key, noise in self._coefficients.items()
         }
+        self._peaks: dict[int, dict[int, float]] = {}
+        for level in range(params.levels + 1):
+            self._peaks[level] = key_switch_peaks(params, level, profile)
+            for kind in (Kind.ROTATE, Kind.RELINEARIZE):
+                self._slots[kind, level] -= sum(self._peaks[level].values()) / params.slots
+        self.peaked = any(self._peaks.values())
 
     def variance(self, kind: int, level: int, scale: float) -> float:
+        """In all slots alike, without `peaks`."""
         return self._slots.get((kind, level), 0.0) / scale**2
+
+    def peaks(self, kind: int, level: int, scale: float) -> dict[int, float]:
+        """Besides, by slot of the ring."""
+        if kind not in (Kind.ROTATE, Kind.RELINEARIZE):
+            return {}
+        return {j: v / scale**2 for j, v in self._peaks[level].items()}
 
 
 def _is_unit(pack: Pack) -> bool:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.circuit import Circuit, Kind, Tap
 from hesim.circuit_noise import OperationNoise
 from hesim.circuit_plans import CircuitPlan
 from hesim.depth import operation_depth
 from hesim.errors import LevelError, ParameterError
 from hesim.params import CKKSParams
+from hesim.peaks import Peaks
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
 from hesim.program import Literal, Var
@@ -54,6 +55,9 @@ class Placement:
       inner_refreshes: refreshes within a polynomial over its rescales, by depth from the operand.
       operand_stds, added_std: standard deviation of what the operation's instructions add to each
         operand and to the result, in slots; None for what `rotated` and `rescaled` imply.
+      peaks: what its instructions add to the result in single slots, beside `added_std`.
+      aligned: for each operand, whether the result's elements are made in the very slots in which
+        the operand's are read; empty where no key switch has peaks.
       plan: of a polynomial or a power, the instructions that carry it out, where they are known.
     """
 
@@ -70,6 +74,8 @@ class Placement:
     inner_refreshes: tuple[float, ...] = ()
     operand_stds: tuple[float, ...] | None = None
     added_std: float | None = None
+    peaks: Peaks | None = None
+    aligned: tuple[bool, ...] = ()
     plan: CircuitPlan | None = None
 
 
@@ -142,6 +148,7 @@ def of_circuit(
     absorbed = {
         k: uses[e.outputs[0].id] for k, e in enumerate(program.ops) if e.outputs[0].id in uses
     }
+    read: dict[int, Tap] = {}
     schedule: dict[int, Placement] = {}
     after = circuit.params.levels
     for k, equation in enumerate(program.ops):
@@ -157,6 +164,7 @@ def of_circuit(
         gain = 1.0 if tap is None else abs(tap.gain)
         planned = equation.name in ("polynomial", "integer_pow")
         own = bool(len(ciphers)) and bool(np.any(circuit.source[ciphers] == k))
+        added, peaks = facts.result(tap) if own and tap is not None else (0.0, None)
         schedule[equation.index] = Placement(
             level=after,
             operand_level=min(after + depth, circuit.params.levels),
@@ -169,9 +177,12 @@ def of_circuit(
             shared=bool(len(ciphers)) and not own,
             inner_refreshes=facts.inner_refreshes[k],
             operand_stds=_operand_stds(equation, facts.operands[made], owner),
-            added_std=math.sqrt(facts.result(ciphers)) if own else 0.0,
+            added_std=math.sqrt(added),
+            peaks=peaks,
+            aligned=_aligned(equation, tap, read) if facts.peaks else (),
             plan=facts.plan(ciphers, _operand_gain(equation, signed)) if own and planned else None,
         )
+        read.update({v.id: tap for v in equation.outputs if tap is not None})
         signed.update({v.id: 1.0 if tap is None else tap.gain for v in equation.outputs})
         names = {v.id for v in equation.outputs}
         gains.update(dict.fromkeys(names, gain))
@@ -237,6 +248,19 @@ def _operand_stds(
         own = [v for cipher, v in variances.items() if number in owner.get(cipher, ())]
         stds.append(math.sqrt(sum(own) / len(own)) if own else 0.0)
     return tuple(stds)
+
+
+def _aligned(equation: Equation, tap: Tap | None, read: Mapping[int, Tap]) -> tuple[bool, ...]:
+    """For each operand, whether it is read in the slots of the result, element by element."""
+
+    def same(operand: Var | Literal) -> bool:
+        other = None if isinstance(operand, Literal) else read.get(operand.id)
+        if tap is None or other is None or tap.shape != other.shape:
+            return False
+        places = (tap.batch_axis, tap.width) == (other.batch_axis, other.width)
+        return places and np.array_equal(tap.column, other.column)
+
+    return tuple(same(v) for v in equation.inputs)
 
 
 def _operand_gains(equation: Equation, gains: Mapping[int, float]) -> tuple[float, ...]:

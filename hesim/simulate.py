@@ -65,7 +65,8 @@ def simulate(
       encrypted: which arguments are encrypted, as for ``hesim.trace``.
       profile: the library whose noise is added.
       tier: "train", at most one draw a tensor (errors of operands are drawn with the result and not
-        shared between its elements), or "predict", every error where it is made.
+        shared between its elements), or "predict", every error where it is made. Under a Circuit
+        whose key switches have peaks (``hesim.peaks``) both draw those of a result beside it.
       circuit: of ``hesim.compile`` on a trace of `fn`, on a batch of any size: its levels,
         refreshes, rotations and masks are then simulated, to a few hundredths of a bit. By default
         they are guessed from the operations alone (``hesim.schedule.canonical``), which knows
@@ -189,9 +190,10 @@ def simulate_program(
     for equation in program.equations:
         out = walk.step(equation)
         if tap is not None and equation.encrypted:
-            tap(equation, out)
+            tap(equation, walk.as_read(equation.outputs, out))
         walk.store(equation, out)
-    return [walk.read(v) if isinstance(v, Var) else jnp.asarray(v.value) for v in program.outputs]
+    outputs = [walk.read(v) for v in program.outputs]
+    return [jnp.asarray(x) for x in walk.as_read(program.outputs, outputs)]
 
 
 def _check_tier(tier: str) -> None:
@@ -220,6 +222,7 @@ class _Walk:
         self.lowered: dict[tuple[int, int], Any] = {}
         self.gains: dict[int, float] = {}
         self.early: dict[int, Any] = {}
+        self.peaks: dict[int, Any] = {}
 
     def _wide(self, value: Any) -> Any:
         return wide_array(value) if self.wide else value
@@ -248,10 +251,13 @@ class _Walk:
 
     def step(self, equation: Equation) -> list[Any]:
         """Results of one equation, with the noise that it adds."""
-        if equation.encrypted and self.schedule[equation.index].shared:
-            return _evaluate(equation, self.wide, [self.unrefreshed(v) for v in equation.inputs])
         if equation.encrypted:
-            return self._noisy(equation)
+            shared = self.schedule[equation.index].shared
+            args = [self.unrefreshed(v) for v in equation.inputs]
+            self._carry_peaks(equation, args)
+            if shared:
+                return _evaluate(equation, self.wide, args)
+            return self._peaked(equation, self._noisy(equation))
         return bind(equation, [self.read(v) for v in equation.inputs], self.wide)
 
     def store(self, equation: Equation, out: list[Any]) -> None:
@@ -295,6 +301,40 @@ class _Walk:
         args = [self._at(v, place.operand_level, drawn) for v in equation.inputs]
         return apply(operation, args)
 
+    def as_read(self, operands: Sequence[Var | Literal], values: list[Any]) -> list[Any]:
+        """Values with the errors of the slots in which they are read."""
+        names = [v.id if isinstance(v, Var) else -1 for v in operands]
+        return [self._read_there(i, x) for i, x in zip(names, values, strict=True)]
+
+    def _read_there(self, name: int, value: Any) -> Any:
+        return value + self.peaks[name] if name in self.peaks else value
+
+    def _peaked(self, equation: Equation, out: list[Any]) -> list[Any]:
+        """Results with the mean of what single slots have, which is not in what is read there."""
+        place = self.schedule[equation.index]
+        if place.peaks is None:
+            return out
+        (x,) = out
+        mean = self.draws.plain(x, place.gain * place.peaks.mean)
+        index, stds = place.peaks.within(x.shape)
+        own = self.draws.plain(jnp.zeros(len(stds), x.dtype), 1.0) * (place.gain * stds)
+        name = equation.outputs[0].id
+        carried = self.peaks.get(name, jnp.zeros_like(x))
+        self.peaks[name] = (carried - mean).at[index].add(own.astype(x.dtype))
+        return [x + mean]
+
+    def _carry_peaks(self, equation: Equation, args: list[Any]) -> None:
+        """Errors of the slots in which operands are read, where the result is made in these."""
+        place = self.schedule[equation.index]
+        aligned = [place.shared or a for a in place.aligned]
+        names = [v.id if isinstance(v, Var) and a else -1 for v, a in zip(equation.inputs, aligned)]
+        if self.peaks.keys().isdisjoint(names):
+            return
+        moved = [self._read_there(i, x) for i, x in zip(names, args, strict=True)]
+        results = [_evaluate(equation, self.wide, a) for a in (moved, args)]
+        for var, new, old in zip(equation.outputs, *results, strict=True):
+            self.peaks[var.id] = new - old
+
     def _at(self, operand: Var | Literal, level: int, lowered: frozenset[int]) -> Any:
         """An operand at the operation's level: one product with 1 and its rescale further down."""
         if isinstance(operand, Literal) or operand.id not in lowered:
@@ -322,6 +362,8 @@ def _noise_values(program: Program, schedule: Schedule) -> int:
         total += sum(sizes[i] for i in place.refreshed) + sum(sizes[i] for i in place.lowered)
         if place.refreshed_after:
             total += sum(v.size for v in equation.outputs)
+        if place.peaks is not None:
+            total += len(place.peaks.stds) + sum(v.size for v in equation.outputs)
         known = bool(any(place.operand_stds or ()) or place.added_std)
         if place.rescaled or place.rotated or known or equation.name == "refresh":
             total += sum(sizes.values()) + sum(v.size for v in equation.outputs)

@@ -1,0 +1,115 @@
+"""Peaks: the few slots in which key switches with un-centred digits make most of their error.
+
+A digit in [0, q) has the mean q/2, and Σ (q/2)·X^k is q / (1 - ζ) in the slot of root ζ, against
+the error of the switching key. Four fifths of that variance lie in the one slot whose root is
+nearest to 1, and 96 % in five. They are nothing beside the rounding unless the largest prime comes
+near the special one; then one result in such a slot has as much error as thousands of others, and
+one variance for a whole tensor does not say what becomes of it. So these slots are followed by
+themselves, from instruction to instruction and to the elements of tensors that lie in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hesim import embedding
+from hesim import noise as formulas
+from hesim.circuit.circuit import Tap
+from hesim.params import CKKSParams
+from hesim.profiles import NoiseProfile
+
+__all__ = ["Peaks", "key_switch_peaks", "at_elements"]
+
+_FARTHEST = 9
+"""Odd multiple of the angle π/N, up to which slots are followed by themselves."""
+
+_FAINT = 0.01
+"""Share of what all slots have, under which an error in one slot is left out."""
+
+
+class Peaks(NamedTuple):
+    """What a Circuit's instructions add to a result in single slots, beside what all slots have.
+
+    A ciphertext may hold an element in many slots, and each copy has an error of its own. So the
+    peaks in the slots that are read belong to these elements' own readings, and what goes on into
+    other operations, from whichever copy, has the mean over all slots in use.
+
+    Attributes:
+      mean: standard deviation of that mean, in slots.
+      axis: along which members of the batch lie, -1 if none.
+      elements: places of the elements in the flattened tensor without that axis.
+      members: place of each along that axis, 0 if there is none.
+      stds: standard deviation of each one's error where it is read, in slots.
+    """
+
+    mean: float
+    axis: int
+    elements: tuple[int, ...]
+    members: tuple[int, ...]
+    stds: tuple[float, ...]
+
+    def within(self, shape: Sequence[int]) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """Index and stds of those that a tensor of this shape has, whatever its batch."""
+        chosen = np.array(self.members, np.int64)
+        places = np.array(self.elements, np.int64)
+        stds = np.array(self.stds)
+        rest = list(shape)
+        if self.axis >= 0:
+            held = chosen < rest.pop(self.axis)
+            chosen, places, stds = chosen[held], places[held], stds[held]
+        index = list(np.unravel_index(places, rest)) if rest else []
+        if self.axis >= 0:
+            index.insert(self.axis, chosen)
+        return tuple(index), stds
+
+
+def key_switch_peaks(params: CKKSParams, level: int, profile: NoiseProfile) -> dict[int, float]:
+    """Variance in the slots near ζ = 1 by slot, as `noise.slot_std` counts it; empty where each has
+    less of it than a slot has of a key switch's whole error in the mean.
+    """
+    if profile.centred_digits or profile.digit_size(params.levels + 1) > 1:
+        return {}
+    n = params.n
+    digits = formulas.digit_key_switch(params, level, profile)
+    # Of a digit's second moment 1/3, its mean has 1/4; |1 / (1 - ζ)|² is n/4 over slots.
+    mean = 0.5 * n * digits * 0.75
+    powers = embedding.roots(n, profile.generator)
+    distance = np.minimum(powers, 2 * n - powers)
+    near = np.flatnonzero(distance <= _FARTHEST)
+    found = mean / (n * np.sin(math.pi * distance[near] / (2 * n)) ** 2)
+    whole = formulas.slot_std(formulas.key_switch(params, level, profile), n, profile) ** 2
+    if found.max() < whole:
+        return {}
+    return dict(zip(near.tolist(), found.tolist(), strict=True))
+
+
+def at_elements(
+    tap: Tap, slots: Mapping[int, Mapping[int, float]], mean: float, flat: float
+) -> Peaks | None:
+    """Errors in single slots as those of the elements of a tensor.
+
+    Args:
+      tap: where the tensor lies.
+      slots: by ciphertext, variance by slot.
+      mean: of these variances over the slots in use.
+      flat: variance that all slots have besides.
+
+    Returns:
+      None if all of it is below a hundredth of `flat`.
+    """
+    members = tap.batch if tap.batch_axis >= 0 else 1
+    found = []
+    for cipher in tap.ciphers.tolist():
+        for slot, variance in slots.get(cipher, {}).items():
+            column, member = divmod(slot, tap.width)
+            held = np.flatnonzero((tap.cipher == cipher) & (tap.column == column))
+            if member < members and variance > _FAINT * flat:
+                found += [(int(e), member, math.sqrt(variance)) for e in held]
+    if not found and mean <= _FAINT * flat:
+        return None
+    elements, places, stds = zip(*sorted(found), strict=True) if found else ((), (), ())
+    return Peaks(math.sqrt(mean), tap.batch_axis, elements, places, stds)
