@@ -147,8 +147,7 @@ class Results:
             ops=_join_operations([b["ops"] for b in batches]),
             batches=batches,
             seconds={
-                "training": float(training["seconds"]),
-                "tracing and compiling": float(plan["seconds"]),
+                "training and compiling": float(training["seconds"]) + float(plan["seconds"]),
                 "keys": sum(float(b["key_seconds"]) for b in batches),
                 "evaluation": sum(float(b["seconds"]) for b in batches),
                 "checking and comparing": sum(float(b["compare_seconds"]) for b in batches),
