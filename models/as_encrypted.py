@@ -50,7 +50,7 @@ class AsEncrypted:
     )
     profile: str = "seal"
     fit: FitSettings = FitSettings(
-        degrees=(("exp", 15), ("gelu", 31), ("inv_sqrt", 31), ("relu", 31), ("tanh", 63)),
+        degrees=(("exp", 31), ("gelu", 31), ("inv_sqrt", 31), ("relu", 31), ("tanh", 63)),
         margin=1.0,
     )
     domains: tuple[tuple[str, Range], ...] = (("tanh", (-5.0, 5.0)),)

@@ -59,7 +59,7 @@ COLUMNS: Mapping[str, Column] = {
 class GlueStudy:
     """What is compared. starts: from attention to the pre-trained model's name or folder. table: a
     row of settings a task, of `read_table`. length: tokens of a row; buckets: what batches are cut
-    to. rank, alpha: of LoRA. encrypted: ring and polynomials of the simulated column.
+    to. encrypted: ring and polynomials of the simulated column.
     """
 
     starts: Mapping[str, str]
@@ -70,8 +70,6 @@ class GlueStudy:
     table: Mapping[str, TaskSettings] = dataclasses.field(default_factory=lambda: read_table()[0])
     length: int = 128
     buckets: tuple[int, ...] = (32, 64, 128)
-    rank: int = 2
-    alpha: float = 2.0
     encrypted: AsEncrypted = AsEncrypted()
 
     def __post_init__(self) -> None:
@@ -95,8 +93,6 @@ class GlueStudy:
         how = COLUMNS[column]
         return self.table[task].fine_tune(
             how.method,
-            rank=self.rank,
-            alpha=self.alpha,
             buckets=self.buckets,
             seed=seed,
             encrypted=self.encrypted if how.simulated else None,

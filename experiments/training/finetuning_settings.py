@@ -30,12 +30,19 @@ split, which is carved from a task's training file, with one seed; the dev file 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """What differs between tasks. train_rows: at most so many training rows, 0 for all."""
+    """What differs between tasks. train_rows: at most so many training rows, 0 for all.
+
+    AdamW-HE's large epsilon makes small gradients take small steps, and the scale alpha / rank of
+    the adapters multiplies their gradients, so that a large one brings them up to the head's.
+    """
 
     epochs: int = 3
     full_rate: float = 5e-4
-    lora_rate: float = 5e-3
-    epsilon: float = 1e-5
+    lora_rate: float = 2e-3
+    epsilon: float = 2e-4
+    rank: int = 8
+    alpha: float = 64.0
+    adapted: tuple[str, ...] = ("query", "key", "value", "output")
     train_rows: int = 0
 
     def fine_tune(self, method: str, **changes: Any) -> FineTune:
@@ -46,6 +53,9 @@ class TaskSettings:
             epochs=self.epochs,
             learning_rate=rate,
             epsilon=self.epsilon,
+            rank=self.rank,
+            alpha=self.alpha,
+            adapted=self.adapted,
             **changes,
         )
 
@@ -55,6 +65,9 @@ _ROW = {
     "full_rate": "Highest learning rate where every parameter is trained.",
     "lora_rate": "Highest learning rate of AdamW-HE where adapters, pooler and head are.",
     "epsilon": "What AdamW-HE adds to the second moment, inside the root.",
+    "rank": "LoRA: rank of the adapters.",
+    "alpha": "LoRA: adapters are scaled by alpha / rank.",
+    "adapted": "LoRA: projections with adapters, of query, key, value and output.",
     "train_rows": "Train on so many rows at most; 0: on all.",
 }
 
@@ -111,9 +124,7 @@ _TRAINING = {
     "weight_decay": "Decoupled weight decay.",
     "epsilon": "LoRA: what AdamW-HE adds to the second moment, inside the root.",
     "dropout": "Share of embedding features set to zero.",
-    "rank": "LoRA: rank of the adapters.",
-    "alpha": "LoRA: adapters are scaled by alpha / rank.",
-    "adapted": "LoRA: projections with adapters, of query, key, value and output.",
+    **{name: _ROW[name] for name in ("rank", "alpha", "adapted")},
     "buckets": "Tokens that a batch may be cut to, the longest at least `length`.",
     "seed": "Of fresh weights, order of rows, and simulated noise.",
 }
@@ -178,8 +189,8 @@ def job_template() -> str:
     """A TOML file with every option at its default, explained."""
     return template(
         _options(FineTune(), 0),
-        "Settings of `hesim finetune`. Every option may be left out; epochs, rates and epsilon "
-        "then are those of the task's row in experiments/training/settings/glue.toml.",
+        "Settings of `hesim finetune`. Every option may be left out; epochs, rates, epsilon and "
+        "the adapters then are those of the task's row in experiments/training/settings/glue.toml.",
     )
 
 
