@@ -43,16 +43,16 @@ def noisy_training(
     out: Annotated[
         Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
     ] = Path("runs/noisy-training"),
-    seeds: Annotated[int, typer.Option(min=1, help="Models, each trained twice.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Models, each trained twice.")] = 3,
     sentences: Annotated[
         int, typer.Option(min=256, help="Held-out sentences to encrypt, a multiple of 256.")
-    ] = 1536,
+    ] = 256,
     backend: Annotated[
         Backend, typer.Option(help="slots encrypts nothing; for debugging.")
     ] = Backend.pyfhel,
 ) -> None:
     """Does training with simulated noise help the encrypted model? A paired study at a tiny
-    scale. (About ten minutes of one core; it may be stopped and goes on where it was.)"""
+    scale. (About two minutes of one core; it may be stopped and goes on where it was.)"""
     from experiments.studies.noisy_training import NOISE_STUDY, run_noise_study, table
 
     study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)

@@ -61,11 +61,11 @@ class NoiseStudy:
     two goes through with noise.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    sentences: int = 1536
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sentences: int = 256
     batch: int = 256
     keys: int = 32
-    encrypted_keys: int = 2
+    encrypted_keys: int = 1
     log_n: int = 12
     levels: int = 6
     scale_bits: int = 23
