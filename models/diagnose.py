@@ -10,6 +10,7 @@ import numpy as np
 
 from models.encoder import Model
 from models.lora import Params
+from models.losses import share_outside
 
 __all__ = ["origin"]
 
@@ -17,6 +18,7 @@ __all__ = ["origin"]
 def origin(model: Model, params: Params, batch: Any) -> str:
     """One line that names what is not finite first, in the order of a forward pass on `batch`
     (`tokens` and `mask`): parameters, the embedding, what reaches a site, what a site makes of it.
+    The pass is one without noise; if it stays finite, the sites that are left are named.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not _finite(leaf):
@@ -37,6 +39,11 @@ def origin(model: Model, params: Params, batch: Any) -> str:
             return f"the site {name} makes values that are not finite of {low:.4g} to {high:.4g}"
     if not (_finite(found) and _finite(logits)):
         return "the head's input is not finite"
+    share = share_outside({**values, **pooled}, unit, model.sites.ranges())
+    left = sorted(((float(s), name) for name, s in share.items() if s > 0), reverse=True)
+    if left:
+        named = ", ".join(f"{name} ({s:.2%})" for s, name in left[:4])
+        return f"every site is finite without noise, but these leave their domain: {named}"
     return "every site is finite: it is the loss or its gradient"
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from models import metrics
 from models.checkpoint import Checkpoints, sites_from_json, sites_to_json
 from models.config import EncoderConfig
-from models.data import Split
+from models.data import Split, sample
+from models.diagnose import origin
 from models.encoder import Model
 from models.lora import Params
 from models.sites import FitSettings, Range, Sites, function_of, site_names
@@ -181,7 +181,7 @@ def train_classifier(
     simulate: from the polynomial model to its noisy forward pass, used in the polynomial steps.
     checkpoints: a folder; a training that finds its own checkpoint there goes on from it and ends
     with the same bits, another's raises CheckpointError. report is called every `evaluate_every`
-    steps.
+    steps. Raises TrainingError where loss or gradient are not finite, with the step and the site.
     """
     exact = Model(config)
     seedless = dataclasses.replace(recipe, seed=0)  # one compiled step for all seeds
@@ -211,6 +211,7 @@ def train_classifier(
                     until=goal,
                     report=lambda _, found, into=figures: into.update(found),
                     report_every=every,
+                    diagnose=lambda params, batch: origin(model, params, batch),
                 )
                 logits = make_evaluate(model)(state.params, validation).logits
                 figures |= metrics.score(logits, validation.targets)
@@ -224,7 +225,7 @@ def train_classifier(
         if sites is None:
             step = _noiseless_step(exact, seedless)
             state = advance(state, exact, step, recipe.steps - recipe.polynomial_steps)
-            rows = np.arange(min(recipe.range_rows, len(train.tokens)))
+            rows = sample(len(train.tokens), recipe.range_rows)
             sites = fit_sites(exact, state.params, take(train, rows), recipe.fit)
         twin = exact.with_sites(sites)
         if simulate is None:

@@ -19,6 +19,7 @@ from models.sites import function_of, site_names
 from models.train import (
     Batch,
     Regularisation,
+    TrainingError,
     batch_rows,
     batches,
     forward_circuit,
@@ -181,6 +182,22 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(ValueError, match="step"):
         batches = shuffled(synthetic(64, 0), 16, 0)
         run_steps(make_step(model, optimizer), state, batches, until=5)
+
+
+def test_noise_that_runs_away_stops_the_training_with_the_site_that_was_left():
+    fit = dataclasses.replace(RECIPE.fit, ranges=(("tanh", (-1e-3, 1e-3)),))
+    recipe = dataclasses.replace(RECIPE, steps=4, polynomial_steps=2, evaluate_every=2, fit=fit)
+
+    def simulate(model):
+        def forward(key, params, x, mask):
+            logits, values = model.forward_with_values(params, x, mask)
+            return logits + 1e30 * jax.random.normal(key, logits.shape) ** 9 * 1e30, values
+
+        return forward
+
+    rows = synthetic(64, 0)
+    with pytest.raises(TrainingError, match=r"at step 3 \(.*leave their domain: .*tanh"):
+        train_classifier(CONFIG, rows, rows, recipe, simulate=simulate)
 
 
 def test_regression_is_learned():
