@@ -103,10 +103,10 @@ def prepare(settings: Settings) -> Prepared:
             f"{settings.sentences} asked for; lower --sentences"
         )
     splits = (dataset.train, dataset.validation, dataset.test)
-    parts = [recipe.encode(tokenizer, split, config.sequence) for split in splits]
+    train, validation, test = (recipe.encode(tokenizer, s, config.sequence) for s in splits)
     # Files are sorted: the first held-out reviews, which are encrypted, are nearly all positive.
     order = np.random.default_rng(0).permutation(len(dataset.test))
-    return Prepared(dataset, config, *parts[:2], take(parts[2], order))
+    return Prepared(dataset, config, train, validation, take(test, order))
 
 
 def train(settings: Settings, data: Prepared, folder: RunFolder, display: Display) -> Trained:
