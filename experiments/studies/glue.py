@@ -22,13 +22,14 @@ import numpy as np
 
 from experiments.compiled import keep_compiled
 from experiments.errors import ExperimentError
+from experiments.studies.tasks import check_names, glue_task
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, read_table
 from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
 from models.files import write_whole
 from models.finetune import FineTune, FineTuned, finetune
-from models.tasks import TaskData, baseline, prepare_task
+from models.tasks import TaskData, baseline
 
 __all__ = ["COLUMNS", "TASKS", "Column", "GlueStudy", "Run", "read_runs", "run_glue", "write_csv"]
 
@@ -73,15 +74,8 @@ class GlueStudy:
     encrypted: AsEncrypted = AsEncrypted()
 
     def __post_init__(self) -> None:
-        for kind, chosen, known in (
-            ("task", self.tasks, tuple(self.table)),
-            ("column", self.columns, tuple(COLUMNS)),
-        ):
-            unknown = [name for name in chosen if name not in known]
-            if unknown or not chosen:
-                raise ExperimentError(
-                    f"there is no {kind} {', '.join(unknown)}: choose among {', '.join(known)}"
-                )
+        check_names("task", self.tasks, self.table)
+        check_names("column", self.columns, COLUMNS)
         missing = {COLUMNS[name].attention for name in self.columns} - set(self.starts)
         if missing:
             raise ExperimentError(f"no model to start from with {', '.join(sorted(missing))}")
@@ -163,7 +157,9 @@ def run_glue(
                 continue
             words = _vocabulary(starts[attention])
             if (task, words) not in prepared:
-                prepared[task, words] = _prepare(study, task, starts[attention])
+                prepared[task, words] = glue_task(
+                    task, starts[attention], study.length, study.data_dir, study.table
+                )
             run = _run(study, task, column, seed, starts[attention], prepared[task, words], folder)
             run = dataclasses.replace(run, identity=identity)
             write_whole(path, json.dumps(dataclasses.asdict(run), indent=1).encode())
@@ -243,16 +239,6 @@ def _held_out(
     found = make_evaluate_task(model, settings.buckets, settings.encrypted)(params, data.test)
     outside = {name: share for name, share in found.outside.items() if share > 0}
     return metrics.score(found.answers, data.test.targets), outside
-
-
-def _prepare(study: GlueStudy, task: str, start: Start) -> TaskData:
-    return prepare_task(
-        f"glue/{task}",
-        start.tokenizer,
-        study.length,
-        data_dir=study.data_dir,
-        train_rows=study.table[task].train_rows or None,
-    )
 
 
 def _path(folder: Path, task: str, column: str, seed: int) -> Path:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from experiments.errors import ExperimentError
 from experiments.studies.blind import claim
+from experiments.studies.tasks import check_names, glue_task
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, read_table
 from models import metrics
@@ -35,7 +36,7 @@ from models.files import write_whole
 from models.finetune import FineTuned, finetune, overlay
 from models.losses import share_outside
 from models.sites import FitSettings, Range, Sites
-from models.tasks import TaskData, prepare_task
+from models.tasks import TaskData
 from models.train import Batch
 
 __all__ = ["Arm", "PenaltyStudy", "read_arms", "run_penalty", "write_csv"]
@@ -65,11 +66,7 @@ class PenaltyStudy:
     table: Mapping[str, TaskSettings] = dataclasses.field(default_factory=lambda: read_table()[0])
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.tasks if name not in self.table]
-        if unknown or not self.tasks:
-            raise ExperimentError(
-                f"there is no task {', '.join(unknown)}: choose among {', '.join(self.table)}"
-            )
+        check_names("task", self.tasks, self.table)
         if not self.weight > 0:
             raise ExperimentError(f"the penalty's weight must be positive, got {self.weight}")
 
@@ -105,7 +102,7 @@ def run_penalty(
     folder = claim(folder, study, "simulated")
     start = load_start(study.start, "gaussian", "", study.length, study.data_dir)
     for task in study.tasks:
-        data = _data(study, task, start)
+        data = glue_task(task, start, study.length, study.data_dir, study.table)
         for seed in study.seeds:
             for penalty in (False, True):
                 path = folder / f"{task}-{seed}-{'on' if penalty else 'off'}.json"
@@ -149,16 +146,6 @@ def write_csv(arms: Sequence[Arm], path: str | Path) -> None:
             first = (arm.task, arm.seed, int(arm.penalty), arm.metric, arm.exact, arm.simulated)
             writer.writerow([*first, site, *domain, *arm.ranges[site], arm.outside[site]])
     write_whole(Path(path), out.getvalue().encode())
-
-
-def _data(study: PenaltyStudy, task: str, start: Start) -> TaskData:
-    return prepare_task(
-        f"glue/{task}",
-        start.tokenizer,
-        study.length,
-        data_dir=study.data_dir,
-        train_rows=study.table[task].train_rows or None,
-    )
 
 
 def _run(

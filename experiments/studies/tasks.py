@@ -1,0 +1,37 @@
+"""What studies over GLUE tasks share: names that must be known, and a task's rows as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from experiments.errors import ExperimentError
+from experiments.training.finetuning import Start
+from experiments.training.finetuning_settings import TaskSettings
+from models.tasks import TaskData, prepare_task
+
+__all__ = ["check_names", "glue_task"]
+
+
+def check_names(kind: str, chosen: Collection[str], known: Collection[str]) -> None:
+    """Raises ExperimentError for no name at all, or one that is not known."""
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise ExperimentError(
+            f"there is no {kind} {', '.join(unknown)}: choose among {', '.join(known)}"
+        )
+
+
+def glue_task(
+    task: str, start: Start, length: int, data_dir: str, table: Mapping[str, TaskSettings]
+) -> TaskData:
+    """The rows of a GLUE task for a start's tokenizer, as many to train on as its settings say.
+
+    length: tokens of a row. Raises DataError where the data is missing.
+    """
+    return prepare_task(
+        f"glue/{task}",
+        start.tokenizer,
+        length,
+        data_dir=data_dir,
+        train_rows=table[task].train_rows or None,
+    )
