@@ -14,6 +14,7 @@ variance that is in the mean over all copies counts as the operand's, the rest a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ from hesim import noise as formulas
 from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
 from hesim.circuit_plans import CircuitPlan, circuit_plan
 from hesim.params import CKKSParams
-from hesim.peaks import Peaks, at_elements, key_switch_peaks
+from hesim.peaks import RELINEARIZED, Amplitudes, Origin, Peaks, at_elements, key_switch_peaks
+from hesim.peaks import variance as peak_variance
 from hesim.profiles import NoiseProfile
 
 __all__ = ["OperationNoise"]
@@ -37,7 +39,7 @@ class OperationNoise:
     Attributes:
       variance: per ciphertext, of errors made in its own operation since the last product, without
         those of `peaks`.
-      peaks: by ciphertext, the same in single slots that have far more, beside `variance`.
+      peaks: by ciphertext, the errors in single slots that have far more, beside `variance`.
       operands: per operation, mean variance that its own instructions add before they compute
         anything, by moves, masks and refreshes, by the ciphertext of a whole tensor that is moved.
       rescales: per operation, number of rescales, those that only correct a scale left out.
@@ -66,7 +68,7 @@ class OperationNoise:
         self.rescales = np.bincount(circuit.source[counted], minlength=count)
         self.lowered = self._find_lowered()
         self.variance = np.zeros(len(kind))
-        self.peaks: dict[int, dict[int, float]] = {}
+        self.peaks: dict[int, Amplitudes] = {}
         self._used: dict[int, np.ndarray] = {}  # bool[slots] that masks have left, all if absent
         self.operands: list[dict[int, float]] = [{} for _ in range(count)]
         self._events = _Events(circuit.params, profile)
@@ -202,18 +204,16 @@ class OperationNoise:
             if kind == Kind.DOT:
                 depth[i] = max(depth[i], depth[c.arg2[where]].max())
             if kind == Kind.ADD and op in sums and len(set(tensor[root[arg]].tolist())) > 1:
-                shared = np.where(made, 0.0, alike / spread)
-                _note(factors[op], root[arg], shared / applied[arg] ** 2, ~made)
-                rest = c.factor[where].astype(float) ** 2 * (
-                    1.0 - shared / np.maximum(whole, _TINY)
-                )
-                variance[i] = np.dot(rest, own)
-                self._gather(i, rest, peaks)
+                # Peaks stay where they are: those of one key are alike in all copies as it is.
+                shared = np.where(made, 0.0, alike / spread) / np.maximum(whole, _TINY)
+                _note(factors[op], root[arg], shared * own / applied[arg] ** 2, ~made)
+                variance[i] = np.dot(c.factor[where].astype(float) ** 2 * (1.0 - shared), own)
+                self._gather(i, c.factor[where].astype(float), peaks)
                 computed[i] = True
             elif kind == Kind.ADD:
                 squares = c.factor[where].astype(float) ** 2
                 variance[i] = np.dot(squares, own)
-                self._gather(i, squares, peaks)
+                self._gather(i, c.factor[where].astype(float), peaks)
                 common[i] = np.dot(squares, alike)
                 if self._doubles(arg):
                     common[i], copies[i] = 3.0 * alike[0] + alike[1], 2.0 * spread[0]
@@ -244,7 +244,8 @@ class OperationNoise:
                     common[i] = variance[i] + self._mean(i, self.peaks.get(i, {}))
             else:
                 added = events.variance(kind, int(c.level[i]), float(c.scale[i]))
-                near_one = events.peaks(kind, int(c.level[i]), float(c.scale[i]))
+                key = int(c.param[i]) % c.slots if kind == Kind.ROTATE else RELINEARIZED
+                near_one = events.peaks(kind, int(c.level[i]), float(c.scale[i]), key)
                 moved = [self._rotated(p, int(c.param[i])) for p in peaks]
                 self._gather(
                     i, np.ones(len(arg) + 1), [*(moved if kind == Kind.ROTATE else peaks), near_one]
@@ -282,41 +283,65 @@ class OperationNoise:
             found.append(np.broadcast_to(np.asarray(vector) != 0.0, c.slots))
         return found
 
-    def _mean(self, cipher: int, peaks: Mapping[int, float]) -> float:
-        """Mean of these variances over the slots in use of a ciphertext."""
+    def _mean(self, cipher: int, peaks: Amplitudes) -> float:
+        """Mean variance of these errors over the slots in use of a ciphertext."""
         slots, used = self._circuit.slots, self._used.get(cipher)
         if used is None:
-            return sum(v for j, v in peaks.items() if j < slots) / slots
-        return sum(v for j, v in peaks.items() if j < slots and used[j]) / max(used.sum(), 1)
+            return sum(peak_variance(v) for j, v in peaks.items() if j < slots) / slots
+        total = sum(peak_variance(v) for j, v in peaks.items() if j < slots and used[j])
+        return total / max(used.sum(), 1)
 
-    def _means(self, ciphers: np.ndarray, peaks: Sequence[Mapping[int, float]]) -> np.ndarray:
+    def _means(self, ciphers: np.ndarray, peaks: Sequence[Amplitudes]) -> np.ndarray:
         return np.array([self._mean(c, p) for c, p in zip(ciphers.tolist(), peaks, strict=True)])
 
-    def _rotated(self, peaks: Mapping[int, float], step: int) -> dict[int, float]:
+    def _rotated(self, peaks: Amplitudes, step: int) -> Amplitudes:
         ring = self._circuit.params.slots
         return {(j - step) % ring: v for j, v in peaks.items()}
 
-    def _masked(
-        self, plains: np.ndarray, peaks: Sequence[Mapping[int, float]]
-    ) -> list[dict[int, float]]:
+    def _masked(self, plains: np.ndarray, peaks: Sequence[Amplitudes]) -> list[Amplitudes]:
         """Peaks after products by plaintexts of known numbers."""
         c, found = self._circuit, []
         for p, own in zip(plains.tolist(), peaks, strict=True):
             pack = c.packs[int(c.plain_pack[p])]
             vector = pack.vector(int(c.plain_row[p]), ()) if own else 0.0
-            squares = np.broadcast_to(np.square(vector), c.slots)
-            found.append({j: v * float(squares[j % c.slots]) for j, v in own.items()})
+            factors = np.broadcast_to(vector, c.slots)
+            found.append(
+                {j: _times(float(factors[j % c.slots]), errors) for j, errors in own.items()}
+            )
         return found
 
-    def _gather(self, i: int, squares: np.ndarray, peaks: Sequence[Mapping[int, float]]) -> None:
-        """Peaks of instruction i: a sum of errors times numbers with these squares."""
-        found: dict[int, float] = {}
-        for factor, own in zip(squares.tolist(), peaks, strict=True):
-            for slot, variance in own.items():
-                if factor * variance:
-                    found[slot] = found.get(slot, 0.0) + factor * variance
+    def _gather(self, i: int, factors: np.ndarray, peaks: Sequence[Amplitudes]) -> None:
+        """Peaks of instruction i: a sum of errors times these factors."""
+        found: dict[int, dict[Origin, float]] = {}
+        for factor, own in zip(factors.tolist(), peaks, strict=True):
+            for slot, errors in own.items():
+                total = found.setdefault(slot, {})
+                for origin, amplitude in errors.items():
+                    total[origin] = total.get(origin, 0.0) + factor * amplitude
+        found = {slot: errors for slot, errors in found.items() if any(errors.values())}
         if found:
             self.peaks[i] = found
+
+    def moves(self, ciphers: np.ndarray) -> bool:
+        """Whether there is a rotation between ciphertexts of whole tensors and these."""
+        c = self._circuit
+        waiting, seen = ciphers.tolist(), set()
+        while waiting:
+            i = waiting.pop()
+            if i in seen:
+                continue
+            seen.add(i)
+            if c.kind[i] == Kind.ROTATE:
+                return True
+            part = c.args(i)
+            used = c.arg[part].tolist()
+            used += c.arg2[part].tolist() if c.kind[i] == Kind.DOT else []
+            waiting += [a for a in used if not self._holds_tensor[a]]
+        return False
+
+
+def _times(factor: float, errors: Mapping[Origin, float]) -> dict[Origin, float]:
+    return {origin: factor * amplitude for origin, amplitude in errors.items()}
 
 
 def _note(
@@ -356,11 +381,11 @@ class _Events:
         """In all slots alike, without `peaks`."""
         return self._slots.get((kind, level), 0.0) / scale**2
 
-    def peaks(self, kind: int, level: int, scale: float) -> dict[int, float]:
-        """Besides, by slot of the ring."""
+    def peaks(self, kind: int, level: int, scale: float, key: int) -> Amplitudes:
+        """Besides, by slot of the ring; `key` names the switching key."""
         if kind not in (Kind.ROTATE, Kind.RELINEARIZE):
             return {}
-        return {j: v / scale**2 for j, v in self._peaks[level].items()}
+        return {j: {(key, j): math.sqrt(v) / scale} for j, v in self._peaks[level].items()}
 
 
 def _is_unit(pack: Pack) -> bool:

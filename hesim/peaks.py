@@ -6,6 +6,15 @@ nearest to 1, and 96 % in five. They are nothing beside the rounding unless the 
 near the special one; then one result in such a slot has as much error as thousands of others, and
 one variance for a whole tensor does not say what becomes of it. So these slots are followed by
 themselves, from instruction to instruction and to the elements of tensors that lie in them.
+
+The mean is the same for all digits, so whatever uses one switching key has the same error there:
+these errors are kept as amplitudes, by key and slot of origin, and add up or cancel.
+
+What this leaves out: an operand that is rotated before a product of two ciphertexts. What its peak
+becomes depends on the other factor's values in that slot, which no schedule knows, so it is taken
+as spread over the operand, and independent of what the same key does elsewhere. With a first prime
+of 60 bits, `python -m benchmarks.circuits` shows what that costs: nothing in a LayerNorm, up to
+0.7 bit too much behind the attention of a block, where its errors partly cancel.
 """
 
 from __future__ import annotations
@@ -22,13 +31,31 @@ from hesim.circuit.circuit import Tap
 from hesim.params import CKKSParams
 from hesim.profiles import NoiseProfile
 
-__all__ = ["Peaks", "key_switch_peaks", "at_elements"]
+__all__ = [
+    "RELINEARIZED",
+    "Amplitudes",
+    "Origin",
+    "Peaks",
+    "at_elements",
+    "key_switch_peaks",
+    "variance",
+]
 
 _FARTHEST = 9
 """Odd multiple of the angle π/N, up to which slots are followed by themselves."""
 
 _FAINT = 0.01
 """Share of what all slots have, under which an error in one slot is left out."""
+
+
+Origin = tuple[int, int]
+"""A switching key, by its rotation step or `RELINEARIZED`, and the slot in which it errs."""
+
+Amplitudes = Mapping[int, Mapping[Origin, float]]
+"""By slot, amplitudes of the errors that meet there, each that of one origin."""
+
+RELINEARIZED = -1
+"""Stands for the relinearization key."""
 
 
 class Peaks(NamedTuple):
@@ -43,28 +70,38 @@ class Peaks(NamedTuple):
       axis: along which members of the batch lie, -1 if none.
       elements: places of the elements in the flattened tensor without that axis.
       members: place of each along that axis, 0 if there is none.
-      stds: standard deviation of each one's error where it is read, in slots.
+      errors: of each one where it is read, amplitudes by origin, in slots.
     """
 
     mean: float
     axis: int
     elements: tuple[int, ...]
     members: tuple[int, ...]
-    stds: tuple[float, ...]
+    errors: tuple[tuple[tuple[Origin, float], ...], ...]
 
-    def within(self, shape: Sequence[int]) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """Index and stds of those that a tensor of this shape has, whatever its batch."""
+    @property
+    def origins(self) -> set[Origin]:
+        """Of all errors."""
+        return {origin for error in self.errors for origin, _ in error}
+
+    def matrix(self, order: Mapping[Origin, int]) -> np.ndarray:
+        """float64 (elements, origins): amplitudes with the origins in this order."""
+        found = np.zeros((len(self.elements), len(order)))
+        for row, error in enumerate(self.errors):
+            for origin, amplitude in error:
+                found[row, order[origin]] = amplitude
+        return found
+
+    def within(self, shape: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Which of them a tensor of this shape has, whatever its batch, and their index in it."""
         chosen = np.array(self.members, np.int64)
-        places = np.array(self.elements, np.int64)
-        stds = np.array(self.stds)
         rest = list(shape)
-        if self.axis >= 0:
-            held = chosen < rest.pop(self.axis)
-            chosen, places, stds = chosen[held], places[held], stds[held]
+        held = chosen < rest.pop(self.axis) if self.axis >= 0 else np.ones(len(chosen), bool)
+        places = np.array(self.elements, np.int64)[held]
         index = list(np.unravel_index(places, rest)) if rest else []
         if self.axis >= 0:
-            index.insert(self.axis, chosen)
-        return tuple(index), stds
+            index.insert(self.axis, chosen[held])
+        return held, tuple(index)
 
 
 def key_switch_peaks(params: CKKSParams, level: int, profile: NoiseProfile) -> dict[int, float]:
@@ -88,28 +125,35 @@ def key_switch_peaks(params: CKKSParams, level: int, profile: NoiseProfile) -> d
 
 
 def at_elements(
-    tap: Tap, slots: Mapping[int, Mapping[int, float]], mean: float, flat: float
+    tap: Tap, slots: Mapping[int, Amplitudes], mean: float, flat: float
 ) -> Peaks | None:
     """Errors in single slots as those of the elements of a tensor.
 
     Args:
       tap: where the tensor lies.
-      slots: by ciphertext, variance by slot.
-      mean: of these variances over the slots in use.
+      slots: by ciphertext, the errors.
+      mean: of their variances over the slots in use.
       flat: variance that all slots have besides.
 
     Returns:
       None if all of it is below a hundredth of `flat`.
     """
     members = tap.batch if tap.batch_axis >= 0 else 1
+    sign = math.copysign(1.0, tap.gain)
     found = []
     for cipher in tap.ciphers.tolist():
-        for slot, variance in slots.get(cipher, {}).items():
+        for slot, errors in slots.get(cipher, {}).items():
             column, member = divmod(slot, tap.width)
-            held = np.flatnonzero((tap.cipher == cipher) & (tap.column == column))
-            if member < members and variance > _FAINT * flat:
-                found += [(int(e), member, math.sqrt(variance)) for e in held]
+            if member < members and variance(errors) > _FAINT * flat:
+                own = tuple((origin, sign * a) for origin, a in sorted(errors.items()))
+                held = np.flatnonzero((tap.cipher == cipher) & (tap.column == column))
+                found += [(int(e), member, own) for e in held]
     if not found and mean <= _FAINT * flat:
         return None
-    elements, places, stds = zip(*sorted(found), strict=True) if found else ((), (), ())
-    return Peaks(math.sqrt(mean), tap.batch_axis, elements, places, stds)
+    elements, places, errors = zip(*sorted(found), strict=True) if found else ((), (), ())
+    return Peaks(math.sqrt(mean), tap.batch_axis, elements, places, errors)
+
+
+def variance(errors: Mapping[Origin, float]) -> float:
+    """Of the sum of errors of these amplitudes."""
+    return sum(amplitude**2 for amplitude in errors.values())

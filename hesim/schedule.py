@@ -56,8 +56,8 @@ class Placement:
       operand_stds, added_std: standard deviation of what the operation's instructions add to each
         operand and to the result, in slots; None for what `rotated` and `rescaled` imply.
       peaks: what its instructions add to the result in single slots, beside `added_std`.
-      aligned: for each operand, whether the result's elements are made in the very slots in which
-        the operand's are read; empty where no key switch has peaks.
+      aligned: for each operand, whether the result is made, without rotations, in the very slots
+        in which the operand is read; empty where no key switch has peaks.
       plan: of a polynomial or a power, the instructions that carry it out, where they are known.
     """
 
@@ -179,10 +179,11 @@ def of_circuit(
             operand_stds=_operand_stds(equation, facts.operands[made], owner),
             added_std=math.sqrt(added),
             peaks=peaks,
-            aligned=_aligned(equation, tap, read) if facts.peaks else (),
+            aligned=_aligned(equation, taps.get(made), read, facts) if facts.peaks else (),
             plan=facts.plan(ciphers, _operand_gain(equation, signed)) if own and planned else None,
         )
-        read.update({v.id: tap for v in equation.outputs if tap is not None})
+        place = taps.get(made)
+        read.update({v.id: place for v in equation.outputs if place is not None})
         signed.update({v.id: 1.0 if tap is None else tap.gain for v in equation.outputs})
         names = {v.id for v in equation.outputs}
         gains.update(dict.fromkeys(names, gain))
@@ -250,15 +251,21 @@ def _operand_stds(
     return tuple(stds)
 
 
-def _aligned(equation: Equation, tap: Tap | None, read: Mapping[int, Tap]) -> tuple[bool, ...]:
-    """For each operand, whether it is read in the slots of the result, element by element."""
+def _aligned(
+    equation: Equation, tap: Tap | None, read: dict[int, Tap], facts: OperationNoise
+) -> tuple[bool, ...]:
+    """For each operand, whether it is read in the slots of the result in `tap`, and not moved. An
+    operand without ciphertexts of its own is what it was made of.
+    """
+    if tap is None or facts.moves(tap.ciphers):
+        return (False,) * len(equation.inputs)
 
     def same(operand: Var | Literal) -> bool:
         other = None if isinstance(operand, Literal) else read.get(operand.id)
-        if tap is None or other is None or tap.shape != other.shape:
+        if other is None:
             return False
-        places = (tap.batch_axis, tap.width) == (other.batch_axis, other.width)
-        return places and np.array_equal(tap.column, other.column)
+        places = (tap.batch_axis < 0, tap.width) == (other.batch_axis < 0, other.width)
+        return places and np.array_equal(np.unique(tap.column), np.unique(other.column))
 
     return tuple(same(v) for v in equation.inputs)
 

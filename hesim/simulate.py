@@ -35,6 +35,7 @@ from hesim.draws import Draws
 from hesim.errors import ParameterError
 from hesim.noise_rules import FOLDED, Operation, apply, bootstrapped
 from hesim.params import CKKSParams
+from hesim.peaks import Origin
 from hesim.predictions import OpPrediction, Prediction, predict
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
@@ -223,6 +224,9 @@ class _Walk:
         self.gains: dict[int, float] = {}
         self.early: dict[int, Any] = {}
         self.peaks: dict[int, Any] = {}
+        self.origins = {origin: k for k, origin in enumerate(_origins(self.schedule))}
+        #: What each switching key does near ζ = 1, the same in all its uses.
+        self.keys = self.draws.plain(jnp.zeros(len(self.origins)), 1.0) if self.origins else None
 
     def _wide(self, value: Any) -> Any:
         return wide_array(value) if self.wide else value
@@ -314,13 +318,16 @@ class _Walk:
         place = self.schedule[equation.index]
         if place.peaks is None:
             return out
-        (x,) = out
+        x = out[0]
         mean = self.draws.plain(x, place.gain * place.peaks.mean)
-        index, stds = place.peaks.within(x.shape)
-        own = self.draws.plain(jnp.zeros(len(stds), x.dtype), 1.0) * (place.gain * stds)
+        held, index = place.peaks.within(x.shape)
+        amplitudes = place.gain * place.peaks.matrix(self.origins)[held]
         name = equation.outputs[0].id
-        carried = self.peaks.get(name, jnp.zeros_like(x))
-        self.peaks[name] = (carried - mean).at[index].add(own.astype(x.dtype))
+        carried = self.peaks.get(name, jnp.zeros_like(x)) - mean
+        if self.keys is not None:
+            own = jnp.asarray(amplitudes, x.dtype) @ self.keys.astype(x.dtype)
+            carried = carried.at[index].add(own)
+        self.peaks[name] = carried
         return [x + mean]
 
     def _carry_peaks(self, equation: Equation, args: list[Any]) -> None:
@@ -353,9 +360,14 @@ def _evaluate(equation: Equation, wide: bool, args: list[Any]) -> list[Any]:
     return bind(equation, args, wide)
 
 
+def _origins(schedule: Schedule) -> list[Origin]:
+    """Of the errors in single slots of all operations."""
+    return sorted({o for place in schedule.values() if place.peaks for o in place.peaks.origins})
+
+
 def _noise_values(program: Program, schedule: Schedule) -> int:
     """Noise values that a simulation uses, at most."""
-    total = sum(v.size for v in program.inputs if v.encrypted)
+    total = sum(v.size for v in program.inputs if v.encrypted) + len(_origins(schedule))
     for equation in program.ops:
         place = schedule[equation.index]
         sizes = {v.id: v.size for v in equation.inputs if isinstance(v, Var)}
@@ -363,7 +375,7 @@ def _noise_values(program: Program, schedule: Schedule) -> int:
         if place.refreshed_after:
             total += sum(v.size for v in equation.outputs)
         if place.peaks is not None:
-            total += len(place.peaks.stds) + sum(v.size for v in equation.outputs)
+            total += sum(v.size for v in equation.outputs)
         known = bool(any(place.operand_stds or ()) or place.added_std)
         if place.rescaled or place.rotated or known or equation.name == "refresh":
             total += sum(sizes.values()) + sum(v.size for v in equation.outputs)
