@@ -12,9 +12,9 @@ these errors are kept as amplitudes, by key and slot of origin, and add up or ca
 
 What this leaves out: an operand that is rotated before a product of two ciphertexts. What its peak
 becomes depends on the other factor's values in that slot, which no schedule knows, so it is taken
-as spread over the operand, and independent of what the same key does elsewhere. With a first prime
-of 60 bits, `python -m benchmarks.circuits` shows what that costs: nothing in a LayerNorm, up to
-0.7 bit too much behind the attention of a block, where its errors partly cancel.
+as spread over the operand, and independent of what the same key does elsewhere. What that costs
+with a first prime of 60 bits, `python -m benchmarks.circuits block` shows: up to 0.7 bit too much
+in operations behind the attention of a block, where its errors partly cancel.
 """
 
 from __future__ import annotations
