@@ -12,7 +12,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 
 import sys
 
-from benchmarks import approximation, circuits, machines, noise, operations, simulation, training
+from benchmarks import (
+    approximation,
+    circuits,
+    machines,
+    noise,
+    operations,
+    simulation,
+    suggest,
+    training,
+)
 
 ALL = {
     "approximation": lambda: approximation.main([]),
@@ -21,6 +30,7 @@ ALL = {
     "simulation": lambda: simulation.main([]),
     "noise": noise.main,
     "circuits": lambda: circuits.main([]),
+    "suggest": lambda: suggest.main([]),
     "training": training.main,
 }
 LONG = ("noise", "training")

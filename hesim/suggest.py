@@ -25,6 +25,9 @@ __all__ = ["Alternative", "Suggestion", "suggest"]
 _MARGIN_BITS = 0.1
 """Predictions are random; a scale is raised if a candidate misses by more than this."""
 
+_MOST_BITS = 60
+"""Bits of SEAL's largest primes."""
+
 
 @dataclass(frozen=True)
 class Alternative:
@@ -185,10 +188,14 @@ class _Trial:
         """Candidates of this ring and length: a first guess of the scale, then the one it implies,
         since precision grows bit for bit with the scale.
         """
-        scale = self._guess(log_n)
+        most = _MOST_BITS - headroom
+        scale = min(self._guess(log_n), most)
+        entry: Alternative | None = None
         for last in (False, True):
             sizes = _sizes(scale, headroom)
             if sizes is None or largest_levels(log_n, *sizes, security) < levels:
+                if entry is not None:
+                    yield entry  # what it lacks says more than nothing at all
                 return
             entry = self._try(CKKSParams(log_n, levels, *sizes, security))
             missing = self.bits - entry.bits
@@ -196,7 +203,7 @@ class _Trial:
                 self.lost = scale - entry.bits - log_n
             # Half a bit is a coefficient modulus smaller by `levels / 2` bits: worth a second look.
             wanted = scale + math.ceil(missing) if math.isfinite(missing) else scale
-            wanted = max(wanted, log_n + 6)
+            wanted = min(max(wanted, log_n + 6), most)
             done = wanted == scale or (-1.0 < missing <= _MARGIN_BITS)
             if done or last or entry.fits:
                 yield entry
@@ -220,6 +227,8 @@ class _Trial:
         )
         if self.memory is not None and ledger.key_bytes > self.memory:
             return replace(entry, lacks=f"keys exceed {_bytes(self.memory)}")
+        if math.isnan(entry.bits):
+            return replace(entry, lacks="values run away under the noise")
         if entry.bits < self.bits - _MARGIN_BITS:
             return replace(entry, lacks=f"below {self.bits:g} bits")
         return entry
@@ -230,7 +239,13 @@ class _Trial:
             self.program, params, self.args, self.keys, self.profile, schedule=schedule
         )
         leaves = (tree_util.tree_leaves(tree) for tree in (prediction.outputs, prediction.exact))
-        errors = [np.ravel(np.asarray(a) - np.asarray(b)) for a, b in zip(*leaves, strict=True)]
+        found, exact = ([np.asarray(x) for x in side] for side in leaves)
+        if not all(np.all(np.isfinite(x)) for x in exact if np.issubdtype(x.dtype, np.inexact)):
+            raise ParameterError(
+                "without any noise, the function gives numbers that are not finite for these "
+                "arguments: pass args=(...) that stand for real data"
+            )
+        errors = [np.ravel(a - b) for a, b in zip(found, exact, strict=True)]
         secret = [
             e for e, v in zip(errors, self.program.outputs, strict=True) if v.encrypted and e.size
         ]
@@ -246,14 +261,14 @@ def _first_scale(bits: float, log_n: int) -> int:
 def _sizes(scale: int, headroom: int) -> tuple[int, int, int] | None:
     """Sizes of the scale, the first and the special prime, ten bits apart where 60 bits allow."""
     first = scale + headroom
-    return None if first > 60 else (scale, first, min(60, first + 10))
+    return None if first > _MOST_BITS else (scale, first, min(_MOST_BITS, first + 10))
 
 
 def _lengths(
     program: Program, log_n: int, bits: float, headroom: int, security: int
 ) -> tuple[int, ...]:
     """Chain lengths worth a try: all that the computation can use, half of it, and a short one."""
-    sizes = _sizes(_first_scale(bits, log_n), headroom)
+    sizes = _sizes(min(_first_scale(bits, log_n), _MOST_BITS - headroom), headroom)
     if sizes is None:
         return ()
     most = min(largest_levels(log_n, *sizes, security), max(program.depth, 1) + 3)

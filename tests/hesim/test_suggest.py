@@ -8,6 +8,7 @@ import pytest
 import hesim
 from hesim.errors import ParameterError
 from hesim.params import SEAL_LIMITS, SECURITY_LIMITS
+from hesim.suggest import _Trial
 
 W = np.random.default_rng(0).uniform(-1, 1, (8, 8)).astype(np.float32) / 3
 
@@ -68,6 +69,29 @@ def test_impossible_wishes_say_what_to_change(program):
         hesim.suggest(program, bits=20, slots=1 << 15, rings=(13,))
     with pytest.raises(ParameterError, match="security"):
         hesim.suggest(program, bits=20, security=100)
+
+
+def test_parameters_whose_values_run_away_are_not_suggested():
+    def steep(x):
+        for _ in range(4):
+            x = 40 * x * x
+        return x
+
+    program = hesim.trace(steep, np.zeros((4,), np.float32))
+    args = (np.full(4, 0.9 / 40, np.float32),)
+    found = hesim.suggest(program, bits=10, rings=(13,), keys=1, args=args)
+    assert found.bits >= 9.9
+    with pytest.raises(ParameterError, match="stand for real data"):
+        hesim.suggest(program, bits=10, rings=(13,), keys=1, args=(np.full(4, np.nan),))
+    trial = _Trial(program, args, 10.0, None, None, "seal", 1)
+    trial._bits = lambda params, circuit: math.nan
+    entry = trial._try(found.params)
+    assert not entry.fits and "run away" in entry.lacks
+
+
+def test_a_scale_that_no_prime_holds_says_what_is_reached(program):
+    with pytest.raises(ParameterError, match="the most is"):
+        hesim.suggest(program, bits=45, rings=(13,), keys=1)
 
 
 def test_reasons_and_table_are_in_words(suggestion):
