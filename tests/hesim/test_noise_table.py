@@ -61,13 +61,14 @@ def test_quantiles_come_from_histograms():
 
 def test_cases_with_uncertain_quantiles_are_measured_under_more_keys(tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "_NUMBERS", 1 << 14)
+    monkeypatch.setattr(noise, "_UNSETTLED", 0.01)  # two random keys are hardly that sure
     options = {"rings": [11], "first_bits": [60], "distributions": ["constant"], "levels": 2}
     noise.main(str(tmp_path), keys=2, most=4, cases=["public matmul", "sum"], **options)
     rows = list(csv.DictReader((tmp_path / "noise.csv").open()))
     keys = {row["row"]: int(row["keys"]) for row in rows}
-    assert keys["sum"] == 4
+    assert keys["sum"] == 4 and keys["encode"] in (2, 4)
     for row in rows:
-        unsettled = float(row["q999_error"]) > 0.1
+        unsettled = float(row["q999_error"]) > 0.01
         assert not unsettled or int(row["keys"]) == 4
         # Standard errors excuse a std, never a quantile.
         assert row["passes"] == "False" or abs(float(row["q999_off"])) <= 0.3
