@@ -160,7 +160,7 @@ def test_the_site_that_a_runaway_step_left_first_is_named():
     def step(state, batch, frozen):
         return state, {"loss": jnp.nan, "outside": {**shares, "layer0.attention.exp": 0.0}}
 
-    state = TrainState(jnp.array(7), {}, None, jax.random.key(0))
+    state = TrainState(jnp.array(7), {}, (), jax.random.key(0))
     with pytest.raises(
         TrainingError, match=r"step 7; in this step layer0\.ffn\.relu was the first"
     ):
