@@ -15,6 +15,7 @@ __all__ = [
     "ParameterError",
     "TraceError",
     "ValueOverflowError",
+    "ValueOverflowWarning",
 ]
 
 
@@ -55,3 +56,7 @@ class LayoutError(HesimError):
 
 class ValueOverflowError(HesimError, OverflowError):
     """Values met in calibration, or in a certified run, wrap around the modulus at some level."""
+
+
+class ValueOverflowWarning(UserWarning):
+    """Values that a prediction met wrap around the modulus: encrypted, they would be refused."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from hesim.errors import ParameterError
+from hesim.errors import ParameterError, ValueOverflowWarning
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
 from hesim.program import widened
@@ -219,6 +219,7 @@ def _warn(program: Program, ops: Sequence[OpPrediction]) -> None:
             f"{equation.source} wrap around the modulus{where}: a client would refuse them. Leave "
             "these rows out, fit the polynomials before it on wider domains, or take parameters "
             "with more bits in the first prime",
+            ValueOverflowWarning,
             stacklevel=3,
         )
         return

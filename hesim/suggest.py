@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from jax import tree_util
 
 from hesim.circuit.compile import compile
-from hesim.errors import LayoutError, LevelError, ParameterError
+from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
 from hesim.params import SEAL_LIMITS, SECURITY_LIMITS, CKKSParams, largest_levels
 from hesim.predictions import predict
 from hesim.profiles import NoiseProfile
@@ -24,6 +25,9 @@ __all__ = ["Alternative", "Suggestion", "suggest"]
 
 _MARGIN_BITS = 0.1
 """Predictions are random; a scale is raised if a candidate misses by more than this."""
+
+_RUNAWAY_BITS = 8.0
+"""By how much the scale is raised where a candidate's values wrap around."""
 
 _MOST_BITS = 60
 """Bits of SEAL's largest primes."""
@@ -36,7 +40,7 @@ class Alternative:
     Attributes:
       params: ring, primes and scale.
       bits: predicted precision of the outputs, -log2 of their root mean square error; NaN if it was
-        not compiled.
+        not compiled, or if values wrap around the modulus under some key.
       seconds: predicted for one core. refreshes, rounds: ciphertexts refreshed, and round trips.
       key_bytes: of all evaluation keys.
       lacks: why it does not do, empty if it does.
@@ -199,8 +203,10 @@ class _Trial:
                 return
             entry = self._try(CKKSParams(log_n, levels, *sizes, security))
             missing = self.bits - entry.bits
-            if math.isfinite(entry.bits):
-                self.lost = scale - entry.bits - log_n
+            if math.isnan(entry.bits) and math.isfinite(entry.seconds):
+                missing = _RUNAWAY_BITS  # nobody knows how much, only that it was far too coarse
+            if math.isfinite(missing):
+                self.lost = scale - (self.bits - missing) - log_n
             # Half a bit is a coefficient modulus smaller by `levels / 2` bits: worth a second look.
             wanted = scale + math.ceil(missing) if math.isfinite(missing) else scale
             wanted = min(max(wanted, log_n + 6), most)
@@ -228,16 +234,18 @@ class _Trial:
         if self.memory is not None and ledger.key_bytes > self.memory:
             return replace(entry, lacks=f"keys exceed {_bytes(self.memory)}")
         if math.isnan(entry.bits):
-            return replace(entry, lacks="values run away under the noise")
+            return replace(entry, lacks="values run away under the noise, beyond the modulus")
         if entry.bits < self.bits - _MARGIN_BITS:
             return replace(entry, lacks=f"below {self.bits:g} bits")
         return entry
 
     def _bits(self, params: CKKSParams, circuit: Any) -> float:
         schedule = of_circuit(self.program, circuit, self.profile)
-        prediction = predict(
-            self.program, params, self.args, self.keys, self.profile, schedule=schedule
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ValueOverflowWarning)  # said of the alternative
+            prediction = predict(
+                self.program, params, self.args, self.keys, self.profile, schedule=schedule
+            )
         leaves = (tree_util.tree_leaves(tree) for tree in (prediction.outputs, prediction.exact))
         found, exact = ([np.asarray(x) for x in side] for side in leaves)
         if not all(np.all(np.isfinite(x)) for x in exact if np.issubdtype(x.dtype, np.inexact)):
@@ -245,6 +253,8 @@ class _Trial:
                 "without any noise, the function gives numbers that are not finite for these "
                 "arguments: pass args=(...) that stand for real data"
             )
+        if prediction.overflows:
+            return math.nan
         errors = [np.ravel(a - b) for a, b in zip(found, exact, strict=True)]
         secret = [
             e for e, v in zip(errors, self.program.outputs, strict=True) if v.encrypted and e.size

@@ -8,7 +8,7 @@ import pytest
 import hesim
 from hesim.errors import ParameterError
 from hesim.params import SEAL_LIMITS, SECURITY_LIMITS
-from hesim.suggest import _Trial
+from hesim.suggest import _first_scale, _Trial
 
 W = np.random.default_rng(0).uniform(-1, 1, (8, 8)).astype(np.float32) / 3
 
@@ -87,6 +87,9 @@ def test_parameters_whose_values_run_away_are_not_suggested():
     trial._bits = lambda params, circuit: math.nan
     entry = trial._try(found.params)
     assert not entry.fits and "run away" in entry.lacks
+    tried = list(trial.settle(13, 2, 10, 128))
+    assert len(tried) == 1 and trial.lost is not None  # it was tried again at a larger scale
+    assert tried[0].params.scale_bits >= _first_scale(10, 13) + 8
 
 
 def test_a_scale_that_no_prime_holds_says_what_is_reached(program):
