@@ -25,6 +25,7 @@ from he_backend.machines.protocol import Machine
 from he_backend.machines.pyfhel import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit
+from hesim.errors import ValueOverflowWarning
 from hesim.params import CKKSParams
 from hesim.predictions import predict
 from hesim.program import Program
@@ -38,7 +39,9 @@ from models.train import Batch, take
 
 __all__ = [
     "Measured",
+    "MODEL",
     "Sentences",
+    "batched",
     "claim",
     "insecure",
     "kept",
@@ -47,6 +50,11 @@ __all__ = [
     "reviews",
     "standard_error",
 ]
+
+MODEL = EncoderConfig(
+    layers=1, hidden=16, heads=2, ffn=32, sequence=16, vocabulary=4096, pooler=(16,), classes=2
+)
+"""What a study trains and encrypts by the dozen: as small as learns anything."""
 
 Sentences = tuple[Batch, Batch, Batch]
 """Training, validation and held-out sentences."""
@@ -141,7 +149,9 @@ def measure(
         for seed in range(keys * len(batches)):
             batch = seed % len(batches)
             arguments = batches[batch]
-            found = predict(program, circuit.params, arguments, 1, schedule=schedule, seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ValueOverflowWarning)  # counted as lost
+                found = predict(program, circuit.params, arguments, 1, schedule=schedule, seed=seed)
             logits = np.asarray(found.outputs)
             if found.overflows:
                 logits = np.full_like(logits, np.nan)
@@ -174,6 +184,15 @@ def measure(
         twin_score=float(np.mean(right)),
         seconds=sum(run["seconds"] for run in met) / encrypted_keys,
     )
+
+
+def batched(sentences: Batch, count: int, size: int) -> list[Batch]:
+    """The first `count` sentences, `size` at a time. ExperimentError if that leaves a rest."""
+    if count % size:
+        raise ExperimentError(
+            f"{count} sentences make no whole batches of {size}: take a multiple of that"
+        )
+    return [take(sentences, rows) for rows in np.arange(count).reshape(-1, size)]
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -23,13 +23,23 @@ from scipy import stats
 
 import hesim
 from experiments.errors import ExperimentError
-from experiments.studies.blind import Measured, Sentences, claim, insecure, kept, measure, reviews
+from experiments.studies.blind import (
+    MODEL,
+    Measured,
+    Sentences,
+    batched,
+    claim,
+    insecure,
+    kept,
+    measure,
+    reviews,
+)
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
 from models.files import write_whole
 from models.recipe import Recipe, Trained, train_classifier
 from models.sites import FitSettings
-from models.train import Batch, simulated_forward, take
+from models.train import Batch, simulated_forward
 
 __all__ = ["NOISE_STUDY", "Arm", "NoiseStudy", "difference", "run_noise_study", "table"]
 
@@ -71,9 +81,7 @@ class NoiseStudy:
     scale_bits: int = 23
     first_bits: int = 35
     special_bits: int = 60
-    config: EncoderConfig = EncoderConfig(
-        layers=1, hidden=16, heads=2, ffn=32, sequence=16, vocabulary=4096, pooler=(16,), classes=2
-    )
+    config: EncoderConfig = MODEL
     recipe: Recipe = Recipe(
         steps=250,
         polynomial_steps=100,
@@ -126,11 +134,8 @@ def run_noise_study(
     Raises:
       ExperimentError: the folder belongs to another study, or sentences that make no whole batches.
     """
-    if study.sentences % study.batch:
-        raise ExperimentError(
-            f"{study.sentences} sentences make no whole batches of {study.batch}: take a multiple"
-        )
     config, parts = (study.config, data) if data else reviews(study.config, study.sentences)
+    held_out = batched(parts[2], study.sentences, study.batch)
     folder = claim(folder, dataclasses.replace(study, seeds=()), backend, Arm)
     say(f"{study.ckks}: the security check is switched off, for studies only")
     arms = []
@@ -143,7 +148,7 @@ def run_noise_study(
             ) -> dict[str, float]:
                 say(f"seed {seed}: training {'with' if noise else 'without'} noise")
                 trained = _train(study, config, parts, seed, noise, folder)
-                found = _measure(study, trained, parts[2], backend, path.with_suffix(""))
+                found = _measure(study, trained, held_out, backend, path.with_suffix(""))
                 return dataclasses.asdict(found)
 
             arm = Arm(seed=seed, noise=noise, **kept(path, measured))
@@ -231,11 +236,9 @@ def _train(
 
 
 def _measure(
-    study: NoiseStudy, trained: Trained, sentences: Batch, backend: str, folder: Path
+    study: NoiseStudy, trained: Trained, parts: Sequence[Batch], backend: str, folder: Path
 ) -> Measured:
     model, params = trained.model, trained.params
-    rows = np.arange(study.sentences).reshape(-1, study.batch)
-    parts = [take(sentences, numbers) for numbers in rows]
     batches = [
         (params, np.asarray(model.embed(params, part.tokens)), np.asarray(part.mask))
         for part in parts

@@ -26,8 +26,17 @@ import jax
 import numpy as np
 
 import hesim
-from experiments.errors import ExperimentError
-from experiments.studies.blind import Measured, Sentences, claim, insecure, kept, measure, reviews
+from experiments.studies.blind import (
+    MODEL,
+    Measured,
+    Sentences,
+    batched,
+    claim,
+    insecure,
+    kept,
+    measure,
+    reviews,
+)
 from he_backend import exact
 from hesim.params import CKKSParams
 from models import metrics
@@ -144,9 +153,7 @@ class Study:
     keys: int = 32
     encrypted_keys: int = 4
     batch: int = 256
-    config: EncoderConfig = EncoderConfig(
-        layers=1, hidden=16, heads=2, ffn=32, sequence=16, vocabulary=4096, pooler=(16,), classes=2
-    )
+    config: EncoderConfig = MODEL
     recipe: Recipe = Recipe(
         steps=400,
         polynomial_steps=0,
@@ -292,11 +299,7 @@ def _reachable(truth: np.ndarray, *errors: np.ndarray) -> tuple[float, float]:
 def _one(
     study: Study, variant: Variant, trained: _Trained, sentences: Batch, folder: Path, backend: str
 ) -> Ranked:
-    params, size = trained.params, min(study.batch, variant.sentences)
-    if variant.sentences % size:
-        raise ExperimentError(
-            f"{variant.name}: {variant.sentences} sentences make no whole batches of {size}"
-        )
+    params = trained.params
     sites = fit_ranges(trained.model.config, trained.met, variant.fit())
     twin = Model(trained.model.config, sites, low_rank=variant.rank > 0)
     adapters, rest = partition(params, is_adapter)
@@ -304,8 +307,7 @@ def _one(
     def logits(adapters: Params, rest: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
         return twin.encrypted_forward(combine(adapters, rest), x, mask)
 
-    rows = np.arange(variant.sentences).reshape(-1, size)
-    parts = [take(sentences, numbers) for numbers in rows]
+    parts = batched(sentences, variant.sentences, min(study.batch, variant.sentences))
     batches = [
         (adapters, rest, np.asarray(twin.embed(params, part.tokens)), np.asarray(part.mask))
         for part in parts
