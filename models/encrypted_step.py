@@ -80,7 +80,7 @@ class PolynomialSoftmax:
     def share_outside(self, logits: jax.Array) -> jax.Array:
         """Fraction of centred logits beyond the bound, for runs in the clear."""
         centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
-        return 1 - jnp.mean(jnp.abs(centred) <= self.bound)
+        return jnp.mean(~(jnp.abs(centred) <= self.bound))
 
 
 def inverse_root(tol: float = 1e-3) -> Any:

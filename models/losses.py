@@ -106,7 +106,7 @@ def share_outside(
 ) -> dict[str, jax.Array]:
     """Per site the fraction of values outside its range; a NaN is outside."""
     return {
-        name: 1 - jnp.mean((unit[name] * values[name] >= low) & (unit[name] * values[name] <= high))
+        name: jnp.mean(~((unit[name] * values[name] >= low) & (unit[name] * values[name] <= high)))
         for name, (low, high) in ranges.items()
         if name in values
     }

@@ -174,6 +174,12 @@ def test_a_value_that_is_no_number_is_outside():
     assert float(softmax.share_outside(jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]))) == 0.5
 
 
+@pytest.mark.parametrize("size", [3, 41, 1618, 99_999])
+def test_nothing_is_outside_where_all_is_inside_not_even_a_rounding(size):
+    share = jax.jit(lambda x: share_outside({"a": x}, {"a": 1.0}, {"a": (0.0, 1.0)})["a"])
+    assert float(share(jnp.full(size, 0.5))) == 0.0
+
+
 def test_the_encrypted_update_is_the_exact_one_up_to_its_polynomials():
     data = rows(64, 0)
     adapted = CONFIG.replace(lora_rank=2)
