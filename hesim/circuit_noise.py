@@ -14,16 +14,15 @@ variance that is in the mean over all copies counts as the operand's, the rest a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hesim import noise as formulas
 from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
 from hesim.circuit_plans import CircuitPlan, circuit_plan
-from hesim.params import CKKSParams
-from hesim.peaks import RELINEARIZED, Amplitudes, Origin, Peaks, at_elements, key_switch_peaks
+from hesim.instruction_noise import InstructionNoise
+from hesim.peak_products import SlotValues
+from hesim.peaks import RELINEARIZED, Amplitudes, Factor, Origin, Peaks, at_elements, copied
 from hesim.peaks import variance as peak_variance
 from hesim.profiles import NoiseProfile
 
@@ -71,7 +70,9 @@ class OperationNoise:
         self.peaks: dict[int, Amplitudes] = {}
         self._used: dict[int, np.ndarray] = {}  # bool[slots] that masks have left, all if absent
         self.operands: list[dict[int, float]] = [{} for _ in range(count)]
-        self._events = _Events(circuit.params, profile)
+        self._events = InstructionNoise(circuit.params, profile)
+        self._tensor = self._tensors()
+        self._values = SlotValues(circuit, self._tensor)
         self._follow(self._events)
         inner = [int(r) for r in refreshes if int(self._first[r]) not in results]
         self.inner_refreshes = self._by_depth(inner)
@@ -80,9 +81,10 @@ class OperationNoise:
         """Mean variance over a result's ciphertexts, and what single slots have besides."""
         if not len(tap.ciphers):
             return 0.0, None
-        mean = float(np.mean([self._mean(int(c), self.peaks.get(int(c), {})) for c in tap.ciphers]))
         flat = float(self.variance[tap.ciphers].mean())
-        return flat, at_elements(tap, self.peaks, mean, flat)
+        if not self.peaks:
+            return flat, None
+        return flat, at_elements(tap, self.peaks, self._in_use(tap), flat, self._values.element)
 
     def plan(self, ciphers: np.ndarray, operand_gain: float) -> CircuitPlan | None:
         """The arithmetic between an operand and a result that these ciphertexts hold, if it is one
@@ -164,7 +166,7 @@ class OperationNoise:
                 lowered.setdefault(int(consumer[place]), set()).add(cipher)
         return lowered
 
-    def _follow(self, events: _Events) -> None:
+    def _follow(self, events: InstructionNoise) -> None:
         c, variance = self._circuit, self.variance
         corrections = set(self._corrections.tolist())
         # What is rotated or masked for one operation may serve others too: whatever holds no whole
@@ -177,7 +179,7 @@ class OperationNoise:
         # Of the errors summed over all copies of a tensor: variance over the number of copies.
         common, copies = np.zeros(len(c.kind)), np.ones(len(c.kind))
         products, sums = self._products(), self._sums()
-        tensor = self._tensors()
+        tensor = self._tensor
         factors: list[dict[int, list[float]]] = [{} for _ in self.operands]
         for i in range(len(c.kind)):
             op = int(c.source[i])
@@ -206,6 +208,8 @@ class OperationNoise:
             if kind == Kind.ADD and op in sums and len(set(tensor[root[arg]].tolist())) > 1:
                 # Peaks stay where they are: those of one key are alike in all copies as it is.
                 shared = np.where(made, 0.0, alike / spread) / np.maximum(whole, _TINY)
+                # What masks and peaks leave is a mean over slots in use, and copies may be few.
+                shared = np.minimum(shared, 1.0)
                 _note(factors[op], root[arg], shared * own / applied[arg] ** 2, ~made)
                 variance[i] = np.dot(c.factor[where].astype(float) ** 2 * (1.0 - shared), own)
                 self._gather(i, c.factor[where].astype(float), peaks)
@@ -220,10 +224,13 @@ class OperationNoise:
             elif kind == Kind.DOT:
                 other = c.arg2[where]
                 held = inside[other] | (c.source[other] == op)
-                more = self._means(other, [self.peaks.get(b, {}) for b in other.tolist()])
-                beside = np.where(held, variance[other] + more, 0.0)
-                _note(factors[op], root[arg], whole / applied[arg] ** 2, ~made)
+                theirs = [self.peaks.get(b, {}) if h else {} for b, h in zip(other.tolist(), held)]
                 moved = ~(computed[other] & inside[other])
+                errors = self._multiply(i, [*peaks, *theirs], np.append(~made, moved))
+                whole = own + self._means(arg, errors[: len(arg)])
+                beside = np.where(held, variance[other], 0.0)
+                beside += self._means(other, errors[len(arg) :])
+                _note(factors[op], root[arg], whole / applied[arg] ** 2, ~made)
                 _note(factors[op], root[other], beside / applied[other] ** 2, moved)
                 computed[i] = True
             elif kind == Kind.DOT_PLAIN:
@@ -271,6 +278,11 @@ class OperationNoise:
         if found and not np.all(used := np.any(found, axis=0)):
             self._used[i] = used
 
+    def _in_use(self, tap: Tap) -> dict[int, np.ndarray]:
+        """bool[slots] by ciphertext of a tensor."""
+        every = np.ones(self._circuit.slots, bool)
+        return {c: self._used.get(c, every) for c in tap.ciphers.tolist()}
+
     def _masks(self, i: int) -> list[np.ndarray]:
         """bool[slots] of the plaintexts of an instruction that are known, True where they are not
         zero, or everywhere if they are unknown.
@@ -310,9 +322,26 @@ class OperationNoise:
             )
         return found
 
+    def _multiply(
+        self, i: int, peaks: Sequence[Amplitudes], followed: np.ndarray
+    ) -> list[Amplitudes]:
+        """Peaks of instruction i, a sum of products, from those of its factors that are `followed`,
+        the left ones first. Returns what is left out of each factor's.
+        """
+        part = self._circuit.args(i)
+        left, right = self._circuit.arg[part].tolist(), self._circuit.arg2[part].tolist()
+        factors = np.tile(self._circuit.factor[part].astype(float), 2)
+        met, rest = [], []
+        for own, other, follow in zip(peaks, [*right, *left], followed.tolist(), strict=True):
+            one, two = self._values.product(own, other) if follow else ({}, own)
+            met.append(one)
+            rest.append(two)
+        self._gather(i, factors, met)
+        return rest
+
     def _gather(self, i: int, factors: np.ndarray, peaks: Sequence[Amplitudes]) -> None:
         """Peaks of instruction i: a sum of errors times these factors."""
-        found: dict[int, dict[Origin, float]] = {}
+        found: dict[int, dict[tuple[Origin, Factor], float]] = {}
         for factor, own in zip(factors.tolist(), peaks, strict=True):
             for slot, errors in own.items():
                 total = found.setdefault(slot, {})
@@ -322,26 +351,33 @@ class OperationNoise:
         if found:
             self.peaks[i] = found
 
-    def moves(self, ciphers: np.ndarray) -> bool:
-        """Whether there is a rotation between ciphertexts of whole tensors and these."""
+    def moved(self, ciphers: np.ndarray) -> set[int]:
+        """Ciphertexts of whole tensors with a rotation between them and these."""
         c = self._circuit
-        waiting, seen = ciphers.tolist(), set()
+        waiting, seen = [(int(i), False) for i in ciphers], set()
+        found: set[int] = set()
         while waiting:
-            i = waiting.pop()
-            if i in seen:
+            place = i, rotated = waiting.pop()
+            if place in seen:
                 continue
-            seen.add(i)
-            if c.kind[i] == Kind.ROTATE:
-                return True
+            seen.add(place)
+            rotated = rotated or bool(c.kind[i] == Kind.ROTATE)
             part = c.args(i)
             used = c.arg[part].tolist()
             used += c.arg2[part].tolist() if c.kind[i] == Kind.DOT else []
-            waiting += [a for a in used if not self._holds_tensor[a]]
-        return False
+            waiting += [(a, rotated) for a in used if not self._holds_tensor[a]]
+            found |= {a for a in used if rotated and self._holds_tensor[a]}
+        return found
+
+    def copied(self, tap: Tap) -> bool:
+        """Whether a tensor's ciphertexts have slots in use in which no element is read."""
+        return copied(tap, self._in_use(tap))
 
 
-def _times(factor: float, errors: Mapping[Origin, float]) -> dict[Origin, float]:
-    return {origin: factor * amplitude for origin, amplitude in errors.items()}
+def _times(
+    factor: float, errors: Mapping[tuple[Origin, Factor], float]
+) -> dict[tuple[Origin, Factor], float]:
+    return {term: factor * amplitude for term, amplitude in errors.items()}
 
 
 def _note(
@@ -350,42 +386,6 @@ def _note(
     """Notes variances by root, of those that were only moved: what was computed is the plan's."""
     for root, variance in zip(roots[moved].tolist(), variances[moved].tolist(), strict=True):
         found.setdefault(root, []).append(variance)
-
-
-class _Events:
-    """Slot variances of single instructions, in slot values squared; `peaked`: whether key switches
-    have peaks at any level.
-    """
-
-    def __init__(self, params: CKKSParams, profile: NoiseProfile) -> None:
-        self._coefficients = {
-            (Kind.RESCALE, level): formulas.rescale(profile) for level in range(params.levels + 1)
-        }
-        for level in range(params.levels + 1):
-            switch = formulas.key_switch(params, level, profile)
-            self._coefficients[Kind.ROTATE, level] = switch
-            self._coefficients[Kind.RELINEARIZE, level] = switch
-            self._coefficients[Kind.REFRESH, level] = formulas.fresh(params.n, profile)
-        self._slots = {
-            key: formulas.slot_std(noise, params.n, profile) ** 2
-            for key, noise in self._coefficients.items()
-        }
-        self._peaks: dict[int, dict[int, float]] = {}
-        for level in range(params.levels + 1):
-            self._peaks[level] = key_switch_peaks(params, level, profile)
-            for kind in (Kind.ROTATE, Kind.RELINEARIZE):
-                self._slots[kind, level] -= sum(self._peaks[level].values()) / params.slots
-        self.peaked = any(self._peaks.values())
-
-    def variance(self, kind: int, level: int, scale: float) -> float:
-        """In all slots alike, without `peaks`."""
-        return self._slots.get((kind, level), 0.0) / scale**2
-
-    def peaks(self, kind: int, level: int, scale: float, key: int) -> Amplitudes:
-        """Besides, by slot of the ring; `key` names the switching key."""
-        if kind not in (Kind.ROTATE, Kind.RELINEARIZE):
-            return {}
-        return {j: {(key, j): math.sqrt(v) / scale} for j, v in self._peaks[level].items()}
 
 
 def _is_unit(pack: Pack) -> bool:

@@ -10,17 +10,21 @@ themselves, from instruction to instruction and to the elements of tensors that 
 The mean is the same for all digits, so whatever uses one switching key has the same error there:
 these errors are kept as amplitudes, by key and slot of origin, and add up or cancel.
 
-What this leaves out: an operand that is rotated before a product of two ciphertexts. What its peak
-becomes depends on the other factor's values in that slot, which no schedule knows, so it is taken
-as spread over the operand, and independent of what the same key does elsewhere. What that costs
-with a first prime of 60 bits, `python -m benchmarks.circuits block` shows: up to 0.7 bit too much
-in operations behind the attention of a block, where its errors partly cancel.
+A product of two ciphertexts multiplies the error in a slot by the other factor's value in that very
+slot. So an operand that is rotated or masked first brings errors into the result whose amplitudes
+are linear in elements of the other factor, and add up or cancel with what the same key does
+elsewhere. ``hesim.peak_products`` finds these elements; a simulation knows their values.
+
+What this leaves out: slots whose value is no sum of few elements of whole tensors, products by
+public tensors, and a second product within one operation. There a peak is taken as spread over the
+operand, and independent of what the same key does elsewhere. Where a tensor is held in several
+copies, operations that read it in other slots meet the mean over all copies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,13 +36,18 @@ from hesim.params import CKKSParams
 from hesim.profiles import NoiseProfile
 
 __all__ = [
+    "ALONE",
     "RELINEARIZED",
     "Amplitudes",
+    "Element",
+    "Factor",
     "Origin",
     "Peaks",
     "at_elements",
+    "copied",
     "key_switch_peaks",
     "variance",
+    "within",
 ]
 
 _FARTHEST = 9
@@ -51,11 +60,33 @@ _FAINT = 0.01
 Origin = tuple[int, int]
 """A switching key, by its rotation step or `RELINEARIZED`, and the slot in which it errs."""
 
-Amplitudes = Mapping[int, Mapping[Origin, float]]
-"""By slot, amplitudes of the errors that meet there, each that of one origin."""
+Factor = tuple[int, int]
+"""A ciphertext of a whole tensor and the slot by whose value an error was multiplied."""
+
+ALONE: Factor = (-1, -1)
+"""The factor 1."""
+
+Amplitudes = Mapping[int, Mapping[tuple[Origin, Factor], float]]
+"""By slot, amplitudes of the errors that meet there."""
 
 RELINEARIZED = -1
 """Stands for the relinearization key."""
+
+
+class Element(NamedTuple):
+    """An element of an encrypted tensor, whatever its batch.
+
+    Attributes:
+      tensor: the operation that makes it, or -1 - k for the k-th encrypted input.
+      axis: along which members of the batch lie, -1 if none.
+      place: in the flattened tensor without that axis.
+      member: place along that axis, 0 if there is none.
+    """
+
+    tensor: int
+    axis: int
+    place: int
+    member: int
 
 
 class Peaks(NamedTuple):
@@ -63,45 +94,47 @@ class Peaks(NamedTuple):
 
     A ciphertext may hold an element in many slots, and each copy has an error of its own. So the
     peaks in the slots that are read belong to these elements' own readings, and what goes on into
-    other operations, from whichever copy, has the mean over all slots in use.
+    other operations, from whichever copy, has the mean over all slots in use. Where no element has
+    copies, both are one.
 
     Attributes:
-      mean: standard deviation of that mean, in slots.
-      axis: along which members of the batch lie, -1 if none.
-      elements: places of the elements in the flattened tensor without that axis.
-      members: place of each along that axis, 0 if there is none.
-      errors: of each one where it is read, amplitudes by origin, in slots.
+      slots: in use, in all ciphertexts of the result.
+      copied: whether any of them is not read.
+      errors: for each, the slot's number among those with peaks, and the origin; no two alike.
+      amplitudes: of each, in slots, without `products`.
+      products: (which error, coefficient, element): the element's value times the coefficient is
+        part of that error's amplitude. Those by one tensor are neighbours.
+      read: (element of the result, number of the slot in which it is read).
     """
 
-    mean: float
-    axis: int
-    elements: tuple[int, ...]
-    members: tuple[int, ...]
-    errors: tuple[tuple[tuple[Origin, float], ...], ...]
+    slots: int
+    copied: bool
+    errors: tuple[tuple[int, Origin], ...]
+    amplitudes: tuple[float, ...]
+    products: tuple[tuple[int, float, Element], ...]
+    read: tuple[tuple[Element, int], ...]
 
     @property
     def origins(self) -> set[Origin]:
         """Of all errors."""
-        return {origin for error in self.errors for origin, _ in error}
+        return {origin for _, origin in self.errors}
 
-    def matrix(self, order: Mapping[Origin, int]) -> np.ndarray:
-        """float64 (elements, origins): amplitudes with the origins in this order."""
-        found = np.zeros((len(self.elements), len(order)))
-        for row, error in enumerate(self.errors):
-            for origin, amplitude in error:
-                found[row, order[origin]] = amplitude
-        return found
 
-    def within(self, shape: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Which of them a tensor of this shape has, whatever its batch, and their index in it."""
-        chosen = np.array(self.members, np.int64)
-        rest = list(shape)
-        held = chosen < rest.pop(self.axis) if self.axis >= 0 else np.ones(len(chosen), bool)
-        places = np.array(self.elements, np.int64)[held]
-        index = list(np.unravel_index(places, rest)) if rest else []
-        if self.axis >= 0:
-            index.insert(self.axis, chosen[held])
-        return held, tuple(index)
+def within(
+    elements: Sequence[Element], shape: Sequence[int]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Which of these elements of one tensor it has in this shape, with a batch of any size, and
+    their index in it.
+    """
+    axis = elements[0].axis if elements else -1
+    chosen = np.array([e.member for e in elements], np.int64)
+    rest = list(shape)
+    held = chosen < rest.pop(axis) if axis >= 0 else np.ones(len(chosen), bool)
+    places = np.array([e.place for e in elements], np.int64)[held]
+    index = list(np.unravel_index(places, rest)) if rest else []
+    if axis >= 0:
+        index.insert(axis, chosen[held])
+    return held, tuple(index)
 
 
 def key_switch_peaks(params: CKKSParams, level: int, profile: NoiseProfile) -> dict[int, float]:
@@ -125,35 +158,81 @@ def key_switch_peaks(params: CKKSParams, level: int, profile: NoiseProfile) -> d
 
 
 def at_elements(
-    tap: Tap, slots: Mapping[int, Amplitudes], mean: float, flat: float
+    tap: Tap,
+    slots: Mapping[int, Amplitudes],
+    used: Mapping[int, np.ndarray],
+    flat: float,
+    element: Callable[[Factor], tuple[Element, float]],
 ) -> Peaks | None:
     """Errors in single slots as those of the elements of a tensor.
 
     Args:
       tap: where the tensor lies.
       slots: by ciphertext, the errors.
-      mean: of their variances over the slots in use.
+      used: by ciphertext of the tensor, bool[slots], those in use.
       flat: variance that all slots have besides.
+      element: which one is a factor, and the slot's value over the element's.
 
     Returns:
-      None if all of it is below a hundredth of `flat`.
+      None if in each slot they are below a hundredth of `flat`, values in factors taken as 1.
     """
-    members = tap.batch if tap.batch_axis >= 0 else 1
     sign = math.copysign(1.0, tap.gain)
-    found = []
-    for cipher in tap.ciphers.tolist():
+    numbers: dict[tuple[int, int], int] = {}
+    alone: dict[tuple[int, Origin], float] = {}
+    products: list[tuple[tuple[int, Origin], float, Element]] = []
+    for cipher, held in used.items():
         for slot, errors in slots.get(cipher, {}).items():
-            column, member = divmod(slot, tap.width)
-            if member < members and variance(errors) > _FAINT * flat:
-                own = tuple((origin, sign * a) for origin, a in sorted(errors.items()))
-                held = np.flatnonzero((tap.cipher == cipher) & (tap.column == column))
-                found += [(int(e), member, own) for e in held]
-    if not found and mean <= _FAINT * flat:
+            faint = sum(a * a for a in errors.values()) <= _FAINT * flat
+            if faint or slot >= len(held) or not held[slot]:
+                continue
+            number = numbers.setdefault((cipher, slot), len(numbers))
+            for (origin, factor), amplitude in sorted(errors.items()):
+                error = number, origin
+                alone.setdefault(error, 0.0)
+                if factor == ALONE:
+                    alone[error] = sign * amplitude
+                else:
+                    other, ratio = element(factor)
+                    products.append((error, sign * amplitude * ratio, other))
+    if not numbers:
         return None
-    elements, places, errors = zip(*sorted(found), strict=True) if found else ((), (), ())
-    return Peaks(math.sqrt(mean), tap.batch_axis, elements, places, errors)
+    places = {error: k for k, error in enumerate(alone)}
+    products.sort(key=lambda product: product[2].tensor)
+    return Peaks(
+        slots=sum(int(held.sum()) for held in used.values()),
+        copied=copied(tap, used),
+        errors=tuple(alone),
+        amplitudes=tuple(alone.values()),
+        products=tuple((places[error], size, other) for error, size, other in products),
+        read=tuple(
+            (element, number)
+            for (cipher, slot), number in numbers.items()
+            for element in _elements(tap, cipher, slot)
+        ),
+    )
 
 
-def variance(errors: Mapping[Origin, float]) -> float:
-    """Of the sum of errors of these amplitudes."""
-    return sum(amplitude**2 for amplitude in errors.values())
+def copied(tap: Tap, used: Mapping[int, np.ndarray]) -> bool:
+    """Whether some slots in use, bool[slots] by ciphertext, are not those in which elements are
+    read. Slots beyond the batch do not count: nothing reads them either.
+    """
+    for cipher, held in used.items():
+        read = np.zeros((len(held) // tap.width, tap.width), bool)
+        read[tap.column[tap.cipher == cipher], slice(None) if tap.batch_axis >= 0 else 0] = True
+        if np.any(held & ~read.reshape(-1)):
+            return True
+    return False
+
+
+def _elements(tap: Tap, cipher: int, slot: int) -> list[Element]:
+    """Those that are read in a slot."""
+    column, member = divmod(slot, tap.width)
+    if member >= (tap.batch if tap.batch_axis >= 0 else 1):
+        return []
+    held = np.flatnonzero((tap.cipher == cipher) & (tap.column == column))
+    return [Element(tap.op, tap.batch_axis, int(e), member) for e in held]
+
+
+def variance(errors: Mapping[tuple[Origin, Factor], float]) -> float:
+    """Of the sum of errors of these amplitudes, without those that were multiplied by values."""
+    return sum(amplitude**2 for (_, factor), amplitude in errors.items() if factor == ALONE)

@@ -56,8 +56,8 @@ class Placement:
       operand_stds, added_std: standard deviation of what the operation's instructions add to each
         operand and to the result, in slots; None for what `rotated` and `rescaled` imply.
       peaks: what its instructions add to the result in single slots, beside `added_std`.
-      aligned: for each operand, whether the result is made, without rotations, in the very slots
-        in which the operand is read; empty where no key switch has peaks.
+      aligned: for each operand, whether the result has the errors of the slots in which the operand
+        is read; empty where no key switch has peaks.
       plan: of a polynomial or a power, the instructions that carry it out, where they are known.
     """
 
@@ -254,18 +254,24 @@ def _operand_stds(
 def _aligned(
     equation: Equation, tap: Tap | None, read: dict[int, Tap], facts: OperationNoise
 ) -> tuple[bool, ...]:
-    """For each operand, whether it is read in the slots of the result in `tap`, and not moved. An
-    operand without ciphertexts of its own is what it was made of.
+    """For each operand, whether the result in `tap` has the errors of the slots that it is read in:
+    it has no copies in others, or is not moved and the result is read there too. An operand without
+    ciphertexts of its own is what it was made of.
     """
-    if tap is None or facts.moves(tap.ciphers):
+    if tap is None:
         return (False,) * len(equation.inputs)
+    moved = facts.moved(tap.ciphers)
 
     def same(operand: Var | Literal) -> bool:
         other = None if isinstance(operand, Literal) else read.get(operand.id)
         if other is None:
             return False
+        if not facts.copied(other):
+            return True
+        own = {a for c in other.ciphers.tolist() for a in (c, facts.refreshed.get(c, c))}
         places = (tap.batch_axis < 0, tap.width) == (other.batch_axis < 0, other.width)
-        return places and np.array_equal(np.unique(tap.column), np.unique(other.column))
+        alike = np.array_equal(np.unique(tap.column), np.unique(other.column))
+        return places and alike and moved.isdisjoint(own)
 
     return tuple(same(v) for v in equation.inputs)
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from hesim.draws import Draws
 from hesim.errors import ParameterError
 from hesim.noise_rules import FOLDED, Operation, apply, bootstrapped
 from hesim.params import CKKSParams
-from hesim.peaks import Origin
+from hesim.peaks import Origin, Peaks, within
 from hesim.predictions import OpPrediction, Prediction, predict
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
@@ -226,7 +227,9 @@ class _Walk:
         self.peaks: dict[int, Any] = {}
         self.origins = {origin: k for k, origin in enumerate(_origins(self.schedule))}
         #: What each switching key does near ζ = 1, the same in all its uses.
-        self.keys = self.draws.plain(jnp.zeros(len(self.origins)), 1.0) if self.origins else None
+        self.keys: Any = None
+        if self.origins:
+            self.keys = self.draws.plain(jnp.zeros(len(self.origins)), 1.0)
 
     def _wide(self, value: Any) -> Any:
         return wide_array(value) if self.wide else value
@@ -314,21 +317,50 @@ class _Walk:
         return value + self.peaks[name] if name in self.peaks else value
 
     def _peaked(self, equation: Equation, out: list[Any]) -> list[Any]:
-        """Results with the mean of what single slots have, which is not in what is read there."""
+        """Results with what single slots have besides; if there are copies, with the mean of it, of
+        which nothing is in what is read there.
+        """
         place = self.schedule[equation.index]
         if place.peaks is None:
             return out
-        x = out[0]
-        mean = self.draws.plain(x, place.gain * place.peaks.mean)
-        held, index = place.peaks.within(x.shape)
-        amplitudes = place.gain * place.peaks.matrix(self.origins)[held]
-        name = equation.outputs[0].id
-        carried = self.peaks.get(name, jnp.zeros_like(x)) - mean
-        if self.keys is not None:
-            own = jnp.asarray(amplitudes, x.dtype) @ self.keys.astype(x.dtype)
-            carried = carried.at[index].add(own)
-        self.peaks[name] = carried
+        x, name = out[0], equation.outputs[0].id
+        own, variance = self._own_peaks(place.peaks, x, place.gain)
+        if name in self.peaks:
+            own = own + self.peaks.pop(name)
+        if not place.peaks.copied:
+            return [x + own]
+        mean = jnp.sqrt(variance).astype(x.dtype) * self.draws.plain(x, 1.0)
+        self.peaks[name] = own - mean
         return [x + mean]
+
+    def _var(self, tensor: int) -> Var:
+        """That of an ``Element.tensor``."""
+        if tensor >= 0:
+            return self.program.ops[tensor].outputs[0]
+        return [v for v in self.program.inputs if v.encrypted][-1 - tensor]
+
+    def _own_peaks(self, peaks: Peaks, x: Any, gain: float) -> tuple[Any, Any]:
+        """Errors of the slots in which the elements of x are read, and the mean variance over all
+        slots; x is `gain` times what slots hold.
+        """
+        amplitudes = jnp.asarray(peaks.amplitudes, x.dtype)
+        for tensor, terms in groupby(peaks.products, lambda product: product[2].tensor):
+            places, sizes, elements = zip(*terms, strict=True)
+            value = self.values[self._var(tensor).id]
+            held, index = within(elements, jnp.shape(value))
+            met = jnp.asarray(sizes, x.dtype)[held] * jax.lax.stop_gradient(value[index])
+            amplitudes = amplitudes.at[np.array(places)[held]].add(met.astype(x.dtype))
+        amplitudes = gain * amplitudes
+        slots = np.array([slot for slot, _ in peaks.errors])
+        origins = np.array([self.origins[origin] for _, origin in peaks.errors])
+        errors = jnp.zeros(slots.max() + 1, x.dtype)
+        errors = errors.at[slots].add(amplitudes * self.keys.astype(x.dtype)[origins])
+        own = jnp.zeros_like(x)
+        if peaks.read:
+            elements, numbers = zip(*peaks.read, strict=True)
+            held, index = within(elements, x.shape)
+            own = own.at[index].add(errors[np.array(numbers)[held]])
+        return own, jnp.sum(jnp.square(amplitudes)) / peaks.slots
 
     def _carry_peaks(self, equation: Equation, args: list[Any]) -> None:
         """Errors of the slots in which operands are read, where the result is made in these."""
@@ -374,7 +406,7 @@ def _noise_values(program: Program, schedule: Schedule) -> int:
         total += sum(sizes[i] for i in place.refreshed) + sum(sizes[i] for i in place.lowered)
         if place.refreshed_after:
             total += sum(v.size for v in equation.outputs)
-        if place.peaks is not None:
+        if place.peaks is not None and place.peaks.copied:
             total += sum(v.size for v in equation.outputs)
         known = bool(any(place.operand_stds or ()) or place.added_std)
         if place.rescaled or place.rotated or known or equation.name == "refresh":

@@ -11,9 +11,10 @@ import pytest
 import hesim
 from hesim import noise as formulas
 from hesim.certify import certify
+from hesim.circuit.circuit import Tap
 from hesim.circuit_noise import OperationNoise
 from hesim.params import CKKSParams
-from hesim.peaks import Peaks, key_switch_peaks, variance
+from hesim.peaks import Element, copied, key_switch_peaks, variance, within
 from hesim.predictions import predict
 from hesim.profiles import profile
 from hesim.schedule import of_circuit, transferred
@@ -68,17 +69,23 @@ def test_none_in_a_library_with_centred_digits():
 
 
 def test_elements_of_a_larger_and_of_a_smaller_batch():
-    errors = (((((3, 0), 1.0),)), ((((3, 0), 2.0), ((5, 1), -1.0))))
-    peaks = Peaks(0.1, 1, (0, 5), (0, 7), errors)
-    held, index = peaks.within((2, 8, 3))
+    two = [Element(4, 1, 0, 0), Element(4, 1, 5, 7)]
+    held, index = within(two, (2, 8, 3))
     assert held.all() and [tuple(map(int, i)) for i in zip(*index)] == [(0, 0, 0), (1, 7, 2)]
-    held, index = peaks.within((2, 4, 3))
+    held, index = within(two, (2, 4, 3))
     assert held.tolist() == [True, False]
     assert [tuple(map(int, i)) for i in zip(*index)] == [(0, 0, 0)]
-    order = {origin: k for k, origin in enumerate(sorted(peaks.origins))}
-    np.testing.assert_array_equal(peaks.matrix(order), [[1.0, 0.0], [2.0, -1.0]])
-    _, (index,) = Peaks(0.0, -1, (3,), (0,), errors[:1]).within((4,))
+    _, (index,) = within([Element(4, -1, 3, 0)], (4,))
     assert index.tolist() == [3]
+
+
+def test_slots_in_use_that_no_element_is_read_in_are_copies():
+    cipher, column = np.array([0, 0], np.int32), np.array([0, 2], np.int32)
+    tap = Tap(0, (3, 2), 0, cipher, column, 1.0, batch=3, width=4)
+    every, half = np.ones(16, bool), np.repeat([True, False, True, False], 4)
+    assert copied(tap, {0: every}) and not copied(tap, {0: half})
+    alone = Tap(0, (2,), -1, cipher, column, 1.0, batch=1, width=4)
+    assert copied(alone, {0: half})
 
 
 def test_flat_part_and_peaks_are_the_whole_of_a_key_switch(compiled):

@@ -1,0 +1,49 @@
+"""Errors that single instructions of a Circuit make, in slot values."""
+
+from __future__ import annotations
+
+import math
+
+from hesim import noise as formulas
+from hesim.circuit.circuit import Kind
+from hesim.params import CKKSParams
+from hesim.peaks import ALONE, Amplitudes, key_switch_peaks
+from hesim.profiles import NoiseProfile
+
+__all__ = ["InstructionNoise"]
+
+
+class InstructionNoise:
+    """Slot variances of single instructions, in slot values squared; `peaked`: whether key switches
+    have peaks at any level.
+    """
+
+    def __init__(self, params: CKKSParams, profile: NoiseProfile) -> None:
+        self._coefficients = {
+            (Kind.RESCALE, level): formulas.rescale(profile) for level in range(params.levels + 1)
+        }
+        for level in range(params.levels + 1):
+            switch = formulas.key_switch(params, level, profile)
+            self._coefficients[Kind.ROTATE, level] = switch
+            self._coefficients[Kind.RELINEARIZE, level] = switch
+            self._coefficients[Kind.REFRESH, level] = formulas.fresh(params.n, profile)
+        self._slots = {
+            key: formulas.slot_std(noise, params.n, profile) ** 2
+            for key, noise in self._coefficients.items()
+        }
+        self._peaks: dict[int, dict[int, float]] = {}
+        for level in range(params.levels + 1):
+            self._peaks[level] = key_switch_peaks(params, level, profile)
+            for kind in (Kind.ROTATE, Kind.RELINEARIZE):
+                self._slots[kind, level] -= sum(self._peaks[level].values()) / params.slots
+        self.peaked = any(self._peaks.values())
+
+    def variance(self, kind: int, level: int, scale: float) -> float:
+        """In all slots alike, without `peaks`."""
+        return self._slots.get((kind, level), 0.0) / scale**2
+
+    def peaks(self, kind: int, level: int, scale: float, key: int) -> Amplitudes:
+        """Besides, by slot of the ring; `key` names the switching key."""
+        if kind not in (Kind.ROTATE, Kind.RELINEARIZE):
+            return {}
+        return {j: {((key, j), ALONE): math.sqrt(v) / scale} for j, v in self._peaks[level].items()}
