@@ -8,8 +8,9 @@ starts, on predicted seconds with the refresh at the price that the caller sets.
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,12 @@ class _Costs:
                 for (kind, terms, below, scalar), count in self._shape[stage]
             )
         return self._memo[key]
+
+    def whole(self, stage: int, run: int, need: int, uses: set[int], refreshed: bool) -> float:
+        """Of a stage at level `run` whose outputs are wanted at `need` and lower by `uses`."""
+        seconds = self.refresh(stage, need) if refreshed else 0.0
+        seconds += self.stage(stage, run)
+        return seconds + sum(self.drop(stage, u) for u in uses if u < need)
 
     def drop(self, stage: int, level: int) -> float:
         at = level + 1
@@ -197,20 +204,14 @@ def _levels(
     chosen = set(refreshed)
     seconds = 0.0
     for s in reversed(costs.order):
-        stage = stages[s]
-        uses = {level[u] for u in costs.users[s]}
-        need = max(uses, default=0)
-        run = need + stage.drop
+        run, need, uses = _run(costs, stages, s, level, s in chosen)
         if cap is not None and run > cap and costs.inputs[s]:
             chosen.add(s)
-        if s in chosen:
-            run = stage.drop
-            seconds += costs.refresh(s, need)
+            run = stages[s].drop
         if run > top:
             return s
         want[s], level[s] = need, run
-        seconds += costs.stage(s, run)
-        seconds += sum(costs.drop(s, u) for u in uses if u < need)
+        seconds += costs.whole(s, run, need, uses, s in chosen)
     size = max(costs.order, default=-1) + 1
     return Schedule(
         tuple(level.get(s, -1) for s in range(size)),
@@ -220,29 +221,95 @@ def _levels(
     )
 
 
-def _improve(costs, stages, forced, top, best: Schedule, sweeps: int) -> Schedule:
+def _run(
+    costs: _Costs, stages: dict[int, Stage], s: int, level: Mapping[int, int], refreshed: bool
+) -> tuple[int, int, set[int]]:
+    """The level at which a stage runs, that of its outputs, and those of its users."""
+    uses = {level[u] for u in costs.users[s]}
+    need = max(uses, default=0)
+    return stages[s].drop + (0 if refreshed else need), need, uses
+
+
+def _improve(costs, stages, forced, top, start: Schedule, sweeps: int) -> Schedule:
+    search = _Search(costs, stages, start, top)
     candidates = [s for s in costs.order if costs.inputs[s] and s not in forced]
     for _ in range(sweeps):
-        before = best.seconds
+        before = search.seconds
         for s in candidates:
-            trials = [best.refreshed ^ {s}]
-            if s in best.refreshed:
+            trials = [{s}]
+            if s in search.refreshed:
                 # Moving a refresh one stage up or down is two toggles at once.
-                trials += [
-                    best.refreshed ^ {s, u} for u in costs.users[s] if u not in best.refreshed
-                ]
-                trials += [
-                    best.refreshed ^ {s, i}
-                    for i in costs.inputs[s]
-                    if i not in best.refreshed and costs.inputs[i]
-                ]
-            for trial in trials:
-                found = _levels(costs, stages, frozenset(trial), top, cap=None)
-                if isinstance(found, Schedule) and found.seconds < best.seconds * (1 - 1e-9):
-                    best = found
-        if best.seconds > before * 0.999:
+                near = [*costs.users[s], *(i for i in costs.inputs[s] if costs.inputs[i])]
+                trials += [{s, u} for u in near if u not in search.refreshed]
+            taken: set[int] = set()
+            for toggled in trials:
+                if search.attempt(toggled ^ taken):
+                    taken = toggled
+        if search.seconds > before * 0.999:
             break
-    return best
+    found = _levels(costs, stages, frozenset(search.refreshed), top, cap=None)
+    assert isinstance(found, Schedule), "a schedule of the search does not fit the levels"
+    return found
+
+
+class _Search:
+    """A schedule under local search: only stages whose users' levels change are looked at again.
+
+    Attributes:
+      refreshed: stages. seconds: of the whole schedule, refreshes at the planning price.
+    """
+
+    def __init__(self, costs: _Costs, stages: dict[int, Stage], start: Schedule, top: int):
+        self.refreshed = set(start.refreshed)
+        self.seconds = start.seconds
+        self._costs, self._stages, self._top = costs, stages, top
+        self._level = {s: start.level[s] for s in costs.order}
+        self._place = {s: k for k, s in enumerate(costs.order)}
+        self._cost = {s: self._at(s, s in self.refreshed)[1] for s in costs.order}
+
+    def attempt(self, toggled: set[int]) -> bool:
+        """Takes or leaves out these refreshes if that is cheaper and levels suffice."""
+        chosen = self.refreshed ^ toggled
+        before: dict[int, int] = {}
+        cost = self._follow(chosen, toggled, before)
+        if cost is not None:
+            seconds = self.seconds + sum(c - self._cost[s] for s, c in cost.items())
+            if seconds < self.seconds * (1 - 1e-9):
+                self.refreshed, self.seconds = chosen, seconds
+                self._cost.update(cost)
+                return True
+        self._level.update(before)
+        return False
+
+    def _follow(
+        self, chosen: set[int], toggled: set[int], before: dict[int, int]
+    ) -> dict[int, float] | None:
+        """Sets the levels of all stages that a change concerns, noting those `before`; their
+        seconds, None where levels run out.
+        """
+        costs, place = self._costs, self._place
+        cost: dict[int, float] = {}
+        waiting = [-place[s] for s in toggled]
+        heapq.heapify(waiting)
+        seen = set(toggled)
+        while waiting:
+            s = costs.order[-heapq.heappop(waiting)]
+            run, cost[s] = self._at(s, s in chosen)
+            if run > self._top:
+                return None
+            if run == self._level[s]:
+                continue
+            before[s], self._level[s] = self._level[s], run
+            for i in costs.inputs[s]:
+                if i not in seen:
+                    seen.add(i)
+                    heapq.heappush(waiting, -place[i])
+        return cost
+
+    def _at(self, s: int, refreshed: bool) -> tuple[int, float]:
+        """Level at which a stage runs, and its seconds, given the levels of its users."""
+        run, need, uses = _run(self._costs, self._stages, s, self._level, refreshed)
+        return run, self._costs.whole(s, run, need, uses, refreshed)
 
 
 # --- emission -------------------------------------------------------------------------------------
