@@ -27,6 +27,7 @@ Activation = Literal[
 Positions = Literal["sinusoidal", "learned", "none"]
 NormOrder = Literal["pre", "post"]
 WordHeads = Literal["none", "tied", "own"]
+Pooling = Literal["token", "mean"]
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "attention": get_args(Attention),
@@ -34,6 +35,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "positions": get_args(Positions),
     "norm_order": get_args(NormOrder),
     "lm_head": get_args(WordHeads),
+    "pooling": get_args(Pooling),
 }
 
 
@@ -49,8 +51,11 @@ class EncoderConfig:
     first LayerNorm of a pre-LN model, which the normalised embedding makes redundant: the embedding
     then carries no affine part of its own.
 
-    causal: a token attends to itself and those before it only (a decoder), and the last real token
-    is pooled instead of the first.
+    pooling: what the pooler reads: one "token", the first, which spares the last layer all others'
+    queries and feed-forward network, or the "mean" of all real ones, as sentence embeddings are.
+
+    causal: a token attends to itself and those before it only (a decoder), and the token that is
+    pooled is the last real one.
 
     attention: "gaussian" and "softmax"; for comparison "gaussian_normalised", the Gaussian kernel
     with rows divided by their sum, and "power_softmax", scores to the even power `attention_power`
@@ -90,6 +95,7 @@ class EncoderConfig:
     token_types: int = 0
     causal: bool = False
     attention_power: int = 4
+    pooling: Pooling = "token"
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "ffn", "sequence", "vocabulary", "classes"):

@@ -16,7 +16,7 @@ import jax
 
 from models.bert import load_bert
 from models.checkpoint import CheckpointError
-from models.config import Activation, Attention, EncoderConfig
+from models.config import Activation, Attention, EncoderConfig, Pooling
 from models.encoder import Model
 from models.lora import Params
 from models.tokens import Tokenizer
@@ -51,6 +51,7 @@ def convert(
     activation: str | None = None,
     attention_mean: bool = True,
     pooler: tuple[int, ...] | None = None,
+    pooling: str = "token",
     lora_rank: int = 0,
     classes: int | None = None,
     length: int | None = None,
@@ -67,6 +68,8 @@ def convert(
       attention_mean: divide the Gaussian kernel's output by the public number of tokens, which
         keeps its size near softmax's; it leaks no more than the mask does.
       pooler: widths of a new pooler, (32, 1024) in the paper (default: the checkpoint's own).
+      pooling: "token" or "mean", of all tokens, for a checkpoint that was trained to embed sentences
+        by it and whose first token therefore says little.
       lora_rank: rank of fresh adapters on query, key and value.
       classes, length: as for `load_bert`. layers: keep only the first so many.
       seed: of what is fresh.
@@ -77,6 +80,7 @@ def convert(
     for name, value, known in (
         ("attention", attention, get_args(Attention)),
         ("activation", activation or "gelu", get_args(Activation)),
+        ("pooling", pooling, get_args(Pooling)),
     ):
         if value not in known:
             raise CheckpointError(f"unknown {name} {value!r}: it is one of {', '.join(known)}")
@@ -95,6 +99,7 @@ def convert(
         "activation": activation or bert.config.activation,
         "attention_mean": attention_mean and attention == "gaussian",
         "pooler": pooler or bert.config.pooler,
+        "pooling": pooling,
         "lora_rank": lora_rank,
         "layers": layers or bert.config.layers,
     }

@@ -122,8 +122,8 @@ class LayerOutputs(NamedTuple):
 
 
 class Encoder(nnx.Module):
-    """Embedding, blocks, final LayerNorm, one-token pooler and head, language-model head; see
-    `Model` for the pure functions. Causal, it is a decoder.
+    """Embedding, blocks, final LayerNorm, pooler and head, language-model head; see `Model` for the
+    pure functions. Causal, it is a decoder.
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
@@ -144,18 +144,24 @@ class Encoder(nnx.Module):
         self.head = linears[-1]
         self.lm_head = WordHead(config, rngs=rngs) if config.lm_head != "none" else None
         self.causal = config.causal
+        self.pools_mean = config.pooling == "mean"
 
     def __call__(
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Rows of `embed` and mask -> (logits (batch, classes), values met at each site).
 
-        In the last layer only the pooled token goes on: the first, or the last real one if causal.
+        Where one token is pooled, only that one goes on in the last layer: the first, or the last
+        real one if causal.
         """
         probe = Probe(sites)
-        pick = functools.partial(last_token, mask=mask) if self.causal else first_token
-        x = self.body(x, mask, probe, low_rank=low_rank, pick=pick)[:, 0]
-        return self.pooled(x, probe), probe.values
+        x = self.body(x, mask, probe, low_rank=low_rank, pick=self._pick(mask))
+        return self.pooled(x, mask, probe), probe.values
+
+    def _pick(self, mask: jax.Array) -> Pick | None:
+        if self.pools_mean:
+            return None
+        return functools.partial(last_token, mask=mask) if self.causal else first_token
 
     def body(
         self, x: jax.Array, mask: jax.Array, probe: Probe, *, low_rank: bool, pick: Pick | None
@@ -185,9 +191,12 @@ class Encoder(nnx.Module):
             return x, self.blocks[-1].ffn_norm
         return x * self.final_norm.inverse("final_norm.inv_sqrt", x, probe), self.final_norm
 
-    def pooled(self, x: jax.Array, probe: Probe) -> jax.Array:
-        """One token's (batch, hidden) of `body` -> logits (batch, classes)."""
+    def pooled(self, x: jax.Array, mask: jax.Array, probe: Probe) -> jax.Array:
+        """Rows of `body`, the pooled token's (batch, 1, hidden) or all tokens' where their mean is
+        pooled -> logits (batch, classes).
+        """
         x, norm = self.normalised(x, probe)
+        x = mean_token(x, mask) if self.pools_mean else x[:, 0]
         gamma: Any = norm.gain(probe)
         beta: jax.Array | None = norm.bias[...]
         for i, linear in enumerate(self.pooler):
@@ -221,11 +230,11 @@ class Encoder(nnx.Module):
             norm = block.ffn_norm
             states.append(norm.gain(probe) * out + norm.bias[...] if block.post else out / c)
             attention.append(probe.outputs[f"layer{i}.attention"] / c)
-        token = last_token(x, mask) if self.causal else first_token(x)
+        pick = self._pick(mask)
         rows, norm = self.normalised(x, probe)
         final = norm.gain(probe) * rows + norm.bias[...]
-        values = dict(probe.values)  # the pooled token meets the final LayerNorm a second time
-        logits = self.pooled(token[:, 0], probe)
+        values = dict(probe.values)  # what is pooled meets the final LayerNorm a second time
+        logits = self.pooled(x if pick is None else pick(x), mask, probe)
         values["pooler.tanh"] = probe.values["pooler.tanh"]
         return LayerOutputs(tuple(states), tuple(attention), final, logits, values)
 
@@ -248,6 +257,14 @@ def last_token(x: jax.Array, mask: jax.Array) -> jax.Array:
     tokens = mask.shape[-1]
     chosen = jax.nn.one_hot(jnp.argmax(jnp.arange(1, tokens + 1) * mask, axis=-1), tokens)
     return jnp.sum(chosen.astype(x.dtype)[..., None] * x, axis=1, keepdims=True)
+
+
+def mean_token(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean of the tokens whose mask is 1, by public factors: (batch, hidden), one level; 0 of a
+    row without any.
+    """
+    share = mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    return jnp.sum(share.astype(x.dtype)[..., None] * x, axis=1)
 
 
 @functools.lru_cache(maxsize=32)

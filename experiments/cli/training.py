@@ -63,6 +63,9 @@ def convert(
     pooler: Annotated[
         list[int] | None, typer.Option(help="A width of a new pooler; repeat for several.")
     ] = None,
+    pooling: Annotated[
+        str, typer.Option(help="What the pooler reads: token (the first), or mean (of all).")
+    ] = "token",
     lora_rank: Annotated[int, typer.Option(min=0, help="Of fresh adapters.")] = 0,
     classes: Annotated[int | None, typer.Option(min=1, help="Logits of the head.")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Positions to keep.")] = None,
@@ -76,6 +79,7 @@ def convert(
         "attention": attention,
         "activation": activation,
         "pooler": tuple(pooler) if pooler else None,
+        "pooling": pooling,
         "lora_rank": lora_rank,
         "classes": classes,
         "length": length,

@@ -314,12 +314,17 @@ def test_states_and_words_are_the_textbook_ones(lm_head: Literal["tied", "own"])
     )
 
 
-def test_states_and_pooled_path_agree_on_the_first_token():
-    config = SMALL.replace(first_norm=True)
+@pytest.mark.parametrize("norm_order", ["pre", "post"])
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_states_and_pooled_path_agree(pooling, norm_order):
+    config = SMALL.replace(first_norm=True, pooling=pooling, norm_order=norm_order)
     model, params = Model(config), random_params(config)
     tokens, mask = inputs(config)
+    mask[1, 3:] = 0
     states, _ = model.hidden_states(params, model.embed(params, tokens), mask)
     z = states[:, 0]
+    if pooling == "mean":
+        z = jnp.stack([row[real > 0].mean(axis=0) for row, real in zip(states, mask)])
     for layer in params["pooler"].values():
         z = z @ layer["kernel"]
     np.testing.assert_allclose(
@@ -327,6 +332,19 @@ def test_states_and_pooled_path_agree_on_the_first_token():
         model.predict(params, tokens, mask),
         rtol=1e-4,
         atol=1e-5,
+    )
+
+
+def test_a_mean_pooled_twin_can_be_encrypted():
+    config = SMALL.replace(first_norm=True, pooling="mean")
+    model, params = Model(config), random_params(config)
+    twin = model.with_sites(twin_of(model, 31))
+    tokens, mask = inputs(config)
+    x = twin.embed(params, tokens)
+    hesim.trace(twin.encrypted_forward, params, x, mask, encrypted=(1,))
+    logits = twin.layer_outputs(params, x, mask).logits
+    np.testing.assert_allclose(
+        logits, twin.encrypted_forward(params, x, mask), rtol=1e-4, atol=1e-5
     )
 
 
