@@ -68,8 +68,8 @@ def convert(
       attention_mean: divide the Gaussian kernel's output by the public number of tokens, which
         keeps its size near softmax's; it leaks no more than the mask does.
       pooler: widths of a new pooler, (32, 1024) in the paper (default: the checkpoint's own).
-      pooling: "token" or "mean", of all tokens, for a checkpoint that was trained to embed sentences
-        by it and whose first token therefore says little.
+      pooling: "token", or "mean" of all tokens: for a checkpoint that was trained to embed
+        sentences by their mean, whose first token says little.
       lora_rank: rank of fresh adapters on query, key and value.
       classes, length: as for `load_bert`. layers: keep only the first so many.
       seed: of what is fresh.
