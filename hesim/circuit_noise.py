@@ -18,11 +18,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hesim import slots_read
 from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
 from hesim.circuit_plans import CircuitPlan, circuit_plan
 from hesim.instruction_noise import InstructionNoise
 from hesim.peak_products import SlotValues
-from hesim.peaks import RELINEARIZED, Amplitudes, Factor, Origin, Peaks, at_elements, copied
+from hesim.peaks import RELINEARIZED, Amplitudes, Factor, Origin, Peaks, at_elements
 from hesim.peaks import variance as peak_variance
 from hesim.profiles import NoiseProfile
 
@@ -274,7 +275,7 @@ class OperationNoise:
         if c.kind[i] == Kind.ROTATE:
             found = [np.roll(used, -int(c.param[i])) for used in found]
         elif c.kind[i] == Kind.DOT_PLAIN:
-            found = [u & m for u, m in zip(found, self._masks(i), strict=True)]
+            found = [u & m for u, m in zip(found, slots_read.masks(c, i), strict=True)]
         if found and not np.all(used := np.any(found, axis=0)):
             self._used[i] = used
 
@@ -282,18 +283,6 @@ class OperationNoise:
         """bool[slots] by ciphertext of a tensor."""
         every = np.ones(self._circuit.slots, bool)
         return {c: self._used.get(c, every) for c in tap.ciphers.tolist()}
-
-    def _masks(self, i: int) -> list[np.ndarray]:
-        """bool[slots] of the plaintexts of an instruction that are known, True where they are not
-        zero, or everywhere if they are unknown.
-        """
-        c, found = self._circuit, []
-        for p in c.arg2[c.args(i)].tolist():
-            pack = c.packs[int(c.plain_pack[p])]
-            known = pack.operand < 0 and pack.literal is not None
-            vector = pack.vector(int(c.plain_row[p]), ()) if known else 1.0
-            found.append(np.broadcast_to(np.asarray(vector) != 0.0, c.slots))
-        return found
 
     def _mean(self, cipher: int, peaks: Amplitudes) -> float:
         """Mean variance of these errors over the slots in use of a ciphertext."""
@@ -351,27 +340,12 @@ class OperationNoise:
         if found:
             self.peaks[i] = found
 
-    def moved(self, ciphers: np.ndarray) -> set[int]:
-        """Ciphertexts of whole tensors with a rotation between them and these."""
-        c = self._circuit
-        waiting, seen = [(int(i), False) for i in ciphers], set()
-        found: set[int] = set()
-        while waiting:
-            place = i, rotated = waiting.pop()
-            if place in seen:
-                continue
-            seen.add(place)
-            rotated = rotated or bool(c.kind[i] == Kind.ROTATE)
-            part = c.args(i)
-            used = c.arg[part].tolist()
-            used += c.arg2[part].tolist() if c.kind[i] == Kind.DOT else []
-            waiting += [(a, rotated) for a in used if not self._holds_tensor[a]]
-            found |= {a for a in used if rotated and self._holds_tensor[a]}
-        return found
-
-    def copied(self, tap: Tap) -> bool:
-        """Whether a tensor's ciphertexts have slots in use in which no element is read."""
-        return copied(tap, self._in_use(tap))
+    def made_of(self, tap: Tap) -> dict[int, np.ndarray]:
+        """bool[slots] by ciphertext of whole tensors: those in use of which the slots that a result
+        is read in are made.
+        """
+        found = slots_read.sources(self._circuit, tap, self._holds_tensor)
+        return {c: held & self._used[c] if c in self._used else held for c, held in found.items()}
 
 
 def _times(

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hesim import embedding
+from hesim import embedding, slots_read
 from hesim import noise as formulas
 from hesim.circuit.circuit import Tap
 from hesim.params import CKKSParams
@@ -44,10 +44,9 @@ __all__ = [
     "Origin",
     "Peaks",
     "at_elements",
-    "copied",
     "key_switch_peaks",
+    "places",
     "variance",
-    "within",
 ]
 
 _FARTHEST = 9
@@ -120,21 +119,19 @@ class Peaks(NamedTuple):
         return {origin for _, origin in self.errors}
 
 
-def within(
-    elements: Sequence[Element], shape: Sequence[int]
-) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+def places(elements: Sequence[Element], shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Which of these elements of one tensor it has in this shape, with a batch of any size, and
-    their index in it.
+    their places in it flattened.
     """
     axis = elements[0].axis if elements else -1
     chosen = np.array([e.member for e in elements], np.int64)
     rest = list(shape)
     held = chosen < rest.pop(axis) if axis >= 0 else np.ones(len(chosen), bool)
-    places = np.array([e.place for e in elements], np.int64)[held]
-    index = list(np.unravel_index(places, rest)) if rest else []
+    found = np.array([e.place for e in elements], np.int64)[held]
     if axis >= 0:
-        index.insert(axis, chosen[held])
-    return held, tuple(index)
+        stride = math.prod(rest[axis:])
+        found = (found // stride * shape[axis] + chosen[held]) * stride + found % stride
+    return held, found
 
 
 def key_switch_peaks(params: CKKSParams, level: int, profile: NoiseProfile) -> dict[int, float]:
@@ -196,32 +193,20 @@ def at_elements(
                     products.append((error, sign * amplitude * ratio, other))
     if not numbers:
         return None
-    places = {error: k for k, error in enumerate(alone)}
+    order = {error: k for k, error in enumerate(alone)}
     products.sort(key=lambda product: product[2].tensor)
     return Peaks(
         slots=sum(int(held.sum()) for held in used.values()),
-        copied=copied(tap, used),
+        copied=not slots_read.within(tap, used),
         errors=tuple(alone),
         amplitudes=tuple(alone.values()),
-        products=tuple((places[error], size, other) for error, size, other in products),
+        products=tuple((order[error], size, other) for error, size, other in products),
         read=tuple(
             (element, number)
             for (cipher, slot), number in numbers.items()
             for element in _elements(tap, cipher, slot)
         ),
     )
-
-
-def copied(tap: Tap, used: Mapping[int, np.ndarray]) -> bool:
-    """Whether some slots in use, bool[slots] by ciphertext, are not those in which elements are
-    read. Slots beyond the batch do not count: nothing reads them either.
-    """
-    for cipher, held in used.items():
-        read = np.zeros((len(held) // tap.width, tap.width), bool)
-        read[tap.column[tap.cipher == cipher], slice(None) if tap.batch_axis >= 0 else 0] = True
-        if np.any(held & ~read.reshape(-1)):
-            return True
-    return False
 
 
 def _elements(tap: Tap, cipher: int, slot: int) -> list[Element]:

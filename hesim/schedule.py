@@ -25,6 +25,7 @@ from hesim.peaks import Peaks
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
 from hesim.program import Literal, Var
+from hesim.slots_read import within
 
 if TYPE_CHECKING:
     from hesim.program import Equation, Program
@@ -254,24 +255,20 @@ def _operand_stds(
 def _aligned(
     equation: Equation, tap: Tap | None, read: dict[int, Tap], facts: OperationNoise
 ) -> tuple[bool, ...]:
-    """For each operand, whether the result in `tap` has the errors of the slots that it is read in:
-    it has no copies in others, or is not moved and the result is read there too. An operand without
-    ciphertexts of its own is what it was made of.
+    """For each operand, whether the slots in which the result in `tap` is read are made of slots in
+    which the operand is read, not of other copies. One without ciphertexts of its own is what it
+    was made of.
     """
     if tap is None:
         return (False,) * len(equation.inputs)
-    moved = facts.moved(tap.ciphers)
+    sources = facts.made_of(tap)
 
     def same(operand: Var | Literal) -> bool:
         other = None if isinstance(operand, Literal) else read.get(operand.id)
         if other is None:
             return False
-        if not facts.copied(other):
-            return True
-        own = {a for c in other.ciphers.tolist() for a in (c, facts.refreshed.get(c, c))}
-        places = (tap.batch_axis < 0, tap.width) == (other.batch_axis < 0, other.width)
-        alike = np.array_equal(np.unique(tap.column), np.unique(other.column))
-        return places and alike and moved.isdisjoint(own)
+        copies = [(c, k) for c in other.ciphers.tolist() for k in {c, facts.refreshed.get(c, c)}]
+        return all(within(other, {c: sources[k]}) for c, k in copies if k in sources)
 
     return tuple(same(v) for v in equation.inputs)
 

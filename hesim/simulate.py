@@ -36,7 +36,7 @@ from hesim.draws import Draws
 from hesim.errors import ParameterError
 from hesim.noise_rules import FOLDED, Operation, apply, bootstrapped
 from hesim.params import CKKSParams
-from hesim.peaks import Origin, Peaks, within
+from hesim.peaks import Origin, Peaks, places
 from hesim.predictions import OpPrediction, Prediction, predict
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
@@ -345,22 +345,22 @@ class _Walk:
         """
         amplitudes = jnp.asarray(peaks.amplitudes, x.dtype)
         for tensor, terms in groupby(peaks.products, lambda product: product[2].tensor):
-            places, sizes, elements = zip(*terms, strict=True)
-            value = self.values[self._var(tensor).id]
-            held, index = within(elements, jnp.shape(value))
-            met = jnp.asarray(sizes, x.dtype)[held] * jax.lax.stop_gradient(value[index])
-            amplitudes = amplitudes.at[np.array(places)[held]].add(met.astype(x.dtype))
+            errors, sizes, elements = zip(*terms, strict=True)
+            value = jax.lax.stop_gradient(self.values[self._var(tensor).id])
+            held, index = places(elements, jnp.shape(value))
+            met = jnp.asarray(sizes, x.dtype)[held] * jnp.ravel(value)[index]
+            amplitudes = amplitudes.at[np.array(errors)[held]].add(met.astype(x.dtype))
         amplitudes = gain * amplitudes
         slots = np.array([slot for slot, _ in peaks.errors])
         origins = np.array([self.origins[origin] for _, origin in peaks.errors])
-        errors = jnp.zeros(slots.max() + 1, x.dtype)
-        errors = errors.at[slots].add(amplitudes * self.keys.astype(x.dtype)[origins])
-        own = jnp.zeros_like(x)
+        met = jnp.zeros(slots.max() + 1, x.dtype)
+        met = met.at[slots].add(amplitudes * self.keys.astype(x.dtype)[origins])
+        own = jnp.zeros(x.size, x.dtype)
         if peaks.read:
             elements, numbers = zip(*peaks.read, strict=True)
-            held, index = within(elements, x.shape)
-            own = own.at[index].add(errors[np.array(numbers)[held]])
-        return own, jnp.sum(jnp.square(amplitudes)) / peaks.slots
+            held, index = places(elements, x.shape)
+            own = own.at[index].add(met[np.array(numbers)[held]])
+        return own.reshape(x.shape), jnp.sum(jnp.square(amplitudes)) / peaks.slots
 
     def _carry_peaks(self, equation: Equation, args: list[Any]) -> None:
         """Errors of the slots in which operands are read, where the result is made in these."""

@@ -14,7 +14,7 @@ from hesim.circuit.circuit import Kind
 from hesim.circuit_noise import OperationNoise
 from hesim.params import CKKSParams
 from hesim.peak_products import SlotValues
-from hesim.peaks import ALONE, within
+from hesim.peaks import ALONE, places
 from hesim.predictions import predict
 from hesim.profiles import profile
 from hesim.schedule import of_circuit, transferred
@@ -66,8 +66,8 @@ def test_slots_of_moved_factors_are_sums_of_elements(compiled):
             total = 0.0
             for factor, weight in terms.items():
                 element, ratio = found.element(factor)
-                _, index = within([element], tensors[element.tensor].shape)
-                total += weight * ratio * float(tensors[element.tensor][index][0])
+                _, (place,) = places([element], tensors[element.tensor].shape)
+                total += weight * ratio * float(tensors[element.tensor].flat[place])
                 met.add((element.tensor, circuit.kind[cipher] == Kind.INPUT))
             assert total == pytest.approx(vectors[cipher][slot], rel=1e-5, abs=1e-9)
     assert {(-1, True), (-2, True), (0, False)} <= met  # inputs, and a result that is moved

@@ -11,10 +11,9 @@ import pytest
 import hesim
 from hesim import noise as formulas
 from hesim.certify import certify
-from hesim.circuit.circuit import Tap
 from hesim.circuit_noise import OperationNoise
 from hesim.params import CKKSParams
-from hesim.peaks import Element, copied, key_switch_peaks, variance, within
+from hesim.peaks import Element, key_switch_peaks, places, variance
 from hesim.predictions import predict
 from hesim.profiles import profile
 from hesim.schedule import of_circuit, transferred
@@ -70,22 +69,12 @@ def test_none_in_a_library_with_centred_digits():
 
 def test_elements_of_a_larger_and_of_a_smaller_batch():
     two = [Element(4, 1, 0, 0), Element(4, 1, 5, 7)]
-    held, index = within(two, (2, 8, 3))
-    assert held.all() and [tuple(map(int, i)) for i in zip(*index)] == [(0, 0, 0), (1, 7, 2)]
-    held, index = within(two, (2, 4, 3))
-    assert held.tolist() == [True, False]
-    assert [tuple(map(int, i)) for i in zip(*index)] == [(0, 0, 0)]
-    _, (index,) = within([Element(4, -1, 3, 0)], (4,))
-    assert index.tolist() == [3]
-
-
-def test_slots_in_use_that_no_element_is_read_in_are_copies():
-    cipher, column = np.array([0, 0], np.int32), np.array([0, 2], np.int32)
-    tap = Tap(0, (3, 2), 0, cipher, column, 1.0, batch=3, width=4)
-    every, half = np.ones(16, bool), np.repeat([True, False, True, False], 4)
-    assert copied(tap, {0: every}) and not copied(tap, {0: half})
-    alone = Tap(0, (2,), -1, cipher, column, 1.0, batch=1, width=4)
-    assert copied(alone, {0: half})
+    held, found = places(two, (2, 8, 3))
+    assert held.all() and [np.unravel_index(k, (2, 8, 3)) for k in found] == [(0, 0, 0), (1, 7, 2)]
+    held, found = places(two, (2, 4, 3))
+    assert held.tolist() == [True, False] and found.tolist() == [0]
+    assert places([Element(4, -1, 3, 0)], (4,))[1].tolist() == [3]
+    assert places([Element(4, -1, 0, 0)], ())[1].tolist() == [0]
 
 
 def test_flat_part_and_peaks_are_the_whole_of_a_key_switch(compiled):
@@ -146,6 +135,17 @@ def test_one_key_errs_alike_in_all_its_uses():
         program, NEAR, (x, x), keys=64, schedule=of_circuit(program, circuit), tier="train"
     )
     assert abs(np.log2(found.ops[2].std / certified.ops[2].std)) < 0.4
+
+
+def test_of_a_single_number():
+    x = np.zeros((64, 16), np.float32)
+    program = hesim.trace(jnp.sum, x, encrypted=(0,))
+    circuit = hesim.compile(program, NEAR)
+    certified = certify(circuit, (x,), keys=96, seed=3)
+    found = predict(
+        program, NEAR, (x,), keys=96, schedule=of_circuit(program, circuit), tier="train"
+    )
+    assert abs(np.log2(found.ops[-1].std / certified.ops[-1].std)) < 0.4
 
 
 def test_of_another_batch(compiled):
