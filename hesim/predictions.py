@@ -87,6 +87,7 @@ def predict(
     schedule: Schedule | None = None,
     seed: int = 0,
     tier: str = "predict",
+    jit: bool = True,
 ) -> Prediction:
     """Predicted error of every operation, by simulation in float64 under several random keys.
 
@@ -101,6 +102,9 @@ def predict(
         those of a compiled Circuit.
       seed: of the random keys.
       tier: as for ``hesim.simulate``; "train" shows what a training step is given.
+      jit: compile the program as a whole, for this schedule. Otherwise its operations run one by
+        one, each compiled once for all schedules: of many schedules with few keys each, only the
+        first takes long.
 
     What is compiled is kept for the last few programs, parameters and schedules, so another call
     with other values, keys or seed compiles nothing. A warning names the first operation whose
@@ -116,7 +120,8 @@ def predict(
 
     with jax.enable_x64(True):
         placements = tuple(sorted(plan.items()))
-        run = _compiled(program, params, find_profile(profile), placements, tier)
+        library = find_profile(profile)
+        run = (_compiled if jit else _errors)(program, params, library, placements, tier)
         results = [run(key, flat) for key in jax.random.split(jax.random.key(seed), keys)]
         results = jax.device_get(results)
     ops = []
@@ -146,7 +151,17 @@ def _compiled(
     placements: tuple[tuple[int, Placement], ...],
     tier: str,
 ) -> Callable[[Any, list[Any]], Any]:
-    """Jitted (key, flat arguments) -> mean squares and sampled errors of operations, outputs and
+    return jax.jit(_errors(program, params, profile, placements, tier))
+
+
+def _errors(
+    program: Program,
+    params: CKKSParams,
+    profile: NoiseProfile,
+    placements: tuple[tuple[int, Placement], ...],
+    tier: str,
+) -> Callable[[Any, list[Any]], Any]:
+    """(key, flat arguments) -> mean squares and sampled errors of operations, outputs and
     exact outputs, and largest absolute values of operations: of each row where the first axis is
     as long as the first output's, else of all.
     """
@@ -179,7 +194,7 @@ def _compiled(
         largest = [jnp.max(jnp.stack([_largest(x, rows) for x in out]), axis=0) for out in noisy]
         return squares, samples, outputs, reference, largest
 
-    return jax.jit(errors)
+    return errors
 
 
 def _spare_bits(params: CKKSParams, place: Placement, largest: float) -> float:

@@ -244,7 +244,13 @@ class _Trial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ValueOverflowWarning)  # said of the alternative
             prediction = predict(
-                self.program, params, self.args, self.keys, self.profile, schedule=schedule
+                self.program,
+                params,
+                self.args,
+                self.keys,
+                self.profile,
+                schedule=schedule,
+                jit=False,
             )
         leaves = (tree_util.tree_leaves(tree) for tree in (prediction.outputs, prediction.exact))
         found, exact = ([np.asarray(x) for x in side] for side in leaves)

@@ -56,6 +56,15 @@ def test_the_first_operation_has_the_closed_form():
     assert [op.level for op in prediction.ops] == [4, 3, 3, 3]
 
 
+def test_operations_one_by_one_predict_the_same():
+    args = arguments()
+    program = trace(fn, *args)
+    one, other = (predict(program, PARAMS, args, keys=2, jit=jit) for jit in (True, False))
+    for a, b in zip(one.ops, other.ops, strict=True):
+        assert a.by_key == pytest.approx(b.by_key, rel=1e-6)
+    np.testing.assert_allclose(one.outputs["y"], other.outputs["y"], atol=1e-12)
+
+
 def test_the_same_seed_gives_the_same_prediction():
     args = arguments()
     program = trace(fn, *args)
