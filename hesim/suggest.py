@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from hesim.circuit.compile import compile
+from hesim.circuit.compile import Planned, planned
 from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
 from hesim.params import SEAL_LIMITS, SECURITY_LIMITS, CKKSParams, largest_levels
 from hesim.predictions import predict
@@ -179,6 +179,7 @@ class _Trial:
         self.program, self.args, self.bits, self.memory = program, args, bits, memory
         self.refresh_price, self.profile, self.keys = refresh_price, profile, keys
         self.lost: float | None = None
+        self._plan: Planned | None = None
 
     def _guess(self, log_n: int) -> int:
         """A scale by what the last candidate lost; noise grows by at most a bit with the ring."""
@@ -219,7 +220,10 @@ class _Trial:
 
     def _try(self, params: CKKSParams) -> Alternative:
         try:
-            circuit = compile(self.program, params, refresh_price=self.refresh_price)
+            if self._plan is None or not self._plan.fits(params):
+                self._plan = None  # two at a time would be twice the memory
+                self._plan = planned(self.program, params, refresh_price=self.refresh_price)
+            circuit = self._plan.circuit(params)
         except (LevelError, LayoutError) as error:
             return Alternative(params, math.nan, math.inf, 0, 0, 0, str(error).split(";")[0])
         ledger = circuit.ledger

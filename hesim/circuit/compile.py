@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,11 @@ from hesim.circuit.cost import BOOTSTRAP_SECONDS
 from hesim.circuit.layout import Tensor, input_tables, stripped
 from hesim.circuit.lower import Lowering
 from hesim.circuit.publics import Publics
-from hesim.errors import LayoutError, TraceError
+from hesim.errors import LayoutError, ParameterError, TraceError
 from hesim.params import CKKSParams
 from hesim.program import Program, Var
 
-__all__ = ["compile"]
+__all__ = ["Planned", "compile", "planned"]
 
 _MOST_INPUTS = 20_000
 """Input ciphertexts beyond which a layout is not tried."""
@@ -67,31 +68,47 @@ def compile(
       LevelError: levels run out and refreshes are forbidden. LayoutError: nothing fits the slots.
       TraceError: not a Program, or not CKKSParams.
     """
+    return planned(
+        program, params, refresh_price=refresh_price, batch=batch, layouts=layouts
+    ).circuit(params)
+
+
+def planned(
+    program: Program,
+    params: CKKSParams,
+    *,
+    refresh_price: float | str | None = None,
+    batch: bool = True,
+    layouts: Sequence[Sequence[int]] | None = None,
+) -> Planned:
+    """What `compile` decides before it writes instructions: layouts and levels, which serve all
+    parameters with this ring and as many levels. Arguments and errors are those of `compile`.
+    """
     if not isinstance(program, Program) or not isinstance(params, CKKSParams):
         raise TraceError(
             f"compile takes a Program and CKKSParams, not a {type(program).__name__} and a "
             f"{type(params).__name__}: program = hesim.trace(fn, *example_args)."
         )
     price = _price(refresh_price)
-    best: tuple[float, _Compiled] | None = None
+    best: tuple[float, Planned] | None = None
     failure: Exception | None = None
     choices = sorted(_choices(program, params, batch, layouts), key=lambda choice: choice.ciphers)
     for choice in choices:
         try:
-            compiled = _Compiled(program, params, choice, price, best[0] if best else math.inf)
+            plan = Planned(program, params, choice, price, best[0] if best else math.inf)
         except Overspent:
             continue
         except LayoutError as error:
             failure = error
             continue
-        if best is None or compiled.schedule.seconds < best[0]:
-            best = (compiled.schedule.seconds, compiled)
+        if best is None or plan.schedule.seconds < best[0]:
+            best = (plan.schedule.seconds, plan)
     if best is None and failure is not None and batch and layouts is None:
         # What cannot be laid out for one member at a time may be for all of them as one tensor.
-        return compile(program, params, refresh_price=refresh_price, batch=False)
+        return planned(program, params, refresh_price=refresh_price, batch=False)
     if best is None:
         raise failure or LayoutError(f"{program.name} has no encrypted input to lay out.")
-    return best[1].circuit(price)
+    return best[1]
 
 
 def _price(refresh_price: float | str | None) -> float | None:
@@ -190,8 +207,8 @@ def _policies(shapes: list[tuple[int, ...]]):
             yield policy(axes)
 
 
-class _Compiled:
-    """One layout choice, lowered and scheduled."""
+class Planned:
+    """One layout choice, lowered and scheduled. From `planned`."""
 
     def __init__(
         self,
@@ -201,7 +218,8 @@ class _Compiled:
         price: float | None,
         budget: float,
     ):
-        self.program, self.params, self.choice = program, params, choice
+        self.program, self.choice, self.price = program, choice, price
+        self._ring = params.log_n, params.levels
         self.publics = Publics(program)
         self.builder = b = Builder(
             choice.columns, choice.width, choice.batch, log_n=params.log_n, budget=budget
@@ -258,11 +276,23 @@ class _Compiled:
             )
         return tuple(packs)
 
-    def circuit(self, price: float | None) -> Circuit:
-        """Settles the levels and emits the instructions."""
+    @functools.cached_property
+    def _settled(self) -> levels.Schedule:
+        return self.planner.improved(self.schedule)
+
+    def fits(self, params: CKKSParams) -> bool:
+        """Whether these parameters have the ring and the levels that it was made for."""
+        return self._ring == (params.log_n, params.levels)
+
+    def circuit(self, params: CKKSParams) -> Circuit:
+        """Settles the levels and emits the instructions, for parameters that it `fits`."""
+        if not self.fits(params):
+            raise ParameterError(
+                f"planned for log2 N and levels {self._ring}, not for {params}: plan again"
+            )
         b, choice, program = self.builder, self.choice, self.program
-        schedule = self.planner.improved(self.schedule)
-        emitted = levels.emit(b, self.params, schedule, self.planner.live, self.unit)
+        schedule = self._settled
+        emitted = levels.emit(b, params, schedule, self.planner.live, self.unit)
         data = levels.arrays(emitted)
         packs, data = _used_packs(tuple(b.packs), data)
         where = np.full(len(b.nodes) + 1, -1, np.int32)
@@ -297,7 +327,7 @@ class _Compiled:
             label for v, label in zip(program.inputs, program.labels, strict=True) if v.encrypted
         ]
         return Circuit(
-            params=self.params,
+            params=params,
             slots=choice.columns * choice.width,
             packs=packs,
             inputs=self.inputs,
@@ -307,7 +337,7 @@ class _Compiled:
             outputs=outputs,
             taps=tuple(taps),
             input_labels=tuple(labels),
-            ledger=ledger(self.params, data, packs, len(decrypted), price),
+            ledger=ledger(params, data, packs, len(decrypted), self.price),
             program=program,
             publics=self.publics,
             **data,

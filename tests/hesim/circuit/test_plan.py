@@ -11,7 +11,9 @@ import pytest
 import approx
 from hesim import LevelError, compile, refresh, trace
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.errors import LayoutError, TraceError
+from hesim.circuit.compile import planned
+from hesim.errors import LayoutError, ParameterError, TraceError
+from hesim.params import CKKSParams
 
 X = np.linspace(-0.9, 0.9, 12).reshape(4, 3)
 W = np.random.default_rng(0).normal(size=(3, 3)) / 2
@@ -36,6 +38,20 @@ def test_work_is_done_as_low_as_it_can_be(check):
     circuit = check(lambda x: x @ W, X, refresh_price=math.inf)
     assert circuit.level[circuit.kind == Kind.INPUT].max() == 1
     assert circuit.level[circuit.outputs[0].ciphers].max() == 0
+
+
+@pytest.mark.filterwarnings("ignore:INSECURE")
+def test_one_plan_serves_all_scales_of_a_ring_and_as_many_levels():
+    program = trace(deep, X)
+    one, other = (CKKSParams(10, 4, bits, bits + 10, 60, None) for bits in (25, 40))
+    plan = planned(program, one)
+    for params in (one, other):
+        ours, theirs = plan.circuit(params), compile(program, params)
+        assert ours.ledger.refreshes > 0
+        for name in ("kind", "level", "scale", "arg", "arg2", "plain_scale"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    with pytest.raises(ParameterError, match="plan again"):
+        plan.circuit(CKKSParams(10, 5, 25, 35, 60, None))
 
 
 def test_levels_run_out_where_refreshes_are_forbidden(small_params):
