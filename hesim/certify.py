@@ -209,7 +209,7 @@ class _Walk:
         elif kind == Kind.DROP:
             m[i], e[i] = m[arg[0]], e[arg[0]]
         elif kind == Kind.REFRESH:
-            m[i], e[i] = m[arg[0]], e[arg[0]] + self._refreshed(arg[0], scale)
+            m[i], e[i] = m[arg[0]], self._refreshed(arg[0], scale)
             self.components[i] = 2
 
     def _dot(self, i: int, left: list[int], right: list[int], factors: list[float]) -> None:
@@ -304,10 +304,13 @@ class _Walk:
         return errors + self._shared(std)
 
     def _refreshed(self, cipher: int, scale: float) -> np.ndarray:
-        """What a refresh adds: a new encryption by the key holder, or the profile's bootstrap."""
+        """After a refresh: by the profile's bootstrap, or by the key holder, who decrypts the
+        first copy of the slots and encrypts it in all of them.
+        """
         if self.profile.bootstrap is None:
             fresh = self._drawn(formulas.fresh(self.params.n, self.profile), scale)
-            return self._transformed(cipher, fresh, 2)
+            first = self._full(self.errors[cipher][:, : self.circuit.slots])
+            return first + self._transformed(cipher, fresh, 2)
         chosen = law(self.profile.bootstrap)
         error = self._normal(np.float32(chosen.std)).astype(np.float64)
         if chosen.sine_bits is not None:
@@ -319,7 +322,7 @@ class _Walk:
         failed = self.rng.random(self.keys) < 2.0**chosen.log2_failure
         if np.any(failed):
             error[failed] = self._normal(np.float32(1.0))[failed]
-        return error
+        return self.errors[cipher] + error
 
     def _rounded(self, scale: float, components: int) -> np.ndarray:
         if components == 2:

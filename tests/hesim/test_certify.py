@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from hesim import noise as formulas
 from hesim.certificates import Record
 from hesim.circuit.circuit import Circuit
 from hesim.profiles import profile
+from hesim.refresh import refresh
 from hesim.schedule import of_circuit
 
 pytestmark = pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
@@ -190,3 +192,19 @@ def test_certified_errors_are_those_of_an_encrypted_run(levels):
         if op.level >= 0 and record.measured_std > 0:
             count = 128  # elements: a measured std of few heavy-tailed numbers is uncertain
             assert abs(math.log2(op.std / record.measured_std)) < 0.25 + 4 / math.sqrt(count), op
+
+
+def test_a_key_holder_refreshes_the_first_copy_of_the_slots():
+    """The last of 32 values meets the first of the next copy, which was encrypted in this one."""
+    x = RNG.uniform(-1, 1, 32).astype(np.float32)
+
+    def fn(x, w):
+        y = refresh(x * w)
+        return y + jnp.roll(y, -1)
+
+    circuit = compiled(fn, x, x, layouts=[(0,)], batch=False)
+    assert circuit.slots == 32 and circuit.ledger.rotations == 1
+    secrets = np.full((8, PARAMS.slots), 1.0 + 0.0j)
+    secrets[:, 0] = 3000.0
+    found = hesim.certify(circuit, (x, x), secrets=secrets)
+    assert {slot for slot, _ in found.ops[-1].worst[:2]} == {0, 31}
