@@ -33,10 +33,15 @@ def lengths_of(data: Batch) -> np.ndarray:
     return mask.shape[1] - np.argmax(mask[:, ::-1], axis=1)
 
 
-def _checked(lengths: np.ndarray, buckets: Sequence[int]) -> tuple[int, ...]:
-    edges = tuple(sorted(set(buckets)))
-    if not edges or edges[0] < 1:
+def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of tokens in order, each once; DataError unless there is one, each at least 1."""
+    if not buckets or any(not isinstance(b, int) or b < 1 for b in buckets):
         raise DataError(f"buckets are token counts of at least 1, got {tuple(buckets)}")
+    return tuple(sorted(set(buckets)))
+
+
+def _checked(lengths: np.ndarray, buckets: Sequence[int]) -> tuple[int, ...]:
+    edges = check_buckets(buckets)
     longest = int(lengths.max(initial=0))
     if longest > edges[-1]:
         raise DataError(

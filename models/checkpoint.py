@@ -5,6 +5,7 @@ A checkpoint is complete or absent: orbax writes into a temporary folder and ren
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from models.config import EncoderConfig
@@ -35,6 +37,18 @@ def sites_to_json(sites: Sites) -> str:
 def sites_from_json(text: str) -> Sites:
     """What `sites_to_json` wrote."""
     return Sites.from_json(text)
+
+
+def digest_of(tree: Any) -> str:
+    """16 hexadecimal digits of SHA-256 over the arrays of a tree, which tell one content from
+    another.
+    """
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()[:16]
 
 
 class Checkpoints:

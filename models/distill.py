@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +26,12 @@ import numpy as np
 import optax
 
 from models.agreement import agreement, compared, layer_outputs, layer_pairs
-from models.buckets import cut, lengths_of, plan_epoch
+from models.buckets import check_buckets, cut, lengths_of, plan_epoch
 from models.budgeted import Progress, Rhythm, range_figures, spend_budget
-from models.checkpoint import CheckpointError, Checkpoints
+from models.checkpoint import CheckpointError, Checkpoints, digest_of
+from models.diagnose import origin
 from models.encoder import Model
+from models.limits import check_numbers
 from models.lora import Params, combine, partition
 from models.losses import range_penalty
 from models.schedules import Budget, Clock, one_cycle, scale_by_progress
@@ -100,8 +101,16 @@ class Distillation:
             raise ValueError("states, attention, pooled, logits: weights of at least 0, not all 0")
         if self.trained not in ("attention", "blocks", "all"):
             raise ValueError(f"trained={self.trained!r} is attention, blocks or all")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
+        check_numbers(
+            self,
+            positive=("temperature", "rate", "clip"),
+            at_least_0=("weight_decay", "penalty", "save_seconds"),
+            shares=("start", "floor"),
+            below_1=("inner",),
+            seeds=("seed",),
+        )
+        check_buckets(self.buckets)
+        one_cycle(self.rise)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -233,7 +242,8 @@ def distil(
         "settings": settings.to_json(),
         "teacher": teacher.config.to_json(),
         "config": student.config.to_json(),
-        "rows": _digest(rows),
+        "rows": digest_of((rows.tokens, rows.mask)),
+        "fixed": digest_of((teacher_params, frozen)),
     }
     lengths = lengths_of(rows)
     per_epoch = -(-len(lengths) // settings.batch)
@@ -288,6 +298,7 @@ def distil(
             save=save,
             report=report,
             stop=stop,
+            diagnose=lambda part, batch: origin(student, combine(part, frozen), batch),
         )
         number = int(state.step)
         finished = clock.progress(number) >= 1
@@ -296,10 +307,3 @@ def distil(
 
 def _closed(step: Step, frozen: Params) -> Step:
     return lambda state, batch: step(state, batch, frozen)
-
-
-def _digest(rows: Batch) -> str:
-    total = hashlib.sha256()
-    for array in (rows.tokens, rows.mask):
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()[:16]

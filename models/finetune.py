@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hesim.errors import ParameterError
 from models import metrics
 from models.as_encrypted import (
     AsEncrypted,
@@ -28,8 +29,8 @@ from models.as_encrypted import (
     merged,
     twin_of,
 )
-from models.buckets import cut, lengths_of, plan_epoch
-from models.checkpoint import CheckpointError, Checkpoints
+from models.buckets import check_buckets, cut, lengths_of, plan_epoch
+from models.checkpoint import CheckpointError, Checkpoints, digest_of
 from models.config import EncoderConfig
 from models.diagnose import origin
 from models.encoder import Model
@@ -41,6 +42,7 @@ from models.encrypted_step import (
     root_outside,
     simulated_update,
 )
+from models.limits import check_numbers
 from models.lora import Params, combine, is_adapter_or_head, partition
 from models.lora import Path as Place
 from models.losses import cross_entropy, mean_squared_error, share_outside
@@ -112,10 +114,22 @@ class FineTune:
             raise ValueError("the range penalty needs the ranges of sites")
         if self.method == "lora" and self.rank < 1:
             raise ValueError(f"LoRA's rank is at least 1, got {self.rank}")
+        if self.method == "lora" and not self.adapted:
+            raise ValueError("LoRA needs at least one projection in adapted")
+        EncoderConfig(lora_targets=self.adapted)  # which knows the projections
         if self.epochs < 1 or self.batch < 1:
             raise ValueError("epochs and batch must be at least 1")
-        if not (self.learning_rate > 0 and self.epsilon > 0):
-            raise ValueError("learning_rate and epsilon must be positive")
+        if self.multiplier is not None:
+            check_numbers(self, positive=("multiplier",))
+        check_numbers(
+            self,
+            positive=("learning_rate", "epsilon", "alpha"),
+            at_least_0=("weight_decay", "penalty"),
+            shares=("warmup",),
+            below_1=("dropout", "inner"),
+            seeds=("seed",),
+        )
+        check_buckets(self.buckets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +173,18 @@ def finetune(
     Raises:
       TrainingError: the loss or the gradient stops being finite; it names the site.
       CheckpointError: a folder that holds another training, or a start of another shape.
+      ParameterError: a rank above the model's number of features; softmax attention as encrypted.
     """
+    if settings.encrypted is not None and config.attention == "softmax":
+        raise ParameterError(
+            "softmax attention takes a maximum, which encryption cannot: start from a model with "
+            "Gaussian attention"
+        )
+    if settings.method == "lora" and settings.rank > config.hidden:
+        raise ParameterError(
+            f"LoRA's rank {settings.rank} is more than the model's {config.hidden} features: take "
+            "a smaller one, or train in full"
+        )
     adapted = config.replace(
         classes=data.classes,
         lora_rank=settings.rank if settings.method == "lora" else 0,
@@ -183,7 +208,12 @@ def finetune(
     step = _watched(compiled, frozen, names) if watched else _closed(compiled, frozen)
     phase = "as encrypted" if watched else "exact"
     history: list[dict[str, Any]] = []
-    notes = {"config": adapted.to_json(), "settings": repr(settings), "data": data.name}
+    notes = {
+        "config": adapted.to_json(),
+        "settings": repr(settings),
+        "data": f"{data.name} {digest_of((data.train, data.validation))}",
+        "start": digest_of(start),
+    }
 
     def diagnose(trained: Params, batch: Any) -> str:
         return origin(model, combine(trained, frozen), batch)

@@ -30,6 +30,7 @@ from models.corpus import Corpus
 from models.corpus_start import corpus_start
 from models.diagnose import origin
 from models.encoder import Model
+from models.limits import check_numbers
 from models.lora import Params
 from models.losses import range_penalty
 from models.mlm import (
@@ -118,9 +119,18 @@ class Pretraining:
             raise ValueError('pre-training guesses words: set lm_head="tied" or "own"')
         if self.initial not in ("corpus", "random"):
             raise ValueError(f"initial={self.initial!r} is corpus or random")
+        check_numbers(
+            self,
+            positive=("share", "rate", "clip", "eps"),
+            at_least_0=("weight_decay", "penalty", "chunk", "save_seconds"),
+            shares=("share", "start", "floor", "penalty_last"),
+            below_1=("b1", "b2", "dropout", "inner"),
+            seeds=("seed",),
+        )
+        one_cycle(self.rise)
+        self.options()
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} is no multiple of accumulate={self.accumulate}")
-        self.options()
         unknown = {name for name, _ in self.targets} - {
             function_of(name) for name in site_names(self.config)
         }

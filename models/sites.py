@@ -344,6 +344,8 @@ class FitSettings:
     derivatives: str = "exact"
 
     def __post_init__(self) -> None:
+        if not self.margin >= 0:
+            raise ValueError(f"margin={self.margin}, by which ranges are widened, is at least 0")
         if self.derivatives not in ("exact", "cheap"):
             raise ValueError(f"derivatives is 'exact' or 'cheap', not {self.derivatives!r}")
 

@@ -215,6 +215,8 @@ def read_job(path: str | Path | None = None, given: Mapping[str, Any] | None = N
             f"the longest bucket has {max(settings.buckets)} tokens, a row "
             f"{values['task']['length']}: add a bucket, or lower the length"
         )
+    if values["task"]["train_rows"] < 0:
+        raise ExperimentError(f"train_rows is {values['task']['train_rows']}, but at least 0 (all)")
     attention = values["start"]["attention"]
     return Job(
         task=spec,

@@ -109,7 +109,8 @@ def _typed(path: str | Path, section: str, name: str, value: Any, default: Any) 
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list):
-        return tuple(value)
+        like = default[0] if default else value[0] if value else None
+        return tuple(_typed(path, section, name, item, like) for item in value)
     if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, type(default)):
         raise ExperimentError(
             f"{path}: {name} in [{section}] is {value!r}, but it should be like {_toml(default)}"

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import hesim
+from hesim.errors import ParameterError
 from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
 from models.buckets import cut, lengths_of, plan_epoch, whole
@@ -264,6 +265,12 @@ def test_resuming_ends_with_the_same_bits(tmp_path):
     with pytest.raises(CheckpointError, match="another fine-tuning"):
         other = dataclasses.replace(settings, learning_rate=1.0)
         finetune(CONFIG, start(), task(), other, checkpoints=tmp_path / "c")
+    fewer = dataclasses.replace(task(), train=rows(190, 0))
+    with pytest.raises(CheckpointError, match="other data:"):
+        finetune(CONFIG, start(), fewer, settings, checkpoints=tmp_path / "c")
+    elsewhere = jax.tree.map(lambda leaf: leaf + 1, start())
+    with pytest.raises(CheckpointError, match="other start:"):
+        finetune(CONFIG, elsewhere, task(), settings, checkpoints=tmp_path / "c")
 
 
 def test_what_cannot_be_is_refused():
@@ -278,8 +285,35 @@ def test_what_cannot_be_is_refused():
         FineTune(dropout=0.1, encrypted=AsEncrypted())
     with pytest.raises(ValueError, match="softmax"):
         lora_update(Model(CONFIG), optax.sgd(0.1), None)
-    with pytest.raises(ValueError, match="rank"):
-        FineTune(rank=0)
+    with pytest.raises(ParameterError, match="rank 17 is more than the model's 16 features"):
+        finetune(CONFIG, start(), task(), dataclasses.replace(SETTINGS, rank=17))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", 0),
+        ("epochs", 0),
+        ("learning_rate", float("nan")),
+        ("warmup", -0.1),
+        ("weight_decay", -1.0),
+        ("dropout", 1.0),
+        ("alpha", 0.0),
+        ("multiplier", -1.0),
+        ("seed", -1),
+        ("adapted", ()),
+    ],
+)
+def test_a_setting_out_of_bounds_is_named(name: str, value):
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(SETTINGS, **{name: value})
+
+
+def test_unknown_projections_and_buckets_are_named():
+    with pytest.raises(ValueError, match="no such projection for LoRA: .*'foo'"):
+        FineTune(adapted=("query", "foo"))
+    with pytest.raises(DataError, match="buckets"):
+        FineTune(buckets=())
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_site_that_made_it():

@@ -155,6 +155,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(texts, whole, tmp_path):
         ({"targets": (("gelu", (-1.0, 1.0)),)}, "gelu"),
         ({"accumulate": 3}, "multiple"),
         ({"batch": 0}, "batch"),
+        ({"share": 1.5}, "share"),
+        ({"rate": -1.0}, "rate"),
+        ({"rise": 0.0}, "rise"),
+        ({"b2": 1.0}, "b2"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message: str):
