@@ -12,10 +12,9 @@ A file appears complete or not at all: it is written beside its place and then r
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 
 from experiments.demo.settings import Settings, code_digest
 from experiments.errors import ExperimentError
+from experiments.working import alone_in
 from models.files import replacing, write_whole
 
 __all__ = ["RunFolder"]
@@ -78,18 +78,9 @@ class RunFolder:
             raise ExperimentError(f"{path} holds no run; `hesim demo --run-dir DIR` makes one")
         return cls(path, _read(path / _IDENTITY)["settings"])
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from working in this folder; ExperimentError if one does."""
-        with open(self.path / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ExperimentError(
-                    f"another process is working in {self.path}; wait for it, or choose another "
-                    "--run-dir"
-                ) from None
-            yield
+        return alone_in(self.path, "--run-dir")
 
     def done(self, name: str) -> bool:
         """Whether a stage has been finished."""

@@ -15,6 +15,7 @@ from experiments.live import Display
 from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
+from experiments.working import alone_in
 from models import metrics
 from models.agreement import Agreement, agreement, embeddings
 from models.bert import load_bert
@@ -225,11 +226,25 @@ def run_distilling(
 
     The finished student is in `out/model`, its agreement with the teacher in its notes and in
     `out/agreement.json`. Raises CheckpointError for models that do not go together or where `out`
-    holds another run, DataError for texts that cannot be read, ExperimentError where it is done.
+    holds another run, DataError for texts that cannot be read, ExperimentError where it is done or
+    another process works in it.
     """
-    target = out / "model"
-    if target.exists():
-        raise ExperimentError(f"{target} is finished already: choose another --out")
+    if (out / "model").exists():
+        raise ExperimentError(f"{out / 'model'} is finished already: choose another --out")
+    with alone_in(out):
+        return _distil(job, teacher, student, out, display, data, data_dir, text)
+
+
+def _distil(
+    job: Job,
+    teacher: Path,
+    student: Path,
+    out: Path,
+    display: Display,
+    data: Sequence[str],
+    data_dir: str | None,
+    text: Path | None,
+) -> Distilled:
     length = job.text["length"]
     first, second = load_any(teacher, length), load_any(student, length)
     assert first.tokenizer is not None and second.tokenizer is not None
@@ -248,7 +263,6 @@ def run_distilling(
     found = {name: _measure(guide, first, model, p, texts, settings) for name, p in steps.items()}
     for name, figures in found.items():
         display.say(f"{name}: {_said(figures)}")
-    out.mkdir(parents=True, exist_ok=True)
     with Checkpoints(out / "checkpoints") as store:
         at = store.latest or 0
     if at:
@@ -304,7 +318,7 @@ def run_distilling(
             **figures,
         },
     }
-    save_model(target, second.config, done.params, first.tokenizer, notes)
+    save_model(out / "model", second.config, done.params, first.tokenizer, notes)
     return done
 
 

@@ -10,6 +10,7 @@ from experiments.live import Display
 from experiments.training.finetuning_settings import Job
 from experiments.training.logbook import Logbook
 from experiments.training.signals import until_signalled
+from experiments.working import alone_in
 from models.checkpoint import Checkpoints, sites_to_json
 from models.config import EncoderConfig, preset
 from models.data import load
@@ -72,7 +73,8 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
 
     The finished model is in `out/model`, with what it was trained on and its held-out scores in its
     notes. Raises DataError for data that cannot be read, CheckpointError for a start that does not
-    fit or where `out` holds another run, TrainingError where numbers cease to be finite.
+    fit or where `out` holds another run, TrainingError where numbers cease to be finite,
+    ExperimentError where `out` is finished or another process works in it.
     """
     target = out / MODEL
     if target.exists():
@@ -88,7 +90,12 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
         train_rows=job.train_rows or None,
     )
     display.say(describe(data))
-    out.mkdir(parents=True, exist_ok=True)
+    with alone_in(out):
+        return _train(job, start, data, out, display)
+
+
+def _train(job: Job, start: Start, data: TaskData, out: Path, display: Display) -> FineTuned:
+    settings = job.settings
     with Checkpoints(out / "checkpoints") as store:
         at = store.latest or 0
     if at:
@@ -112,7 +119,7 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
             checkpoints=out / "checkpoints",
         )
     if done.finished:
-        _save(target, job, done, start.tokenizer, data)
+        _save(out / MODEL, job, done, start.tokenizer, data)
     return done
 
 

@@ -6,6 +6,7 @@ A resumed training continues both: what was written after its checkpoint is drop
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,23 +22,28 @@ class Logbook:
     """`metrics.csv` and `tensorboard/` of a folder; a context manager.
 
     from_step: the step that the training goes on from; later rows of an earlier run are dropped. A
-    figure that appears late adds a column, empty in the rows before.
+    figure that appears late adds a column, empty in the rows before. Nothing is touched before the
+    first figures come.
     """
 
     def __init__(self, folder: str | Path, from_step: int = 0) -> None:
         self.path = Path(folder) / "metrics.csv"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._from_step = from_step
         self._columns = ["step"]
         self._rows: list[dict[str, Any]] = []
+        self._events: SummaryWriter | None = None
+
+    def _open(self) -> SummaryWriter:
+        """What was written up to `from_step` is kept, a line that was cut off is not."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
+            with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
                 reader = csv.DictReader(file)
                 self._columns = list(reader.fieldnames or self._columns)
-                self._rows = [row for row in reader if int(row["step"] or 0) <= from_step]
+                self._rows = [row for row in reader if _step_of(row) <= self._from_step]
         self._rewrite()
-        self._events = SummaryWriter(
-            str(Path(folder) / "tensorboard"), purge_step=from_step + 1 if from_step else None
-        )
+        purged = self._from_step + 1 if self._from_step else None
+        return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=purged)
 
     def __enter__(self) -> Logbook:
         return self
@@ -48,10 +54,13 @@ class Logbook:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """The figures of a step, on the disk when this returns (the events within seconds)."""
+        if self._events is None:
+            self._events = self._open()
         row = {"step": step, **figures}
         self._rows.append(row)
         new = [name for name in row if name not in self._columns]
@@ -72,3 +81,9 @@ class Logbook:
             writer.writeheader()
             writer.writerows(self._rows)
         os.replace(part, self.path)
+
+
+def _step_of(row: Mapping[str | None, Any]) -> float:
+    """The step of a row, infinity for one that is damaged."""
+    whole = None not in row and None not in row.values() and str(row.get("step")).isdigit()
+    return int(row["step"]) if whole else math.inf

@@ -13,6 +13,7 @@ from experiments.live import Display
 from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
+from experiments.working import alone_in
 from models.checkpoint import Checkpoints
 from models.config import PRESETS, EncoderConfig, preset
 from models.corpus import Corpus
@@ -207,9 +208,14 @@ def read_corpus(job: Job, data: Path, out: Path, display: Display) -> Corpus:
 def run_pretraining(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
     """Read the text, train with a bar, write the log; goes on from what `out` holds.
 
-    Raises DataError for text that cannot be read, CheckpointError where `out` holds another run.
+    Raises DataError for text that cannot be read, CheckpointError where `out` holds another run,
+    ExperimentError where another process works in it.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with alone_in(out):
+        return _train(job, data, out, display)
+
+
+def _train(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
     display.stage("Text")
     corpus = read_corpus(job, data, out, display)
     display.say(

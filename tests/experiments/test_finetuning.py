@@ -18,6 +18,7 @@ from experiments.live import Display
 from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder
 from experiments.training.finetuning import load_start, run_finetuning
 from experiments.training.finetuning_settings import job_template, read_job, read_table, task_spec
+from experiments.working import alone_in
 from models.config import preset
 from models.data import DataError, load
 from models.encoder import Model
@@ -164,6 +165,8 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path):
         ("[training]\nrank = 0", "rank"),
         ("[training]\nbuckets = [16, 32]", "longest bucket"),
         ("[training]\nrates = 1.0", "rates"),
+        ("[training]\nadapted = [1, 2]", "adapted"),
+        ("[task]\ntrain_rows = -5", "train_rows"),
         ("[encrypted]\nsimulate = true\n[training]\nmethod = 'full'", "lora"),
     ):
         (tmp_path / "bad.toml").write_text(text)
@@ -185,6 +188,17 @@ def test_what_is_missing_is_named(
     assert "finished already" in capsys.readouterr().err
     assert main_exits(["evaluate", str(encoder), "--data-dir", str(glue)]) == 2
     assert "not written by `hesim finetune`" in capsys.readouterr().err
+
+
+def test_a_folder_serves_one_process_and_is_no_file(
+    settings: Path, finished: Path, glue: Path, tmp_path: Path, capsys
+):
+    command = ["finetune", "--data-dir", str(glue), "--config", str(settings), "--out"]
+    with alone_in(tmp_path / "run"):
+        assert main_exits([*command, str(tmp_path / "run")]) == 2
+    assert "another process is working in" in capsys.readouterr().err
+    assert main_exits([*command, str(settings)]) == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_a_start_is_a_folder_or_scratch(encoder: Path, glue: Path):

@@ -150,6 +150,18 @@ def test_a_resumed_log_drops_what_came_after_its_checkpoint(tmp_path):
     ]
 
 
+def test_a_log_is_left_alone_before_the_first_figures_and_loses_a_line_cut_off(tmp_path):
+    text = "step,loss\n1,5.0\n2,4.0\n3,2.0\n"
+    path = tmp_path / "metrics.csv"
+    path.write_text(text + "4")
+    with Logbook(tmp_path):
+        pass
+    assert path.read_text() == text + "4"
+    with Logbook(tmp_path, from_step=40) as log:
+        log.write(41, {"loss": 1.0})
+    assert path.read_text().split() == [*text.split(), "41,1.0"]
+
+
 def test_a_second_signal_is_not_held_back():
     # A process that was started in the background of a shell ignores Ctrl-C from the start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
