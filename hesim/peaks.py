@@ -18,7 +18,10 @@ elsewhere. ``hesim.peak_products`` finds these elements; a simulation knows thei
 What this leaves out: slots whose value is no sum of few elements of whole tensors, products by
 public tensors, and a second product within one operation. There a peak is taken as spread over the
 operand, and independent of what the same key does elsewhere. Where a tensor is held in several
-copies, operations that read it in other slots meet the mean over all copies.
+copies, operations that read it in other slots meet the mean over all copies. And a rotation across
+the end of the effective slots reads the next of their copies in the ring, which has no peaks before
+a refresh makes all copies alike; here it counts as reading the same errors.
+`python -m benchmarks.circuits` shows what is left of that with a first prime of 60 bits.
 """
 
 from __future__ import annotations
