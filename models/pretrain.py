@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from models.budgeted import Progress, Rhythm, range_figures, spend_budget
 from models.checkpoint import Checkpoints
@@ -42,6 +43,7 @@ from models.mlm import (
     word_states,
 )
 from models.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
+from models.sharding import check_config, check_rows, place_batch, place_state
 from models.sites import Range, function_of, join_ranges, met_ranges, site_names
 from models.step import (
     Loss,
@@ -266,17 +268,23 @@ def pretrain(
     report: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     keep: int = 3,
+    mesh: Mesh | None = None,
 ) -> Pretrained:
     """Train until the budget is spent or `stop` says so; a checkpoint is written in both cases.
 
     folder: its `checkpoints` hold the state every `save_seconds`; a run that finds its own there
     goes on from the newest, another's raises CheckpointError. report is called every `log_every`
     steps with loss, gradient norm, learning rate and tokens a second, and every `evaluate_every`
-    with the held-out figures.
+    with the held-out figures. mesh: devices of this host over which batches and model are spread
+    (`sharding.make_mesh`); a run may go on with another, to the same numbers up to rounding.
+    ParameterError where it does not divide the rows of a part of a step, the heads or the features.
     """
     config = settings.config.replace(
         vocabulary=corpus.tokenizer.size, padding_id=corpus.tokenizer.pad_id
     )
+    if mesh is not None:
+        check_config(config, mesh)
+        check_rows(settings.batch // settings.accumulate, mesh)
     model = Model(config)
     masking = Masking.of(corpus.tokenizer, settings.share)
     key = jax.random.key(settings.seed)
@@ -289,6 +297,8 @@ def pretrain(
             params = corpus_start(config, params, corpus.train.tokens)
         state = initial_state(params, make_optimizer(settings), key)
         state, notes = store.resume(state, identity)
+        if mesh is not None:
+            state = place_state(state, mesh)
         clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
 
         def save(state: TrainState) -> None:
@@ -297,7 +307,8 @@ def pretrain(
 
         def batch_of(number: int) -> MaskedBatch:
             rows = batch_rows(settings.seed, number, corpus.train.rows, settings.batch)
-            return masking.batch(corpus.train, rows, settings.seed, number, clock.progress(number))
+            batch = masking.batch(corpus.train, rows, settings.seed, number, clock.progress(number))
+            return batch if mesh is None else place_batch(batch, mesh)
 
         evaluated: Evaluated | None = None
 

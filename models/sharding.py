@@ -25,7 +25,17 @@ from hesim.errors import ParameterError
 from models.config import EncoderConfig
 from models.step import TrainState
 
-__all__ = ["DATA", "TENSOR", "make_mesh", "place_batch", "place_state", "spec_of", "start_hosts"]
+__all__ = [
+    "DATA",
+    "TENSOR",
+    "check_config",
+    "check_rows",
+    "make_mesh",
+    "place_batch",
+    "place_state",
+    "spec_of",
+    "start_hosts",
+]
 
 DATA, TENSOR = "data", "tensor"
 """Names of a mesh's axes."""
@@ -97,6 +107,12 @@ def check_config(config: EncoderConfig, mesh: Mesh) -> None:
             raise ParameterError(f"{size} {name} cannot be cut into {parts} equal parts")
 
 
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """ParameterError unless so many rows divide over the axis `data`."""
+    if rows % mesh.shape[DATA]:
+        raise ParameterError(f"{rows} rows cannot be cut into {mesh.shape[DATA]} equal parts")
+
+
 def spec_of(path: Sequence[Any], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     """How the array at this path of a parameter tree (or of an optimizer's state, which repeats
     it) is cut: on every device whole where no rule names it or its size does not divide.
@@ -127,12 +143,11 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch with its rows spread over the axis `data`; every host passes the whole batch, as
     every host can make it, and keeps its own rows. ParameterError if they do not divide.
     """
-    parts = mesh.shape[DATA]
 
     def place(leaf: Any) -> jax.Array:
         array = np.asarray(leaf)
-        if array.ndim and array.shape[0] % parts:
-            raise ParameterError(f"{array.shape[0]} rows cannot be cut into {parts} equal parts")
+        if array.ndim:
+            check_rows(array.shape[0], mesh)
         return _place(
             array, NamedSharding(mesh, PartitionSpec(DATA) if array.ndim else PartitionSpec())
         )

@@ -19,6 +19,7 @@ from models.config import PRESETS, EncoderConfig, preset
 from models.corpus import Corpus
 from models.pretrain import Pretrained, Pretraining, Progress, pretrain
 from models.schedules import Budget
+from models.sharding import make_mesh
 from models.sites import function_of, site_names
 
 __all__ = [
@@ -134,16 +135,21 @@ _PENALTY = (
     Option("penalty", "gelu", (-4.0, 4.0), "Range of GELU's input, where the model has one."),
 )
 
+_DEVICES = (
+    Option("devices", "data", 1, "Devices over which the rows of a step are spread."),
+    Option("devices", "tensor", 1, "Devices over which heads and feed-forward features are."),
+)
+
 _CARD = (Option("card", "data", "", "What the text is and under which terms, for the model card."),)
 
-OPTIONS = (*_model_options(), *_TEXT, *_TRAINING, *_PENALTY, *_CARD)
+OPTIONS = (*_model_options(), *_TEXT, *_TRAINING, *_PENALTY, *_DEVICES, *_CARD)
 """Every option of the file, in the order of the template."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A pre-training as a file asks for it: size and split of the text, the settings, and what the
-    model card says of the text.
+    """A pre-training as a file asks for it: size and split of the text, the settings, devices that
+    share rows (data) and features (tensor), and what the model card says of the text.
     """
 
     length: int
@@ -151,6 +157,7 @@ class Job:
     held_out: float
     settings: Pretraining
     card: str = ""
+    devices: tuple[int, int] = (1, 1)
 
 
 def settings_template() -> str:
@@ -176,7 +183,8 @@ def read_job(path: str | Path | None) -> Job:
         )
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{path}: {error}") from error
-    return Job(settings=settings, card=values["card"]["data"], **values["text"])
+    devices = (values["devices"]["data"], values["devices"]["tensor"])
+    return Job(settings=settings, card=values["card"]["data"], devices=devices, **values["text"])
 
 
 def _targets(config: EncoderConfig, ranges: dict[str, Any]) -> Any:
@@ -209,13 +217,15 @@ def run_pretraining(job: Job, data: Path, out: Path, display: Display) -> Pretra
     """Read the text, train with a bar, write the log; goes on from what `out` holds.
 
     Raises DataError for text that cannot be read, CheckpointError where `out` holds another run,
-    ExperimentError where another process works in it.
+    ExperimentError where another process works in it, ParameterError where there are fewer devices
+    than the job wants, or they do not divide its batch or model.
     """
     with alone_in(out):
         return _train(job, data, out, display)
 
 
 def _train(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
+    mesh = None if job.devices == (1, 1) else make_mesh(*job.devices)
     display.stage("Text")
     corpus = read_corpus(job, data, out, display)
     display.say(
@@ -242,4 +252,4 @@ def _train(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
             speed = progress.figures["tokens_per_second"]
             update(progress.share, f"{shown}, {speed:,.0f} tokens/s", None)
 
-        return pretrain(job.settings, corpus, out, report=report, stop=stop)
+        return pretrain(job.settings, corpus, out, report=report, stop=stop, mesh=mesh)

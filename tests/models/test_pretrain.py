@@ -12,7 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
+from hesim.errors import ParameterError
 from models.checkpoint import CheckpointError
 from models.config import EncoderConfig
 from models.corpus import Corpus
@@ -146,6 +148,47 @@ def test_a_killed_run_goes_on_to_the_same_bits(texts, whole, tmp_path):
     result = pretrain(SETTINGS, read(texts), tmp_path / "run", report=reports.append)
     assert 5 < reports[0].step <= 60, "nothing was resumed"
     jax.tree.map(np.testing.assert_array_equal, result.params, whole[0].params)
+
+
+SPREAD = """
+import sys
+import jax
+jax.config.update("jax_disable_most_optimizations", True)
+sys.path.insert(0, {here!r})
+from test_pretrain import SETTINGS, read
+from models.pretrain import pretrain
+from models.sharding import make_mesh
+from pathlib import Path
+calls = []
+stop = lambda: len(calls) == 2
+report = lambda progress: (calls.append(0), print(progress.figures["loss"]))
+mesh = make_mesh(2, 2)
+pretrain(SETTINGS, read(Path({texts!r})), {folder!r}, report=report, stop=stop, mesh=mesh)
+"""
+
+
+def test_four_devices_train_as_one_and_one_goes_on(texts, whole, tmp_path):
+    code = SPREAD.format(
+        here=str(Path(__file__).parent), texts=str(texts), folder=str(tmp_path / "run")
+    )
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    expected = [report.figures["loss"] for report in whole[1]]
+    np.testing.assert_allclose([float(x) for x in done.stdout.split()], expected[:2], rtol=1e-5)
+    result = pretrain(SETTINGS, read(texts), tmp_path / "run")
+    assert result.finished and result.evaluated is not None
+    np.testing.assert_allclose(result.evaluated.loss, whole[0].evaluated.loss, rtol=1e-2)
+
+
+def test_a_mesh_that_does_not_divide_is_refused(texts, tmp_path):
+    for rows, said in (
+        (AbstractMesh((3, 1), ("data", "tensor")), "16 rows"),
+        (AbstractMesh((1, 4), ("data", "tensor")), "2 heads"),
+    ):
+        with pytest.raises(ParameterError, match=f"{said} cannot be cut"):
+            pretrain(SETTINGS, read(texts), tmp_path, mesh=rows)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
