@@ -131,7 +131,7 @@ def config_of(
     kind = raw.get("model_type", "bert")
     if kind != "bert":
         raise CheckpointError(f"{source} is a {kind!r} model: only 'bert' can be loaded")
-    activation = raw.get("hidden_act", "gelu")
+    activation = str(raw.get("hidden_act", "gelu"))
     if activation not in ACTIVATIONS:
         raise CheckpointError(
             f"{source}: unknown activation {activation!r}; known are {', '.join(ACTIVATIONS)}"

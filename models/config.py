@@ -121,6 +121,11 @@ class EncoderConfig:
             raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}")
         if self.lora_rank < 0 or self.token_types < 0:
             raise ValueError("lora_rank and token_types are at least 0")
+        if self.lora_rank > self.hidden:
+            raise ValueError(
+                f"lora_rank={self.lora_rank} is more than hidden={self.hidden}, the rank of the "
+                "matrices themselves: take a smaller one"
+            )
         if not self.pooler or min(self.pooler) < 1:
             raise ValueError("the pooler needs at least one width, each at least 1")
         unknown = set(self.lora_targets) - {"query", "key", "value", "output"}

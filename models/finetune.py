@@ -180,17 +180,15 @@ def finetune(
             "softmax attention takes a maximum, which encryption cannot: start from a model with "
             "Gaussian attention"
         )
-    if settings.method == "lora" and settings.rank > config.hidden:
-        raise ParameterError(
-            f"LoRA's rank {settings.rank} is more than the model's {config.hidden} features: take "
-            "a smaller one, or train in full"
+    try:
+        adapted = config.replace(
+            classes=data.classes,
+            lora_rank=settings.rank if settings.method == "lora" else 0,
+            lora_alpha=settings.alpha,
+            lora_targets=settings.adapted,
         )
-    adapted = config.replace(
-        classes=data.classes,
-        lora_rank=settings.rank if settings.method == "lora" else 0,
-        lora_alpha=settings.alpha,
-        lora_targets=settings.adapted,
-    )
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
     key = jax.random.key(settings.seed)
     model = Model(adapted)
     params = overlay(model.init(key), start)

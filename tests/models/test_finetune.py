@@ -285,7 +285,7 @@ def test_what_cannot_be_is_refused():
         FineTune(dropout=0.1, encrypted=AsEncrypted())
     with pytest.raises(ValueError, match="softmax"):
         lora_update(Model(CONFIG), optax.sgd(0.1), None)
-    with pytest.raises(ParameterError, match="rank 17 is more than the model's 16 features"):
+    with pytest.raises(ParameterError, match="lora_rank=17 is more than hidden=16"):
         finetune(CONFIG, start(), task(), dataclasses.replace(SETTINGS, rank=17))
 
 
