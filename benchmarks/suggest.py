@@ -2,8 +2,9 @@
 
 `python -m benchmarks.suggest [program ...] [--verify program ...] [--bits 16]` prints, for each
 program, the parameters that are suggested, how long the search took, and its table of alternatives.
-Programs after `--verify` are then run encrypted under the suggested parameters: precision asked
-for, predicted and measured in bits, seconds predicted and taken, and memory at the peak.
+Programs after `--verify`, all of them where it names none, are then run encrypted under the
+suggested parameters: precision asked for, predicted and measured in bits, seconds predicted and
+taken, and memory at the peak.
 `python -m benchmarks suggest` searches for the four circuits of `benchmarks.circuit_cases` and
 verifies two of them.
 """
@@ -105,6 +106,7 @@ def main(names: list[str]) -> bool:
     chosen = parser.parse_args(names)
     verified = ["attention", "layer norm"] if chosen.verify is None else chosen.verify
     wanted = dict.fromkeys([*(chosen.programs or CASES), *verified])
+    verified = verified or list(wanted)
     held = True
     for name in wanted:
         case = PROGRAMS[name]()
