@@ -78,6 +78,9 @@ def initial_state(
 def rematerialised(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with a gradient that keeps only products with weights and computes everything
     else (scores, non-linearities, normalisations) a second time: less memory for more work.
+
+    The compiler for CPUs merges the second computation with the first again, so nothing is saved
+    there (`python -m benchmarks training` shows both).
     """
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return jax.checkpoint(function, policy=policy)  # pyright: ignore[reportPrivateImportUsage]

@@ -109,7 +109,8 @@ _TRAINING = (
             "accumulate": "Parts of a step's rows, one after the other, to save memory.",
             "precision": "Of forward and backward pass: float32 or bfloat16; parameters and "
             "optimizer stay in float32.",
-            "remat": "Compute scores and non-linearities a second time instead of keeping them.",
+            "remat": "Compute scores and non-linearities a second time instead of keeping them; on "
+            "a CPU this saves nothing.",
             "log_every": "Steps between two lines of the log.",
             "evaluate_every": "Steps between two evaluations on held-out text.",
             "held_out_rows": "Held-out rows that are evaluated, at most.",
