@@ -92,17 +92,27 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, tree: Any, notes: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint and wait until it is on the disk; a step already there is replaced."""
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_unwrap_keys(tree)),
-                notes=ocp.args.JsonSave(notes or {}),
-            ),
-        )
-        self._manager.wait_until_finished()
+        """Write a checkpoint and wait until it is on the disk; a step already there is replaced.
+
+        CheckpointError where it cannot be written, such as on a full disk; earlier ones remain.
+        """
+        try:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_unwrap_keys(tree)),
+                    notes=ocp.args.JsonSave(notes or {}),
+                ),
+            )
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            said = str(error).rpartition("Failed ")[2]
+            raise CheckpointError(
+                f"the checkpoint of step {step} cannot be written to {self.folder}: {said}; once "
+                "there is room, the same command goes on from the one before"
+            ) from error
 
     def notes(self, step: int | None = None) -> dict[str, Any]:
         """The JSON data of a checkpoint (the newest by default)."""

@@ -171,6 +171,8 @@ class EncoderConfig:
     def from_json(cls, text: str) -> EncoderConfig:
         """The configuration that `to_json` wrote; ValueError names fields that it does not know."""
         fields: dict[str, Any] = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("a configuration is a JSON object")
         unknown = sorted(fields.keys() - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"no such fields in a configuration: {', '.join(unknown)}")

@@ -41,6 +41,18 @@ def test_round_trip_with_notes(tmp_path):
     assert jax.tree.structure(found) == jax.tree.structure(saved)
 
 
+def test_what_cannot_be_written_is_said_and_the_one_before_remains(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device")
+
+    with Checkpoints(tmp_path) as store:
+        store.save(1, {"x": jnp.ones(2)})
+        monkeypatch.setattr(store._manager, "save", full)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            store.save(2, {"x": jnp.ones(2)})
+        assert store.latest == 1 and float(store.restore({"x": jnp.zeros(2)})["x"][0]) == 1
+
+
 def test_only_the_newest_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as store:
         for step in range(4):

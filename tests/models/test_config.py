@@ -24,6 +24,7 @@ from models.lora import count, is_adapter_or_head, partition
         {"lm_head": "shared"},
         {"token_types": -1},
         {"norm_epsilon": 0.0},
+        {"lora_rank": 65},
     ],
 )
 def test_impossible_shapes_are_refused(bad: dict):
@@ -42,6 +43,8 @@ def test_configurations_of_before_and_after_are_told_apart():
     )
     with pytest.raises(ValueError, match="gate"):
         EncoderConfig.from_json('{"gate": true}')
+    with pytest.raises(ValueError, match="object"):
+        EncoderConfig.from_json("[1]")
 
 
 def test_unknown_preset_names_the_known_ones():
