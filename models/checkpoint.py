@@ -5,8 +5,9 @@ A checkpoint is complete or absent: orbax writes into a temporary folder and ren
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -117,9 +118,10 @@ class Checkpoints:
     def notes(self, step: int | None = None) -> dict[str, Any]:
         """The JSON data of a checkpoint (the newest by default)."""
         number = self._existing(step)
-        return self._manager.restore(number, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))[
-            "notes"
-        ]
+        with self._readable(number):
+            return self._manager.restore(
+                number, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+            )["notes"]
 
     def resume(
         self, like: Any, identity: Mapping[str, Any], kind: str = "training"
@@ -143,11 +145,13 @@ class Checkpoints:
     def restore(self, like: Any, step: int | None = None) -> Any:
         """The tree of a checkpoint, shaped and typed as `like` (values do not matter).
 
-        Raises CheckpointError if there is none, or if its arrays have other names or shapes.
+        Raises CheckpointError if there is none, if it is damaged, or if its arrays have other names
+        or shapes.
         """
         number = self._existing(step)
         plain = _unwrap_keys(like)
-        found = self._manager.item_metadata(number)["state"]
+        with self._readable(number):
+            found = self._manager.item_metadata(number)["state"]
         expected = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(plain)}
         stored = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(found)}
         if expected != stored:
@@ -164,10 +168,22 @@ class Checkpoints:
                 )
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, plain)
-        restored = self._manager.restore(
-            number, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )["state"]
+        with self._readable(number):
+            restored = self._manager.restore(
+                number, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )["state"]
         return _wrap_keys(restored, like)
+
+    @contextlib.contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """CheckpointError in place of what a damaged file raises."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.folder / str(step)} is damaged ({str(error)[:200]}): remove it, and the "
+                "same command goes on from the checkpoint before, or from the start"
+            ) from error
 
     def _existing(self, step: int | None) -> int:
         number = self.latest if step is None else step

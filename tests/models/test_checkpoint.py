@@ -53,6 +53,18 @@ def test_what_cannot_be_written_is_said_and_the_one_before_remains(tmp_path, mon
         assert store.latest == 1 and float(store.restore({"x": jnp.zeros(2)})["x"][0]) == 1
 
 
+@pytest.mark.parametrize("file", ["notes/metadata", "state/manifest.ocdbt", "state/_METADATA"])
+def test_a_damaged_checkpoint_is_named(tmp_path, file: str):
+    with Checkpoints(tmp_path) as store:
+        store.save(1, {"x": jnp.ones(2)}, {"a": 1})
+    (tmp_path / "1" / file).write_bytes(b"x")
+    with (
+        Checkpoints(tmp_path) as store,
+        pytest.raises(CheckpointError, match=r"1 is damaged .* remove it"),
+    ):
+        store.resume({"x": jnp.zeros(2)}, {"a": 1})
+
+
 def test_only_the_newest_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as store:
         for step in range(4):
