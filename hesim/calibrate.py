@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax import tree_util
 
-from hesim.errors import ValueOverflowError
-from hesim.program import Equation, Literal, Program, Var, widened
+from hesim.errors import ParameterError, ValueOverflowError
+from hesim.program import Equation, Literal, Program, Var, need_program, widened
 from hesim.schedule import canonical
 
 if TYPE_CHECKING:
@@ -314,9 +314,10 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
       batches: arguments of the traced function, one sequence per batch, at least one.
 
     Raises:
-      ValueError: there is no batch, or a value is NaN or infinite (the operation is named).
-      TraceError: arguments of another structure or shape.
+      ParameterError: there is no batch, or a value is NaN or infinite (the operation is named).
+      TraceError: not a Program, or arguments of another structure or shape.
     """
+    need_program(program, "calibrate")
     secret = [(v, s) for v, s in zip(program.inputs, program.labels, strict=True) if v.encrypted]
     inputs = [_Statistics(label, "") for _, label in secret]
     results = [
@@ -352,7 +353,7 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
         for k, statistics in results:
             statistics.add([found[k]])
     if not count:
-        raise ValueError("calibrate needs at least one batch of arguments")
+        raise ParameterError("calibrate needs at least one batch of arguments")
     return Calibration(
         program.name,
         count,
@@ -395,9 +396,8 @@ class _Statistics:
         for array in arrays:
             values = np.asarray(array, np.float64).reshape(-1)
             if not np.all(np.isfinite(values)):
-                raise ValueError(
-                    f"`{self.name}` {self.source} is NaN or infinite on calibration data"
-                )
+                where = f" at {self.source}" if self.source else ""
+                raise ParameterError(f"`{self.name}`{where} is NaN or infinite on calibration data")
             if not values.size:
                 continue
             self.low = min(self.low, float(values.min()))

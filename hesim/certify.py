@@ -29,7 +29,7 @@ from hesim.bootstrap import law
 from hesim.certificates import Certificate, OpCertificate, Record
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.groups import scalar_groups
-from hesim.errors import ValueOverflowError
+from hesim.errors import ParameterError, TraceError, ValueOverflowError
 from hesim.noise import Noise
 from hesim.normals import Normals
 from hesim.profiles import NoiseProfile
@@ -68,17 +68,25 @@ def certify(
 
     Raises:
       ValueOverflowError: a message wraps around the modulus of its level.
-      ValueError: neither `args` nor `inputs` and `operands`, or secrets or switches of another
-        shape.
+      TraceError: not a Circuit, or arguments of another structure or shape. ParameterError: keys
+        below 1, encrypted arguments that are not finite, neither `args` nor `inputs` and
+        `operands`, or secrets or switches of another shape.
     """
     started = time.perf_counter()
+    if not isinstance(circuit, Circuit):
+        raise TraceError(
+            f"certify takes a Circuit, not a {type(circuit).__name__}: circuit = "
+            "hesim.compile(program, params)."
+        )
+    if keys < 1:
+        raise ParameterError(f"keys={keys} must be at least 1")
     if args is not None and circuit.program is not None:
-        flat = circuit.program.flatten(args)
+        flat = circuit.program.finite(args)
         encrypted = [v.encrypted for v in circuit.program.inputs]
         inputs = [np.asarray(x, np.float64) for x, e in zip(flat, encrypted) if e]
         operands = circuit.publics.evaluate(flat)
     if inputs is None or operands is None:
-        raise ValueError(
+        raise ParameterError(
             "give args of a Circuit compiled in this process, or both inputs and operands"
         )
     walk = _Walk(circuit, inputs, operands, find_profile(profile), keys, secrets, seed)

@@ -17,7 +17,7 @@ from jax import tree_util
 from hesim.errors import ParameterError, ValueOverflowWarning
 from hesim.profiles import NoiseProfile
 from hesim.profiles import profile as find_profile
-from hesim.program import widened
+from hesim.program import need_program, widened
 from hesim.schedule import Placement, Schedule, canonical
 
 if TYPE_CHECKING:
@@ -111,12 +111,14 @@ def predict(
     values wrap around the modulus, and the rows that they are in.
 
     Raises:
-      ParameterError: an unknown tier or profile, or keys below 1.
+      ParameterError: an unknown tier or profile, keys below 1, or encrypted arguments that are not
+        finite. TraceError: not a Program, or arguments of another structure or shape.
     """
+    need_program(program, "predict")
     if keys < 1:
         raise ParameterError(f"keys={keys} must be at least 1")
     plan = canonical(program, params) if schedule is None else schedule
-    flat = widened(program.flatten(args), program.inputs)
+    flat = widened(program.finite(args), program.inputs)
 
     with jax.enable_x64(True):
         placements = tuple(sorted(plan.items()))

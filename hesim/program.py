@@ -13,10 +13,10 @@ from jax import tree_util
 from jax.core import Tracer
 from jax.extend import core
 
-from hesim.errors import TraceError
+from hesim.errors import ParameterError, TraceError
 from hesim.source import Source
 
-__all__ = ["Equation", "Literal", "Program", "Var"]
+__all__ = ["Equation", "Literal", "Program", "Var", "need_program"]
 
 _SCATTERS = {"scatter": jax.lax.scatter, "scatter-add": jax.lax.scatter_add}
 
@@ -133,6 +133,21 @@ class Program:
         from hesim.depth import program_depth
 
         return program_depth(self)
+
+    def finite(self, args: Sequence[Any]) -> list[Any]:
+        """Leaves as of `flatten`, of which the encrypted ones must be finite.
+
+        Raises:
+          TraceError: as `flatten`. ParameterError: an encrypted leaf holds NaN or infinity.
+        """
+        leaves = self.flatten(args)
+        for leaf, var, label in zip(leaves, self.inputs, self.labels, strict=True):
+            if var.encrypted and not np.all(np.isfinite(np.asarray(leaf, np.float64))):
+                raise ParameterError(
+                    f"{label} of {self.name} holds NaN or infinite values, which no ciphertext "
+                    f"does: find where they come from"
+                )
+        return leaves
 
     def flatten(self, args: Sequence[Any]) -> list[Any]:
         """Leaves of `args` in the order of `inputs`.
@@ -423,3 +438,12 @@ def _describe(name: str, params: dict[str, Any]) -> str:
         return "[" + ",".join(f"{a}:{b}" for a, b in pairs) + "]"
     key = _SHOWN.get(name)
     return f"[{params[key]}]" if key in params else ""
+
+
+def need_program(given: Any, name: str) -> None:
+    """TraceError unless the first argument of the function `name` is a Program."""
+    if not isinstance(given, Program):
+        raise TraceError(
+            f"{name} takes a Program, not a {type(given).__name__}: program = "
+            "hesim.trace(fn, *example_args)."
+        )

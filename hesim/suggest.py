@@ -18,7 +18,7 @@ from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowW
 from hesim.params import SEAL_LIMITS, SECURITY_LIMITS, CKKSParams, largest_levels
 from hesim.predictions import predict
 from hesim.profiles import NoiseProfile
-from hesim.program import Program
+from hesim.program import Program, need_program
 from hesim.schedule import of_circuit
 
 __all__ = ["Alternative", "Suggestion", "suggest"]
@@ -143,8 +143,25 @@ def suggest(
       profile, keys: as for ``hesim.predict``.
 
     Raises:
-      ParameterError: nothing fits; the message says what comes nearest and what to change.
+      ParameterError: nothing fits; the message says what comes nearest and what to change. Or an
+        argument is out of bounds, or nothing is encrypted. TraceError: not a Program.
     """
+    need_program(program, "suggest")
+    if not any(v.encrypted for v in program.inputs):
+        raise ParameterError(
+            f"{program.name} has no encrypted input, so any parameters do: name the encrypted "
+            "arguments in hesim.trace(..., encrypted=...)"
+        )
+    if not (math.isfinite(bits) and bits > 0):
+        raise ParameterError(f"bits={bits} must be a positive number of bits")
+    if slots < 1:
+        raise ParameterError(f"slots={slots} must be at least 1")
+    if memory is not None and not memory > 0:
+        raise ParameterError(f"memory={memory} must be a positive number of bytes, or None")
+    if not rings or not all(isinstance(n, int) and 4 <= n <= 17 for n in rings):
+        raise ParameterError(
+            f"rings={rings!r} must be binary logarithms of ring degrees, from 4 to 17"
+        )
     if security not in SECURITY_LIMITS:
         raise ParameterError(f"security={security!r} must be 128, 192 or 256")
     if not 2 <= headroom <= 30:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ def trace(
     Raises:
       NotHomomorphicError: an operation on encrypted values that additions and products cannot
         express, named with the caller's file and line and with what to use instead.
-      TraceError: `encrypted` does not fit the arguments, or an encrypted leaf is not a float.
+      TraceError: `encrypted` does not fit the arguments, an encrypted leaf is not a float, or
+        Python control flow depends on a traced value.
     """
     name = name or getattr(fn, "__name__", type(fn).__name__)
     paths, in_tree = tree_util.tree_flatten_with_path(tuple(args))
@@ -84,10 +86,29 @@ def trace(
         flat, out_tree = tree_util.tree_flatten(out)
         return flat
 
-    closed = jax.make_jaxpr(flat_fn)(*avals)
+    if not callable(fn):
+        raise TraceError(f"trace takes a function first, not a {type(fn).__name__}.")
+    try:
+        closed = jax.make_jaxpr(flat_fn)(*avals)
+    except jax.errors.ConcretizationTypeError as error:
+        frames = reversed(traceback.extract_tb(error.__traceback__))
+        source = of_traceback([_Frame(f.filename, f.lineno or 0, f.name) for f in frames])
+        raise TraceError(
+            f"{name} needs the number in a traced value at {source}: a Python `if`, `while` or "
+            "int() cannot ask for what is not known when tracing. Use a product with a mask, "
+            "jnp.where on public values, or pass the value as a plain Python number."
+        ) from error
     closed = _without_dead(closed)
     flat = jax.make_jaxpr(functools.partial(_inline, closed, flags))(*avals)
     return _build(name, _without_dead(flat), flags, in_tree, out_tree, labels)
+
+
+class _Frame(NamedTuple):
+    """As frames of JAX's own tracebacks are."""
+
+    file_name: str
+    line_num: int
+    function_name: str
 
 
 def _abstract(leaf: Any, label: str) -> jax.ShapeDtypeStruct:

@@ -66,7 +66,7 @@ def compile(
 
     Raises:
       LevelError: levels run out and refreshes are forbidden. LayoutError: nothing fits the slots.
-      TraceError: not a Program, or not CKKSParams.
+      TraceError: not a Program, or not CKKSParams. ParameterError: such a refresh_price.
     """
     return planned(
         program, params, refresh_price=refresh_price, batch=batch, layouts=layouts
@@ -107,7 +107,10 @@ def planned(
         # What cannot be laid out for one member at a time may be for all of them as one tensor.
         return planned(program, params, refresh_price=refresh_price, batch=False)
     if best is None:
-        raise failure or LayoutError(f"{program.name} has no encrypted input to lay out.")
+        raise failure or LayoutError(
+            f"{program.name} has no encrypted input to lay out: name some in "
+            "hesim.trace(..., encrypted=...)."
+        )
     return best[1]
 
 
@@ -117,11 +120,11 @@ def _price(refresh_price: float | str | None) -> float | None:
     if refresh_price == "bootstrap":
         return BOOTSTRAP_SECONDS
     if isinstance(refresh_price, str):
-        raise ValueError(
+        raise ParameterError(
             f"refresh_price must be None, 'bootstrap' or seconds, not {refresh_price!r}"
         )
     if not refresh_price >= 0:
-        raise ValueError("refresh_price is seconds per refreshed ciphertext, at least 0")
+        raise ParameterError("refresh_price is seconds per refreshed ciphertext, at least 0")
     return float(refresh_price)
 
 

@@ -82,7 +82,7 @@ def test_parameters_whose_values_run_away_are_not_suggested():
     found = hesim.suggest(program, bits=10, rings=(13,), keys=1, args=args)
     assert found.bits >= 9.9
     with pytest.raises(ParameterError, match="stand for real data"):
-        hesim.suggest(program, bits=10, rings=(13,), keys=1, args=(np.full(4, np.nan),))
+        hesim.suggest(program, bits=10, rings=(13,), keys=1, args=(np.full(4, 1e30),))
     trial = _Trial(program, args, 10.0, None, None, "seal", 1)
     trial._bits = lambda params, circuit: math.nan
     entry = trial._try(found.params)

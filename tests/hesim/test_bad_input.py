@@ -1,0 +1,105 @@
+"""What the public functions say to arguments that cannot be."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hesim
+from hesim.errors import ParameterError, TraceError
+
+W = np.random.default_rng(0).normal(size=(4, 4))
+X = np.full((2, 4), 0.5)
+PARAMS = hesim.CKKSParams(13, 3, 30, 40, 50)
+
+
+def fn(x):
+    return jnp.square(x @ W)
+
+
+@pytest.fixture(scope="module")
+def program():
+    return hesim.trace(fn, X)
+
+
+@pytest.fixture(scope="module")
+def circuit(program):
+    return hesim.compile(program, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bits": -1}, "bits=-1"),
+        ({"bits": math.nan}, "bits=nan"),
+        ({"slots": 0}, "slots=0"),
+        ({"memory": 0}, "memory=0"),
+        ({"memory": math.nan}, "memory=nan"),
+        ({"rings": ()}, "rings"),
+        ({"rings": (40,)}, "from 4 to 17"),
+        ({"rings": "13"}, "binary logarithms"),
+        ({"args": (X * np.nan,)}, "NaN or infinite"),
+        ({"keys": 0, "rings": (12,)}, "keys=0"),
+        ({"security": 100}, "128, 192 or 256"),
+    ],
+)
+def test_suggest_names_the_argument(program, changes, said):
+    with pytest.raises(ParameterError, match=said):
+        hesim.suggest(program, **{"bits": 10, **changes})
+
+
+def test_suggest_needs_something_encrypted():
+    with pytest.raises(ParameterError, match="no encrypted input"):
+        hesim.suggest(hesim.trace(fn, X, encrypted=()), bits=10)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nothing_is_said_of_values_that_no_ciphertext_holds(program, circuit, bad):
+    args = (X * bad,)
+    for predicted in (
+        lambda: hesim.predict(program, PARAMS, args),
+        lambda: hesim.certify(circuit, args),
+    ):
+        with pytest.raises(ParameterError, match=r"args\[0\] of fn holds NaN or infinite"):
+            predicted()
+    with pytest.raises(ParameterError, match=r"`args\[0\]` is NaN or infinite"):
+        hesim.calibrate(program, [args])
+
+
+def test_a_function_is_no_program_and_a_program_no_circuit(program):
+    function: Any = fn
+    number: Any = 3
+    for wrong in (
+        lambda: hesim.predict(function, PARAMS, (X,)),
+        lambda: hesim.suggest(function, bits=10),
+        lambda: hesim.calibrate(function, [(X,)]),
+        lambda: hesim.certify(program, (X,)),
+        lambda: hesim.trace(number, X),
+    ):
+        with pytest.raises(TraceError, match="takes a (Program|Circuit|function)"):
+            wrong()
+
+
+def test_certify_needs_a_key(circuit):
+    with pytest.raises(ParameterError, match="keys=0"):
+        hesim.certify(circuit, (X,), keys=0)
+
+
+@pytest.mark.parametrize("price", [-1, math.nan, "dear"])
+def test_a_refresh_has_a_price(program, price):
+    with pytest.raises(ParameterError, match="refresh_price"):
+        hesim.compile(program, PARAMS, refresh_price=price)
+
+
+def test_python_control_flow_on_traced_values_is_named_with_its_line():
+    def branching(x):
+        total = x.sum()
+        if total > 0:
+            return x
+        return -x
+
+    line = branching.__code__.co_firstlineno + 2
+    with pytest.raises(TraceError, match=rf"test_bad_input.py:{line} \(branching\)"):
+        hesim.trace(branching, X)
