@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import tree_util
 
-from hesim.errors import ParameterError, ValueOverflowError
+from hesim.errors import ParameterError, ValueOverflowError, reading
 from hesim.program import Equation, Literal, Program, Var, need_program, widened
 from hesim.schedule import canonical
 
@@ -302,8 +302,12 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path, program: Program | None = None) -> Calibration:
-        """Reads what ``save`` wrote."""
-        return cls.from_json(Path(path).read_text(), program)
+        """Reads what ``save`` wrote; ParameterError if it is damaged, or of another program."""
+        with reading(path, "Calibration"):
+            found = cls.from_json(Path(path).read_text(), program)
+        if program and [op.name for op in found.ops] != [e.name for e in program.ops]:
+            raise ParameterError(f"{path} is of other operations than {program.name}: calibrate it")
+        return found
 
 
 def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration:

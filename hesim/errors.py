@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +20,11 @@ __all__ = [
     "TraceError",
     "ValueOverflowError",
     "ValueOverflowWarning",
+    "reading",
 ]
+
+
+_OF_BAD_FILES = (ValueError, LookupError, TypeError, AttributeError, EOFError)
 
 
 class HesimError(Exception):
@@ -60,3 +68,17 @@ class ValueOverflowError(HesimError, OverflowError):
 
 class ValueOverflowWarning(UserWarning):
     """Values that a prediction met wrap around the modulus: encrypted, they would be refused."""
+
+
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """ParameterError that names the file, for whatever goes wrong in reading a saved `what`; a file
+    that cannot be opened is an OSError.
+    """
+    try:
+        yield
+    except (*_OF_BAD_FILES, zipfile.BadZipFile) as error:
+        raise ParameterError(
+            f"{path} holds no {what}, is damaged, or is of another version ({error}): save it "
+            f"again with {what}.save"
+        ) from error

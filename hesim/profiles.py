@@ -5,6 +5,7 @@ The formulas in ``hesim.noise`` read these fields; adding a library means adding
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hesim.bootstrap import law
@@ -63,8 +64,13 @@ class NoiseProfile:
             )
         if self.digit_count is not None and self.digit_count < 1:
             raise ParameterError(f"digit_count of profile {self.name!r} must be at least 1")
-        if self.decryption_variance < 0.0:
-            raise ParameterError(f"decryption_variance of profile {self.name!r} is negative")
+        for name in ("error_variance", "rounding_variance", "decryption_variance"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ParameterError(f"{name} of profile {self.name!r} must be at least 0")
+        if self.generator % 2 == 0 or self.generator < 3 or self.mantissa_bits < 1:
+            raise ParameterError(
+                f"profile {self.name!r} needs an odd generator from 3 on, and a bit of mantissa"
+            )
         table = self.polynomial_levels
         if table is not None and (not table or list(table) != sorted(table)):
             raise ParameterError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hesim.errors import reading
 from hesim.params import CKKSParams
 
 __all__ = ["KINDS", "Circuit", "Kind", "Ledger", "Pack", "Tap"]
@@ -334,8 +335,8 @@ class Circuit:
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
-        """Reads what `save` wrote."""
-        with np.load(path, allow_pickle=False) as data:
+        """Reads what `save` wrote; ParameterError if it is something else or damaged."""
+        with reading(path, "Circuit"), np.load(path, allow_pickle=False) as data:
             meta = json.loads(data["meta"].tobytes().decode())
             groups: dict[str, Any] = {}
             for group in ("packs", "inputs"):

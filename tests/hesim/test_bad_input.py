@@ -1,5 +1,6 @@
 """What the public functions say to arguments that cannot be."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import hesim
 from hesim.errors import ParameterError, TraceError
+from hesim.profiles import profile
 
 W = np.random.default_rng(0).normal(size=(4, 4))
 X = np.full((2, 4), 0.5)
@@ -103,3 +105,28 @@ def test_python_control_flow_on_traced_values_is_named_with_its_line():
     line = branching.__code__.co_firstlineno + 2
     with pytest.raises(TraceError, match=rf"test_bad_input.py:{line} \(branching\)"):
         hesim.trace(branching, X)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+def test_damaged_files_are_named(program, circuit, tmp_path, damage):
+    written = {hesim.Circuit: circuit, hesim.Calibration: hesim.calibrate(program, [(X,)])}
+    for kind, thing in written.items():
+        path = tmp_path / kind.__name__
+        thing.save(path)
+        kind.load(path)
+        whole = path.read_bytes()
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "other": b"{}"}[damage])
+        with pytest.raises(ParameterError, match=f"{path} holds no {kind.__name__}, is damaged"):
+            kind.load(path)
+
+
+def test_a_calibration_of_another_program_is_refused(program, tmp_path):
+    hesim.calibrate(program, [(X,)]).save(tmp_path / "c")
+    with pytest.raises(ParameterError, match="other operations"):
+        hesim.Calibration.load(tmp_path / "c", hesim.trace(lambda x: x @ W, X))
+
+
+@pytest.mark.parametrize("name", ["error_variance", "rounding_variance", "decryption_variance"])
+def test_profiles_have_no_negative_variance(name):
+    with pytest.raises(ParameterError, match=name):
+        dataclasses.replace(profile("seal"), **{name: -1.0})
