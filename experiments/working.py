@@ -19,7 +19,9 @@ def alone_in(folder: Path, option: str = "--out") -> Iterator[None]:
     option: of the command line, by which another folder is chosen.
     """
     if folder.exists() and not folder.is_dir():
-        raise ExperimentError(f"{folder} is a file, not the folder of a run: choose another {option}")
+        raise ExperimentError(
+            f"{folder} is a file, not the folder of a run: choose another {option}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         try:
