@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from hesim.circuit.circuit import Kind, Ledger, Pack
+from hesim.circuit.circuit import Kind, Ledger, Pack, Spending
 from hesim.circuit.cost import BOOTSTRAP_SECONDS, instruction_seconds, refresh_seconds
 from hesim.params import CKKSParams
 
@@ -17,6 +19,8 @@ def ledger(
     packs: tuple[Pack, ...],
     outputs: int,
     price: float | None,
+    names: Sequence[str],
+    sources: Sequence[str],
 ) -> Ledger:
     """Counts and predicted seconds.
 
@@ -24,10 +28,11 @@ def ledger(
       data: instruction arrays (`levels.arrays`).
       outputs: ciphertexts that are decrypted at the end.
       price: seconds of a refresh where the caller set one, for `seconds_bootstrapped`.
+      names, sources: of the program's operations.
     """
     kind, level, ptr, arg = data["kind"], data["level"], data["arg_ptr"], data["arg"]
     terms = np.diff(ptr)
-    seconds = refreshed = 0.0
+    each = np.zeros(len(kind))
     consumed = np.zeros(len(kind), np.int64)
     rounds = np.zeros(len(kind), np.int64)
     log_n = params.log_n
@@ -42,18 +47,18 @@ def ledger(
             rounds[i] = rounds[args].max()
         below = int(level[args[0]]) if len(args) else int(level[i])
         if k == Kind.REFRESH:
-            refreshed += refresh_seconds(below, int(level[i]), log_n)
+            each[i] = refresh_seconds(below, int(level[i]), log_n)
             consumed[i] = 0
             rounds[i] += 1
         else:
             numbers = k == Kind.DOT_PLAIN and bool(scalar[data["arg2"][ptr[i]]])
-            seconds += instruction_seconds(k, below, int(terms[i]), log_n, scalar=numbers)
+            each[i] = instruction_seconds(k, below, int(terms[i]), log_n, scalar=numbers)
             consumed[i] += k == Kind.RESCALE
     primes = data["plain_level"].astype(np.float64) + 1
     ring = 2.0 ** (log_n - 14) * log_n / 14
-    seconds += (
-        float(np.sum(np.where(scalar, 0.05 + 0.06 * primes, 1.2 + 0.13 * primes))) * 1e-3 * ring
-    )
+    encoding = np.where(scalar, 0.05 + 0.06 * primes, 1.2 + 0.13 * primes)
+    refreshed = float(each[kind == Kind.REFRESH].sum())
+    seconds = float(each[kind != Kind.REFRESH].sum() + encoding.sum() * 1e-3 * ring)
     steps = len(np.unique(data["param"][kind == Kind.ROTATE]))
     relinearizes = bool(np.any(kind == Kind.RELINEARIZE))
 
@@ -64,7 +69,7 @@ def ledger(
         return int(np.sum(terms[kind == k]))
 
     refreshes = count(Kind.REFRESH)
-    each = BOOTSTRAP_SECONDS if price is None or not np.isfinite(price) else price
+    bootstrap = BOOTSTRAP_SECONDS if price is None or not np.isfinite(price) else price
     return Ledger(
         depth=int(consumed.max(initial=0)),
         refreshes=refreshes,
@@ -88,5 +93,46 @@ def ledger(
         key_bytes=params.key_bytes() * (steps + relinearizes),
         plaintexts=len(data["plain_pack"]),
         seconds=seconds + refreshed,
-        seconds_bootstrapped=seconds + refreshes * each,
+        seconds_bootstrapped=seconds + refreshes * bootstrap,
+        operations=_operations(data, each, ("input", *names), ("", *sources)),
+    )
+
+
+def _operations(
+    data: dict[str, np.ndarray], seconds: np.ndarray, names: Sequence[str], sources: Sequence[str]
+) -> tuple[Spending, ...]:
+    """Instructions by the operation that they are made for."""
+    kind, level, scale = data["kind"], data["level"], data["scale"]
+    place = data["source"] + 1
+    count = len(names)
+
+    def of(*kinds: int, weights: np.ndarray | None = None) -> list[int]:
+        chosen = np.isin(kind, kinds)
+        weighed = None if weights is None else weights[chosen]
+        return np.bincount(place[chosen], weighed, count).astype(int).tolist()
+
+    terms = np.diff(data["arg_ptr"])
+    rotations, relinearizations = of(Kind.ROTATE), of(Kind.RELINEARIZE)
+    rescales, refreshes = of(Kind.RESCALE), of(Kind.REFRESH)
+    plain, products = of(Kind.DOT_PLAIN, weights=terms), of(Kind.DOT, weights=terms)
+    spent = np.bincount(place, seconds, count).tolist()
+    last = np.full(count, -1)
+    made = np.flatnonzero(kind != Kind.REFRESH)
+    order = made[np.argsort(-level[made], kind="stable")]
+    last[place[order]] = order  # the lowest of each operation
+    return tuple(
+        Spending(
+            name=names[k],
+            source=sources[k],
+            level=int(level[last[k]]) if last[k] >= 0 else -1,
+            scale_bits=float(np.log2(scale[last[k]])) if last[k] >= 0 else 0.0,
+            rotations=rotations[k],
+            relinearizations=relinearizations[k],
+            rescales=rescales[k],
+            plain_products=plain[k],
+            products=products[k],
+            refreshes=refreshes[k],
+            seconds=spent[k],
+        )
+        for k in range(count)
     )

@@ -15,7 +15,7 @@ import numpy as np
 from hesim.errors import reading
 from hesim.params import CKKSParams
 
-__all__ = ["KINDS", "Circuit", "Kind", "Ledger", "Pack", "Tap"]
+__all__ = ["KINDS", "Circuit", "Kind", "Ledger", "Pack", "Spending", "Tap"]
 
 KINDS = (
     "input",
@@ -161,6 +161,32 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Spending:
+    """What one operation of the Program spends in a Circuit, "input" for what is encrypted.
+
+    Attributes:
+      name, source: of the operation, the caller's file and line.
+      level: the lowest of its results, before any refresh; -1 if it has no ciphertexts of its own.
+      scale_bits: log2 of the exact scale there.
+      rotations, relinearizations, rescales, plain_products, products, refreshes: its instructions.
+      seconds: predicted for one core, with refreshes at the machine's own price and without the
+        encoding of plaintexts.
+    """
+
+    name: str
+    source: str
+    level: int
+    scale_bits: float
+    rotations: int
+    relinearizations: int
+    rescales: int
+    plain_products: int
+    products: int
+    refreshes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Ledger:
     """What an encrypted run of a Circuit spends, count for count.
 
@@ -175,6 +201,7 @@ class Ledger:
       plaintexts: distinct plaintexts encoded.
       seconds: predicted for one core, refreshes at the machine's own price.
       seconds_bootstrapped: the same with every refresh priced as a bootstrap.
+      operations: what each operation spends of it, inputs first; see `table`.
     """
 
     depth: int
@@ -195,6 +222,7 @@ class Ledger:
     plaintexts: int
     seconds: float
     seconds_bootstrapped: float
+    operations: tuple[Spending, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """The operation counts that a machine can count by itself."""
@@ -205,7 +233,8 @@ class Ledger:
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
-        rows = [(f.name.replace("_", " "), getattr(self, f.name)) for f in dataclasses.fields(self)]
+        names = [f.name for f in dataclasses.fields(self) if f.name != "operations"]
+        rows = [(name.replace("_", " "), getattr(self, name)) for name in names]
         width = max(len(name) for name, _ in rows)
         return "\n".join(
             f"{name:<{width}}  {value:,.1f}"
@@ -213,6 +242,26 @@ class Ledger:
             else f"{name:<{width}}  {value:,}"
             for name, value in rows
         )
+
+    def table(self) -> str:
+        """Text: a line for each operation."""
+        head = ("operation", "level", "scale", "rotations", "relin.", "rescales")
+        rows = [(*head, "plain products", "products", "refreshes", "seconds", "source")]
+        for op in self.operations:
+            own = op.level >= 0
+            counts = (op.rotations, op.relinearizations, op.rescales, op.plain_products)
+            rows.append(
+                (
+                    op.name,
+                    str(op.level) if own else "",
+                    f"2^{op.scale_bits:.3f}" if own else "",
+                    *(str(n) if n else "" for n in (*counts, op.products, op.refreshes)),
+                    f"{op.seconds:.3f}" if op.seconds else "",
+                    op.source,
+                )
+            )
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
 
 
 _ARRAYS = (
@@ -376,7 +425,12 @@ class Circuit:
                 op_names=tuple(meta["op_names"]),
                 op_sources=tuple(meta["op_sources"]),
                 input_labels=tuple(meta["input_labels"]),
-                ledger=Ledger(**meta["ledger"]),
+                ledger=_ledger(meta["ledger"]),
                 **{name: data[name] for name in _ARRAYS},
                 **groups,
             )
+
+
+def _ledger(entry: dict[str, Any]) -> Ledger:
+    operations = tuple(Spending(**op) for op in entry["operations"])
+    return Ledger(**{**entry, "operations": operations})

@@ -329,18 +329,20 @@ class Planned:
         labels = [
             label for v, label in zip(program.inputs, program.labels, strict=True) if v.encrypted
         ]
+        names = tuple(eqn.name for eqn in ops)
+        sources = tuple(str(eqn.source) for eqn in ops)
         return Circuit(
             params=params,
             slots=choice.columns * choice.width,
             packs=packs,
             inputs=self.inputs,
             operand_count=len(self.publics),
-            op_names=tuple(eqn.name for eqn in ops),
-            op_sources=tuple(str(eqn.source) for eqn in ops),
+            op_names=names,
+            op_sources=sources,
             outputs=outputs,
             taps=tuple(taps),
             input_labels=tuple(labels),
-            ledger=ledger(params, data, packs, len(decrypted), self.price),
+            ledger=ledger(params, data, packs, len(decrypted), self.price, names, sources),
             program=program,
             publics=self.publics,
             **data,

@@ -41,6 +41,27 @@ def test_work_is_done_as_low_as_it_can_be(check):
 
 
 @pytest.mark.filterwarnings("ignore:INSECURE")
+def test_the_ledger_says_what_each_operation_spends(small_params, tmp_path):
+    program = trace(deep, X)
+    circuit = compile(program, small_params(levels=3))
+    ledger, (inputs, *own) = circuit.ledger, circuit.ledger.operations
+    assert [op.name for op in own] == [op.name for op in program.ops] and inputs.name == "input"
+    for name in ("rotations", "relinearizations", "rescales", "plain_products", "products"):
+        assert sum(getattr(op, name) for op in ledger.operations) == getattr(ledger, name) > 0
+    assert sum(op.refreshes for op in own) == ledger.refreshes > 0
+    assert 0.5 * ledger.seconds < sum(op.seconds for op in ledger.operations) < ledger.seconds
+    for tap in circuit.taps:
+        mine = tap.ciphers[circuit.source[tap.ciphers] == tap.op]
+        if len(mine):
+            assert own[tap.op].level == circuit.level[mine].min()
+            assert 2 ** own[tap.op].scale_bits == pytest.approx(circuit.scale[mine].max())
+    text = ledger.table().splitlines()
+    assert len(text) == len(ledger.operations) + 1 and "test_plan.py" in text[-1]
+    circuit.save(tmp_path / "c.npz")
+    assert Circuit.load(tmp_path / "c.npz").ledger == ledger
+
+
+@pytest.mark.filterwarnings("ignore:INSECURE")
 def test_one_plan_serves_all_scales_of_a_ring_and_as_many_levels():
     program = trace(deep, X)
     one, other = (CKKSParams(10, 4, bits, bits + 10, 60, None) for bits in (25, 40))
