@@ -246,7 +246,9 @@ class Ledger:
     def table(self) -> str:
         """Text: a line for each operation."""
         head = ("operation", "level", "scale", "rotations", "relin.", "rescales")
-        rows = [(*head, "plain products", "products", "refreshes", "seconds", "source")]
+        rows: list[tuple[str, ...]] = [
+            (*head, "plain products", "products", "refreshes", "seconds", "source")
+        ]
         for op in self.operations:
             own = op.level >= 0
             counts = (op.rotations, op.relinearizations, op.rescales, op.plain_products)
