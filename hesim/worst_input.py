@@ -166,7 +166,7 @@ def worst_input(
         circuit = compile(program, params)
     schedule = of_circuit(program, circuit, library)
     with jax.enable_x64(True):
-        flat = widened(program.flatten(args), program.inputs)
+        flat = widened(program.finite(args), program.inputs)
         box = _Box(program, flat, bounds)
         score = _score(program, params, library, schedule, objective, flat, box)
         run = jax.random.split(jax.random.key(seed), keys)

@@ -63,6 +63,7 @@ def test_nothing_is_said_of_values_that_no_ciphertext_holds(program, circuit, ba
     for predicted in (
         lambda: hesim.predict(program, PARAMS, args),
         lambda: hesim.certify(circuit, args),
+        lambda: hesim.worst_input(program, PARAMS, (-1, 1), args),
     ):
         with pytest.raises(ParameterError, match=r"args\[0\] of fn holds NaN or infinite"):
             predicted()
