@@ -41,6 +41,14 @@ class BootstrapLaw:
     log_qp: int | None
     source: str
 
+    def __post_init__(self) -> None:
+        sine = 1.0 if self.sine_bits is None else self.sine_bits
+        if not (math.isfinite(self.bits) and math.isfinite(sine) and self.log2_failure <= 0.0):
+            raise ParameterError(
+                f"bootstrap law {self.name!r} needs finite bits, and a failure of probability 1 at "
+                "most"
+            )
+
     @property
     def std(self) -> float:
         """Of the additive error of a slot."""

@@ -217,8 +217,8 @@ class Calibration:
     ) -> Iterable[tuple[Observed, int, float]]:
         """(values, level, gain) of each result that has ciphertexts of its own."""
         if circuit is not None:
-            if circuit.op_names != tuple(op.name for op in self.ops):
-                raise ValueError("the circuit was compiled from another program")
+            if circuit.op_names != tuple(op.name for op in self.ops) or circuit.params != params:
+                raise ParameterError("the circuit is of another program, or of other parameters")
             for tap in circuit.taps:
                 if tap.op >= 0 and len(tap.ciphers):
                     level = int(circuit.level[tap.ciphers].min())

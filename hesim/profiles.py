@@ -62,15 +62,18 @@ class NoiseProfile:
                 f"encryption={self.encryption!r} of profile {self.name!r} must be one of "
                 f"{', '.join(ENCRYPTIONS)}"
             )
-        if self.digit_count is not None and self.digit_count < 1:
-            raise ParameterError(f"digit_count of profile {self.name!r} must be at least 1")
         for name in ("error_variance", "rounding_variance", "decryption_variance"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ParameterError(f"{name} of profile {self.name!r} must be at least 0")
-        if self.generator % 2 == 0 or self.generator < 3 or self.mantissa_bits < 1:
-            raise ParameterError(
-                f"profile {self.name!r} needs an odd generator from 3 on, and a bit of mantissa"
-            )
+        counts = ("secret_weight", "digit_primes", "digit_count", "generator", "mantissa_bits")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ParameterError(
+                    f"{name}={value!r} of profile {self.name!r} must be a whole number, at least 1"
+                )
+        if self.generator % 2 == 0 or self.generator < 3:
+            raise ParameterError(f"profile {self.name!r} needs an odd generator, from 3 on")
         table = self.polynomial_levels
         if table is not None and (not table or list(table) != sorted(table)):
             raise ParameterError(
@@ -78,8 +81,6 @@ class NoiseProfile:
             )
         if self.bootstrap is not None:
             law(self.bootstrap)
-        if self.digit_primes < 1:
-            raise ParameterError(f"digit_primes of profile {self.name!r} must be at least 1")
 
     def digit_size(self, primes: int) -> int:
         """Primes in a digit of a ciphertext that has this many."""

@@ -161,6 +161,12 @@ def worst_input(
         raise ParameterError("objective='domain' needs a polynomial in the program; use 'error'")
     if circuit is not None and circuit.program is not program:
         raise ParameterError("the circuit was not compiled from this program")
+    if circuit is not None and circuit.params != params:
+        raise ParameterError(
+            f"the circuit was compiled for {circuit.params}, not for {params}: give its own params"
+        )
+    if not program.ops or not any(v.encrypted for v in program.outputs):
+        raise ParameterError(f"{program.name} computes nothing on encrypted values: nothing errs")
     library = find_profile(profile)
     if circuit is None:
         circuit = compile(program, params)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hesim
+from hesim.bootstrap import law
 from hesim.errors import ParameterError, TraceError
 from hesim.profiles import profile
 
@@ -131,3 +132,34 @@ def test_a_calibration_of_another_program_is_refused(program, tmp_path):
 def test_profiles_have_no_negative_variance(name):
     with pytest.raises(ParameterError, match=name):
         dataclasses.replace(profile("seal"), **{name: -1.0})
+
+
+def test_a_circuit_of_other_parameters_is_refused(program, circuit):
+    other = hesim.CKKSParams(14, 3, 30, 60, 60)
+    calibration = hesim.calibrate(program, [(X,)])
+    calibration.check(PARAMS, circuit)
+    for refused in (
+        lambda: calibration.check(other, circuit),
+        lambda: hesim.worst_input(program, other, (-1, 1), (X,), circuit=circuit),
+    ):
+        with pytest.raises(ParameterError, match="other parameters|compiled for"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "change", [{"secret_weight": -5}, {"digit_primes": 1.5}, {"mantissa_bits": math.nan}]
+)
+def test_profiles_count_in_whole_numbers(change):
+    with pytest.raises(ParameterError, match=f"{next(iter(change))}=.* whole number"):
+        dataclasses.replace(profile("seal"), **change)
+
+
+@pytest.mark.parametrize("change", [{"bits": math.nan}, {"log2_failure": 3.0}])
+def test_a_bootstrap_law_is_a_law(change):
+    with pytest.raises(ParameterError, match="finite bits"):
+        dataclasses.replace(law("openfhe"), **change)
+
+
+def test_a_program_without_operations_has_no_worst_input():
+    with pytest.raises(ParameterError, match="computes nothing"):
+        hesim.worst_input(lambda x: x, PARAMS, (-1, 1), (X,))
