@@ -247,18 +247,19 @@ class _Writer:
             for k, c in enumerate(self.rows.values())
         )
         data = arrays(self.out)
+        names, sources = tuple(self.rows), ("",) * len(taps)
         circuit = Circuit(
             params=self.params,
             slots=slots,
             packs=self.packs,
             inputs=self.inputs,
             operand_count=len(operands),
-            op_names=tuple(self.rows),
-            op_sources=("",) * len(taps),
+            op_names=names,
+            op_sources=sources,
             outputs=(),
             taps=taps,
             input_labels=tuple(f"input {i}" for i in range(len(inputs))),
-            ledger=ledger(self.params, data, self.packs, len(taps), None),
+            ledger=ledger(self.params, data, self.packs, len(taps), None, names, sources),
             **data,
         )
         return Case(name, circuit, inputs, operands)

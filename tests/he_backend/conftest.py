@@ -148,6 +148,7 @@ class Draft:
             plaintexts=len(self.plains),
             seconds=0.0,
             seconds_bootstrapped=0.0,
+            operations=(),
             **counts,
         )
         kind, level, scale, param, source = zip(*self.rows, strict=True)
