@@ -6,13 +6,13 @@ on from its last checkpoint, or from the tasks that the encrypted run had done.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 __all__ = ["Planned", "Prepared", "encrypt", "plan", "prepare", "train"]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """Data as token numbers, and the model's shape for it. `test` is held out."""
 
@@ -52,7 +52,7 @@ class Prepared:
     test: Batch
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Planned:
     """The traced forward pass of one batch, its Circuit, and what it is called with."""
 
@@ -210,14 +210,13 @@ def plan(
     kinds = Counter(equation.name for equation in program.ops)
     tap = circuit.outputs[0]
     assert tap is not None
-    ledger = circuit.ledger
     figures = {
         "listing": str(program),
         "operations": dict(kinds.most_common()),
         "labels": [_label(equation) for equation in program.ops],
         "depth": program.depth,
         "output": tap.op,
-        "ledger": {name: getattr(ledger, name) for name in ledger.__dataclass_fields__},
+        "ledger": dataclasses.asdict(circuit.ledger),
         "instructions": len(circuit.kind),
         "ring": _ring(circuit),
         "batch": batch,
