@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from hesim.errors import ParameterError
 from hesim.params import CKKSParams
 from hesim.profiles import NoiseProfile
 
@@ -54,8 +55,19 @@ class Noise(NamedTuple):
 
 
 def secret_norm(n: int, profile: NoiseProfile) -> float:
-    """h = E‖s‖², the expected squared norm of the secret at ring degree n: 2n/3 if ternary."""
-    return 2.0 * n / 3.0 if profile.secret_weight is None else float(profile.secret_weight)
+    """h = E‖s‖², the expected squared norm of the secret at ring degree n: 2n/3 if ternary.
+
+    Raises:
+      ParameterError: the profile's secret has more non-zero coefficients than there are.
+    """
+    if profile.secret_weight is None:
+        return 2.0 * n / 3.0
+    if profile.secret_weight > n:
+        raise ParameterError(
+            f"secret_weight={profile.secret_weight} of profile {profile.name!r} is above the "
+            f"ring's {n} coefficients: lower it, or take a larger ring"
+        )
+    return float(profile.secret_weight)
 
 
 def slot_std(noise: Noise, n: int, profile: NoiseProfile) -> float:

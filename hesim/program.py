@@ -153,9 +153,15 @@ class Program:
         """Leaves of `args` in the order of `inputs`.
 
         Raises:
-          TraceError: the structure or a shape is not the traced one, or values of a leaf do not
-            fit the traced dtype (floats for integers, complex numbers, integers out of range).
+          TraceError: no tuple, the structure or a shape is not the traced one, or values of a leaf
+            do not fit the traced dtype (floats for integers, complex numbers, integers out of
+            range).
         """
+        if not isinstance(args, (tuple, list)):
+            raise TraceError(
+                f"the arguments of {self.name} come as a tuple, as in (x,), not as "
+                f"{type(args).__name__}"
+            )
         leaves, tree = tree_util.tree_flatten(tuple(args))
         if tree != self.in_tree:
             raise TraceError(

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -152,6 +153,18 @@ def suggest(
             f"{program.name} has no encrypted input, so any parameters do: name the encrypted "
             "arguments in hesim.trace(..., encrypted=...)"
         )
+    numbers: dict[str, tuple[Any, type]] = {
+        "bits": (bits, Real),
+        "slots": (slots, Integral),
+        "headroom": (headroom, Integral),
+        "keys": (keys, Integral),
+    }
+    if memory is not None:
+        numbers["memory"] = (memory, Real)
+    for name, (value, kind) in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, kind):
+            wanted = "a number" if kind is Real else "a whole number"
+            raise ParameterError(f"{name}={value!r} must be {wanted}")
     if not (math.isfinite(bits) and bits > 0):
         raise ParameterError(f"bits={bits} must be a positive number of bits")
     if slots < 1:

@@ -46,11 +46,28 @@ def circuit(program):
         ({"args": (X * np.nan,)}, "NaN or infinite"),
         ({"keys": 0, "rings": (12,)}, "keys=0"),
         ({"security": 100}, "128, 192 or 256"),
+        ({"bits": "ten"}, "bits='ten' must be a number"),
+        ({"slots": 1.5}, "slots=1.5 must be a whole number"),
+        ({"memory": "1 GB"}, "memory='1 GB' must be a number"),
+        ({"headroom": True}, "headroom=True"),
+        ({"keys": 2.5}, "keys=2.5"),
     ],
 )
 def test_suggest_names_the_argument(program, changes, said):
     with pytest.raises(ParameterError, match=said):
         hesim.suggest(program, **{"bits": 10, **changes})
+
+
+def test_a_secret_of_more_coefficients_than_the_ring_has_is_refused(circuit):
+    heavy = dataclasses.replace(profile("seal"), secret_weight=2**13 + 1)
+    with pytest.raises(ParameterError, match="secret_weight=8193"):
+        hesim.certify(circuit, (X,), keys=1, profile=heavy)
+
+
+def test_a_bare_array_is_no_tuple_of_arguments(program, circuit):
+    for call in (lambda: hesim.certify(circuit, X), lambda: hesim.calibrate(program, [X])):
+        with pytest.raises(TraceError, match=r"as in \(x,\), not as ndarray"):
+            call()
 
 
 def test_suggest_needs_something_encrypted():
