@@ -93,9 +93,9 @@ def mean_pooled(states: jax.Array, mask: jax.Array) -> jax.Array:
     return total / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
 
 
-def layer_outputs(model: Model, params: Params, tokens: Any, mask: Any) -> LayerOutputs:
-    """What every layer computes from token ids."""
-    return model.layer_outputs(params, model.embed(params, tokens), mask)
+def layer_outputs(model: Model, params: Params, rows: Any) -> LayerOutputs:
+    """What every layer computes from token ids: `tokens`, `mask` and `types` of a batch."""
+    return model.layer_outputs(params, model.embed(params, rows.tokens, rows.types), rows.mask)
 
 
 @functools.lru_cache(maxsize=4)
@@ -103,10 +103,10 @@ def _measure(teacher: Model, student: Model) -> Callable[..., Any]:
     pairs, unit = layer_pairs(teacher, student), student.units()
 
     @jax.jit
-    def run(theirs: Params, own: Params, tokens: Any, mask: Any, counted: Any) -> Any:
-        found = layer_outputs(student, own, tokens, mask)
-        expected = layer_outputs(teacher, theirs, tokens, mask)
-        terms = compared(expected, found, mask * counted[:, None], pairs)
+    def run(theirs: Params, own: Params, rows: Batch, counted: Any) -> Any:
+        found = layer_outputs(student, own, rows)
+        expected = layer_outputs(teacher, theirs, rows)
+        terms = compared(expected, found, rows.mask * counted[:, None], pairs)
         return terms, met_ranges(found.values, unit)
 
     return run
@@ -129,7 +129,7 @@ def agreement(
     for plan in whole(lengths_of(rows), batch, buckets):
         part = cut(rows, plan)
         counted = (np.arange(len(plan.rows)) < plan.count).astype(np.float32)
-        terms, ranges = run(teacher_params, params, part.tokens, part.mask, counted)
+        terms, ranges = run(teacher_params, params, part, counted)
         for name, pair in terms.items():
             sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         met.append(ranges)
@@ -147,9 +147,10 @@ def agreement(
 @functools.lru_cache(maxsize=4)
 def _embed(model: Model) -> Callable[..., Any]:
     @jax.jit
-    def run(params: Params, tokens: Any, mask: Any) -> jax.Array:
-        states, _ = model.hidden_states(params, model.embed(params, tokens), mask)
-        pooled = mean_pooled(states, mask)
+    def run(params: Params, rows: Batch) -> jax.Array:
+        x = model.embed(params, rows.tokens, rows.types)
+        states, _ = model.hidden_states(params, x, rows.mask)
+        pooled = mean_pooled(states, rows.mask)
         return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
 
     return run
@@ -167,6 +168,6 @@ def embeddings(
     out = np.zeros((len(rows.tokens), model.config.hidden), np.float32)
     for plan in whole(lengths_of(rows), batch, buckets):
         part = cut(rows, plan)
-        found = _embed(model)(params, part.tokens, part.mask)
+        found = _embed(model)(params, part)
         out[plan.rows[: plan.count]] = np.asarray(found)[: plan.count]
     return out

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import hesim
@@ -118,8 +117,9 @@ def make_evaluate_task(
     unit, domains = model.units(), model.sites.ranges()
 
     @jax.jit
-    def run(key: jax.Array, params: Params, tokens: jax.Array, mask: jax.Array):
-        logits, values = forward(key, params, model.embed(params, tokens), mask)
+    def run(key: jax.Array, params: Params, batch: Batch):
+        x = model.embed(params, batch.tokens, batch.types)
+        logits, values = forward(key, params, x, batch.mask)
         return logits, met_ranges(values, unit), share_outside(values, unit, domains)
 
     def evaluate(params: Params, data: Batch) -> Evaluated:
@@ -128,8 +128,7 @@ def make_evaluate_task(
         outside: dict[str, float] = {}
         for number, plan in enumerate(whole(lengths_of(data), size, buckets)):
             batch = cut(data, plan)
-            key = jax.random.key(number)
-            found, met, share = run(key, params, jnp.asarray(batch.tokens), jnp.asarray(batch.mask))
+            found, met, share = run(jax.random.key(number), params, batch)
             own = plan.rows[: plan.count]
             logits[own] = np.asarray(found)[: plan.count]
             ranges.append(met)

@@ -92,8 +92,10 @@ def whole(lengths: np.ndarray, batch: int, buckets: Sequence[int]) -> Iterator[P
 
 
 def cut(data: Batch, plan: Plan) -> Batch:
-    """The rows of a batch, tokens and mask cut to its length."""
+    """The rows of a batch; tokens, mask and types cut to its length."""
     chosen = take(data, plan.rows)
     return chosen._replace(
-        tokens=chosen.tokens[:, : plan.length], mask=chosen.mask[:, : plan.length]
+        tokens=chosen.tokens[:, : plan.length],
+        mask=chosen.mask[:, : plan.length],
+        types=None if chosen.types is None else chosen.types[:, : plan.length],
     )

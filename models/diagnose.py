@@ -17,14 +17,15 @@ __all__ = ["origin"]
 
 def origin(model: Model, params: Params, batch: Any) -> str:
     """One line that names what is not finite first, in the order of a forward pass on `batch`
-    (`tokens` and `mask`): parameters, the embedding, what reaches a site, what a site makes of it.
-    The pass is one without noise; if it stays finite, the sites that are left are named.
+    (`tokens`, `mask`, and `types` where it has them): parameters, the embedding, what reaches a
+    site, what a site makes of it. The pass is one without noise; if it stays finite, the sites
+    that are left are named.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not _finite(leaf):
             name = ".".join(str(getattr(part, "key", part)) for part in path)
             return f"the parameter {name} is not finite before the step"
-    rows = model.embed(params, batch.tokens)
+    rows = model.embed(params, batch.tokens, getattr(batch, "types", None))
     if not _finite(rows):
         return "the embedding is not finite"
     mask = jnp.asarray(batch.mask)

@@ -45,11 +45,14 @@ Part = Literal["attention", "blocks", "all"]
 
 
 class DistilBatch(NamedTuple):
-    """tokens int32 and mask float32 (n, tokens); progress: share of the budget behind."""
+    """tokens int32 and mask float32 (n, tokens); progress: share of the budget behind. types:
+    int32 (n, tokens) token types, None where all are 0.
+    """
 
     tokens: Any
     mask: Any
     progress: Any
+    types: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +154,9 @@ def make_loss(teacher: Model, student: Model, settings: Distillation) -> Loss:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del key
         params = combine(trained, frozen["student"])
-        mask = batch.mask
-        theirs = layer_outputs(teacher, frozen["teacher"], batch.tokens, mask)
-        own = layer_outputs(student, params, batch.tokens, mask)
-        terms = compared(theirs, own, mask, pairs)
+        theirs = layer_outputs(teacher, frozen["teacher"], batch)
+        own = layer_outputs(student, params, batch)
+        terms = compared(theirs, own, batch.mask, pairs)
         errors = {name: a / jnp.maximum(b, 1e-12) for name, (a, b) in terms.items()}
         total = jnp.zeros(())
         for part in ("states", "attention", "pooled"):
@@ -242,7 +244,7 @@ def distil(
         "settings": settings.to_json(),
         "teacher": teacher.config.to_json(),
         "config": student.config.to_json(),
-        "rows": digest_of((rows.tokens, rows.mask)),
+        "rows": digest_of((rows.tokens, rows.mask, rows.types)),
         "fixed": digest_of((teacher_params, frozen)),
     }
     lengths = lengths_of(rows)
@@ -266,7 +268,7 @@ def distil(
             epoch, place = divmod(number, per_epoch)
             part = cut(rows, plans(epoch)[place])
             progress = np.float32(clock.progress(number))
-            return DistilBatch(part.tokens, np.asarray(part.mask, np.float32), progress)
+            return DistilBatch(part.tokens, np.asarray(part.mask, np.float32), progress, part.types)
 
         def figures_of(state: TrainState) -> dict[str, float]:
             if held_out is None:

@@ -151,6 +151,7 @@ class _Dose(NamedTuple):
     tokens: Any
     mask: Any
     targets: Any
+    types: Any
     progress: Any
 
 
@@ -428,7 +429,7 @@ def _step(model: Model, settings: FineTune) -> tuple[optax.GradientTransformatio
     def step(state: TrainState, batch: _Dose, frozen: Params) -> tuple[TrainState, dict[str, Any]]:
         noisy = simulated_update(update, state.optimizer, how.ckks, how.profile)
         key = jax.random.fold_in(state.key, state.step)
-        x = model.embed(combine(state.params, frozen), batch.tokens)
+        x = model.embed(combine(state.params, frozen), batch.tokens, batch.types)
         targets = batch.targets[:, None] if regression else jax.nn.one_hot(batch.targets, classes)
         trained, opt, (logits, values) = noisy(
             key, state.params, state.optimizer, frozen, x, batch.mask, targets, batch.progress

@@ -53,8 +53,8 @@ class TaskData:
     Attributes:
       name: as the data set's. classes: logits of its head, 1 for a regression.
       metrics: names of its measures, the leading one first.
-      train, validation, test: token ids and masks of one length; targets are class numbers, or
-        ratings mapped onto [-1, 1].
+      train, validation, test: token ids and masks of one length, token types of pairs where the
+        model has them; targets are class numbers, or ratings mapped onto [-1, 1].
       truncated: share of the training rows that lost pieces to the length.
       notes: how the splits were made, where that departs from the usual.
     """
@@ -93,11 +93,13 @@ def prepare_task(
     *,
     data_dir: str | None = None,
     train_rows: int | None = None,
+    token_types: int = 0,
 ) -> TaskData:
     """The data set `spec` (as `models.data.load`) for a tokenizer and a length in tokens.
 
     train_rows: at most so many training rows, chosen by a fixed shuffle, and a tenth as many to
-    validate on, at least 512. Raises DataError as `load` does, and where a split is empty.
+    validate on, at least 512. token_types: of the model; from 2 on, the second sentence of a pair
+    has type 1, as in BERT. Raises DataError as `load` does, and where a split is empty.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -123,7 +125,8 @@ def prepare_task(
     def numbers(split: Split) -> tuple[Batch, np.ndarray]:
         found = tokenizer.encode(split.texts, length=length, pairs=split.pairs)
         targets = _scaled(split.labels, bounds) if classes == 1 else split.labels
-        return Batch(found.ids, found.mask, targets), found.truncated
+        types = found.types if token_types > 1 and split.pairs is not None else None
+        return Batch(found.ids, found.mask, targets, types), found.truncated
 
     first, cut = numbers(train)
     return TaskData(

@@ -35,12 +35,13 @@ Forward = Callable[
 
 class Batch(NamedTuple):
     """tokens int32 (n, sequence), mask float32 (n, sequence), targets (n,) labels or (n, classes)
-    shares or ratings.
+    shares or ratings. types: int32 (n, sequence) token types, None where all are 0.
     """
 
     tokens: Any
     mask: Any
     targets: Any
+    types: Any = None
 
 
 class Evaluation(NamedTuple):
@@ -147,8 +148,8 @@ def make_task_loss(
         if r.word_dropout:
             gone = jax.random.bernoulli(k_word, r.word_dropout, tokens.shape) & (batch.mask > 0)
             tokens = jnp.where(gone.at[:, 0].set(False), r.unknown_id, tokens)
-        x = model.embed(params, tokens, dropout=r.dropout, key=k_feature).astype(dtype)
-        logits, values = run(k_noise, params, x, batch.mask.astype(dtype))
+        x = model.embed(params, tokens, batch.types, dropout=r.dropout, key=k_feature)
+        logits, values = run(k_noise, params, x.astype(dtype), batch.mask.astype(dtype))
         task = task_loss(model, logits.astype(jnp.float32), batch.targets, r.smoothing)
         extra = range_penalty(values, unit, ranges, r.inner) if r.penalty else jnp.zeros(())
         return task + r.penalty * extra, {"loss": task, "penalty": extra}
@@ -186,7 +187,7 @@ def batch_rows(seed: int, step: int, rows: int, size: int) -> np.ndarray:
 
 def take(data: Batch, rows: np.ndarray) -> Batch:
     """Rows of every field."""
-    return Batch(*(np.asarray(field)[rows] for field in data))
+    return Batch(*(None if field is None else np.asarray(field)[rows] for field in data))
 
 
 def batches(data: Batch, size: int) -> Iterator[tuple[Batch, int]]:
@@ -205,17 +206,16 @@ def make_evaluate(model: Model, size: int = 256) -> Callable[[Params, Batch], Ev
     unit = model.units()
 
     @jax.jit
-    def run(
-        params: Params, tokens: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logits, values = model.forward_with_values(params, model.embed(params, tokens), mask)
+    def run(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x = model.embed(params, batch.tokens, batch.types)
+        logits, values = model.forward_with_values(params, x, batch.mask)
         return logits, met_ranges(values, unit)
 
     def evaluate(params: Params, data: Batch) -> Evaluation:
         logits: list[np.ndarray] = []
         ranges: list[Mapping[str, Any]] = []
         for batch, real in batches(data, min(size, len(data.tokens))):
-            z, met = run(params, batch.tokens, batch.mask)
+            z, met = run(params, batch)
             logits.append(np.asarray(z)[:real])
             ranges.append(met)
         return Evaluation(np.concatenate(logits), join_ranges(ranges))

@@ -43,12 +43,19 @@ _RIDGE = 1e-4
 
 
 def warm_start(
-    config: EncoderConfig, params: Params, tokens: Any, mask: Any, *, kernel_mean: bool = True
+    config: EncoderConfig,
+    params: Params,
+    tokens: Any,
+    mask: Any,
+    types: Any = None,
+    *,
+    kernel_mean: bool = True,
 ) -> Params:
     """Parameters for the same configuration with attention "gaussian", from those of a softmax
     model; only query, key, value and output projections of its attention change.
 
-    tokens, mask: (n, sequence) rows that the choices are made on, some hundred are enough.
+    tokens, mask, types (or None): (n, sequence) rows that the choices are made on, some hundred are
+    enough.
     kernel_mean: `attention_mean` of the Gaussian configuration. Adapters are merged first.
     CheckpointError for a model without biases, in which nothing can be moved, for a causal one,
     whose rows have lengths of their own, or one that has no softmax.
@@ -59,7 +66,7 @@ def warm_start(
             f"attention={config.attention!r}, biases={config.biases}, causal={config.causal}"
         )
     params = merge(params, config.lora_scale)
-    parts = _projections(Model(config), params, jnp.asarray(tokens), jnp.asarray(mask))
+    parts = _projections(Model(config), params, tokens, mask, types)
     real = np.asarray(mask) > 0
     blocks = dict(params["blocks"])
     for layer in range(config.layers):
@@ -85,15 +92,15 @@ def _power(matrix: np.ndarray, exponent: float) -> np.ndarray:
 
 
 def _projections(
-    model: Model, params: Params, tokens: jax.Array, mask: jax.Array
+    model: Model, params: Params, tokens: Any, mask: Any, types: Any
 ) -> dict[str, jax.Array]:
     """Per layer q and k, whose products softmax takes, and v: (n, heads, tokens, d)."""
 
     @jax.jit
-    def run(params: Params, tokens: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    def run(params: Params, tokens: Any, mask: Any, types: Any) -> dict[str, jax.Array]:
         encoder: Encoder = bind(model.config, params)
         probe = Probe(EXACT)
-        encoder.body(model.embed(params, tokens), mask, probe, low_rank=False, pick=None)
+        encoder.body(model.embed(params, tokens, types), mask, probe, low_rank=False, pick=None)
         root = model.config.head_dim**0.25
         heads = model.config.heads
         out = {}
@@ -105,7 +112,7 @@ def _projections(
             out[f"{name}.v"] = v.reshape(*v.shape[:2], heads, -1).transpose(0, 2, 1, 3)
         return out
 
-    return run(params, tokens, mask)
+    return run(params, tokens, mask, types)
 
 
 def _layer(

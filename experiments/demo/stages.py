@@ -86,8 +86,9 @@ def forward_arguments(
 
     The embedding is looked up by the client, in the clear.
     """
-    x = trained.model.embed(trained.params, sentences.tokens[rows])
-    return trained.params, np.asarray(x), np.asarray(sentences.mask[rows])
+    chosen = take(sentences, rows)
+    x = trained.model.embed(trained.params, chosen.tokens, chosen.types)
+    return trained.params, np.asarray(x), chosen.mask
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -201,7 +202,7 @@ def plan(
     """Trace the forward pass of one batch and compile it. Writes "plan" and `program.txt`."""
     started = time.monotonic()
     batch = min(settings.batch, settings.sentences)
-    sentences = Batch(*(np.asarray(part)[: settings.sentences] for part in data.test))
+    sentences = take(data.test, np.arange(settings.sentences))
     circuit = _circuit(settings, trained.model)
     program = circuit.program
     assert program is not None

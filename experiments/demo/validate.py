@@ -7,7 +7,6 @@ anything is encrypted.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,7 +19,7 @@ from experiments.live import Display
 from models import metrics
 from models.losses import share_outside
 from models.recipe import Trained
-from models.train import Batch, batches, make_evaluate
+from models.train import Batch, batches, make_evaluate, take
 
 __all__ = ["validate_run"]
 
@@ -62,8 +61,8 @@ def _outside(trained: Trained, data: Batch) -> dict[str, float]:
     total: dict[str, float] = dict.fromkeys(fitted, 0.0)
     size = min(256, len(data.tokens))
     for batch, real in batches(data, size):
-        some: Any = Batch(*(np.asarray(part)[:real] for part in batch))
-        x = trained.model.embed(trained.params, some.tokens)
+        some = take(batch, np.arange(real))
+        x = trained.model.embed(trained.params, some.tokens, some.types)
         _, values = trained.model.forward_with_values(trained.params, x, some.mask)
         for name, share in share_outside(values, unit, fitted).items():
             total[name] += float(share) * real / len(data.tokens)

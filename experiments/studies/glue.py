@@ -142,7 +142,7 @@ def run_glue(
     }
     digests = {name: _digest(start) for name, start in starts.items()}
     plan = [(t, c, s) for t in study.tasks for s in study.seeds for c in study.columns]
-    prepared: dict[tuple[str, str], TaskData] = {}
+    prepared: dict[tuple[str, str, int], TaskData] = {}
     with keep_compiled(folder / "compiled"):
         for done, (task, column, seed) in enumerate(plan, 1):
             attention = COLUMNS[column].attention
@@ -155,12 +155,11 @@ def run_glue(
                         "folder, or remove the file"
                     )
                 continue
-            words = _vocabulary(starts[attention])
-            if (task, words) not in prepared:
-                prepared[task, words] = glue_task(
-                    task, starts[attention], study.length, study.data_dir, study.table
-                )
-            run = _run(study, task, column, seed, starts[attention], prepared[task, words], folder)
+            start = starts[attention]
+            form = (task, _vocabulary(start), start.config.token_types)
+            if form not in prepared:
+                prepared[form] = glue_task(task, start, study.length, study.data_dir, study.table)
+            run = _run(study, task, column, seed, start, prepared[form], folder)
             run = dataclasses.replace(run, identity=identity)
             write_whole(path, json.dumps(dataclasses.asdict(run), indent=1).encode())
             shutil.rmtree(_checkpoints(folder, task, column, seed), ignore_errors=True)

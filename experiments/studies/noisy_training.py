@@ -240,7 +240,7 @@ def _measure(
 ) -> Measured:
     model, params = trained.model, trained.params
     batches = [
-        (params, np.asarray(model.embed(params, part.tokens)), np.asarray(part.mask))
+        (params, np.asarray(model.embed(params, part.tokens, part.types)), np.asarray(part.mask))
         for part in parts
     ]
     program = hesim.trace(model.encrypted_forward, *batches[0], encrypted=(1,))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.errors import ExperimentError
 from experiments.studies.blind import claim
@@ -199,14 +198,15 @@ def _outside(
     model, unit, domains = done.model, done.model.units(), sites.ranges()
 
     @jax.jit
-    def run(params: Any, tokens: Any, mask: Any) -> dict[str, jax.Array]:
-        _, values = model.forward_with_values(params, model.embed(params, tokens), mask)
+    def run(params: Any, batch: Batch) -> dict[str, jax.Array]:
+        x = model.embed(params, batch.tokens, batch.types)
+        _, values = model.forward_with_values(params, x, batch.mask)
         return share_outside(values, unit, domains)
 
     total = dict.fromkeys(domains, 0.0)
     for plan in whole(lengths_of(rows), size, buckets):
         batch = cut(rows, plan)
-        found = run(done.params, jnp.asarray(batch.tokens), jnp.asarray(batch.mask))
+        found = run(done.params, batch)
         for name, share in found.items():
             total[name] += float(share) * plan.count / len(rows.tokens)
     return total

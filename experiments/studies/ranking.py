@@ -309,7 +309,12 @@ def _one(
 
     parts = batched(sentences, variant.sentences, min(study.batch, variant.sentences))
     batches = [
-        (adapters, rest, np.asarray(twin.embed(params, part.tokens)), np.asarray(part.mask))
+        (
+            adapters,
+            rest,
+            np.asarray(twin.embed(params, part.tokens, part.types)),
+            np.asarray(part.mask),
+        )
         for part in parts
     ]
     program = hesim.trace(logits, *batches[0], encrypted=(variant.rank > 0, False, True, False))

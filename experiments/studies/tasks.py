@@ -34,4 +34,5 @@ def glue_task(
         length,
         data_dir=data_dir,
         train_rows=table[task].train_rows or None,
+        token_types=start.config.token_types,
     )

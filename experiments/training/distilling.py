@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.errors import ExperimentError
@@ -181,11 +182,13 @@ def read_texts(
     folder: Path | None,
     options: dict[str, Any],
     seed: int,
+    types: bool = False,
 ) -> Texts:
     """The sentences of data sets, alone and as pairs, and the paragraphs of a folder.
 
     Held out are the data sets' validation splits and some sections of the folder; test splits are
-    not read for this. ExperimentError where there is neither data set nor folder.
+    not read for this. types: with token types. ExperimentError where there is neither data set nor
+    folder.
     """
     if not specs and folder is None:
         raise ExperimentError("name texts: --data glue/TASK (repeat for several), or --text FOLDER")
@@ -193,14 +196,14 @@ def read_texts(
     parts: dict[bool, list[Batch]] = {False: [], True: []}
     for dataset in datasets:
         for held, split in ((False, dataset.train), (True, dataset.validation)):
-            parts[held] += _rows(tokenizer, split, options["length"])
+            parts[held] += _rows(tokenizer, split, options["length"], types)
     if folder is not None:
         found: dict[bool, list[str]] = {False: [], True: []}
         for section in read_sections(folder):
             found[is_held_out(section.name, options["held_out"])] += section.paragraphs
         for held, texts in found.items():
             if texts:
-                parts[held].append(_encoded(tokenizer, texts, None, options["length"]))
+                parts[held].append(_encoded(tokenizer, texts, None, options["length"], types))
     joined = {held: _joined(batches) for held, batches in parts.items() if batches}
     if len(joined) < 2:
         raise ExperimentError("too little text: there is none to train on, or none held out")
@@ -253,7 +256,8 @@ def _distil(
     guide, model = Model(first.config), Model(second.config)
     settings = job.for_student(model)
     display.stage("Texts")
-    texts = read_texts(first.tokenizer, data, data_dir, text, job.text, settings.seed)
+    types = min(first.config.token_types, second.config.token_types) > 1
+    texts = read_texts(first.tokenizer, data, data_dir, text, job.text, settings.seed, types)
     display.say(
         f"{len(texts.train.tokens):,} rows to train on, {int(texts.train.mask.sum()):,} tokens; "
         f"{len(texts.held_out.tokens):,} held out"
@@ -337,6 +341,7 @@ def _start(job: Job, teacher: Saved, student: Model, params: Params, texts: Text
         teacher.params,
         rows.tokens[:, :width],
         rows.mask[:, :width],
+        None if rows.types is None else rows.types[:, :width],
         kernel_mean=b.attention_mean,
     )
     blocks = {
@@ -403,24 +408,29 @@ def _spearman(
     return out
 
 
-def _rows(tokenizer: Tokenizer, split: Split, length: int) -> list[Batch]:
+def _rows(tokenizer: Tokenizer, split: Split, length: int, types: bool) -> list[Batch]:
     """Every sentence by itself, and the pairs."""
-    out = [_encoded(tokenizer, split.texts, None, length)]
+    out = [_encoded(tokenizer, split.texts, None, length, types)]
     if split.pairs is not None:
-        out.append(_encoded(tokenizer, split.pairs, None, length))
-        out.append(_encoded(tokenizer, split.texts, split.pairs, length))
+        out.append(_encoded(tokenizer, split.pairs, None, length, types))
+        out.append(_encoded(tokenizer, split.texts, split.pairs, length, types))
     return out
 
 
 def _encoded(
-    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, length: int
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    length: int,
+    types: bool = False,
 ) -> Batch:
     found = tokenizer.encode(texts, length=length, pairs=pairs)
-    return Batch(found.ids, found.mask, np.zeros(len(found.ids), np.int32))
+    nothing = np.zeros(len(found.ids), np.int32)
+    return Batch(found.ids, found.mask, nothing, found.types if types else None)
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:
-    return Batch(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
+    return jax.tree.map(lambda *fields: np.concatenate(fields), *batches)
 
 
 def _some(rows: Batch, most: int, seed: int) -> Batch:

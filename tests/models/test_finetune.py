@@ -28,7 +28,7 @@ from models.encrypted_step import (
 from models.finetune import FineTune, finetune, learning_rates, overlay
 from models.finetune import _watched as watched
 from models.lora import is_adapter, is_adapter_or_head, partition
-from models.losses import share_outside
+from models.losses import cross_entropy, share_outside
 from models.optim import adamw_he
 from models.sites import FitSettings
 from models.tasks import TaskData, baseline
@@ -112,6 +112,33 @@ def test_full_training_and_then_lora_learn_a_task():
     result = finetune(CONFIG, start(), data, SETTINGS)
     logits = make_evaluate_task(result.model, (12,))(result.params, data.test).logits
     assert metrics.score(logits, data.test.targets)["accuracy"] > least
+
+
+def typed(n: int, seed: int) -> Batch:
+    types = np.random.default_rng(seed).integers(0, 2, (n, 12)).astype(np.int32)
+    return rows(n, seed)._replace(types=types)
+
+
+@pytest.mark.parametrize("how", [{"method": "full"}, {"method": "lora"}, {"encrypted": FIT}])
+def test_token_types_reach_training_and_answers(how):
+    parts = [typed(n, seed) for n, seed in ((64, 0), (40, 1), (60, 2))]
+    data = dataclasses.replace(task(), train=parts[0], validation=parts[1], test=parts[2])
+    if "encrypted" in how:
+        how = {"encrypted": AsEncrypted(fit=FIT)}
+    settings = dataclasses.replace(SETTINGS, epochs=1, batch=64, learning_rate=1e-9, **how)
+    config = CONFIG.replace(token_types=2, initial_std=0.3)
+    done = finetune(config, Model(config).init(jax.random.key(5)), data, settings)
+
+    def loss(part: Batch, types: np.ndarray | None) -> float:
+        logits = done.model.predict(done.params, part.tokens, part.mask, types)
+        return float(cross_entropy(logits, jnp.asarray(part.targets)))
+
+    met = done.history[0]["loss"]
+    assert met == pytest.approx(loss(data.train, data.train.types), abs=1e-3)
+    assert abs(met - loss(data.train, None)) > 1e-2
+    answers = make_evaluate_task(done.model, (12,))(done.params, data.test)
+    expected = done.model.predict(done.params, data.test.tokens, data.test.mask, data.test.types)
+    np.testing.assert_allclose(answers.logits, expected, atol=1e-4)
 
 
 def test_lora_leaves_the_encoder_as_it_was():
