@@ -65,7 +65,8 @@ def test_a_secret_of_more_coefficients_than_the_ring_has_is_refused(circuit):
 
 
 def test_a_bare_array_is_no_tuple_of_arguments(program, circuit):
-    for call in (lambda: hesim.certify(circuit, X), lambda: hesim.calibrate(program, [X])):
+    bare: Any = X
+    for call in (lambda: hesim.certify(circuit, bare), lambda: hesim.calibrate(program, [bare])):
         with pytest.raises(TraceError, match=r"as in \(x,\), not as ndarray"):
             call()
 
