@@ -28,9 +28,12 @@ class Plan:
 
 
 def lengths_of(data: Batch) -> np.ndarray:
-    """Tokens of each row up to the last real one, int64 (n,)."""
+    """Tokens of each row up to the last real one, of a pair that is read apart the longer one's:
+    int64 (n,).
+    """
     mask = np.asarray(data.mask) > 0
-    return mask.shape[1] - np.argmax(mask[:, ::-1], axis=1)
+    lengths = mask.shape[-1] - np.argmax(mask[..., ::-1], axis=-1)
+    return lengths if lengths.ndim == 1 else lengths.max(axis=-1)
 
 
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
@@ -95,7 +98,7 @@ def cut(data: Batch, plan: Plan) -> Batch:
     """The rows of a batch; tokens, mask and types cut to its length."""
     chosen = take(data, plan.rows)
     return chosen._replace(
-        tokens=chosen.tokens[:, : plan.length],
-        mask=chosen.mask[:, : plan.length],
-        types=None if chosen.types is None else chosen.types[:, : plan.length],
+        tokens=chosen.tokens[..., : plan.length],
+        mask=chosen.mask[..., : plan.length],
+        types=None if chosen.types is None else chosen.types[..., : plan.length],
     )

@@ -28,6 +28,7 @@ Positions = Literal["sinusoidal", "learned", "none"]
 NormOrder = Literal["pre", "post"]
 WordHeads = Literal["none", "tied", "own"]
 Pooling = Literal["token", "mean"]
+Pairs = Literal["joint", "apart"]
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "attention": get_args(Attention),
@@ -36,6 +37,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "norm_order": get_args(NormOrder),
     "lm_head": get_args(WordHeads),
     "pooling": get_args(Pooling),
+    "pairs": get_args(Pairs),
 }
 
 
@@ -53,6 +55,10 @@ class EncoderConfig:
 
     pooling: what the pooler reads: one "token", the first, which spares the last layer all others'
     queries and feed-forward network, or the "mean" of all real ones, as sentence embeddings are.
+
+    pairs: how two sentences are read: "joint", as one row, or "apart", each by itself, whose pooled
+    states u and v the pooler gets as u v and (u - v)^2 (Reimers & Gurevych 2019, with squares in
+    place of absolute values). Tokens of such a model are (batch, 2, tokens).
 
     causal: a token attends to itself and those before it only (a decoder), and the token that is
     pooled is the last real one.
@@ -96,6 +102,7 @@ class EncoderConfig:
     causal: bool = False
     attention_power: int = 4
     pooling: Pooling = "token"
+    pairs: Pairs = "joint"
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "ffn", "sequence", "vocabulary", "classes"):

@@ -135,7 +135,8 @@ class Encoder(nnx.Module):
             ]
         )
         self.final_norm = None if config.post_norm else LayerNorm(config)
-        widths = (config.hidden, *config.pooler, config.classes)
+        features = 2 * config.hidden if config.pairs == "apart" else config.hidden
+        widths = (features, *config.pooler, config.classes)
         linears = [
             Linear(a, b, rngs=rngs, std=config.initial_std, bias=config.biases)
             for a, b in zip(widths, widths[1:], strict=False)
@@ -145,6 +146,7 @@ class Encoder(nnx.Module):
         self.lm_head = WordHead(config, rngs=rngs) if config.lm_head != "none" else None
         self.causal = config.causal
         self.pools_mean = config.pooling == "mean"
+        self.apart = config.pairs == "apart"
 
     def __call__(
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
@@ -152,11 +154,22 @@ class Encoder(nnx.Module):
         """Rows of `embed` and mask -> (logits (batch, classes), values met at each site).
 
         Where one token is pooled, only that one goes on in the last layer: the first, or the last
-        real one if causal.
+        real one if causal. Pairs that are read apart are rows (batch, 2, tokens, hidden).
         """
         probe = Probe(sites)
+        x, mask = self._sentences(x, mask)
         x = self.body(x, mask, probe, low_rank=low_rank, pick=self._pick(mask))
         return self.pooled(x, mask, probe), probe.values
+
+    def _sentences(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Rows and mask with a sentence of a pair after the other where they are read apart."""
+        if not self.apart:
+            return x, mask
+        if x.ndim != 4 or x.shape[1] != 2:
+            raise ValueError(
+                f"a model with pairs='apart' reads rows (batch, 2, tokens, hidden), not {x.shape}"
+            )
+        return x.reshape(-1, *x.shape[2:]), mask.reshape(-1, mask.shape[-1])
 
     def _pick(self, mask: jax.Array) -> Pick | None:
         if self.pools_mean:
@@ -199,6 +212,9 @@ class Encoder(nnx.Module):
         x = mean_token(x, mask) if self.pools_mean else x[:, 0]
         gamma: Any = norm.gain(probe)
         beta: jax.Array | None = norm.bias[...]
+        if self.apart:
+            x = compare(gamma * x + beta)
+            gamma, beta = 1.0, None
         for i, linear in enumerate(self.pooler):
             factor = 1 / probe.unit("pooler.tanh") if i == len(self.pooler) - 1 else 1.0
             x = linear.project(x, gamma=gamma, beta=beta, factor=factor)
@@ -210,9 +226,11 @@ class Encoder(nnx.Module):
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Rows of `embed` and mask -> (states of all tokens after the last LayerNorm (batch,
-        tokens, hidden), values met at each site on the way).
+        tokens, hidden), values met at each site on the way). Of pairs that are read apart, a batch
+        twice as long: one sentence after the other.
         """
         probe = Probe(sites)
+        x, mask = self._sentences(x, mask)
         x = self.body(x, mask, probe, low_rank=low_rank, pick=None)
         x, norm = self.normalised(x, probe)
         return norm.gain(probe) * x + norm.bias[...], probe.values
@@ -220,8 +238,11 @@ class Encoder(nnx.Module):
     def layerwise(
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
     ) -> LayerOutputs:
-        """Rows of `embed` and mask -> what every layer computes for all tokens."""
+        """Rows of `embed` and mask -> what every layer computes for all tokens; of pairs that are
+        read apart as `hidden` does.
+        """
         probe = Probe(sites)
+        x, mask = self._sentences(x, mask)
         x = self.body(x, mask, probe, low_rank=low_rank, pick=None)
         c = norm_scale(sites, x.shape[-1])
         states, attention = [], []
@@ -245,6 +266,15 @@ class Encoder(nnx.Module):
                 'this model has no language-model head: set lm_head="tied" or "own" in its config'
             )
         return self.lm_head(states, self.embedding.word[...])
+
+
+def compare(x: jax.Array) -> jax.Array:
+    """u v and (u - v)^2 of the pooled states of pairs: (2 batch, hidden), one sentence after the
+    other -> (batch, 2 hidden), one level.
+    """
+    pairs = x.reshape(-1, 2, x.shape[-1])
+    u, v = pairs[:, 0], pairs[:, 1]
+    return jnp.concatenate([u * v, jnp.square(u - v)], axis=-1)
 
 
 def first_token(x: jax.Array) -> jax.Array:

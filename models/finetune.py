@@ -31,7 +31,7 @@ from models.as_encrypted import (
 )
 from models.buckets import check_buckets, cut, lengths_of, plan_epoch
 from models.checkpoint import CheckpointError, Checkpoints, digest_of
-from models.config import EncoderConfig
+from models.config import EncoderConfig, Pairs
 from models.diagnose import origin
 from models.encoder import Model
 from models.encrypted_step import (
@@ -74,7 +74,8 @@ class FineTune:
     whose `multiplier` brings (v + epsilon) into the polynomial root's domain [0.0005, 1] (None:
     0.0005 / epsilon, which admits the largest gradients). The learning rate rises over `warmup`, a
     share of all steps, and falls by half a cosine to 0. Sequences are cut to the `buckets`
-    (tokens). encrypted: None in the clear with the exact functions.
+    (tokens). pairs: how sentence pairs are read, as in the configuration; the data must be of the
+    same form. encrypted: None in the clear with the exact functions.
 
     penalty: weight of the range penalty on the canonical `ranges` of sites, from the share `inner`
     of a half-width on; in the clear alone, since under encryption nobody sees a value leave.
@@ -93,6 +94,7 @@ class FineTune:
     alpha: float = 1.0
     adapted: tuple[str, ...] = ("query", "key", "value")
     buckets: tuple[int, ...] = (32, 64, 128)
+    pairs: Pairs = "joint"
     seed: int = 0
     penalty: float = 0.0
     ranges: tuple[tuple[str, tuple[float, float]], ...] = ()
@@ -116,7 +118,7 @@ class FineTune:
             raise ValueError(f"LoRA's rank is at least 1, got {self.rank}")
         if self.method == "lora" and not self.adapted:
             raise ValueError("LoRA needs at least one projection in adapted")
-        EncoderConfig(lora_targets=self.adapted)  # which knows the projections
+        EncoderConfig(lora_targets=self.adapted, pairs=self.pairs)  # which knows the names
         if self.epochs < 1 or self.batch < 1:
             raise ValueError("epochs and batch must be at least 1")
         if self.multiplier is not None:
@@ -181,12 +183,18 @@ def finetune(
             "softmax attention takes a maximum, which encryption cannot: start from a model with "
             "Gaussian attention"
         )
+    if (np.ndim(data.train.tokens) == 3) != (settings.pairs == "apart"):
+        raise ParameterError(
+            f"the tokens of {data.name} have the shape {np.shape(data.train.tokens)}, which pairs="
+            f"{settings.pairs!r} does not read: prepare the task with the same pairs"
+        )
     try:
         adapted = config.replace(
             classes=data.classes,
             lora_rank=settings.rank if settings.method == "lora" else 0,
             lora_alpha=settings.alpha,
             lora_targets=settings.adapted,
+            pairs=settings.pairs,
         )
     except ValueError as error:
         raise ParameterError(str(error)) from error

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from models import metrics
+from models.config import Pairs
 from models.data import DataError, Split, load
 from models.tokens import Tokenizer
 from models.train import Batch
@@ -53,8 +54,9 @@ class TaskData:
     Attributes:
       name: as the data set's. classes: logits of its head, 1 for a regression.
       metrics: names of its measures, the leading one first.
-      train, validation, test: token ids and masks of one length, token types of pairs where the
-        model has them; targets are class numbers, or ratings mapped onto [-1, 1].
+      train, validation, test: token ids and masks of one length, (n, 2, length) of pairs that are
+        read apart, token types of other pairs where the model has them; targets are class numbers,
+        or ratings mapped onto [-1, 1].
       truncated: share of the training rows that lost pieces to the length.
       notes: how the splits were made, where that departs from the usual.
     """
@@ -94,12 +96,15 @@ def prepare_task(
     data_dir: str | None = None,
     train_rows: int | None = None,
     token_types: int = 0,
+    pairs: Pairs = "joint",
 ) -> TaskData:
     """The data set `spec` (as `models.data.load`) for a tokenizer and a length in tokens.
 
     train_rows: at most so many training rows, chosen by a fixed shuffle, and a tenth as many to
     validate on, at least 512. token_types: of the model; from 2 on, the second sentence of a pair
-    has type 1, as in BERT. Raises DataError as `load` does, and where a split is empty.
+    has type 1, as in BERT. pairs: one row each ("joint"), or one a sentence ("apart").
+
+    Raises DataError as `load` does, where a split is empty, and for single sentences read apart.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -122,9 +127,20 @@ def prepare_task(
     if classes == 1 and bounds[0] == bounds[1]:
         raise DataError(f"every training rating of {dataset.name} is {bounds[0]}: nothing to learn")
 
+    if pairs == "apart" and train.pairs is None:
+        raise DataError(f"{dataset.name} has single sentences: pairs='apart' is for tasks of two")
+
     def numbers(split: Split) -> tuple[Batch, np.ndarray]:
-        found = tokenizer.encode(split.texts, length=length, pairs=split.pairs)
         targets = _scaled(split.labels, bounds) if classes == 1 else split.labels
+        if pairs == "apart":
+            assert split.pairs is not None
+            first, second = (
+                tokenizer.encode(texts, length=length) for texts in (split.texts, split.pairs)
+            )
+            ids = np.stack([first.ids, second.ids], axis=1)
+            mask = np.stack([first.mask, second.mask], axis=1)
+            return Batch(ids, mask, targets), first.truncated | second.truncated
+        found = tokenizer.encode(split.texts, length=length, pairs=split.pairs)
         types = found.types if token_types > 1 and split.pairs is not None else None
         return Batch(found.ids, found.mask, targets, types), found.truncated
 

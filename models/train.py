@@ -35,7 +35,8 @@ Forward = Callable[
 
 class Batch(NamedTuple):
     """tokens int32 (n, sequence), mask float32 (n, sequence), targets (n,) labels or (n, classes)
-    shares or ratings. types: int32 (n, sequence) token types, None where all are 0.
+    shares or ratings. types: int32 (n, sequence) token types, None where all are 0. Where the
+    sentences of a pair are read apart, (n, 2, sequence) in place of (n, sequence).
     """
 
     tokens: Any
@@ -147,7 +148,7 @@ def make_task_loss(
         tokens = batch.tokens
         if r.word_dropout:
             gone = jax.random.bernoulli(k_word, r.word_dropout, tokens.shape) & (batch.mask > 0)
-            tokens = jnp.where(gone.at[:, 0].set(False), r.unknown_id, tokens)
+            tokens = jnp.where(gone.at[..., 0].set(False), r.unknown_id, tokens)
         x = model.embed(params, tokens, batch.types, dropout=r.dropout, key=k_feature)
         logits, values = run(k_noise, params, x.astype(dtype), batch.mask.astype(dtype))
         task = task_loss(model, logits.astype(jnp.float32), batch.targets, r.smoothing)

@@ -35,4 +35,5 @@ def glue_task(
         data_dir=data_dir,
         train_rows=table[task].train_rows or None,
         token_types=start.config.token_types,
+        pairs=table[task].pairs,
     )

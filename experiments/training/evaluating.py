@@ -131,6 +131,7 @@ def _task(saved: Saved, path: Path, data_dir: str | None) -> tuple[TaskData, tup
         data_dir=data_dir,
         train_rows=notes.get("train_rows") or None,
         token_types=saved.config.token_types,
+        pairs=saved.config.pairs,
     )
     return data, tuple(notes["buckets"])
 

@@ -89,6 +89,7 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
         data_dir=data_dir,
         train_rows=job.train_rows or None,
         token_types=start.config.token_types,
+        pairs=job.settings.pairs,
     )
     display.say(describe(data))
     with alone_in(out):

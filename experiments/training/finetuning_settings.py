@@ -10,6 +10,7 @@ from typing import Any
 from experiments.errors import ExperimentError
 from experiments.training.options import Option, options_of, read_options, template
 from models.as_encrypted import AsEncrypted
+from models.config import Pairs
 from models.data import GLUE
 from models.finetune import FineTune
 
@@ -43,6 +44,8 @@ class TaskSettings:
     rank: int = 8
     alpha: float = 64.0
     adapted: tuple[str, ...] = ("query", "key", "value", "output")
+    batch: int = 32
+    pairs: Pairs = "joint"
     train_rows: int = 0
 
     def fine_tune(self, method: str, **changes: Any) -> FineTune:
@@ -56,6 +59,8 @@ class TaskSettings:
             rank=self.rank,
             alpha=self.alpha,
             adapted=self.adapted,
+            batch=self.batch,
+            pairs=self.pairs,
             **changes,
         )
 
@@ -68,6 +73,8 @@ _ROW = {
     "rank": "LoRA: rank of the adapters.",
     "alpha": "LoRA: adapters are scaled by alpha / rank.",
     "adapted": "LoRA: projections with adapters, of query, key, value and output.",
+    "batch": "Rows of a step.",
+    "pairs": "How sentence pairs are read: joint, as one row, or apart, each by itself.",
     "train_rows": "Train on so many rows at most; 0: on all.",
 }
 
@@ -118,13 +125,13 @@ class Job:
 
 _TRAINING = {
     "epochs": "Passes over the training rows.",
-    "batch": "Rows of a step.",
+    "batch": _ROW["batch"],
     "learning_rate": "Highest learning rate.",
     "warmup": "Share of the steps in which the learning rate rises.",
     "weight_decay": "Decoupled weight decay.",
     "epsilon": "LoRA: what AdamW-HE adds to the second moment, inside the root.",
     "dropout": "Share of embedding features set to zero.",
-    **{name: _ROW[name] for name in ("rank", "alpha", "adapted")},
+    **{name: _ROW[name] for name in ("rank", "alpha", "adapted", "pairs")},
     "buckets": "Tokens that a batch may be cut to, the longest at least `length`.",
     "seed": "Of fresh weights, order of rows, and simulated noise.",
 }

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import he_backend
 import hesim
 from models.config import EncoderConfig, preset
 from models.encoder import Model
 from models.sites import FitSettings, Sites, fit_ranges, function_of, site_names
+from models.train import Batch, fit_sites
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -345,6 +347,54 @@ def test_a_mean_pooled_twin_can_be_encrypted():
     logits = twin.layer_outputs(params, x, mask).logits
     np.testing.assert_allclose(
         logits, twin.encrypted_forward(params, x, mask), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("pooling", "norm_order"), [("token", "pre"), ("mean", "post")])
+def test_pairs_read_apart_are_two_sentences_compared(pooling, norm_order):
+    config = SMALL.replace(first_norm=True, pooling=pooling, norm_order=norm_order, pairs="apart")
+    model, params = Model(config), random_params(config)
+    tokens, mask = (x.reshape(2, 2, -1) for x in inputs(config, 4))
+    mask[1, 1, 3:] = 0
+    states, _ = model.hidden_states(params, model.embed(params, tokens), mask)
+    flat = mask.reshape(4, -1)
+    pooled = states[:, 0]
+    if pooling == "mean":
+        pooled = jnp.stack([r[m > 0].mean(axis=0) for r, m in zip(states, flat, strict=True)])
+    u, v = pooled[0::2], pooled[1::2]
+    z = jnp.concatenate([u * v, (u - v) ** 2], axis=-1)
+    for layer in params["pooler"].values():
+        z = z @ layer["kernel"]
+    found = model.predict(params, tokens, mask)
+    np.testing.assert_allclose(jnp.tanh(z) @ params["head"]["kernel"], found, rtol=1e-4, atol=1e-5)
+    swapped = model.predict(params, tokens[:, ::-1], mask[:, ::-1])
+    np.testing.assert_allclose(swapped, found, rtol=1e-4, atol=1e-5)
+    alone = Model(config.replace(pairs="joint"))
+    np.testing.assert_allclose(
+        states,
+        alone.hidden_states(params, alone.embed(params, tokens.reshape(4, -1)), flat)[0],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match=r"reads rows \(batch, 2, tokens, hidden\)"):
+        model.predict(params, tokens[:, 0], mask[:, 0])
+
+
+def test_a_twin_that_reads_pairs_apart_runs_on_ciphertexts():
+    config = EncoderConfig(
+        layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=16, pooling="mean", pairs="apart"
+    )
+    model, params = Model(config), random_params(config)
+    tokens, mask = (x.reshape(8, 2, -1) for x in inputs(config, 16))
+    data = Batch(tokens, mask, np.zeros(8, np.int32))
+    degrees = (("exp", 7), ("inv_sqrt", 7), ("relu", 7), ("tanh", 7))
+    twin = model.with_sites(fit_sites(model, params, data, FitSettings(degrees=degrees)))
+    arguments = (params, np.asarray(twin.embed(params, tokens[:2])), mask[:2])
+    program = hesim.trace(twin.encrypted_forward, *arguments, encrypted=(1,))
+    circuit = hesim.compile(program, hesim.CKKSParams(13, 6, 40, 50, 60, security=None))
+    report = he_backend.run(program, *arguments, circuit=circuit, backend="slots")
+    np.testing.assert_allclose(
+        report.outputs, twin.encrypted_forward(*arguments), rtol=1e-4, atol=1e-5
     )
 
 

@@ -141,6 +141,32 @@ def test_token_types_reach_training_and_answers(how):
     np.testing.assert_allclose(answers.logits, expected, atol=1e-4)
 
 
+def apart(n: int, seed: int) -> Batch:
+    """The class is whether both sentences have the same first token; other tokens are noise."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(3, 16, (n, 2, 12)).astype(np.int32)
+    same = random.integers(0, 2, n).astype(np.int32)
+    tokens[:, 1, 0] = np.where(same, tokens[:, 0, 0], (tokens[:, 0, 0] - 3 + 6) % 13 + 3)
+    mask = (np.arange(12) < random.integers(3, 9, (n, 2))[..., None]).astype(np.float32)
+    return Batch(tokens, mask, same)
+
+
+def test_pairs_read_apart_are_learned_and_cut_to_buckets():
+    parts = [apart(n, seed) for n, seed in ((400, 0), (40, 1), (100, 2))]
+    data = dataclasses.replace(task(), train=parts[0], validation=parts[1], test=parts[2])
+    np.testing.assert_array_equal(lengths_of(data.test), data.test.mask.sum(axis=-1).max(axis=1))
+    settings = dataclasses.replace(
+        SETTINGS, method="full", epochs=8, learning_rate=5e-3, buckets=(6, 12), pairs="apart"
+    )
+    done = finetune(CONFIG, Model(CONFIG).init(jax.random.key(5)), data, settings)
+    answers = make_evaluate_task(done.model, (6, 12))(done.params, data.test)
+    assert metrics.score(answers.answers, data.test.targets)["accuracy"] > 0.9
+    expected = done.model.predict(done.params, data.test.tokens, data.test.mask)
+    np.testing.assert_allclose(answers.logits, expected, atol=1e-4)
+    with pytest.raises(ParameterError, match="pairs='joint' does not read"):
+        finetune(CONFIG, {}, data, SETTINGS)
+
+
 def test_lora_leaves_the_encoder_as_it_was():
     before = start()
     result = finetune(CONFIG, before, task(), dataclasses.replace(SETTINGS, epochs=1))
