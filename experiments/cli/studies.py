@@ -25,7 +25,7 @@ def rank(
         Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
     ] = Path("runs/ranking"),
 ) -> None:
-    """Does the simulation rank variants of a model as encryption does? (About 25 minutes of one
+    """Does the simulation rank variants of a model as encryption does? (About 40 minutes of one
     core; it may be stopped and goes on where it was.)"""
     from experiments.studies.ranking import STUDY, run_study
     from experiments.studies.ranking_report import plot, text, write_csv
