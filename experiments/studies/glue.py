@@ -59,8 +59,8 @@ COLUMNS: Mapping[str, Column] = {
 @dataclasses.dataclass(frozen=True)
 class GlueStudy:
     """What is compared. starts: from attention to the pre-trained model's name or folder. table: a
-    row of settings a task, of `read_table`. length: tokens of a row; buckets: what batches are cut
-    to. encrypted: ring and polynomials of the simulated column.
+    row of settings a task, of `read_table`. length: tokens of a row, the longest bucket at most.
+    encrypted: ring and polynomials of the simulated column.
     """
 
     starts: Mapping[str, str]
@@ -70,7 +70,6 @@ class GlueStudy:
     seeds: tuple[int, ...] = (0, 1, 2)
     table: Mapping[str, TaskSettings] = dataclasses.field(default_factory=lambda: read_table()[0])
     length: int = 128
-    buckets: tuple[int, ...] = (32, 64, 128)
     encrypted: AsEncrypted = AsEncrypted()
 
     def __post_init__(self) -> None:
@@ -82,12 +81,18 @@ class GlueStudy:
         if "scratch" in self.starts.values():
             raise ExperimentError("the study starts from pre-trained models: name one, or a folder")
 
+        for task in self.tasks:
+            if max(self.table[task].buckets) < self.length:
+                raise ExperimentError(
+                    f"{task}: the longest bucket has {max(self.table[task].buckets)} tokens, a row "
+                    f"{self.length}: add a bucket, or lower the length"
+                )
+
     def settings(self, task: str, column: str, seed: int) -> FineTune:
         """Of one run."""
         how = COLUMNS[column]
         return self.table[task].fine_tune(
             how.method,
-            buckets=self.buckets,
             seed=seed,
             encrypted=self.encrypted if how.simulated else None,
         )

@@ -46,12 +46,13 @@ class TaskSettings:
     adapted: tuple[str, ...] = ("query", "key", "value", "output")
     batch: int = 32
     pairs: Pairs = "joint"
+    buckets: tuple[int, ...] = (32, 64, 128)
     train_rows: int = 0
 
     def fine_tune(self, method: str, **changes: Any) -> FineTune:
         """The settings of one method, "full" or "lora"; ValueError for another."""
         rate = self.full_rate if method == "full" else self.lora_rate
-        return FineTune(
+        own = FineTune(
             method=method,  # pyright: ignore[reportArgumentType]  # checked by FineTune
             epochs=self.epochs,
             learning_rate=rate,
@@ -61,8 +62,9 @@ class TaskSettings:
             adapted=self.adapted,
             batch=self.batch,
             pairs=self.pairs,
-            **changes,
+            buckets=self.buckets,
         )
+        return dataclasses.replace(own, **changes)
 
 
 _ROW = {
@@ -74,6 +76,7 @@ _ROW = {
     "alpha": "LoRA: adapters are scaled by alpha / rank.",
     "adapted": "LoRA: projections with adapters, of query, key, value and output.",
     "batch": "Rows of a step.",
+    "buckets": "Tokens that a batch may be cut to.",
     "pairs": "How sentence pairs are read: joint, as one row, or apart, each by itself.",
     "train_rows": "Train on so many rows at most; 0: on all.",
 }

@@ -87,9 +87,8 @@ def study(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> GlueStudy:
         tasks=("SST-2",),
         columns=("full-softmax", "lora-gaussian"),
         seeds=(0,),
-        table={"SST-2": TaskSettings(epochs=1, lora_rate=1e-2)},
+        table={"SST-2": TaskSettings(epochs=1, lora_rate=1e-2, buckets=(8,))},
         length=8,
-        buckets=(8,),
     )
 
 
@@ -103,7 +102,7 @@ def test_a_study_goes_on_from_what_its_folder_holds(study: GlueStudy, tmp_path: 
     assert len(run_glue(longer, tmp_path, say=said.append)) == 3 and len(said) == 3
     write_csv(read_runs(tmp_path), tmp_path / "glue.csv")
     assert len((tmp_path / "glue.csv").read_text().splitlines()) == 4
-    other = dataclasses.replace(study, table={"SST-2": TaskSettings(epochs=2)})
+    other = dataclasses.replace(study, table={"SST-2": TaskSettings(epochs=2, buckets=(8,))})
     with pytest.raises(ExperimentError, match="other settings"):
         run_glue(other, tmp_path)
 
