@@ -315,6 +315,7 @@ class _GlueTask:
     label: str | int
     classes: tuple[str, ...]  # as in the files, in the order of the label numbers
     metrics: tuple[str, ...]
+    ratings: tuple[float, float] = (-math.inf, math.inf)  # bounds of a regression's labels
 
     @property
     def task(self) -> Task:
@@ -326,7 +327,7 @@ GLUE: dict[str, _GlueTask] = {
     "CoLA": _GlueTask(3, None, 1, ("0", "1"), ("matthews", "accuracy")),
     "MRPC": _GlueTask("#1 String", "#2 String", "Quality", ("0", "1"), ("f1", "accuracy")),
     "RTE": _GlueTask("sentence1", "sentence2", "label", _ENTAILMENT, ("accuracy",)),
-    "STS-B": _GlueTask("sentence1", "sentence2", "score", (), ("pearson", "spearman")),
+    "STS-B": _GlueTask("sentence1", "sentence2", "score", (), ("pearson", "spearman"), (0.0, 5.0)),
     "SST-2": _GlueTask("sentence", None, "label", ("0", "1"), ("accuracy",)),
     "QNLI": _GlueTask("question", "sentence", "label", _ENTAILMENT, ("accuracy",)),
 }
@@ -430,7 +431,12 @@ def _glue_rows(path: Path, layout: _GlueTask) -> list[_Row]:
 
 def _label(field: str, layout: _GlueTask, path: Path, number: int) -> float:
     if layout.task == "regression":
-        return _number(field, path, number)
+        rating, (low, high) = _number(field, path, number), layout.ratings
+        if not low <= rating <= high:
+            raise DataError(
+                f"{path}:{number}: a rating of {field} is not from {low:g} to {high:g}."
+            )
+        return rating
     if field not in layout.classes:
         raise DataError(f"{path}:{number}: label {field!r} is none of {layout.classes}.")
     return float(layout.classes.index(field))

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from models import data
 from models.data import DataError, Split, load, load_glue, load_reviews, split_of
+from models.tasks import prepare_task
+from models.tokens import Tokenizer
 
 # ------------------------------------------------------------------ splits
 
@@ -190,7 +192,7 @@ LINES: dict[str, Callable[[int], str]] = {
     "CoLA": lambda n: f'gj04\t{n % 2}\t{"" if n % 2 else "*"}\tThe "sailors {n} rode.',
     "MRPC": lambda n: f'{n % 2}\t{n}\t{n + 1}\tHe said " no {n} .\tShe said yes {n} .',
     "RTE": lambda n: f"{n}\tA {n}\tB {n}\t{'not_entailment' if n % 2 else 'entailment'}",
-    "STS-B": lambda n: f"{n}\tg\tf\t2012\t{n}\tnone\tnone\tA {n}\tB {n}\t{n % 6}.200",
+    "STS-B": lambda n: f"{n}\tg\tf\t2012\t{n}\tnone\tnone\tA {n}\tB {n}\t{n % 5}.200",
     "SST-2": lambda n: f"it 's {n} charming . \t{n % 2}",
     "QNLI": lambda n: f"{n}\tWho {n}?\t\ufeffIt was {n}.\tentailment",
 }
@@ -229,6 +231,24 @@ def test_glue_tasks_load_with_their_quirks(tmp_path: Path, task: str) -> None:
     np.testing.assert_allclose(test.labels[0], first[2], rtol=1e-6)
     assert test.labels.dtype == (np.float32 if dataset.task == "regression" else np.int32)
     assert dataset.task == ("regression" if task == "STS-B" else "classification")
+
+
+def test_pairs_become_one_row_with_token_types_or_two_rows(tmp_path: Path) -> None:
+    glue = str(_write_glue(tmp_path, "RTE"))
+    _write_glue(tmp_path, "SST-2")
+    tokenizer = Tokenizer.train(["A B 0 1 2 3 4 5 6 7 8 9"] * 2, size=64)
+    joint = prepare_task("glue/RTE", tokenizer, 8, data_dir=glue, token_types=2).test
+    second = joint.types[0].nonzero()[0]
+    assert joint.tokens.shape == joint.types.shape == (20, 8)
+    assert joint.tokens[0, second[0] - 1] == joint.tokens[0, second[-1]] == tokenizer.sep_id
+    assert prepare_task("glue/RTE", tokenizer, 8, data_dir=glue).test.types is None
+    assert prepare_task("glue/SST-2", tokenizer, 8, data_dir=glue, token_types=2).test.types is None
+    apart = prepare_task("glue/RTE", tokenizer, 8, data_dir=glue, token_types=2, pairs="apart").test
+    assert apart.tokens.shape == apart.mask.shape == (20, 2, 8) and apart.types is None
+    ends = [tokenizer.encode([text], length=8).ids[0] for text in ("A 0", "B 0")]
+    np.testing.assert_array_equal(apart.tokens[0], ends)
+    with pytest.raises(DataError, match="single sentences"):
+        prepare_task("glue/SST-2", tokenizer, 8, data_dir=glue, pairs="apart")
 
 
 def test_labels_are_numbered_in_the_order_of_the_classes(tmp_path: Path) -> None:
@@ -270,6 +290,11 @@ def test_a_missing_train_file_divides_dev_and_warns(tmp_path: Path) -> None:
         ("SST-2", "sentence\tlabel\n", r"holds no examples"),
         ("CoLA", "gj04\t1\tGood.\n", r"train.tsv:1: 3 columns instead of 4"),
         ("STS-B", f"{HEADERS['STS-B']}\n" + "\t".join("x" * 9) + "\tnan\n", r":2: 'nan' is not"),
+        (
+            "STS-B",
+            f"{HEADERS['STS-B']}\n" + "\t".join("x" * 9) + "\t7.5\n",
+            r":2: .*7.5 is not from 0 to 5",
+        ),
     ],
 )
 def test_malformed_files_are_named_with_their_line(
