@@ -11,7 +11,8 @@ import pytest
 from experiments.errors import ExperimentError
 from experiments.studies.glue import COLUMNS, GlueStudy, Run, read_runs, run_glue, write_csv
 from experiments.studies.glue_report import counted_tasks, interval, loss, plot, summary, table
-from experiments.training.finetuning_settings import TaskSettings, read_table
+from experiments.training.distilling import read_distilling
+from experiments.training.finetuning_settings import GLUE_TABLE, TaskSettings, read_table
 from models.config import preset
 from models.data import load
 from models.encoder import Model
@@ -113,6 +114,7 @@ def test_what_cannot_be_studied_is_refused(study: GlueStudy):
         ({"columns": ("half",)}, "no column half"),
         ({"starts": {"softmax": "x"}}, "no model to start from with gaussian"),
         ({"starts": {"gaussian": "scratch", "softmax": "x"}}, "pre-trained"),
+        ({"length": 9}, "longest bucket has 8 tokens"),
     ):
         with pytest.raises(ExperimentError, match=said):
             dataclasses.replace(study, **changes)
@@ -129,3 +131,14 @@ def test_the_table_of_settings_has_every_task_and_every_column_its_settings():
     assert dataclasses.replace(simulated, encrypted=None) == exact
     assert study.settings("RTE", "full-softmax", 1).method == "full"
     assert len(COLUMNS) == 5
+
+
+def test_the_settings_of_a_converted_minilm_are_of_pairs_read_apart():
+    rows, twin = read_table(GLUE_TABLE.with_name("minilm.toml"))
+    tasks = ("STS-B", "MRPC", "RTE")
+    study = GlueStudy({"gaussian": "a", "softmax": "b"}, "", tasks, table=rows, length=64)
+    assert dict(twin.domains)["gelu"] == (-14.0, 14.0)
+    for task in tasks:
+        settings = [study.settings(task, column, 0) for column in COLUMNS]
+        assert {s.pairs for s in settings} == {"apart"} and {s.batch for s in settings} == {32}
+    assert read_distilling(GLUE_TABLE.with_name("minilm-distil.toml")).settings.states == 1.0
