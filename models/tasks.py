@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -104,8 +104,11 @@ def prepare_task(
     validate on, at least 512. token_types: of the model; from 2 on, the second sentence of a pair
     has type 1, as in BERT. pairs: one row each ("joint"), or one a sentence ("apart").
 
-    Raises DataError as `load` does, where a split is empty, and for single sentences read apart.
+    Raises DataError as `load` does, where a split is empty, for an unknown `pairs`, and for single
+    sentences read apart.
     """
+    if pairs not in get_args(Pairs):
+        raise DataError(f"pairs={pairs!r} is one of {', '.join(get_args(Pairs))}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = load(spec, data_dir=data_dir)

@@ -157,7 +157,8 @@ def _run(
     checkpoints: Path,
 ) -> Arm:
     began = time.monotonic()
-    fresh = Model(start.config.replace(classes=data.classes, lora_rank=0))
+    pairs = study.table[task].pairs
+    fresh = Model(start.config.replace(classes=data.classes, lora_rank=0, pairs=pairs))
     params = overlay(fresh.init(jax.random.key(seed)), start.params)
     sites = twin_of(fresh, params, data.train, study.buckets, study.how).sites
     settings = study.table[task].fine_tune(

@@ -11,7 +11,7 @@ from experiments.errors import ExperimentError
 from experiments.training.options import Option, options_of, read_options, template
 from models.as_encrypted import AsEncrypted
 from models.config import Pairs
-from models.data import GLUE
+from models.data import GLUE, DataError
 from models.finetune import FineTune
 
 __all__ = [
@@ -102,6 +102,12 @@ def read_table(path: str | Path | None = None) -> tuple[dict[str, TaskSettings],
             raise ExperimentError(f"twin: {name} is {list(bounds)}, not a low and a high number")
     domains = dict(how.domains) | {name: (float(b[0]), float(b[1])) for name, b in given.items()}
     rows = {name: TaskSettings(**row) for name, row in values.items()}
+    for name, row in rows.items():
+        try:
+            for method in ("full", "lora"):
+                row.fine_tune(method)
+        except (ValueError, DataError) as error:
+            raise ExperimentError(f"{path or GLUE_TABLE}: {name}: {error}") from error
     return rows, dataclasses.replace(how, domains=tuple(sorted(domains.items())))
 
 

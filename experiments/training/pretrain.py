@@ -48,7 +48,7 @@ _CONFIG = {
     "norm_epsilon": "What is added to a variance.",
     "initial_std": "Standard deviation of a new matrix.",
 }
-_GIVEN = ("sequence", "vocabulary", "classes", "padding_id", "lm_head")  # by text and task
+_GIVEN = ("sequence", "vocabulary", "classes", "padding_id", "lm_head", "pairs")  # by text, task
 
 
 def _model_options() -> tuple[Option, ...]:

@@ -133,6 +133,13 @@ def test_the_table_of_settings_has_every_task_and_every_column_its_settings():
     assert len(COLUMNS) == 5
 
 
+@pytest.mark.parametrize("line", ['pairs = "separate"', "batch = 0", "buckets = []"])
+def test_a_row_of_the_table_that_cannot_be_is_named(line: str, tmp_path: Path):
+    (tmp_path / "table.toml").write_text(f"[RTE]\n{line}\n")
+    with pytest.raises(ExperimentError, match=f"table.toml: RTE: .*{line.split()[0]}"):
+        read_table(tmp_path / "table.toml")
+
+
 def test_the_settings_of_a_converted_minilm_are_of_pairs_read_apart():
     rows, twin = read_table(GLUE_TABLE.with_name("minilm.toml"))
     tasks = ("STS-B", "MRPC", "RTE")

@@ -68,7 +68,7 @@ def test_every_setting_of_a_pre_training_is_documented():
     names = {option.name for option in OPTIONS}
     settings = {field.name for field in dataclasses.fields(Pretraining)}
     assert settings - names == {"config", "budget", "targets"}
-    given_elsewhere = {"sequence", "classes", "padding_id", "lm_head"}  # by text and task
+    given_elsewhere = {"sequence", "classes", "padding_id", "lm_head", "pairs"}  # by text, task
     config = {f.name for f in dataclasses.fields(EncoderConfig) if not f.name.startswith("lora_")}
     assert config - names == given_elsewhere
     assert all(len(option.doc) > 5 for option in OPTIONS)

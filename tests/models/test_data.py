@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,6 +248,9 @@ def test_pairs_become_one_row_with_token_types_or_two_rows(tmp_path: Path) -> No
     assert apart.tokens.shape == apart.mask.shape == (20, 2, 8) and apart.types is None
     ends = [tokenizer.encode([text], length=8).ids[0] for text in ("A 0", "B 0")]
     np.testing.assert_array_equal(apart.tokens[0], ends)
+    wrong: Any = "separate"
+    with pytest.raises(DataError, match="one of joint, apart"):
+        prepare_task("glue/RTE", tokenizer, 8, data_dir=glue, pairs=wrong)
     with pytest.raises(DataError, match="single sentences"):
         prepare_task("glue/SST-2", tokenizer, 8, data_dir=glue, pairs="apart")
 
