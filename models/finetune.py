@@ -176,7 +176,8 @@ def finetune(
     Raises:
       TrainingError: the loss or the gradient stops being finite; it names the site.
       CheckpointError: a folder that holds another training, or a start of another shape.
-      ParameterError: a rank above the model's number of features; softmax attention as encrypted.
+      ParameterError: a rank above the model's number of features; softmax attention as encrypted;
+        rows of another form than `settings.pairs`.
     """
     if settings.encrypted is not None and config.attention == "softmax":
         raise ParameterError(
@@ -257,6 +258,8 @@ def finetune(
                 diagnose=None if watched else diagnose,
             )
             done = int(state.step)
+            if (bad := _not_finite(state.params)) is not None:
+                raise TrainingError(_ended_wrong(done, bad, figures.get("outside", 0.0)))
             if done == goal:
                 scores = _evaluate(model, combine(state.params, frozen), data.validation, settings)
                 figures |= metrics.score(scores.answers, data.validation.targets)
@@ -394,6 +397,25 @@ def _gone_wrong(
     return (
         f"the loss is not finite at step {step}; {'; '.join(said)}. Widen the domain (for "
         "optimizer.inv_sqrt: a larger epsilon), or lower the learning rate"
+    )
+
+
+def _not_finite(params: Params) -> str | None:
+    """The first parameter with a NaN or an infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.isfinite(leaf).all():
+            return jax.tree_util.keystr(path, simple=True, separator=".")
+    return None
+
+
+def _ended_wrong(step: int, name: str, outside: float) -> str:
+    """What to say of a parameter that a step, whose own loss was finite, left without value.
+    outside: the largest share of values out of a domain.
+    """
+    left = f"; {outside:.2%} of a site's values had left their domain" if outside else ""
+    return (
+        f"step {step} left the parameter {name} not finite{left}: lower the learning rate, or "
+        "widen the domains (for optimizer.inv_sqrt: a larger epsilon)"
     )
 
 

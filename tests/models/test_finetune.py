@@ -119,12 +119,12 @@ def typed(n: int, seed: int) -> Batch:
     return rows(n, seed)._replace(types=types)
 
 
-@pytest.mark.parametrize("how", [{"method": "full"}, {"method": "lora"}, {"encrypted": FIT}])
+@pytest.mark.parametrize(
+    "how", [{"method": "full"}, {"method": "lora"}, {"encrypted": AsEncrypted(fit=FIT)}]
+)
 def test_token_types_reach_training_and_answers(how):
     parts = [typed(n, seed) for n, seed in ((64, 0), (40, 1), (60, 2))]
     data = dataclasses.replace(task(), train=parts[0], validation=parts[1], test=parts[2])
-    if "encrypted" in how:
-        how = {"encrypted": AsEncrypted(fit=FIT)}
     settings = dataclasses.replace(SETTINGS, epochs=1, batch=64, learning_rate=1e-9, **how)
     config = CONFIG.replace(token_types=2, initial_std=0.3)
     done = finetune(config, Model(config).init(jax.random.key(5)), data, settings)
@@ -165,6 +165,31 @@ def test_pairs_read_apart_are_learned_and_cut_to_buckets():
     np.testing.assert_allclose(answers.logits, expected, atol=1e-4)
     with pytest.raises(ParameterError, match="pairs='joint' does not read"):
         finetune(CONFIG, {}, data, SETTINGS)
+
+
+def test_pairs_read_apart_are_trained_and_answered_as_encrypted():
+    parts = [apart(n, seed) for n, seed in ((64, 0), (40, 1), (60, 2))]
+    data = dataclasses.replace(task(), train=parts[0], validation=parts[1], test=parts[2])
+    how = AsEncrypted(fit=FIT, domains=())
+    settings = dataclasses.replace(
+        SETTINGS,
+        epochs=1,
+        batch=64,
+        learning_rate=1e-9,
+        epsilon=0.1,
+        pairs="apart",
+        encrypted=how,
+    )
+    narrow = dataclasses.replace(settings, encrypted=AsEncrypted(fit=FIT))
+    with pytest.raises(TrainingError, match=r"step 1 left the parameter .*100.00% of"):
+        finetune(CONFIG, Model(CONFIG).init(jax.random.key(5)), data, narrow)
+    done = finetune(CONFIG, Model(CONFIG).init(jax.random.key(5)), data, settings)
+    logits = done.model.predict(done.params, data.train.tokens, data.train.mask)
+    loss = float(cross_entropy(logits, jnp.asarray(data.train.targets)))
+    assert done.history[0]["loss"] == pytest.approx(loss, abs=1e-3)
+    expected = done.model.predict(done.params, data.test.tokens, data.test.mask)
+    answers = make_evaluate_task(done.model, (12,), how)(done.params, data.test)
+    assert 0 < np.abs(answers.logits - expected).max() < 1e-3
 
 
 def test_lora_leaves_the_encoder_as_it_was():
