@@ -197,7 +197,9 @@ def _check(teacher: Model, student: Model, settings: Distillation) -> None:
     if settings.logits and a.classes != b.classes:
         wrong.append(f"{a.classes} and {b.classes} logits: set the weight of logits to 0")
     if "apart" in (a.pairs, b.pairs):
-        wrong.append("pairs read apart, while texts are distilled one by one: set pairs to 'joint'")
+        wrong.append(
+            "pairs read apart, while texts are distilled one by one: distil before fine-tuning"
+        )
     if b.layers > a.layers:
         wrong.append(f"{a.layers} layers that should teach {b.layers}")
     if wrong:

@@ -253,6 +253,12 @@ def _distil(
     assert first.tokenizer is not None and second.tokenizer is not None
     if first.tokenizer.vocabulary != second.tokenizer.vocabulary:
         raise CheckpointError(f"{teacher} and {student} have different vocabularies")
+    for folder, saved in ((teacher, first), (student, second)):
+        if saved.config.pairs == "apart":
+            raise CheckpointError(
+                f"{folder} reads the sentences of a pair apart, while texts are distilled one by "
+                "one: distil the model that it was fine-tuned from, then fine-tune"
+            )
     guide, model = Model(first.config), Model(second.config)
     settings = job.for_student(model)
     display.stage("Texts")

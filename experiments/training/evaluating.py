@@ -130,7 +130,7 @@ def _task(saved: Saved, path: Path, data_dir: str | None) -> tuple[TaskData, tup
         notes["length"],
         data_dir=data_dir,
         train_rows=notes.get("train_rows") or None,
-        token_types=saved.config.token_types,
+        token_types=notes.get("token_types", 0),  # before there was a note, all were 0
         pairs=saved.config.pairs,
     )
     return data, tuple(notes["buckets"])

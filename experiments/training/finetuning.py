@@ -92,6 +92,11 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
         pairs=job.settings.pairs,
     )
     display.say(describe(data))
+    if (start.config.pairs, settings.pairs) == ("apart", "joint"):
+        display.say(
+            f"{job.start} read the sentences of a pair apart, this training reads them in one row: "
+            'set pairs = "apart" under [training] to go on as it was'
+        )
     with alone_in(out):
         return _train(job, start, data, out, display)
 
@@ -130,6 +135,7 @@ def _save(target: Path, job: Job, done: FineTuned, tokenizer: Tokenizer, data: T
         "task": job.task,
         "start": job.start,
         "length": job.length,
+        "token_types": done.model.config.token_types,
         "train_rows": job.train_rows,
         "method": job.settings.method,
         "buckets": list(job.settings.buckets),

@@ -137,6 +137,16 @@ def test_models_that_do_not_go_together_are_refused(models: Path, tmp_path: Path
         )
 
 
+def test_a_model_that_reads_pairs_apart_is_named(models: Path, tmp_path: Path):
+    other = load_pretrained(models / "student")
+    config = other.model.config.replace(pairs="apart")
+    save_model(tmp_path / "o", config, Model(config).init(jax.random.key(0)), other.tokenizer)
+    job, show = read_distilling(models / "settings.toml"), Display(quiet=True)
+    for pair in ((models / "teacher", tmp_path / "o"), (tmp_path / "o", models / "student")):
+        with pytest.raises(CheckpointError, match=r"o reads the sentences of a pair apart"):
+            run_distilling(job, *pair, tmp_path / "out", show, text=models / "texts")
+
+
 def test_the_template_is_the_default_and_wrong_options_are_named(tmp_path: Path, capsys):
     path = tmp_path / "t.toml"
     path.write_text(distil_template())

@@ -16,6 +16,7 @@ from experiments.cli import main
 from experiments.errors import ExperimentError
 from experiments.live import Display
 from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder
+from experiments.training.evaluating import _task as task_of
 from experiments.training.finetuning import load_start, run_finetuning
 from experiments.training.finetuning_settings import job_template, read_job, read_table, task_spec
 from experiments.working import alone_in
@@ -108,6 +109,21 @@ def test_a_finished_model_is_evaluated_three_ways(finished: Path, glue: Path, ca
     said = capsys.readouterr().out
     assert "simulated noise" in said and "layer0.attention.exp" in said
     assert ("left their polynomial's range" in said) == bool(found.outside)
+
+
+@pytest.mark.parametrize("note", [{}, {"token_types": 2}])
+def test_a_model_is_evaluated_with_the_token_types_that_it_was_trained_with(
+    note: dict[str, int], finished: Path, tmp_path: Path
+):
+    (tmp_path / "RTE").mkdir()
+    lines = [f"{n}\ta film\tthe film\t{'not_' * (n % 2)}entailment" for n in range(60)]
+    for name in ("train", "dev"):
+        text = "\n".join(["index\tsentence1\tsentence2\tlabel", *lines])
+        (tmp_path / "RTE" / f"{name}.tsv").write_text(text)
+    saved = load_model(finished / "model")
+    notes = {**saved.notes, "task": "glue/RTE", **note}
+    data, _ = task_of(saved._replace(notes=notes), tmp_path, str(tmp_path))
+    assert (data.test.types is not None) == bool(note)
 
 
 def test_the_twin_of_a_model_trained_in_the_clear_holds_what_it_meets(
