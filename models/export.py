@@ -67,19 +67,23 @@ def task_arguments(
     options: StepOptions = PLAIN_STEP,
 ) -> tuple[Any, Any]:
     """(step function, shapes of its arguments) of a fine-tuning: of adapters, pooler and head where
-    the model has adapters, else of everything.
+    the model has adapters, else of everything. The batch has token types where the model has
+    several, and two rows a pair where it reads them apart.
     """
     model = Model(config)
     key = jax.random.key(0)
     params = jax.eval_shape(model.init, key)
     trained, frozen = partition(params, is_adapter_or_head) if config.lora_rank else (params, {})
     state = jax.eval_shape(lambda p, k: initial_state(p, optimizer, k), trained, key)
-    shape = (rows, config.sequence)
+    apart = config.pairs == "apart"
+    shape = (rows, 2, config.sequence) if apart else (rows, config.sequence)
+    typed = config.token_types > 1 and not apart
     target = jnp.float32 if config.regression else jnp.int32
     batch = Batch(
         jax.ShapeDtypeStruct(shape, jnp.int32),
         jax.ShapeDtypeStruct(shape, jnp.float32),
         jax.ShapeDtypeStruct((rows,), target),
+        jax.ShapeDtypeStruct(shape, jnp.int32) if typed else None,
     )
     return update_function(make_task_loss(model), optimizer, options), (state, batch, frozen)
 

@@ -22,6 +22,21 @@ def test_the_fine_tuning_step_of_each_preset(name: str):
     assert len(export.deserialize(exported.serialize()).in_avals) == len(exported.in_avals)
 
 
+@pytest.mark.parametrize(
+    ("changes", "shape", "typed"),
+    [
+        ({}, (4, 32), False),
+        ({"token_types": 2}, (4, 32), True),
+        ({"token_types": 2, "pairs": "apart"}, (4, 2, 32), False),
+    ],
+)
+def test_the_batch_is_of_the_form_that_the_model_reads(changes, shape, typed):
+    _, (_, batch, _) = arguments = task_arguments(preset("demo", **changes), optax.adamw(1e-3), 4)
+    assert batch.tokens.shape == batch.mask.shape == shape
+    assert (batch.types is not None) == typed
+    assert export_step(*arguments).platforms == ("tpu", "cuda")
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_pre_training_step_of_each_preset(name: str, precision):
