@@ -84,7 +84,8 @@ def glue(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, paired.")] = 3,
     length: Annotated[int, typer.Option(min=5, help="Tokens of a row.")] = 128,
     settings: Annotated[
-        Path | None, typer.Option(help="TOML table of rates and epochs by task.")
+        Path | None,
+        typer.Option(help="TOML table of rates, epochs, batch, pairs and buckets by task."),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)

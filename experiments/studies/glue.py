@@ -24,9 +24,10 @@ from experiments.compiled import keep_compiled
 from experiments.errors import ExperimentError
 from experiments.studies.tasks import check_names, glue_task
 from experiments.training.finetuning import Start, load_start
-from experiments.training.finetuning_settings import TaskSettings, read_table
+from experiments.training.finetuning_settings import TaskSettings, check_length, read_table
 from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
+from models.data import GLUE
 from models.files import write_whole
 from models.finetune import FineTune, FineTuned, finetune
 from models.tasks import TaskData, baseline
@@ -59,7 +60,8 @@ COLUMNS: Mapping[str, Column] = {
 @dataclasses.dataclass(frozen=True)
 class GlueStudy:
     """What is compared. starts: from attention to the pre-trained model's name or folder. table: a
-    row of settings a task, of `read_table`. length: tokens of a row, the longest bucket at most.
+    row of settings a task, of `read_table`. length: tokens of a row, of a sentence where
+    pairs are read apart; the longest bucket at most.
     encrypted: ring and polynomials of the simulated column.
     """
 
@@ -80,12 +82,13 @@ class GlueStudy:
             raise ExperimentError(f"no model to start from with {', '.join(sorted(missing))}")
         if "scratch" in self.starts.values():
             raise ExperimentError("the study starts from pre-trained models: name one, or a folder")
-
         for task in self.tasks:
-            if max(self.table[task].buckets) < self.length:
+            row = self.table[task]
+            check_length(self.length, row.buckets, f"{task}: ")
+            if row.pairs == "apart" and GLUE[task].pair is None:
                 raise ExperimentError(
-                    f"{task}: the longest bucket has {max(self.table[task].buckets)} tokens, a row "
-                    f"{self.length}: add a bucket, or lower the length"
+                    f"{task} has single sentences: set pairs to joint in its row of the settings, "
+                    "or leave it out of the tasks"
                 )
 
     def settings(self, task: str, column: str, seed: int) -> FineTune:

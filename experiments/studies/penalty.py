@@ -45,7 +45,8 @@ __all__ = ["Arm", "PenaltyStudy", "read_arms", "run_penalty", "write_csv"]
 class PenaltyStudy:
     """What is compared. weight: of the penalty, which begins at the share `inner` of a domain's
     half-width. how: ring, degrees, and the margin by which domains exceed the ranges met. length:
-    tokens of a row. table: a row of settings a task.
+    tokens of a row. buckets: what batches are cut to, in place of the table's. table: a row of
+    settings a task.
     """
 
     start: str = "tiny-gaussian"

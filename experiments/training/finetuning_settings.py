@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "GLUE_TABLE",
     "Job",
     "TaskSettings",
+    "check_length",
     "job_template",
     "read_job",
     "read_table",
@@ -31,7 +32,9 @@ split, which is carved from a task's training file, with one seed; the dev file 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """What differs between tasks. train_rows: at most so many training rows, 0 for all.
+    """What differs between tasks. full_rate, lora_rate: learning rates of the two methods. batch:
+    rows of a step. pairs, buckets and the others: as in `FineTune`. train_rows: at most so many
+    training rows, 0 for all.
 
     AdamW-HE's large epsilon makes small gradients take small steps, and the scale alpha / rank of
     the adapters multiplies their gradients, so that a large one brings them up to the head's.
@@ -157,7 +160,12 @@ def _options(settings: FineTune, train_rows: int) -> tuple[Option, ...]:
     how = AsEncrypted() if settings.encrypted is None else settings.encrypted
     return (
         Option("task", "task", "rte", f"{', '.join(GLUE).lower()}, or reviews."),
-        Option("task", "length", 128, "Tokens of a row; longer texts are cut."),
+        Option(
+            "task",
+            "length",
+            128,
+            "Tokens of a row, of a sentence where pairs are read apart; longer texts are cut.",
+        ),
         Option("task", "train_rows", train_rows, "Train on so many rows at most; 0: on all."),
         Option("start", "attention", "gaussian", "Of the model: gaussian or softmax."),
         Option(
@@ -205,8 +213,9 @@ def job_template() -> str:
     """A TOML file with every option at its default, explained."""
     return template(
         _options(FineTune(), 0),
-        "Settings of `hesim finetune`. Every option may be left out; epochs, rates, epsilon and "
-        "the adapters then are those of the task's row in experiments/training/settings/glue.toml.",
+        "Settings of `hesim finetune`. Every option may be left out; epochs, rates, epsilon, "
+        "adapters, batch, pairs and buckets then are those of the task's row in "
+        "experiments/training/settings/glue.toml.",
     )
 
 
@@ -226,11 +235,7 @@ def read_job(path: str | Path | None = None, given: Mapping[str, Any] | None = N
         settings = FineTune(**training, encrypted=how)
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{path or 'the settings'}: {error}") from error
-    if max(settings.buckets) < values["task"]["length"]:
-        raise ExperimentError(
-            f"the longest bucket has {max(settings.buckets)} tokens, a row "
-            f"{values['task']['length']}: add a bucket, or lower the length"
-        )
+    check_length(values["task"]["length"], settings.buckets)
     if values["task"]["train_rows"] < 0:
         raise ExperimentError(f"train_rows is {values['task']['train_rows']}, but at least 0 (all)")
     attention = values["start"]["attention"]
@@ -242,6 +247,15 @@ def read_job(path: str | Path | None = None, given: Mapping[str, Any] | None = N
         train_rows=values["task"]["train_rows"],
         settings=settings,
     )
+
+
+def check_length(length: int, buckets: Sequence[int], where: str = "") -> None:
+    """Raises ExperimentError, beginning with `where`, if no bucket (tokens) holds a whole row."""
+    if max(buckets) < length:
+        raise ExperimentError(
+            f"{where}the longest bucket has {max(buckets)} tokens, a row {length}: add a bucket, "
+            "or lower the length"
+        )
 
 
 def _merged(

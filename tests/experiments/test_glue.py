@@ -114,7 +114,11 @@ def test_what_cannot_be_studied_is_refused(study: GlueStudy):
         ({"columns": ("half",)}, "no column half"),
         ({"starts": {"softmax": "x"}}, "no model to start from with gaussian"),
         ({"starts": {"gaussian": "scratch", "softmax": "x"}}, "pre-trained"),
-        ({"length": 9}, "longest bucket has 8 tokens"),
+        ({"length": 9}, "SST-2: the longest bucket has 8 tokens"),
+        (
+            {"table": {"SST-2": TaskSettings(buckets=(8,), pairs="apart")}},
+            "SST-2 has single sentences",
+        ),
     ):
         with pytest.raises(ExperimentError, match=said):
             dataclasses.replace(study, **changes)
