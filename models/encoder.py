@@ -323,6 +323,11 @@ class Model:
     sites: empty for the exact model, `fit_sites` for its polynomial twin. low_rank: keep adapters
     as two thin products (needed where they are encrypted or trained under encryption) rather than
     merged into their matrix.
+
+    Where the configuration reads the sentences of a pair apart, (batch, 2, tokens[, hidden]) stands
+    for (batch, tokens[, hidden]) in every argument and in what `embed` returns; `hidden_states` and
+    `layer_outputs` return states (2 batch, tokens, hidden), one sentence after the other.
+    ValueError for other shapes.
     """
 
     config: EncoderConfig

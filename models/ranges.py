@@ -66,7 +66,8 @@ def check_ranges(
     """Runs rows through the model, `size` at a time, and reports every site.
 
     Args:
-      tokens, mask: (n, sequence). types: token types, or None. Padding counts, since it is
+      tokens, mask: (n, sequence), or (n, 2, sequence) of pairs that are read apart. types: token
+        types, or None. Padding counts, since it is
         encrypted too. A value that is not a number counts as outside.
       states: of the pass that keeps all tokens to the end instead of the pooled one.
     """

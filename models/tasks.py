@@ -101,8 +101,9 @@ def prepare_task(
     """The data set `spec` (as `models.data.load`) for a tokenizer and a length in tokens.
 
     train_rows: at most so many training rows, chosen by a fixed shuffle, and a tenth as many to
-    validate on, at least 512. token_types: of the model; from 2 on, the second sentence of a pair
-    has type 1, as in BERT. pairs: one row each ("joint"), or one a sentence ("apart").
+    validate on, at least 512. token_types: of the model's configuration; from 2 on, the second
+    sentence of a pair has type 1, as in BERT. pairs: one row each ("joint"), or one a sentence
+    ("apart").
 
     Raises DataError as `load` does, where a split is empty, for an unknown `pairs`, and for single
     sentences read apart.

@@ -38,5 +38,7 @@ def describe(done: Converted) -> str:
         lines.append("no vocabulary   the folder has neither vocab.txt nor tokenizer.json")
     if "attention" in done.swapped or "activation" in done.swapped:
         lines.append("its function has changed: distil or fine-tune it before use")
+    if config.pooling == "mean":
+        lines.append('to fine-tune a sentence encoder on pairs, set pairs = "apart"')
     lines.append(f"written to      {done.folder}")
     return "\n".join(lines)

@@ -380,7 +380,7 @@ def test_pairs_read_apart_are_two_sentences_compared(pooling, norm_order):
         model.predict(params, tokens[:, 0], mask[:, 0])
 
 
-def test_a_twin_that_reads_pairs_apart_runs_on_ciphertexts():
+def test_a_twin_that_reads_pairs_apart_compiles_to_a_circuit():
     config = EncoderConfig(
         layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=16, pooling="mean", pairs="apart"
     )
