@@ -274,7 +274,7 @@ class _Processes:
         job, folders = self.job, self.job.folders
         link = self._spawn("server", "he_backend.server", folders.server)
         address = str(self.sockets / "s")
-        send(
+        self._tell(
             link,
             {
                 "run": str(folders.server),
@@ -298,7 +298,7 @@ class _Processes:
         self.pids = dict(self.ready["processes"])
         for k in range(job.clients):
             link = self._spawn(f"client {k}", "he_backend.client", folders.client)
-            send(link, config)
+            self._tell(link, config)
         for child in self.children[1:]:
             self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
 
@@ -324,6 +324,11 @@ class _Processes:
         theirs.close()
         self.children.append(_Child(name, child, ours, start))
         return ours
+
+    def _tell(self, link: socket.socket, header: dict[str, Any]) -> None:
+        """The first message to a process; if it has died already, hearing from it tells how."""
+        with contextlib.suppress(ProtocolError):
+            send(link, header)
 
     def _first(self, link: socket.socket, name: str) -> dict[str, Any]:
         header = self._receive(link, name)

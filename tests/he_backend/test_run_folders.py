@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from he_backend import store
+from he_backend import session, store
 from he_backend.errors import BackendError, BlobError, RunFolderError
 from he_backend.folders import Folders, clean_environment
 from he_backend.session import Job, execute
@@ -194,8 +195,20 @@ def test_a_key_process_whose_parent_is_gone_makes_no_keys(job):
     assert done.returncode and "has ended" in done.stderr
 
 
-def test_a_failing_process_leaves_its_last_words(job, monkeypatch):
-    """The folder of a temporary run is gone by the time that its error is read."""
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_failing_process_leaves_its_last_words(gone, job, monkeypatch):
+    """The folder of a temporary run is gone by the time that its error is read. gone: the process
+    has ended before anything is said to it.
+    """
+    whole = session._Processes._spawn
+
+    def spawn(self, *given):
+        link = whole(self, *given)
+        self.children[-1].process.wait()
+        return link
+
+    if gone:
+        monkeypatch.setattr(session._Processes, "_spawn", spawn)
     log = job.folders.server / "server.log"
     log.write_text("Traceback (most recent call last)\nOldError: of an earlier attempt\n")
     monkeypatch.setattr(
@@ -215,19 +228,31 @@ def test_a_killed_process_is_said_to_be_killed(job):
         execute(changed(job, progress=kill))
 
 
-def test_idle_workers_that_die_count_too(job):
-    """One task that runs alone: with two workers, at least one of them is idle and dies."""
+def test_idle_workers_that_die_count_too(job, monkeypatch):
+    """Killed and buried before there is a client, hence before there is any task."""
+    whole = session._Processes._spawn
     killed = []
 
-    def kill(progress):
-        if progress.processes and not killed:
-            killed.extend(v for k, v in progress.processes.items() if k.startswith("worker"))
+    def alive(pid):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def spawn(self, name, *rest):
+        if name.startswith("client"):
+            killed.extend(pid for k, pid in self.pids.items() if k.startswith("worker"))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
+            while any(alive(pid) for pid in killed):
+                time.sleep(0.01)
+        return whole(self, name, *rest)
 
-    result = execute(changed(job, progress=kill, workers=2, worker_deaths=2))
+    monkeypatch.setattr(session._Processes, "_spawn", spawn)
+    result = execute(changed(job, workers=2, worker_deaths=2))
     assert_right(job, result)
-    assert result.replaced == 2
+    assert len(killed) == result.replaced == 2
 
 
 def test_the_socket_goes_with_the_server(job, tmp_path, monkeypatch):
