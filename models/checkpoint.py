@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -129,16 +130,21 @@ class Checkpoints:
         """The newest tree and its notes; `like` and no notes where the folder is new.
 
         Raises CheckpointError unless the notes agree with `identity`, which says whose the
-        checkpoints are.
+        checkpoints are; it names what differs, in texts of JSON objects field by field.
         """
         if self.latest is None:
             return like, {}
         notes = self.notes()
-        differing = [name for name, value in identity.items() if notes.get(name) != value]
+        differing = [
+            what
+            for name, value in identity.items()
+            for what in _differing(name, notes.get(name), value)
+        ]
         if differing:
+            listed = ", ".join(differing[:6]) + (" and more" if len(differing) > 6 else "")
             raise CheckpointError(
-                f"{self.folder} holds another {kind}, with other {' and '.join(differing)}: go on "
-                "with that one, or choose another folder"
+                f"{self.folder} holds another {kind} ({listed}): go on with that one, or choose "
+                "another folder"
             )
         return self.restore(like), notes
 
@@ -192,6 +198,26 @@ class Checkpoints:
                 f"{self.folder} holds no checkpoint" + (f" of step {step}" if step else "")
             )
         return number
+
+
+def _differing(name: str, stored: Any, given: Any) -> list[str]:
+    """What differs, by name; fields of JSON texts with both values."""
+    if stored == given:
+        return []
+    try:
+        old, new = json.loads(stored), json.loads(given)
+        fields = sorted(old.keys() | new.keys())
+    except (TypeError, ValueError, AttributeError):
+        return [f"other {name}"]
+    found = []
+    for field in fields:
+        there, here = (
+            json.dumps(values[field]) if field in values else "absent" for values in (old, new)
+        )
+        if there != here:
+            both = f" is {there} there and {here} here"
+            found.append(f"{field} of {name}" + (both if len(both) < 80 else " differs"))
+    return found
 
 
 def config_of(notes: dict[str, Any]) -> EncoderConfig:

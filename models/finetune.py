@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -218,7 +219,7 @@ def finetune(
     history: list[dict[str, Any]] = []
     notes = {
         "config": adapted.to_json(),
-        "settings": repr(settings),
+        "settings": json.dumps(dataclasses.asdict(settings), default=repr, sort_keys=True),
         "data": f"{data.name} {digest_of((data.train, data.validation))}",
         "start": digest_of(start),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ class Recipe:
                 f"polynomial_steps={self.polynomial_steps} must be below steps={self.steps}: "
                 "ranges are measured on a model that has been trained exactly"
             )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     def site_targets(self, config: EncoderConfig) -> tuple[tuple[str, Range], ...]:
         """The target range of every site, by its function."""
@@ -193,7 +197,7 @@ def train_classifier(
         store = None
         if checkpoints is not None:
             store = stack.enter_context(Checkpoints(checkpoints))
-            identity = {"config": config.to_json(), "recipe": repr(recipe)}
+            identity = {"config": config.to_json(), "recipe": recipe.to_json()}
             state, notes = store.resume(state, identity)
             history = list(notes.get("history", ()))
             sites = sites_from_json(notes["sites"]) if notes.get("sites") else None

@@ -65,6 +65,20 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file: str):
         store.resume({"x": jnp.zeros(2)}, {"a": 1})
 
 
+def test_another_training_is_refused_with_what_differs(tmp_path):
+    old = {"settings": '{"batch": 32, "rate": 0.1, "gone": 1}', "data": "a"}
+    new = {"settings": '{"batch": 64, "rate": 0.1, "pairs": "joint"}', "data": "b"}
+    with Checkpoints(tmp_path) as store:
+        store.save(1, {"x": jnp.ones(2)}, old)
+        assert store.resume({"x": jnp.zeros(2)}, old)[1] == old
+        with pytest.raises(CheckpointError) as raised:
+            store.resume({"x": jnp.zeros(2)}, new, "fine-tuning")
+    said = str(raised.value)
+    assert "holds another fine-tuning (batch of settings is 32 there and 64 here, gone of" in said
+    assert 'pairs of settings is absent there and "joint" here, other data)' in said
+    assert "rate of" not in said
+
+
 def test_only_the_newest_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as store:
         for step in range(4):
