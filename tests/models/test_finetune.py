@@ -344,10 +344,10 @@ def test_resuming_ends_with_the_same_bits(tmp_path):
         other = dataclasses.replace(settings, learning_rate=1.0)
         finetune(CONFIG, start(), task(), other, checkpoints=tmp_path / "c")
     fewer = dataclasses.replace(task(), train=rows(190, 0))
-    with pytest.raises(CheckpointError, match="other data:"):
+    with pytest.raises(CheckpointError, match=r"other data\)"):
         finetune(CONFIG, start(), fewer, settings, checkpoints=tmp_path / "c")
     elsewhere = jax.tree.map(lambda leaf: leaf + 1, start())
-    with pytest.raises(CheckpointError, match="other start:"):
+    with pytest.raises(CheckpointError, match=r"other start\)"):
         finetune(CONFIG, elsewhere, task(), settings, checkpoints=tmp_path / "c")
 
 

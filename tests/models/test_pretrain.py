@@ -115,7 +115,7 @@ def test_another_trainings_folder_is_refused(texts, tmp_path):
         return calls[0] > 3
 
     pretrain(SETTINGS, read(texts), tmp_path, stop=stopped)
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match="rate of settings"):
         pretrain(dataclasses.replace(SETTINGS, rate=1e-3), read(texts), tmp_path)
 
 
