@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from models.agreement import agreement, compared, layer_outputs, layer_pairs
 from models.buckets import check_buckets, cut, lengths_of, plan_epoch
@@ -35,6 +36,7 @@ from models.limits import check_numbers
 from models.lora import Params, combine, partition
 from models.losses import range_penalty
 from models.schedules import Budget, Clock, one_cycle, scale_by_progress
+from models.sharding import check_config, check_rows, place_batch, place_state
 from models.sites import Range, function_of, site_names
 from models.step import Loss, Step, StepOptions, TrainState, initial_state, make_update
 from models.train import Batch
@@ -229,21 +231,24 @@ def distil(
     held_out: Batch | None = None,
     report: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    mesh: Mesh | None = None,
 ) -> Distilled:
     """Train until the budget is spent or `stop` says so; a checkpoint is written in both cases.
 
     rows: texts (targets are not looked at). held_out: others, on which errors are reported every
     `evaluate_every` steps. folder: its `checkpoints` hold the state; a run that finds its own there
     goes on from the newest, another's raises CheckpointError. TrainingError where the loss ceases
-    to be finite.
+    to be finite. mesh: devices of this host over which batches and both models are spread
+    (`sharding.make_mesh`); a run may go on with another, to the same numbers up to rounding.
+    ParameterError where it does not divide the rows of a step, the heads or the features.
     """
+    if mesh is not None:
+        for model in (teacher, student):
+            check_config(model.config, mesh)
+        check_rows(settings.batch, mesh)
     loss = make_loss(teacher, student, settings)
     trained, frozen = partition(params, settings.is_trained)
     optimizer = make_optimizer(settings)
-    step = _closed(
-        make_update(loss, optimizer, StepOptions(donate=True)),
-        {"teacher": teacher_params, "student": frozen},
-    )
     identity = {
         "settings": settings.to_json(),
         "teacher": teacher.config.to_json(),
@@ -263,6 +268,13 @@ def distil(
         copied = jax.tree.map(jnp.copy, trained)  # the step overwrites its state
         state = initial_state(copied, optimizer, jax.random.key(settings.seed))
         state, notes = store.resume(state, identity, "distillation")
+        if mesh is not None:
+            state = place_state(state, mesh)
+            teacher_params, frozen = (place_state(p, mesh) for p in (teacher_params, frozen))
+        step = _closed(
+            make_update(loss, optimizer, StepOptions(donate=True)),
+            {"teacher": teacher_params, "student": frozen},
+        )
         clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
 
         def save(state: TrainState) -> None:
@@ -271,8 +283,9 @@ def distil(
         def batch_of(number: int) -> DistilBatch:
             epoch, place = divmod(number, per_epoch)
             part = cut(rows, plans(epoch)[place])
-            progress = np.float32(clock.progress(number))
-            return DistilBatch(part.tokens, np.asarray(part.mask, np.float32), progress, part.types)
+            mask, progress = np.asarray(part.mask, np.float32), np.float32(clock.progress(number))
+            batch = DistilBatch(part.tokens, mask, progress, part.types)
+            return batch if mesh is None else place_batch(batch, mesh)
 
         def figures_of(state: TrainState) -> dict[str, float]:
             if held_out is None:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from hesim.errors import ParameterError
 from models import metrics
@@ -50,6 +51,7 @@ from models.losses import cross_entropy, mean_squared_error, share_outside
 from models.optim import scale_by_adam_he
 from models.recipe import Progress
 from models.schedules import scale_by_progress
+from models.sharding import check_config, check_rows, place_batch, place_state
 from models.sites import TRAINING_SITES, site_names
 from models.step import Step, TrainState, initial_state
 from models.tasks import TaskData
@@ -167,18 +169,22 @@ def finetune(
     report: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     checkpoints: str | Path | None = None,
+    mesh: Mesh | None = None,
 ) -> FineTuned:
     """Fine-tune `start`, the parameters of an encoder of this configuration, on a task.
 
     Pooler, head and adapters are fresh, drawn from the seed. report is called four times an epoch,
     the last time with the validation scores. checkpoints: a folder; written after each epoch, and
-    where `stop`, asked before each step, says so.
+    where `stop`, asked before each step, says so. mesh: devices of this host over which batches and
+    model are spread (`sharding.make_mesh`); a training may go on with another, to the same numbers
+    up to rounding.
 
     Raises:
       TrainingError: the loss or the gradient stops being finite; it names the site.
       CheckpointError: a folder that holds another training, or a start of another shape.
       ParameterError: a rank above the model's number of features; softmax attention as encrypted;
-        rows of another form than `settings.pairs`.
+        rows of another form than `settings.pairs`; a mesh that does not divide the rows of a step,
+        the heads or the features.
     """
     if settings.encrypted is not None and config.attention == "softmax":
         raise ParameterError(
@@ -200,6 +206,9 @@ def finetune(
         )
     except ValueError as error:
         raise ParameterError(str(error)) from error
+    if mesh is not None:
+        check_config(adapted, mesh)
+        check_rows(settings.batch, mesh)
     key = jax.random.key(settings.seed)
     model = Model(adapted)
     params = overlay(model.init(key), start)
@@ -211,10 +220,9 @@ def finetune(
     steps = per_epoch * settings.epochs
     optimizer, compiled = _step(model, _of_a_step(settings))
     state = initial_state(trained, optimizer, key)
-    batch_of = _doses(data.train, settings, per_epoch)
+    batch_of = _doses(data.train, settings, per_epoch, mesh)
     watched = settings.encrypted is not None
     names = (*site_names(adapted), *TRAINING_SITES)
-    step = _watched(compiled, frozen, names) if watched else _closed(compiled, frozen)
     phase = "as encrypted" if watched else "exact"
     history: list[dict[str, Any]] = []
     notes = {
@@ -237,6 +245,9 @@ def finetune(
             store = stack.enter_context(Checkpoints(checkpoints))
             state, found = store.resume(state, notes, "fine-tuning")
             history = list(found.get("history", ()))
+        if mesh is not None:
+            state, frozen = place_state(state, mesh), place_state(frozen, mesh)
+        step = _watched(compiled, frozen, names) if watched else _closed(compiled, frozen)
         while int(state.step) < steps:
             goal = (int(state.step) // per_epoch + 1) * per_epoch
             figures: dict[str, float] = {}
@@ -424,7 +435,9 @@ def _anything(path: Place) -> bool:
     return bool(path)
 
 
-def _doses(data: Batch, settings: FineTune, per_epoch: int) -> Callable[[int], _Dose]:
+def _doses(
+    data: Batch, settings: FineTune, per_epoch: int, mesh: Mesh | None
+) -> Callable[[int], _Dose]:
     lengths = lengths_of(data)
     rates = learning_rates(settings, per_epoch * settings.epochs)
 
@@ -434,7 +447,8 @@ def _doses(data: Batch, settings: FineTune, per_epoch: int) -> Callable[[int], _
 
     def batch_of(number: int) -> _Dose:
         epoch, place = divmod(number, per_epoch)
-        return _Dose(*cut(data, plans(epoch)[place]), rates[number])
+        dose = _Dose(*cut(data, plans(epoch)[place]), rates[number])
+        return dose if mesh is None else place_batch(dose, mesh)
 
     return batch_of
 

@@ -14,7 +14,7 @@ the heads; the matrix behind the heads along its inputs; the up- and down-projec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hesim.errors import ParameterError
 from models.config import EncoderConfig
-from models.step import TrainState
 
 __all__ = [
     "DATA",
@@ -39,6 +38,8 @@ __all__ = [
 
 DATA, TENSOR = "data", "tensor"
 """Names of a mesh's axes."""
+
+Tree = TypeVar("Tree")
 
 _COLUMNS = PartitionSpec(None, TENSOR)
 _ROWS = PartitionSpec(TENSOR, None)
@@ -93,9 +94,15 @@ def make_mesh(
     rows = len(found) // tensor if data is None else data
     if not rows or rows * tensor > len(found) or (data is None and rows * tensor != len(found)):
         raise ParameterError(
-            f"{len(found)} devices are no mesh of data={data or '?'} times tensor={tensor}"
+            f"{_counted(len(found), 'device')} here: no mesh of data={data or '?'} times "
+            f"tensor={tensor} (for a trial, XLA_FLAGS=--xla_force_host_platform_device_count=8 in "
+            "the environment makes eight of a CPU)"
         )
     return Mesh(np.asarray(found[: rows * tensor]).reshape(rows, tensor), (DATA, TENSOR))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def check_config(config: EncoderConfig, mesh: Mesh) -> None:
@@ -134,8 +141,10 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     )
 
 
-def place_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """The state spread over the mesh; every host passes the same one."""
+def place_state(state: Tree, mesh: Mesh) -> Tree:
+    """A `TrainState`, or any tree of parameters, spread over the mesh; every host passes the same
+    one.
+    """
     return jax.tree.map(_place, state, state_shardings(state, mesh))
 
 

@@ -21,10 +21,13 @@ from models.encoder import Model
 from models.sharding import check_config, make_mesh, spec_of, start_hosts
 
 RUN = Path(__file__).parent / "sharded_run.py"
+TRAINING = Path(__file__).parent / "spread_training.py"
 TOP = Path(__file__).resolve().parents[2]
 
 
-def start(devices: int, *arguments: Any, optimise: bool = False) -> subprocess.Popen[str]:
+def start(
+    devices: int, *arguments: Any, optimise: bool = False, run: Path = RUN
+) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {
         **os.environ,
@@ -34,7 +37,7 @@ def start(devices: int, *arguments: Any, optimise: bool = False) -> subprocess.P
         "PYTHONPATH": os.pathsep.join([str(TOP), os.environ.get("PYTHONPATH", "")]),
     }
     return subprocess.Popen(
-        [sys.executable, str(RUN), *map(str, arguments)],
+        [sys.executable, str(run), *map(str, arguments)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -55,6 +58,20 @@ def test_eight_devices_give_the_losses_of_one():
     assert "tensor" in eight["query"]
     assert single["losses"][0] != single["losses"][-1]
     np.testing.assert_allclose(eight["losses"], single["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("full", "lora", "distil"),
+        pytest.param(("encrypted",), marks=pytest.mark.slow),
+    ],
+)
+def test_fine_tuning_and_distillation_on_four_devices_are_as_on_one(how, tmp_path):
+    for one, four in result(start(4, tmp_path, *how, run=TRAINING)).values():
+        assert (one["query"], four["query"]) == ("one device", "P(None, 'tensor')")
+        assert len(set(one["losses"])) > 1
+        np.testing.assert_allclose(four["losses"], one["losses"], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -99,7 +116,7 @@ def test_an_array_that_does_not_divide_is_whole():
 
 
 def test_meshes_and_models_that_do_not_fit_are_refused():
-    with pytest.raises(ParameterError, match="devices"):
+    with pytest.raises(ParameterError, match="no mesh of data=1000"):
         make_mesh(data=1000)
     with pytest.raises(ParameterError, match="at least one"):
         make_mesh(tensor=0)
