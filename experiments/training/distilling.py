@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.errors import ExperimentError
 from experiments.live import Display
+from experiments.training.devices import DEVICES, ONE_DEVICE, Devices, devices_of
 from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
@@ -101,6 +102,7 @@ OPTIONS = (
     Option("penalty", "inv_sqrt", (0.1, 10.0), "Range of the variances in LayerNorms."),
     Option("penalty", "gelu", (-6.0, 6.0), "Range of GELU's input, where the model has one."),
     Option("penalty", "relu", (-6.0, 6.0), "Range of ReLU's input, where the model has one."),
+    *DEVICES,
 )
 """Every option of the file, in the order of the template."""
 
@@ -115,6 +117,7 @@ class Job:
     start: dict[str, Any]
     settings: Distillation
     ranges: tuple[tuple[str, tuple[float, float]], ...]
+    devices: Devices = ONE_DEVICE
 
     def for_student(self, model: Model) -> Distillation:
         """The settings with the targets that the student has sites for."""
@@ -154,7 +157,7 @@ def read_distilling(path: str | Path | None) -> Job:
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{path}: {error}") from error
     targets = tuple((name, (float(pair[0]), float(pair[1]))) for name, pair in ranges)
-    return Job(values["text"], values["start"], settings, targets)
+    return Job(values["text"], values["start"], settings, targets, devices_of(values))
 
 
 def load_any(folder: Path, length: int) -> Saved:
@@ -230,7 +233,8 @@ def run_distilling(
     The finished student is in `out/model`, its agreement with the teacher in its notes and in
     `out/agreement.json`. Raises CheckpointError for models that do not go together or where `out`
     holds another run, DataError for texts that cannot be read, ExperimentError where it is done or
-    another process works in it.
+    another process works in it, ParameterError where there are fewer devices than the job wants, or
+    they do not divide its batch or models.
     """
     if (out / "model").exists():
         raise ExperimentError(f"{out / 'model'} is finished already: choose another --out")
@@ -248,7 +252,7 @@ def _distil(
     data_dir: str | None,
     text: Path | None,
 ) -> Distilled:
-    length = job.text["length"]
+    length, mesh = job.text["length"], job.devices.mesh()
     first, second = load_any(teacher, length), load_any(student, length)
     assert first.tokenizer is not None and second.tokenizer is not None
     if first.tokenizer.vocabulary != second.tokenizer.vocabulary:
@@ -297,6 +301,7 @@ def _distil(
             held_out=texts.held_out,
             report=report,
             stop=stop,
+            mesh=mesh,
         )
     if not done.finished:
         return done

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from experiments.errors import ExperimentError
 from experiments.live import Display
 from experiments.training.finetuning_settings import Job
@@ -74,12 +76,13 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
     The finished model is in `out/model`, with what it was trained on and its held-out scores in its
     notes. Raises DataError for data that cannot be read, CheckpointError for a start that does not
     fit or where `out` holds another run, TrainingError where numbers cease to be finite,
-    ExperimentError where `out` is finished or another process works in it.
+    ExperimentError where `out` is finished or another process works in it, ParameterError where
+    there are fewer devices than the job wants, or they do not divide its batch or model.
     """
     target = out / MODEL
     if target.exists():
         raise ExperimentError(f"{target} is finished already: choose another --out")
-    settings = job.settings
+    settings, mesh = job.settings, job.devices.mesh()
     start = load_start(job.start, job.attention, job.task, job.length, data_dir, settings.seed)
     display.stage("Data")
     data = prepare_task(
@@ -98,10 +101,12 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
             'set pairs = "apart" under [training] to go on as it was'
         )
     with alone_in(out):
-        return _train(job, start, data, out, display)
+        return _train(job, start, data, out, display, mesh)
 
 
-def _train(job: Job, start: Start, data: TaskData, out: Path, display: Display) -> FineTuned:
+def _train(
+    job: Job, start: Start, data: TaskData, out: Path, display: Display, mesh: Mesh | None
+) -> FineTuned:
     settings = job.settings
     with Checkpoints(out / "checkpoints") as store:
         at = store.latest or 0
@@ -124,6 +129,7 @@ def _train(job: Job, start: Start, data: TaskData, out: Path, display: Display) 
             report=report,
             stop=stop,
             checkpoints=out / "checkpoints",
+            mesh=mesh,
         )
     if done.finished:
         _save(out / MODEL, job, done, start.tokenizer, data)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import ExperimentError
+from experiments.training.devices import DEVICES, ONE_DEVICE, Devices, devices_of
 from experiments.training.options import Option, options_of, read_options, template
 from models.as_encrypted import AsEncrypted
 from models.config import Pairs
@@ -133,6 +134,7 @@ class Job:
     length: int
     train_rows: int
     settings: FineTune
+    devices: Devices = ONE_DEVICE
 
 
 _TRAINING = {
@@ -206,6 +208,7 @@ def _options(settings: FineTune, train_rows: int) -> tuple[Option, ...]:
             "How far beyond the ranges that the pre-trained model meets the polynomials hold, as "
             "a share of a range's width.",
         ),
+        *DEVICES,
     )
 
 
@@ -246,6 +249,7 @@ def read_job(path: str | Path | None = None, given: Mapping[str, Any] | None = N
         length=values["task"]["length"],
         train_rows=values["task"]["train_rows"],
         settings=settings,
+        devices=devices_of(values),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.errors import ExperimentError
 from experiments.live import Display
+from experiments.training.devices import DEVICES, ONE_DEVICE, Devices, devices_of
 from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
@@ -19,7 +20,6 @@ from models.config import PRESETS, EncoderConfig, preset
 from models.corpus import Corpus
 from models.pretrain import Pretrained, Pretraining, Progress, pretrain
 from models.schedules import Budget
-from models.sharding import make_mesh
 from models.sites import function_of, site_names
 
 __all__ = [
@@ -136,21 +136,16 @@ _PENALTY = (
     Option("penalty", "gelu", (-4.0, 4.0), "Range of GELU's input, where the model has one."),
 )
 
-_DEVICES = (
-    Option("devices", "data", 1, "Devices over which the rows of a step are spread."),
-    Option("devices", "tensor", 1, "Devices over which heads and feed-forward features are."),
-)
-
 _CARD = (Option("card", "data", "", "What the text is and under which terms, for the model card."),)
 
-OPTIONS = (*_model_options(), *_TEXT, *_TRAINING, *_PENALTY, *_DEVICES, *_CARD)
+OPTIONS = (*_model_options(), *_TEXT, *_TRAINING, *_PENALTY, *DEVICES, *_CARD)
 """Every option of the file, in the order of the template."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A pre-training as a file asks for it: size and split of the text, the settings, devices that
-    share rows (data) and features (tensor), and what the model card says of the text.
+    """A pre-training as a file asks for it: size and split of the text, the settings, the devices,
+    and what the model card says of the text.
     """
 
     length: int
@@ -158,7 +153,7 @@ class Job:
     held_out: float
     settings: Pretraining
     card: str = ""
-    devices: tuple[int, int] = (1, 1)
+    devices: Devices = ONE_DEVICE
 
 
 def settings_template() -> str:
@@ -184,7 +179,7 @@ def read_job(path: str | Path | None) -> Job:
         )
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{path}: {error}") from error
-    devices = (values["devices"]["data"], values["devices"]["tensor"])
+    devices = devices_of(values)
     return Job(settings=settings, card=values["card"]["data"], devices=devices, **values["text"])
 
 
@@ -226,7 +221,7 @@ def run_pretraining(job: Job, data: Path, out: Path, display: Display) -> Pretra
 
 
 def _train(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
-    mesh = None if job.devices == (1, 1) else make_mesh(*job.devices)
+    mesh = job.devices.mesh()
     display.stage("Text")
     corpus = read_corpus(job, data, out, display)
     display.say(

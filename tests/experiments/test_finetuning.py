@@ -15,10 +15,12 @@ import pytest
 from experiments.cli import main
 from experiments.errors import ExperimentError
 from experiments.live import Display
+from experiments.training.distilling import read_distilling
 from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder
 from experiments.training.evaluating import _task as task_of
 from experiments.training.finetuning import load_start, run_finetuning
 from experiments.training.finetuning_settings import job_template, read_job, read_table, task_spec
+from experiments.training.pretrain import read_job as read_pretraining
 from experiments.working import alone_in
 from models.config import preset
 from models.data import DataError, load
@@ -188,6 +190,20 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path):
         (tmp_path / "bad.toml").write_text(text)
         with pytest.raises(ExperimentError, match=said):
             read_job(tmp_path / "bad.toml")
+
+
+def test_devices_are_in_every_trainings_file_and_too_few_are_named(
+    settings: Path, glue: Path, tmp_path: Path, capsys
+):
+    section = "[devices]\ndata = 2\ntensor = 64\n"
+    (tmp_path / "devices.toml").write_text(section)
+    for read in (read_job, read_pretraining, read_distilling):
+        assert read(None).devices.mesh() is None
+        assert read(tmp_path / "devices.toml").devices == (2, 64)
+    (tmp_path / "s.toml").write_text(settings.read_text() + section)
+    chosen = ["--config", str(tmp_path / "s.toml"), "--data-dir", str(glue)]
+    assert main_exits(["finetune", *chosen, "--out", str(tmp_path / "x")]) == 2
+    assert "no mesh of data=2 times tensor=64" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_missing_is_named(
