@@ -191,13 +191,13 @@ def train_classifier(
     seedless = dataclasses.replace(recipe, seed=0)  # one compiled step for all seeds
     key = jax.random.key(recipe.seed)
     state = initial_state(exact.init(key), make_optimizer(recipe), key)
+    identity = {"config": config.to_json(), "recipe": recipe.to_json()}
     history: list[dict[str, Any]] = []
     sites: Sites | None = None
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints is not None:
             store = stack.enter_context(Checkpoints(checkpoints))
-            identity = {"config": config.to_json(), "recipe": recipe.to_json()}
             state, notes = store.resume(state, identity)
             history = list(notes.get("history", ()))
             sites = sites_from_json(notes["sites"]) if notes.get("sites") else None
@@ -223,7 +223,8 @@ def train_classifier(
                 if report is not None:
                     report(Progress(goal, recipe.steps, phase, figures))
                 if store is not None and (goal % recipe.save_every == 0 or goal == until):
-                    store.save(goal, state, _notes(config, recipe, history, sites))
+                    written = "" if sites is None else sites_to_json(sites)
+                    store.save(goal, state, {**identity, "history": history, "sites": written})
             return state
 
         if sites is None:
@@ -239,14 +240,3 @@ def train_classifier(
         state = advance(state, twin, step, recipe.steps)
     met = make_evaluate(twin)(state.params, validation).ranges
     return Trained(twin, state.params, history, met)
-
-
-def _notes(
-    config: EncoderConfig, recipe: Recipe, history: list[dict[str, Any]], sites: Sites | None
-) -> dict[str, Any]:
-    return {
-        "config": config.to_json(),
-        "recipe": repr(recipe),
-        "history": history,
-        "sites": "" if sites is None else sites_to_json(sites),
-    }
