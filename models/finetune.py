@@ -33,7 +33,7 @@ from models.as_encrypted import (
 )
 from models.buckets import check_buckets, cut, lengths_of, plan_epoch
 from models.checkpoint import CheckpointError, Checkpoints, digest_of
-from models.config import EncoderConfig, Pairs
+from models.config import EncoderConfig, Pairs, Pooling
 from models.diagnose import origin
 from models.encoder import Model
 from models.encrypted_step import (
@@ -78,7 +78,8 @@ class FineTune:
     0.0005 / epsilon, which admits the largest gradients). The learning rate rises over `warmup`, a
     share of all steps, and falls by half a cosine to 0. Sequences are cut to the `buckets`
     (tokens). pairs: how sentence pairs are read, as in the configuration; the data must be of the
-    same form. encrypted: None in the clear with the exact functions.
+    same form. pooling: "token" or "mean", as in the configuration, or "model", what the model to
+    start from has. encrypted: None in the clear with the exact functions.
 
     penalty: weight of the range penalty on the canonical `ranges` of sites, from the share `inner`
     of a half-width on; in the clear alone, since under encryption nobody sees a value leave.
@@ -98,6 +99,7 @@ class FineTune:
     adapted: tuple[str, ...] = ("query", "key", "value")
     buckets: tuple[int, ...] = (32, 64, 128)
     pairs: Pairs = "joint"
+    pooling: Pooling | Literal["model"] = "model"
     seed: int = 0
     penalty: float = 0.0
     ranges: tuple[tuple[str, tuple[float, float]], ...] = ()
@@ -121,7 +123,8 @@ class FineTune:
             raise ValueError(f"LoRA's rank is at least 1, got {self.rank}")
         if self.method == "lora" and not self.adapted:
             raise ValueError("LoRA needs at least one projection in adapted")
-        EncoderConfig(lora_targets=self.adapted, pairs=self.pairs)  # which knows the names
+        own = "token" if self.pooling == "model" else self.pooling
+        EncoderConfig(lora_targets=self.adapted, pairs=self.pairs, pooling=own)  # knows the names
         if self.epochs < 1 or self.batch < 1:
             raise ValueError("epochs and batch must be at least 1")
         if self.multiplier is not None:
@@ -135,6 +138,18 @@ class FineTune:
             seeds=("seed",),
         )
         check_buckets(self.buckets)
+
+    def adapt(self, config: EncoderConfig) -> EncoderConfig:
+        """The configuration that is trained, of a pre-trained one. ValueError where a setting does
+        not fit it.
+        """
+        return config.replace(
+            lora_rank=self.rank if self.method == "lora" else 0,
+            lora_alpha=self.alpha,
+            lora_targets=self.adapted,
+            pairs=self.pairs,
+            pooling=config.pooling if self.pooling == "model" else self.pooling,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,13 +212,7 @@ def finetune(
             f"{settings.pairs!r} does not read: prepare the task with the same pairs"
         )
     try:
-        adapted = config.replace(
-            classes=data.classes,
-            lora_rank=settings.rank if settings.method == "lora" else 0,
-            lora_alpha=settings.alpha,
-            lora_targets=settings.adapted,
-            pairs=settings.pairs,
-        )
+        adapted = settings.adapt(config).replace(classes=data.classes)
     except ValueError as error:
         raise ParameterError(str(error)) from error
     if mesh is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiments.errors import ExperimentError
 from experiments.training.devices import DEVICES, ONE_DEVICE, Devices, devices_of
 from experiments.training.options import Option, options_of, read_options, template
 from models.as_encrypted import AsEncrypted
-from models.config import Pairs
+from models.config import Pairs, Pooling
 from models.data import GLUE, DataError
 from models.finetune import FineTune
 
@@ -34,8 +34,8 @@ split, which is carved from a task's training file, with one seed; the dev file 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
     """What differs between tasks. full_rate, lora_rate: learning rates of the two methods. batch:
-    rows of a step. pairs, buckets and the others: as in `FineTune`. train_rows: at most so many
-    training rows, 0 for all.
+    rows of a step. pairs, pooling, buckets and the others: as in `FineTune`. train_rows: at most so
+    many training rows, 0 for all.
 
     AdamW-HE's large epsilon makes small gradients take small steps, and the scale alpha / rank of
     the adapters multiplies their gradients, so that a large one brings them up to the head's.
@@ -50,6 +50,7 @@ class TaskSettings:
     adapted: tuple[str, ...] = ("query", "key", "value", "output")
     batch: int = 32
     pairs: Pairs = "joint"
+    pooling: Pooling | Literal["model"] = "model"
     buckets: tuple[int, ...] = (32, 64, 128)
     train_rows: int = 0
 
@@ -66,6 +67,7 @@ class TaskSettings:
             adapted=self.adapted,
             batch=self.batch,
             pairs=self.pairs,
+            pooling=self.pooling,
             buckets=self.buckets,
         )
         return dataclasses.replace(own, **changes)
@@ -82,6 +84,7 @@ _ROW = {
     "batch": "Rows of a step.",
     "buckets": "Tokens that a batch may be cut to.",
     "pairs": "How sentence pairs are read: joint, as one row, or apart, each by itself.",
+    "pooling": "What the pooler reads: token (the first), mean (of all), or model: as pre-trained.",
     "train_rows": "Train on so many rows at most; 0: on all.",
 }
 
@@ -145,7 +148,7 @@ _TRAINING = {
     "weight_decay": "Decoupled weight decay.",
     "epsilon": "LoRA: what AdamW-HE adds to the second moment, inside the root.",
     "dropout": "Share of embedding features set to zero.",
-    **{name: _ROW[name] for name in ("rank", "alpha", "adapted", "pairs")},
+    **{name: _ROW[name] for name in ("rank", "alpha", "adapted", "pairs", "pooling")},
     "buckets": "Tokens that a batch may be cut to, the longest at least `length`.",
     "seed": "Of fresh weights, order of rows, and simulated noise.",
 }
@@ -217,7 +220,7 @@ def job_template() -> str:
     return template(
         _options(FineTune(), 0),
         "Settings of `hesim finetune`. Every option may be left out; epochs, rates, epsilon, "
-        "adapters, batch, pairs and buckets then are those of the task's row in "
+        "adapters, batch, pairs, pooling and buckets then are those of the task's row in "
         "experiments/training/settings/glue.toml.",
     )
 

@@ -440,3 +440,30 @@ def test_merging_changes_no_answer():
         result.model.predict(result.params, data.tokens, data.mask),
         atol=1e-5,
     )
+
+
+def test_the_pooling_is_the_models_own_unless_the_settings_say_another():
+    mean = CONFIG.replace(pooling="mean")
+    assert FineTune(method="full").adapt(mean).pooling == "mean"
+    assert FineTune(pooling="token").adapt(mean).pooling == "token"
+    assert FineTune(pooling="mean").adapt(CONFIG).pooling == "mean"
+    with pytest.raises(ValueError, match="pooling"):
+        FineTune(pooling="max")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_training_with_the_mean_reads_words_that_the_first_token_cannot_see():
+    """One epoch at a rate of nearly 0 leaves the encoder as it was: the model then still pools as
+    the settings said, which its logits show.
+    """
+    settings = dataclasses.replace(SETTINGS, epochs=1, learning_rate=1e-12, pooling="mean")
+    done = finetune(CONFIG, start(), task(), settings)
+    assert done.model.config.pooling == "mean"
+    data = task().test
+    token = dataclasses.replace(done.model, config=done.model.config.replace(pooling="token"))
+    found, other = (
+        make_evaluate_task(*merged(m, done.params)[:1], (12,))(
+            merged(m, done.params)[1], data
+        ).logits
+        for m in (done.model, token)
+    )
+    assert np.abs(found - other).max() > 1e-3
