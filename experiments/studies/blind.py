@@ -6,18 +6,21 @@ small to be secure, and scales so small that noise changes labels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.errors import ExperimentError
+from experiments.studies.identity import described, differing
+from experiments.working import alone_in
 from he_backend import exact
 from he_backend.errors import ValueRangeError
 from he_backend.local import run_local
@@ -43,6 +46,7 @@ __all__ = [
     "Sentences",
     "batched",
     "claim",
+    "claimed",
     "insecure",
     "kept",
     "measure",
@@ -240,20 +244,38 @@ def claim(folder: str | Path, study: Any, backend: str, row: type | None = None)
     """
     path = Path(folder)
     known = path / "study.json"
-    mine: dict[str, Any] = {"backend": backend, "study": repr(study)}
+    mine: dict[str, Any] = {"backend": backend, "study": study}
     if row is not None:
         mine["figures"] = [field.name for field in dataclasses.fields(row)]
     if not known.exists():
-        if path.is_dir() and any(path.iterdir()):
-            raise ExperimentError(f"{path} holds files that are no study: choose another folder")
+        _refuse_other_files(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_whole(known, json.dumps(mine).encode())
-    elif read(known) != mine:
+        write_whole(known, json.dumps(described(mine)).encode())
+    elif said := differing(read(known), mine):
         raise ExperimentError(
-            f"{path} holds another study, or one of other settings or of an older version: "
-            f"choose another folder, or delete that one to start again"
+            f"{path} holds another study, or one of other settings or of an older version "
+            f"({'; '.join(said[:4])}): choose another folder, or delete that one to start again"
         )
     return path
+
+
+@contextlib.contextmanager
+def claimed(
+    folder: str | Path, study: Any, backend: str, row: type | None = None
+) -> Iterator[Path]:
+    """The folder that `claim` gives, with other processes kept from working in it. Raises
+    ExperimentError as that does, and where another process works in it.
+    """
+    path = Path(folder)
+    if not (path / "study.json").exists():
+        _refuse_other_files(path)
+    with alone_in(path):
+        yield claim(path, study, backend, row)
+
+
+def _refuse_other_files(path: Path) -> None:
+    if path.is_dir() and any(file.name != "lock" for file in path.iterdir()):
+        raise ExperimentError(f"{path} holds files that are no study: choose another folder")
 
 
 def read(path: Path) -> Any:

@@ -28,7 +28,7 @@ from experiments.studies.blind import (
     Measured,
     Sentences,
     batched,
-    claim,
+    claimed,
     insecure,
     kept,
     measure,
@@ -132,37 +132,38 @@ def run_noise_study(
       say: is told about every finished step.
 
     Raises:
-      ExperimentError: the folder belongs to another study, or sentences that make no whole batches.
+      ExperimentError: the folder belongs to another study, another process works in it, or
+        sentences that make no whole batches.
     """
     config, parts = (study.config, data) if data else reviews(study.config, study.sentences)
     held_out = batched(parts[2], study.sentences, study.batch)
-    folder = claim(folder, dataclasses.replace(study, seeds=()), backend, Arm)
-    say(f"{study.ckks}: the security check is switched off, for studies only")
-    arms = []
-    for seed in study.seeds:
-        for noise in (False, True):
-            path = folder / f"seed-{seed}-{'noise' if noise else 'plain'}.json"
+    with claimed(folder, dataclasses.replace(study, seeds=()), backend, Arm) as folder:
+        say(f"{study.ckks}: the security check is switched off, for studies only")
+        arms = []
+        for seed in study.seeds:
+            for noise in (False, True):
+                path = folder / f"seed-{seed}-{'noise' if noise else 'plain'}.json"
 
-            def measured(
-                seed: int = seed, noise: bool = noise, path: Path = path
-            ) -> dict[str, float]:
-                say(f"seed {seed}: training {'with' if noise else 'without'} noise")
-                trained = _train(study, config, parts, seed, noise, folder)
-                found = _measure(study, trained, held_out, backend, path.with_suffix(""))
-                return dataclasses.asdict(found)
+                def measured(
+                    seed: int = seed, noise: bool = noise, path: Path = path
+                ) -> dict[str, float]:
+                    say(f"seed {seed}: training {'with' if noise else 'without'} noise")
+                    trained = _train(study, config, parts, seed, noise, folder)
+                    found = _measure(study, trained, held_out, backend, path.with_suffix(""))
+                    return dataclasses.asdict(found)
 
-            arm = Arm(seed=seed, noise=noise, **kept(path, measured))
-            say(
-                f"seed {seed}, trained {'with' if noise else 'without'} noise: right "
-                f"{arm.twin_score:.1%} in the clear, {arm.simulated_score:.1%} simulated, "
-                f"{arm.encrypted_score:.1%} {_encrypted(backend)}; error "
-                f"{arm.simulated_error:.3g} predicted, {arm.encrypted_error:.3g} measured"
-            )
-            arms.append(arm)
-    rows = [dataclasses.asdict(arm) for arm in arms]
-    write_whole(folder / "arms.csv", _csv(rows).encode())
-    found = {"arms": rows, "difference": difference(arms)}
-    write_whole(folder / "arms.json", json.dumps(found).encode())
+                arm = Arm(seed=seed, noise=noise, **kept(path, measured))
+                say(
+                    f"seed {seed}, trained {'with' if noise else 'without'} noise: right "
+                    f"{arm.twin_score:.1%} in the clear, {arm.simulated_score:.1%} simulated, "
+                    f"{arm.encrypted_score:.1%} {_encrypted(backend)}; error "
+                    f"{arm.simulated_error:.3g} predicted, {arm.encrypted_error:.3g} measured"
+                )
+                arms.append(arm)
+        rows = [dataclasses.asdict(arm) for arm in arms]
+        write_whole(folder / "arms.csv", _csv(rows).encode())
+        found = {"arms": rows, "difference": difference(arms)}
+        write_whole(folder / "arms.json", json.dumps(found).encode())
     return arms
 
 

@@ -31,7 +31,7 @@ from experiments.studies.blind import (
     Measured,
     Sentences,
     batched,
-    claim,
+    claimed,
     insecure,
     kept,
     measure,
@@ -207,39 +207,40 @@ def run_study(
     """Simulate and then encrypt every variant; what a folder holds already is not done again.
 
     data: training, validation and held-out sentences; the movie reviews by default. Raises
-    ExperimentError if the folder belongs to another study.
+    ExperimentError if the folder belongs to another study, or another process works in it.
     """
     most = max(variant.sentences for variant in study.variants)
     config, parts = (study.config, data) if data else reviews(study.config, most)
-    folder = claim(folder, study, backend, Ranked)
-    say(f"N = 2^{study.log_n} with the security check switched off: for studies only")
+    with claimed(folder, study, backend, Ranked) as folder:
+        say(f"N = 2^{study.log_n} with the security check switched off: for studies only")
 
-    @functools.cache
-    def trained(shape: EncoderConfig) -> _Trained:
-        return _train(shape, parts, study.recipe, folder / "training")
+        @functools.cache
+        def trained(shape: EncoderConfig) -> _Trained:
+            return _train(shape, parts, study.recipe, folder / "training")
 
-    results = []
-    for number, variant in enumerate(study.variants):
-        name = f"{variant.scale_bits}-{variant.name.replace(',', '').replace(' ', '-')}"
-        path = folder / f"{name}.json"
+        results = []
+        for number, variant in enumerate(study.variants):
+            name = f"{variant.scale_bits}-{variant.name.replace(',', '').replace(' ', '-')}"
+            path = folder / f"{name}.json"
 
-        def measured(variant: Variant = variant, name: str = name) -> dict[str, float]:
-            known = trained(variant.config(config))
-            found = dataclasses.asdict(
-                _one(study, variant, known, parts[2], folder / name, backend)
+            def measured(variant: Variant = variant, name: str = name) -> dict[str, float]:
+                known = trained(variant.config(config))
+                found = dataclasses.asdict(
+                    _one(study, variant, known, parts[2], folder / name, backend)
+                )
+                del found["variant"]
+                return found
+
+            found = Ranked(variant=variant, **kept(path, measured))
+            say(
+                f"{number + 1}/{len(study.variants)} scale 2^{variant.scale_bits}, {variant.name}: "
+                f"error 2^{np.log2(found.simulated_error):.2f} simulated, "
+                f"2^{np.log2(found.encrypted_error):.2f} +- {found.encrypted_bits:.2f} bit "
+                f"encrypted; right {found.twin_score:.1%} in the clear, "
+                f"{found.simulated_score:.1%} simulated, {found.encrypted_score:.1%} encrypted; "
+                f"{found.seconds:.1f} s a key"
             )
-            del found["variant"]
-            return found
-
-        found = Ranked(variant=variant, **kept(path, measured))
-        say(
-            f"{number + 1}/{len(study.variants)} scale 2^{variant.scale_bits}, {variant.name}: "
-            f"error 2^{np.log2(found.simulated_error):.2f} simulated, "
-            f"2^{np.log2(found.encrypted_error):.2f} +- {found.encrypted_bits:.2f} bit encrypted; "
-            f"right {found.twin_score:.1%} in the clear, {found.simulated_score:.1%} simulated, "
-            f"{found.encrypted_score:.1%} encrypted; {found.seconds:.1f} s a key"
-        )
-        results.append(found)
+            results.append(found)
     return results
 
 
