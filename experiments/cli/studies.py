@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from experiments.cli.common import Backend
+from experiments.cli.common import INTERRUPTED, Backend
 
 __all__ = ["app"]
 
@@ -31,7 +32,8 @@ def rank(
     from experiments.studies.ranking_report import plot, text, write_csv
 
     say = _teller(Console())
-    results = run_study(STUDY, out, say=say)
+    with _going_on(out, say):
+        results = run_study(STUDY, out, say=say)
     write_csv(results, out / "ranking.csv")
     plot(results).savefig(out / "ranking.png", dpi=150)
     (out / "ranking.txt").write_text(text(results), encoding="utf-8")
@@ -57,7 +59,8 @@ def noisy_training(
 
     study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
     say = _teller(Console())
-    arms = run_noise_study(study, out, backend=backend.value, say=say)
+    with _going_on(out, say):
+        arms = run_noise_study(study, out, backend=backend.value, say=say)
     say("\n" + table(arms, backend.value))
     say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
 
@@ -96,6 +99,7 @@ def glue(
     from experiments.studies.glue import COLUMNS, TASKS, GlueStudy, run_glue, write_csv
     from experiments.studies.glue_report import plot, summary, table
     from experiments.training.finetuning_settings import read_table, task_spec
+    from experiments.training.signals import until_signalled
 
     say = _teller(make_console())
     rows, twin = read_table(settings)
@@ -112,7 +116,8 @@ def glue(
         table=rows,
         encrypted=twin,
     )
-    runs = run_glue(study, out, say=say)
+    with _going_on(out, say), until_signalled() as stop:
+        runs = run_glue(study, out, say=say, stop=stop)
     write_csv(runs, out / "glue.csv")
     plot(runs).savefig(out / "glue.png", dpi=150)
     text = f"{table(runs)}\n\n{summary(runs)}\n"
@@ -146,6 +151,7 @@ def penalty(
     from experiments.studies.penalty import PenaltyStudy, run_penalty, write_csv
     from experiments.studies.penalty_report import plot, scores, sites
     from experiments.training.finetuning_settings import read_table
+    from experiments.training.signals import until_signalled
 
     how = PenaltyStudy.how
     study = PenaltyStudy(
@@ -158,12 +164,25 @@ def penalty(
         how=dataclasses.replace(how, fit=dataclasses.replace(how.fit, margin=margin)),
     )
     say = _teller(make_console())
-    arms = run_penalty(study, out, say=say)
+    with _going_on(out, say), until_signalled() as stop:
+        arms = run_penalty(study, out, say=say, stop=stop)
     write_csv(arms, out / "penalty.csv")
     plot(arms).savefig(out / "penalty.png", dpi=150)
     text = f"{scores(arms)}\n\n{sites(arms)}\n"
     (out / "penalty.txt").write_text(text, encoding="utf-8")
     say(f"\n{text}\n{out / 'penalty.txt'}, {out / 'penalty.csv'}, {out / 'penalty.png'}")
+
+
+@contextlib.contextmanager
+def _going_on(out: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """A study that stops, or that Ctrl-C ends, says how to go on, with the code INTERRUPTED."""
+    from experiments.studies.tasks import Stopped
+
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped):
+        say(f"stopped; the same command goes on from {out}")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _teller(console: Console) -> Callable[[str], None]:

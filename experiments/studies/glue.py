@@ -16,17 +16,18 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import jax
-import numpy as np
+from typing import Any
 
 from experiments.compiled import keep_compiled
 from experiments.errors import ExperimentError
-from experiments.studies.tasks import check_names, glue_task
+from experiments.studies.identity import described, differing
+from experiments.studies.tasks import Stopped, check_names, glue_task
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, check_length, read_table
+from experiments.working import alone_in
 from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
+from models.checkpoint import digest_of
 from models.data import GLUE
 from models.files import write_whole
 from models.finetune import FineTune, FineTuned, finetune
@@ -105,7 +106,7 @@ class GlueStudy:
 class Run:
     """A finished run. scores: held-out, by measure, the leading one named `metric`; baseline: of
     the most frequent label, by the same. outside: sites out of range with their share of values
-    (simulated only). identity: of settings, start and data, by which a file is recognised.
+    (simulated only). identity: settings, start and length as JSON, by which a file is recognised.
     """
 
     task: str
@@ -134,41 +135,58 @@ class Run:
 
 
 def run_glue(
-    study: GlueStudy, folder: str | Path, *, say: Callable[[str], None] = lambda line: None
+    study: GlueStudy,
+    folder: str | Path,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Run]:
     """Every run of the study that `folder` does not hold yet; all its runs, also earlier ones.
 
-    say: is told about every finished run. Raises ExperimentError where a file of the folder is of
-    a run with other settings; CheckpointError, DataError and TrainingError as a single fine-tuning.
+    say: is told about every finished run. stop: asked before each step. Raises ExperimentError
+    where a file of the folder is of a run with other settings or another process works in it;
+    CheckpointError, DataError and TrainingError as a single fine-tuning; Stopped where `stop` said
+    so before all was finished.
     """
     folder = Path(folder)
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        return _all_runs(study, folder, say, stop)
+
+
+def _all_runs(
+    study: GlueStudy, folder: Path, say: Callable[[str], None], stop: Callable[[], bool]
+) -> list[Run]:
+    (folder / "runs").mkdir(exist_ok=True)
     needed = {COLUMNS[name].attention for name in study.columns}
     starts = {
         name: load_start(study.starts[name], name, "", study.length, study.data_dir)
         for name in sorted(needed)
     }
-    digests = {name: _digest(start) for name, start in starts.items()}
+    weights = {name: digest_of(start.params) for name, start in starts.items()}
     plan = [(t, c, s) for t in study.tasks for s in study.seeds for c in study.columns]
     prepared: dict[tuple[str, str, int], TaskData] = {}
     with keep_compiled(folder / "compiled"):
         for done, (task, column, seed) in enumerate(plan, 1):
             attention = COLUMNS[column].attention
-            identity = _identity(study, task, column, seed, digests[attention])
+            start = starts[attention]
+            identity = {
+                "settings": study.settings(task, column, seed),
+                "train_rows": study.table[task].train_rows,
+                "length": study.length,
+                "start": start.config,
+                "weights": weights[attention],
+            }
             path = _path(folder, task, column, seed)
             if path.exists():
-                if _read(path).identity != identity:
-                    raise ExperimentError(
-                        f"{path} is of a run with other settings or another start: choose another "
-                        "folder, or remove the file"
-                    )
+                _check_identity(path, identity)
                 continue
-            start = starts[attention]
+            if stop():
+                raise Stopped
             form = (task, _vocabulary(start), start.config.token_types)
             if form not in prepared:
                 prepared[form] = glue_task(task, start, study.length, study.data_dir, study.table)
-            run = _run(study, task, column, seed, start, prepared[form], folder)
-            run = dataclasses.replace(run, identity=identity)
+            run = _run(study, task, column, seed, start, prepared[form], folder, stop)
+            run = dataclasses.replace(run, identity=json.dumps(described(identity)))
             write_whole(path, json.dumps(dataclasses.asdict(run), indent=1).encode())
             shutil.rmtree(_checkpoints(folder, task, column, seed), ignore_errors=True)
             say(
@@ -208,6 +226,7 @@ def _run(
     start: Start,
     data: TaskData,
     folder: Path,
+    stop: Callable[[], bool],
 ) -> Run:
     settings = study.settings(task, column, seed)
     began = time.monotonic()
@@ -216,8 +235,11 @@ def _run(
         start.params,
         data,
         settings,
+        stop=stop,
         checkpoints=_checkpoints(folder, task, column, seed),
     )
+    if not done.finished:
+        raise Stopped
     scores, outside = _held_out(done, data, settings)
     return Run(
         task=task,
@@ -264,18 +286,17 @@ def _read(path: Path) -> Run:
         raise ExperimentError(f"{path} is no run of this study: {error}") from error
 
 
-def _identity(study: GlueStudy, task: str, column: str, seed: int, start: str) -> str:
-    settings = study.settings(task, column, seed)
-    text = repr((settings, study.length, study.table[task].train_rows, start))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _digest(start: Start) -> str:
-    """Of an encoder's configuration and weights."""
-    found = hashlib.sha256(start.config.to_json().encode())
-    for leaf in jax.tree.leaves(start.params):
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()[:16]
+def _check_identity(path: Path, identity: Mapping[str, Any]) -> None:
+    """Raises ExperimentError where the run of a file was another one."""
+    try:
+        said = differing(json.loads(_read(path).identity), identity)
+    except ValueError:
+        said = ["of an older version"]
+    if said:
+        raise ExperimentError(
+            f"{path} is of a run with other settings or another start ({'; '.join(said[:4])}): "
+            "choose another folder, or remove the file"
+        )
 
 
 def _vocabulary(start: Start) -> str:

@@ -23,8 +23,8 @@ from typing import Any
 import jax
 
 from experiments.errors import ExperimentError
-from experiments.studies.blind import claim
-from experiments.studies.tasks import check_names, glue_task
+from experiments.studies.blind import claimed
+from experiments.studies.tasks import Stopped, check_names, glue_task
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, read_table
 from models import metrics
@@ -92,14 +92,25 @@ class Arm:
 
 
 def run_penalty(
-    study: PenaltyStudy, folder: str | Path, *, say: Callable[[str], None] = lambda line: None
+    study: PenaltyStudy,
+    folder: str | Path,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Arm]:
     """Every arm that `folder` does not hold yet; all its arms, in the order of tasks and seeds.
 
-    Raises ExperimentError where the folder is of another study; CheckpointError, DataError and
-    TrainingError as a single fine-tuning.
+    say: is told about every finished arm. stop: asked before each step. Raises ExperimentError
+    where the folder is of another study or another process works in it; CheckpointError, DataError
+    and TrainingError as a single fine-tuning; Stopped where `stop` said so before all was finished.
     """
-    folder = claim(folder, study, "simulated")
+    with claimed(folder, study, "simulated") as folder:
+        return _all_arms(study, folder, say, stop)
+
+
+def _all_arms(
+    study: PenaltyStudy, folder: Path, say: Callable[[str], None], stop: Callable[[], bool]
+) -> list[Arm]:
     start = load_start(study.start, "gaussian", "", study.length, study.data_dir)
     for task in study.tasks:
         data = glue_task(task, start, study.length, study.data_dir, study.table)
@@ -108,7 +119,9 @@ def run_penalty(
                 path = folder / f"{task}-{seed}-{'on' if penalty else 'off'}.json"
                 if path.exists():
                     continue
-                arm = _run(study, start, data, task, seed, penalty, path.with_suffix(""))
+                if stop():
+                    raise Stopped
+                arm = _run(study, start, data, task, seed, penalty, path.with_suffix(""), stop)
                 write_whole(path, json.dumps(dataclasses.asdict(arm), indent=1).encode())
                 shutil.rmtree(path.with_suffix(""), ignore_errors=True)
                 say(
@@ -156,6 +169,7 @@ def _run(
     seed: int,
     penalty: bool,
     checkpoints: Path,
+    stop: Callable[[], bool],
 ) -> Arm:
     began = time.monotonic()
     pairs = study.table[task].pairs
@@ -170,7 +184,9 @@ def _run(
         ranges=tuple(sites.ranges().items()) if penalty else (),
         inner=study.inner,
     )
-    done = finetune(start.config, start.params, data, settings, checkpoints=checkpoints)
+    done = finetune(start.config, start.params, data, settings, stop=stop, checkpoints=checkpoints)
+    if not done.finished:
+        raise Stopped
     exact = make_evaluate_task(done.model, study.buckets)(done.params, data.test)
     twin = done.model.with_sites(sites)
     noisy = make_evaluate_task(twin, study.buckets, study.how)(done.params, data.test)

@@ -1,4 +1,4 @@
-"""What studies over GLUE tasks share: names that must be known, and a task's rows as numbers."""
+"""What studies over tasks share: how they stop, names that must be known, and rows as numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from experiments.training.finetuning import Start
 from experiments.training.finetuning_settings import TaskSettings
 from models.tasks import TaskData, prepare_task
 
-__all__ = ["check_names", "glue_task"]
+__all__ = ["Stopped", "check_names", "glue_task"]
+
+
+class Stopped(Exception):
+    """A study that was told to stop. Its folder holds what is finished, and the checkpoint of the
+    run that was not; the same call goes on from there.
+    """
 
 
 def check_names(kind: str, chosen: Collection[str], known: Collection[str]) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import signal
 from pathlib import Path
 
 import jax
 import pytest
 
+from experiments.cli import common, main
 from experiments.errors import ExperimentError
+from experiments.studies import glue as glue_study
 from experiments.studies.glue import COLUMNS, GlueStudy, Run, read_runs, run_glue, write_csv
 from experiments.studies.glue_report import counted_tasks, interval, loss, plot, summary, table
+from experiments.studies.tasks import Stopped
 from experiments.training.distilling import read_distilling
 from experiments.training.finetuning_settings import GLUE_TABLE, TaskSettings, read_table
+from experiments.working import alone_in
 from models.config import preset
 from models.data import load
 from models.encoder import Model
@@ -104,8 +111,76 @@ def test_a_study_goes_on_from_what_its_folder_holds(study: GlueStudy, tmp_path: 
     write_csv(read_runs(tmp_path), tmp_path / "glue.csv")
     assert len((tmp_path / "glue.csv").read_text().splitlines()) == 4
     other = dataclasses.replace(study, table={"SST-2": TaskSettings(epochs=2, buckets=(8,))})
-    with pytest.raises(ExperimentError, match="other settings"):
+    with pytest.raises(ExperimentError, match=r"settings.epochs is 1 there and 2 here"):
         run_glue(other, tmp_path)
+
+
+def test_a_run_keeps_its_validity_when_a_setting_is_added(study: GlueStudy, tmp_path: Path):
+    one = dataclasses.replace(study, columns=("full-softmax",))
+    run_glue(one, tmp_path)
+    path = tmp_path / "runs" / "SST-2-full-softmax-0.json"
+    stored = json.loads(path.read_text())
+    identity = json.loads(stored["identity"])
+    del identity["settings"]["pooling"], identity["start"]["pooling"]  # as if written before them
+    path.write_text(json.dumps(stored | {"identity": json.dumps(identity)}))
+    assert len(run_glue(one, tmp_path)) == 1
+    identity["weights"] = "others"
+    path.write_text(json.dumps(stored | {"identity": json.dumps(identity)}))
+    with pytest.raises(ExperimentError, match="another start.*weights"):
+        run_glue(one, tmp_path)
+    path.write_text(json.dumps(stored | {"identity": "0123456789abcdef"}))
+    with pytest.raises(ExperimentError, match="older version"):
+        run_glue(one, tmp_path)
+
+
+def test_a_stopped_study_saves_its_run_and_goes_on_from_there(study: GlueStudy, tmp_path: Path):
+    one = dataclasses.replace(study, columns=("lora-gaussian",))
+    asked = itertools.count()
+    with pytest.raises(Stopped):
+        run_glue(one, tmp_path / "parts", stop=lambda: next(asked) == 5)
+    assert not list((tmp_path / "parts" / "runs").iterdir())
+    steps = list((tmp_path / "parts" / "checkpoints" / "SST-2-lora-gaussian-0").iterdir())
+    assert [path.name for path in steps] == ["4"]  # asked once before the run, then before steps
+    asked = itertools.count()
+    parts = run_glue(one, tmp_path / "parts", stop=lambda: next(asked) < 0)
+    assert next(asked) < 10  # ten steps less the four that were saved
+    whole = run_glue(one, tmp_path / "whole")
+    assert [r.scores for r in parts] == [r.scores for r in whole]
+
+
+def test_ctrl_c_ends_the_command_with_a_word_on_how_to_go_on(
+    study: GlueStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    (tmp_path / "table.toml").write_text("[SST-2]\nepochs = 1\nbuckets = [8]\n")
+    train = glue_study.finetune
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(glue_study, "finetune", interrupted)
+    out = tmp_path / "out"
+    options = {
+        "--start-softmax": study.starts["softmax"],
+        "--tasks": "sst-2",
+        "--columns": "full-softmax",
+        "--seeds": 1,
+        "--length": 8,
+        "--settings": tmp_path / "table.toml",
+        "--data-dir": study.data_dir,
+        "--out": out,
+    }
+    with pytest.raises(SystemExit) as done:
+        main(["study", "glue", *(str(part) for pair in options.items() for part in pair)])
+    assert done.value.code == common.INTERRUPTED
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"the same command goes on from {out}" in said
+    assert list((out / "checkpoints" / "SST-2-full-softmax-0").iterdir())
+
+
+def test_two_processes_share_no_folder(study: GlueStudy, tmp_path: Path):
+    with alone_in(tmp_path), pytest.raises(ExperimentError, match="another process is working"):
+        run_glue(study, tmp_path)
 
 
 def test_what_cannot_be_studied_is_refused(study: GlueStudy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -13,7 +14,9 @@ import pytest
 from experiments.errors import ExperimentError
 from experiments.studies.penalty import Arm, PenaltyStudy, read_arms, run_penalty, write_csv
 from experiments.studies.penalty_report import plot, scores, sites
+from experiments.studies.tasks import Stopped
 from experiments.training.finetuning_settings import TaskSettings
+from experiments.working import alone_in
 from models.config import preset
 from models.data import load
 from models.encoder import Model
@@ -91,8 +94,20 @@ def test_the_penalty_keeps_values_inside_and_the_study_resumes(study: PenaltyStu
     with open(tmp_path / "penalty.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * len(off.domains) and rows[0]["site"] in off.domains
-    with pytest.raises(ExperimentError, match="another study"):
+    with pytest.raises(ExperimentError, match="another study.*weight is 5.0 there and 1.0 here"):
         run_penalty(dataclasses.replace(study, weight=1.0), tmp_path)
+
+
+def test_a_stopped_study_saves_its_run_and_no_other_process_joins(
+    study: PenaltyStudy, tmp_path: Path
+):
+    asked = itertools.count()
+    with pytest.raises(Stopped):
+        run_penalty(study, tmp_path, stop=lambda: next(asked) == 3)
+    assert [path.name for path in (tmp_path / "SST-2-0-off").iterdir()] == ["2"]
+    assert not list(tmp_path.glob("*-o*.json"))
+    with alone_in(tmp_path), pytest.raises(ExperimentError, match="another process is working"):
+        run_penalty(study, tmp_path)
 
 
 def test_what_cannot_be_studied_is_refused(tmp_path: Path):
