@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments.cli.common import INTERRUPTED, Backend
+from experiments.cli.common import INTERRUPTED, Backend, DataDirOption
 
 __all__ = ["app"]
 
@@ -171,6 +171,63 @@ def penalty(
     text = f"{scores(arms)}\n\n{sites(arms)}\n"
     (out / "penalty.txt").write_text(text, encoding="utf-8")
     say(f"\n{text}\n{out / 'penalty.txt'}, {out / 'penalty.csv'}, {out / 'penalty.png'}")
+
+
+@app.command()
+def attention(
+    start_gaussian: Annotated[
+        str, typer.Option(help="A pre-trained model with Gaussian attention: its name or folder.")
+    ] = "tiny-gaussian",
+    start_softmax: Annotated[
+        str, typer.Option(help="One with softmax attention.")
+    ] = "tiny-softmax",
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated: reviews, reviews-regression, or GLUE's names.")
+    ] = "reviews",
+    data_dir: DataDirOption = None,
+    attentions: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated of softmax, gaussian, gaussian_normalised, power_softmax, or all."
+        ),
+    ] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, paired.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each fine-tuning.")] = 3,
+    squarings: Annotated[
+        int, typer.Option(min=1, help="The k of exp(x) as (1 + x / 2^k)^(2^k).")
+    ] = 8,
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/attention"),
+) -> None:
+    """Softmax, the Gaussian kernel, that kernel normalised, power-softmax: what each learns, and
+    what it costs under encryption. (About a quarter of an hour of one core; it may be stopped and
+    goes on where it was.)"""
+    from experiments.live import make_console
+    from experiments.studies.attention import STARTS, AttentionStudy, run_attention, write_csv
+    from experiments.studies.attention_report import plot, table
+    from experiments.training.finetuning_settings import task_spec
+    from experiments.training.signals import until_signalled
+
+    study = AttentionStudy(
+        starts={"gaussian": start_gaussian, "softmax": start_softmax},
+        tasks=tuple(task_spec(name.strip()) for name in tasks.split(",")),
+        data_dir="" if data_dir is None else str(data_dir),
+        attentions=tuple(STARTS)
+        if attentions == "all"
+        else tuple(attentions.replace(" ", "").split(",")),
+        seeds=tuple(range(seeds)),
+        training=dataclasses.replace(AttentionStudy.training, epochs=epochs),
+        squarings=squarings,
+    )
+    say = _teller(make_console())
+    with _going_on(out, say), until_signalled() as stop:
+        runs = run_attention(study, out, say=say, stop=stop)
+    write_csv(runs, out / "attention.csv")
+    plot(runs).savefig(out / "attention.png", dpi=150)
+    text = f"{table(runs)}\n"
+    (out / "attention.txt").write_text(text, encoding="utf-8")
+    say(f"\n{text}\n{out / 'attention.txt'}, {out / 'attention.csv'}, {out / 'attention.png'}")
 
 
 @contextlib.contextmanager
