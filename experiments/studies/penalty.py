@@ -61,6 +61,7 @@ class PenaltyStudy:
         fit=FitSettings(
             degrees=(("exp", 15), ("gelu", 15), ("inv_sqrt", 15), ("relu", 15), ("tanh", 31)),
             margin=0.1,
+            ranges=(("tanh", (-5.0, 5.0)),),
         )
     )
     table: Mapping[str, TaskSettings] = dataclasses.field(default_factory=lambda: read_table()[0])
