@@ -1,8 +1,10 @@
 """BERT checkpoints: a random one against an independent NumPy forward; what is refused; swaps.
 
-The slow test reads real checkpoints from the folders in HESIM_BERT_FOLDERS, separated by colons.
+The slow tests read real checkpoints from the folders in HESIM_BERT_FOLDERS, separated by colons,
+and STS-B from the folder in HESIM_GLUE_DIR.
 """
 
+import functools
 import json
 import math
 import os
@@ -11,13 +13,18 @@ import struct
 import jax
 import numpy as np
 import pytest
+from scipy.special import erf
+from scipy.stats import spearmanr
 
-from models.bert import load_bert, read_tensors
+from models.agreement import embeddings
+from models.bert import Bert, load_bert, read_tensors
 from models.checkpoint import CheckpointError
 from models.convert import convert
+from models.data import load
 from models.encoder import Model
 from models.onnx import read_onnx
 from models.safetensors import TensorFileError, write_safetensors
+from models.train import Batch
 from models.weights import load_model
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "sea", "##s", "old", "."]
@@ -63,8 +70,10 @@ def random_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     return out
 
 
-def numpy_bert(tensors, config: dict, ids, mask, types) -> tuple[np.ndarray, np.ndarray]:
-    """States and pooled vector of BERT (Devlin et al. 2019) in float64."""
+def numpy_bert(tensors, config: dict, ids, mask, types) -> tuple[list[np.ndarray], np.ndarray]:
+    """States of BERT (Devlin et al. 2019) in float64, those of the embedding and after each layer,
+    and its pooled vector.
+    """
     t = {name: np.asarray(tensor, float) for name, tensor in tensors.items()}
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
@@ -78,6 +87,7 @@ def numpy_bert(tensors, config: dict, ids, mask, types) -> tuple[np.ndarray, np.
     x = t["embeddings.word_embeddings.weight"][ids]
     x = x + t["embeddings.position_embeddings.weight"][: ids.shape[1]]
     x = norm(x + t["embeddings.token_type_embeddings.weight"][types], "embeddings.LayerNorm")
+    states = [x]
     heads = config["num_attention_heads"]
     for i in range(config["num_hidden_layers"]):
         place = f"encoder.layer.{i}"
@@ -92,10 +102,21 @@ def numpy_bert(tensors, config: dict, ids, mask, types) -> tuple[np.ndarray, np.
         update = linear(mixed, f"{place}.attention.output.dense")
         x = norm(x + update, f"{place}.attention.output.LayerNorm")
         inner = linear(x, f"{place}.intermediate.dense")
-        inner = inner / 2 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))
+        inner = inner / 2 * (1 + erf(inner / math.sqrt(2)))
         x = norm(x + linear(inner, f"{place}.output.dense"), f"{place}.output.LayerNorm")
+        states.append(x)
     pooled = np.tanh(linear(x[:, 0], "pooler.dense")) if "pooler.dense.weight" in t else x[:, 0]
-    return x, pooled
+    return states, pooled
+
+
+def all_states(bert: Bert, ids, mask, types) -> list[np.ndarray]:
+    """Our own states as `numpy_bert` lists them. The rows of `embed` still lack the affine part of
+    the embedding's LayerNorm, which the first block folds in.
+    """
+    model, norm = Model(bert.config), bert.params["embedding"]["norm"]
+    x = model.embed(bert.params, ids, types)
+    outputs = jax.jit(model.layer_outputs)(bert.params, x, mask)
+    return [np.asarray(s) for s in (norm["scale"] * x + norm["bias"], *outputs.states)]
 
 
 def write(folder, tensors, config=None, words=WORDS):
@@ -126,7 +147,9 @@ def test_hidden_states_are_those_of_an_independent_forward(folder):
     states, _ = jax.jit(model.hidden_states)(bert.params, x, mask)
     expected, pooled = numpy_bert(random_tensors(CONFIG), CONFIG, ids, mask, types)
     real = mask > 0
-    np.testing.assert_allclose(np.asarray(states)[real], expected[real], atol=2e-5)
+    np.testing.assert_allclose(np.asarray(states)[real], expected[-1][real], atol=2e-5)
+    for found, wanted in zip(all_states(bert, ids, mask, types), expected, strict=True):
+        np.testing.assert_allclose(found[real], wanted[real], atol=2e-5)
     head = bert.params["head"]
     logits = jax.jit(model.encrypted_forward)(bert.params, x, mask)
     np.testing.assert_allclose(logits, pooled @ head["kernel"] + head["bias"], atol=2e-5)
@@ -307,33 +330,117 @@ def test_onnx_gives_the_same_model_as_safetensors(folder, tmp_path):
             read_onnx(other / "model.onnx")
 
 
+def varied_sentences(count: int) -> list[str]:
+    """Different English sentences of 2 to 30 words, some with names, numbers, accents, capitals,
+    punctuation, or words that no vocabulary holds.
+    """
+    random = np.random.default_rng(0)
+
+    def one(words: str) -> str:
+        return str(random.choice(words.split()))
+
+    def thing() -> str:
+        kind = one("old small red silent expensive Portuguese well-known half-finished naïve")
+        return f"the {kind} " + one("ship teacher theory café river engine Königsberg contract cat")
+
+    def clause() -> str:
+        act = one("carried examined forgot sold wouldn't-touch rebuilt overtook loved")
+        return f"{thing()} {act} {thing()}"
+
+    ends = (".", "!", "?", "...", "; so they say.", " (1984).", " at 7:45 p.m.", "", ' -- "why?"')
+    found: list[str] = []
+    while len(found) < count:
+        parts = [clause() for _ in range(int(random.integers(0, 4)))]
+        joined = f" {one('and but because while')} ".join(parts) or one("Yes Never Zürich ☃ 42 Hm")
+        extra = one("today slowly $3,000 antidisestablishmentarianism 日本 xqzvk e-mail don't")
+        text = f"{joined} {extra}{random.choice(ends)}"
+        text = text.upper() if random.random() < 0.1 else text[0].upper() + text[1:]
+        if text not in found:
+            found.append(text)
+    return found
+
+
+REAL = pytest.mark.skipif("HESIM_BERT_FOLDERS" not in os.environ, reason="no HESIM_BERT_FOLDERS")
+
+
+def real_folders() -> list[str]:
+    return [name for name in os.environ.get("HESIM_BERT_FOLDERS", "").split(":") if name]
+
+
+@functools.cache
+def raw(name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """The content of a folder's config.json, and its tensors."""
+    with open(os.path.join(name, "config.json")) as file:
+        return json.load(file), read_tensors(name)
+
+
+def of_the_graph(path: str, ids: np.ndarray, mask: np.ndarray, shape: tuple[int, ...]):
+    """The output of that shape of an ONNX file, run by onnxruntime or, without it, by the NumPy
+    evaluator of the onnx package: neither knows how this package names or turns its tensors.
+    """
+    feed = {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)}
+    try:
+        from onnxruntime import InferenceSession  # pyright: ignore[reportMissingImports]
+
+        outputs = InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feed)
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        outputs = ReferenceEvaluator(path).run(None, feed)
+    return next(np.asarray(out) for out in outputs if np.shape(out) == shape)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif("HESIM_BERT_FOLDERS" not in os.environ, reason="needs HESIM_BERT_FOLDERS")
-def test_real_checkpoints_match_their_references():
-    """States within 1e-4: of onnxruntime where the folder holds an ONNX file, else of NumPy's."""
-    texts = [f"sentence number {n} of {100 - n}: an old ship on the sea." for n in range(100)]
-    for name in os.environ["HESIM_BERT_FOLDERS"].split(":"):
-        bert = load_bert(name)
-        assert bert.tokenizer is not None
-        encoded = bert.tokenizer.encode(texts, length=24)
-        model = Model(bert.config)
-        x = model.embed(bert.params, encoded.ids)
-        states = np.asarray(jax.jit(model.hidden_states)(bert.params, x, encoded.mask)[0])
-        exports = [f for f in os.listdir(name) if f.endswith(".onnx")]
-        if exports:
-            runtime = pytest.importorskip("onnxruntime")
-            session = runtime.InferenceSession(os.path.join(name, exports[0]))
-            feed = {
-                "input_ids": encoded.ids.astype(np.int64),
-                "attention_mask": encoded.mask.astype(np.int64),
-            }
-            expected = next(o for o in session.run(None, feed) if o.shape == states.shape)
-        else:
-            with open(os.path.join(name, "config.json")) as file:
-                config = json.load(file)
-            tensors = read_tensors(name)
-            expected, _ = numpy_bert(
-                tensors, config, encoded.ids, encoded.mask, np.zeros_like(encoded.ids)
-            )
-        real = encoded.mask > 0
-        assert np.abs(states[real] - expected[real]).max() < 1e-4
+@REAL
+@pytest.mark.parametrize("name", real_folders())
+def test_real_checkpoints_match_their_references(name: str):
+    """Every hidden state of 100 sentences within 1e-4 of an independent forward, and the last one
+    within as much of what an ONNX file computes itself.
+    """
+    bert = load_bert(name)
+    assert bert.tokenizer is not None
+    ids, mask, types, _ = bert.tokenizer.encode(varied_sentences(100), length=48)
+    lengths = mask.sum(axis=1)
+    assert lengths.min() < 6 and lengths.max() > 30 and (ids == bert.tokenizer.unk_id).any()
+    states, real = all_states(bert, ids, mask, types), mask > 0
+    config, tensors = raw(name)
+    expected, _ = numpy_bert(tensors, config, ids, mask, types)
+    errors = [
+        float(np.abs(found[real] - wanted[real]).max())
+        for found, wanted in zip(states, expected, strict=True)
+    ]
+    exports = [file for file in os.listdir(name) if file.endswith(".onnx")]
+    if exports:
+        graph = of_the_graph(os.path.join(name, exports[0]), ids, mask, states[-1].shape)
+        errors.append(float(np.abs(states[-1][real] - graph[real]).max()))
+    print(f"{name}: largest differences {', '.join(f'{error:.1e}' for error in errors)}")
+    assert max(errors) < 1e-4
+
+
+@pytest.mark.slow
+@REAL
+@pytest.mark.skipif("HESIM_GLUE_DIR" not in os.environ, reason="HESIM_GLUE_DIR names no folder")
+@pytest.mark.parametrize("name", real_folders())
+def test_real_checkpoints_embed_sentences_as_their_references_do(name: str):
+    """Spearman correlation of the cosine of mean-pooled states with the ratings of the first 300
+    pairs of STS-B's dev file.
+    """
+    bert = load_bert(name)
+    assert bert.tokenizer is not None
+    test = load("glue/STS-B").test
+    assert test.pairs is not None
+    ratings, config, tensors = test.labels[:300], *raw(name)
+    ours, reference = [], []
+    for texts in (test.texts[:300], test.pairs[:300]):
+        ids, mask, types, _ = bert.tokenizer.encode(texts, length=64)
+        batch = Batch(ids, mask, np.zeros(300, np.float32))
+        ours.append(embeddings(Model(bert.config), bert.params, batch))
+        states, _ = numpy_bert(tensors, config, ids, mask, types)
+        pooled = (states[-1] * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        reference.append(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
+    found, wanted = (
+        float(np.asarray(spearmanr((first * second).sum(1), ratings))[0])
+        for first, second in (ours, reference)
+    )
+    print(f"{name}: Spearman {found:.4f}, of the reference {wanted:.4f}")
+    assert wanted > 0.8 and abs(found - wanted) < 1e-3
