@@ -1,7 +1,7 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
-`noise` measures for the better part of an hour, `training` compiles for minutes; both have to be
-named.
+`noise` measures for the better part of an hour, `training` compiles and `reviews` trains for
+minutes; these have to be named.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks import (
     machines,
     noise,
     operations,
+    reviews,
     simulation,
     suggest,
     training,
@@ -32,8 +33,9 @@ ALL = {
     "circuits": lambda: circuits.main([]),
     "suggest": lambda: suggest.main([]),
     "training": training.main,
+    "reviews": lambda: reviews.main([]),
 }
-LONG = ("noise", "training")
+LONG = ("noise", "training", "reviews")
 
 
 def main(names: list[str]) -> int:
