@@ -26,20 +26,28 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from models.agreement import agreement, compared, layer_outputs, layer_pairs
+from models.agreement import agreement, compared, layer_pairs
 from models.buckets import check_buckets, cut, lengths_of, plan_epoch
 from models.budgeted import Progress, Rhythm, range_figures, spend_budget
 from models.checkpoint import CheckpointError, Checkpoints, digest_of
 from models.diagnose import origin
-from models.encoder import Model
+from models.encoder import LayerOutputs, Model
 from models.limits import check_numbers
 from models.lora import Params, combine, partition
 from models.losses import range_penalty
 from models.schedules import Budget, Clock, one_cycle, scale_by_progress
 from models.sharding import check_config, check_rows, place_batch, place_state
 from models.sites import Range, function_of, site_names
-from models.step import Loss, Step, StepOptions, TrainState, initial_state, make_update
-from models.train import Batch
+from models.step import (
+    Loss,
+    Step,
+    StepOptions,
+    TrainState,
+    initial_state,
+    make_update,
+    rematerialised,
+)
+from models.train import Batch, compute_type
 
 __all__ = ["DistilBatch", "Distillation", "Distilled", "distil"]
 
@@ -71,6 +79,9 @@ class Distillation:
       penalty: weight of the range penalty on the student's sites; targets: canonical range by
         function; inner: share of its half-width at which the penalty begins.
       buckets: tokens that batches are cut to.
+      accumulate, precision: as in `step.StepOptions`; relative errors are then means over the parts
+        of a step, and the teacher computes in that precision too. remat: compute what a layer of
+        the student kept a second time instead (`step.rematerialised`).
       log_every, evaluate_every: steps. save_seconds: time between checkpoints.
     """
 
@@ -93,6 +104,9 @@ class Distillation:
     inner: float = 0.9
     buckets: tuple[int, ...] = (16, 32, 64, 128)
     seed: int = 0
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
     log_every: int = 20
     evaluate_every: int = 200
     save_seconds: float = 120.0
@@ -116,9 +130,23 @@ class Distillation:
         )
         check_buckets(self.buckets)
         one_cycle(self.rise)
+        self.options()
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} is no multiple of accumulate={self.accumulate}")
+
+    def options(self) -> StepOptions:
+        """How a step computes; the state handed to it is overwritten."""
+        return StepOptions(self.accumulate, self.precision, donate=True)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """All settings; of how a step computes only what is not plain, so that folders from before
+        there was a choice go on.
+        """
+        fields = dataclasses.asdict(self)
+        for name in ("accumulate", "precision", "remat"):
+            if fields[name] == getattr(Distillation, name):
+                del fields[name]
+        return json.dumps(fields, sort_keys=True)
 
     def is_trained(self, path: tuple[Any, ...]) -> bool:
         """Whether the parameter at this place changes."""
@@ -147,6 +175,8 @@ def make_loss(teacher: Model, student: Model, settings: Distillation) -> Loss:
     """
     _check(teacher, student, settings)
     pairs = layer_pairs(teacher, student)
+    learn = functools.partial(_outputs, student)
+    run = rematerialised(learn) if settings.remat else learn
     unit, table = student.units(), dict(settings.targets)
     names = site_names(student.config)
     ranges = {n: table[function_of(n)] for n in names if function_of(n) in table}
@@ -156,8 +186,7 @@ def make_loss(teacher: Model, student: Model, settings: Distillation) -> Loss:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del key
         params = combine(trained, frozen["student"])
-        theirs = layer_outputs(teacher, frozen["teacher"], batch)
-        own = layer_outputs(student, params, batch)
+        theirs, own = _outputs(teacher, frozen["teacher"], batch), run(params, batch)
         terms = compared(theirs, own, batch.mask, pairs)
         errors = {name: a / jnp.maximum(b, 1e-12) for name, (a, b) in terms.items()}
         total = jnp.zeros(())
@@ -177,8 +206,16 @@ def make_loss(teacher: Model, student: Model, settings: Distillation) -> Loss:
     return loss
 
 
+def _outputs(model: Model, params: Params, batch: DistilBatch) -> LayerOutputs:
+    """What every layer computes, in the type of the parameters."""
+    dtype = compute_type(params)
+    x = model.embed(params, batch.tokens, batch.types).astype(dtype)
+    return model.layer_outputs(params, x, jnp.asarray(batch.mask, dtype))
+
+
 def _logit_loss(teacher: jax.Array, student: jax.Array, settings: Distillation) -> jax.Array:
     """Kullback-Leibler divergence times the temperature squared; of a rating the squared error."""
+    teacher, student = teacher.astype(jnp.float32), student.astype(jnp.float32)
     if teacher.shape[-1] == 1:
         return jnp.mean(jnp.square(student - teacher))
     t = settings.temperature
@@ -240,12 +277,12 @@ def distil(
     goes on from the newest, another's raises CheckpointError. TrainingError where the loss ceases
     to be finite. mesh: devices of this host over which batches and both models are spread
     (`sharding.make_mesh`); a run may go on with another, to the same numbers up to rounding.
-    ParameterError where it does not divide the rows of a step, the heads or the features.
+    ParameterError where it does not divide the rows of a part of a step, the heads or the features.
     """
     if mesh is not None:
         for model in (teacher, student):
             check_config(model.config, mesh)
-        check_rows(settings.batch, mesh)
+        check_rows(settings.batch // settings.accumulate, mesh)
     loss = make_loss(teacher, student, settings)
     trained, frozen = partition(params, settings.is_trained)
     optimizer = make_optimizer(settings)
@@ -272,7 +309,7 @@ def distil(
             state = place_state(state, mesh)
             teacher_params, frozen = (place_state(p, mesh) for p in (teacher_params, frozen))
         step = _closed(
-            make_update(loss, optimizer, StepOptions(donate=True)),
+            make_update(loss, optimizer, settings.options()),
             {"teacher": teacher_params, "student": frozen},
         )
         clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))

@@ -74,6 +74,11 @@ OPTIONS = (
             "clip": "Largest norm of a gradient; longer ones are scaled down to it.",
             "buckets": "Batches are cut to the first of these numbers of tokens that holds them.",
             "seed": "Of the order of the rows.",
+            "accumulate": "Parts of a step's rows, one after the other, to save memory.",
+            "precision": "Of both models in a step and of the gradient: float32 or bfloat16; "
+            "parameters and optimizer stay in float32.",
+            "remat": "Compute the student's scores and non-linearities a second time instead of "
+            "keeping them; on a CPU this saves nothing.",
             "log_every": "Steps between two lines of the log.",
             "evaluate_every": "Steps between two evaluations on held-out rows.",
             "save_seconds": "Seconds between two checkpoints.",

@@ -23,6 +23,7 @@ from models.checkpoint import CheckpointError
 from models.config import preset
 from models.encoder import Model
 from models.shipped import load_pretrained
+from models.step import StepOptions
 from models.tokens import Tokenizer
 from models.weights import save_model
 
@@ -154,6 +155,9 @@ def test_the_template_is_the_default_and_wrong_options_are_named(tmp_path: Path,
     path.write_text("[penalty]\nexp = [0.0, -1.0]")
     with pytest.raises(ExperimentError, match="range of exp"):
         read_distilling(path)
+    path.write_text('[training]\naccumulate = 2\nprecision = "bfloat16"\nremat = true')
+    how = read_distilling(path).settings
+    assert (how.options(), how.remat) == (StepOptions(2, "bfloat16", donate=True), True)
     path.write_text('[training]\ntrained = "half"')
     with pytest.raises(ExperimentError, match="attention, blocks or all"):
         read_distilling(path)

@@ -6,17 +6,19 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from models.agreement import agreement, embeddings, layer_pairs
 from models.checkpoint import CheckpointError
 from models.config import EncoderConfig, preset
-from models.distill import Distillation, distil
+from models.distill import DistilBatch, Distillation, distil, make_loss
 from models.encoder import Model
 from models.finetune import overlay
 from models.lora import Params
 from models.schedules import Budget
 from models.sites import FitSettings
+from models.step import initial_state, update_function
 from models.train import Batch, fit_sites
 from models.warm_start import balanced, warm_start
 
@@ -151,6 +153,70 @@ def test_distilling_brings_the_student_near_and_resumes_to_the_bit(tmp_path):
             dataclasses.replace(SETTINGS, rate=1e-3),
             tmp_path / "parts",
         )
+
+
+def one_step(settings: Distillation):
+    """Loss and parameters behind one step of everything on 16 rows, and the jaxpr of the step; the
+    heads are loud enough for logits that differ.
+    """
+    loud = [
+        {**p, "head": {**p["head"], "kernel": 300 * p["head"]["kernel"]}}
+        for p in (teacher(), started())
+    ]
+    loss, optimizer = make_loss(TEACHER, STUDENT, settings), optax.sgd(0.1)
+    frozen = {"teacher": loud[0], "student": {}}
+    data = rows(16, 9)
+    batch = DistilBatch(data.tokens, data.mask, np.float32(0.5))
+    state = initial_state(loud[1], optimizer, jax.random.key(0))
+    arguments = (state, batch, frozen)
+    step = update_function(loss, optimizer, settings.options())
+    traced = jax.jit(step).trace(*arguments)
+    after, metrics = traced.lower().compile()(*arguments)
+    return float(metrics["loss"]), after.params, str(traced.jaxpr)
+
+
+LOGITS = dataclasses.replace(
+    SETTINGS, states=0.0, attention=0.0, pooled=0.0, logits=1.0, trained="all"
+)
+
+
+def test_a_step_in_parts_or_computed_again_is_the_same_step():
+    loss, params, plain = one_step(LOGITS)
+    assert loss > 1e-3
+    for changes in ({"accumulate": 4}, {"remat": True}):
+        other, found, text = one_step(dataclasses.replace(LOGITS, **changes))
+        assert other == pytest.approx(loss, rel=1e-5)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        if "accumulate" in changes:  # the plain step has no loop
+            assert plain.count(" scan[") < text.count(" scan[")
+        else:
+            assert plain.count(" exp ") < text.count(" exp "), "nothing is computed again"
+
+
+def test_both_models_compute_in_bfloat16_and_the_student_stays_in_float32():
+    loss, _, plain = one_step(SETTINGS)
+    near, params, text = one_step(dataclasses.replace(SETTINGS, precision="bfloat16"))
+    assert near != loss and near == pytest.approx(loss, rel=0.05)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    products = [line for line in text.splitlines() if "= dot_general" in line]
+    wide = [line for line in products if ":bf16" not in line]
+    assert "bf16" not in plain and len(products) > 60
+    assert len(wide) < 0.1 * len(products), wide  # sums over tokens, which are wanted exact
+
+
+def test_how_a_step_computes_is_part_of_a_run_unless_plain(tmp_path):
+    data = rows(32, 4)
+    short = dataclasses.replace(SETTINGS, budget=Budget(steps=2))
+    assert "accumulate" not in short.to_json()
+    distil(TEACHER, teacher(), STUDENT, started(), data, short, tmp_path)
+    parts = dataclasses.replace(short, accumulate=2)
+    with pytest.raises(CheckpointError, match="accumulate of settings is absent there and 2 here"):
+        distil(TEACHER, teacher(), STUDENT, started(), data, parts, tmp_path)
+    with pytest.raises(ValueError, match="no multiple"):
+        dataclasses.replace(SETTINGS, accumulate=3)
+    with pytest.raises(ValueError, match="precision"):
+        dataclasses.replace(SETTINGS, precision="half")
 
 
 def test_logits_alone_distil_a_narrower_student(tmp_path):
