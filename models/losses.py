@@ -83,17 +83,18 @@ def range_penalty(
     where a compiler rounds its argument in two ways). values: u per site as
     `Model.forward_with_values` returns them; unit: `Model.units()`; ranges: canonical (low, high).
     inner: the penalty begins at this fraction of the half-width (0.9: before the edge is reached).
-    LayerNorm's variances are measured by their logarithm, where 1/sqrt is as steep at both ends.
+    What 1/sqrt and 1/x get is measured by its logarithm, by which they are as steep at both ends;
+    of the Gaussian kernel's exponent only the low end counts, since it cannot exceed 0.
     """
     total = jnp.zeros(())
     for name, (low, high) in ranges.items():
         if name not in values:
             continue
         x = unit[name] * values[name]
-        if name.endswith("inv_sqrt"):
+        if name.endswith((".inv_sqrt", ".inv")):
             x, low, high = jnp.log(jnp.maximum(x, 1e-6)), float(np.log(low)), float(np.log(high))
         centre, half = (low + high) / 2, (high - low) / 2
-        one_sided = name.endswith(".exp")
+        one_sided = name.endswith(".exp") and name != "loss.exp"
         distance = (centre - x) if one_sided else jnp.abs(x - centre)
         excess = jnp.maximum(distance / half - inner, 0.0)
         weight = jax.lax.stop_gradient(excess / (jnp.sum(excess) + 1e-6))

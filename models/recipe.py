@@ -24,7 +24,7 @@ from models.data import Split, sample
 from models.diagnose import origin
 from models.encoder import Model
 from models.lora import Params
-from models.sites import FitSettings, Range, Sites, function_of, site_names
+from models.sites import FitSettings, Range, Sites, targets_of
 from models.tokens import Tokenizer
 from models.train import (
     Batch,
@@ -90,9 +90,7 @@ class Recipe:
 
     def site_targets(self, config: EncoderConfig) -> tuple[tuple[str, Range], ...]:
         """The target range of every site, by its function."""
-        table = dict(self.targets)
-        names = site_names(config)
-        return tuple((n, table[function_of(n)]) for n in names if function_of(n) in table)
+        return targets_of(config, self.targets)
 
 
 DEFAULT_RECIPE = Recipe()

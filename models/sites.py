@@ -28,6 +28,7 @@ import numpy as np
 import approx
 from approx.composites import Composite
 from approx.polynomial import Polynomial
+from hesim.errors import ParameterError
 from models.config import EncoderConfig
 from models.derivatives import CheapComposite, cheap
 
@@ -73,6 +74,24 @@ def site_names(config: EncoderConfig) -> tuple[str, ...]:
 def function_of(name: str) -> str:
     """The non-linearity at a site: the last part of its name."""
     return name.rsplit(".", 1)[-1]
+
+
+def targets_of(
+    config: EncoderConfig, table: Iterable[tuple[str, Range]]
+) -> tuple[tuple[str, Range], ...]:
+    """A canonical range for every site of a model that the table has one for, under its own name or
+    its function's, in the order of a forward pass; functions that the model lacks are passed over.
+    ParameterError for a site that it has not, for what is no function, and for an empty range.
+    """
+    entries, names = tuple(table), site_names(config)
+    FitSettings(ranges=entries)  # which knows functions and ranges
+    unknown = [name for name, _ in entries if "." in name and name not in names]
+    if unknown:
+        raise ParameterError(
+            f"this model has no site {', '.join(unknown)}; it has {', '.join(names)}"
+        )
+    found = ((name, _entry(entries, name)) for name in names)
+    return tuple((name, pair) for name, pair in found if pair is not None)
 
 
 def is_norm(name: str) -> bool:
@@ -316,7 +335,7 @@ class FitSettings:
     """What to fit at the sites, and how far beyond the ranges met it must hold.
 
     Each table is pairs of a key and a value, and a key is a site's name or, for all its sites, a
-    function's; a site's own entry comes first.
+    function's; a site's own entry comes first. ParameterError for a key that is neither.
 
     degrees: of a single polynomial. composites: knobs of `approx.composite` in place of a
     polynomial, such as ("exp", (("squarings", 14),)), ("relu", (("degrees", (15, 15, 27)),)) or
@@ -345,15 +364,30 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         if not self.margin >= 0:
-            raise ValueError(f"margin={self.margin}, by which ranges are widened, is at least 0")
+            raise ParameterError(f"margin={self.margin}, by which ranges are widened, is below 0")
         if self.derivatives not in ("exact", "cheap"):
-            raise ValueError(f"derivatives is 'exact' or 'cheap', not {self.derivatives!r}")
+            raise ParameterError(f"derivatives is 'exact' or 'cheap', not {self.derivatives!r}")
+        for name in self.keys():
+            if function_of(name) not in EXACT_FUNCTIONS:
+                raise ParameterError(
+                    f"{name!r} is neither a site nor a function of one, which are "
+                    f"{', '.join(EXACT_FUNCTIONS)}"
+                )
+        for name, pair in self.ranges:
+            if not pair[0] < pair[1]:
+                raise ParameterError(f"{name}: {list(pair)} is not a low and a high number")
+
+    def keys(self) -> set[str]:
+        """All sites and functions that the tables name."""
+        return {name for table in (self.degrees, self.composites, self.ranges) for name, _ in table}
 
     def degree(self, name: str) -> int:
-        """Degree of a site's polynomial; ValueError if none is given for it."""
+        """Degree of a site's polynomial; ParameterError if none is given for it."""
         degree = _entry(self.degrees, name)
         if degree is None:
-            raise ValueError(f"no degree for {name}: add ({function_of(name)!r}, n) to the degrees")
+            raise ParameterError(
+                f"no degree for {name}: add ({function_of(name)!r}, n) to the degrees"
+            )
         return degree
 
     def knobs(self, name: str) -> dict[str, Any] | None:
@@ -362,12 +396,12 @@ class FitSettings:
         return None if found is None else dict(found)
 
     def domain(self, name: str, met: Range | None) -> Range:
-        """The range to fit on, given the one met; ValueError if there is none."""
+        """The range to fit on, given the one met; ParameterError if there is none."""
         own = _entry(self.ranges, name)
         if own is not None:
             return own
         if met is None:
-            raise ValueError(
+            raise ParameterError(
                 f"no range was met for {name}; run collect_ranges on data first, or give its range"
             )
         return widen(name, met, self.margin)
@@ -398,7 +432,7 @@ def widen(name: str, met: Range, margin: float) -> Range:
     """The range to fit on, given the one met: wider by the margin.
 
     The top of exp's is 0 in attention; those of tanh, ReLU, GELU and SiLU are symmetric about 0.
-    ValueError where 1/sqrt or 1/x met 0 or less.
+    ParameterError where 1/sqrt or 1/x met 0 or less.
     """
     low, high = met
     kind = function_of(name)
@@ -410,7 +444,9 @@ def widen(name: str, met: Range, margin: float) -> Range:
     if kind in ("inv", "inv_sqrt"):
         if low <= 0:
             what = "variance" if kind == "inv_sqrt" else "value"
-            raise ValueError(f"{name}: the {what} reached {low}; {kind} has no polynomial there")
+            raise ParameterError(
+                f"{name}: the {what} reached {low}; {kind} has no polynomial there"
+            )
         return (low / (1 + margin), high * (1 + margin))
     bound = max(abs(low), abs(high), 1e-3) * (1 + margin)
     return (-bound, bound)
@@ -426,13 +462,16 @@ def fit_ranges(
 
     names: only these sites, `TRAINING_SITES` among them if wanted; by default all of the model's.
     LayerNorm domains are stretched upwards until the widest is an integer multiple of each, so that
-    one scale of the residual stream serves all of them without a level. ValueError for a site whose
-    range is missing.
+    one scale of the residual stream serves all of them without a level. ParameterError for a site
+    whose range is missing, and for one that this model does not have, wanted or in the settings.
     """
     wanted = site_names(config) if names is None else tuple(names)
-    unknown = [n for n in wanted if n not in (*site_names(config), *TRAINING_SITES)]
+    asked = (*wanted, *(name for name in sorted(settings.keys()) if "." in name))
+    unknown = [n for n in asked if n not in (*site_names(config), *TRAINING_SITES)]
     if unknown:
-        raise ValueError(f"this model has no site {', '.join(unknown)}")
+        raise ParameterError(
+            f"this model has no site {', '.join(unknown)}; it has {', '.join(site_names(config))}"
+        )
     domains = {n: settings.domain(n, ranges.get(n)) for n in wanted}
     norms = [n for n in domains if is_norm(n)]
     widest = max((domains[n][1] - domains[n][0] for n in norms), default=0.0)

@@ -84,3 +84,15 @@ def test_penalty_pushes_the_offender_back_and_no_other(site: str, values: list, 
 def test_inner_fraction_starts_earlier():
     met = {**INSIDE, "c.tanh": jnp.array([1.9])}
     assert float(range_penalty(met, UNIT, RANGES, inner=0.9)) > 0
+
+
+def test_one_over_x_is_as_steep_at_both_ends_and_a_softmaxs_exponent_has_a_top():
+    unit = {"a.inv": 1.0, "loss.exp": 1.0}
+    ranges = {"a.inv": (0.5, 20.0), "loss.exp": (-4.0, 4.0)}
+
+    def excess(name: str, value: float) -> float:
+        return float(range_penalty({name: jnp.array([value])}, unit, {name: ranges[name]}))
+
+    assert excess("a.inv", 60.0) > 0 and excess("loss.exp", 5.0) > 0
+    assert excess("a.inv", 0.5 / 3) == pytest.approx(excess("a.inv", 60.0), rel=1e-5)
+    assert excess("loss.exp", 5.0) == pytest.approx(excess("loss.exp", -5.0))
