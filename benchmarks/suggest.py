@@ -29,8 +29,8 @@ from models.encoder import Model
 from models.encrypted_step import (
     PolynomialSoftmax,
     encrypted_arguments,
-    inverse_root,
     lora_update,
+    training_sites,
 )
 from models.lora import is_adapter_or_head, partition
 from models.optim import adamw_he
@@ -78,9 +78,11 @@ def lora_step() -> CircuitCase:
         fit_ranges(config, collect_ranges(exact, params, data), FitSettings(margin=1.0))
     )
     trained, frozen = partition(params, is_adapter_or_head)
-    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=inverse_root(), prescale=1.0)
+    sites = training_sites(2)
+    root = sites.get("optimizer.inv_sqrt")
+    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=root, prescale=1.0)
     state = optimizer.init(trained)
-    update = lora_update(model, optimizer, PolynomialSoftmax.fit(2))
+    update = lora_update(model, optimizer, PolynomialSoftmax.of(sites))
     labels = np.eye(2, dtype=np.float32)[data.targets]
     x = np.asarray(model.embed(params, tokens))
     args = (trained, state, frozen, x, data.mask, labels, np.float32(1))

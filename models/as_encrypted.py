@@ -35,13 +35,14 @@ __all__ = ["AsEncrypted", "Evaluated", "make_evaluate_task", "merged", "twin_of"
 class AsEncrypted:
     """The ring that is simulated, and the polynomials of the twin.
 
-    fit: degrees, and how far beyond the ranges met by the pre-trained model they must hold, since
-    under encryption nothing can be clipped or penalised. domains: fixed ones by function, for what
-    the pre-trained model says nothing about, or for one twin on many tasks. softmax_bound: logits,
-    less their mean, that the loss's exponential covers. loss_scale: factor of the loss and so of
-    the gradients, which lifts them above the noise: the second moment's, a thousandfold at the
-    first step by its bias correction, must stay below AdamW-HE's epsilon, which grows with the
-    square of the factor. range_rows: training rows on which the ranges are measured.
+    fit: degrees, composites, and how far beyond the ranges met by the pre-trained model they must
+    hold, since under encryption nothing can be clipped or penalised; its `ranges` are fixed ones,
+    for what the pre-trained model says nothing about, or for one twin on many tasks. Entries of
+    `loss.exp`, `loss.inv` and `optimizer.inv_sqrt` are those of a training step
+    (`encrypted_step.training_sites`). loss_scale: factor of the loss and so of the gradients, which
+    lifts them above the noise: the second moment's, a thousandfold at the first step by its bias
+    correction, must stay below AdamW-HE's epsilon, which grows with the square of the factor.
+    range_rows: training rows on which the ranges are measured.
     """
 
     ckks: CKKSParams = CKKSParams(
@@ -49,11 +50,19 @@ class AsEncrypted:
     )
     profile: str = "seal"
     fit: FitSettings = FitSettings(
-        degrees=(("exp", 31), ("gelu", 31), ("inv_sqrt", 31), ("relu", 31), ("tanh", 63)),
+        degrees=(
+            ("exp", 31),
+            ("gelu", 31),
+            ("gelu_tanh", 31),
+            ("inv", 31),
+            ("inv_sqrt", 31),
+            ("relu", 31),
+            ("silu", 31),
+            ("tanh", 63),
+        ),
         margin=1.0,
+        ranges=(("tanh", (-5.0, 5.0)),),
     )
-    domains: tuple[tuple[str, Range], ...] = (("tanh", (-5.0, 5.0)),)
-    softmax_bound: float = 4.0
     loss_scale: float = 32.0
     range_rows: int = 1024
 
@@ -98,8 +107,7 @@ def twin_of(
     rows = sample(len(train.tokens), how.range_rows)
     plain, weights = merged(model, params)
     met = make_evaluate_task(plain, buckets)(weights, take(train, rows)).ranges
-    fit = dataclasses.replace(how.fit, ranges=(*how.fit.ranges, *how.domains))
-    sites = fit_ranges(model.config, met, fit)
+    sites = fit_ranges(model.config, met, how.fit)
     return Model(model.config, sites, low_rank=True)
 
 

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import approx
 import hesim
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
@@ -26,21 +25,25 @@ from models.encoder import Model
 from models.lora import Params, combine
 from models.losses import cross_entropy_polynomial, squared_error
 from models.optim import AdamHEState
+from models.sites import DEFAULT_FIT, TRAINING_SITES, FitSettings, Sites, hull
 
 __all__ = [
-    "ROOT_DOMAIN",
     "PolynomialSoftmax",
     "Seen",
     "Update",
-    "inverse_root",
-    "polynomial_loss",
-    "root_outside",
-    "simulated_update",
     "lora_update",
+    "polynomial_loss",
+    "root_values",
+    "simulated_update",
+    "training_domains",
+    "training_sites",
 ]
 
-ROOT_DOMAIN = (0.0005, 1.0)
-"""Where AdamW-HE's polynomial 1/sqrt holds: Rho et al. 2025, Table 13."""
+_RANGES = {"loss.exp": (-4.0, 4.0), "optimizer.inv_sqrt": (0.0005, 1.0)}
+"""Of logits less their mean, and of the second moment, epsilon included, times a public factor
+(Rho et al. 2025, Table 13)."""
+_DEGREES = {"loss.exp": 15, "loss.inv": 31}
+_COMPOSITES = {"optimizer.inv_sqrt": (("tol", 1e-3),)}
 
 Seen = tuple[jax.Array, dict[str, jax.Array]]
 """Logits (batch, classes) and the values that the sites met, u per site."""
@@ -50,65 +53,90 @@ Update = Callable[..., tuple[Params, optax.OptState, Seen]]
 the public `rate` is what the optimizer gets as its keyword `progress`, if it takes one."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PolynomialSoftmax:
-    """exp and 1/x of the loss's softmax over `classes` logits, each within `bound` of their mean.
+def training_sites(classes: int, fit: FitSettings = DEFAULT_FIT) -> Sites:
+    """The approximations of a step beside the model's own: exp and 1/x of the loss's softmax over
+    `classes` logits, none for one (a regression), and AdamW-HE's 1/sqrt.
 
-    Subtracting the mean costs no level and changes no softmax, and it keeps the sum of exponentials
-    in [classes, classes cosh(bound)], far from 0, where 1/x is steep.
+    fit: an entry under the site's own name counts, one of its function is the model's. By default
+    exp has the degree 15 on [-4, 4], where the logits less their mean are to lie, 1/x the degree
+    31 where the sum of the exponentials then is, and 1/sqrt is a seed with Newton steps within
+    1e-3 on [0.0005, 1], where the second moments are brought by a public factor.
     """
 
-    classes: int
-    bound: float
-    exp: Any
-    inverse: Any
+    def own(table: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+        return {name: value for name, value in table if name in TRAINING_SITES}
+
+    degrees, ranges = own(fit.degrees), own(fit.ranges)
+    composites = {n: knobs for n, knobs in _COMPOSITES.items() if n not in degrees}
+    ranges = _RANGES | ranges
+    if "loss.inv" not in ranges:
+        reach = max(map(abs, ranges["loss.exp"]))
+        ranges["loss.inv"] = (0.9 * classes, 1.05 * classes * math.cosh(reach))
+    settings = FitSettings(
+        degrees=tuple((_DEGREES | degrees).items()),
+        composites=tuple((composites | own(fit.composites)).items()),
+        ranges=tuple(ranges.items()),
+        method=fit.method,
+    )
+    names = TRAINING_SITES if classes > 1 else ("optimizer.inv_sqrt",)
+    return Sites.of({name: settings.build(name, settings.domain(name, None)) for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class PolynomialSoftmax:
+    """exp and 1/x of the loss's softmax, functions of arrays.
+
+    The mean of the logits is subtracted before, which costs no level and changes no softmax, and
+    keeps the sum of the exponentials at the number of classes or above, far from 0, where 1/x is
+    steep.
+    """
+
+    exp: Callable[[jax.Array], jax.Array]
+    inverse: Callable[[jax.Array], jax.Array]
 
     @classmethod
-    def fit(
-        cls, classes: int, bound: float = 4.0, exp_degree: int = 15, inverse_degree: int = 31
-    ) -> PolynomialSoftmax:
-        """Minimax polynomials on these ranges. ValueError for fewer than two classes."""
-        if classes < 2:
-            raise ValueError(f"a softmax has at least 2 classes, got {classes}")
-        sums = (0.9 * classes, 1.05 * classes * math.cosh(bound))
-        return cls(
-            classes,
-            bound,
-            approx.fit("exp", (-bound, bound), degree=exp_degree),
-            approx.fit("inv", sums, degree=inverse_degree),
-        )
+    def of(cls, sites: Sites) -> PolynomialSoftmax | None:
+        """That of `training_sites`; None for a regression, which has none."""
+        exp, inverse = sites.get("loss.exp"), sites.get("loss.inv")
+        return None if exp is None or inverse is None else cls(exp, inverse)
 
-    def share_outside(self, logits: jax.Array) -> jax.Array:
-        """Fraction of centred logits beyond the bound, for runs in the clear."""
-        centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
-        return jnp.mean(~(jnp.abs(centred) <= self.bound))
+    def values(self, logits: jax.Array) -> dict[str, jax.Array]:
+        """What `loss.exp` and `loss.inv` meet of logits (batch, classes), for runs in the clear."""
+        centred = _centred(logits)
+        return {"loss.exp": centred, "loss.inv": jnp.sum(self.exp(centred), axis=-1)}
 
 
-def inverse_root(tol: float = 1e-3) -> Any:
-    """1/sqrt on `ROOT_DOMAIN`, a seed with Newton steps, for v + epsilon times a public factor."""
-    return approx.composite("inv_sqrt", ROOT_DOMAIN, tol=tol)
+def _centred(logits: jax.Array) -> jax.Array:
+    return logits - jnp.mean(logits, axis=-1, keepdims=True)
 
 
-def root_outside(
+def root_values(
     state: optax.OptState, epsilon: float, multiplier: float, b2: float = 0.999
 ) -> jax.Array:
-    """Fraction of AdamW-HE's second moments (bias corrected), after an update, that the root's
-    domain does not hold, for runs in the clear: a tenth below it the root is still one, and a
-    moment of 0 with noise is there. state: of `adamw_he`.
+    """What `optimizer.inv_sqrt` met in the update that led to this state of `adamw_he`, for runs in
+    the clear: (numbers trained,) second moments, bias corrected, with epsilon, times the factor.
     """
 
     def is_moments(node: Any) -> bool:
         return isinstance(node, AdamHEState)
 
     found = [s for s in jax.tree.leaves(state, is_leaf=is_moments) if is_moments(s)]
-    total, outside = 0, jnp.zeros(())
-    for moments in found:
-        for square in jax.tree.leaves(moments.square):
-            u = multiplier * (square / (1 - b2**moments.count) + epsilon)
-            inside = (u >= 0.9 * ROOT_DOMAIN[0]) & (u <= ROOT_DOMAIN[1])
-            outside = outside + jnp.sum(~inside)
-            total += square.size
-    return outside / max(total, 1)
+    return jnp.concatenate(
+        [
+            multiplier * (jnp.ravel(square) / (1 - b2**moments.count) + epsilon)
+            for moments in found
+            for square in jax.tree.leaves(moments.square)
+        ]
+    )
+
+
+def training_domains(sites: Sites) -> dict[str, tuple[float, float]]:
+    """Where the approximations of `training_sites` hold. A tenth below its domain the optimizer's
+    root is still one, and a moment of 0 with noise lies there.
+    """
+    found = {name: hull(function.domain) for name, function in sites.entries}
+    low, high = found["optimizer.inv_sqrt"]
+    return found | {"optimizer.inv_sqrt": (0.9 * low, high)}
 
 
 def polynomial_loss(
@@ -122,8 +150,7 @@ def polynomial_loss(
     share = scale / logits.shape[0]
     if softmax is None:
         return share * squared_error(logits, targets)
-    centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
-    return share * cross_entropy_polynomial(centred, targets, softmax.exp, softmax.inverse)
+    return share * cross_entropy_polynomial(_centred(logits), targets, softmax.exp, softmax.inverse)
 
 
 def lora_update(

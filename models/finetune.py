@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,17 +33,18 @@ from models.as_encrypted import (
     twin_of,
 )
 from models.buckets import check_buckets, cut, lengths_of, plan_epoch
+from models.budgeted import range_figures
 from models.checkpoint import CheckpointError, Checkpoints, digest_of
 from models.config import EncoderConfig, Pairs, Pooling
 from models.diagnose import origin
 from models.encoder import Model
 from models.encrypted_step import (
-    ROOT_DOMAIN,
     PolynomialSoftmax,
-    inverse_root,
     lora_update,
-    root_outside,
+    root_values,
     simulated_update,
+    training_domains,
+    training_sites,
 )
 from models.limits import check_numbers
 from models.lora import Params, combine, is_adapter_or_head, partition
@@ -50,12 +52,19 @@ from models.lora import Path as Place
 from models.losses import cross_entropy, mean_squared_error, share_outside
 from models.optim import scale_by_adam_he
 from models.recipe import Progress
-from models.schedules import scale_by_progress
+from models.schedules import ramp, scale_by_progress
 from models.sharding import check_config, check_rows, place_batch, place_state
-from models.sites import TRAINING_SITES, site_names
-from models.step import Step, TrainState, initial_state
+from models.sites import TRAINING_SITES, Range, Sites, met_ranges, site_names, targets_of
+from models.step import Step, StepOptions, TrainState, initial_state, rematerialised
 from models.tasks import TaskData
-from models.train import Batch, Regularisation, TrainingError, make_step, run_steps
+from models.train import (
+    Batch,
+    Regularisation,
+    TrainingError,
+    exact_forward,
+    make_step,
+    run_steps,
+)
 
 __all__ = [
     "AsEncrypted",
@@ -66,6 +75,9 @@ __all__ = [
     "learning_rates",
     "make_evaluate_task",
 ]
+
+
+_ROOT = "optimizer.inv_sqrt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +93,14 @@ class FineTune:
     same form. pooling: "token" or "mean", as in the configuration, or "model", what the model to
     start from has. encrypted: None in the clear with the exact functions.
 
-    penalty: weight of the range penalty on the canonical `ranges` of sites, from the share `inner`
-    of a half-width on; in the clear alone, since under encryption nobody sees a value leave.
+    penalty: weight of the range penalty on the canonical `ranges`, each of a site or, under the
+    name of a function, of all its sites, from the share `inner` of a half-width on; in the clear
+    alone, since under encryption nobody sees a value leave. It rises in a line over the first half
+    of the last share `penalty_last` of all steps, before which there is none; 1: all along.
+
+    accumulate, precision: as in `step.StepOptions`; remat: compute what a layer kept a second time
+    instead (`step.rematerialised`); all three in the clear alone. save_seconds: time between
+    checkpoints within an epoch.
     """
 
     method: Literal["full", "lora"] = "lora"
@@ -102,8 +120,13 @@ class FineTune:
     pooling: Pooling | Literal["model"] = "model"
     seed: int = 0
     penalty: float = 0.0
-    ranges: tuple[tuple[str, tuple[float, float]], ...] = ()
+    penalty_last: float = 1.0
+    ranges: tuple[tuple[str, Range], ...] = ()
     inner: float = 0.9
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    save_seconds: float = 180.0
     encrypted: AsEncrypted | None = None
 
     def __post_init__(self) -> None:
@@ -117,6 +140,13 @@ class FineTune:
             raise ValueError("there is no dropout in an encrypted step: set dropout to 0")
         if self.encrypted is not None and self.penalty:
             raise ValueError("there is no range penalty in an encrypted step: set penalty to 0")
+        if self.encrypted is not None and (self.options != StepOptions(donate=True) or self.remat):
+            raise ValueError(
+                "an encrypted step is one whole of float32 numbers: accumulate=1, precision="
+                "'float32', and no remat"
+            )
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} is no multiple of accumulate={self.accumulate}")
         if self.penalty and not self.ranges:
             raise ValueError("the range penalty needs the ranges of sites")
         if self.method == "lora" and self.rank < 1:
@@ -133,11 +163,16 @@ class FineTune:
             self,
             positive=("learning_rate", "epsilon", "alpha"),
             at_least_0=("weight_decay", "penalty"),
-            shares=("warmup",),
+            shares=("warmup", "penalty_last"),
             below_1=("dropout", "inner"),
             seeds=("seed",),
         )
         check_buckets(self.buckets)
+
+    @property
+    def options(self) -> StepOptions:
+        """How a step computes; the state handed to it is overwritten."""
+        return StepOptions(self.accumulate, self.precision, donate=True)
 
     def adapt(self, config: EncoderConfig) -> EncoderConfig:
         """The configuration that is trained, of a pre-trained one. ValueError where a setting does
@@ -154,8 +189,11 @@ class FineTune:
 
 @dataclasses.dataclass(frozen=True)
 class FineTuned:
-    """A fine-tuned model. trainable: numbers that training changed; history: one entry an epoch;
-    finished: False where it was stopped, its checkpoint then holds where.
+    """A fine-tuned model.
+
+    trainable: numbers that training changed; history: one entry an epoch, with validation scores
+    and the ranges met there; finished: False where it was stopped, its checkpoint then holds where;
+    training: the approximations of an encrypted step beside the model's own.
     """
 
     model: Model
@@ -163,16 +201,20 @@ class FineTuned:
     trainable: int
     history: list[dict[str, Any]]
     finished: bool = True
+    training: Sites = Sites()
 
 
 class _Dose(NamedTuple):
-    """A `Batch` with its step's learning rate, which the optimizer gets as `progress`."""
+    """A `Batch`, its step's learning rate, which the optimizer gets as `progress`, and a factor of
+    the range penalty's weight.
+    """
 
     tokens: Any
     mask: Any
     targets: Any
     types: Any
     progress: Any
+    penalty: Any
 
 
 def finetune(
@@ -189,8 +231,9 @@ def finetune(
     """Fine-tune `start`, the parameters of an encoder of this configuration, on a task.
 
     Pooler, head and adapters are fresh, drawn from the seed. report is called four times an epoch,
-    the last time with the validation scores. checkpoints: a folder; written after each epoch, and
-    where `stop`, asked before each step, says so. mesh: devices of this host over which batches and
+    the last time with the validation scores and the ranges met there. checkpoints: a folder;
+    written after each epoch, every `save_seconds` within one, and where `stop`, asked before each
+    step, says so. mesh: devices of this host over which batches and
     model are spread (`sharding.make_mesh`); a training may go on with another, to the same numbers
     up to rounding.
 
@@ -198,8 +241,8 @@ def finetune(
       TrainingError: the loss or the gradient stops being finite; it names the site.
       CheckpointError: a folder that holds another training, or a start of another shape.
       ParameterError: a rank above the model's number of features; softmax attention as encrypted;
-        rows of another form than `settings.pairs`; a mesh that does not divide the rows of a step,
-        the heads or the features.
+        rows of another form than `settings.pairs`; a range of a site that the model has not; a mesh
+        that does not divide the rows of a step, the heads or the features.
     """
     if settings.encrypted is not None and config.attention == "softmax":
         raise ParameterError(
@@ -217,7 +260,8 @@ def finetune(
         raise ParameterError(str(error)) from error
     if mesh is not None:
         check_config(adapted, mesh)
-        check_rows(settings.batch, mesh)
+        check_rows(settings.batch // settings.accumulate, mesh)
+    settings = dataclasses.replace(settings, ranges=targets_of(adapted, settings.ranges))
     key = jax.random.key(settings.seed)
     model = Model(adapted)
     params = overlay(model.init(key), start)
@@ -228,7 +272,8 @@ def finetune(
     per_epoch = -(-len(data.train.tokens) // settings.batch)
     steps = per_epoch * settings.epochs
     optimizer, compiled = _step(model, _of_a_step(settings))
-    state = initial_state(trained, optimizer, key)
+    # The step overwrites its state, and what the caller gave may be part of it.
+    state = initial_state(jax.tree.map(jnp.copy, trained), optimizer, key)
     batch_of = _doses(data.train, settings, per_epoch, mesh)
     watched = settings.encrypted is not None
     names = (*site_names(adapted), *TRAINING_SITES)
@@ -257,6 +302,18 @@ def finetune(
         if mesh is not None:
             state, frozen = place_state(state, mesh), place_state(frozen, mesh)
         step = _watched(compiled, frozen, names) if watched else _closed(compiled, frozen)
+        saved = time.monotonic()
+
+        def save(state: TrainState) -> None:
+            nonlocal saved
+            if store is not None:
+                store.save(int(state.step), state, notes | {"history": history})
+            saved = time.monotonic()
+
+        def save_in_time(state: TrainState) -> None:
+            if time.monotonic() - saved >= settings.save_seconds:
+                save(state)
+
         while int(state.step) < steps:
             goal = (int(state.step) // per_epoch + 1) * per_epoch
             figures: dict[str, float] = {}
@@ -276,6 +333,8 @@ def finetune(
                 stop=stop,
                 report=seen,
                 report_every=max(1, per_epoch // 4),
+                save=None if store is None else save_in_time,
+                save_every=1,
                 diagnose=None if watched else diagnose,
             )
             done = int(state.step)
@@ -284,15 +343,18 @@ def finetune(
             if done == goal:
                 scores = _evaluate(model, combine(state.params, frozen), data.validation, settings)
                 figures |= metrics.score(scores.answers, data.validation.targets)
+                figures |= range_figures(scores.ranges)
                 history.append({"step": goal, "phase": phase, **figures})
                 tell(goal, figures)
-            if store is not None:
-                store.save(done, state, notes | {"history": history})
+            save(state)
             if done < goal:
                 break
     count = sum(int(leaf.size) for leaf in jax.tree.leaves(state.params))
     finished = int(state.step) == steps
-    return FineTuned(model, combine(state.params, frozen), count, history, finished)
+    training = Sites()
+    if settings.encrypted is not None:
+        training = training_sites(data.classes, settings.encrypted.fit)
+    return FineTuned(model, combine(state.params, frozen), count, history, finished, training)
 
 
 def learning_rates(settings: FineTune, steps: int) -> np.ndarray:
@@ -304,6 +366,13 @@ def learning_rates(settings: FineTune, steps: int) -> np.ndarray:
     fall = 0.5 * (1 + np.cos(np.pi * np.maximum(number - rise, 0) / (steps + 1 - rise)))
     factor = np.where(number < rise, number / rise, fall)
     return (settings.learning_rate * factor).astype(np.float32)
+
+
+def penalty_factors(settings: FineTune, steps: int) -> np.ndarray:
+    """Of the range penalty's weight at each step, float32 (steps,)."""
+    if settings.penalty_last == 1:
+        return np.ones(steps, np.float32)
+    return np.asarray(ramp(settings.penalty_last)(np.arange(steps) / steps), np.float32)
 
 
 def _evaluate(model: Model, params: Params, data: Batch, settings: FineTune) -> Evaluated:
@@ -319,18 +388,22 @@ def _closed(step: Step, frozen: Params) -> Step:
 
 def _watched(step: Step, frozen: Params, sites: Sequence[str]) -> Step:
     """The encrypted step, which stops at the first loss that is not finite and says which sites
-    were left; of the shares outside it reports the largest. sites: as a forward pass meets them.
+    were left. It reports the largest share outside as `outside`, that of each site that was left as
+    `outside/SITE`, and what the training's own sites met as `range/SITE/low` and `high`. sites: as
+    a forward pass meets them.
     """
     before: dict[str, float] = {}
 
     def watched(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        state, met = step(state, batch, frozen)
-        figures: dict[str, Any] = dict(met)
-        outside = {name: float(share) for name, share in figures["outside"].items()}
-        if not np.isfinite(float(figures["loss"])):
+        state, found = step(state, batch, frozen)
+        met: dict[str, Any] = dict(found)
+        outside = {name: float(share) for name, share in met["outside"].items()}
+        if not np.isfinite(float(met["loss"])):
             raise TrainingError(_gone_wrong(int(state.step), before, outside, sites))
         before.update(outside)
-        return state, figures | {"outside": max(outside.values())}
+        figures = {"loss": met["loss"], "outside": max(outside.values())}
+        figures |= {f"outside/{name}": share for name, share in outside.items() if share > 0}
+        return state, figures | range_figures(met["ranges"])
 
     return watched
 
@@ -374,8 +447,9 @@ def make_optimizer(settings: FineTune) -> optax.GradientTransformationExtraArgs:
     elif settings.encrypted is None:
         adam = scale_by_adam_he(eps=settings.epsilon)
     else:
-        epsilon, multiplier = _scaled(settings, settings.encrypted.loss_scale)
-        adam = scale_by_adam_he(eps=epsilon, inv_sqrt=inverse_root(), prescale=multiplier)
+        root = training_sites(1, settings.encrypted.fit).get(_ROOT)
+        epsilon, multiplier = _scaled(settings, settings.encrypted)
+        adam = scale_by_adam_he(eps=epsilon, inv_sqrt=root, prescale=multiplier)
     return optax.chain(
         adam,
         optax.add_decayed_weights(settings.weight_decay),
@@ -387,16 +461,19 @@ def _of_a_step(settings: FineTune) -> FineTune:
     """What a compiled step depends on, everything else at its default: one for all seeds, rates and
     lengths of training, and for all tasks of equally many classes.
     """
-    names = ("epochs", "learning_rate", "warmup", "buckets", "seed")
+    names = (
+        *("epochs", "learning_rate", "warmup", "buckets", "seed"),
+        *("penalty_last", "save_seconds"),
+    )
     fields = {field.name: field.default for field in dataclasses.fields(FineTune)}
     return dataclasses.replace(settings, **{name: fields[name] for name in names})
 
 
-def _scaled(settings: FineTune, scale: float) -> tuple[float, float]:
-    """Epsilon and multiplier of the root for gradients that are `scale` times as large."""
-    own = settings.multiplier
-    multiplier = ROOT_DOMAIN[0] / settings.epsilon if own is None else own
-    return settings.epsilon * scale**2, multiplier / scale**2
+def _scaled(settings: FineTune, how: AsEncrypted) -> tuple[float, float]:
+    """Epsilon and multiplier of the root for gradients that are `loss_scale` times as large."""
+    low, _ = training_sites(1, how.fit).ranges()[_ROOT]
+    multiplier = low / settings.epsilon if settings.multiplier is None else settings.multiplier
+    return settings.epsilon * how.loss_scale**2, multiplier / how.loss_scale**2
 
 
 def _gone_wrong(
@@ -448,7 +525,8 @@ def _doses(
     data: Batch, settings: FineTune, per_epoch: int, mesh: Mesh | None
 ) -> Callable[[int], _Dose]:
     lengths = lengths_of(data)
-    rates = learning_rates(settings, per_epoch * settings.epochs)
+    steps = per_epoch * settings.epochs
+    rates, penalties = learning_rates(settings, steps), penalty_factors(settings, steps)
 
     @functools.lru_cache(maxsize=1)
     def plans(epoch: int):
@@ -456,7 +534,7 @@ def _doses(
 
     def batch_of(number: int) -> _Dose:
         epoch, place = divmod(number, per_epoch)
-        dose = _Dose(*cut(data, plans(epoch)[place]), rates[number])
+        dose = _Dose(*cut(data, plans(epoch)[place]), rates[number], penalties[number])
         return dose if mesh is None else place_batch(dose, mesh)
 
     return batch_of
@@ -473,12 +551,15 @@ def _step(model: Model, settings: FineTune) -> tuple[optax.GradientTransformatio
             ranges=settings.ranges,
             inner=settings.inner,
         )
-        return optimizer, make_step(model, optimizer, inputs)
+        forward = rematerialised(exact_forward(model)) if settings.remat else None
+        return optimizer, make_step(model, optimizer, inputs, forward, settings.options)
     regression, classes = model.config.regression, model.config.classes
-    softmax = None if regression else PolynomialSoftmax.fit(classes, how.softmax_bound)
+    sites = training_sites(classes, how.fit)
+    softmax = PolynomialSoftmax.of(sites)
     update = lora_update(model, optimizer, softmax, how.loss_scale)
-    epsilon, multiplier = _scaled(settings, how.loss_scale)
-    unit, domains = model.units(), model.sites.ranges()
+    epsilon, multiplier = _scaled(settings, how)
+    unit = model.units() | dict.fromkeys(TRAINING_SITES, 1.0)
+    domains = model.sites.ranges() | training_domains(sites)
 
     def step(state: TrainState, batch: _Dose, frozen: Params) -> tuple[TrainState, dict[str, Any]]:
         noisy = simulated_update(update, state.optimizer, how.ckks, how.profile)
@@ -488,12 +569,14 @@ def _step(model: Model, settings: FineTune) -> tuple[optax.GradientTransformatio
         trained, opt, (logits, values) = noisy(
             key, state.params, state.optimizer, frozen, x, batch.mask, targets, batch.progress
         )
-        outside = share_outside(values, unit, domains)
-        if softmax is not None:
-            outside["loss.exp"] = softmax.share_outside(logits)
-        outside["optimizer.inv_sqrt"] = root_outside(opt, epsilon, multiplier)
+        own = {} if softmax is None else softmax.values(logits)
+        own[_ROOT] = root_values(opt, epsilon, multiplier)
         task = mean_squared_error if regression else cross_entropy
-        figures = {"loss": task(logits, batch.targets), "outside": outside}
+        figures = {
+            "loss": task(logits, batch.targets),
+            "outside": share_outside({**values, **own}, unit, domains),
+            "ranges": met_ranges(own, unit),
+        }
         return TrainState(state.step + 1, trained, opt, state.key), figures
 
-    return optimizer, jax.jit(step)
+    return optimizer, jax.jit(step, donate_argnums=(0,))

@@ -37,8 +37,10 @@ def scale_by_adam_he(
     root = jax.lax.rsqrt if inv_sqrt is None else inv_sqrt
 
     def init(params: optax.Params) -> AdamHEState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return AdamHEState(jnp.zeros((), jnp.int32), zeros, zeros)
+        def zeros() -> optax.Updates:  # each in buffers of its own, which a step may overwrite
+            return jax.tree.map(jnp.zeros_like, params)
+
+        return AdamHEState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
     def update(
         updates: optax.Updates, state: AdamHEState, params: optax.Params | None = None

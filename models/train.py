@@ -132,7 +132,8 @@ def make_task_loss(
     forward: Forward | None = None,
 ) -> Loss:
     """The regularised loss of a classifier or regression model on a `Batch`; metrics {loss,
-    penalty}. forward: a noisy forward pass, as `simulated_forward` gives it.
+    penalty}. forward: a noisy forward pass, as `simulated_forward` gives it. Where the batch has a
+    field `penalty`, it is a factor of the penalty's weight.
     """
     run = exact_forward(model) if forward is None else forward
     r = regularisation
@@ -153,7 +154,8 @@ def make_task_loss(
         logits, values = run(k_noise, params, x.astype(dtype), batch.mask.astype(dtype))
         task = task_loss(model, logits.astype(jnp.float32), batch.targets, r.smoothing)
         extra = range_penalty(values, unit, ranges, r.inner) if r.penalty else jnp.zeros(())
-        return task + r.penalty * extra, {"loss": task, "penalty": extra}
+        weight = r.penalty * getattr(batch, "penalty", 1.0)
+        return task + weight * extra, {"loss": task, "penalty": extra}
 
     return loss
 

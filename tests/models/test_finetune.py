@@ -15,18 +15,19 @@ from hesim.errors import ParameterError
 from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
 from models.buckets import cut, lengths_of, plan_epoch, whole
-from models.checkpoint import CheckpointError
+from models.checkpoint import CheckpointError, Checkpoints
 from models.config import EncoderConfig
 from models.data import DataError
 from models.encoder import Model
 from models.encrypted_step import (
     PolynomialSoftmax,
     encrypted_arguments,
-    inverse_root,
     lora_update,
     simulated_update,
+    training_domains,
+    training_sites,
 )
-from models.finetune import FineTune, finetune, learning_rates, overlay
+from models.finetune import FineTune, finetune, learning_rates, overlay, penalty_factors
 from models.finetune import _watched as watched
 from models.lora import is_adapter, is_adapter_or_head, partition
 from models.losses import cross_entropy, share_outside
@@ -42,6 +43,7 @@ CONFIG = EncoderConfig(
 )
 SETTINGS = FineTune(epochs=4, batch=16, learning_rate=2e-2, buckets=(12,))
 FIT = FitSettings(degrees=(("exp", 7), ("inv_sqrt", 7), ("relu", 7), ("tanh", 7)), margin=1.0)
+HOW = AsEncrypted(fit=dataclasses.replace(FIT, ranges=(("tanh", (-5.0, 5.0)),)))
 
 
 def rows(n: int, seed: int) -> Batch:
@@ -120,9 +122,7 @@ def typed(n: int, seed: int) -> Batch:
     return rows(n, seed)._replace(types=types)
 
 
-@pytest.mark.parametrize(
-    "how", [{"method": "full"}, {"method": "lora"}, {"encrypted": AsEncrypted(fit=FIT)}]
-)
+@pytest.mark.parametrize("how", [{"method": "full"}, {"method": "lora"}, {"encrypted": HOW}])
 def test_token_types_reach_training_and_answers(how):
     parts = [typed(n, seed) for n, seed in ((64, 0), (40, 1), (60, 2))]
     data = dataclasses.replace(task(), train=parts[0], validation=parts[1], test=parts[2])
@@ -171,7 +171,7 @@ def test_pairs_read_apart_are_learned_and_cut_to_buckets():
 def test_pairs_read_apart_are_trained_and_answered_as_encrypted():
     parts = [apart(n, seed) for n, seed in ((64, 0), (40, 1), (60, 2))]
     data = dataclasses.replace(task(), train=parts[0], validation=parts[1], test=parts[2])
-    how = AsEncrypted(fit=FIT, domains=())
+    how = AsEncrypted(fit=FIT)
     settings = dataclasses.replace(
         SETTINGS,
         epochs=1,
@@ -181,7 +181,7 @@ def test_pairs_read_apart_are_trained_and_answered_as_encrypted():
         pairs="apart",
         encrypted=how,
     )
-    narrow = dataclasses.replace(settings, encrypted=AsEncrypted(fit=FIT))
+    narrow = dataclasses.replace(settings, encrypted=HOW)
     with pytest.raises(TrainingError, match=r"step 1 left the parameter .*100.00% of"):
         finetune(CONFIG, Model(CONFIG).init(jax.random.key(5)), data, narrow)
     done = finetune(CONFIG, Model(CONFIG).init(jax.random.key(5)), data, settings)
@@ -204,7 +204,7 @@ def test_lora_leaves_the_encoder_as_it_was():
 
 
 def encrypted_settings(**changes) -> FineTune:
-    return dataclasses.replace(SETTINGS, encrypted=AsEncrypted(fit=FIT), **changes)
+    return dataclasses.replace(SETTINGS, encrypted=HOW, **changes)
 
 
 @pytest.mark.slow
@@ -250,8 +250,14 @@ def test_the_site_that_a_runaway_step_left_first_is_named():
 def test_a_value_that_is_no_number_is_outside():
     met = share_outside({"a": jnp.array([0.5, jnp.nan, 3.0, -1.0])}, {"a": 2.0}, {"a": (0.0, 4.0)})
     assert float(met["a"]) == 0.75
-    softmax = PolynomialSoftmax.fit(2)
-    assert float(softmax.share_outside(jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]))) == 0.5
+    sites = training_sites(2)
+    softmax = PolynomialSoftmax.of(sites)
+    assert softmax is not None
+    values = softmax.values(jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]))
+    found = share_outside(values, dict.fromkeys(values, 1.0), training_domains(sites))
+    assert {name: float(share) for name, share in found.items()} == dict.fromkeys(
+        ("loss.exp", "loss.inv"), 0.5
+    )
 
 
 @pytest.mark.parametrize("size", [3, 41, 1618, 99_999])
@@ -278,11 +284,14 @@ def test_the_encrypted_update_is_the_exact_one_up_to_its_polynomials():
         update = jax.jit(lora_update(model, optimizer, softmax, scale))
         return update(trained, state, frozen, x[model], data.mask[:8], y, 1.0)
 
-    softmax = PolynomialSoftmax.fit(2)
+    sites = training_sites(2)
+    root = sites.get("optimizer.inv_sqrt")
     found, state, _ = step(
-        twin, adamw_he(1e-2, eps=6e-4, inv_sqrt=inverse_root(), prescale=3.0), softmax
+        twin,
+        adamw_he(1e-2, eps=6e-4, inv_sqrt=root, prescale=3.0),
+        PolynomialSoftmax.of(sites),
     )
-    real = PolynomialSoftmax(2, 4.0, jnp.exp, lambda s: 1 / s)
+    real = PolynomialSoftmax(jnp.exp, lambda s: 1 / s)
     expected, _, _ = step(exact, adamw_he(1e-2, eps=6e-4), real)
     for new, right, old in zip(*map(jax.tree.leaves, (found, expected, trained)), strict=True):
         moved = float(jnp.max(jnp.abs(right - old)))
@@ -300,9 +309,11 @@ def test_a_whole_lora_step_traces_and_its_noise_is_small():
     params = model.init(jax.random.key(0))
     twin = model.with_sites(fit_sites(model, params, data, FIT))
     trained, frozen = partition(params, is_adapter_or_head)
-    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=inverse_root(), prescale=3.0)
+    sites = training_sites(2)
+    root = sites.get("optimizer.inv_sqrt")
+    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=root, prescale=3.0)
     state = optimizer.init(trained)
-    update = lora_update(twin, optimizer, PolynomialSoftmax.fit(2))
+    update = lora_update(twin, optimizer, PolynomialSoftmax.of(sites))
     x, y = twin.embed(params, data.tokens), jax.nn.one_hot(data.targets, 2)
     arguments = (trained, state, frozen, x, data.mask, y, np.float32(1))
     program = hesim.trace(update, *arguments, encrypted=encrypted_arguments(state))
@@ -474,3 +485,91 @@ def test_a_training_with_the_mean_reads_words_that_the_first_token_cannot_see():
         for m in (done.model, token)
     )
     assert np.abs(found - other).max() > 1e-3
+
+
+def test_a_step_in_parts_takes_the_whole_steps_gradient_and_bfloat16_stays_near_it():
+    settings = dataclasses.replace(SETTINGS, method="full", epochs=1, learning_rate=1e-3)
+    expected = finetune(CONFIG, start(), task(), settings)
+    for change, tolerance in (
+        ({"accumulate": 4}, 1e-4),
+        ({"remat": True}, 1e-4),
+        ({"precision": "bfloat16"}, 2e-2),
+    ):
+        found = finetune(CONFIG, start(), task(), dataclasses.replace(settings, **change))
+        assert found.history[-1]["loss"] == pytest.approx(
+            expected.history[-1]["loss"], rel=max(tolerance, 1e-3)
+        )
+        moved = [
+            float(jnp.max(jnp.abs(a - b)))
+            for a, b in zip(*map(jax.tree.leaves, (found.params, expected.params)), strict=True)
+        ]
+        assert max(moved) < tolerance
+    with pytest.raises(ValueError, match="one whole of float32"):
+        encrypted_settings(accumulate=2)
+    with pytest.raises(ValueError, match="no multiple of accumulate"):
+        dataclasses.replace(settings, accumulate=3)
+
+
+def test_the_penaltys_weight_rises_in_the_last_share_of_the_steps():
+    settings = dataclasses.replace(SETTINGS, penalty=1.0, ranges=(("exp", (-1.0, 0.0)),))
+    assert penalty_factors(settings, 8).tolist() == [1.0] * 8
+    last = dataclasses.replace(settings, penalty_last=0.5)
+    assert penalty_factors(last, 8).tolist() == [0, 0, 0, 0, 0, 0.5, 1, 1]
+    with pytest.raises(ParameterError, match="no site layer5"):
+        wrong = dataclasses.replace(settings, ranges=(("layer5.attention.exp", (-1.0, 0.0)),))
+        finetune(CONFIG, start(), task(), wrong)
+
+
+def test_the_range_penalty_draws_the_model_into_its_ranges():
+    free = dataclasses.replace(SETTINGS, method="full", epochs=3)
+    held = dataclasses.replace(free, penalty=3.0, ranges=(("tanh", (-0.5, 0.5)),))
+    reach = {}
+    for name, settings in (("free", free), ("held", held)):
+        last = finetune(CONFIG, start(), task(), settings).history[-1]
+        low, high = (last[f"range/pooler.tanh/{end}"] for end in ("low", "high"))
+        reach[name] = max(-low, high)
+    assert reach["held"] < 0.8 * reach["free"]
+
+
+def test_checkpoints_within_an_epoch_are_gone_on_from(tmp_path):
+    settings = dataclasses.replace(SETTINGS, epochs=1, save_seconds=0.0)
+    whole_run = finetune(CONFIG, start(), task(), settings)
+
+    class Killed(Exception):
+        pass
+
+    calls = iter(range(100))
+
+    def kill() -> bool:
+        if next(calls) == 5:
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        finetune(CONFIG, start(), task(), settings, stop=kill, checkpoints=tmp_path)
+    with Checkpoints(tmp_path) as store:
+        assert store.latest == 5
+    again = finetune(CONFIG, start(), task(), settings, checkpoints=tmp_path)
+    for a, b in zip(*map(jax.tree.leaves, (whole_run.params, again.params)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_encrypted_trainings_figures_name_the_sites_and_what_the_step_met():
+    reported: list[dict[str, float]] = []
+    done = finetune(
+        CONFIG,
+        start(),
+        task(),
+        encrypted_settings(epochs=1),
+        report=lambda progress: reported.append(progress.figures),
+    )
+    last = done.history[-1]
+    low, high = (last[f"range/optimizer.inv_sqrt/{end}"] for end in ("low", "high"))
+    assert 0.0 < low <= high < 1.0
+    assert last["range/loss.inv/low"] >= 1.9 and "range/layer0.attention.exp/low" in last
+    assert {name for name, _ in done.training.entries} == {
+        "loss.exp",
+        "loss.inv",
+        "optimizer.inv_sqrt",
+    }
+    assert all("outside" in figures for figures in reported)

@@ -14,11 +14,13 @@ import pytest
 import approx
 import he_backend
 import hesim
+from hesim.errors import ParameterError
 from hesim.params import InsecureParametersWarning
 from models.checkpoint import CheckpointError, sites_from_json, sites_to_json
 from models.config import EncoderConfig
 from models.derivatives import CheapComposite, cheap
 from models.encoder import Model
+from models.encrypted_step import training_sites
 from models.losses import cross_entropy_polynomial
 from models.optim import scale_by_adam_he
 from models.ranges import check_ranges
@@ -33,6 +35,8 @@ from models.sites import (
     met_ranges,
     prescaled,
     rescaled,
+    site_names,
+    targets_of,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -254,4 +258,37 @@ def test_settings_by_site_and_what_they_refuse():
         FitSettings(derivatives="free")
     with pytest.raises(ValueError, match="no site layer7"):
         fit_ranges(TINY, {}, settings, ["layer7.attention.exp"])
+    met = dict.fromkeys(site_names(TINY), (-1.0, 0.0))
+    with pytest.raises(ParameterError, match="no site layer9"):
+        fit_ranges(TINY, met, FitSettings(degrees=(("layer9.attention.exp", 3), ("exp", 3))))
+    for wrong in (("expp", 3), ("loss.expp", 3)):
+        with pytest.raises(ParameterError, match="neither a site nor a function"):
+            FitSettings(degrees=(wrong,))
+    with pytest.raises(ParameterError, match="low and a high"):
+        FitSettings(ranges=(("exp", (0.0, -1.0)),))
+
+
+def test_targets_are_of_sites_or_of_all_that_a_function_has():
+    table = (("exp", (-6.0, 0.0)), ("layer0.attention.exp", (-3.0, 0.0)), ("silu", (-1.0, 1.0)))
+    found = targets_of(TINY, table)
+    assert dict(found)["layer0.attention.exp"] == (-3.0, 0.0)
+    others = [pair for name, pair in found if name != "layer0.attention.exp"]
+    assert others == [(-6.0, 0.0)] * (TINY.layers - 1)
+    with pytest.raises(ParameterError, match="no site layer8"):
+        targets_of(TINY, [("layer8.attention.exp", (-1.0, 0.0))])
+
+
+def test_a_step_of_training_takes_its_own_entries_and_not_those_of_the_models_functions():
+    fit = FitSettings(
+        degrees=(("exp", 3), ("loss.exp", 9)),
+        ranges=(("exp", (-40.0, 0.0)), ("loss.exp", (-2.0, 2.0))),
+        composites=(("optimizer.inv_sqrt", (("degree", 15), ("steps", 2))),),
+    )
+    sites = training_sites(3, fit)
+    assert sites.ranges()["loss.exp"] == (-2.0, 2.0)
+    assert sites.get("loss.exp").degree == 9 and sites.get("loss.inv").degree == 31
+    low, high = sites.ranges()["loss.inv"]
+    assert low < 3 and high > 3 * math.cosh(2.0)
+    assert dict(sites.get("optimizer.inv_sqrt").knobs) == {"degree": 15, "steps": 2}
+    assert [name for name, _ in training_sites(1).entries] == ["optimizer.inv_sqrt"]
     assert function_of("loss.inv") == "inv"
