@@ -1,5 +1,4 @@
-"""A data set made ready for fine-tuning: token numbers, scaled targets, scores, majority baselines,
-and the step sizes that the paper found per GLUE task.
+"""A data set made ready for fine-tuning: token numbers, scaled targets, scores, majority baselines.
 
 Scores of a regression do not change under the public affine map of its ratings onto [-1, 1], which
 spares a head without bias the work of finding their mean.
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -20,29 +18,7 @@ from models.data import DataError, Split, load
 from models.tokens import Tokenizer
 from models.train import Batch
 
-__all__ = ["PAPER", "PaperSettings", "TaskData", "baseline", "prepare_task"]
-
-
-@dataclasses.dataclass(frozen=True)
-class PaperSettings:
-    """Rho et al. 2025, Table 11: AdamW-HE's learning rate and epsilon, epochs, and the factor of
-    (v + epsilon) before the polynomial 1/sqrt on [0.0005, 1].
-    """
-
-    learning_rate: float
-    epsilon: float
-    epochs: int
-    multiplier: float
-
-
-PAPER: Mapping[str, PaperSettings] = {
-    "CoLA": PaperSettings(4.0e-3, 8.0e-3, 5, 5),
-    "MRPC": PaperSettings(5.0e-4, 6.0e-4, 5, 3),
-    "RTE": PaperSettings(2.0e-4, 2.0e-4, 5, 10),
-    "STS-B": PaperSettings(2.5e-2, 4.0e-1, 5, 0.01),
-    "SST-2": PaperSettings(8.5e-3, 8.0e-4, 1, 1),
-    "QNLI": PaperSettings(6.5e-3, 8.0e-4, 1, 1),
-}
+__all__ = ["TaskData", "baseline", "prepare_task"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,11 +146,6 @@ def baseline(data: TaskData) -> dict[str, float]:
         return metrics.score(np.zeros((len(targets), 1)), targets)
     most = int(np.bincount(np.asarray(data.train.targets), minlength=data.classes).argmax())
     return metrics.score(np.tile(np.eye(data.classes)[most], (len(targets), 1)), targets)
-
-
-def dataset_name(spec: str) -> str:
-    """The key of `PAPER` for a data set's name, such as RTE for glue/RTE; itself otherwise."""
-    return spec.rsplit("/", 1)[-1]
 
 
 def _scaled(labels: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

@@ -180,6 +180,10 @@ def finetune(
     config: Annotated[
         Path | None, typer.Option(help="TOML file of settings; --template prints one.")
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="TOML table of settings by task, as `hesim study glue` takes it."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Where checkpoints, log and model go [default: runs/TASK-METHOD-...]."),
@@ -205,7 +209,7 @@ def finetune(
         "encrypted.simulate": simulate or None,
         "training.seed": seed,
     }
-    job = read_job(config, given)
+    job = read_job(config, given, table)
     how = "-simulated" if job.settings.encrypted else ""
     name = f"{job.task.rsplit('/', 1)[-1]}-{job.settings.method}-{job.attention}{how}"
     folder = out or Path("runs") / f"{name}-{job.settings.seed}"
@@ -224,13 +228,22 @@ def finetune(
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="Of a finished `hesim finetune`.")],
     data_dir: DataDirOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with the sections encrypted (the ring) and twin (polynomials) of "
+            "`hesim finetune --template`."
+        ),
+    ] = None,
 ) -> None:
     """Held-out scores of a fine-tuned model: exact, polynomial, simulated; sites out of range."""
     from experiments.live import make_console
-    from experiments.training.evaluating import evaluate_folder, render
+    from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder, render
+    from experiments.training.twin import read_encryption
 
     console = make_console()
-    found = evaluate_folder(folder, data_dir=None if data_dir is None else str(data_dir))
+    how = None if config is None else read_encryption(config, AFTER_TRAINING)
+    found = evaluate_folder(folder, data_dir=None if data_dir is None else str(data_dir), how=how)
     console.print(render(found))
     for line in found.warnings or ["every value lay in its polynomial's range"]:
         console.print(line, highlight=False)

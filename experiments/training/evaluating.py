@@ -13,6 +13,7 @@ from rich.table import Table
 
 from experiments.errors import ExperimentError
 from experiments.training.finetuning import MODEL
+from experiments.training.twin import ring_of
 from models import metrics
 from models.as_encrypted import AsEncrypted, Evaluated, make_evaluate_task, merged, twin_of
 from models.checkpoint import sites_from_json
@@ -20,30 +21,50 @@ from models.encoder import Model
 from models.tasks import TaskData, baseline, prepare_task
 from models.weights import Saved, load_model
 
-__all__ = ["AFTER_TRAINING", "Answers", "evaluate_folder", "render"]
+__all__ = ["AFTER_TRAINING", "Answers", "TwinAnswers", "evaluate_folder", "render"]
 
-AFTER_TRAINING = AsEncrypted(fit=dataclasses.replace(AsEncrypted().fit, margin=0.25), domains=())
+AFTER_TRAINING = AsEncrypted(fit=dataclasses.replace(AsEncrypted().fit, margin=0.25, ranges=()))
 """The twin of a model that was trained in the clear: every domain is what the finished model meets
 on training rows, widened by a quarter, since no training moves its values any more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Scores by measure of one model on the held-out rows of `data`, and what the noisy twin met.
-
-    baseline: of the most frequent label. noisy: its ranges met and shares outside, by site.
-    fitted: the ranges that the polynomials hold on. own: whether these are the ones that the model
-    was trained with; else they were fitted on training rows for this evaluation.
+    """Scores by measure of one model on the held-out rows of `data`; twin: of what encryption can
+    run, None where the model has softmax attention, which it cannot.
     """
 
     data: TaskData
     baseline: dict[str, float]
     exact: dict[str, float]
+    twin: TwinAnswers | None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the scores must know."""
+        if self.twin is not None:
+            return self.twin.warnings
+        return [
+            "softmax attention takes a maximum, which encryption cannot: no polynomial or simulated"
+            " scores. Fine-tune with --attention gaussian for a model that runs encrypted"
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TwinAnswers:
+    """Scores by measure through polynomials, without and with simulated noise, and what was met.
+
+    noisy: ranges met and shares outside under noise, by site. fitted: the ranges that the
+    polynomials hold on. own: whether these are the ones that the model was trained with; else they
+    were fitted on training rows for this evaluation. how: the ring that was simulated.
+    """
+
     polynomial: dict[str, float]
     simulated: dict[str, float]
     noisy: Evaluated
     fitted: dict[str, tuple[float, float]]
     own: bool
+    how: AsEncrypted
 
     @property
     def outside(self) -> list[tuple[str, float]]:
@@ -58,8 +79,9 @@ class Answers:
         if self.outside:
             worst = ", ".join(f"{name} {share:.3%}" for name, share in self.outside)
             said.append(
-                f"values left their polynomial's range: {worst}. Fine-tune with a range penalty, "
-                "or fit wider polynomials"
+                f"values left their polynomial's range: {worst}. Fine-tune with a range penalty "
+                "(section [penalty] of the settings), or evaluate with wider polynomials (margin, "
+                "or a range, in the section [twin] of --config)"
             )
         if len(self.noisy.lost):
             rows = ", ".join(map(str, self.noisy.lost[:8]))
@@ -78,41 +100,42 @@ def evaluate_folder(
     """Evaluate the model that `hesim finetune` wrote (its run folder or the model in it).
 
     how: ring, degrees, margins and domains of the twin of a model that was trained in the clear, by
-    default `AFTER_TRAINING`; one that was trained as encrypted brings its polynomials along.
+    default `AFTER_TRAINING`; one that was trained as encrypted brings its polynomials along and, by
+    default, its ring.
 
     Raises CheckpointError for no or a damaged model, ExperimentError for one that was not
-    fine-tuned here or whose functions encryption cannot evaluate, DataError for missing data.
+    fine-tuned here, DataError for missing data, ParameterError for polynomials that cannot be
+    fitted.
     """
     path = Path(folder)
     saved = load_model(path / MODEL if (path / MODEL).is_dir() else path)
     data, buckets = _task(saved, path, data_dir)
-    if saved.config.attention == "softmax":
-        raise ExperimentError(
-            f"{path} has softmax attention, whose maximum encryption cannot take: fine-tune a "
-            "model with --attention gaussian"
-        )
-    chosen = AFTER_TRAINING if how is None else how
     model = Model(saved.config, low_rank=saved.config.lora_rank > 0)
+    targets = data.test.targets
+    plain = make_evaluate_task(merged(model, saved.params)[0], buckets)
+    exact = plain(merged(model, saved.params)[1], data.test)
+    answers = Answers(data, baseline(data), metrics.score(exact.answers, targets), None)
+    if saved.config.attention == "softmax":
+        return answers
     own = bool(saved.notes["sites"])
+    chosen = AFTER_TRAINING if how is None else how
+    if how is None and saved.notes.get("encrypted"):
+        chosen = ring_of(saved.notes["encrypted"], chosen)
     if own:
         twin = model.with_sites(sites_from_json(saved.notes["sites"]))
     else:
         twin = twin_of(model, saved.params, data.train, buckets, chosen)
-    targets = data.test.targets
-    plain = make_evaluate_task(merged(model, saved.params)[0], buckets)
-    exact = plain(merged(model, saved.params)[1], data.test)
     polynomial = make_evaluate_task(twin, buckets)(saved.params, data.test)
     noisy = make_evaluate_task(twin, buckets, chosen)(saved.params, data.test)
-    return Answers(
-        data,
-        baseline(data),
-        metrics.score(exact.answers, targets),
+    found = TwinAnswers(
         metrics.score(polynomial.answers, targets),
         metrics.score(noisy.answers, targets),
         noisy,
         twin.sites.ranges(),
         own,
+        chosen,
     )
+    return dataclasses.replace(answers, twin=found)
 
 
 def _task(saved: Saved, path: Path, data_dir: str | None) -> tuple[TaskData, tuple[int, ...]]:
@@ -137,24 +160,32 @@ def _task(saved: Saved, path: Path, data_dir: str | None) -> tuple[TaskData, tup
 
 
 def render(answers: Answers) -> RenderableType:
-    """The scores, and every site with range met, range held and share outside."""
+    """The scores, the ring, and every site with range met, range held and share outside."""
     title = f"{answers.data.name}, {len(answers.data.test.tokens):,} held-out rows"
     scores = Table("", *answers.data.metrics, title=title)
-    for label, found in (
+    rows = [
         ("always the most frequent label", answers.baseline),
         ("exact functions", answers.exact),
-        ("polynomials", answers.polynomial),
-        ("polynomials, simulated noise", answers.simulated),
-    ):
+    ]
+    twin = answers.twin
+    if twin is not None:
+        rows += [
+            ("polynomials", twin.polynomial),
+            ("polynomials, simulated noise", twin.simulated),
+        ]
+    for label, found in rows:
         scores.add_row(label, *(f"{found[name]:.4f}" for name in answers.data.metrics))
-    fitted = "as trained with" if answers.own else "fitted on training rows"
+    if twin is None:
+        return scores
+    scores.caption = f"simulated: {twin.how.ckks}, {twin.how.profile}"
+    fitted = "as trained with" if twin.own else "fitted on training rows"
     sites = Table("site", "met", "holds on", "outside", title=f"ranges, {fitted}")
-    for name, met in answers.noisy.ranges.items():
-        held = answers.fitted[name]
+    for name, met in twin.noisy.ranges.items():
+        held = twin.fitted[name]
         sites.add_row(
             name,
             f"[{met[0]:.4g}, {met[1]:.4g}]".replace("[", r"\["),
             f"[{held[0]:.4g}, {held[1]:.4g}]".replace("[", r"\["),
-            f"{answers.noisy.outside.get(name, 0.0):.3%}",
+            f"{twin.noisy.outside.get(name, 0.0):.3%}",
         )
     return Group(scores, sites)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from experiments.live import Display
 from experiments.training.finetuning_settings import Job
 from experiments.training.logbook import Logbook
 from experiments.training.signals import until_signalled
+from experiments.training.twin import said_ring
 from experiments.working import alone_in
 from models.checkpoint import Checkpoints, sites_to_json
 from models.config import EncoderConfig, preset
@@ -73,11 +75,12 @@ def load_start(
 def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None = None) -> FineTuned:
     """Prepare the data, train with a bar, write log and model; goes on from what `out` holds.
 
-    The finished model is in `out/model`, with what it was trained on and its held-out scores in its
-    notes. Raises DataError for data that cannot be read, CheckpointError for a start that does not
-    fit or where `out` holds another run, TrainingError where numbers cease to be finite,
-    ExperimentError where `out` is finished or another process works in it, ParameterError where
-    there are fewer devices than the job wants, or they do not divide its batch or model.
+    The finished model is in `out/model`, with what it was trained on and its scores on the
+    validation rows in its notes; `evaluate_folder` gives the held-out ones. Raises DataError for
+    data that cannot be read, CheckpointError for a start that does not fit or where `out` holds
+    another run, TrainingError where numbers cease to be finite, ExperimentError where `out` is
+    finished or another process works in it, ParameterError where there are fewer devices than the
+    job wants, or they do not divide its batch or model.
     """
     target = out / MODEL
     if target.exists():
@@ -118,7 +121,9 @@ def _train(
 
         def report(progress: Progress) -> None:
             log.write(progress.step, progress.figures)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in progress.figures.items())
+            shown = ", ".join(
+                f"{name} {value:.4g}" for name, value in progress.figures.items() if "/" not in name
+            )
             update(progress.step / progress.steps, f"step {progress.step:,}, {shown}", None)
 
         done = finetune(
@@ -137,6 +142,7 @@ def _train(
 
 
 def _save(target: Path, job: Job, done: FineTuned, tokenizer: Tokenizer, data: TaskData) -> None:
+    how = job.settings.encrypted
     notes: dict[str, Any] = {
         "task": job.task,
         "start": job.start,
@@ -145,11 +151,13 @@ def _save(target: Path, job: Job, done: FineTuned, tokenizer: Tokenizer, data: T
         "train_rows": job.train_rows,
         "method": job.settings.method,
         "buckets": list(job.settings.buckets),
-        "settings": repr(job.settings),
+        "settings": dataclasses.asdict(job.settings),
+        "encrypted": "" if how is None else said_ring(how),
         "trainable": done.trainable,
         "history": done.history,
         "baseline": baseline(data),
         "sites": sites_to_json(done.model.sites) if done.model.sites.entries else "",
+        "training_sites": sites_to_json(done.training) if done.training.entries else "",
     }
     save_model(target, done.model.config, done.params, tokenizer, notes)
 

@@ -9,11 +9,19 @@ from typing import Any, Literal
 
 from experiments.errors import ExperimentError
 from experiments.training.devices import DEVICES, ONE_DEVICE, Devices, devices_of
-from experiments.training.options import Option, options_of, read_options, template
+from experiments.training.options import (
+    Option,
+    options_of,
+    read_options,
+    template,
+    with_defaults,
+)
+from experiments.training.twin import RING, TWIN, as_encrypted_of
 from models.as_encrypted import AsEncrypted
 from models.config import Pairs, Pooling
 from models.data import GLUE, DataError
 from models.finetune import FineTune
+from models.sites import Range
 
 __all__ = [
     "GLUE_TABLE",
@@ -45,6 +53,7 @@ class TaskSettings:
     full_rate: float = 5e-4
     lora_rate: float = 2e-3
     epsilon: float = 2e-4
+    multiplier: float | None = None
     rank: int = 8
     alpha: float = 64.0
     adapted: tuple[str, ...] = ("query", "key", "value", "output")
@@ -62,6 +71,7 @@ class TaskSettings:
             epochs=self.epochs,
             learning_rate=rate,
             epsilon=self.epsilon,
+            multiplier=self.multiplier,
             rank=self.rank,
             alpha=self.alpha,
             adapted=self.adapted,
@@ -89,33 +99,41 @@ _ROW = {
 }
 
 
-_TWIN = tuple(
-    Option("twin", name, (-1.0, 1.0), f"Range of every {name} of the twin.", optional=True)
-    for name in ("exp", "inv_sqrt", "relu", "gelu", "tanh")
-)
+def _multiplier(section: str, value: float | None = None) -> Option:
+    return Option(
+        section,
+        "multiplier",
+        50.0 if value is None else value,
+        "LoRA: factor of v + epsilon before the polynomial 1/sqrt on [0.0005, 1]; by default "
+        "0.0005 / epsilon, which admits the largest gradients.",
+        optional=value is None,
+    )
 
 
 def read_table(path: str | Path | None = None) -> tuple[dict[str, TaskSettings], AsEncrypted]:
     """A row for every GLUE task from a TOML file with a section a task, by default `GLUE_TABLE`,
-    and the twin with the ranges of its section `twin`: where they are given they serve all tasks,
+    and ring and twin of its sections `encrypted` and `twin`: ranges that are given serve all tasks,
     whose simulations are then compiled once. ExperimentError names what is wrong.
     """
-    options = [o for name in GLUE for o in options_of(TaskSettings(), name, _ROW)]
-    values = read_options(GLUE_TABLE if path is None else path, (*options, *_TWIN))
-    how = AsEncrypted()
-    given = values.pop("twin")
-    for name, bounds in given.items():
-        if len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise ExperimentError(f"twin: {name} is {list(bounds)}, not a low and a high number")
-    domains = dict(how.domains) | {name: (float(b[0]), float(b[1])) for name, b in given.items()}
-    rows = {name: TaskSettings(**row) for name, row in values.items()}
+    values = _table_values(path)
+    how = as_encrypted_of(values)
+    rows = {name: TaskSettings(**values[name]) for name in GLUE}
     for name, row in rows.items():
         try:
             for method in ("full", "lora"):
                 row.fine_tune(method)
         except (ValueError, DataError) as error:
             raise ExperimentError(f"{path or GLUE_TABLE}: {name}: {error}") from error
-    return rows, dataclasses.replace(how, domains=tuple(sorted(domains.items())))
+    return rows, how
+
+
+def _table_values(path: str | Path | None) -> dict[str, dict[str, Any]]:
+    options = [
+        option
+        for name in GLUE
+        for option in (*options_of(TaskSettings(), name, _ROW), _multiplier(name))
+    ]
+    return read_options(GLUE_TABLE if path is None else path, (*options, *RING, *TWIN))
 
 
 def task_spec(name: str) -> str:
@@ -150,19 +168,33 @@ _TRAINING = {
     "dropout": "Share of embedding features set to zero.",
     **{name: _ROW[name] for name in ("rank", "alpha", "adapted", "pairs", "pooling")},
     "buckets": "Tokens that a batch may be cut to, the longest at least `length`.",
+    "accumulate": "Parts of a step's rows, one after the other, to save memory.",
+    "precision": "Of forward and backward pass: float32 or bfloat16; parameters and optimizer stay "
+    "in float32.",
+    "remat": "Compute scores and non-linearities a second time instead of keeping them; on a CPU "
+    "this saves nothing.",
+    "save_seconds": "Seconds between two checkpoints within an epoch.",
     "seed": "Of fresh weights, order of rows, and simulated noise.",
 }
-_RING = {
-    "log_n": "Binary logarithm of the ring dimension.",
-    "levels": "Levels of a fresh ciphertext.",
-    "scale_bits": "Bits of the scale.",
-    "first_bits": "Bits of the first prime.",
-    "special_bits": "Bits of the key-switching prime.",
+
+_PENALISED: Mapping[str, Range] = {
+    "exp": (-12.0, 0.0),
+    "inv_sqrt": (0.1, 10.0),
+    "relu": (-6.0, 6.0),
+    "gelu": (-6.0, 6.0),
+    "gelu_tanh": (-6.0, 6.0),
+    "silu": (-6.0, 6.0),
+    "inv": (0.5, 64.0),
+    "tanh": (-4.0, 4.0),
 }
 
 
-def _options(settings: FineTune, train_rows: int) -> tuple[Option, ...]:
-    how = AsEncrypted() if settings.encrypted is None else settings.encrypted
+def _options(
+    settings: FineTune,
+    train_rows: int,
+    encryption: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Option, ...]:
+    """encryption: sections of a table whose ring and twin are the defaults."""
     return (
         Option("task", "task", "rte", f"{', '.join(GLUE).lower()}, or reviews."),
         Option(
@@ -188,13 +220,20 @@ def _options(settings: FineTune, train_rows: int) -> tuple[Option, ...]:
             "full: every parameter by AdamW; lora: adapters, pooler and head by AdamW-HE.",
         ),
         *options_of(settings, "training", _TRAINING),
-        Option(
-            "training",
-            "multiplier",
-            50.0,
-            "LoRA: factor of v + epsilon before the polynomial 1/sqrt on [0.0005, 1]; by default "
-            "0.0005 / epsilon, which admits the largest gradients.",
-            optional=True,
+        _multiplier("training", settings.multiplier),
+        *options_of(
+            settings,
+            "penalty",
+            {
+                "penalty": "Weight of the range penalty, in the clear only; 0: none.",
+                "penalty_last": "Last share of the steps in which it acts, its weight reached "
+                "half-way through; 1: all along.",
+                "inner": "Share of a range's half-width at which it begins.",
+            },
+        ),
+        *(
+            Option("penalty", name, pair, f"Range that it keeps every {name} of the model to.")
+            for name, pair in _PENALISED.items()
         ),
         Option(
             "encrypted",
@@ -203,14 +242,7 @@ def _options(settings: FineTune, train_rows: int) -> tuple[Option, ...]:
             "Train as encryption does (LoRA only): polynomials for every function, and simulated "
             "noise in every step and every answer.",
         ),
-        *options_of(how.ckks, "encrypted", _RING),
-        Option(
-            "encrypted",
-            "margin",
-            how.fit.margin,
-            "How far beyond the ranges that the pre-trained model meets the polynomials hold, as "
-            "a share of a range's width.",
-        ),
+        *with_defaults((*RING, *TWIN), encryption or {}),
         *DEVICES,
     )
 
@@ -225,20 +257,40 @@ def job_template() -> str:
     )
 
 
-def read_job(path: str | Path | None = None, given: Mapping[str, Any] | None = None) -> Job:
+def read_job(
+    path: str | Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    table: str | Path | None = None,
+) -> Job:
     """The job that a file describes, with options of the command line (`given`: section.name to
     value, None where nothing was said) in place of the file's. ExperimentError names what is wrong.
+
+    table: whose row of the task, ring and twin are the defaults (`read_table`). Without one the
+    row is that of `GLUE_TABLE`, while the ranges of its twin are not taken: they are those of the
+    models that come with the package, and any other may be the start.
     """
     said = {name: value for name, value in (given or {}).items() if value is not None}
     values = _merged(path, said, _options(FineTune(), 0))
     spec = task_spec(values["task"]["task"])
-    row = read_table()[0].get(spec.removeprefix("glue/"), TaskSettings())
+    row = read_table(table)[0].get(spec.removeprefix("glue/"), TaskSettings())
     method = values["training"]["method"]
     try:
-        values = _merged(path, said, _options(row.fine_tune(method), row.train_rows))
-        training = dict(values["training"])
-        how = _as_encrypted(values["encrypted"])
-        settings = FineTune(**training, encrypted=how)
+        encryption = None if table is None else _table_values(table)
+        options = _options(row.fine_tune(method), row.train_rows, encryption)
+        values = _merged(path, said, options)
+        how = as_encrypted_of(values) if values["encrypted"]["simulate"] else None
+        penalty = dict(values["penalty"])
+        ranges = [(name, penalty.pop(name)) for name in _PENALISED]
+        for name, pair in ranges:
+            if len(pair) != 2 or not pair[0] < pair[1]:
+                raise ValueError(f"the range of {name} is {list(pair)}: a low and a high number")
+        targets = tuple((name, (float(low), float(high))) for name, (low, high) in ranges)
+        settings = FineTune(
+            **values["training"],
+            **penalty,
+            ranges=targets if penalty["penalty"] else (),
+            encrypted=how,
+        )
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{path or 'the settings'}: {error}") from error
     check_length(values["task"]["length"], settings.buckets)
@@ -273,12 +325,3 @@ def _merged(
         section, option = name.split(".")
         values[section][option] = value
     return values
-
-
-def _as_encrypted(values: dict[str, Any]) -> AsEncrypted | None:
-    if not values["simulate"]:
-        return None
-    how = AsEncrypted()
-    ring = dataclasses.replace(how.ckks, **{name: values[name] for name in _RING})
-    fit = dataclasses.replace(how.fit, margin=values["margin"])
-    return dataclasses.replace(how, ckks=ring, fit=fit)

@@ -20,7 +20,7 @@ from typing import Any
 
 from experiments.errors import ExperimentError
 
-__all__ = ["Option", "options_of", "read_options", "template"]
+__all__ = ["Option", "options_of", "read_options", "template", "with_defaults"]
 
 _WIDTH = 96
 
@@ -46,6 +46,18 @@ def options_of(settings: Any, section: str, docs: Mapping[str, str]) -> tuple[Op
     if missing:
         raise ValueError(f"{type(settings).__name__} has no field {', '.join(missing)}")
     return tuple(Option(section, name, getattr(settings, name), doc) for name, doc in docs.items())
+
+
+def with_defaults(
+    options: Sequence[Option], values: Mapping[str, Mapping[str, Any]]
+) -> tuple[Option, ...]:
+    """The options with what another file says as their defaults (`read_options` has read it)."""
+    return tuple(
+        dataclasses.replace(o, default=values[o.section][o.name], optional=False)
+        if o.name in values.get(o.section, {})
+        else o
+        for o in options
+    )
 
 
 def template(options: Sequence[Option], title: str = "") -> str:

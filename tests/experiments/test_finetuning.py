@@ -19,8 +19,15 @@ from experiments.training.distilling import read_distilling
 from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder
 from experiments.training.evaluating import _task as task_of
 from experiments.training.finetuning import load_start, run_finetuning
-from experiments.training.finetuning_settings import job_template, read_job, read_table, task_spec
+from experiments.training.finetuning_settings import (
+    GLUE_TABLE,
+    job_template,
+    read_job,
+    read_table,
+    task_spec,
+)
 from experiments.training.pretrain import read_job as read_pretraining
+from experiments.training.twin import read_encryption, said_ring
 from experiments.working import alone_in
 from models.config import preset
 from models.data import DataError, load
@@ -103,14 +110,17 @@ def test_the_log_has_each_report_once(finished: Path):
 
 def test_a_finished_model_is_evaluated_three_ways(finished: Path, glue: Path, capsys):
     found = evaluate_folder(finished, data_dir=str(glue))
+    twin = found.twin
+    assert twin is not None
     assert found.exact["accuracy"] > found.baseline["accuracy"]
-    assert abs(found.exact["accuracy"] - found.polynomial["accuracy"]) < 0.1
-    assert abs(found.polynomial["accuracy"] - found.simulated["accuracy"]) < 0.1
-    assert not found.own and set(found.fitted) == set(found.noisy.ranges)
+    assert abs(found.exact["accuracy"] - twin.polynomial["accuracy"]) < 0.1
+    assert abs(twin.polynomial["accuracy"] - twin.simulated["accuracy"]) < 0.1
+    assert not twin.own and set(twin.fitted) == set(twin.noisy.ranges)
+    assert twin.how.ckks == AFTER_TRAINING.ckks
     assert main_exits(["evaluate", str(finished), "--data-dir", str(glue)]) == 0
     said = capsys.readouterr().out
     assert "simulated noise" in said and "layer0.attention.exp" in said
-    assert ("left their polynomial's range" in said) == bool(found.outside)
+    assert ("left their polynomial's range" in said) == bool(twin.outside)
 
 
 @pytest.mark.parametrize("note", [{}, {"token_types": 2}])
@@ -135,15 +145,18 @@ def test_the_twin_of_a_model_trained_in_the_clear_holds_what_it_meets(
     for layer in saved.params["pooler"].values():
         layer["kernel"] = 20 * layer["kernel"]
     save_model(tmp_path / "m", saved.config, saved.params, saved.tokenizer, saved.notes)
-    found = evaluate_folder(tmp_path / "m", data_dir=str(glue))
+    found = evaluate_folder(tmp_path / "m", data_dir=str(glue)).twin
+    assert found is not None
     met, held = found.noisy.ranges["pooler.tanh"], found.fitted["pooler.tanh"]
     assert met[1] - met[0] > 10 and "pooler.tanh" not in dict(found.outside)
     assert held[0] < met[0] and met[1] < held[1]
 
 
 def test_sites_that_are_left_and_rows_that_run_away_are_named(finished: Path, glue: Path):
-    narrow = dataclasses.replace(AFTER_TRAINING, domains=(("exp", (-1e-3, 0.0)),))
-    found = evaluate_folder(finished, data_dir=str(glue), how=narrow)
+    fit = dataclasses.replace(AFTER_TRAINING.fit, ranges=(("exp", (-1e-3, 0.0)),))
+    narrow = dataclasses.replace(AFTER_TRAINING, fit=fit)
+    found = evaluate_folder(finished, data_dir=str(glue), how=narrow).twin
+    assert found is not None
     assert "layer0.attention.exp" in dict(found.outside)
     assert any("layer0.attention.exp" in line for line in found.warnings)
     gone = dataclasses.replace(found.noisy, logits=np.array([[1.0, 2.0], [np.nan, 0.0]]))
@@ -273,3 +286,80 @@ def test_odd_texts_have_a_defined_encoding(encoder: Path):
     saved = load_model(encoder)
     model, params = Model(saved.config), saved.params
     assert np.isfinite(np.asarray(model.predict(params, found.ids, found.mask))).all()
+
+
+def test_a_softmax_model_is_evaluated_exactly_and_told_why_no_further(
+    finished: Path, glue: Path, tmp_path: Path, capsys
+):
+    saved = load_model(finished / "model")
+    config = saved.config.replace(attention="softmax")
+    save_model(tmp_path / "m", config, saved.params, saved.tokenizer, saved.notes)
+    assert main_exits(["evaluate", str(tmp_path / "m"), "--data-dir", str(glue)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "exact functions" in said and "polynomials, simulated" not in said
+    assert "softmax attention takes a maximum" in said
+
+
+@pytest.mark.parametrize(
+    ("attention", "activation"),
+    [
+        ("gaussian_normalised", "glu_gelu_tanh"),
+        ("power_softmax", "glu_silu"),
+        ("gaussian", "silu"),
+    ],
+)
+def test_every_function_that_a_model_may_have_is_evaluated_through_polynomials(
+    attention: str, activation: str, finished: Path, glue: Path, tmp_path: Path
+):
+    saved = load_model(finished / "model")
+    config = saved.config.replace(attention=attention, activation=activation)
+    params = Model(config).init(jax.random.key(0))
+    save_model(tmp_path / "m", config, params, saved.tokenizer, saved.notes)
+    found = evaluate_folder(tmp_path / "m", data_dir=str(glue))
+    assert found.twin is not None and len(found.twin.fitted) == len(found.twin.noisy.ranges)
+    assert abs(found.exact["accuracy"] - found.twin.polynomial["accuracy"]) < 0.2
+
+
+def test_the_ring_of_an_evaluation_is_the_trainings_or_a_files(
+    finished: Path, glue: Path, tmp_path: Path
+):
+    saved = load_model(finished / "model")
+    ring = said_ring(AFTER_TRAINING) | {"log_n": 15, "levels": 9, "scale_bits": 40}
+    notes = saved.notes | {"encrypted": ring}
+    save_model(tmp_path / "m", saved.config, saved.params, saved.tokenizer, notes)
+    found = evaluate_folder(tmp_path / "m", data_dir=str(glue)).twin
+    assert found is not None
+    assert (found.how.ckks.log_n, found.how.ckks.levels, found.how.ckks.scale_bits) == (15, 9, 40)
+    (tmp_path / "e.toml").write_text("[encrypted]\nlevels = 5\n[twin]\nrelu_degree = 7\n")
+    how = read_encryption(tmp_path / "e.toml", AFTER_TRAINING)
+    assert how.ckks.levels == 5 and how.fit.margin == AFTER_TRAINING.fit.margin
+    other = evaluate_folder(tmp_path / "m", data_dir=str(glue), how=how).twin
+    assert other is not None and other.how.ckks.levels == 5
+
+
+def test_the_papers_table_is_within_the_polynomial_roots_domain_and_serves_a_job():
+    table = GLUE_TABLE.with_name("paper.toml")
+    rows, how = read_table(table)
+    for row in rows.values():
+        assert row.multiplier is not None and row.epsilon * row.multiplier >= 0.0005
+        assert (row.rank, row.batch, row.adapted) == (2, 16, ("query", "key", "value"))
+    assert rows["RTE"].multiplier == 10 and rows["STS-B"].epsilon == 0.4
+    knobs = dict(how.fit.composites)
+    assert dict(knobs["exp"]) == {"squarings": 14, "degree": 1}
+    assert dict(knobs["relu"]) == {"degrees": (15, 15, 27)}
+    assert dict(how.fit.ranges)["loss.exp"] == (-2.0, 2.0)
+    given = {"task.task": "rte", "encrypted.simulate": True}
+    job = read_job(None, given, table)
+    assert job.settings.multiplier == 10 and job.settings.encrypted == how
+    own = read_job(None, given)
+    assert own.settings.encrypted is not None and own.settings.encrypted.fit.composites != knobs
+
+
+def test_a_penalty_of_the_settings_reaches_the_training(settings: Path, tmp_path: Path):
+    text = settings.read_text().replace("[training]", '[training]\nmethod = "full"')
+    (tmp_path / "p.toml").write_text(text + "[penalty]\npenalty = 0.5\nexp = [-3, 0]\n")
+    found = read_job(tmp_path / "p.toml").settings
+    assert found.penalty == 0.5 and dict(found.ranges)["exp"] == (-3.0, 0.0)
+    (tmp_path / "p.toml").write_text(text + "[penalty]\npenalty = 0.5\nexp = [0, -3]\n")
+    with pytest.raises(ExperimentError, match="the range of exp"):
+        read_job(tmp_path / "p.toml")

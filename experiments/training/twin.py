@@ -1,0 +1,177 @@
+"""Options of a simulated encryption: the ring, and the polynomials of the twin."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import ExperimentError
+from experiments.training.options import Option, options_of, read_options, with_defaults
+from models.as_encrypted import AsEncrypted
+from models.sites import Range
+
+__all__ = ["RING", "TWIN", "as_encrypted_of", "read_encryption", "ring_of", "said_ring"]
+
+_DEFAULT = AsEncrypted()
+
+RING = (
+    *options_of(
+        _DEFAULT.ckks,
+        "encrypted",
+        {
+            "log_n": "Binary logarithm of the ring dimension.",
+            "levels": "Levels of a fresh ciphertext.",
+            "scale_bits": "Bits of the scale.",
+            "first_bits": "Bits of the first prime.",
+            "special_bits": "Bits of the key-switching prime.",
+        },
+    ),
+    *options_of(
+        _DEFAULT,
+        "encrypted",
+        {
+            "profile": "Whose noise is simulated: the name of a profile of hesim.profiles.",
+            "loss_scale": "Factor of the loss in an encrypted training step, which lifts the "
+            "gradients above the noise.",
+        },
+    ),
+)
+"""Section `encrypted` of a file."""
+
+_FUNCTIONS: Mapping[str, tuple[str, Range]] = {
+    "exp": ("the Gaussian kernel's exponent", (-40.0, 0.0)),
+    "inv": ("the sum of a row of a normalised kernel", (0.5, 64.0)),
+    "inv_sqrt": ("the variances in LayerNorms", (0.3, 24.0)),
+    "relu": ("ReLU's input", (-7.0, 7.0)),
+    "gelu": ("GELU's input", (-14.0, 14.0)),
+    "gelu_tanh": ("the input of GELU by tanh", (-14.0, 14.0)),
+    "silu": ("SiLU's input", (-14.0, 14.0)),
+    "tanh": ("the pooler's tanh", (-5.0, 5.0)),
+    "loss_exp": ("logits less their mean in the loss's softmax", (-4.0, 4.0)),
+}
+_SITES = {"loss_exp": "loss.exp"}
+"""Names of options that are not those of functions."""
+
+_DEGREES = dict(_DEFAULT.fit.degrees) | {"loss_exp": 15, "loss_inv": 31}
+
+TWIN = (
+    Option(
+        "twin",
+        "margin",
+        _DEFAULT.fit.margin,
+        "How far beyond the ranges that the model meets the polynomials hold, as a share of a "
+        "range's width, where none is given here.",
+    ),
+    Option("twin", "range_rows", _DEFAULT.range_rows, "Training rows on which they are measured."),
+    *(
+        Option("twin", name, example, f"Range of {what}, canonical.", optional=True)
+        for name, (what, example) in _FUNCTIONS.items()
+    ),
+    *(
+        Option("twin", f"{name}_degree", degree, f"Degree of the polynomial for {name}.")
+        for name, degree in _DEGREES.items()
+    ),
+    Option(
+        "twin",
+        "exp_squarings",
+        14,
+        "The kernel's exponential as (1 + x / 2^k)^(2^k) with k = exp_squarings, as in the paper, "
+        "in place of one polynomial; it holds on [-2^k, 0].",
+        optional=True,
+    ),
+    Option(
+        "twin",
+        "relu_degrees",
+        (15, 15, 27),
+        "ReLU as x times a composition of polynomials of these degrees, as in the paper.",
+        optional=True,
+    ),
+    Option(
+        "twin",
+        "inv_sqrt_newton",
+        3,
+        "1/sqrt by so many Newton steps from a polynomial of inv_sqrt_degree, as in the paper.",
+        optional=True,
+    ),
+    Option(
+        "twin",
+        "root_tol",
+        1e-3,
+        "Largest error of AdamW-HE's 1/sqrt on [0.0005, 1], a seed with Newton steps.",
+    ),
+)
+"""Section `twin` of a file."""
+
+
+def as_encrypted_of(
+    values: Mapping[str, Mapping[str, Any]], how: AsEncrypted = _DEFAULT
+) -> AsEncrypted:
+    """What the sections `encrypted` and `twin` of a file say, which `read_options` has read; where
+    they give no range, those of `how`. ExperimentError names what is wrong.
+    """
+    ring, twin = values["encrypted"], values["twin"]
+    given: dict[str, Range] = {}
+    for name in _FUNCTIONS:
+        if name in twin:
+            bounds = twin[name]
+            if len(bounds) != 2 or not bounds[0] < bounds[1]:
+                raise ExperimentError(
+                    f"twin: {name} is {list(bounds)}, not a low and a high number"
+                )
+            given[_SITES.get(name, name)] = (float(bounds[0]), float(bounds[1]))
+    degrees = {
+        **{name: twin[f"{name}_degree"] for name in dict(how.fit.degrees)},
+        "loss.exp": twin["loss_exp_degree"],
+        "loss.inv": twin["loss_inv_degree"],
+    }
+    composites: dict[str, tuple[tuple[str, Any], ...]] = {
+        "optimizer.inv_sqrt": (("tol", twin["root_tol"]),)
+    }
+    if "exp_squarings" in twin:
+        composites["exp"] = (("squarings", twin["exp_squarings"]), ("degree", 1))
+    if "relu_degrees" in twin:
+        composites["relu"] = (("degrees", tuple(twin["relu_degrees"])),)
+    if "inv_sqrt_newton" in twin:
+        composites["inv_sqrt"] = (
+            ("degree", twin["inv_sqrt_degree"]),
+            ("steps", twin["inv_sqrt_newton"]),
+        )
+    try:
+        fit = dataclasses.replace(
+            how.fit,
+            degrees=tuple(sorted(degrees.items())),
+            composites=tuple(sorted(composites.items())),
+            ranges=tuple(sorted((dict(how.fit.ranges) | given).items())),
+            margin=twin["margin"],
+        )
+        known = {option.name: ring[option.name] for option in RING}
+        return dataclasses.replace(ring_of(known, how), range_rows=twin["range_rows"], fit=fit)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
+def read_encryption(path: str | Path | None, how: AsEncrypted) -> AsEncrypted:
+    """`how` with what a file of the sections `encrypted` and `twin` says; `how` itself for None.
+    ExperimentError names what is wrong.
+    """
+    if path is None:
+        return how
+    own = {"twin": {"margin": how.fit.margin}, "encrypted": said_ring(how)}
+    return as_encrypted_of(read_options(path, with_defaults((*RING, *TWIN), own)), how)
+
+
+def said_ring(how: AsEncrypted) -> dict[str, Any]:
+    """Ring, profile and factor of the loss by the names of a file's section `encrypted`."""
+    return {
+        option.name: getattr(how if hasattr(how, option.name) else how.ckks, option.name)
+        for option in RING
+    }
+
+
+def ring_of(said: Mapping[str, Any], how: AsEncrypted) -> AsEncrypted:
+    """`how` with the ring and the profile that `said_ring` noted of another."""
+    primes = {name: said[name] for name in said if hasattr(how.ckks, name)}
+    others = {name: said[name] for name in said if name not in primes}
+    return dataclasses.replace(how, ckks=dataclasses.replace(how.ckks, **primes), **others)
