@@ -85,7 +85,7 @@ def fit_logistic(
         value = w[:-1] @ w[:-1] / 2 + strength * np.logaddexp(0, -margins).sum()
         return value, np.append(w[:-1] + rows.T @ pull, pull.sum())
 
-    start = np.zeros(np.shape(rows)[1] + 1)
+    start = np.zeros(rows.shape[1] + 1)  # pyright: ignore[reportOptionalSubscript]
     found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000})
     return found.x[:-1], float(found.x[-1])
 
