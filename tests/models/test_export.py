@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,9 +11,18 @@ import pytest
 from jax import export
 
 from hesim.errors import ParameterError
-from models.config import PRESETS, preset
+from models.as_encrypted import AsEncrypted
+from models.config import PRESETS, EncoderConfig, preset
+from models.encoder import Model
 from models.export import export_step, has_float64, pretraining_arguments, task_arguments
+from models.finetune import FineTune
+from models.finetune import _Dose as Dose
+from models.finetune import _step as step_of
+from models.lora import is_adapter_or_head, partition
+from models.optim import AdamHEState
 from models.pretrain import Pretraining
+from models.sites import FitSettings, fit_ranges
+from models.step import initial_state
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -35,6 +46,69 @@ def test_the_batch_is_of_the_form_that_the_model_reads(changes, shape, typed):
     assert batch.tokens.shape == batch.mask.shape == shape
     assert (batch.types is not None) == typed
     assert export_step(*arguments).platforms == ("tpu", "cuda")
+
+
+DEGREES = tuple((kind, 7) for kind in ("exp", "gelu", "inv_sqrt", "relu", "tanh"))
+RANGES = (
+    ("exp", (-8.0, 0.0)),
+    ("gelu", (-4.0, 4.0)),
+    ("inv_sqrt", (0.2, 8.0)),
+    ("relu", (-4.0, 4.0)),
+    ("tanh", (-5.0, 5.0)),
+)
+SIMULATED = AsEncrypted(fit=FitSettings(degrees=DEGREES, ranges=RANGES))
+
+
+def lora_arguments(config: EncoderConfig, settings: FineTune, rows: int = 4) -> tuple[Any, Any]:
+    """The step that `finetune` makes of these settings, and the shapes of its arguments."""
+    config, how = settings.adapt(config), settings.encrypted
+    model = Model(config)
+    if how is not None:
+        model = Model(config, fit_ranges(config, {}, how.fit), low_rank=True)
+    optimizer, step = step_of(model, settings)
+    key = jax.random.key(0)
+    trained, frozen = partition(jax.eval_shape(model.init, key), is_adapter_or_head)
+    state = jax.eval_shape(lambda p, k: initial_state(p, optimizer, k), trained, key)
+    rectangle, number = (rows, config.sequence), jax.ShapeDtypeStruct((), jnp.float32)
+    batch = Dose(
+        tokens=jax.ShapeDtypeStruct(rectangle, jnp.int32),
+        mask=jax.ShapeDtypeStruct(rectangle, jnp.float32),
+        targets=jax.ShapeDtypeStruct((rows,), jnp.float32 if config.regression else jnp.int32),
+        types=jax.ShapeDtypeStruct(rectangle, jnp.int32) if config.token_types > 1 else None,
+        progress=number,
+        penalty=number,
+    )
+    return step, (state, batch, frozen)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_lora_step_of_each_preset_with_adamw_he(name: str):
+    step, arguments = lora_arguments(preset(name), FineTune())
+    assert isinstance(arguments[0].optimizer[0], AdamHEState)
+    exported = export_step(step, arguments)
+    assert exported.platforms == ("tpu", "cuda")
+    assert not has_float64(exported)
+    assert "erf_inv" not in exported.mlir_module()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(EncoderConfig(layers=1, hidden=16, ffn=16, sequence=8, pooler=(8,)), id="2"),
+        pytest.param(
+            EncoderConfig(layers=1, hidden=16, ffn=16, sequence=8, pooler=(8,), classes=1),
+            id="rating",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(preset("demo"), id="demo", marks=pytest.mark.slow),
+    ],
+)
+def test_the_simulated_lora_step_with_its_noise(config: EncoderConfig):
+    step, arguments = lora_arguments(config, FineTune(encrypted=SIMULATED))
+    exported = export_step(step, arguments)  # refuses calls to the host
+    assert exported.platforms == ("tpu", "cuda")
+    assert not has_float64(exported)
+    assert "erf_inv" in exported.mlir_module(), "no noise is drawn"
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
