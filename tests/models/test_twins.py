@@ -286,9 +286,10 @@ def test_a_step_of_training_takes_its_own_entries_and_not_those_of_the_models_fu
     )
     sites = training_sites(3, fit)
     assert sites.ranges()["loss.exp"] == (-2.0, 2.0)
-    assert sites.get("loss.exp").degree == 9 and sites.get("loss.inv").degree == 31
+    found = dict(sites.entries)
+    assert found["loss.exp"].degree == 9 and found["loss.inv"].degree == 31
     low, high = sites.ranges()["loss.inv"]
     assert low < 3 and high > 3 * math.cosh(2.0)
-    assert dict(sites.get("optimizer.inv_sqrt").knobs) == {"degree": 15, "steps": 2}
+    assert dict(found["optimizer.inv_sqrt"].knobs) == {"degree": 15, "steps": 2}
     assert [name for name, _ in training_sites(1).entries] == ["optimizer.inv_sqrt"]
     assert function_of("loss.inv") == "inv"
