@@ -1,11 +1,11 @@
 """Starting parameters from the statistics of a text: word vectors and heads that see neighbours.
 
-A small masked-language model spends most of a short training on guessing by word frequency, until
-it finds out that words near a gap matter. Both things that it lacks there can be computed: what
-words mean, from their co-occurrences (a truncated singular value decomposition of the positive
-pointwise mutual information: Levy and Goldberg 2014), and where the neighbours are, since a shift
-of sinusoidal positions is a rotation (Vaswani et al. 2017, section 3.5), which the first block's
-projections to queries can hold.
+A small language model spends most of a short training on guessing by word frequency, until it finds
+out that words near a gap matter. Both things that it lacks there can be computed: what words mean,
+from their co-occurrences (a truncated singular value decomposition of the positive pointwise mutual
+information: Levy and Goldberg 2014), and where the neighbours are, since a shift of sinusoidal
+positions is a rotation (Vaswani et al. 2017, section 3.5), which the first block's projections to
+queries can hold.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.encoder import Model
 from models.layers import position_rates
 from models.lora import Params
 
-__all__ = ["corpus_start", "word_vectors"]
+__all__ = ["corpus_start", "obstacle", "word_vectors"]
 
 PAIRS = 8
 """At most so many of the fastest sine-cosine pairs of the positions are kept free of words; they
@@ -65,29 +65,39 @@ def word_vectors(tokens: np.ndarray, size: int, features: int, *, window: int = 
     return vectors.astype(np.float32)
 
 
+def obstacle(config: EncoderConfig, words: int | None = None) -> str:
+    """Why a model cannot start from a text's statistics, in one clause; "" where it can.
+
+    words: size of the text's vocabulary, None where it is not known yet.
+    """
+    free = _kept_free(config)
+    features = config.hidden - free
+    if config.positions != "sinusoidal":
+        return f"positions={config.positions!r}, and neighbours are found by sinusoidal ones"
+    if not free:
+        return f"hidden={config.hidden}, {config.head_dim} a head: too narrow to compare places"
+    if words is not None and words <= features:
+        return f"a vocabulary of {words} is too small for vectors of {features} features"
+    return ""
+
+
 def corpus_start(config: EncoderConfig, params: Params, tokens: np.ndarray) -> Params:
     """Fresh `params` with the text's word vectors and a first block that looks at neighbours.
 
     The fastest positions keep some features to themselves (2 `PAIRS`, at most a quarter), so that
     heads can compare places undisturbed by words: head 0 of block 0 looks one token back, head 1
-    one token on, and so on in turn, further away. A word that the text does not hold keeps its
-    fresh vector, without those features. Where the kernel's rows are not divided by their sum, the
-    values are, by its mean over a few rows of the text. tokens: word numbers (n,) of the text.
+    one token on, and so on in turn, further away; of a decoder, head n looks n + 1 tokens back. A
+    word that the text does not hold keeps its fresh vector, without those features. Where the
+    kernel's rows are not divided by their sum, the values are, by its mean over a few rows of the
+    text. tokens: word numbers (n,) of the text.
 
-    Raises ValueError for positions that are not sinusoidal and for a model too narrow.
+    Raises ValueError where there is an `obstacle`.
     """
-    free = 2 * min(PAIRS, config.hidden // 8, config.head_dim // 2)
-    if config.positions != "sinusoidal":
-        raise ValueError(
-            f"positions={config.positions!r}: neighbours are found by sinusoidal positions; start "
-            "from random parameters instead"
-        )
-    if not free:
-        raise ValueError(
-            f"hidden={config.hidden}, {config.head_dim} a head: too narrow to compare places; make "
-            "them wider or start from random parameters"
-        )
     fresh = np.array(params["embedding"]["word"])
+    reason = obstacle(config, len(fresh))
+    if reason:
+        raise ValueError(f"{reason}: start from random parameters instead")
+    free = _kept_free(config)
     fresh[:, :free] = 0
     vectors = word_vectors(tokens, len(fresh), config.hidden - free)
     seen = np.any(vectors != 0, axis=1)
@@ -106,6 +116,11 @@ def corpus_start(config: EncoderConfig, params: Params, tokens: np.ndarray) -> P
     return start
 
 
+def _kept_free(config: EncoderConfig) -> int:
+    """Features that positions have to themselves; 0 where the model is too narrow for any."""
+    return 2 * min(PAIRS, config.hidden // 8, config.head_dim // 2)
+
+
 _REST = 0.1
 """What is left of the fresh projections beside those that compare places."""
 
@@ -118,7 +133,7 @@ def _neighbourly(config: EncoderConfig, projections: Params, free: int) -> dict[
     gain = (2 * CONTRAST * config.head_dim**0.5 / free) ** 0.5
     for head in range(config.heads):
         own = slice(head * config.head_dim, (head + 1) * config.head_dim)
-        away = (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
+        away = -(head + 1) if config.causal else (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
         places = np.linalg.qr(random.normal(size=(config.head_dim, free)))[0].T
         query[:, own] *= _REST
         key[:, own] *= _REST
@@ -134,9 +149,13 @@ def _row_sums(config: EncoderConfig, params: Params, tokens: np.ndarray) -> list
     rows = np.asarray(tokens)[places[:, None] + np.arange(length)]
     model, mask = Model(config), np.ones(rows.shape, np.float32)
     _, met = model.hidden_states(params, model.embed(params, rows), mask)
-    weight = 1 / length if config.attention_mean else 1.0
+    weights = np.ones((length, length))
+    if config.causal:
+        weights = np.tril(weights)
+    if config.attention_mean:
+        weights /= weights.sum(axis=-1, keepdims=True)
     exponents = (met[f"layer{block}.attention.exp"] for block in range(config.layers))
-    return [weight * float(jnp.mean(jnp.sum(jnp.exp(u), axis=-1))) for u in exponents]
+    return [float(jnp.mean(jnp.sum(weights * jnp.exp(u), axis=-1))) for u in exponents]
 
 
 def _shift(away: int, hidden: int, free: int) -> np.ndarray:

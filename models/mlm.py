@@ -32,12 +32,13 @@ __all__ = [
 
 
 class MaskedBatch(NamedTuple):
-    """Rows with hidden words.
+    """Rows and what is to be guessed of them: hidden words, or of a decoder (`next_word`), whose
+    later tokens are masked, at every place the next one.
 
-    tokens int32 (n, length), corrupted; mask float32 (n, length); places int32 (n, chosen), where a
-    word is to be guessed; words int32 (n, chosen), the word that stood there; weights float32 (n,
-    chosen), 0 where a row had too few words to choose from; progress float32 (), the share of the
-    training that is behind, which schedules read.
+    tokens int32 (n, length), corrupted where words are hidden; mask float32 (n, length); places
+    int32 (n, chosen), from whose states a word is to be guessed; words int32 (n, chosen), that
+    word; weights float32 (n, chosen), 0 where there is nothing to guess; progress float32 (), the
+    share of the training that is behind, which schedules read.
     """
 
     tokens: Any

@@ -1,4 +1,4 @@
-"""Masked-language-model pre-training of an encoder on a folder of text.
+"""Pre-training on a folder of text: an encoder guesses hidden words, a decoder the next one.
 
     corpus = Corpus.read("texts", length=128, cache="out")
     pretrain(Pretraining(), corpus, "out", report=print)
@@ -16,7 +16,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from hesim.errors import ParameterError
 from models.budgeted import Progress, Rhythm, range_figures, spend_budget
 from models.checkpoint import Checkpoints
 from models.config import EncoderConfig, preset
 from models.corpus import Corpus
-from models.corpus_start import corpus_start
+from models.corpus_start import corpus_start, obstacle
 from models.diagnose import origin
 from models.encoder import Model
 from models.limits import check_numbers
@@ -42,6 +43,7 @@ from models.mlm import (
     word_matrix,
     word_states,
 )
+from models.next_word import NextWord
 from models.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
 from models.sharding import check_config, check_rows, place_batch, place_state
 from models.sites import Range, function_of, join_ranges, met_ranges, site_names
@@ -54,9 +56,31 @@ from models.step import (
     make_update,
     rematerialised,
 )
+from models.tokens import Tokenizer
 from models.train import batch_rows
 
-__all__ = ["Evaluated", "Pretrained", "Pretraining", "Progress", "evaluate", "pretrain"]
+__all__ = [
+    "Evaluated",
+    "Guessing",
+    "Initial",
+    "Pretrained",
+    "Pretraining",
+    "Progress",
+    "evaluate",
+    "guessing_of",
+    "pretrain",
+]
+
+Initial = Literal["corpus", "random"]
+"""What a training starts from: the text's statistics (`corpus_start`), or nothing."""
+
+Guessing = Masking | NextWord
+"""What is guessed of a row: it makes the batches of a step, from which all else follows."""
+
+
+def guessing_of(config: EncoderConfig, tokenizer: Tokenizer, share: float) -> Guessing:
+    """The next word where the model is causal, else hidden words, a `share` of a row's tokens."""
+    return NextWord.of(tokenizer) if config.causal else Masking.of(tokenizer, share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +88,21 @@ class Pretraining:
     """Everything that decides a pre-training, its text apart.
 
     Attributes:
-      config: the encoder; its vocabulary is that of the corpus, and `lm_head` must not be "none".
-      share: of a row's tokens that are guessed.
+      config: the model; its vocabulary is that of the corpus, and `lm_head` must not be "none". A
+        causal one guesses each next token, any other one hidden words.
+      share: of a row's tokens that are hidden (not looked at where the model is causal).
       batch: rows of a step. budget: when it ends.
       rate: highest learning rate; rise: share of the budget at which it is reached, from `start`
         times it; it falls to `floor` times it.
       weight_decay: decoupled, on matrices. clip: largest norm of a gradient.
       b1, b2, eps: of AdamW. dropout: share of embedding features.
       penalty: weight of the range penalty, reached half-way through the last share `penalty_last`
-        of the budget; targets: canonical range by function; inner: share of its half-width at
+        of the budget (k / n for the last k of n steps; a share, since a budget in seconds has no
+        number of steps); targets: canonical range by function; inner: share of its half-width at
         which the penalty begins.
       seed: of weights, order and masks.
-      initial: "corpus" starts from what the text's statistics say (`corpus_start`), "random" from
-        nothing.
+      initial: what the training starts from; None: from the text's statistics where the model can
+        (`corpus_start.obstacle`), else from nothing.
       chunk: guessed words whose logits exist at a time (0: all of a part of a step).
       accumulate, precision: as in `step.StepOptions`. remat: compute what a layer kept a second
         time instead (`step.rematerialised`).
@@ -103,7 +129,7 @@ class Pretraining:
     targets: tuple[tuple[str, Range], ...] = ()
     inner: float = 0.9
     seed: int = 0
-    initial: Literal["corpus", "random"] = "corpus"
+    initial: Initial | None = None
     chunk: int = 256
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -119,8 +145,9 @@ class Pretraining:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.config.lm_head == "none":
             raise ValueError('pre-training guesses words: set lm_head="tied" or "own"')
-        if self.initial not in ("corpus", "random"):
-            raise ValueError(f"initial={self.initial!r} is corpus or random")
+        if self.initial not in (None, *get_args(Initial)):
+            raise ValueError(f"initial={self.initial!r} is {' or '.join(get_args(Initial))}")
+        self.starts_from()
         check_numbers(
             self,
             positive=("share", "rate", "clip", "eps"),
@@ -143,8 +170,20 @@ class Pretraining:
         """How a step computes; the state handed to it is overwritten."""
         return StepOptions(self.accumulate, self.precision, donate=True)
 
+    def starts_from(self, words: int | None = None) -> Initial:
+        """What a training on a text with a vocabulary of `words` (None: not known yet) starts from;
+        ParameterError where `initial="corpus"` asks for what the model cannot.
+        """
+        reason = obstacle(self.config, words)
+        if self.initial == "corpus" and reason:
+            raise ParameterError(
+                f'initial="corpus" cannot be with {reason}: set initial="random", or leave it out'
+            )
+        return self.initial or ("random" if reason else "corpus")
+
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self) | {"initial": self.starts_from()}
+        return json.dumps(fields, sort_keys=True)
 
     def site_targets(self) -> dict[str, Range]:
         """The target range of every site whose function has one."""
@@ -224,7 +263,8 @@ def make_pretraining_step(model: Model, settings: Pretraining) -> Step:
     penalised = make_update(make_loss(model, settings, penalised=True), optimizer, options)
 
     def step(state: TrainState, batch: MaskedBatch, *rest: Any) -> Any:
-        late = float(batch.progress) >= 1 - settings.penalty_last
+        # Both rounded alike: a share k / n is then exactly the last k of n steps.
+        late = np.float32(batch.progress) >= np.float32(1 - settings.penalty_last)
         return (penalised if late else plain)(state, batch, *rest)
 
     return step
@@ -243,17 +283,17 @@ def _scores(model: Model) -> Callable[[Params, MaskedBatch], Any]:
 
 
 def evaluate(
-    model: Model, params: Params, corpus: Corpus, masking: Masking, *, rows: int, batch: int
+    model: Model, params: Params, corpus: Corpus, guessing: Guessing, *, rows: int, batch: int
 ) -> Evaluated:
-    """Loss, accuracy and ranges on the first `rows` held-out rows, always with the same words
-    hidden; whole batches only, so a few rows may be left out.
+    """Loss, accuracy and ranges on the first `rows` held-out rows, always with the same words to
+    guess; whole batches only, so a few rows may be left out.
     """
     size = min(batch, corpus.held_out.rows)
     sums = {"loss": 0.0, "right": 0.0, "words": 0.0}
     met: list[Mapping[str, Any]] = []
     for number in range(max(1, min(rows, corpus.held_out.rows) // size)):
         places = np.arange(number * size, (number + 1) * size)
-        found, ranges = _scores(model)(params, masking.batch(corpus.held_out, places, 0, number))
+        found, ranges = _scores(model)(params, guessing.batch(corpus.held_out, places, 0, number))
         sums = {name: sums[name] + float(found[name]) for name in sums}
         met.append(ranges)
     words = max(sums["words"], 1.0)
@@ -277,8 +317,10 @@ def pretrain(
     steps with loss, gradient norm, learning rate and tokens a second, and every `evaluate_every`
     with the held-out figures. mesh: devices of this host over which batches and model are spread
     (`sharding.make_mesh`); a run may go on with another, to the same numbers up to rounding.
-    ParameterError where it does not divide the rows of a part of a step, the heads or the features.
+    ParameterError where it does not divide the rows of a part of a step, the heads or the features,
+    and where `initial="corpus"` asks for more words than the text has.
     """
+    initial = settings.starts_from(corpus.tokenizer.size)
     config = settings.config.replace(
         vocabulary=corpus.tokenizer.size, padding_id=corpus.tokenizer.pad_id
     )
@@ -286,14 +328,14 @@ def pretrain(
         check_config(config, mesh)
         check_rows(settings.batch // settings.accumulate, mesh)
     model = Model(config)
-    masking = Masking.of(corpus.tokenizer, settings.share)
+    guessing = guessing_of(config, corpus.tokenizer, settings.share)
     key = jax.random.key(settings.seed)
     params = model.init(key)
     step = make_pretraining_step(model, settings)
     identity = {"settings": settings.to_json(), "corpus": corpus.digest}
     rates = one_cycle(settings.rise, settings.start, settings.floor)
     with Checkpoints(Path(folder) / "checkpoints", keep=keep) as store:
-        if store.latest is None and settings.initial == "corpus":
+        if store.latest is None and initial == "corpus":
             params = corpus_start(config, params, corpus.train.tokens)
         state = initial_state(params, make_optimizer(settings), key)
         state, notes = store.resume(state, identity)
@@ -307,7 +349,8 @@ def pretrain(
 
         def batch_of(number: int) -> MaskedBatch:
             rows = batch_rows(settings.seed, number, corpus.train.rows, settings.batch)
-            batch = masking.batch(corpus.train, rows, settings.seed, number, clock.progress(number))
+            share = clock.progress(number)
+            batch = guessing.batch(corpus.train, rows, settings.seed, number, share)
             return batch if mesh is None else place_batch(batch, mesh)
 
         evaluated: Evaluated | None = None
@@ -318,7 +361,7 @@ def pretrain(
                 model,
                 state.params,
                 corpus,
-                masking,
+                guessing,
                 rows=settings.held_out_rows,
                 batch=settings.batch,
             )

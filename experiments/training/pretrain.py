@@ -1,12 +1,12 @@
-"""`hesim pretrain`: masked-language-model pre-training from a TOML file, with a log and a clean
-stop.
+"""`hesim pretrain`: pre-training from a TOML file, of an encoder by hidden words or of a decoder by
+the next one, with a log and a clean stop.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from experiments.errors import ExperimentError
 from experiments.live import Display
@@ -18,6 +18,7 @@ from experiments.working import alone_in
 from models.checkpoint import Checkpoints
 from models.config import PRESETS, EncoderConfig, preset
 from models.corpus import Corpus
+from models.corpus_start import obstacle
 from models.pretrain import Pretrained, Pretraining, Progress, pretrain
 from models.schedules import Budget
 from models.sites import function_of, site_names
@@ -25,6 +26,7 @@ from models.sites import function_of, site_names
 __all__ = [
     "OPTIONS",
     "Job",
+    "objective",
     "read_corpus",
     "read_job",
     "run_pretraining",
@@ -33,41 +35,57 @@ __all__ = [
 
 _DEFAULT = Pretraining()
 
+
+def _choices(settings: type, name: str) -> str:
+    """The values that a field of a `Literal` type, or of one or None, may have, listed."""
+    kind = get_type_hints(settings)[name]
+    parts = (kind,) if get_origin(kind) is Literal else get_args(kind)
+    return ", ".join(choice for part in parts for choice in get_args(part))
+
+
 _CONFIG = {
-    "layers": "Blocks.",
+    "layers": "Blocks, one after the other.",
     "hidden": "Features of a token.",
-    "heads": "Attention heads.",
-    "ffn": "Width of the feed-forward network's up-projection.",
-    "attention": "Attention scores: gaussian or softmax, and what else the architecture offers.",
+    "heads": "Attention heads, which share the features; their number divides `hidden`.",
+    "ffn": "Width of the feed-forward network's up-projection; a gated activation splits it in two "
+    "halves.",
+    "attention": f"Attention scores: {_choices(EncoderConfig, 'attention')}. Encryption can "
+    "evaluate all but softmax; the Gaussian kernel needs no division.",
+    "activation": "Of the feed-forward network: "
+    f"{_choices(EncoderConfig, 'activation')}. Those that begin with glu_ multiply one half of the "
+    "up-projection by the function of the other half; bilinear is no function at all.",
+    "positions": f"How a token's place is told: {_choices(EncoderConfig, 'positions')}.",
+    "pooler": "Widths of the layers between the pooled token and the head, which pre-training "
+    "leaves as they are.",
+    "first_norm": "Whether the first block of a pre-LN model has a LayerNorm of its own.",
     "attention_mean": "Divide the Gaussian kernel's output by the public number of tokens, so that "
     "a sentence's length does not change the size of its states.",
-    "activation": "glu_relu, glu_gelu, glu_bilinear, relu or gelu.",
-    "positions": "sinusoidal, learned or none.",
-    "pooler": "Widths of the first-token pooler, which pre-training leaves as it is.",
-    "first_norm": "Whether the first block has a LayerNorm of its own.",
-    "norm_epsilon": "What is added to a variance.",
-    "initial_std": "Standard deviation of a new matrix.",
+    "norm_epsilon": "What LayerNorms add to a variance.",
+    "initial_std": "Standard deviation of a new matrix; without it, that of a matrix with so many "
+    "inputs (0.02 in the presets paper and bert).",
+    "norm_order": f"Where LayerNorms are: {_choices(EncoderConfig, 'norm_order')}. pre normalises "
+    "what a sub-layer reads, and once after the last block; post the sum behind each sub-layer, as "
+    "BERT does.",
+    "biases": "Whether linear layers add a bias, as BERT's do.",
+    "token_types": "Rows of the token-type table, by which a task tells two sentences of a row "
+    "apart, 0: none. Plain text is all of type 0.",
+    "causal": "A decoder: a token sees itself and those before it only, and pre-training is "
+    "next-word prediction, every token guessing the one that follows it. false: an encoder, which "
+    "sees the whole row and guesses hidden words (masked language modelling).",
+    "attention_power": "Even power of the scores where attention is power_softmax.",
+    "pooling": "What the pooler reads once the model has a task: "
+    f"{_choices(EncoderConfig, 'pooling')}. token is the first one, of a decoder the last one, and "
+    "mean that of all; pre-training reads every token.",
 }
-_GIVEN = ("sequence", "vocabulary", "classes", "padding_id", "lm_head", "pairs")  # by text, task
+"""The fields that a file may change; the others are given by the text or belong to a task."""
 
 
 def _model_options() -> tuple[Option, ...]:
     """The preset, and each field of its configuration that a file may change."""
-    tiny = preset("tiny", initial_std=0.02)
-    fields = [field.name for field in dataclasses.fields(EncoderConfig)]
-    free = [name for name in fields if name not in _GIVEN and not name.startswith("lora_")]
+    fields = options_of(preset("tiny", initial_std=0.02), "model", _CONFIG)
     return (
         Option("model", "preset", "tiny", f"Architecture to start from: {', '.join(PRESETS)}."),
-        *(
-            Option(
-                "model",
-                name,
-                getattr(tiny, name),
-                _CONFIG.get(name, "A field of EncoderConfig, which explains it."),
-                optional=True,
-            )
-            for name in free
-        ),
+        *(dataclasses.replace(option, optional=True) for option in fields),
     )
 
 
@@ -90,7 +108,8 @@ _TRAINING = (
         _DEFAULT,
         "training",
         {
-            "share": "Share of a row's tokens that are to be guessed.",
+            "share": "Share of a row's tokens that are hidden and to be guessed. Of a causal model "
+            "nothing is hidden: it guesses every next token, whatever stands here.",
             "batch": "Rows of a step.",
             "rate": "Highest learning rate.",
             "rise": "Share of the budget at which the learning rate is highest.",
@@ -103,12 +122,10 @@ _TRAINING = (
             "eps": "AdamW: what is added to the root.",
             "dropout": "Share of embedding features set to zero.",
             "seed": "Of weights, order of rows, and hidden words.",
-            "initial": "corpus: word vectors from co-occurrences, and heads of the first block "
-            "that see the neighbours; random: neither.",
             "chunk": "Guessed words whose logits exist at a time; 0: all of a step.",
             "accumulate": "Parts of a step's rows, one after the other, to save memory.",
-            "precision": "Of forward and backward pass: float32 or bfloat16; parameters and "
-            "optimizer stay in float32.",
+            "precision": f"Of forward and backward pass: {_choices(Pretraining, 'precision')}. "
+            "Parameters and optimizer stay in float32.",
             "remat": "Compute scores and non-linearities a second time instead of keeping them; on "
             "a CPU this saves nothing.",
             "log_every": "Steps between two lines of the log.",
@@ -117,7 +134,28 @@ _TRAINING = (
             "save_seconds": "Seconds between two checkpoints.",
         },
     ),
+    Option(
+        "training",
+        "initial",
+        "corpus",
+        f"What the training starts from: {_choices(Pretraining, 'initial')}. corpus: word vectors "
+        "from co-occurrences, and heads of the first block that see the neighbours, for which "
+        "positions must be sinusoidal; random: neither. Without it corpus where the model can, "
+        "else random.",
+        optional=True,
+    ),
 )
+
+_RANGES = {
+    "exp": ((-8.0, 0.0), "the Gaussian kernel's exponent"),
+    "inv": ((0.05, 2.0), "the mean of a row of scores, by which normalised kernels divide"),
+    "inv_sqrt": ((0.5, 8.0), "a LayerNorm's variance"),
+    "relu": ((-4.0, 4.0), "ReLU's input"),
+    "gelu": ((-4.0, 4.0), "GELU's input"),
+    "gelu_tanh": ((-4.0, 4.0), "the input of GELU by tanh"),
+    "silu": ((-4.0, 4.0), "SiLU's input"),
+}
+"""From function to its range, by default, and what it is of."""
 
 _PENALTY = (
     *options_of(
@@ -125,18 +163,26 @@ _PENALTY = (
         "penalty",
         {
             "penalty": "Weight of the range penalty; 0: none.",
-            "penalty_last": "Last share of the budget in which it acts; its weight is reached "
-            "half-way through.",
+            "penalty_last": "Last share of the budget in which the penalty acts: k / n for the "
+            "last k of n steps. Its weight rises from 0 and is reached half-way through.",
             "inner": "Share of a range's half-width at which the penalty begins.",
         },
     ),
-    Option("penalty", "exp", (-8.0, 0.0), "Range of the Gaussian kernel's exponent."),
-    Option("penalty", "inv_sqrt", (0.5, 8.0), "Range of the variances in LayerNorms."),
-    Option("penalty", "relu", (-4.0, 4.0), "Range of ReLU's input."),
-    Option("penalty", "gelu", (-4.0, 4.0), "Range of GELU's input, where the model has one."),
+    *(
+        Option("penalty", name, bounds, f"Range of {what}, where the model has it.")
+        for name, (bounds, what) in _RANGES.items()
+    ),
 )
 
-_CARD = (Option("card", "data", "", "What the text is and under which terms, for the model card."),)
+_CARD = (
+    Option("card", "data", "", "What the text is and under which terms, for the model card."),
+    Option(
+        "card",
+        "licence",
+        "Apache-2.0",
+        "Licence of the weights, for the model card, as far as the text's terms leave it to you.",
+    ),
+)
 
 OPTIONS = (*_model_options(), *_TEXT, *_TRAINING, *_PENALTY, *DEVICES, *_CARD)
 """Every option of the file, in the order of the template."""
@@ -145,7 +191,7 @@ OPTIONS = (*_model_options(), *_TEXT, *_TRAINING, *_PENALTY, *DEVICES, *_CARD)
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A pre-training as a file asks for it: size and split of the text, the settings, the devices,
-    and what the model card says of the text.
+    and what the model card says of the text (card) and of the weights' licence.
     """
 
     length: int
@@ -153,6 +199,7 @@ class Job:
     held_out: float
     settings: Pretraining
     card: str = ""
+    licence: str = "Apache-2.0"
     devices: Devices = ONE_DEVICE
 
 
@@ -169,7 +216,7 @@ def read_job(path: str | Path | None) -> Job:
         training = dict(values["training"])
         budget = Budget(training.pop("steps"), training.pop("seconds"))
         penalty = dict(values["penalty"])
-        ranges = {name: penalty.pop(name) for name in ("exp", "inv_sqrt", "relu", "gelu")}
+        ranges = {name: penalty.pop(name) for name in _RANGES}
         settings = Pretraining(
             config=config,
             budget=budget,
@@ -179,8 +226,14 @@ def read_job(path: str | Path | None) -> Job:
         )
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{path}: {error}") from error
-    devices = devices_of(values)
-    return Job(settings=settings, card=values["card"]["data"], devices=devices, **values["text"])
+    card = values["card"]
+    return Job(
+        settings=settings,
+        card=card["data"],
+        licence=card["licence"],
+        devices=devices_of(values),
+        **values["text"],
+    )
 
 
 def _targets(config: EncoderConfig, ranges: dict[str, Any]) -> Any:
@@ -195,6 +248,13 @@ def _config(model: dict[str, Any], length: int) -> EncoderConfig:
     """The preset with the file's changes, with a language-model head and without adapters."""
     name = model.pop("preset")
     return preset(name, **{"sequence": length, "lm_head": "tied", "lora_rank": 0, **model})
+
+
+def objective(settings: Pretraining) -> str:
+    """What the model learns to guess, in a few words."""
+    if settings.config.causal:
+        return "next-word prediction: every token guesses the one that follows it"
+    return f"masked language modelling: {100 * settings.share:.0f} % of the tokens guessed"
 
 
 def read_corpus(job: Job, data: Path, out: Path, display: Display) -> Corpus:
@@ -230,9 +290,13 @@ def _train(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
     )
     with Checkpoints(out / "checkpoints") as store:
         start = store.latest or 0
+    reason = obstacle(job.settings.config, corpus.tokenizer.size)
     if start:
         display.say(f"going on from step {start:,}")
+    elif reason and job.settings.initial is None:
+        display.say(f"random parameters to start from, none from the text's statistics: {reason}")
     display.stage("Pre-training")
+    display.say(f"by {objective(job.settings)}")
     with (
         until_signalled() as stop,
         Logbook(out, start) as log,

@@ -13,13 +13,12 @@ import numpy as np
 
 from experiments.errors import ExperimentError
 from experiments.live import Display
-from experiments.training.pretrain import Job, read_corpus
+from experiments.training.pretrain import Job, objective, read_corpus
 from models.checkpoint import Checkpoints
 from models.corpus import Corpus
 from models.encoder import Model
 from models.lora import Params, count
-from models.mlm import Masking
-from models.pretrain import Evaluated, evaluate, make_optimizer
+from models.pretrain import Evaluated, Guessing, evaluate, guessing_of, make_optimizer
 from models.schedules import Budget, Clock
 from models.shipped import rounded
 from models.step import initial_state
@@ -28,14 +27,14 @@ from models.weights import save_model
 __all__ = ["publish", "unigram_loss"]
 
 
-def unigram_loss(corpus: Corpus) -> float:
+def unigram_loss(corpus: Corpus, guessing: Guessing) -> float:
     """Nats a held-out word costs if it is guessed by its frequency in the training text alone, the
-    baseline that a language model has to beat.
+    baseline that a language model has to beat; of those words that are guessed at all.
     """
-    first = max(corpus.tokenizer.vocabulary[name] for name in ("[PAD]", "[UNK]", "[MASK]")) + 1
+    words = slice(*guessing.words)
     size = corpus.tokenizer.size
-    counts = np.bincount(corpus.train.tokens, minlength=size)[first:] + 1.0
-    held = np.bincount(corpus.held_out.tokens, minlength=size)[first:]
+    counts = np.bincount(corpus.train.tokens, minlength=size)[words] + 1.0
+    held = np.bincount(corpus.held_out.tokens, minlength=size)[words]
     return float(-(held @ np.log(counts / counts.sum())) / held.sum())
 
 
@@ -58,14 +57,16 @@ def publish(job: Job, data: Path, run: Path, target: Path, display: Display) -> 
     _check_ended(job.settings.budget, step, seconds, run)
     stored = rounded(state.params)
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), stored)
-    found = _evaluated(model, params, corpus, job)
-    baseline = unigram_loss(corpus)
+    guessing = guessing_of(config, corpus.tokenizer, job.settings.share)
+    found = _evaluated(model, params, corpus, guessing, job)
+    baseline = unigram_loss(corpus, guessing)
     if not found.loss < baseline:
         raise ExperimentError(
             f"held-out text costs {found.loss:.3f} nats a word, by word frequency alone "
             f"{baseline:.3f}: train longer"
         )
     facts = {
+        "objective": objective(job.settings),
         "attention": config.attention,
         "parameters": count(params),
         "steps": step,
@@ -76,7 +77,9 @@ def publish(job: Job, data: Path, run: Path, target: Path, display: Display) -> 
         "seconds": round(seconds),
         "held_out_loss": found.loss,
         "held_out_accuracy": found.accuracy,
-        "held_out_loss_before_rounding": _evaluated(model, state.params, corpus, job).loss,
+        "held_out_loss_before_rounding": _evaluated(
+            model, state.params, corpus, guessing, job
+        ).loss,
         "held_out_loss_by_word_frequency": baseline,
         "ranges_met": found.ranges,
     }
@@ -94,10 +97,11 @@ def _check_ended(budget: Budget, step: int, seconds: float, run: Path) -> None:
         )
 
 
-def _evaluated(model: Model, params: Params, corpus: Corpus, job: Job) -> Evaluated:
-    masking = Masking.of(corpus.tokenizer, job.settings.share)
+def _evaluated(
+    model: Model, params: Params, corpus: Corpus, guessing: Guessing, job: Job
+) -> Evaluated:
     rows = corpus.held_out.rows
-    return evaluate(model, params, corpus, masking, rows=rows, batch=min(rows, job.settings.batch))
+    return evaluate(model, params, corpus, guessing, rows=rows, batch=min(rows, job.settings.batch))
 
 
 def card(name: str, job: Job, facts: dict[str, Any]) -> str:
@@ -119,10 +123,12 @@ def card(name: str, job: Job, facts: dict[str, Any]) -> str:
     mean = ", its output divided by the number of tokens" if c.attention_mean else ""
     attention = f"{c.attention} attention{mean if c.attention == 'gaussian' else ''}"
     amount = f"{facts['steps']:,} steps of {s.batch} rows of {job.length} tokens"
+    kind = "A decoder" if c.causal else "An encoder"
+    learned, guessed = objective(s).split(": ")
     return f"""# {name}
 
-An encoder of {c.layers} layers, {c.hidden} features and {c.heads} heads with {attention},
-pre-trained by masked language modelling. {facts["parameters"]:,} parameters, matrices in bfloat16.
+{kind} of {c.layers} layers, {c.hidden} features and {c.heads} heads with {attention},
+pre-trained by {learned}. {facts["parameters"]:,} parameters, matrices in bfloat16.
 
     model, params, tokenizer, notes = models.load_pretrained("{name}", classes=2)
 
@@ -135,11 +141,16 @@ of a small text, meant as a start for fine-tuning under simulated or real encryp
 
 {corpus:,} tokens to train on; vocabulary of {job.vocabulary:,} learned on them.
 
+## Licence
+
+The weights are licensed under {job.licence}, as far as that can be granted; the texts that they
+were learned from keep their own terms, stated above.
+
 ## Training
 
 - {amount}: {tokens:,} tokens, {tokens / corpus:.2f} times the text
 - {facts["seconds"]:,} seconds
-- {100 * s.share:.0f} % of the tokens guessed; AdamW, highest learning rate {s.rate:g}, one cycle
+- {guessed}; AdamW, highest learning rate {s.rate:g}, one cycle
 - range penalty: {penalty}
 
 ## Held-out text

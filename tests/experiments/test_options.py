@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from experiments.errors import ExperimentError
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.pretrain import OPTIONS, read_job, settings_template
-from models.config import EncoderConfig
+from models.config import PRESETS, Activation, Attention, EncoderConfig
 from models.pretrain import Pretraining
+from models.sites import function_of, site_names
 
 EXAMPLE = (
     Option("a", "count", 3, "How many."),
@@ -71,7 +74,43 @@ def test_every_setting_of_a_pre_training_is_documented():
     given_elsewhere = {"sequence", "classes", "padding_id", "lm_head", "pairs"}  # by text, task
     config = {f.name for f in dataclasses.fields(EncoderConfig) if not f.name.startswith("lora_")}
     assert config - names == given_elsewhere
-    assert all(len(option.doc) > 5 for option in OPTIONS)
+
+
+def test_every_option_has_a_sentence_of_its_own():
+    docs = [option.doc for option in OPTIONS]
+    assert len(set(docs)) == len(docs)
+    assert all(len(doc.split()) >= 2 and doc.rstrip()[-1] == "." for doc in docs)
+    named = [o.doc.lower() for o in OPTIONS if o.section == "model" and o.name != "preset"]
+    assert not [doc for doc in named if "encoderconfig" in doc], "explains nothing to a user"
+
+
+@pytest.mark.parametrize("settings", [EncoderConfig, Pretraining])
+def test_every_value_of_a_choice_is_named(settings: type):
+    docs = {option.name: option.doc for option in OPTIONS}
+    kinds = {name: kind for name, kind in get_type_hints(settings).items() if name in docs}
+    found = 0
+    for name, kind in kinds.items():
+        parts = (kind,) if get_origin(kind) is Literal else get_args(kind)
+        for choice in (c for part in parts if get_origin(part) is Literal for c in get_args(part)):
+            assert re.search(rf"(?<!\w){choice}(?!\w)", docs[name]), f"{name}: {choice}"
+            found += 1
+    assert found >= (20 if settings is EncoderConfig else 4)
+
+
+@pytest.mark.parametrize("attention", get_args(Attention))
+def test_every_function_that_pre_training_meets_has_a_range(tmp_path, attention: str):
+    for activation in get_args(Activation):
+        text = f'model.attention = "{attention}"\nmodel.activation = "{activation}"'
+        settings = read_job(write(tmp_path, text)).settings
+        met = {function_of(name) for name in site_names(settings.config)} - {"tanh"}  # the pooler's
+        assert dict(settings.targets).keys() == met
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_file_that_names_a_preset_alone_is_a_job(tmp_path, name: str):
+    settings = read_job(write(tmp_path, f'model.preset = "{name}"')).settings
+    sinusoidal = settings.config.positions == "sinusoidal"
+    assert settings.starts_from() == ("corpus" if sinusoidal else "random")
 
 
 def test_the_template_of_a_pre_training_is_its_defaults(tmp_path):
@@ -108,6 +147,8 @@ def test_a_job_takes_its_model_from_the_file(tmp_path):
         ("model.heads = 3", "multiple"),
         ("penalty.relu = [2.0, -2.0]", "range of relu"),
         ("training.steps = 0", "steps"),
+        ('model.preset = "bert"\ntraining.initial = "corpus"', "'learned'.*sinusoidal"),
+        ('training.initial = "texts"', "corpus or random"),
     ],
 )
 def test_jobs_that_cannot_work_are_refused_by_file(tmp_path, text: str, message: str):

@@ -18,7 +18,8 @@ from hesim.errors import ParameterError
 from models.checkpoint import CheckpointError
 from models.config import EncoderConfig
 from models.corpus import Corpus
-from models.pretrain import Pretrained, Pretraining, Progress, pretrain
+from models.next_word import NextWord
+from models.pretrain import Pretrained, Pretraining, Progress, guessing_of, pretrain
 from models.schedules import Budget
 
 CONFIG = EncoderConfig(
@@ -105,6 +106,57 @@ def test_a_stopped_run_goes_on_to_the_same_bits(texts, whole, tmp_path, stop: in
     second = pretrain(SETTINGS, corpus, tmp_path)
     assert second.finished
     jax.tree.map(np.testing.assert_array_equal, second.params, whole[0].params)
+
+
+DECODER = dataclasses.replace(
+    SETTINGS, config=CONFIG.replace(causal=True), penalty=0.0, save_seconds=180.0
+)
+
+
+@pytest.fixture(scope="module")
+def decoder(texts, tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
+    return pretrain(DECODER, read(texts), tmp_path_factory.mktemp("decoder"))
+
+
+def test_a_causal_model_learns_the_next_word_from_more_than_the_last(texts, decoder):
+    guessing = guessing_of(decoder.model.config, read(texts).tokenizer, DECODER.share)
+    assert isinstance(guessing, NextWord)
+    # Of ten tokens the last one leaves two animals and two colours of four open, and twice whether
+    # the sentence goes on.
+    by_the_last = (4 * np.log(4) + 2 * np.log(2)) / 10
+    assert decoder.evaluated is not None and decoder.evaluated.loss < 0.9 * by_the_last
+    assert decoder.evaluated.accuracy > 0.6
+
+
+def test_a_stopped_decoder_goes_on_to_the_same_bits(texts, decoder, tmp_path):
+    calls = iter(range(38))
+    first = pretrain(DECODER, read(texts), tmp_path, stop=lambda: next(calls, None) is None)
+    assert not first.finished and 0 < first.step < 60
+    second = pretrain(DECODER, read(texts), tmp_path)
+    assert second.finished
+    jax.tree.map(np.testing.assert_array_equal, second.params, decoder.params)
+
+
+def test_a_share_of_k_in_n_penalises_the_last_k_of_n_steps(texts, tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS, budget=Budget(10), penalty_last=3 / 10, log_every=1, save_seconds=180.0
+    )
+    reports: list[Progress] = []
+    pretrain(settings, read(texts), tmp_path, report=reports.append)
+    assert [r.step for r in reports if "penalty" in r.figures] == [8, 9, 10]
+
+
+def test_what_a_training_starts_from_is_what_its_model_can(texts, tmp_path):
+    learned = CONFIG.replace(positions="learned")
+    assert Pretraining(config=CONFIG).starts_from() == "corpus"
+    assert Pretraining(config=learned).starts_from() == "random"
+    assert Pretraining(config=CONFIG, initial="random").starts_from() == "random"
+    wide = Pretraining(config=CONFIG.replace(hidden=128))
+    assert (wide.starts_from(), wide.starts_from(words=60)) == ("corpus", "random")
+    asked = dataclasses.replace(wide, initial="corpus")
+    assert asked.to_json() == wide.to_json()
+    with pytest.raises(ParameterError, match="a vocabulary of 60 is too small"):
+        pretrain(asked, read(texts), tmp_path)
 
 
 def test_another_trainings_folder_is_refused(texts, tmp_path):
@@ -202,6 +254,9 @@ def test_a_mesh_that_does_not_divide_is_refused(texts, tmp_path):
         ({"rate": -1.0}, "rate"),
         ({"rise": 0.0}, "rise"),
         ({"b2": 1.0}, "b2"),
+        ({"initial": "text"}, "corpus or random"),
+        ({"initial": "corpus", "config": CONFIG.replace(positions="learned")}, "'learned'"),
+        ({"initial": "corpus", "config": CONFIG.replace(positions="none")}, "'none'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message: str):
