@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import training
 from experiments.cli import main
 from experiments.errors import ExperimentError
 from experiments.live import Display
 from experiments.training.logbook import Logbook
-from experiments.training.pretrain import read_job, run_pretraining
-from experiments.training.publish import publish
+from experiments.training.pretrain import Job, read_corpus, read_job, run_pretraining
+from experiments.training.publish import card, publish
 from experiments.training.signals import until_signalled
-from models.shipped import load_pretrained
+from models.config import PRESETS
+from models.shipped import SHIPPED, load_pretrained
 
 SETTINGS = """
 [model]
@@ -38,6 +41,7 @@ log_every = 5
 evaluate_every = 30
 [card]
 data = "Sentences about animals, made for this test."
+licence = "MIT"
 """
 
 
@@ -119,8 +123,62 @@ def test_a_published_model_loads_with_its_card_and_facts(job_files, finished, tm
     found = load_pretrained(tmp_path / "m", classes=3)
     assert found.notes["steps"] == 60
     assert found.params["head"]["kernel"].shape == (8, 3)
-    card = (tmp_path / "m" / "README.md").read_text()
-    assert "made for this test" in card and "layer0.attention.exp" in card
+    page = (tmp_path / "m" / "README.md").read_text()
+    assert "made for this test" in page and "layer0.attention.exp" in page
+    assert "An encoder" in page and "by masked language modelling" in page
+    assert "masked language modelling: 25 %" in facts["objective"]
+    assert "licensed under MIT, as far" in page
+
+
+@pytest.mark.parametrize("name", ["tiny-gaussian", "tiny-softmax"])
+def test_the_shipped_cards_are_what_publishing_writes(name: str):
+    """Of their settings and notes, the weights' licence included."""
+    job = read_job(Path(training.__path__[0]) / "settings" / f"{name}.toml")
+    notes = json.loads((SHIPPED / name / "notes.json").read_text())
+    assert (SHIPPED / name / "README.md").read_text() == card(name, job, notes)
+    assert "licensed under Apache-2.0" in card(name, job, notes)
+
+
+def lines_of(job: Job, texts: Path, out: Path) -> str:
+    class Heard(Display):
+        said = ""
+
+        def say(self, text: str) -> None:
+            self.said += text + "\n"
+
+    display = Heard(quiet=True)
+    assert run_pretraining(job, texts, out, display).finished
+    return display.said
+
+
+def test_a_decoder_is_trained_and_published_as_one(job_files, tmp_path):
+    config, texts = job_files
+    text = config.read_text().replace("[text]", "causal = true\n[text]")
+    (tmp_path / "d.toml").write_text(text)
+    job = read_job(tmp_path / "d.toml")
+    assert "by next-word prediction" in lines_of(job, texts, tmp_path / "o")
+    facts = publish(job, texts, tmp_path / "o", tmp_path / "m", Display(quiet=True))
+    corpus = read_corpus(job, texts, tmp_path / "o", Display(quiet=True))
+    # The baseline counts what is guessed: the end of a sentence, too, but never a hidden word.
+    counts = np.bincount(corpus.train.tokens, minlength=corpus.tokenizer.size) + 1
+    expected = -np.log(counts / counts.sum())[corpus.held_out.tokens].mean()
+    assert facts["held_out_loss_by_word_frequency"] == pytest.approx(expected)
+    assert facts["held_out_loss"] < 0.5 * expected
+    assert facts["objective"].startswith("next-word prediction")
+    found = load_pretrained(tmp_path / "m")
+    assert found.model.config.causal and found.notes["objective"] == facts["objective"]
+    page = (tmp_path / "m" / "README.md").read_text()
+    assert "A decoder" in page and "by next-word prediction" in page and "mask" not in page
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_trained_with_the_templates_defaults(name: str, job_files, tmp_path):
+    small = "layers = 1\nhidden = 16\nheads = 2\nffn = 16\npooler = [8]"
+    rest = "[text]\nlength = 16\nvocabulary = 60\nheld_out = 0.2\n[training]\nsteps = 1"
+    (tmp_path / "s.toml").write_text(f'[model]\npreset = "{name}"\n{small}\n{rest}\nbatch = 4')
+    said = lines_of(read_job(tmp_path / "s.toml"), job_files[1], tmp_path / "o")
+    learned = PRESETS[name].positions == "learned"
+    assert ("random parameters to start from" in said) == learned
 
 
 def test_the_command_refuses_what_it_cannot_do(job_files, finished, tmp_path, capsys):
