@@ -37,7 +37,7 @@ from models.lora import Params, combine, partition
 from models.losses import range_penalty
 from models.schedules import Budget, Clock, one_cycle, scale_by_progress
 from models.sharding import check_config, check_rows, place_batch, place_state
-from models.sites import Range, function_of, site_names
+from models.sites import Range, targets_of
 from models.step import (
     Loss,
     Step,
@@ -177,9 +177,7 @@ def make_loss(teacher: Model, student: Model, settings: Distillation) -> Loss:
     pairs = layer_pairs(teacher, student)
     learn = functools.partial(_outputs, student)
     run = rematerialised(learn) if settings.remat else learn
-    unit, table = student.units(), dict(settings.targets)
-    names = site_names(student.config)
-    ranges = {n: table[function_of(n)] for n in names if function_of(n) in table}
+    unit, ranges = student.units(), dict(targets_of(student.config, settings.targets))
 
     def loss(
         trained: Params, frozen: Params, batch: DistilBatch, key: jax.Array

@@ -46,7 +46,7 @@ from models.mlm import (
 from models.next_word import NextWord
 from models.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
 from models.sharding import check_config, check_rows, place_batch, place_state
-from models.sites import Range, function_of, join_ranges, met_ranges, site_names
+from models.sites import Range, function_of, join_ranges, met_ranges, site_names, targets_of
 from models.step import (
     Loss,
     Step,
@@ -187,9 +187,7 @@ class Pretraining:
 
     def site_targets(self) -> dict[str, Range]:
         """The target range of every site whose function has one."""
-        table = dict(self.targets)
-        names = site_names(self.config)
-        return {n: table[function_of(n)] for n in names if function_of(n) in table}
+        return dict(targets_of(self.config, self.targets))
 
 
 class Evaluated(NamedTuple):
