@@ -48,7 +48,7 @@ def pretraining_arguments(settings: Pretraining) -> tuple[Any, Any]:
     key = jax.random.key(0)
     state = jax.eval_shape(lambda k: initial_state(model.init(k), optimizer, k), key)
     rows, length = s.batch, s.config.sequence
-    chosen = max(1, round(s.share * length))
+    chosen = length if s.config.causal else max(1, round(s.share * length))
     batch = MaskedBatch(
         tokens=jax.ShapeDtypeStruct((rows, length), jnp.int32),
         mask=jax.ShapeDtypeStruct((rows, length), jnp.float32),

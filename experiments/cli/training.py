@@ -30,7 +30,7 @@ def pretrain(
         bool, typer.Option("--template", help="Print a settings file with every option explained.")
     ] = False,
 ) -> None:
-    """Pre-train an encoder on plain text by masked language modelling."""
+    """Pre-train on plain text: an encoder by hidden words, a decoder by the next one."""
     from experiments.live import Display
     from experiments.training.pretrain import read_job, run_pretraining, settings_template
 

@@ -130,6 +130,13 @@ def test_the_pre_training_step_of_each_preset(name: str, precision):
     assert ("bf16" in exported.mlir_module()) == (precision == "bfloat16")
 
 
+def test_a_decoders_step_guesses_at_every_place():
+    config = preset("tiny", lm_head="tied", causal=True)
+    arguments = pretraining_arguments(Pretraining(config=config, batch=4))
+    assert arguments[1][1].words.shape == (4, config.sequence)
+    assert export_step(*arguments).platforms == ("tpu", "cuda")
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_call_to_the_host_is_refused(platform: str):
     step, arguments = task_arguments(preset("demo"), optax.adamw(1e-3), 4)
