@@ -19,7 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from models.config import EncoderConfig
+from models.layout import stored
 from models.sites import Sites
+from models.step import SpreadState, TrainState
 
 
 class CheckpointError(ValueError):
@@ -104,7 +106,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_unwrap_keys(tree)),
+                    state=ocp.args.StandardSave(_as_stored(tree)),
                     notes=ocp.args.JsonSave(notes or {}),
                 ),
             )
@@ -231,6 +233,12 @@ def _is_key(leaf: Any) -> bool:
 
 def _unwrap_keys(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _as_stored(tree: Any) -> Any:
+    """The tree as it would be on one device, so that a run may go on with another mesh."""
+    plain = stored(_unwrap_keys(tree))
+    return TrainState(*plain) if isinstance(plain, SpreadState) else plain
 
 
 def _wrap_keys(tree: Any, like: Any) -> Any:

@@ -36,7 +36,7 @@ from models.limits import check_numbers
 from models.lora import Params, combine, partition
 from models.losses import range_penalty
 from models.schedules import Budget, Clock, one_cycle, scale_by_progress
-from models.sharding import check_config, check_rows, place_batch, place_state
+from models.sharding import check_config, check_rows, place_batch, place_frozen, place_state
 from models.sites import Range, targets_of
 from models.step import (
     Loss,
@@ -304,11 +304,12 @@ def distil(
         state = initial_state(copied, optimizer, jax.random.key(settings.seed))
         state, notes = store.resume(state, identity, "distillation")
         if mesh is not None:
-            state = place_state(state, mesh)
-            teacher_params, frozen = (place_state(p, mesh) for p in (teacher_params, frozen))
+            state, frozen = place_state(state, mesh), place_state(frozen, mesh)
+            teacher_params = place_frozen(teacher_params, mesh)
+        student_frozen = frozen if mesh is None else place_frozen(frozen, mesh)
         step = _closed(
             make_update(loss, optimizer, settings.options()),
-            {"teacher": teacher_params, "student": frozen},
+            {"teacher": teacher_params, "student": student_frozen},
         )
         clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
 

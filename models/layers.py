@@ -9,6 +9,8 @@ the gain. The stream is also scaled by a public constant c (`sites.norm_scale`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,12 @@ class LayerNorm(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Up-projection, activation (gated: x * f(gate), gate the second half), down-projection."""
+    """Up-projection, activation (gated: x * f(gate), gate the second half), down-projection.
+
+    The kernel of a gated up-projection, (hidden, ffn), may also be given as (hidden, 2, ffn / 2),
+    its bias as (2, ffn / 2): the same numbers with the halves on an axis of their own, which
+    `sharding.place_state` needs to cut each.
+    """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         std = config.initial_std
@@ -90,18 +97,24 @@ class FeedForward(nnx.Module):
         kind = self.activation.removeprefix("glu_")
         site = f"{name}.{kind}"
         unit = 1.0 if kind == "bilinear" else probe.unit(site)
-        width = self.up.kernel.shape[1]
         if self.activation.startswith("glu_"):
-            gate = self.up.project(
-                x, gamma=gamma, beta=beta, factor=1 / unit, outputs=slice(width // 2, None)
-            )
-            value = self.up.project(x, gamma=gamma, beta=beta, outputs=slice(0, width // 2))
+            first, second = _halves(self.up)
+            gate = self.up.project(x, gamma=gamma, beta=beta, factor=1 / unit, outputs=second)
+            value = self.up.project(x, gamma=gamma, beta=beta, outputs=first)
             inner = value * (gate if kind == "bilinear" else probe(site, gate))
         else:
             inner = probe(site, self.up.project(x, gamma=gamma, beta=beta, factor=1 / unit))
         c = norm_scale(probe.sites, x.shape[-1])
         update = inner @ (c * centred(self.down.merged))
         return update if self.down.bias is None else update + c * centred(self.down.bias[...])
+
+
+def _halves(up: Linear) -> tuple[Any, Any]:
+    """Which outputs of a gated up-projection are values, which gates."""
+    if up.kernel.ndim == 3:
+        return 0, 1
+    width = up.kernel.shape[1]
+    return slice(0, width // 2), slice(width // 2, None)
 
 
 def sinusoids(sequence: int, hidden: int) -> np.ndarray:

@@ -8,13 +8,14 @@ features over the axis `tensor`.
 The step is the same program: its arrays say where they lie, and the compiler adds what has to be
 exchanged (Xu et al. 2021). The query, key and value matrices are cut along their outputs, which are
 the heads; the matrix behind the heads along its inputs; the up- and down-projection likewise
-(Shoeybi et al. 2020, section 3); the word embedding along the vocabulary.
+(Shoeybi et al. 2020, section 3), of a gated up-projection each half for itself (`layout`); the word
+embedding along the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hesim.errors import ParameterError
 from models.config import EncoderConfig
+from models.layout import names_of, with_halves
+from models.lora import Params
+from models.step import SpreadState, TrainState
 
 __all__ = [
     "DATA",
@@ -31,6 +35,7 @@ __all__ = [
     "check_rows",
     "make_mesh",
     "place_batch",
+    "place_frozen",
     "place_state",
     "spec_of",
     "start_hosts",
@@ -57,6 +62,12 @@ _RULES: Mapping[tuple[str, ...], PartitionSpec] = {
     ("embedding", "word"): _ROWS,
 }
 """How a parameter lies, by the last two names of its path; everything else is on every device."""
+
+_HALVES: Mapping[tuple[str, ...], PartitionSpec] = {
+    ("up", "kernel"): PartitionSpec(None, None, TENSOR),
+    ("up", "bias"): PartitionSpec(None, TENSOR),
+}
+"""The same for a gated up-projection whose halves are on an axis of their own."""
 
 
 def start_hosts(
@@ -124,14 +135,15 @@ def spec_of(path: Sequence[Any], shape: Sequence[int], mesh: Mesh) -> PartitionS
     """How the array at this path of a parameter tree (or of an optimizer's state, which repeats
     it) is cut: on every device whole where no rule names it or its size does not divide.
     """
-    names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
-    spec = _RULES.get(tuple(names[-2:]), PartitionSpec()) if len(names) > 1 else PartitionSpec()
-    if len(spec) != len(shape):
-        return PartitionSpec()
-    for axis, size in zip(spec, shape, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
-            return PartitionSpec()
-    return spec
+    names = names_of(path)[-2:]
+    for rules in (_RULES, _HALVES):
+        spec = rules.get(names, PartitionSpec())
+        if len(spec) == len(shape) and all(
+            axis is None or size % mesh.shape[axis] == 0
+            for axis, size in zip(spec, shape, strict=True)
+        ):
+            return spec
+    return PartitionSpec()
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
@@ -144,8 +156,27 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 def place_state(state: Tree, mesh: Mesh) -> Tree:
     """A `TrainState`, or any tree of parameters, spread over the mesh; every host passes the same
     one.
+
+    Of a tree of parameters every array keeps its shape. A state that has gated up-projections to
+    cut, or lies on several hosts, becomes a `SpreadState`.
     """
-    return jax.tree.map(_place, state, state_shardings(state, mesh))
+    if isinstance(state, TrainState):
+        laid = with_halves(state, mesh.shape[TENSOR]) if mesh.shape[TENSOR] > 1 else state
+        shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (laid, state)]
+        if shapes[0] != shapes[1] or jax.process_count() > 1:
+            return cast(Tree, SpreadState(*_placed(laid, mesh)))
+    return _placed(state, mesh)
+
+
+def place_frozen(params: Params, mesh: Mesh) -> Params:
+    """Parameters that a step uses and does not change, spread over the mesh, the halves of gated
+    up-projections cut each (`layout.with_halves`): for steps and forward passes, not to be saved.
+    """
+    return _placed(with_halves(params, mesh.shape[TENSOR]), mesh)
+
+
+def _placed(tree: Tree, mesh: Mesh) -> Tree:
+    return jax.tree.map(_place, tree, state_shardings(tree, mesh))
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from models.layout import stored
 from models.lora import Params
 
 __all__ = [
     "PLAIN_STEP",
     "Loss",
+    "SpreadState",
     "Step",
     "StepOptions",
     "TrainState",
@@ -38,8 +40,28 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
+class SpreadState(NamedTuple):
+    """A `TrainState` on a mesh (`sharding.place_state`), which a step takes and gives in its place.
+
+    laid: what is trained, as it lies there (`layout.with_halves`), like the optimizer's moments.
+    """
+
+    step: jax.Array
+    laid: Params
+    optimizer: optax.OptState
+    key: jax.Array
+
+    @property
+    def params(self) -> Params:
+        """What is trained, as it is stored. Across several hosts all must ask for it, since each
+        gets the whole of it, as NumPy arrays; a copy is made, so not for use within a step.
+        """
+        return stored(self.laid)
+
+
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-"""A pure training step: (state, batch[, frozen parameters]) -> (state, metrics)."""
+"""A pure training step: (state, batch[, frozen parameters]) -> (state, metrics), of a `SpreadState`
+in place of the `TrainState` where it lies on a mesh."""
 
 Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 """(trained, frozen parameters, batch, key) -> (what is minimised, metrics {"loss": ..., ...})."""
@@ -108,20 +130,21 @@ def update_function(
     gradient = jax.grad(chosen, has_aux=True)
 
     def step(
-        state: TrainState, batch: Any, frozen: Params | None = None
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        state: Any, batch: Any, frozen: Params | None = None
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        before = state.laid if isinstance(state, SpreadState) else state.params
         key = jax.random.fold_in(state.key, state.step)
         extra = {"progress": batch.progress} if hasattr(batch, "progress") else {}
         if options.accumulate == 1:
-            grads, metrics = gradient(state.params, frozen or {}, batch, key)
+            grads, metrics = gradient(before, frozen or {}, batch, key)
         else:
             grads, metrics = _accumulated(
-                gradient, options.accumulate, state.params, frozen or {}, batch, key
+                gradient, options.accumulate, before, frozen or {}, batch, key
             )
-        updates, opt = transform.update(grads, state.optimizer, state.params, **extra)
-        params = cast(Params, optax.apply_updates(state.params, updates))
+        updates, opt = transform.update(grads, state.optimizer, before, **extra)
+        params = cast(Params, optax.apply_updates(before, updates))
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, opt, state.key), metrics
+        return type(state)(state.step + 1, params, opt, state.key), metrics
 
     return step
 

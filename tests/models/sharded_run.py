@@ -18,7 +18,7 @@ from models.mlm import Masking
 from models.pretrain import Pretraining, make_optimizer, make_pretraining_step
 from models.schedules import Budget
 from models.sharding import check_config, make_mesh, place_batch, place_state, start_hosts
-from models.step import initial_state
+from models.step import SpreadState, initial_state
 
 SMALL = EncoderConfig(
     hidden=64,
@@ -43,7 +43,8 @@ def main(name: str, data: int, tensor: int, steps: int, rows: int, *hosts: str) 
     model = Model(config)
     step = make_pretraining_step(model, settings)
     state = place_state(initial_state(model.init(key), make_optimizer(settings), key), mesh)
-    lies = state.params["blocks"][0]["attention"]["query"]["kernel"].sharding.spec
+    laid = state.laid if isinstance(state, SpreadState) else state.params
+    lies = laid["blocks"][0]["attention"]["query"]["kernel"].sharding.spec
     masking = Masking(4, (5, config.vocabulary))
     losses: list[float] = []
     for number in range(steps):

@@ -12,16 +12,20 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from hesim.errors import ParameterError
 from models.config import EncoderConfig, preset
 from models.encoder import Model
+from models.layout import stored, with_halves
 from models.sharding import check_config, make_mesh, spec_of, start_hosts
+from models.step import initial_state
 
 RUN = Path(__file__).parent / "sharded_run.py"
 TRAINING = Path(__file__).parent / "spread_training.py"
+EXCHANGED = Path(__file__).parent / "collectives.py"
 TOP = Path(__file__).resolve().parents[2]
 
 
@@ -72,6 +76,48 @@ def test_fine_tuning_and_distillation_on_four_devices_are_as_on_one(how, tmp_pat
         assert (one["query"], four["query"]) == ("one device", "P(None, 'tensor')")
         assert len(set(one["losses"])) > 1
         np.testing.assert_allclose(four["losses"], one["losses"], rtol=1e-5)
+
+
+def test_a_gated_block_exchanges_what_a_plain_one_does_and_is_saved_as_stored(tmp_path):
+    found = result(start(4, tmp_path, optimise=True, run=EXCHANGED))
+    for gated, plain in (("glu_relu", "relu"), ("glu_gelu", "gelu")):
+        assert found[gated] == found[plain]
+        for kinds in found[gated].values():  # activations and gradients of norms, no weights
+            assert set(kinds) == {"all-reduce"}
+    same = found["same"]
+    assert same["shapes"] and same["checkpoint"]
+    assert same["distance"] < 1e-5
+    assert same["laid"] == ["(32, 2, 32)", "P(None, None, 'tensor')"]
+    assert same["stored"] == ["(32, 64)", "P(None, 'tensor')"]
+
+
+def test_halves_are_parted_and_joined_to_the_bit():
+    model = Model(EncoderConfig(layers=1, hidden=16, ffn=24, biases=True, pooler=(8,)))
+    state = initial_state(model.init(jax.random.key(0)), optax.adam(1e-3), jax.random.key(1))
+    laid: Any = with_halves(state, 4)
+    for tree in (laid.params, laid.optimizer[0].mu):
+        up = tree["blocks"][0]["ffn"]["up"]
+        assert (up["kernel"].shape, up["bias"].shape) == ((16, 2, 12), (2, 12))
+    kernel = state.params["blocks"][0]["ffn"]["up"]["kernel"]
+    np.testing.assert_array_equal(
+        laid.params["blocks"][0]["ffn"]["up"]["kernel"][:, 1], kernel[:, 12:]
+    )
+    back = stored(laid)._replace(key=state.key)
+    for one, two in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+        assert one.shape == two.shape and bool((one == two).all())
+    rows = jax.random.normal(jax.random.key(2), (2, 5, 16))
+    mask = np.ones((2, 5), np.float32)
+    plain, parted = (model.hidden_states(p, rows, mask)[0] for p in (state.params, laid.params))
+    np.testing.assert_allclose(plain, parted, rtol=1e-6, atol=1e-6)
+    whole = with_halves(state, 5)  # 12 columns a half
+    assert whole.params["blocks"][0]["ffn"]["up"]["kernel"] is kernel
+
+
+def test_a_plain_up_projection_stays_as_it_is():
+    config = EncoderConfig(layers=1, hidden=16, ffn=24, activation="relu", pooler=(8,))
+    params = Model(config).init(jax.random.key(0))
+    kernel = with_halves(params, 4)["blocks"][0]["ffn"]["up"]["kernel"]
+    assert kernel is params["blocks"][0]["ffn"]["up"]["kernel"]
 
 
 @pytest.mark.slow
