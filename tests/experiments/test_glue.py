@@ -201,7 +201,7 @@ def test_what_cannot_be_studied_is_refused(study: GlueStudy):
 
 def test_the_table_of_settings_has_every_task_and_every_column_its_settings():
     rows, twin = read_table()
-    assert dict(twin.domains)["exp"][1] == 0.0
+    assert dict(twin.fit.ranges)["exp"][1] == 0.0
     assert set(rows) == {"CoLA", "MRPC", "RTE", "STS-B", "SST-2", "QNLI"}
     study = GlueStudy(starts={"gaussian": "a", "softmax": "b"}, data_dir="")
     simulated = study.settings("RTE", "lora-simulated", 1)
@@ -223,7 +223,7 @@ def test_the_settings_of_a_converted_minilm_are_of_pairs_read_apart():
     rows, twin = read_table(GLUE_TABLE.with_name("minilm.toml"))
     tasks = ("STS-B", "MRPC", "RTE")
     study = GlueStudy({"gaussian": "a", "softmax": "b"}, "", tasks, table=rows, length=64)
-    assert dict(twin.domains)["gelu"] == (-14.0, 14.0)
+    assert dict(twin.fit.ranges)["gelu"] == (-14.0, 14.0)
     for task in tasks:
         settings = [study.settings(task, column, 0) for column in COLUMNS]
         assert {s.pairs for s in settings} == {"apart"} and {s.batch for s in settings} == {32}
