@@ -27,6 +27,7 @@ from experiments.studies.attention import (
 )
 from experiments.studies.attention_report import plot, table
 from experiments.studies.tasks import Stopped
+from experiments.working import alone_in
 from hesim.params import CKKSParams
 from models.as_encrypted import AsEncrypted
 from models.config import preset
@@ -131,30 +132,45 @@ def study(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> AttentionStud
 def test_a_stopped_study_goes_on_and_a_second_call_repeats_nothing(
     study: AttentionStudy, tmp_path: Path
 ):
+    one = dataclasses.replace(study, attentions=("softmax",))
     said: list[str] = []
     asked = itertools.count()
     with pytest.raises(Stopped):
-        run_attention(study, tmp_path, say=said.append, stop=lambda: next(asked) == 5)
-    assert not said and list(tmp_path.glob("glue-SST-2-softmax-0.run/*"))
-    softmax, gaussian = run_attention(study, tmp_path, say=said.append)
-    assert len(said) == 2 and not softmax.twins
-    minimax, squaring = (gaussian.twins[f"gaussian-{kind}"] for kind in ("minimax", "squaring"))
+        run_attention(one, tmp_path, say=said.append, stop=lambda: next(asked) == 5)
+    assert not said and list(tmp_path.glob("glue-SST-2-softmax-0.run/4"))
+    (found,) = run_attention(one, tmp_path, say=said.append)
+    assert found.exact > found.majority and not found.twins
+    assert run_attention(one, tmp_path, say=said.append) == [found] and len(said) == 1
+    assert not list(tmp_path.glob("*.run"))
+    with alone_in(tmp_path), pytest.raises(ExperimentError, match="another process is working"):
+        run_attention(one, tmp_path)
+    with pytest.raises(ExperimentError, match="squarings is 6 there and 7 here"):
+        run_attention(dataclasses.replace(one, squarings=7), tmp_path)
+
+
+def test_a_line_a_way_is_written(tmp_path: Path):
+    write_csv(runs_of(0), tmp_path / "attention.csv")
+    with open(tmp_path / "attention.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["way"] for row in rows] == [
+        *("softmax", "gaussian-minimax", "gaussian-squaring", "power-softmax")
+    ]
+    assert rows[1]["simulated"] == "69.0" and rows[1]["depth"] == "46" and rows[0]["depth"] == ""
+
+
+@pytest.mark.slow
+def test_the_twins_of_one_model_answer_as_it_does_at_their_own_cost(
+    study: AttentionStudy, tmp_path: Path
+):
+    (gaussian,) = run_attention(dataclasses.replace(study, attentions=("gaussian",)), tmp_path)
     assert gaussian.exact > gaussian.majority
+    minimax, squaring = (gaussian.twins[f"gaussian-{kind}"] for kind in ("minimax", "squaring"))
     for found in (minimax, squaring):
         assert abs(found.polynomial - gaussian.exact) < 10
         assert abs(found.simulated - found.polynomial) < 5
         assert 0 < found.noise < found.approximation < 0.5 * gaussian.spread
     assert squaring.cost.depth - minimax.cost.depth == 3  # 6 squarings, or 3 levels of degree 7
     assert squaring.noise > minimax.noise
-    assert run_attention(study, tmp_path, say=said.append) == [softmax, gaussian]
-    assert len(said) == 2
-    write_csv([softmax, gaussian], tmp_path / "attention.csv")
-    with open(tmp_path / "attention.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["way"] for row in rows] == ["softmax", "gaussian-minimax", "gaussian-squaring"]
-    assert float(rows[1]["simulated"]) == minimax.simulated and rows[0]["depth"] == ""
-    with pytest.raises(ExperimentError, match="squarings is 6 there and 7 here"):
-        run_attention(dataclasses.replace(study, squarings=7), tmp_path)
 
 
 @pytest.mark.slow
