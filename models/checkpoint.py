@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from models.config import EncoderConfig
 from models.layout import stored
+from models.sharding import from_first_host
 from models.sites import Sites
 from models.step import SpreadState, TrainState
 
@@ -60,19 +62,32 @@ class Checkpoints:
 
     A tree saved here is any pytree of arrays, `jax.random.key` arrays included. `notes` is JSON
     data (the configuration, the phase, a history) that is written beside it.
+
+    Of several hosts, which must all ask and save alike, the first writes into its folder and reads
+    there; the others get from it what it found, its errors too, and leave their own folder alone.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
         self.folder = Path(folder).absolute()
+        alone = ocp.options.MultiprocessingOptions()
+        if jax.process_count() > 1:
+            alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, create=True
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=alone,
         )
-        self._manager = ocp.CheckpointManager(
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._open: ocp.CheckpointManager | None = None
+        if jax.process_index():
+            return
+        self._open = ocp.CheckpointManager(
             self.folder,
             options=options,
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "notes": ocp.JsonCheckpointHandler(),
+                "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                "notes": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
             },
         )
 
@@ -88,26 +103,36 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        self._manager.close()
+        if self._open is not None:
+            self._open.close()
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        assert self._open is not None, "only the first host reads and writes"
+        return self._open
 
     @property
     def latest(self) -> int | None:
         """The newest step saved, None if there is none."""
-        return self._manager.latest_step()
+        return _from_first(lambda: self._manager.latest_step())
 
     def save(self, step: int, tree: Any, notes: dict[str, Any] | None = None) -> None:
         """Write a checkpoint and wait until it is on the disk; a step already there is replaced.
 
         CheckpointError where it cannot be written, such as on a full disk; earlier ones remain.
         """
+        plain = _as_stored(tree)
+        _from_first(lambda: self._write(step, plain, notes or {}))
+
+    def _write(self, step: int, plain: Any, notes: dict[str, Any]) -> None:
         try:
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_as_stored(tree)),
-                    notes=ocp.args.JsonSave(notes or {}),
+                    state=ocp.args.StandardSave(plain),
+                    notes=ocp.args.JsonSave(notes),
                 ),
             )
             self._manager.wait_until_finished()
@@ -120,11 +145,15 @@ class Checkpoints:
 
     def notes(self, step: int | None = None) -> dict[str, Any]:
         """The JSON data of a checkpoint (the newest by default)."""
-        number = self._existing(step)
-        with self._readable(number):
-            return self._manager.restore(
-                number, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
-            )["notes"]
+
+        def read() -> dict[str, Any]:
+            number = self._existing(step)
+            with self._readable(number):
+                return self._manager.restore(
+                    number, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+                )["notes"]
+
+        return _from_first(read)
 
     def resume(
         self, like: Any, identity: Mapping[str, Any], kind: str = "training"
@@ -132,8 +161,20 @@ class Checkpoints:
         """The newest tree and its notes; `like` and no notes where the folder is new.
 
         Raises CheckpointError unless the notes agree with `identity`, which says whose the
-        checkpoints are; it names what differs, in texts of JSON objects field by field.
+        checkpoints are; it names what differs, in texts of JSON objects field by field. Likewise
+        where several hosts have not the same identity.
         """
+        if jax.process_count() > 1:
+            first = _from_first(lambda: dict(identity))
+            listed = [
+                w for name, value in identity.items() for w in _differing(name, first[name], value)
+            ]
+            if any(multihost_utils.process_allgather(np.asarray(bool(listed))).ravel()):
+                said = ", ".join(listed[:6]) or "another host says which"
+                raise CheckpointError(
+                    f"the hosts have been given different things to do ({said}): give all of them "
+                    "the same settings and the same text or data"
+                )
         if self.latest is None:
             return like, {}
         notes = self.notes()
@@ -156,8 +197,15 @@ class Checkpoints:
         Raises CheckpointError if there is none, if it is damaged, or if its arrays have other names
         or shapes.
         """
-        number = self._existing(step)
         plain = _unwrap_keys(like)
+        if jax.process_count() == 1:
+            return _wrap_keys(self._read(plain, step), like)
+        found: list[Any] = []
+        _from_first(lambda: found.append(self._read(plain, step)))
+        return _wrap_keys(from_first_host(found[0] if found else plain), like)
+
+    def _read(self, plain: Any, step: int | None) -> Any:
+        number = self._existing(step)
         with self._readable(number):
             found = self._manager.item_metadata(number)["state"]
         expected = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(plain)}
@@ -177,10 +225,9 @@ class Checkpoints:
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, plain)
         with self._readable(number):
-            restored = self._manager.restore(
+            return self._manager.restore(
                 number, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
-        return _wrap_keys(restored, like)
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
@@ -194,12 +241,32 @@ class Checkpoints:
             ) from error
 
     def _existing(self, step: int | None) -> int:
-        number = self.latest if step is None else step
+        number = self._manager.latest_step() if step is None else step
         if number is None or number not in self._manager.all_steps():
             raise CheckpointError(
                 f"{self.folder} holds no checkpoint" + (f" of step {step}" if step else "")
             )
         return number
+
+
+def _from_first(work: Callable[[], Any]) -> Any:
+    """What the work gives, which is JSON data; of several hosts the first does it, and all get its
+    result or its CheckpointError.
+    """
+    if jax.process_count() == 1:
+        return work()
+    told: dict[str, Any] = {}
+    if not jax.process_index():
+        try:
+            told = {"result": work()}
+        except CheckpointError as error:
+            told = {"error": str(error)}
+    size = multihost_utils.broadcast_one_to_all(np.asarray(len(json.dumps(told)), np.int32))
+    text = np.frombuffer(json.dumps(told).encode().ljust(int(size))[: int(size)], np.uint8)
+    told = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
+    if "error" in told:
+        raise CheckpointError(told["error"])
+    return told["result"]
 
 
 def _differing(name: str, stored: Any, given: Any) -> list[str]:

@@ -36,7 +36,15 @@ from models.limits import check_numbers
 from models.lora import Params, combine, partition
 from models.losses import range_penalty
 from models.schedules import Budget, Clock, one_cycle, scale_by_progress
-from models.sharding import check_config, check_rows, place_batch, place_frozen, place_state
+from models.sharding import (
+    agreed,
+    check_config,
+    check_hosts,
+    check_rows,
+    place_batch,
+    place_frozen,
+    place_state,
+)
 from models.sites import Range, targets_of
 from models.step import (
     Loss,
@@ -273,14 +281,21 @@ def distil(
     rows: texts (targets are not looked at). held_out: others, on which errors are reported every
     `evaluate_every` steps. folder: its `checkpoints` hold the state; a run that finds its own there
     goes on from the newest, another's raises CheckpointError. TrainingError where the loss ceases
-    to be finite. mesh: devices of this host over which batches and both models are spread
-    (`sharding.make_mesh`); a run may go on with another, to the same numbers up to rounding.
+    to be finite. mesh: devices over which batches and both models are spread
+    (`sharding.make_mesh`); a run may go on with another, to the same numbers up to rounding. Where
+    they are those of several hosts, all of them call this, each with a folder of its own.
     ParameterError where it does not divide the rows of a part of a step, the heads or the features.
     """
     if mesh is not None:
         for model in (teacher, student):
             check_config(model.config, mesh)
         check_rows(settings.batch // settings.accumulate, mesh)
+        check_hosts(
+            jax.process_count(),
+            seconds=settings.budget.seconds,
+            save_seconds=settings.save_seconds,
+        )
+    several = mesh is not None and jax.process_count() > 1
     loss = make_loss(teacher, student, settings)
     trained, frozen = partition(params, settings.is_trained)
     optimizer = make_optimizer(settings)
@@ -303,14 +318,13 @@ def distil(
         copied = jax.tree.map(jnp.copy, trained)  # the step overwrites its state
         state = initial_state(copied, optimizer, jax.random.key(settings.seed))
         state, notes = store.resume(state, identity, "distillation")
+        fixed = {"teacher": teacher_params, "student": frozen}
         if mesh is not None:
-            state, frozen = place_state(state, mesh), place_state(frozen, mesh)
-            teacher_params = place_frozen(teacher_params, mesh)
-        student_frozen = frozen if mesh is None else place_frozen(frozen, mesh)
-        step = _closed(
-            make_update(loss, optimizer, settings.options()),
-            {"teacher": teacher_params, "student": student_frozen},
-        )
+            state = place_state(state, mesh)
+            fixed = {name: place_frozen(tree, mesh) for name, tree in fixed.items()}
+            if not several:  # of several hosts each evaluates by itself
+                teacher_params, frozen = fixed["teacher"], place_state(frozen, mesh)
+        step = _closed(make_update(loss, optimizer, settings.options()), fixed)
         clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
 
         def save(state: TrainState) -> None:
@@ -342,6 +356,9 @@ def distil(
             }
             return figures | {"held_out/pooled": found.pooled} | range_figures(found.ranges)
 
+        def diagnose(part: Params, batch: Any) -> str:
+            return origin(student, combine(part, frozen), batch)
+
         state = spend_budget(
             step,
             state,
@@ -352,8 +369,8 @@ def distil(
             evaluate=figures_of,
             save=save,
             report=report,
-            stop=stop,
-            diagnose=lambda part, batch: origin(student, combine(part, frozen), batch),
+            stop=agreed(stop),
+            diagnose=None if several else diagnose,
         )
         number = int(state.step)
         finished = clock.progress(number) >= 1

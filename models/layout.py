@@ -14,12 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+
+from hesim.errors import ParameterError
 
 __all__ = ["names_of", "stored", "with_halves"]
 
 Tree = TypeVar("Tree")
+
+_PATIENCE = 60
+"""Seconds that a host waits for the others before the parts of all are put together."""
 
 Names = tuple[str, ...]
 
@@ -52,7 +58,8 @@ def with_halves(tree: Tree, parts: int) -> Tree:
 
 def stored(tree: Tree) -> Tree:
     """The tree with joined halves, spread over the same devices; across several hosts, which must
-    all call this, every one gets all of it as NumPy arrays. Keys must be unwrapped.
+    all call this, every one gets all of it as NumPy arrays. Keys must be unwrapped. ParameterError
+    if a host does not come in time: what is put together here would then never arrive.
     """
 
     def join(path: Names, leaf: Any) -> Any:
@@ -67,14 +74,29 @@ def stored(tree: Tree) -> Tree:
         return jax.device_put(whole, NamedSharding(sharding.mesh, PartitionSpec(*before, last)))
 
     if jax.process_count() > 1:
+        _wait_for_hosts()
         tree = jax.tree.map(_gathered, tree)
     return _each_up(tree, join)
 
 
+def _wait_for_hosts() -> None:
+    """Return when all hosts are here."""
+    from orbax.checkpoint import multihost
+
+    hosts = set(range(jax.process_count()))
+    try:
+        multihost.sync_global_processes("hesim.stored", timeout=_PATIENCE, processes=hosts)
+    except Exception as error:  # of the coordination service, which has no class of its own
+        raise ParameterError(
+            "the other hosts are not at this step: they ended, or this one was stopped alone; "
+            "start the same command again on all, which goes on from the newest checkpoint"
+        ) from error
+
+
 def _gathered(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return leaf
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def _each_up(tree: Tree, change: Callable[[Names, Any], Any]) -> Tree:

@@ -14,12 +14,13 @@ embedding along the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hesim.errors import ParameterError
@@ -31,8 +32,11 @@ from models.step import SpreadState, TrainState
 __all__ = [
     "DATA",
     "TENSOR",
+    "agreed",
     "check_config",
+    "check_hosts",
     "check_rows",
+    "from_first_host",
     "make_mesh",
     "place_batch",
     "place_frozen",
@@ -77,13 +81,13 @@ def start_hosts(
     many devices there are in all.
 
     coordinator: address and port of host 0. On a cluster that JAX knows (Slurm, Cloud TPU, ...)
-    nothing needs to be said. Raises ParameterError if only some of the three are given, or if the
-    hosts do not find each other.
+    nothing needs to be said. Hosts that are joined already stay so. Raises ParameterError if only
+    some of the three are given, or if the hosts do not find each other.
     """
     given = [value is not None for value in (coordinator, hosts, number)]
     if any(given) and not all(given):
         raise ParameterError("name the coordinator, the number of hosts and this host's, or none")
-    if hosts == 1:
+    if hosts == 1 or (jax.distributed.is_initialized() and hosts in (None, jax.process_count())):
         return jax.device_count()
     try:
         jax.distributed.initialize(coordinator, hosts, number)
@@ -92,12 +96,38 @@ def start_hosts(
     return jax.device_count()
 
 
+def check_hosts(hosts: int, *, seconds: float, save_seconds: float) -> None:
+    """ParameterError unless a training on so many hosts follows its steps and no host's clock:
+    seconds: of its budget; save_seconds: between two checkpoints.
+    """
+    if hosts == 1:
+        return
+    if seconds:
+        raise ParameterError(
+            "a budget in seconds ends at another step on each host: set steps, and seconds = 0"
+        )
+    if save_seconds:
+        raise ParameterError(
+            f"checkpoints every {save_seconds:g} seconds fall on other steps on each host: set "
+            "save_seconds = 0, which saves whenever the training looks at the clock"
+        )
+
+
+def agreed(stop: Callable[[], bool]) -> Callable[[], bool]:
+    """A question that is answered alike on all hosts, which must all ask it: yes if it is on one.
+    On one host the question itself.
+    """
+    if jax.process_count() == 1:
+        return stop
+    return lambda: bool(multihost_utils.process_allgather(np.asarray(stop())).any())
+
+
 def make_mesh(
     data: int | None = None, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """data x tensor devices (all of them by default, those of all hosts included).
 
-    Raises ParameterError if there are not as many.
+    Raises ParameterError if there are not as many, or if a host of several would have none.
     """
     found = list(jax.devices() if devices is None else devices)
     if tensor < 1 or (data is not None and data < 1):
@@ -109,7 +139,14 @@ def make_mesh(
             f"tensor={tensor} (for a trial, XLA_FLAGS=--xla_force_host_platform_device_count=8 in "
             "the environment makes eight of a CPU)"
         )
-    return Mesh(np.asarray(found[: rows * tensor]).reshape(rows, tensor), (DATA, TENSOR))
+    chosen = found[: rows * tensor]
+    idle = {d.process_index for d in found} - {d.process_index for d in chosen}
+    if idle:
+        raise ParameterError(
+            f"data={rows} times tensor={tensor} leaves hosts without a device: there are "
+            f"{_counted(len(found), 'device')} on all hosts together"
+        )
+    return Mesh(np.asarray(chosen).reshape(rows, tensor), (DATA, TENSOR))
 
 
 def _counted(number: int, what: str) -> str:
@@ -154,12 +191,20 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def place_state(state: Tree, mesh: Mesh) -> Tree:
-    """A `TrainState`, or any tree of parameters, spread over the mesh; every host passes the same
-    one.
+    """A `TrainState`, or any tree of parameters, spread over the mesh. Of several hosts, which all
+    call this, the first one's state counts, since others may round otherwise.
 
     Of a tree of parameters every array keeps its shape. A state that has gated up-projections to
-    cut, or lies on several hosts, becomes a `SpreadState`.
+    cut, or lies on several hosts, becomes a `SpreadState`. ParameterError for a tree of parameters
+    on several hosts, where it could not be read back.
     """
+    if jax.process_count() > 1:
+        if not isinstance(state, TrainState) and jax.tree.leaves(state):
+            raise ParameterError(
+                "parameters that are not trained cannot be spread over several hosts here: train "
+                'all of them (method = "full"), or use the devices of one host'
+            )
+        state = from_first_host(state)
     if isinstance(state, TrainState):
         laid = with_halves(state, mesh.shape[TENSOR]) if mesh.shape[TENSOR] > 1 else state
         shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (laid, state)]
@@ -173,6 +218,26 @@ def place_frozen(params: Params, mesh: Mesh) -> Params:
     up-projections cut each (`layout.with_halves`): for steps and forward passes, not to be saved.
     """
     return _placed(with_halves(params, mesh.shape[TENSOR]), mesh)
+
+
+def from_first_host(tree: Tree) -> Tree:
+    """The first host's arrays on every host, to the bit, as NumPy arrays; all hosts pass trees of
+    the same shapes and types.
+    """
+
+    def send(leaf: Any) -> np.ndarray:
+        data = np.asarray(leaf)
+        raw = np.frombuffer(data.tobytes(), np.uint8)
+        sent = np.asarray(multihost_utils.broadcast_one_to_all(raw))
+        return np.frombuffer(sent.tobytes(), data.dtype).reshape(data.shape)
+
+    def send_any(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return send(leaf)
+        data = jnp.asarray(send(jax.random.key_data(leaf)))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(send_any, tree)
 
 
 def _placed(tree: Tree, mesh: Mesh) -> Tree:

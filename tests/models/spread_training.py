@@ -1,7 +1,7 @@
-"""Run by the tests of sharding in a process with four devices: the figures of fine-tunings and of
-a distillation on one device and on a mesh of 2 x 2, as JSON.
+"""Run by the tests of sharding in a process with four devices, or in each of two with two: the
+figures of fine-tunings and of a distillation on one device and on a mesh of 2 x 2, as JSON.
 
-    python spread_training.py FOLDER full|lora|encrypted|distil ...
+    python spread_training.py FOLDER full|lora|encrypted|distil ... [COORDINATOR NUMBER]
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from test_distill import SETTINGS as DISTILLATION
 from test_distill import STUDENT, TEACHER, rows, started, teacher
 from test_finetune import CONFIG, SETTINGS, encrypted_settings, task
 
+from models.checkpoint import digest_of
 from models.distill import distil
 from models.encoder import Model
 from models.finetune import finetune
 from models.schedules import Budget
-from models.sharding import make_mesh
+from models.sharding import make_mesh, start_hosts
 from models.train import take
 
 
 def main(folder: Path, *trainings: str) -> None:
+    if trainings[-1].isdigit():
+        start_hosts(trainings[-2], 2, int(trainings[-1]))
+        trainings = trainings[:-2]
     jax.config.update("jax_disable_most_optimizations", True)
     found = {
         how: [
@@ -46,11 +50,13 @@ def train(how: str, folder: Path, mesh: Mesh | None) -> dict[str, Any]:
         losses.append(progress.figures["loss"])
 
     if how == "distil":
-        settings = dataclasses.replace(DISTILLATION, budget=Budget(steps=8), log_every=1)
+        settings = dataclasses.replace(
+            DISTILLATION, budget=Budget(steps=8), log_every=1, save_seconds=0.0
+        )
         models = (TEACHER, teacher(), STUDENT, started())
         done = distil(*models, rows(200, 4), settings, folder, report=report, mesh=mesh)
     else:
-        data, settings = task(), dataclasses.replace(SETTINGS, epochs=1)
+        data, settings = task(), dataclasses.replace(SETTINGS, epochs=1, save_seconds=1e9)
         if how == "full":
             settings = dataclasses.replace(settings, method="full")
         elif how == "encrypted":
@@ -59,7 +65,8 @@ def train(how: str, folder: Path, mesh: Mesh | None) -> dict[str, Any]:
         start = Model(CONFIG).init(jax.random.key(7))
         done = finetune(CONFIG, start, data, settings, report=report, checkpoints=folder, mesh=mesh)
     query = done.params["blocks"][0]["attention"]["query"]["kernel"]
-    return {"losses": losses, "query": str(getattr(query.sharding, "spec", "one device"))}
+    spec = getattr(getattr(query, "sharding", None), "spec", "one device")
+    return {"losses": losses, "query": str(spec), "digest": digest_of(done.params)}
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,16 +19,27 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from experiments.training import devices
+from experiments.training.distilling import read_distilling
+from experiments.training.pretrain import read_job
 from hesim.errors import ParameterError
 from models.config import EncoderConfig, preset
 from models.encoder import Model
 from models.layout import stored, with_halves
-from models.sharding import check_config, make_mesh, spec_of, start_hosts
+from models.sharding import (
+    agreed,
+    check_config,
+    check_hosts,
+    make_mesh,
+    spec_of,
+    start_hosts,
+)
 from models.step import initial_state
 
 RUN = Path(__file__).parent / "sharded_run.py"
 TRAINING = Path(__file__).parent / "spread_training.py"
 EXCHANGED = Path(__file__).parent / "collectives.py"
+ON_HOSTS = Path(__file__).parent / "hosts_run.py"
 TOP = Path(__file__).resolve().parents[2]
 
 
@@ -47,6 +61,12 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def result(child: subprocess.Popen[str]) -> dict[str, Any]:
@@ -129,15 +149,176 @@ def test_the_papers_model_on_eight_devices():
 
 @pytest.mark.slow
 def test_two_hosts_are_one_mesh():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = free_address()
     hosts = [start(2, "small", 2, 2, 3, 8, address, 2, number) for number in range(2)]
     found = [result(host) for host in hosts]
     single = result(start(1, "small", 1, 1, 3, 8))
     assert [f["devices"] for f in found] == [4, 4]
     for one in found:
         np.testing.assert_allclose(one["losses"], single["losses"], rtol=1e-5)
+
+
+HOSTS = """
+[model]
+layers = 1
+hidden = 16
+ffn = 16
+pooler = [8]
+[text]
+length = 16
+vocabulary = 60
+held_out = 0.2
+[training]
+steps = 8
+batch = 16
+rate = 2e-2
+chunk = 0
+log_every = 2
+evaluate_every = 4
+save_seconds = 0
+initial = "random"
+"""
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Some files of sentences."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    words = np.array(["the", "red", "fox", "sees", "a", "black", "crow", "and", "two", "swans"])
+    random = np.random.default_rng(0)
+    for part in range(4):
+        lines = [" ".join(random.choice(words, 9)) for _ in range(120)]
+        (folder / f"{part}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def hosts_of(
+    folder: Path, texts: Path, *arguments: str, changes: Mapping[str, str] = MappingProxyType({})
+) -> list[subprocess.Popen[str]]:
+    """`hosts_run.py` on two hosts of two devices each; changes: in the second one's settings."""
+    address = free_address()
+    hosts: list[subprocess.Popen[str]] = []
+    for number in range(2):
+        section = f'data = 2\ntensor = 2\nhosts = 2\ncoordinator = "{address}"\nhost = {number}'
+        settings = folder / f"{number}.toml"
+        text = f"{HOSTS}[devices]\n{section}\n"
+        for old, new in changes.items() if number else ():
+            text = text.replace(old, new)
+        settings.write_text(text)
+        out = folder / f"out{number}"
+        hosts.append(start(2, settings, texts, out, *arguments, run=ON_HOSTS))
+    return hosts
+
+
+@pytest.mark.slow
+def test_pretraining_on_two_hosts_is_as_on_one_and_goes_on_to_the_bit(tmp_path, texts):
+    found = [result(host) for host in hosts_of(tmp_path, texts)]
+    (tmp_path / "one.toml").write_text(HOSTS)
+    single = result(start(1, tmp_path / "one.toml", texts, tmp_path / "one", run=ON_HOSTS))
+    assert single["devices"] == [1, 1] and len(single["losses"]) == 4
+    assert [one["kept"] for one in found] == [["2", "4"], []]  # the first host's, for both
+    for one in found:
+        assert one["devices"] == [2, 4]
+        assert one["steps"] == [8, 4, 8] and one["up"] == single["up"] == [16, 16]
+        assert one["parts"] == one["whole"] == found[0]["whole"]
+        np.testing.assert_allclose(one["losses"], single["losses"], rtol=1e-5)
+        np.testing.assert_allclose(one["held_out"], single["held_out"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_fine_tuning_and_distillation_on_two_hosts_are_as_on_one_device(tmp_path):
+    address = free_address()
+    hosts = [
+        start(2, tmp_path / f"{i}", "full", "distil", address, i, run=TRAINING) for i in range(2)
+    ]
+    found = [result(host) for host in hosts]
+    for how in ("full", "distil"):
+        (one, four), (_, other) = (host[how] for host in found)
+        assert len(set(one["losses"])) > 1
+        np.testing.assert_allclose(four["losses"], one["losses"], rtol=1e-5)
+        assert four["digest"] == other["digest"] != one["digest"]
+
+
+@pytest.mark.slow
+def test_adapters_on_two_hosts_are_refused(tmp_path):
+    address = free_address()
+    hosts = [start(2, tmp_path / f"{i}", "lora", address, i, run=TRAINING) for i in range(2)]
+    for host in hosts:
+        _, err = host.communicate(timeout=300)
+        assert host.returncode and "cannot be spread over several hosts" in err, err[-2000:]
+
+
+@pytest.mark.slow
+def test_hosts_with_other_settings_are_told_what_differs(tmp_path, texts):
+    hosts = hosts_of(tmp_path, texts, changes={"rate = 2e-2": "rate = 3e-2"})
+    for host, told in zip(hosts, ("another host says", "rate of settings is 0.02 there and 0.03")):
+        out, err = host.communicate(timeout=300)
+        assert host.returncode and told in err, (out, err[-2000:])
+
+
+@pytest.mark.slow
+def test_a_host_that_is_stopped_alone_is_told(tmp_path, texts):
+    left, alone = hosts_of(tmp_path, texts, "alone")
+    try:
+        assert "stopped alone" in result(alone)["error"]
+    finally:
+        left.kill()
+        left.communicate()
+
+
+def test_questions_and_clocks_of_several_hosts():
+    assert agreed(lambda: True)() and not agreed(lambda: False)()
+    check_hosts(1, seconds=5.0, save_seconds=180.0)
+    check_hosts(2, seconds=0.0, save_seconds=0.0)
+    with pytest.raises(ParameterError, match="seconds = 0"):
+        check_hosts(2, seconds=5.0, save_seconds=0.0)
+    with pytest.raises(ParameterError, match="save_seconds = 0"):
+        check_hosts(2, seconds=0.0, save_seconds=180.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Device:
+    process_index: int
+
+
+def test_a_host_without_a_device_is_refused():
+    found = [Device(number // 2) for number in range(4)]
+    with pytest.raises(ParameterError, match="hosts without a device"):
+        make_mesh(2, 1, found)
+    assert make_mesh(2, 2, found).shape == {"data": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ("hosts = 2", "wants the coordinator"),
+        ('hosts = 0\ncoordinator = "a:1"', "wants the coordinator"),
+        ('hosts = 2\ncoordinator = "a:1"\nhost = 2', "numbered from 0"),
+        ('coordinator = "a:1"', "hosts = 1"),
+        ('hosts = 2\ncoordinator = "a:1"\n[training]\nsave_seconds = 9.0', "save_seconds = 0"),
+        ('hosts = 2\ncoordinator = "a:1"\n[training]\nsteps = 2\nseconds = 9.0', "set steps"),
+    ],
+)
+def test_hosts_in_a_settings_file_that_cannot_work_together(section, told, tmp_path):
+    (tmp_path / "s.toml").write_text(f"[devices]\n{section}\n")
+    for read in (read_job, read_distilling):
+        with pytest.raises(ParameterError, match=told):
+            read(tmp_path / "s.toml")
+
+
+def test_hosts_in_a_settings_file_are_joined_with_what_it_says(tmp_path, monkeypatch):
+    joined: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(devices, "start_hosts", lambda *given: joined.append(given))
+    path = tmp_path / "s.toml"
+    path.write_text(
+        '[training]\nsave_seconds = 0\n[devices]\nhosts = 3\ncoordinator = "a:1"\nhost = 2\n'
+    )
+    mesh = read_job(path).devices.mesh()
+    path.write_text("[training]\nsave_seconds = 0\n[devices]\nhosts = 0\n")
+    read_distilling(path).devices.mesh()
+    assert joined == [("a:1", 3, 2), ()]
+    assert mesh is not None and mesh.shape == {"data": 1, "tensor": 1}
 
 
 def test_heads_and_features_are_cut_and_the_rest_is_whole():
