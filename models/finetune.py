@@ -53,7 +53,15 @@ from models.losses import cross_entropy, mean_squared_error, share_outside
 from models.optim import scale_by_adam_he
 from models.recipe import Progress
 from models.schedules import ramp, scale_by_progress
-from models.sharding import check_config, check_rows, place_batch, place_state
+from models.sharding import (
+    agreed,
+    check_config,
+    check_hosts,
+    check_rows,
+    place_batch,
+    place_frozen,
+    place_state,
+)
 from models.sites import TRAINING_SITES, Range, Sites, met_ranges, site_names, targets_of
 from models.step import Step, StepOptions, TrainState, initial_state, rematerialised
 from models.tasks import TaskData
@@ -162,7 +170,7 @@ class FineTune:
         check_numbers(
             self,
             positive=("learning_rate", "epsilon", "alpha"),
-            at_least_0=("weight_decay", "penalty"),
+            at_least_0=("weight_decay", "penalty", "save_seconds"),
             shares=("warmup", "penalty_last"),
             below_1=("dropout", "inner"),
             seeds=("seed",),
@@ -233,7 +241,7 @@ def finetune(
     Pooler, head and adapters are fresh, drawn from the seed. report is called four times an epoch,
     the last time with the validation scores and the ranges met there. checkpoints: a folder;
     written after each epoch, every `save_seconds` within one, and where `stop`, asked before each
-    step, says so. mesh: devices of this host over which batches and
+    step, says so. mesh: devices, of several hosts where they are joined, over which batches and
     model are spread (`sharding.make_mesh`); a training may go on with another, to the same numbers
     up to rounding.
 
@@ -261,6 +269,8 @@ def finetune(
     if mesh is not None:
         check_config(adapted, mesh)
         check_rows(settings.batch // settings.accumulate, mesh)
+        check_hosts(jax.process_count(), seconds=0.0, save_seconds=settings.save_seconds)
+    several = mesh is not None and jax.process_count() > 1
     settings = dataclasses.replace(settings, ranges=targets_of(adapted, settings.ranges))
     key = jax.random.key(settings.seed)
     model = Model(adapted)
@@ -301,7 +311,8 @@ def finetune(
             history = list(found.get("history", ()))
         if mesh is not None:
             state, frozen = place_state(state, mesh), place_state(frozen, mesh)
-        step = _watched(compiled, frozen, names) if watched else _closed(compiled, frozen)
+        fixed = frozen if mesh is None or watched else place_frozen(frozen, mesh)
+        step = _watched(compiled, fixed, names) if watched else _closed(compiled, fixed)
         saved = time.monotonic()
 
         def save(state: TrainState) -> None:
@@ -330,12 +341,12 @@ def finetune(
                 state,
                 batch_of,
                 until=goal,
-                stop=stop,
+                stop=agreed(stop),
                 report=seen,
                 report_every=max(1, per_epoch // 4),
                 save=None if store is None else save_in_time,
                 save_every=1,
-                diagnose=None if watched else diagnose,
+                diagnose=None if watched or several else diagnose,
             )
             done = int(state.step)
             if (bad := _not_finite(state.params)) is not None:

@@ -45,7 +45,14 @@ from models.mlm import (
 )
 from models.next_word import NextWord
 from models.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
-from models.sharding import check_config, check_rows, place_batch, place_state
+from models.sharding import (
+    agreed,
+    check_config,
+    check_hosts,
+    check_rows,
+    place_batch,
+    place_state,
+)
 from models.sites import Range, function_of, join_ranges, met_ranges, site_names, targets_of
 from models.step import (
     Loss,
@@ -313,10 +320,12 @@ def pretrain(
     folder: its `checkpoints` hold the state every `save_seconds`; a run that finds its own there
     goes on from the newest, another's raises CheckpointError. report is called every `log_every`
     steps with loss, gradient norm, learning rate and tokens a second, and every `evaluate_every`
-    with the held-out figures. mesh: devices of this host over which batches and model are spread
-    (`sharding.make_mesh`); a run may go on with another, to the same numbers up to rounding.
+    with the held-out figures. mesh: devices over which batches and model are spread
+    (`sharding.make_mesh`), of several hosts where they are joined, which then all call this; a run
+    may go on with another, to the same numbers up to rounding.
     ParameterError where it does not divide the rows of a part of a step, the heads or the features,
-    and where `initial="corpus"` asks for more words than the text has.
+    where several hosts would follow their clocks (`sharding.check_hosts`), and where
+    `initial="corpus"` asks for more words than the text has.
     """
     initial = settings.starts_from(corpus.tokenizer.size)
     config = settings.config.replace(
@@ -325,6 +334,12 @@ def pretrain(
     if mesh is not None:
         check_config(config, mesh)
         check_rows(settings.batch // settings.accumulate, mesh)
+        check_hosts(
+            jax.process_count(),
+            seconds=settings.budget.seconds,
+            save_seconds=settings.save_seconds,
+        )
+    several = mesh is not None and jax.process_count() > 1
     model = Model(config)
     guessing = guessing_of(config, corpus.tokenizer, settings.share)
     key = jax.random.key(settings.seed)
@@ -376,8 +391,8 @@ def pretrain(
             evaluate=figures_of,
             save=save,
             report=report,
-            stop=stop,
-            diagnose=lambda params, batch: origin(model, params, batch),
+            stop=agreed(stop),
+            diagnose=None if several else lambda params, batch: origin(model, params, batch),
         )
         number = int(state.step)
         finished = clock.progress(number) >= 1

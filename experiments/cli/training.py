@@ -231,8 +231,8 @@ def evaluate(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with the sections encrypted (the ring) and twin (polynomials) of "
-            "`hesim finetune --template`."
+            help="TOML file with the sections encrypted (the ring) and twin (polynomials, of a "
+            "model that was not trained with its own) of `hesim finetune --template`."
         ),
     ] = None,
 ) -> None:

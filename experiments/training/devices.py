@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -11,7 +12,7 @@ from experiments.training.options import Option
 from hesim.errors import ParameterError
 from models.sharding import check_hosts, make_mesh, start_hosts
 
-__all__ = ["DEVICES", "ONE_DEVICE", "Devices", "HostsDevices", "devices_of"]
+__all__ = ["DEVICES", "ONE_DEVICE", "Devices", "devices_of"]
 
 DEVICES = (
     Option("devices", "data", 1, "Devices over which the rows of a step are spread."),
@@ -30,64 +31,54 @@ DEVICES = (
 )
 
 
-class Devices(NamedTuple):
-    """How many share the rows of a step (data), and heads and features (tensor)."""
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """How many share the rows of a step (data), and heads and features (tensor); of `hosts` hosts
+    this is number `host`, and host 0 is found at `coordinator`. hosts = 0: the cluster says.
 
-    data: int
-    tensor: int
+    ParameterError for numbers of hosts that do not go together.
+    """
 
-    def mesh(self) -> Mesh | None:
-        """The mesh of so many of this host's devices, None for one; ParameterError where there are
-        fewer.
-        """
-        return None if self == ONE_DEVICE else make_mesh(self.data, self.tensor)
+    data: int = 1
+    tensor: int = 1
+    hosts: int = 1
+    coordinator: str = ""
+    host: int = 0
 
-
-class HostsDevices(Devices):
-    """Those of several hosts: `coordinator`, `hosts` and `host` as in the file."""
-
-    coordinator: str
-    hosts: int
-    host: int
-
-    def __new__(cls, data: int, tensor: int, coordinator: str, hosts: int, host: int):
-        if hosts < 0 or (hosts and not 0 <= host < hosts):
+    def __post_init__(self) -> None:
+        if self.hosts == 1 and (self.coordinator or self.host):
+            raise ParameterError("[devices] names a coordinator or a host, but hosts = 1")
+        if self.hosts < 0 or (self.hosts and not 0 <= self.host < self.hosts):
             raise ParameterError(
-                f"[devices] has host = {host} of hosts = {hosts}: they are numbered from 0"
+                f"[devices] has host = {self.host} of hosts = {self.hosts}: they are numbered from "
+                "0"
             )
-        if (coordinator == "") != (hosts == 0):
+        if self.hosts != 1 and (self.coordinator == "") != (self.hosts == 0):
             raise ParameterError(
                 "[devices] wants the coordinator, address and port of host 0, with hosts above 1, "
                 "and neither it nor a number with hosts = 0, where the cluster says all"
             )
-        made = super().__new__(cls, data, tensor)
-        made.coordinator, made.hosts, made.host = coordinator, hosts, host
-        return made
 
-    def mesh(self) -> Mesh:
-        """The hosts are joined, before anything else uses JAX, and their devices are one mesh.
-        ParameterError where they do not find each other, or have other numbers of devices.
+    def mesh(self) -> Mesh | None:
+        """The mesh of so many devices, None for one. Several hosts are joined, before anything else
+        uses JAX, and their devices are one mesh. ParameterError where there are fewer, or hosts do
+        not find each other.
         """
-        if self.hosts:
+        if self.hosts > 1:
             start_hosts(self.coordinator, self.hosts, self.host)
-        else:
+        elif self.hosts == 0:
             start_hosts()
-        return make_mesh(self.data, self.tensor)
+        return None if self == ONE_DEVICE else make_mesh(self.data, self.tensor)
 
 
-ONE_DEVICE = Devices(1, 1)
+ONE_DEVICE = Devices()
 
 
 def devices_of(values: Mapping[str, Mapping[str, Any]]) -> Devices:
     """Those of a file that `read_options` has read; ParameterError where several hosts could not do
     what its section `training` asks for.
     """
-    devices, training = values["devices"], values.get("training", {})
-    if devices["hosts"] == 1:
-        if devices["coordinator"] or devices["host"]:
-            raise ParameterError("[devices] names a coordinator or a host, but hosts = 1")
-        return Devices(devices["data"], devices["tensor"])
-    found = HostsDevices(**devices)
+    found, training = Devices(**values["devices"]), values.get("training", {})
     check_hosts(
         found.hosts,
         seconds=training.get("seconds", 0.0),

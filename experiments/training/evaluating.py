@@ -78,11 +78,14 @@ class TwinAnswers:
         said = []
         if self.outside:
             worst = ", ".join(f"{name} {share:.3%}" for name, share in self.outside)
-            said.append(
-                f"values left their polynomial's range: {worst}. Fine-tune with a range penalty "
-                "(section [penalty] of the settings), or evaluate with wider polynomials (margin, "
-                "or a range, in the section [twin] of --config)"
+            wider = "a larger margin, or a wider range, in the section [twin]"
+            mend = (
+                f"Train again with {wider} of its settings"
+                if self.own
+                else "Fine-tune with a range penalty (section [penalty] of the settings), or "
+                f"evaluate with {wider} of --config"
             )
+            said.append(f"values left their polynomial's range: {worst}. {mend}")
         if len(self.noisy.lost):
             rows = ", ".join(map(str, self.noisy.lost[:8]))
             more = ", ..." if len(self.noisy.lost) > 8 else ""

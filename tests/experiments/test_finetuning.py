@@ -15,6 +15,7 @@ import pytest
 from experiments.cli import main
 from experiments.errors import ExperimentError
 from experiments.live import Display
+from experiments.training.devices import Devices
 from experiments.training.distilling import read_distilling
 from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder
 from experiments.training.evaluating import _task as task_of
@@ -159,6 +160,9 @@ def test_sites_that_are_left_and_rows_that_run_away_are_named(finished: Path, gl
     assert found is not None
     assert "layer0.attention.exp" in dict(found.outside)
     assert any("layer0.attention.exp" in line for line in found.warnings)
+    assert any("range penalty" in line for line in found.warnings)
+    trained = dataclasses.replace(found, own=True)
+    assert any("Train again with a larger margin" in line for line in trained.warnings)
     gone = dataclasses.replace(found.noisy, logits=np.array([[1.0, 2.0], [np.nan, 0.0]]))
     lost = dataclasses.replace(found, noisy=gone)
     assert gone.lost.tolist() == [1] and gone.answers.tolist() == [[1.0, 2.0], [0.0, 0.0]]
@@ -212,7 +216,7 @@ def test_devices_are_in_every_trainings_file_and_too_few_are_named(
     (tmp_path / "devices.toml").write_text(section)
     for read in (read_job, read_pretraining, read_distilling):
         assert read(None).devices.mesh() is None
-        assert read(tmp_path / "devices.toml").devices == (2, 64)
+        assert read(tmp_path / "devices.toml").devices == Devices(2, 64)
     (tmp_path / "s.toml").write_text(settings.read_text() + section)
     chosen = ["--config", str(tmp_path / "s.toml"), "--data-dir", str(glue)]
     assert main_exits(["finetune", *chosen, "--out", str(tmp_path / "x")]) == 2

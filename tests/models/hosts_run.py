@@ -1,7 +1,7 @@
 """Run by the tests of sharding in each of several processes that stand for hosts: `run_pretraining`
 across all of them, to its end and in parts, as JSON.
 
-    python hosts_run.py SETTINGS TEXTS OUT [alone]
+    python hosts_run.py SETTINGS TEXTS OUT [asked | alone]
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from experiments.training import pretrain as pretraining
 from experiments.training.pretrain import read_job, run_pretraining
 from hesim.errors import ParameterError
 from models import layout
+from models import pretrain as training
 from models.checkpoint import digest_of
 from models.pretrain import Pretrained
 
 
-def main(settings: Path, texts: Path, out: Path, *alone: str) -> dict[str, Any]:
+def main(settings: Path, texts: Path, out: Path, *how: str) -> dict[str, Any]:
     job, show = read_job(settings), Display(quiet=True)
     plain = pretraining.pretrain
 
@@ -41,10 +42,15 @@ def main(settings: Path, texts: Path, out: Path, *alone: str) -> dict[str, Any]:
         pretraining.pretrain = plain
         return done
 
-    if alone:
+    second_only = 5 if settings.stem == "1" else 999
+    if how == ("asked",):
+        done = stopped(second_only, out)
+        return {"step": done.step, "finished": done.finished, "params": digest_of(done.params)}
+    if how == ("alone",):  # a host that does not ask the others
         layout._PATIENCE = 5  # pyright: ignore[reportPrivateUsage]
+        training.agreed = lambda stop: stop
         try:
-            stopped(5 if settings.stem == "1" else 1000, out)
+            stopped(second_only, out)
         except ParameterError as error:
             print(json.dumps({"error": str(error)}), flush=True)
         os._exit(0)  # the ordinary way out waits for the other host
@@ -67,5 +73,5 @@ def main(settings: Path, texts: Path, out: Path, *alone: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    settings, texts, out, *alone = sys.argv[1:]
-    print(json.dumps(main(Path(settings), Path(texts), Path(out), *alone)))
+    settings, texts, out, *how = sys.argv[1:]
+    print(json.dumps(main(Path(settings), Path(texts), Path(out), *how)))

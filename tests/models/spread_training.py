@@ -56,7 +56,7 @@ def train(how: str, folder: Path, mesh: Mesh | None) -> dict[str, Any]:
         models = (TEACHER, teacher(), STUDENT, started())
         done = distil(*models, rows(200, 4), settings, folder, report=report, mesh=mesh)
     else:
-        data, settings = task(), dataclasses.replace(SETTINGS, epochs=1, save_seconds=1e9)
+        data, settings = task(), dataclasses.replace(SETTINGS, epochs=1, save_seconds=0.0)
         if how == "full":
             settings = dataclasses.replace(settings, method="full")
         elif how == "encrypted":

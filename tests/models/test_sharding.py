@@ -258,6 +258,14 @@ def test_hosts_with_other_settings_are_told_what_differs(tmp_path, texts):
 
 
 @pytest.mark.slow
+def test_a_host_that_is_stopped_stops_all_at_the_same_step(tmp_path, texts):
+    one, other = (result(host) for host in hosts_of(tmp_path, texts, "asked"))
+    assert one == other and 0 < one["step"] < 8 and not one["finished"]
+    kept = [int(path.name) for path in (tmp_path / "out0" / "checkpoints").iterdir()]
+    assert max(kept) == one["step"]
+
+
+@pytest.mark.slow
 def test_a_host_that_is_stopped_alone_is_told(tmp_path, texts):
     left, alone = hosts_of(tmp_path, texts, "alone")
     try:
