@@ -184,7 +184,7 @@ _PENALISED: Mapping[str, Range] = {
     "gelu": (-6.0, 6.0),
     "gelu_tanh": (-6.0, 6.0),
     "silu": (-6.0, 6.0),
-    "inv": (0.5, 64.0),
+    "inv": (0.05, 2.0),
     "tanh": (-4.0, 4.0),
 }
 

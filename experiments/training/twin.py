@@ -42,7 +42,7 @@ RING = (
 
 _FUNCTIONS: Mapping[str, tuple[str, Range]] = {
     "exp": ("the Gaussian kernel's exponent", (-40.0, 0.0)),
-    "inv": ("the sum of a row of a normalised kernel", (0.5, 64.0)),
+    "inv": ("the mean of a row of scores, by which normalised kernels divide", (0.05, 2.0)),
     "inv_sqrt": ("the variances in LayerNorms", (0.3, 24.0)),
     "relu": ("ReLU's input", (-7.0, 7.0)),
     "gelu": ("GELU's input", (-14.0, 14.0)),
