@@ -60,8 +60,9 @@ class Server:
     """One run on the server's side.
 
     Args:
-      control: link to the caller: events out, "stop" in.
-      config: folders, worker and client numbers, ciphertexts to deliver; plain data.
+      control: link to the caller: events out, "heard" (one for every progress) and "stop" in.
+      config: folders, worker and client numbers, ciphertexts to deliver, finished tasks that the
+        caller may not have heard of (`ahead`); plain data.
     """
 
     def __init__(self, control: socket.socket, config: dict[str, Any]):
@@ -82,6 +83,7 @@ class Server:
         self.workers: list[_Peer] = []
         self.clients: list[_Peer] = []
         self.deaths: Counter[int] = Counter()
+        self.unheard = 0
         self.selector = selectors.DefaultSelector()
         self.listener = _listen(Path(config["socket"]))
         self.started = time.monotonic()
@@ -133,6 +135,7 @@ class Server:
         self._report_progress(task)
 
     def _report_progress(self, task: Task) -> None:
+        self.unheard += 1
         op = self.circuit.op_names[task.op] if task.op >= 0 else "input"
         send(
             self.control,
@@ -193,8 +196,13 @@ class Server:
         header, _ = receive(self.control)
         if header.get("type") == "stop":
             raise ProtocolError("the caller asked to stop")
+        if header.get("type") == "heard":
+            self.unheard -= 1
 
     def _hand_out(self) -> None:
+        """Tasks to all who are idle, unless the caller is far behind and could not stop them."""
+        if self.unheard >= int(self.config["ahead"]):
+            return
         for worker in self.workers:
             if worker.task is None and self.ready[False]:
                 worker.task = self.schedule.tasks[heapq.heappop(self.ready[False])]

@@ -52,7 +52,8 @@ class Job:
       folders: of the server and of the client.
       ranges: calibrated ranges of slot values, by ciphertext.
       workers, clients: processes. worker_deaths: how many may die before the run gives up.
-      progress: called on every finished task.
+      progress: called on every finished task; what it raises ends the run.
+      ahead: finished tasks that it may not have been told of yet; the run waits at so many.
       task_seconds: predicted seconds that a task should take.
     """
 
@@ -66,10 +67,11 @@ class Job:
     clients: int = 2
     worker_deaths: int = 3
     progress: Callable[[Progress], None] | None = None
+    ahead: int = 32
     task_seconds: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("clients", 1), ("worker_deaths", 0)):
+        for name, least in (("workers", 1), ("clients", 1), ("worker_deaths", 0), ("ahead", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise BackendError(f"{name}={value!r} must be a whole number, at least {least}")
@@ -284,6 +286,7 @@ class _Processes:
                 "deliver": [int(c) for c in job.deliver],
                 "missing": self._missing(),
                 "task_seconds": job.task_seconds,
+                "ahead": job.ahead,
             },
         )
         self.ready = self._first(link, "server")
@@ -326,7 +329,7 @@ class _Processes:
         return ours
 
     def _tell(self, link: socket.socket, header: dict[str, Any]) -> None:
-        """The first message to a process; if it has died already, hearing from it tells how."""
+        """Send to a process; if it has died already, hearing from it tells how."""
         with contextlib.suppress(ProtocolError):
             send(link, header)
 
@@ -377,6 +380,7 @@ class _Processes:
                         raise self._explained(child.name, header["error"])
                     if header["type"] == "progress":
                         self._progress(header)
+                        self._tell(child.link, {"type": "heard"})
                     elif header["type"] == "finished":
                         return header, bool(self.ready["jax"])
 

@@ -225,7 +225,7 @@ def test_a_killed_process_is_said_to_be_killed(job):
             os.kill(progress.processes["server"], signal.SIGKILL)
 
     with pytest.raises(BackendError, match=r"server process ended unexpectedly \(signal 9\)"):
-        execute(changed(job, progress=kill))
+        execute(changed(job, progress=kill, ahead=1))
 
 
 def test_idle_workers_that_die_count_too(job, monkeypatch):
