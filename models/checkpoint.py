@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from models.config import EncoderConfig
+from models.identity import described, differing
 from models.layout import stored
 from models.sharding import from_first_host
 from models.sites import Sites
@@ -122,7 +122,7 @@ class Checkpoints:
         CheckpointError where it cannot be written, such as on a full disk; earlier ones remain.
         """
         plain = _as_stored(tree)
-        _from_first(lambda: self._write(step, plain, notes or {}))
+        _from_first(lambda: self._write(step, plain, described(notes or {})))
 
     def _write(self, step: int, plain: Any, notes: dict[str, Any]) -> None:
         try:
@@ -161,11 +161,12 @@ class Checkpoints:
         """The newest tree and its notes; `like` and no notes where the folder is new.
 
         Raises CheckpointError unless the notes agree with `identity`, which says whose the
-        checkpoints are; it names what differs, in texts of JSON objects field by field. Likewise
-        where several hosts have not the same identity.
+        checkpoints are, in digests and dataclasses of settings; it names what differs, of
+        settings field by field. A setting that is new since then has to be at its default.
+        Likewise where several hosts have not the same identity.
         """
         if jax.process_count() > 1:
-            first = _from_first(lambda: dict(identity))
+            first = _from_first(lambda: described(identity))
             listed = [
                 w for name, value in identity.items() for w in _differing(name, first[name], value)
             ]
@@ -270,28 +271,13 @@ def _from_first(work: Callable[[], Any]) -> Any:
 
 
 def _differing(name: str, stored: Any, given: Any) -> list[str]:
-    """What differs, by name; fields of JSON texts with both values."""
-    if stored == given:
-        return []
-    try:
-        old, new = json.loads(stored), json.loads(given)
-        fields = sorted(old.keys() | new.keys())
-    except (TypeError, ValueError, AttributeError):
-        return [f"other {name}"]
-    found = []
-    for field in fields:
-        there, here = (
-            json.dumps(values[field]) if field in values else "absent" for values in (old, new)
-        )
-        if there != here:
-            both = f" is {there} there and {here} here"
-            found.append(f"{field} of {name}" + (both if len(both) < 80 else " differs"))
-    return found
-
-
-def config_of(notes: dict[str, Any]) -> EncoderConfig:
-    """The configuration that was noted under `config`."""
-    return EncoderConfig.from_json(notes["config"])
+    """What differs, by name; the digits of a digest say nothing."""
+    if isinstance(given, str):
+        return [] if stored == given else [f"other {name}"]
+    if isinstance(stored, str):  # settings as a text, by an older version
+        with contextlib.suppress(ValueError):
+            stored = json.loads(stored)
+    return differing(stored, given, name)
 
 
 def _is_key(leaf: Any) -> bool:

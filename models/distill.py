@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -145,16 +144,6 @@ class Distillation:
     def options(self) -> StepOptions:
         """How a step computes; the state handed to it is overwritten."""
         return StepOptions(self.accumulate, self.precision, donate=True)
-
-    def to_json(self) -> str:
-        """All settings; of how a step computes only what is not plain, so that folders from before
-        there was a choice go on.
-        """
-        fields = dataclasses.asdict(self)
-        for name in ("accumulate", "precision", "remat"):
-            if fields[name] == getattr(Distillation, name):
-                del fields[name]
-        return json.dumps(fields, sort_keys=True)
 
     def is_trained(self, path: tuple[Any, ...]) -> bool:
         """Whether the parameter at this place changes."""
@@ -300,9 +289,9 @@ def distil(
     trained, frozen = partition(params, settings.is_trained)
     optimizer = make_optimizer(settings)
     identity = {
-        "settings": settings.to_json(),
-        "teacher": teacher.config.to_json(),
-        "config": student.config.to_json(),
+        "settings": settings,
+        "teacher": teacher.config,
+        "config": student.config,
         "rows": digest_of((rows.tokens, rows.mask, rows.types)),
         "fixed": digest_of((teacher_params, frozen)),
     }

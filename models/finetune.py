@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -290,8 +289,8 @@ def finetune(
     phase = "as encrypted" if watched else "exact"
     history: list[dict[str, Any]] = []
     notes = {
-        "config": adapted.to_json(),
-        "settings": json.dumps(dataclasses.asdict(settings), default=repr, sort_keys=True),
+        "config": adapted,
+        "settings": settings,
         "data": f"{data.name} {digest_of((data.train, data.validation))}",
         "start": digest_of(start),
     }

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -188,10 +187,6 @@ class Pretraining:
             )
         return self.initial or ("random" if reason else "corpus")
 
-    def to_json(self) -> str:
-        fields = dataclasses.asdict(self) | {"initial": self.starts_from()}
-        return json.dumps(fields, sort_keys=True)
-
     def site_targets(self) -> dict[str, Range]:
         """The target range of every site whose function has one."""
         return dict(targets_of(self.config, self.targets))
@@ -345,7 +340,8 @@ def pretrain(
     key = jax.random.key(settings.seed)
     params = model.init(key)
     step = make_pretraining_step(model, settings)
-    identity = {"settings": settings.to_json(), "corpus": corpus.digest}
+    named = dataclasses.replace(settings, initial=settings.starts_from())
+    identity = {"settings": named, "corpus": corpus.digest}
     rates = one_cycle(settings.rise, settings.start, settings.floor)
     with Checkpoints(Path(folder) / "checkpoints", keep=keep) as store:
         if store.latest is None and initial == "corpus":
@@ -357,8 +353,7 @@ def pretrain(
         clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
 
         def save(state: TrainState) -> None:
-            notes = {**identity, "config": config.to_json(), "seconds": clock.seconds}
-            store.save(int(state.step), state, notes)
+            store.save(int(state.step), state, {**identity, "seconds": clock.seconds})
 
         def batch_of(number: int) -> MaskedBatch:
             rows = batch_rows(settings.seed, number, corpus.train.rows, settings.batch)

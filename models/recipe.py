@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,9 +83,6 @@ class Recipe:
                 f"polynomial_steps={self.polynomial_steps} must be below steps={self.steps}: "
                 "ranges are measured on a model that has been trained exactly"
             )
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     def site_targets(self, config: EncoderConfig) -> tuple[tuple[str, Range], ...]:
         """The target range of every site, by its function."""
@@ -189,7 +185,7 @@ def train_classifier(
     seedless = dataclasses.replace(recipe, seed=0)  # one compiled step for all seeds
     key = jax.random.key(recipe.seed)
     state = initial_state(exact.init(key), make_optimizer(recipe), key)
-    identity = {"config": config.to_json(), "recipe": recipe.to_json()}
+    identity = {"config": config, "recipe": recipe}
     history: list[dict[str, Any]] = []
     sites: Sites | None = None
     with contextlib.ExitStack() as stack:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import ExperimentError
-from experiments.studies.identity import described, differing
 from experiments.working import alone_in
 from he_backend import exact
 from he_backend.errors import ValueRangeError
@@ -36,6 +35,7 @@ from hesim.schedule import of_circuit
 from models.config import EncoderConfig
 from models.data import Split, load
 from models.files import write_whole
+from models.identity import described, differing
 from models.recipe import encode
 from models.tokens import Tokenizer
 from models.train import Batch, take

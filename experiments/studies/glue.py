@@ -20,7 +20,6 @@ from typing import Any
 
 from experiments.compiled import keep_compiled
 from experiments.errors import ExperimentError
-from experiments.studies.identity import described, differing
 from experiments.studies.tasks import Stopped, check_names, glue_task
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, check_length, read_table
@@ -31,6 +30,7 @@ from models.checkpoint import digest_of
 from models.data import GLUE
 from models.files import write_whole
 from models.finetune import FineTune, FineTuned, finetune
+from models.identity import described, differing
 from models.tasks import TaskData, baseline
 
 __all__ = ["COLUMNS", "TASKS", "Column", "GlueStudy", "Run", "read_runs", "run_glue", "write_csv"]

@@ -1,5 +1,8 @@
 """Checkpoints: what is saved comes back to the bit, and another model's is refused by name."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +12,13 @@ import pytest
 from models.checkpoint import (
     CheckpointError,
     Checkpoints,
-    config_of,
     sites_from_json,
     sites_to_json,
 )
 from models.config import EncoderConfig
 from models.encoder import Model
+from models.finetune import FineTune
+from models.identity import described
 from models.sites import fit_ranges, function_of, site_names
 from models.train import initial_state
 
@@ -30,11 +34,11 @@ def test_round_trip_with_notes(tmp_path):
     saved = state_of(CONFIG, 5)
     with Checkpoints(tmp_path) as store:
         assert store.latest is None
-        store.save(3, saved, {"config": CONFIG.to_json(), "history": [{"loss": 0.1}]})
+        store.save(3, saved, {"config": CONFIG, "history": [{"loss": 0.1}]})
     with Checkpoints(tmp_path) as store:
         found = store.restore(state_of(CONFIG, 0))
         assert store.latest == 3
-        assert config_of(store.notes()) == CONFIG
+        assert store.notes()["config"] == described(CONFIG)
         assert store.notes()["history"] == [{"loss": 0.1}]
     jax.tree.map(np.testing.assert_array_equal, found.params, saved.params)
     assert jnp.array_equal(jax.random.key_data(found.key), jax.random.key_data(saved.key))
@@ -65,18 +69,34 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file: str):
         store.resume({"x": jnp.zeros(2)}, {"a": 1})
 
 
-def test_another_training_is_refused_with_what_differs(tmp_path):
-    old = {"settings": '{"batch": 32, "rate": 0.1, "gone": 1}', "data": "a"}
-    new = {"settings": '{"batch": 64, "rate": 0.1, "pairs": "joint"}', "data": "b"}
+def test_a_setting_that_is_new_stops_no_training_at_its_default(tmp_path):
+    """The checkpoint of a version that did not know it, whose settings were one text."""
+    given = FineTune(batch=16)
+    fields = described(given)
+    del fields["remat"]
     with Checkpoints(tmp_path) as store:
-        store.save(1, {"x": jnp.ones(2)}, old)
-        assert store.resume({"x": jnp.zeros(2)}, old)[1] == old
+        store.save(1, {"x": jnp.ones(2)}, {"settings": json.dumps(fields)})
+        assert store.resume({"x": jnp.zeros(2)}, {"settings": given})[0]["x"].sum() == 2
+        with pytest.raises(CheckpointError, match="settings.remat is new and true"):
+            store.resume({"x": jnp.zeros(2)}, {"settings": FineTune(batch=16, remat=True)})
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_another_training_is_refused_with_what_differs(tmp_path, text: bool):
+    given = FineTune(batch=32, learning_rate=0.1)
+    fields = described(given)
+    del fields["remat"], fields["epochs"]  # an older version did not know them
+    old = {"settings": json.dumps(fields | {"gone": 1}) if text else fields | {"gone": 1}}
+    new = {"settings": dataclasses.replace(given, batch=64, epochs=2), "data": "b"}
+    with Checkpoints(tmp_path) as store:
+        store.save(1, {"x": jnp.ones(2)}, old | {"data": "a"})
         with pytest.raises(CheckpointError) as raised:
             store.resume({"x": jnp.zeros(2)}, new, "fine-tuning")
     said = str(raised.value)
-    assert "holds another fine-tuning (batch of settings is 32 there and 64 here, gone of" in said
-    assert 'pairs of settings is absent there and "joint" here, other data)' in said
-    assert "rate of" not in said
+    assert "holds another fine-tuning (settings.gone was 1 and there is no such setting" in said
+    assert (
+        "settings.epochs is new and 2, settings.batch is 32 there and 64 here, other data)" in said
+    )
 
 
 def test_only_the_newest_are_kept(tmp_path):

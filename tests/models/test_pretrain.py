@@ -154,7 +154,6 @@ def test_what_a_training_starts_from_is_what_its_model_can(texts, tmp_path):
     wide = Pretraining(config=CONFIG.replace(hidden=128))
     assert (wide.starts_from(), wide.starts_from(words=60)) == ("corpus", "random")
     asked = dataclasses.replace(wide, initial="corpus")
-    assert asked.to_json() == wide.to_json()
     with pytest.raises(ParameterError, match="a vocabulary of 60 is too small"):
         pretrain(asked, read(texts), tmp_path)
 
@@ -167,7 +166,7 @@ def test_another_trainings_folder_is_refused(texts, tmp_path):
         return calls[0] > 3
 
     pretrain(SETTINGS, read(texts), tmp_path, stop=stopped)
-    with pytest.raises(CheckpointError, match="rate of settings"):
+    with pytest.raises(CheckpointError, match="settings.rate is"):
         pretrain(dataclasses.replace(SETTINGS, rate=1e-3), read(texts), tmp_path)
 
 

@@ -252,7 +252,7 @@ def test_adapters_on_two_hosts_are_refused(tmp_path):
 @pytest.mark.slow
 def test_hosts_with_other_settings_are_told_what_differs(tmp_path, texts):
     hosts = hosts_of(tmp_path, texts, changes={"rate = 2e-2": "rate = 3e-2"})
-    for host, told in zip(hosts, ("another host says", "rate of settings is 0.02 there and 0.03")):
+    for host, told in zip(hosts, ("another host says", "settings.rate is 0.02 there and 0.03")):
         out, err = host.communicate(timeout=300)
         assert host.returncode and told in err, (out, err[-2000:])
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.errors import ExperimentError
 from experiments.studies.blind import claim, claimed
-from experiments.studies.identity import described, differing
+from models.identity import described, differing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which study a folder holds: its settings as JSON data, and what differs from those of another.
+"""Whose work a folder holds: its settings as JSON data, and what differs from those of another.
 
 Every field is stored, and compared by name, so that a field which is new since then asks nothing of
 an old file as long as it is at its default, and a default that has changed is seen.
