@@ -105,6 +105,8 @@ class EncoderConfig:
     pairs: Pairs = "joint"
 
     def __post_init__(self) -> None:
+        for name in ("pooler", "lora_targets"):  # lists too, but a configuration has a hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("layers", "hidden", "heads", "ffn", "sequence", "vocabulary", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -183,9 +185,6 @@ class EncoderConfig:
         unknown = sorted(fields.keys() - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"no such fields in a configuration: {', '.join(unknown)}")
-        for name in ("pooler", "lora_targets"):
-            if name in fields:
-                fields[name] = tuple(fields[name])
         return cls(**fields)
 
 

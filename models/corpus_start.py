@@ -57,7 +57,10 @@ def word_vectors(tokens: np.ndarray, size: int, features: int, *, window: int = 
         (information[kept], (row[kept], column[kept])), shape=counts.shape
     )
     left, values, _ = svds(matrix, k=features, rng=np.random.default_rng(0))
-    vectors = left * np.sqrt(values)
+    # A text of fewer words than features leaves some out, and the solver free to choose signs.
+    values = np.where(values > 1e-5 * np.max(values), values, 0.0)
+    largest = left[np.argmax(np.abs(left), axis=0), np.arange(features)]
+    vectors = left * np.sign(largest) * np.sqrt(values)
     turn, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(features, features)))
     vectors = vectors @ turn  # no feature is a topic of its own
     vectors *= (features * np.mean(vectors**2)) ** -0.5

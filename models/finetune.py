@@ -137,6 +137,8 @@ class FineTune:
     encrypted: AsEncrypted | None = None
 
     def __post_init__(self) -> None:
+        for name in ("adapted", "buckets"):  # lists too, but settings have a hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.method not in ("full", "lora"):
             raise ValueError(f"method is 'full' or 'lora', not {self.method!r}")
         if self.encrypted is not None and self.method != "lora":

@@ -5,6 +5,7 @@ import pytest
 
 from models.config import PRESETS, EncoderConfig, preset
 from models.encoder import Model
+from models.finetune import FineTune
 from models.lora import count, is_adapter_or_head, partition
 
 
@@ -30,6 +31,13 @@ from models.lora import count, is_adapter_or_head, partition
 def test_impossible_shapes_are_refused(bad: dict):
     with pytest.raises(ValueError):
         EncoderConfig(**bad)
+
+
+def test_lists_are_taken_as_tuples():
+    listed = EncoderConfig(pooler=[8], lora_targets=["query"])  # pyright: ignore[reportArgumentType]
+    assert hash(listed) == hash(EncoderConfig(pooler=(8,), lora_targets=("query",)))
+    settings = FineTune(adapted=["value"], buckets=[8, 16])  # pyright: ignore[reportArgumentType]
+    assert hash(settings) == hash(FineTune(adapted=("value",), buckets=(8, 16)))
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -38,6 +38,15 @@ def test_words_of_one_kind_are_near_and_absent_ones_are_zero(text):
     np.testing.assert_array_equal(vectors, word_vectors(text, 100, 6))
 
 
+def test_a_text_of_few_words_has_the_same_vectors_every_time():
+    """Fewer than features, so that the decomposition leaves some of them open."""
+    text = np.random.default_rng(3).integers(0, 12, 40)
+    first = word_vectors(text, 60, 24)
+    assert np.all(np.isfinite(first)) and np.any(first)
+    for _ in range(3):
+        np.testing.assert_array_equal(word_vectors(text, 60, 24), first)
+
+
 @pytest.mark.parametrize("attention", ["gaussian", "softmax"])
 def test_heads_look_at_the_places_next_to_their_own(text, attention: str):
     config = CONFIG.replace(attention=attention)
