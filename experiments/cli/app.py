@@ -17,11 +17,11 @@ from rich.console import Console
 
 from experiments.cli.common import (
     BROKEN,
-    INTERRUPTED,
     REFUSED,
     Backend,
     DataDirOption,
     DataOption,
+    resumable,
 )
 from experiments.cli.studies import app as studies_app
 from experiments.cli.training import app as models_app
@@ -108,14 +108,8 @@ def demo(
     console = make_console()
     display = Display(console)
     path = run_dir if run_dir is not None else settings.default_folder()
-    try:
+    with resumable(path):
         results, folder = run_demo(settings, path, fresh=fresh, display=display)
-    except KeyboardInterrupt:
-        Console(stderr=True).print(
-            f"\ninterrupted; what was finished is in {path}: the same command goes on from there",
-            highlight=False,
-        )
-        raise typer.Exit(INTERRUPTED) from None
     display.stage("Result")
     console.print(render(results, notes=console.width >= 100))
     display.say(f"\nreport: {folder.path / 'report.html'}")

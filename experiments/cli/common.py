@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-__all__ = ["BROKEN", "INTERRUPTED", "REFUSED", "Backend", "DataDirOption", "DataOption"]
+__all__ = [
+    "BROKEN",
+    "INTERRUPTED",
+    "REFUSED",
+    "Backend",
+    "DataDirOption",
+    "DataOption",
+    "resumable",
+]
 
 BROKEN, REFUSED, INTERRUPTED = 1, 2, 130
 """Exit codes: a guarantee was not kept; a named error; Ctrl-C."""
+
+
+@contextlib.contextmanager
+def resumable(folder: Path, *stopped: type[Exception]) -> Iterator[None]:
+    """Of a job that keeps what it finished in `folder`: Ctrl-C, or one of `stopped`, ends it with
+    how to go on.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, *stopped):
+        said = f"\nstopped; the same command goes on from {folder}"
+        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 class Backend(StrEnum):

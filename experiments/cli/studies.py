@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from experiments.cli.common import INTERRUPTED, Backend, DataDirOption
+from experiments.cli.common import Backend, DataDirOption, resumable
 
 __all__ = ["app"]
 
@@ -32,7 +31,7 @@ def rank(
     from experiments.studies.ranking_report import plot, text, write_csv
 
     say = _teller(Console())
-    with _going_on(out, say):
+    with resumable(out):
         results = run_study(STUDY, out, say=say)
     write_csv(results, out / "ranking.csv")
     plot(results).savefig(out / "ranking.png", dpi=150)
@@ -59,7 +58,7 @@ def noisy_training(
 
     study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
     say = _teller(Console())
-    with _going_on(out, say):
+    with resumable(out):
         arms = run_noise_study(study, out, backend=backend.value, say=say)
     say("\n" + table(arms, backend.value))
     say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
@@ -98,6 +97,7 @@ def glue(
     from experiments.live import make_console
     from experiments.studies.glue import COLUMNS, TASKS, GlueStudy, run_glue, write_csv
     from experiments.studies.glue_report import plot, summary, table
+    from experiments.studies.tasks import Stopped
     from experiments.training.finetuning_settings import read_table, task_spec
     from experiments.training.signals import until_signalled
 
@@ -116,7 +116,7 @@ def glue(
         table=rows,
         encrypted=twin,
     )
-    with _going_on(out, say), until_signalled() as stop:
+    with resumable(out, Stopped), until_signalled() as stop:
         runs = run_glue(study, out, say=say, stop=stop)
     write_csv(runs, out / "glue.csv")
     plot(runs).savefig(out / "glue.png", dpi=150)
@@ -150,6 +150,7 @@ def penalty(
     from experiments.live import make_console
     from experiments.studies.penalty import PenaltyStudy, run_penalty, write_csv
     from experiments.studies.penalty_report import plot, scores, sites
+    from experiments.studies.tasks import Stopped
     from experiments.training.finetuning_settings import read_table
     from experiments.training.signals import until_signalled
 
@@ -164,7 +165,7 @@ def penalty(
         how=dataclasses.replace(how, fit=dataclasses.replace(how.fit, margin=margin)),
     )
     say = _teller(make_console())
-    with _going_on(out, say), until_signalled() as stop:
+    with resumable(out, Stopped), until_signalled() as stop:
         arms = run_penalty(study, out, say=say, stop=stop)
     write_csv(arms, out / "penalty.csv")
     plot(arms).savefig(out / "penalty.png", dpi=150)
@@ -206,6 +207,7 @@ def attention(
     from experiments.live import make_console
     from experiments.studies.attention import STARTS, AttentionStudy, run_attention, write_csv
     from experiments.studies.attention_report import plot, table
+    from experiments.studies.tasks import Stopped
     from experiments.training.finetuning_settings import task_spec
     from experiments.training.signals import until_signalled
 
@@ -221,25 +223,13 @@ def attention(
         squarings=squarings,
     )
     say = _teller(make_console())
-    with _going_on(out, say), until_signalled() as stop:
+    with resumable(out, Stopped), until_signalled() as stop:
         runs = run_attention(study, out, say=say, stop=stop)
     write_csv(runs, out / "attention.csv")
     plot(runs).savefig(out / "attention.png", dpi=150)
     text = f"{table(runs)}\n"
     (out / "attention.txt").write_text(text, encoding="utf-8")
     say(f"\n{text}\n{out / 'attention.txt'}, {out / 'attention.csv'}, {out / 'attention.png'}")
-
-
-@contextlib.contextmanager
-def _going_on(out: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """A study that stops, or that Ctrl-C ends, says how to go on, with the code INTERRUPTED."""
-    from experiments.studies.tasks import Stopped
-
-    try:
-        yield
-    except (KeyboardInterrupt, Stopped):
-        say(f"stopped; the same command goes on from {out}")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _teller(console: Console) -> Callable[[str], None]:

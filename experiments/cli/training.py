@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments.cli.common import INTERRUPTED, DataDirOption
+from experiments.cli.common import INTERRUPTED, DataDirOption, resumable
 
 __all__ = ["app"]
 
@@ -40,7 +40,8 @@ def pretrain(
     if data is None:
         raise typer.BadParameter("name the folder of texts with --data")
     display = Display()
-    result = run_pretraining(read_job(config), data, out, display)
+    with resumable(out):
+        result = run_pretraining(read_job(config), data, out, display)
     if not result.finished:
         display.say(f"stopped at step {result.step:,}; the same command goes on from {out}")
         raise typer.Exit(INTERRUPTED)
@@ -126,16 +127,17 @@ def distil(
     if teacher is None or student is None:
         raise typer.BadParameter("name the folders of teacher and student")
     display = Display()
-    done = run_distilling(
-        read_distilling(config),
-        teacher,
-        student,
-        out,
-        display,
-        data=data or (),
-        data_dir=None if data_dir is None else str(data_dir),
-        text=text,
-    )
+    with resumable(out):
+        done = run_distilling(
+            read_distilling(config),
+            teacher,
+            student,
+            out,
+            display,
+            data=data or (),
+            data_dir=None if data_dir is None else str(data_dir),
+            text=text,
+        )
     if not done.finished:
         display.say(f"stopped at step {done.step:,}; the same command goes on from {out}")
         raise typer.Exit(INTERRUPTED)
@@ -214,7 +216,9 @@ def finetune(
     name = f"{job.task.rsplit('/', 1)[-1]}-{job.settings.method}-{job.attention}{how}"
     folder = out or Path("runs") / f"{name}-{job.settings.seed}"
     display = Display()
-    done = run_finetuning(job, folder, display, None if data_dir is None else str(data_dir))
+    where = None if data_dir is None else str(data_dir)
+    with resumable(folder):
+        done = run_finetuning(job, folder, display, where)
     if not done.finished:
         display.say(f"stopped; the same command goes on from {folder}")
         raise typer.Exit(INTERRUPTED)

@@ -173,7 +173,7 @@ def test_ctrl_c_ends_the_command_with_a_word_on_how_to_go_on(
     with pytest.raises(SystemExit) as done:
         main(["study", "glue", *(str(part) for pair in options.items() for part in pair)])
     assert done.value.code == common.INTERRUPTED
-    said = " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr().err
     assert f"the same command goes on from {out}" in said
     assert list((out / "checkpoints" / "SST-2-full-softmax-0").iterdir())
 

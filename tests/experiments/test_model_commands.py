@@ -187,6 +187,26 @@ def interrupted(*arguments: str | Path) -> Done:
     return Done(child.wait(), " ".join(" ".join(lines).split()))
 
 
+@pytest.mark.parametrize(
+    ("module", "job", "command"),
+    [
+        ("pretrain", "run_pretraining", ("pretrain", "--data", ".")),
+        ("distilling", "run_distilling", ("distil", "a", "b")),
+        ("finetuning", "run_finetuning", ("finetune",)),
+    ],
+)
+def test_ctrl_c_before_the_first_step_says_how_to_go_on(
+    module: str, job: str, command: tuple[str, ...], tmp_path: Path, monkeypatch
+):
+    def ended(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"experiments.training.{module}.{job}", ended)
+    done = hesim(*command, "--out", tmp_path / "out")
+    said = f"stopped; the same command goes on from {tmp_path / 'out'}"
+    assert done == Done(common.INTERRUPTED, said)
+
+
 def log_of(out: Path) -> list[int]:
     with open(out / "metrics.csv", newline="") as file:
         return [int(row["step"]) for row in csv.DictReader(file)]
