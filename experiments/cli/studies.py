@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,9 +34,7 @@ def rank(
     with resumable(out):
         results = run_study(STUDY, out, say=say)
     write_csv(results, out / "ranking.csv")
-    plot(results).savefig(out / "ranking.png", dpi=150)
-    (out / "ranking.txt").write_text(text(results), encoding="utf-8")
-    say(f"\n{text(results)}\n{out / 'ranking.txt'}, {out / 'ranking.csv'}, {out / 'ranking.png'}")
+    _keep(out / "ranking", text(results), plot(results), say)
 
 
 @app.command(name="noisy-training")
@@ -119,10 +117,7 @@ def glue(
     with resumable(out, Stopped), until_signalled() as stop:
         runs = run_glue(study, out, say=say, stop=stop)
     write_csv(runs, out / "glue.csv")
-    plot(runs).savefig(out / "glue.png", dpi=150)
-    text = f"{table(runs)}\n\n{summary(runs)}\n"
-    (out / "glue.txt").write_text(text, encoding="utf-8")
-    say(f"\n{text}\n{out / 'glue.csv'}, {out / 'glue.png'}, {out / 'glue.txt'}")
+    _keep(out / "glue", f"{table(runs)}\n\n{summary(runs)}\n", plot(runs), say)
 
 
 @app.command()
@@ -168,10 +163,7 @@ def penalty(
     with resumable(out, Stopped), until_signalled() as stop:
         arms = run_penalty(study, out, say=say, stop=stop)
     write_csv(arms, out / "penalty.csv")
-    plot(arms).savefig(out / "penalty.png", dpi=150)
-    text = f"{scores(arms)}\n\n{sites(arms)}\n"
-    (out / "penalty.txt").write_text(text, encoding="utf-8")
-    say(f"\n{text}\n{out / 'penalty.txt'}, {out / 'penalty.csv'}, {out / 'penalty.png'}")
+    _keep(out / "penalty", f"{scores(arms)}\n\n{sites(arms)}\n", plot(arms), say)
 
 
 @app.command()
@@ -226,10 +218,15 @@ def attention(
     with resumable(out, Stopped), until_signalled() as stop:
         runs = run_attention(study, out, say=say, stop=stop)
     write_csv(runs, out / "attention.csv")
-    plot(runs).savefig(out / "attention.png", dpi=150)
-    text = f"{table(runs)}\n"
-    (out / "attention.txt").write_text(text, encoding="utf-8")
-    say(f"\n{text}\n{out / 'attention.txt'}, {out / 'attention.csv'}, {out / 'attention.png'}")
+    _keep(out / "attention", f"{table(runs)}\n", plot(runs), say)
+
+
+def _keep(name: Path, text: str, figure: Any, say: Callable[[str], None]) -> None:
+    """A study's table and figure, beside its rows in NAME.csv; the table is told as well."""
+    files = [name.with_suffix(end) for end in (".txt", ".csv", ".png")]
+    figure.savefig(files[-1], dpi=150)
+    files[0].write_text(text, encoding="utf-8")
+    say(f"\n{text}\n{', '.join(map(str, files))}")
 
 
 def _teller(console: Console) -> Callable[[str], None]:
