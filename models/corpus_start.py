@@ -56,7 +56,8 @@ def word_vectors(tokens: np.ndarray, size: int, features: int, *, window: int = 
     matrix = scipy.sparse.csr_array(
         (information[kept], (row[kept], column[kept])), shape=counts.shape
     )
-    left, values, _ = svds(matrix, k=features, rng=np.random.default_rng(0))
+    found = svds(matrix, k=features, rng=np.random.default_rng(0))
+    left, values = np.asarray(found[0]), np.asarray(found[1])
     # A text of fewer words than features leaves some out, and the solver free to choose signs.
     values = np.where(values > 1e-5 * np.max(values), values, 0.0)
     largest = left[np.argmax(np.abs(left), axis=0), np.arange(features)]

@@ -62,7 +62,14 @@ from models.sharding import (
     place_state,
 )
 from models.sites import TRAINING_SITES, Range, Sites, met_ranges, site_names, targets_of
-from models.step import Step, StepOptions, TrainState, initial_state, rematerialised
+from models.step import (
+    SpreadState,
+    Step,
+    StepOptions,
+    TrainState,
+    initial_state,
+    rematerialised,
+)
 from models.tasks import TaskData
 from models.train import (
     Batch,
@@ -310,9 +317,13 @@ def finetune(
             store = stack.enter_context(Checkpoints(checkpoints))
             state, found = store.resume(state, notes, "fine-tuning")
             history = list(found.get("history", ()))
+        fixed = frozen
         if mesh is not None:
-            state, frozen = place_state(state, mesh), place_state(frozen, mesh)
-        fixed = frozen if mesh is None or watched else place_frozen(frozen, mesh)
+            state = place_state(state, mesh)
+            # Noise is drawn for values of the shapes that one device has.
+            fixed = place_frozen(frozen, mesh, halves=not watched)
+            if not several:  # of several hosts each evaluates by itself
+                frozen = place_state(frozen, mesh)
         step = _watched(compiled, fixed, names) if watched else _closed(compiled, fixed)
         saved = time.monotonic()
 
@@ -573,13 +584,14 @@ def _step(model: Model, settings: FineTune) -> tuple[optax.GradientTransformatio
     unit = model.units() | dict.fromkeys(TRAINING_SITES, 1.0)
     domains = model.sites.ranges() | training_domains(sites)
 
-    def step(state: TrainState, batch: _Dose, frozen: Params) -> tuple[TrainState, dict[str, Any]]:
+    def step(state: Any, batch: _Dose, frozen: Params) -> tuple[Any, dict[str, Any]]:
+        before = state.laid if isinstance(state, SpreadState) else state.params
         noisy = simulated_update(update, state.optimizer, how.ckks, how.profile)
         key = jax.random.fold_in(state.key, state.step)
-        x = model.embed(combine(state.params, frozen), batch.tokens, batch.types)
+        x = model.embed(combine(before, frozen), batch.tokens, batch.types)
         targets = batch.targets[:, None] if regression else jax.nn.one_hot(batch.targets, classes)
         trained, opt, (logits, values) = noisy(
-            key, state.params, state.optimizer, frozen, x, batch.mask, targets, batch.progress
+            key, before, state.optimizer, frozen, x, batch.mask, targets, batch.progress
         )
         own = {} if softmax is None else softmax.values(logits)
         own[_ROOT] = root_values(opt, epsilon, multiplier)
@@ -589,6 +601,6 @@ def _step(model: Model, settings: FineTune) -> tuple[optax.GradientTransformatio
             "outside": share_outside({**values, **own}, unit, domains),
             "ranges": met_ranges(own, unit),
         }
-        return TrainState(state.step + 1, trained, opt, state.key), figures
+        return type(state)(state.step + 1, trained, opt, state.key), figures
 
     return optimizer, jax.jit(step, donate_argnums=(0,))

@@ -213,11 +213,12 @@ def place_state(state: Tree, mesh: Mesh) -> Tree:
     return _placed(state, mesh)
 
 
-def place_frozen(params: Params, mesh: Mesh) -> Params:
+def place_frozen(params: Params, mesh: Mesh, *, halves: bool = True) -> Params:
     """Parameters that a step uses and does not change, spread over the mesh, the halves of gated
-    up-projections cut each (`layout.with_halves`): for steps and forward passes, not to be saved.
+    up-projections cut each (`layout.with_halves`) unless the step wants them as they are: for steps
+    and forward passes, not to be saved. Of several hosts all pass the same.
     """
-    return _placed(with_halves(params, mesh.shape[TENSOR]), mesh)
+    return _placed(with_halves(params, mesh.shape[TENSOR]) if halves else params, mesh)
 
 
 def from_first_host(tree: Tree) -> Tree:
