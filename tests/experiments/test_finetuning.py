@@ -48,6 +48,9 @@ start = "{start}"
 epochs = 4
 batch = 16
 learning_rate = 2e-2
+rank = 8
+alpha = 64.0
+pooling = "token"
 buckets = [8]
 """
 
