@@ -407,12 +407,19 @@ class FitSettings:
         return widen(name, met, self.margin)
 
     def build(self, name: str, domain: Range) -> Any:
-        """The approximation for a site on a domain."""
+        """The approximation for a site on a domain; an ApproxError names the site."""
         kind, knobs = function_of(name), self.knobs(name)
-        if knobs is None:
-            made = approx.fit(kind, domain, degree=self.degree(name), method=self.method)
-        else:
-            made = approx.composite(_COMPOSITES.get(kind, kind), domain, **knobs)
+        try:
+            if knobs is None:
+                made = approx.fit(kind, domain, degree=self.degree(name), method=self.method)
+            else:
+                made = approx.composite(_COMPOSITES.get(kind, kind), domain, **knobs)
+        except approx.ApproxError as error:
+            low, high = domain
+            raise type(error)(
+                f"{name} has no such polynomial on [{low:.6g}, {high:.6g}]: {error} "
+                "Training with a range penalty narrows what a site meets."
+            ) from error
         return cheap(kind, made) if self.derivatives == "cheap" else made
 
 

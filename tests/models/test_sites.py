@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import approx
 from models.config import EncoderConfig
 from models.encoder import Model
 from models.layers import multiple
@@ -72,6 +73,13 @@ def test_missing_range_is_named():
     ranges = ranges_of(0.5, 2.0)
     del ranges["pooler.tanh"]
     with pytest.raises(ValueError, match=r"pooler\.tanh"):
+        fit_ranges(CONFIG, ranges)
+
+
+def test_a_site_whose_range_no_polynomial_follows_is_named():
+    ranges = ranges_of(0.5, 2.0) | {"final_norm.inv_sqrt": (4e-9, 1e6)}
+    assert set(ranges) == set(site_names(CONFIG))
+    with pytest.raises(approx.ApproxError, match=r"final_norm\.inv_sqrt .*range penalty"):
         fit_ranges(CONFIG, ranges)
 
 
