@@ -41,15 +41,17 @@ split, which is carved from a task's training file, with one seed; the dev file 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """What differs between tasks. full_rate, lora_rate: learning rates of the two methods. batch:
-    rows of a step. pairs, pooling, buckets and the others: as in `FineTune`. train_rows: at most so
-    many training rows, 0 for all.
+    """What differs between tasks. full_rate, lora_rate: learning rates of the two methods.
+    lora_epochs: 0 for `epochs`, of which adapters may need more. batch: rows of a step. pairs,
+    pooling, buckets and the others: as in `FineTune`. train_rows: at most so many training rows, 0
+    for all.
 
     AdamW-HE's large epsilon makes small gradients take small steps, and the scale alpha / rank of
     the adapters multiplies their gradients, so that a large one brings them up to the head's.
     """
 
     epochs: int = 3
+    lora_epochs: int = 0
     full_rate: float = 5e-4
     lora_rate: float = 2e-3
     epsilon: float = 2e-4
@@ -65,10 +67,15 @@ class TaskSettings:
 
     def fine_tune(self, method: str, **changes: Any) -> FineTune:
         """The settings of one method, "full" or "lora"; ValueError for another."""
-        rate = self.full_rate if method == "full" else self.lora_rate
+        if self.lora_epochs < 0:
+            raise ValueError(f"lora_epochs is {self.lora_epochs}: give passes, or 0 for `epochs`")
+        if method == "full":
+            epochs, rate = self.epochs, self.full_rate
+        else:
+            epochs, rate = self.lora_epochs or self.epochs, self.lora_rate
         own = FineTune(
             method=method,  # pyright: ignore[reportArgumentType]  # checked by FineTune
-            epochs=self.epochs,
+            epochs=epochs,
             learning_rate=rate,
             epsilon=self.epsilon,
             multiplier=self.multiplier,
@@ -85,6 +92,7 @@ class TaskSettings:
 
 _ROW = {
     "epochs": "Passes over the training rows.",
+    "lora_epochs": "The same where adapters are; 0: epochs.",
     "full_rate": "Highest learning rate where every parameter is trained.",
     "lora_rate": "Highest learning rate of AdamW-HE where adapters, pooler and head are.",
     "epsilon": "What AdamW-HE adds to the second moment, inside the root.",

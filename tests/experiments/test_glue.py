@@ -212,7 +212,16 @@ def test_the_table_of_settings_has_every_task_and_every_column_its_settings():
     assert len(COLUMNS) == 5
 
 
-@pytest.mark.parametrize("line", ['pairs = "separate"', "batch = 0", "buckets = []"])
+def test_adapters_may_take_epochs_of_their_own(tmp_path: Path):
+    (tmp_path / "table.toml").write_text("[RTE]\nepochs = 2\nlora_epochs = 5\n[CoLA]\nepochs = 2\n")
+    rows, _ = read_table(tmp_path / "table.toml")
+    assert [rows["RTE"].fine_tune(method).epochs for method in ("full", "lora")] == [2, 5]
+    assert [rows["CoLA"].fine_tune(method).epochs for method in ("full", "lora")] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "line", ['pairs = "separate"', "batch = 0", "buckets = []", "lora_epochs = -1"]
+)
 def test_a_row_of_the_table_that_cannot_be_is_named(line: str, tmp_path: Path):
     (tmp_path / "table.toml").write_text(f"[RTE]\n{line}\n")
     with pytest.raises(ExperimentError, match=f"table.toml: RTE: .*{line.split()[0]}"):
