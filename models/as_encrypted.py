@@ -14,9 +14,11 @@ import numpy as np
 
 import hesim
 from hesim.params import CKKSParams
+from hesim.profiles import profile
 from models.buckets import cut, lengths_of, whole
 from models.data import sample
 from models.encoder import Model
+from models.limits import check_numbers
 from models.lora import Params, combine, is_adapter, is_adapter_or_head, merge, partition
 from models.losses import share_outside
 from models.sites import (
@@ -65,6 +67,10 @@ class AsEncrypted:
     )
     loss_scale: float = 32.0
     range_rows: int = 1024
+
+    def __post_init__(self) -> None:
+        check_numbers(self, positive=("loss_scale", "range_rows"))
+        profile(self.profile)  # knows the names
 
 
 @dataclasses.dataclass(frozen=True)

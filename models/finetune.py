@@ -92,6 +92,7 @@ __all__ = [
 
 
 _ROOT = "optimizer.inv_sqrt"
+_MOST_EPOCHS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +157,8 @@ class FineTune:
             raise ValueError("there is no dropout in an encrypted step: set dropout to 0")
         if self.encrypted is not None and self.penalty:
             raise ValueError("there is no range penalty in an encrypted step: set penalty to 0")
-        if self.encrypted is not None and (self.options != StepOptions(donate=True) or self.remat):
+        options = self.options  # knows what a step can do
+        if self.encrypted is not None and (options != StepOptions(donate=True) or self.remat):
             raise ValueError(
                 "an encrypted step is one whole of float32 numbers: accumulate=1, precision="
                 "'float32', and no remat"
@@ -171,8 +173,11 @@ class FineTune:
             raise ValueError("LoRA needs at least one projection in adapted")
         own = "token" if self.pooling == "model" else self.pooling
         EncoderConfig(lora_targets=self.adapted, pairs=self.pairs, pooling=own)  # knows the names
-        if self.epochs < 1 or self.batch < 1:
-            raise ValueError("epochs and batch must be at least 1")
+        if not 1 <= self.epochs <= _MOST_EPOCHS or self.batch < 1:
+            raise ValueError(
+                f"epochs={self.epochs} must be between 1 and {_MOST_EPOCHS:,}, batch={self.batch} "
+                "at least 1"
+            )
         if self.multiplier is not None:
             check_numbers(self, positive=("multiplier",))
         check_numbers(
@@ -382,12 +387,13 @@ def finetune(
 
 def learning_rates(settings: FineTune, steps: int) -> np.ndarray:
     """The rate of each step, float32 (steps,): up from 0 in a line over the warm-up, then down by
-    half a cosine.
+    half a cosine. Where the warm-up is less than half a step the first one has the whole rate, and
+    no warm-up takes all of the steps.
     """
-    rise = max(1, round(settings.warmup * steps))
+    rise = min(round(settings.warmup * steps), steps - 1)
     number = np.arange(steps)
     fall = 0.5 * (1 + np.cos(np.pi * np.maximum(number - rise, 0) / (steps + 1 - rise)))
-    factor = np.where(number < rise, number / rise, fall)
+    factor = np.where(number < rise, number / max(rise, 1), fall)
     return (settings.learning_rate * factor).astype(np.float32)
 
 

@@ -390,6 +390,10 @@ def test_what_cannot_be_is_refused():
         ("dropout", 1.0),
         ("alpha", 0.0),
         ("multiplier", -1.0),
+        ("accumulate", 0),
+        ("accumulate", -4),
+        ("precision", "fp16"),
+        ("epochs", 10**12),
         ("seed", -1),
         ("adapted", ()),
     ],
@@ -433,6 +437,22 @@ def test_the_rate_rises_and_falls_over_the_steps():
     assert found.shape == (100,) and found.max() == np.float32(SETTINGS.learning_rate)
     assert int(found.argmax()) == 10 and found[0] == 0 and found[-1] < 0.01 * found.max()
     assert (np.diff(found[:11]) > 0).all() and (np.diff(found[10:]) < 0).all()
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 1), (0.0, 4), (0.06, 8), (1.0, 1), (0.9, 3)])
+def test_few_steps_and_no_warm_up_train_at_some_rate(warmup: float, steps: int):
+    found = learning_rates(dataclasses.replace(SETTINGS, warmup=warmup), steps)
+    assert found.shape == (steps,) and found.max() == np.float32(SETTINGS.learning_rate)
+    assert (found[0] > 0) == (round(warmup * steps) == 0 or steps == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss_scale", 0.0), ("loss_scale", float("nan")), ("range_rows", 0), ("profile", "foo")],
+)
+def test_an_encryption_that_cannot_be_is_named(name: str, value):
+    with pytest.raises(ValueError, match=name.removesuffix("_rows")):
+        AsEncrypted(**{name: value})
 
 
 def test_a_stopped_training_saves_where_it_was_and_ends_with_the_same_bits(tmp_path):
