@@ -12,6 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from models.limits import check_numbers
+
 Attention = Literal["gaussian", "softmax", "gaussian_normalised", "power_softmax"]
 Activation = Literal[
     "glu_relu",
@@ -30,6 +32,7 @@ WordHeads = Literal["none", "tied", "own"]
 Pooling = Literal["token", "mean"]
 Pairs = Literal["joint", "apart"]
 
+_PROJECTIONS = ("query", "key", "value", "output")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "attention": get_args(Attention),
     "activation": get_args(Activation),
@@ -107,6 +110,11 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for name in ("pooler", "lora_targets"):  # lists too, but a configuration has a hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in dataclasses.fields(self):
+            if field.type == "int" and not hasattr(getattr(self, field.name), "__index__"):
+                raise ValueError(
+                    f"{field.name} is a whole number, got {getattr(self, field.name)!r}"
+                )
         for name in ("layers", "hidden", "heads", "ffn", "sequence", "vocabulary", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -126,8 +134,8 @@ class EncoderConfig:
                 f"attention_power={self.attention_power} must be even and positive: an odd power "
                 "would weigh tokens negatively"
             )
-        if not self.norm_epsilon > 0:
-            raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}")
+        std = () if self.initial_std is None else ("initial_std",)
+        check_numbers(self, positive=("norm_epsilon",), at_least_0=("lora_alpha", *std))
         if self.lora_rank < 0 or self.token_types < 0:
             raise ValueError("lora_rank and token_types are at least 0")
         if self.lora_rank > self.hidden:
@@ -137,9 +145,12 @@ class EncoderConfig:
             )
         if not self.pooler or min(self.pooler) < 1:
             raise ValueError("the pooler needs at least one width, each at least 1")
-        unknown = set(self.lora_targets) - {"query", "key", "value", "output"}
+        unknown = set(self.lora_targets) - set(_PROJECTIONS)
         if unknown:
-            raise ValueError(f"no such projection for LoRA: {sorted(unknown)}")
+            raise ValueError(
+                f"no such projection for LoRA: {sorted(unknown)}; there are "
+                f"{', '.join(_PROJECTIONS)}"
+            )
 
     @property
     def head_dim(self) -> int:

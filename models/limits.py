@@ -32,5 +32,5 @@ def check_numbers(
     ):
         for name in names:
             value = getattr(settings, name)
-            if not (math.isfinite(value) and holds(value)):
+            if not (isinstance(value, int) or math.isfinite(value)) or not holds(value):
                 raise ValueError(f"{name} must be {wanted}, got {value}")

@@ -2,7 +2,8 @@
 
     model, params, tokenizer, notes = load_pretrained("tiny-gaussian", classes=3)
 
-What belongs to a task (pooler, head, adapters) starts fresh; everything else is the stored encoder.
+What belongs to a task (pooler, head, adapters) starts fresh; everything else is the stored encoder,
+to whose matrices the adapters that it was stored with are added.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from models.checkpoint import CheckpointError
 from models.encoder import Model
-from models.lora import Params, is_adapter_or_head
+from models.lora import Params, is_adapter_or_head, merge
 from models.tokens import Tokenizer
 from models.weights import checked, flatten, load_model
 
@@ -74,7 +75,7 @@ def load_pretrained(
         raise CheckpointError(f"{folder} cannot be changed like that: {error}") from error
     model = Model(config)
     fresh = flatten(model.init(jax.random.key(0) if key is None else key))
-    stored = flatten(saved.params)
+    stored = flatten(merge(saved.params, saved.config.lora_scale))
     kept = {name: leaf for name, leaf in stored.items() if not _of_a_task(name)}
     if config.lm_head == "none":
         kept = {name: leaf for name, leaf in kept.items() if not name.startswith("lm_head.")}

@@ -136,7 +136,25 @@ def load_model(folder: str | os.PathLike[str]) -> Saved:
         notes = json.loads((source / _NOTES).read_text())
         leaves = read_safetensors(source / _WEIGHTS)
     except (OSError, ValueError, TypeError, TensorFileError) as error:
-        raise CheckpointError(f"{source} is no saved model: {error}") from error
+        raise CheckpointError(f"{source} is no saved model: {error}{_hint(source)}") from error
+    if not isinstance(notes, dict):
+        raise CheckpointError(f"{source} is no saved model: {_NOTES} holds no object")
     words = source / _TOKENS
     tokenizer = Tokenizer.load(words) if words.exists() else None
+    if tokenizer is not None and tokenizer.size > config.vocabulary:
+        raise CheckpointError(
+            f"{source} does not fit: the tokenizer has {tokenizer.size} tokens, the model "
+            f"{config.vocabulary}"
+        )
     return Saved(config, checked(config, leaves, source), tokenizer, notes)
+
+
+def _hint(source: Path) -> str:
+    """What else a folder without a model may be."""
+    if (source / "model" / _CONFIG).exists():
+        return f"; there is one in {source / 'model'}"
+    if (source / "checkpoints").is_dir():
+        return "; it holds a training that is not finished: the command that began it goes on"
+    if (source / _CONFIG).exists() and not (source / _NOTES).exists():
+        return "; of somebody else's BERT `hesim convert` makes one"
+    return ""

@@ -25,6 +25,11 @@ from models.lora import count, is_adapter_or_head, partition
         {"lm_head": "shared"},
         {"token_types": -1},
         {"norm_epsilon": 0.0},
+        {"norm_epsilon": float("inf")},
+        {"initial_std": float("nan")},
+        {"lora_alpha": float("inf")},
+        {"layers": 2.0},
+        {"sequence": "8"},
         {"lora_rank": 65},
     ],
 )

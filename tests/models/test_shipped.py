@@ -69,6 +69,25 @@ def test_the_parts_of_a_task_start_fresh(saved):
     )
 
 
+def test_adapters_of_a_start_are_added_to_its_matrices(tmp_path):
+    config = CONFIG.replace(lora_rank=2, lora_alpha=3.0)
+    params = Model(config).init(jax.random.key(3))
+    query = params["blocks"][0]["attention"]["query"]
+    query["lora_b"] = jax.random.normal(jax.random.key(4), query["lora_b"].shape)
+    save_model(tmp_path / "m", config, params, TOKENIZER)
+    for rank in (0, 4):
+        found = load_pretrained(tmp_path / "m", lora_rank=rank)
+        projected = found.params["blocks"][0]["attention"]["query"]
+        np.testing.assert_allclose(
+            projected["kernel"],
+            query["kernel"] + 1.5 * query["lora_a"] @ query["lora_b"],
+            rtol=1e-5,
+            atol=1e-7,
+        )
+        if rank:
+            assert not projected["lora_b"].any()
+
+
 def test_another_shape_a_damaged_file_and_no_folder_are_refused(saved):
     folder = saved[0]
     with pytest.raises(CheckpointError, match="embedding.word is"):

@@ -1,5 +1,7 @@
 """A model's folder: what comes back, and what is refused."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from models.tokens import Tokenizer
 from models.weights import flatten, load_model, save_model, unflatten
 
 CONFIG = EncoderConfig(
-    layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=11, pooler=(4,), lm_head="own"
+    layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=15, pooler=(4,), lm_head="own"
 )
 
 
@@ -50,6 +52,31 @@ def test_other_names_shapes_and_numbers_are_refused(tmp_path):
         load_model(tmp_path / "infinite")
     with pytest.raises(CheckpointError, match="no saved model"):
         load_model(tmp_path / "nowhere")
+
+
+def test_what_a_folder_is_instead_is_said(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="not finished"):
+        load_model(run)
+    save_model(run / "model", CONFIG, params_of())
+    with pytest.raises(CheckpointError, match=re.escape(f"there is one in {run / 'model'}")):
+        load_model(run)
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"hidden_act": "gelu"}')
+    with pytest.raises(CheckpointError, match="hesim convert"):
+        load_model(tmp_path / "bert")
+    (run / "model" / "notes.json").write_text("3")
+    with pytest.raises(CheckpointError, match=r"notes\.json holds no object"):
+        load_model(run / "model")
+
+
+def test_a_vocabulary_beyond_the_embedding_is_refused(tmp_path):
+    words = Tokenizer.train(["alpha beta gamma delta epsilon"], min_count=1)
+    assert words.size > CONFIG.vocabulary
+    save_model(tmp_path / "m", CONFIG, params_of(), words)
+    with pytest.raises(CheckpointError, match=f"tokenizer has {words.size} tokens, the model 15"):
+        load_model(tmp_path / "m")
 
 
 def test_names_and_trees_are_inverse():
