@@ -1,6 +1,7 @@
 """Checkpoints of a training run by orbax: the state to the bit, the configuration, the sites.
 
-A checkpoint is complete or absent: orbax writes into a temporary folder and renames it.
+A checkpoint is complete or absent: orbax writes into a temporary folder and renames it. A digest of
+the state lies beside it, since its files have no checksum of their numbers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from models.layout import stored
 from models.sharding import from_first_host
 from models.sites import Sites
 from models.step import SpreadState, TrainState
+
+_DIGEST = "digest of the state"
+"""Name in a checkpoint's notes that is no caller's."""
 
 
 class CheckpointError(ValueError):
@@ -132,7 +136,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(plain),
-                    notes=ocp.args.JsonSave(notes),
+                    notes=ocp.args.JsonSave(notes | {_DIGEST: _digest(plain)}),
                 ),
             )
             self._manager.wait_until_finished()
@@ -147,13 +151,16 @@ class Checkpoints:
         """The JSON data of a checkpoint (the newest by default)."""
 
         def read() -> dict[str, Any]:
-            number = self._existing(step)
-            with self._readable(number):
-                return self._manager.restore(
-                    number, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
-                )["notes"]
+            found = self._read_notes(self._existing(step))
+            return {name: value for name, value in found.items() if name != _DIGEST}
 
         return _from_first(read)
+
+    def _read_notes(self, number: int) -> dict[str, Any]:
+        with self._readable(number):
+            return self._manager.restore(
+                number, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+            )["notes"]
 
     def resume(
         self, like: Any, identity: Mapping[str, Any], kind: str = "training"
@@ -209,6 +216,8 @@ class Checkpoints:
         number = self._existing(step)
         with self._readable(number):
             found = self._manager.item_metadata(number)["state"]
+            if found is None or not _leaves(found):
+                raise ValueError("it has no list of its arrays")
         expected = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(plain)}
         stored = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(found)}
         if expected != stored:
@@ -225,17 +234,21 @@ class Checkpoints:
                 )
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, plain)
+        digest = self._read_notes(number).get(_DIGEST)  # None: by an older version
         with self._readable(number):
-            return self._manager.restore(
+            tree = self._manager.restore(
                 number, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
+            if digest not in (None, _digest(tree)):
+                raise ValueError("its numbers are not those that were saved")
+        return tree
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
         """CheckpointError in place of what a damaged file raises."""
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # orbax raises a bare one for arrays that it cannot read
             raise CheckpointError(
                 f"{self.folder / str(step)} is damaged ({str(error)[:200]}): remove it, and the "
                 "same command goes on from the checkpoint before, or from the start"
@@ -306,6 +319,12 @@ def _wrap_keys(tree: Any, like: Any) -> Any:
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
+
+
+def _digest(tree: Any) -> str:
+    """`digest_of` the arrays in the order of their names, whatever holds them."""
+    named = {_name(path): leaf for path, leaf in _leaves(tree)}
+    return digest_of([named[name] for name in sorted(named)])
 
 
 def _name(path: Any) -> str:

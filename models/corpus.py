@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -143,7 +144,7 @@ class Corpus:
           length: tokens of a row, [CLS] included; at least 8.
           held_out: share of the sections that no step and no vocabulary sees.
           cache: folder for the vocabulary and the encoded text; the same files are not encoded
-            twice.
+            twice, unless what was kept is damaged.
 
         Raises:
           DataError: a folder or file that cannot be read, or text too short for one row of each.
@@ -156,7 +157,7 @@ class Corpus:
         files = text_files(folder)
         digest = _digest(files, vocabulary, held_out)
         store = None if cache is None else Path(cache) / f"corpus-{digest[:16]}"
-        found = None if store is None else _load(store)
+        found = None if store is None else _load(store, say)
         if found is None:
             tokenizer, parts = _encode_all(Path(folder), vocabulary, held_out, say)
             if store is not None:
@@ -235,10 +236,17 @@ def _save(store: Path, tokenizer: Tokenizer, parts: tuple[np.ndarray, np.ndarray
         np.savez(file, train=parts[0], held_out=parts[1])
 
 
-def _load(store: Path) -> tuple[Tokenizer, tuple[np.ndarray, np.ndarray]] | None:
+def _load(
+    store: Path, say: Callable[[str], None]
+) -> tuple[Tokenizer, tuple[np.ndarray, np.ndarray]] | None:
+    """What `_save` wrote, None if it did not or if a file is damaged (the format has checksums)."""
     path = store / "tokens.npz"
     if not path.exists():
         return None
-    with np.load(path) as found:
-        parts = (found["train"], found["held_out"])
-    return Tokenizer.load(store / "vocabulary.json"), parts
+    try:
+        with np.load(path) as found:
+            parts = (found["train"], found["held_out"])
+        return Tokenizer.load(store / "vocabulary.json"), parts
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
+        say(f"encoded text in {store} is damaged ({error}): the files are encoded again")
+        return None

@@ -69,6 +69,43 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file: str):
         store.resume({"x": jnp.zeros(2)}, {"a": 1})
 
 
+def largest(folder):
+    return max((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_arrays_that_cannot_be_read_are_named(tmp_path, cut: bool):
+    tree = {"x": jax.random.normal(jax.random.key(0), (64, 64))}
+    with Checkpoints(tmp_path) as store:
+        store.save(1, tree)
+    file = largest(tmp_path / "1" / "state")
+    content = file.read_bytes()
+    file.unlink()
+    if cut:
+        file.write_bytes(content[: len(content) // 2])
+    with Checkpoints(tmp_path) as store, pytest.raises(CheckpointError, match="1 is damaged"):
+        store.restore(tree)
+
+
+def test_no_changed_bit_of_a_state_is_taken(tmp_path):
+    """Most of the file is the array's numbers, where the format itself notices nothing."""
+    tree = {"x": jax.random.normal(jax.random.key(0), (64, 64)), "y": jnp.ones(3)}
+    with Checkpoints(tmp_path) as store:
+        store.save(1, tree, {"a": 1})
+        assert store.notes() == {"a": 1}
+    file = largest(tmp_path / "1" / "state")
+    content = file.read_bytes()
+    for place in (
+        np.random.default_rng(0).integers(len(content) // 4, len(content) // 2, 4).tolist()
+    ):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with Checkpoints(tmp_path) as store, pytest.raises(CheckpointError, match="damaged"):
+            store.restore(tree)
+    file.write_bytes(content)
+    with Checkpoints(tmp_path) as store:
+        assert (store.restore(tree)["x"] == tree["x"]).all()
+
+
 def test_a_setting_that_is_new_stops_no_training_at_its_default(tmp_path):
     """The checkpoint of a version that did not know it, whose settings were one text."""
     given = FineTune(batch=16)

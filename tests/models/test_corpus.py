@@ -69,6 +69,22 @@ def test_left_out_words_are_unknown():
     assert stream.dtype == np.uint16
 
 
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage: bytes | None):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    write_texts(texts)
+    said: list[str] = []
+    options: dict[str, Any] = {"length": 16, "vocabulary": 120, "held_out": 0.3}
+    options["cache"] = tmp_path / "cache"
+    first = Corpus.read(texts, **options)
+    (file,) = (tmp_path / "cache").rglob("tokens.npz")
+    file.write_bytes(file.read_bytes()[:-40] if damage is None else damage)
+    again = Corpus.read(texts, report=said.append, **options)
+    assert any("damaged" in text for text in said)
+    assert (again.train.tokens == first.train.tokens).all() and again.digest == first.digest
+
+
 def test_a_second_reading_uses_the_cache(tmp_path):
     texts = tmp_path / "texts"
     texts.mkdir()
