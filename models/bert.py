@@ -20,6 +20,7 @@ import numpy as np
 
 from models.checkpoint import CheckpointError
 from models.config import EncoderConfig
+from models.data import DataError
 from models.encoder import Model
 from models.lora import Params
 from models.onnx import read_onnx
@@ -55,6 +56,15 @@ _LINEARS = {
 _NORMS = {"attention_norm": "attention.output.LayerNorm", "ffn_norm": "output.LayerNorm"}
 _OPTIONAL = {"pooler.0": "pooler.dense", "head": "classifier"}
 _PLACE = re.compile(r"(?:^|\.)((?:embeddings|encoder\.layer|pooler|classifier|cls)\..*)$")
+_NUMBERS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "vocab_size",
+    "type_vocab_size",
+)
 _UNUSED = re.compile(r"^(cls\.|embeddings\.position_ids$)")
 
 
@@ -165,8 +175,13 @@ def config_of(
         )
     except KeyError as error:
         raise CheckpointError(f"{source} says nothing of {error}") from error
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        wrong = ", ".join(
+            f"{name} is {raw[name]!r}, no whole number"
+            for name in _NUMBERS
+            if name in raw and not isinstance(raw[name], int)
+        )
+        raise CheckpointError(f"{source}: {wrong or error}") from error
 
 
 def read_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -241,14 +256,16 @@ def _optional(name: str) -> bool:
 
 def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     """The folder's WordPiece vocabulary, None if it has none; CheckpointError for a tokenizer of
-    another kind, such as one that keeps upper case.
+    another kind, such as one that keeps upper case or accents.
     """
     source = Path(folder)
     notes = source / "tokenizer_config.json"
-    if notes.exists() and _read_json(notes).get("do_lower_case") is False:
-        raise CheckpointError(f"{source} has a cased vocabulary: only uncased ones are supported")
+    if notes.exists():
+        _check_normalizer(_read_json(notes), source)
     if (source / "vocab.txt").exists():
-        return Tokenizer.from_vocabulary_file(source / "vocab.txt")
+        found = Tokenizer.from_vocabulary_file(source / "vocab.txt")
+        _check_uncased(found.vocabulary, source)
+        return found
     path = source / "tokenizer.json"
     if not path.exists():
         return None
@@ -258,7 +275,45 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
         raise CheckpointError(f"{path} is of type {model.get('type')!r}: only WordPiece is known")
     if normalizer.get("type") != "BertNormalizer" or not normalizer.get("lowercase"):
         raise CheckpointError(f"{path} does not lower case: only uncased vocabularies are known")
-    return Tokenizer({str(token): int(number) for token, number in model["vocab"].items()})
+    said = {
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars"),
+    }
+    _check_normalizer(said, path)
+    try:
+        found = Tokenizer({str(token): int(number) for token, number in model["vocab"].items()})
+    except (TypeError, ValueError, OverflowError, DataError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    _check_uncased(found.vocabulary, path)
+    return found
+
+
+def _check_normalizer(said: Mapping[str, Any], source: Path) -> None:
+    """CheckpointError where a tokenizer's settings ask for other characters than ours keeps."""
+    if said.get("do_lower_case") is False:
+        raise CheckpointError(f"{source} has a cased vocabulary: only uncased ones are supported")
+    if said.get("strip_accents") is False:  # None: as the case is treated
+        raise CheckpointError(
+            f"{source} keeps accents (strip_accents is false): only tokenizers that drop them are "
+            "supported"
+        )
+    if said.get("tokenize_chinese_chars") is False:
+        raise CheckpointError(
+            f"{source} leaves CJK characters together (tokenize_chinese_chars is false): only "
+            "tokenizers that part them are supported"
+        )
+
+
+def _check_uncased(vocabulary: Mapping[str, int], source: Path) -> None:
+    """CheckpointError for a vocabulary with capitals, to which no lower-cased word leads; a few may
+    be names of special tokens.
+    """
+    cased = [token for token in vocabulary if token != token.lower() and token[:1] not in "[<"]
+    if 100 * len(cased) > len(vocabulary):
+        raise CheckpointError(
+            f"{source} has a cased vocabulary ({len(cased):,} tokens with capitals, such as "
+            f"{cased[0]!r}): only uncased ones are supported"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def convert(
             f"{activation!r} is gated: its up-projection has another shape than BERT's; "
             "choose relu, gelu, gelu_tanh or silu"
         )
+    if not 0 <= seed < 2**63:
+        raise CheckpointError(f"seed={seed} must be at least 0 and below 2^63")
     if out is not None and Path(out).exists():
         raise CheckpointError(f"{out} already exists: choose another folder or remove it")
     bert = load_bert(folder, classes=classes, length=length, seed=seed)

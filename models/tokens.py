@@ -141,7 +141,10 @@ class Tokenizer:
         vocabulary = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
         if len(vocabulary) != len(tokens):
             raise DataError(f"{path} holds a token twice.")
-        return cls(vocabulary)
+        try:
+            return cls(vocabulary)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokenizer as the JSON of the `tokenizers` library, wholly or not at all."""
@@ -274,6 +277,6 @@ def _piece(piece: str, public: dict[str, str]) -> str:
 
 def _read(path: str | os.PathLike[str]) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.") from error

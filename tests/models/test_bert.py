@@ -204,6 +204,8 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"num_attention_heads": 5}, "multiple of heads"),
         ({"hidden_size": None}, "config.json"),
+        ({"hidden_size": "abc"}, "hidden_size is 'abc'"),
+        ({"num_hidden_layers": float("inf")}, "num_hidden_layers is inf"),
         ({"vocab_size": 9}, r"wanted \(9, 12\)"),
     ],
 )
@@ -220,7 +222,17 @@ def test_incomplete_folders_are_refused(tmp_path, folder):
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     with pytest.raises(CheckpointError, match="cased"):
         load_bert(folder)
+    for setting, words in (("strip_accents", "accents"), ("tokenize_chinese_chars", "CJK")):
+        (folder / "tokenizer_config.json").write_text(json.dumps({setting: False}))
+        with pytest.raises(CheckpointError, match=words):
+            load_bert(folder)
     (folder / "tokenizer_config.json").unlink()
+    vocabulary = (folder / "vocab.txt").read_bytes()
+    (folder / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + vocabulary)
+    assert load_bert(folder).tokenizer is not None
+    (folder / "vocab.txt").write_bytes(vocabulary.replace(b"old", b"Old"))
+    with pytest.raises(CheckpointError, match="cased vocabulary .*'Old'"):
+        load_bert(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors"):
         load_bert(folder)
