@@ -235,19 +235,20 @@ def evaluate(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with the sections encrypted (the ring) and twin (polynomials, of a "
-            "model that was not trained with its own) of `hesim finetune --template`."
+            help="TOML file with the sections encrypted (the ring; what it leaves out is as in "
+            "training) and twin (polynomials, of a model that was not trained with its own) of "
+            "`hesim finetune --template`."
         ),
     ] = None,
 ) -> None:
     """Held-out scores of a fine-tuned model: exact, polynomial, simulated; sites out of range."""
     from experiments.live import make_console
-    from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder, render
-    from experiments.training.twin import read_encryption
+    from experiments.training.evaluating import evaluate_folder, render
 
     console = make_console()
-    how = None if config is None else read_encryption(config, AFTER_TRAINING)
-    found = evaluate_folder(folder, data_dir=None if data_dir is None else str(data_dir), how=how)
+    found = evaluate_folder(
+        folder, data_dir=None if data_dir is None else str(data_dir), how=config
+    )
     console.print(render(found))
     for line in found.warnings or ["every value lay in its polynomial's range"]:
         console.print(line, highlight=False)

@@ -5,6 +5,7 @@ noise, and where its values leave the polynomials' ranges.
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from experiments.errors import ExperimentError
 from experiments.training.finetuning import MODEL
-from experiments.training.twin import ring_of
+from experiments.training.twin import read_encryption, ring_of
 from models import metrics
 from models.as_encrypted import AsEncrypted, Evaluated, make_evaluate_task, merged, twin_of
 from models.checkpoint import sites_from_json
@@ -56,7 +57,8 @@ class TwinAnswers:
 
     noisy: ranges met and shares outside under noise, by site. fitted: the ranges that the
     polynomials hold on. own: whether these are the ones that the model was trained with; else they
-    were fitted on training rows for this evaluation. how: the ring that was simulated.
+    were fitted on training rows for this evaluation. how: the ring that was simulated. unused:
+    whether polynomials were asked for and not taken, since the model has its own.
     """
 
     polynomial: dict[str, float]
@@ -65,6 +67,7 @@ class TwinAnswers:
     fitted: dict[str, tuple[float, float]]
     own: bool
     how: AsEncrypted
+    unused: bool = False
 
     @property
     def outside(self) -> list[tuple[str, float]]:
@@ -76,6 +79,11 @@ class TwinAnswers:
     def warnings(self) -> list[str]:
         """What a reader of the scores must know: sites that were left, and rows without answer."""
         said = []
+        if self.unused:
+            said.append(
+                "the section [twin] of --config is not used: this model has the polynomials that it"
+                " was trained with"
+            )
         if self.outside:
             worst = ", ".join(f"{name} {share:.3%}" for name, share in self.outside)
             wider = "a larger margin, or a wider range, in the section [twin]"
@@ -98,17 +106,18 @@ class TwinAnswers:
 
 
 def evaluate_folder(
-    folder: str | Path, *, data_dir: str | None = None, how: AsEncrypted | None = None
+    folder: str | Path, *, data_dir: str | None = None, how: AsEncrypted | Path | None = None
 ) -> Answers:
     """Evaluate the model that `hesim finetune` wrote (its run folder or the model in it).
 
     how: ring, degrees, margins and domains of the twin of a model that was trained in the clear, by
     default `AFTER_TRAINING`; one that was trained as encrypted brings its polynomials along and, by
-    default, its ring.
+    default, its ring. Or a TOML file with the sections `encrypted` and `twin`, which says what is
+    other than by default.
 
     Raises CheckpointError for no or a damaged model, ExperimentError for one that was not
-    fine-tuned here, DataError for missing data, ParameterError for polynomials that cannot be
-    fitted.
+    fine-tuned here or a file that says what cannot be, DataError for missing data, ParameterError
+    for polynomials that cannot be fitted.
     """
     path = Path(folder)
     saved = load_model(path / MODEL if (path / MODEL).is_dir() else path)
@@ -121,9 +130,11 @@ def evaluate_folder(
     if saved.config.attention == "softmax":
         return answers
     own = bool(saved.notes["sites"])
-    chosen = AFTER_TRAINING if how is None else how
-    if how is None and saved.notes.get("encrypted"):
-        chosen = ring_of(saved.notes["encrypted"], chosen)
+    if isinstance(how, AsEncrypted):
+        chosen = how
+    else:
+        ring = saved.notes.get("encrypted")
+        chosen = read_encryption(how, ring_of(ring, AFTER_TRAINING) if ring else AFTER_TRAINING)
     if own:
         twin = model.with_sites(sites_from_json(saved.notes["sites"]))
     else:
@@ -137,6 +148,7 @@ def evaluate_folder(
         twin.sites.ranges(),
         own,
         chosen,
+        unused=own and isinstance(how, Path) and "twin" in tomllib.loads(how.read_text("utf-8")),
     )
     return dataclasses.replace(answers, twin=found)
 

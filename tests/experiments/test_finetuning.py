@@ -337,11 +337,15 @@ def test_the_ring_of_an_evaluation_is_the_trainings_or_a_files(
     found = evaluate_folder(tmp_path / "m", data_dir=str(glue)).twin
     assert found is not None
     assert (found.how.ckks.log_n, found.how.ckks.levels, found.how.ckks.scale_bits) == (15, 9, 40)
-    (tmp_path / "e.toml").write_text("[encrypted]\nlevels = 5\n[twin]\nrelu_degree = 7\n")
-    how = read_encryption(tmp_path / "e.toml", AFTER_TRAINING)
+    file = tmp_path / "e.toml"
+    file.write_text("[encrypted]\nlevels = 5\n[twin]\nrelu_degree = 7\n")
+    how = read_encryption(file, AFTER_TRAINING)
     assert how.ckks.levels == 5 and how.fit.margin == AFTER_TRAINING.fit.margin
-    other = evaluate_folder(tmp_path / "m", data_dir=str(glue), how=how).twin
-    assert other is not None and other.how.ckks.levels == 5
+    other = evaluate_folder(tmp_path / "m", data_dir=str(glue), how=file).twin
+    assert other is not None and not other.unused
+    assert (other.how.ckks.log_n, other.how.ckks.levels, other.how.ckks.scale_bits) == (15, 5, 40)
+    assert other.how.fit == how.fit
+    assert "[twin]" in " ".join(dataclasses.replace(other, unused=True).warnings)
 
 
 def test_the_papers_table_is_within_the_polynomial_roots_domain_and_serves_a_job():
