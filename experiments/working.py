@@ -22,8 +22,14 @@ def alone_in(folder: Path, option: str = "--out") -> Iterator[None]:
         raise ExperimentError(
             f"{folder} is a file, not the folder of a run: choose another {option}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115  # closed by the "with" below
+    except OSError as error:
+        raise ExperimentError(
+            f"{folder} cannot be written to ({error.strerror}): choose another {option}"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -4,8 +4,8 @@
     dataset = load("glue/RTE", data_dir="/somewhere/glue")  # as download_glue_data.py lays it out
     dataset.train.texts, dataset.train.labels, dataset.test.ids
 
-Every random choice is a hash of an example's id, so a split never depends on the order of a file,
-on a seed or on the machine.
+A split is a hash of each example's id, which GLUE's files do not give: theirs is the number of the
+line. It depends neither on a seed nor on the machine.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ class Split:
 
 
 def sample(rows: int, count: int, seed: int = 0) -> np.ndarray:
-    """`count` of so many row numbers (all, if there are no more), random and ascending, int64."""
+    """`count` of so many row numbers (all, if there are no more), random and ascending, int64;
+    DataError for a negative count.
+    """
+    if count < 0:
+        raise DataError(f"A sample of {count} rows: the count is at least 0.")
     return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
 
 
@@ -411,7 +415,9 @@ def _glue_rows(path: Path, layout: _GlueTask) -> list[_Row]:
     wanted = [layout.text, layout.label] + ([] if layout.pair is None else [layout.pair])
     missing = [name for name in wanted if name not in columns]
     if missing:
-        raise DataError(f"{path}: no column {missing[0]!r} among {list(columns)}.")
+        found = ", ".join(str(name)[:40] for name in list(columns)[:8])
+        more = f" and {len(columns) - 8} more" if len(columns) > 8 else ""
+        raise DataError(f"{path}: no column {missing[0]!r} among {found}{more}.")
     if not lines:
         raise DataError(f"{path} holds no examples.")
     rows = []

@@ -123,8 +123,9 @@ class Distillation:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         weights = (self.states, self.attention, self.pooled, self.logits)
-        if min(weights) < 0 or not any(weights):
-            raise ValueError("states, attention, pooled, logits: weights of at least 0, not all 0")
+        check_numbers(self, at_least_0=("states", "attention", "pooled", "logits"))
+        if not any(weights):
+            raise ValueError("states, attention, pooled and logits are all 0: nothing is learned")
         if self.trained not in ("attention", "blocks", "all"):
             raise ValueError(f"trained={self.trained!r} is attention, blocks or all")
         check_numbers(

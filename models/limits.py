@@ -6,7 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["check_numbers"]
+__all__ = ["check_numbers", "check_range"]
+
+
+def check_range(name: str, bounds: Sequence[float]) -> None:
+    """ValueError unless these are two finite numbers, the lower first; `name` is whose."""
+    if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
+        raise ValueError(f"the range of {name} is {list(bounds)}: a low and a high number")
 
 
 def check_numbers(

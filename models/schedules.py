@@ -7,6 +7,7 @@ both anneal to their end. `scale_by_progress` is the optax transformation that r
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +81,7 @@ class Budget:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.seconds < 0:
+        if self.steps < 1 or not 0 <= self.seconds < math.inf:
             raise ValueError(f"a budget has steps >= 1 and seconds >= 0, got {self}")
 
 

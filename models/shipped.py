@@ -58,9 +58,8 @@ def load_pretrained(
       CheckpointError: no such name or folder, a damaged file, no tokenizer, or changes that ask for
         parameters of other shapes than the stored ones.
     """
-    shipped = SHIPPED / name
-    folder = shipped if shipped.is_dir() else Path(name)
-    if not folder.is_dir():
+    folder = SHIPPED / name if str(name) in shipped_names() else Path(name)
+    if not str(name) or not folder.is_dir():
         shipped_list = ", ".join(shipped_names()) or "none comes with this version"
         raise CheckpointError(
             f"there is no pre-trained model {str(name)!r} ({shipped_list}): name one of these, or "

@@ -81,9 +81,11 @@ def prepare_task(
     sentence of a pair has type 1, as in BERT. pairs: one row each ("joint"), or one a sentence
     ("apart").
 
-    Raises DataError as `load` does, where a split is empty, for an unknown `pairs`, and for single
-    sentences read apart.
+    Raises DataError as `load` does, where a split is empty, for an unknown `pairs`, for no training
+    rows, and for single sentences read apart.
     """
+    if train_rows is not None and train_rows < 1:
+        raise DataError(f"train_rows={train_rows} must be at least 1, or None for all")
     if pairs not in get_args(Pairs):
         raise DataError(f"pairs={pairs!r} is one of {', '.join(get_args(Pairs))}")
     with warnings.catch_warnings(record=True) as caught:
@@ -101,7 +103,7 @@ def prepare_task(
         ("test", dataset.test),
     ):
         if not len(split):
-            raise DataError(f"{dataset.name} has no {name} rows")
+            raise DataError(f"{dataset.name} has no {name} rows ({dataset.description})")
     classes = 1 if dataset.task == "regression" else len(dataset.classes)
     bounds = (float(train.labels.min()), float(train.labels.max()))
     if classes == 1 and bounds[0] == bounds[1]:

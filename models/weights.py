@@ -105,13 +105,13 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model's folder; CheckpointError if there already is something."""
+    """Write a model's folder; CheckpointError if there already is something, or it cannot be."""
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} already exists: choose another folder or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         part.mkdir()
         leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
         write_safetensors(part / _WEIGHTS, leaves)
@@ -122,8 +122,10 @@ def save_model(
         if target.exists():
             target.rmdir()
         os.replace(part, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{target} cannot be written: {error.strerror}") from error
         raise
     return target
 

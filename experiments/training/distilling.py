@@ -27,6 +27,7 @@ from models.corpus import is_held_out, read_sections
 from models.data import Dataset, Split, load
 from models.distill import Distillation, Distilled, distil
 from models.encoder import Model
+from models.limits import check_range
 from models.lora import Params
 from models.schedules import Budget
 from models.sites import function_of, site_names
@@ -151,8 +152,15 @@ def read_distilling(path: str | Path | None) -> Job:
         training, penalty = dict(values["training"]), dict(values["penalty"])
         ranges = [(name, penalty.pop(name)) for name in _RANGES]
         for name, pair in ranges:
-            if len(pair) != 2 or not pair[0] < pair[1]:
-                raise ValueError(f"the range of {name} is {list(pair)}: a low and a high number")
+            check_range(name, pair)
+        for section, name in (("text", "rows"), ("text", "held_out_rows"), ("start", "rows")):
+            least = 0 if (section, name) == ("text", "rows") else 1
+            if values[section][name] < least:
+                raise ValueError(
+                    f"{name} in [{section}] is {values[section][name]}, but at least {least}"
+                )
+        if not 0 < values["text"]["held_out"] < 1:
+            raise ValueError(f"held_out is {values['text']['held_out']}: a share between 0 and 1")
         settings = Distillation(
             budget=Budget(training.pop("steps"), training.pop("seconds")),
             **training,

@@ -21,6 +21,7 @@ from models.as_encrypted import AsEncrypted
 from models.config import Pairs, Pooling
 from models.data import GLUE, DataError
 from models.finetune import FineTune
+from models.limits import check_range
 from models.sites import Range
 
 __all__ = [
@@ -69,6 +70,8 @@ class TaskSettings:
         """The settings of one method, "full" or "lora"; ValueError for another."""
         if self.lora_epochs < 0:
             raise ValueError(f"lora_epochs is {self.lora_epochs}: give passes, or 0 for `epochs`")
+        if self.train_rows < 0:
+            raise ValueError(f"train_rows is {self.train_rows}: give rows, or 0 for all")
         if method == "full":
             epochs, rate = self.epochs, self.full_rate
         else:
@@ -290,8 +293,7 @@ def read_job(
         penalty = dict(values["penalty"])
         ranges = [(name, penalty.pop(name)) for name in _PENALISED]
         for name, pair in ranges:
-            if len(pair) != 2 or not pair[0] < pair[1]:
-                raise ValueError(f"the range of {name} is {list(pair)}: a low and a high number")
+            check_range(name, pair)
         targets = tuple((name, (float(low), float(high))) for name, (low, high) in ranges)
         settings = FineTune(
             **values["training"],
@@ -305,6 +307,11 @@ def read_job(
     if values["task"]["train_rows"] < 0:
         raise ExperimentError(f"train_rows is {values['task']['train_rows']}, but at least 0 (all)")
     attention = values["start"]["attention"]
+    if "start" not in values["start"] and attention not in ("gaussian", "softmax"):
+        raise ExperimentError(
+            f"no model with attention {attention!r} comes with the package, only gaussian and "
+            "softmax: name a model to start from (start), or one of these"
+        )
     return Job(
         task=spec,
         start=values["start"].get("start", f"tiny-{attention}"),

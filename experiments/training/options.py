@@ -100,6 +100,11 @@ def read_options(path: str | Path | None, options: Sequence[Option]) -> dict[str
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path} is not TOML: {error}") from error
     for section, entries in found.items():
+        homes = [home for home, names in known.items() if section in names]
+        if homes and not isinstance(entries, dict):
+            raise ExperimentError(
+                f"{path} has {section!r} outside any section: it belongs under [{homes[0]}]"
+            )
         if section not in known or not isinstance(entries, dict):
             raise ExperimentError(f"{path} has [{section}]{_nearest(section, known)}")
         for name, value in entries.items():
@@ -111,8 +116,9 @@ def read_options(path: str | Path | None, options: Sequence[Option]) -> dict[str
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    meant = f": did you mean {close[0]!r}?" if close else ""
+    by_lower = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, 1)
+    meant = f": did you mean {by_lower[close[0]]!r}?" if close else ""
     return f", which is no option; there are {', '.join(known)}{meant}"
 
 

@@ -19,6 +19,7 @@ from models.checkpoint import Checkpoints
 from models.config import PRESETS, EncoderConfig, preset
 from models.corpus import Corpus
 from models.corpus_start import obstacle
+from models.limits import check_range
 from models.pretrain import Pretrained, Pretraining, Progress, pretrain
 from models.schedules import Budget
 from models.sites import function_of, site_names
@@ -239,8 +240,7 @@ def read_job(path: str | Path | None) -> Job:
 def _targets(config: EncoderConfig, ranges: dict[str, Any]) -> Any:
     present = {function_of(name) for name in site_names(config)}
     for name, bounds in ranges.items():
-        if len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise ValueError(f"the range of {name} is {list(bounds)}: a low and a high number")
+        check_range(name, bounds)
     return tuple(sorted((n, (float(r[0]), float(r[1]))) for n, r in ranges.items() if n in present))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from experiments.errors import ExperimentError
 from experiments.training.options import Option, options_of, read_options, with_defaults
 from models.as_encrypted import AsEncrypted
+from models.limits import check_range
 from models.sites import Range
 
 __all__ = ["RING", "TWIN", "as_encrypted_of", "read_encryption", "ring_of", "said_ring"]
@@ -116,10 +117,10 @@ def as_encrypted_of(
     for name in _FUNCTIONS:
         if name in twin:
             bounds = twin[name]
-            if len(bounds) != 2 or not bounds[0] < bounds[1]:
-                raise ExperimentError(
-                    f"twin: {name} is {list(bounds)}, not a low and a high number"
-                )
+            try:
+                check_range(name, bounds)
+            except ValueError as error:
+                raise ExperimentError(f"twin: {error}") from error
             given[_SITES.get(name, name)] = (float(bounds[0]), float(bounds[1]))
     degrees = {
         **{name: twin[f"{name}_degree"] for name in dict(how.fit.degrees)},

@@ -161,6 +161,18 @@ def test_the_template_is_the_default_and_wrong_options_are_named(tmp_path: Path,
     path.write_text('[training]\ntrained = "half"')
     with pytest.raises(ExperimentError, match="attention, blocks or all"):
         read_distilling(path)
+    for text, said in (
+        ("[text]\nrows = -5", r"rows in \[text\] is -5"),
+        ("[text]\nheld_out_rows = -5", "held_out_rows"),
+        ("[text]\nheld_out = 1.0", "held_out is 1.0"),
+        ("[start]\nrows = -1", r"rows in \[start\]"),
+        ("[loss]\nstates = nan", "states"),
+        ("[training]\nseconds = inf", "seconds"),
+        ("[penalty]\nexp = [-inf, 0.0]", "range of exp"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ExperimentError, match=said):
+            read_distilling(path)
     with pytest.raises(SystemExit):
         main(["distil", "--template"])
     assert "temperature" in capsys.readouterr().out

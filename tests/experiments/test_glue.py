@@ -220,7 +220,8 @@ def test_adapters_may_take_epochs_of_their_own(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "line", ['pairs = "separate"', "batch = 0", "buckets = []", "lora_epochs = -1"]
+    "line",
+    ['pairs = "separate"', "batch = 0", "buckets = []", "lora_epochs = -1", "train_rows = -7"],
 )
 def test_a_row_of_the_table_that_cannot_be_is_named(line: str, tmp_path: Path):
     (tmp_path / "table.toml").write_text(f"[RTE]\n{line}\n")

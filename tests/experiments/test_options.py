@@ -48,6 +48,8 @@ def test_values_of_the_file_win(tmp_path):
     [
         ("a.cuont = 2", "did you mean 'count'"),
         ("c.count = 2", r"\[c\]"),
+        ("count = 2", r"'count' outside any section: it belongs under \[a\]"),
+        ("A.count = 2", "did you mean 'a'"),
         ("a = 3", r"\[a\]"),
         ("a.count = 2.5", "should be like 3"),
         ("a.count = true", "should be like 3"),

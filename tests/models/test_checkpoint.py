@@ -95,9 +95,7 @@ def test_no_changed_bit_of_a_state_is_taken(tmp_path):
         assert store.notes() == {"a": 1}
     file = largest(tmp_path / "1" / "state")
     content = file.read_bytes()
-    for place in (
-        np.random.default_rng(0).integers(len(content) // 4, len(content) // 2, 4).tolist()
-    ):
+    for place in (len(content) // 4, len(content) // 3, len(content) // 2):
         file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         with Checkpoints(tmp_path) as store, pytest.raises(CheckpointError, match="damaged"):
             store.restore(tree)

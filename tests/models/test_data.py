@@ -345,6 +345,8 @@ def test_a_sample_of_sorted_rows_has_every_class() -> None:
     assert 0.35 < few.labels.mean() < 0.65
     assert few.ids == rows.take(100).ids != rows.take(100, seed=1).ids
     assert list(map(int, few.ids)) == sorted(map(int, few.ids))
+    with pytest.raises(DataError, match="-5"):
+        rows.take(-5)
 
 
 # ------------------------------------------------------------------ the real data

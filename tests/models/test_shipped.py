@@ -99,6 +99,8 @@ def test_another_shape_a_damaged_file_and_no_folder_are_refused(saved):
         load_pretrained(folder)
     with pytest.raises(CheckpointError, match="no pre-trained model"):
         load_pretrained("no-such-model")
+    with pytest.raises(CheckpointError, match="no pre-trained model ''"):
+        load_pretrained("")
 
 
 SHIPPED_NAMES = ("tiny-gaussian", "tiny-softmax")
