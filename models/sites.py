@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -363,8 +364,13 @@ class FitSettings:
     derivatives: str = "exact"
 
     def __post_init__(self) -> None:
-        if not self.margin >= 0:
-            raise ParameterError(f"margin={self.margin}, by which ranges are widened, is below 0")
+        if not 0 <= self.margin < math.inf:
+            raise ParameterError(
+                f"margin={self.margin}, by which ranges are widened, is no number from 0 on"
+            )
+        for name, degree in self.degrees:
+            if degree < 1:
+                raise ParameterError(f"the degree of {name} is {degree}, but at least 1")
         if self.derivatives not in ("exact", "cheap"):
             raise ParameterError(f"derivatives is 'exact' or 'cheap', not {self.derivatives!r}")
         for name in self.keys():

@@ -127,6 +127,10 @@ def as_encrypted_of(
         "loss.exp": twin["loss_exp_degree"],
         "loss.inv": twin["loss_inv_degree"],
     }
+    if not 0 < twin["root_tol"] < 1:
+        raise ExperimentError(f"twin: root_tol is {twin['root_tol']}, not between 0 and 1")
+    if "relu_degrees" in twin and not twin["relu_degrees"]:
+        raise ExperimentError("twin: relu_degrees is empty: give the degrees to compose")
     composites: dict[str, tuple[tuple[str, Any], ...]] = {
         "optimizer.inv_sqrt": (("tol", twin["root_tol"]),)
     }

@@ -327,6 +327,25 @@ def test_every_function_that_a_model_may_have_is_evaluated_through_polynomials(
     assert abs(found.exact["accuracy"] - found.twin.polynomial["accuracy"]) < 0.2
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[twin]\nexp_degree = -1", "degree of exp is -1"),
+        ("[twin]\nroot_tol = 0.0", "root_tol"),
+        ("[twin]\nrelu_degrees = []", "relu_degrees"),
+        ("[twin]\nmargin = inf", "margin"),
+        ("[twin]\nrange_rows = 0", "range_rows"),
+        ("[twin]\nexp = [-inf, 0.0]", "range of exp"),
+        ("[encrypted]\nprofile = 'foo'", "no noise profile 'foo'"),
+        ("[encrypted]\nloss_scale = 0.0", "loss_scale"),
+    ],
+)
+def test_a_twin_that_cannot_be_is_refused_when_read(text: str, said: str, tmp_path: Path):
+    (tmp_path / "e.toml").write_text(text)
+    with pytest.raises(ExperimentError, match=said):
+        read_encryption(tmp_path / "e.toml", AFTER_TRAINING)
+
+
 def test_the_ring_of_an_evaluation_is_the_trainings_or_a_files(
     finished: Path, glue: Path, tmp_path: Path
 ):
