@@ -163,7 +163,7 @@ def plot(runs: Sequence[Run]) -> Figure:
     tasks = [task for task in TASKS if any(run.task == task for run in runs)]
     across = min(3, len(tasks))
     down = -(-len(tasks) // across)
-    figure = Figure(figsize=(3.6 * across, 2.8 * down + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.6 * across + 0.6, 2.8 * down + 1.5 / across), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, task in zip(panels, tasks, strict=False):
         own = [run for run in runs if run.task == task]
@@ -189,5 +189,5 @@ def plot(runs: Sequence[Run]) -> Figure:
         for i, column in enumerate(COLUMNS.values())
     ]
     handles += panels[0].plot([], [], "--", color="grey", linewidth=0.8, label="majority")
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False)
     return figure
