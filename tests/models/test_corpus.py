@@ -69,14 +69,23 @@ def test_left_out_words_are_unknown():
     assert stream.dtype == np.uint16
 
 
-@pytest.mark.parametrize("damage", [b"", b"junk", None])
-def test_a_damaged_cache_is_made_anew(tmp_path, damage: bytes | None):
-    texts = tmp_path / "texts"
+def cached(folder) -> tuple[Path, dict[str, Any]]:
+    """A folder of texts, and the options to read it with a cache."""
+    texts = folder / "texts"
     texts.mkdir()
     write_texts(texts)
+    return texts, {
+        "length": 16,
+        "vocabulary": 120,
+        "held_out": 0.3,
+        "cache": folder / "cache",
+    }
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage: bytes | None):
+    texts, options = cached(tmp_path)
     said: list[str] = []
-    options: dict[str, Any] = {"length": 16, "vocabulary": 120, "held_out": 0.3}
-    options["cache"] = tmp_path / "cache"
     first = Corpus.read(texts, **options)
     (file,) = (tmp_path / "cache").rglob("tokens.npz")
     file.write_bytes(file.read_bytes()[:-40] if damage is None else damage)
@@ -86,12 +95,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage: bytes | None):
 
 
 def test_a_second_reading_uses_the_cache(tmp_path):
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    write_texts(texts)
+    texts, options = cached(tmp_path)
     said: list[str] = []
-    options: dict[str, Any] = {"length": 16, "vocabulary": 120, "held_out": 0.3}
-    options["cache"] = tmp_path / "cache"
     first = Corpus.read(texts, report=said.append, **options)
     count = len(said)
     second = Corpus.read(texts, report=said.append, **options)
