@@ -82,7 +82,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.seconds < math.inf:
-            raise ValueError(f"a budget has steps >= 1 and seconds >= 0, got {self}")
+            raise ValueError(f"a budget has steps >= 1 and finite seconds >= 0, got {self}")
 
 
 class Clock:

@@ -125,7 +125,9 @@ def save_model(
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, OSError):
-            raise CheckpointError(f"{target} cannot be written: {error.strerror}") from error
+            raise CheckpointError(
+                f"{target} cannot be written: {error.strerror or error}"
+            ) from error
         raise
     return target
 

@@ -159,8 +159,10 @@ def read_distilling(path: str | Path | None) -> Job:
                 raise ValueError(
                     f"{name} in [{section}] is {values[section][name]}, but at least {least}"
                 )
-        if not 0 < values["text"]["held_out"] < 1:
-            raise ValueError(f"held_out is {values['text']['held_out']}: a share between 0 and 1")
+        if not 0 <= values["text"]["held_out"] < 1:
+            raise ValueError(
+                f"held_out is {values['text']['held_out']}: a share, at least 0 and below 1"
+            )
         settings = Distillation(
             budget=Budget(training.pop("steps"), training.pop("seconds")),
             **training,

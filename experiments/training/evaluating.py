@@ -106,7 +106,7 @@ class TwinAnswers:
 
 
 def evaluate_folder(
-    folder: str | Path, *, data_dir: str | None = None, how: AsEncrypted | Path | None = None
+    folder: str | Path, *, data_dir: str | None = None, how: AsEncrypted | str | Path | None = None
 ) -> Answers:
     """Evaluate the model that `hesim finetune` wrote (its run folder or the model in it).
 
@@ -121,6 +121,13 @@ def evaluate_folder(
     """
     path = Path(folder)
     saved = load_model(path / MODEL if (path / MODEL).is_dir() else path)
+    own, unused = bool(saved.notes.get("sites")), False
+    if isinstance(how, AsEncrypted):
+        chosen = how
+    else:
+        ring = saved.notes.get("encrypted")
+        chosen = read_encryption(how, ring_of(ring, AFTER_TRAINING) if ring else AFTER_TRAINING)
+        unused = own and how is not None and "twin" in tomllib.loads(Path(how).read_text("utf-8"))
     data, buckets = _task(saved, path, data_dir)
     model = Model(saved.config, low_rank=saved.config.lora_rank > 0)
     targets = data.test.targets
@@ -129,12 +136,6 @@ def evaluate_folder(
     answers = Answers(data, baseline(data), metrics.score(exact.answers, targets), None)
     if saved.config.attention == "softmax":
         return answers
-    own = bool(saved.notes["sites"])
-    if isinstance(how, AsEncrypted):
-        chosen = how
-    else:
-        ring = saved.notes.get("encrypted")
-        chosen = read_encryption(how, ring_of(ring, AFTER_TRAINING) if ring else AFTER_TRAINING)
     if own:
         twin = model.with_sites(sites_from_json(saved.notes["sites"]))
     else:
@@ -148,7 +149,7 @@ def evaluate_folder(
         twin.sites.ranges(),
         own,
         chosen,
-        unused=own and isinstance(how, Path) and "twin" in tomllib.loads(how.read_text("utf-8")),
+        unused,
     )
     return dataclasses.replace(answers, twin=found)
 

@@ -22,6 +22,7 @@ from models.config import Pairs, Pooling
 from models.data import GLUE, DataError
 from models.finetune import FineTune
 from models.limits import check_range
+from models.shipped import shipped_names
 from models.sites import Range
 
 __all__ = [
@@ -307,14 +308,16 @@ def read_job(
     if values["task"]["train_rows"] < 0:
         raise ExperimentError(f"train_rows is {values['task']['train_rows']}, but at least 0 (all)")
     attention = values["start"]["attention"]
-    if "start" not in values["start"] and attention not in ("gaussian", "softmax"):
+    start = values["start"].get("start", f"tiny-{attention}")
+    if "start" not in values["start"] and start not in shipped_names():
         raise ExperimentError(
-            f"no model with attention {attention!r} comes with the package, only gaussian and "
-            "softmax: name a model to start from (start), or one of these"
+            f"no model with attention {attention!r} comes with the package, only "
+            f"{', '.join(shipped_names())}: set attention to that of one of these, or name a model "
+            "to start from (start)"
         )
     return Job(
         task=spec,
-        start=values["start"].get("start", f"tiny-{attention}"),
+        start=start,
         attention=attention,
         length=values["task"]["length"],
         train_rows=values["task"]["train_rows"],

@@ -30,10 +30,12 @@ from experiments.training.finetuning_settings import (
 from experiments.training.pretrain import read_job as read_pretraining
 from experiments.training.twin import read_encryption, said_ring
 from experiments.working import alone_in
+from models.checkpoint import sites_to_json
 from models.config import preset
 from models.data import DataError, load
 from models.encoder import Model
 from models.finetune import FineTune
+from models.sites import fit_ranges
 from models.tokens import Tokenizer
 from models.weights import load_model, save_model
 
@@ -364,7 +366,12 @@ def test_the_ring_of_an_evaluation_is_the_trainings_or_a_files(
     assert other is not None and not other.unused
     assert (other.how.ckks.log_n, other.how.ckks.levels, other.how.ckks.scale_bits) == (15, 5, 40)
     assert other.how.fit == how.fit
-    assert "[twin]" in " ".join(dataclasses.replace(other, unused=True).warnings)
+    sites = fit_ranges(saved.config, other.noisy.ranges, how.fit)
+    notes = notes | {"sites": sites_to_json(sites)}
+    save_model(tmp_path / "own", saved.config, saved.params, saved.tokenizer, notes)
+    own = evaluate_folder(tmp_path / "own", data_dir=str(glue), how=file).twin
+    assert own is not None and own.own and own.unused
+    assert own.how.ckks == other.how.ckks and "[twin]" in " ".join(own.warnings)
 
 
 def test_the_papers_table_is_within_the_polynomial_roots_domain_and_serves_a_job():
