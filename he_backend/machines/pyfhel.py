@@ -2,9 +2,10 @@
 
 What Pyfhel leaves to its caller and this file takes care of: `mod_level` is not trusted; every call
 that works in place gets a copy; a missing rotation key is an error instead of a silent default key
-set; NaN, infinite and too large values are refused; an all-zero plaintext or a difference of equal
-ciphertexts becomes a fresh encryption of zero instead of "transparent"; plaintexts are encoded at
-the level of use, by a context that has only the primes left; scalars need no encoder at all.
+set; NaN, infinite and too large values are refused; where the ciphertexts of a sum cancel, what is
+left of it (zero, or public values that were added) is hidden by a fresh encryption of zero instead
+of being "transparent"; plaintexts are encoded at the level of use, by a context that has only the
+primes left; scalars need no encoder at all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,8 +197,7 @@ class PyfhelMachine:
             sums[abs(int(factor))].take(product, negative=factor < 0)
         total = sums.pop(1, None) or _Sum(self._he, scale)
         for factor, part in sums.items():
-            if part.handle is not None:
-                total.add(part.handle, factor)
+            total.add(self._total(part, level, scale, 3).handle, factor)
         return self._total(total, level, scale, 3)
 
     def dot_plain(
@@ -229,12 +229,11 @@ class PyfhelMachine:
         inputs = [self._bytes.residues(blob, components, level) for blob in blobs]
         sums = residues.linear_combinations(inputs, integers, self.params.primes[: level + 1])
         results = []
-        for row, total in zip(integers, sums, strict=True):
-            if row.any() and total[1:].any():
-                handle = self._load(self._bytes.cipher(total, level, product))
-                results.append(PyfhelCipher(handle, level, product, components))
-            else:
-                results.append(self._zero(level, product, components))
+        for summed in sums:
+            handle = self._load(self._bytes.cipher(summed, level, product))
+            total = _Sum(self._he, product)
+            total.take(handle, bare=not summed[1:].any())
+            results.append(self._total(total, level, product, components))
         return results
 
     def rotate(self, cipher: PyfhelCipher, step: int) -> PyfhelCipher:
@@ -307,9 +306,8 @@ class PyfhelMachine:
             raise BlobError(f"SEAL refuses the ciphertext: {error}") from error
 
     def _total(self, total: _Sum, level: int, scale: float, components: int) -> PyfhelCipher:
-        if total.handle is None:
-            return self._zero(level, scale, components)
-        if total.handle.size() < components:
+        """The sum as a ciphertext of so many components that hides what it holds."""
+        if total.bare or total.handle.size() < components:
             total.take(self._zero(level, scale, components).handle)
         return PyfhelCipher(total.handle, level, scale, components)
 
@@ -393,20 +391,27 @@ class PyfhelMachine:
 
 
 class _Sum:
-    """A running sum of ciphertexts that keeps no temporaries and survives cancelling to nothing."""
+    """A running sum of ciphertexts that keeps no temporaries and survives cancelling.
+
+    Attributes:
+      handle: the sum; None before the first term.
+      bare: whether all components but the first are zero, so that anybody can read the values.
+    """
 
     def __init__(self, he: Any, scale: float):
         self._he = he
         self._scale = scale
         self.handle: Any = None
+        self.bare = True
 
-    def take(self, handle: Any, negative: bool = False) -> None:
+    def take(self, handle: Any, negative: bool = False, bare: bool = False) -> None:
         """Add or subtract `handle`, which belongs to the sum from now on."""
         handle.set_scale(self._scale)
         if self.handle is None:
             self.handle = self._he.negate(handle) if negative else handle
+            self.bare = bare
         else:
-            self._guard(lambda: (self._he.sub if negative else self._he.add)(self.handle, handle))
+            self._accumulate(handle, negative)
 
     def add(self, handle: Any, factor: int) -> None:
         """Add factor · handle by doubling and adding; `handle` stays as it is."""
@@ -421,13 +426,18 @@ class _Sum:
             if left:
                 self._he.add(power, PyCtxt(copy_ctxt=power))
 
-    def _guard(self, step: Callable[[], object]) -> None:
+    def _accumulate(self, handle: Any, negative: bool) -> None:
+        """In place. SEAL refuses a transparent result, but only after it has computed it (the last
+        lines of `Evaluator::add_inplace` and `sub_inplace`): values that were added in the clear
+        are still in it when the ciphertexts have cancelled.
+        """
         try:
-            step()
+            (self._he.sub if negative else self._he.add)(self.handle, handle)
+            self.bare = False
         except RuntimeError as error:
             if "transparent" not in str(error):
                 raise
-            self.handle = None
+            self.bare = True
 
 
 def _sized(plain: PyfhelPlain) -> tuple[PyfhelPlain, int]:

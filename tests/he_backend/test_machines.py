@@ -142,6 +142,88 @@ def test_cancelling_sums(machine, rng):
     near(machine, machine.rescale(machine.relinearize(nothing)), np.zeros_like(x))
 
 
+def opaque(machine, cipher, expected):
+    """Holds what is expected, and nobody can read it without the key."""
+    near(machine, cipher, expected)
+    blob = machine.to_bytes(cipher)  # `from_bytes` refuses what is transparent
+    near(machine, machine.from_bytes(blob, cipher.level, cipher.scale, cipher.components), expected)
+
+
+def test_sums_keep_their_public_part_when_the_ciphertexts_cancel(machine, rng):
+    (x, y), (a, b) = fresh(machine, rng, 2, 2)
+    w = rng.uniform(-1, 1, machine.slots)
+    moved = machine.add_plain(a, machine.encode(w, 2, a.scale))
+    opaque(machine, machine.add([moved, a], [1, -1]), w)
+    opaque(machine, machine.add([a, moved], [-3, 3]), 3 * w)
+    opaque(machine, machine.add([moved, a, a, a], [2, -3, 2, -1]), 2 * w)
+    opaque(machine, machine.add([moved, a, b], [1, -1, 1]), w + y)
+    opaque(machine, machine.add([a, b, moved, b], [1, 2, -1, -2]), -w)
+    twice = machine.add_plain(machine.add([moved, a], [1, -1]), machine.encode(w, 2, a.scale))
+    opaque(machine, twice, 2 * w)
+    opaque(machine, machine.add([twice, twice, moved, a], [1, -1, 1, -1]), w)
+
+
+def test_what_is_made_of_a_cancelled_sum_keeps_its_public_part(machine, rng):
+    (x,), (a,) = fresh(machine, rng, 3)
+    w = rng.uniform(-1, 1, machine.slots)
+    plain = machine.encode(w, 3, a.scale)
+    left = machine.add([machine.add_plain(a, plain), a], [1, -1])
+    opaque(machine, machine.rotate(left, 5), np.roll(w, -5))
+    opaque(machine, machine.drop(left, 1), w)
+    opaque(machine, machine.rescale(machine.dot_plain([left], [plain])), w * w)
+    square = machine.dot([left], [left], [1])
+    opaque(machine, square, w * w)
+    opaque(machine, machine.rescale(machine.relinearize(square)), w * w)
+    opaque(machine, machine.relinearize(machine.dot([left], [a], [-2])), -2 * w * x)
+
+
+def test_products_keep_what_does_not_cancel(machine, rng):
+    (x, y), (a, b) = fresh(machine, rng, 2, 2)
+    w = rng.uniform(-1, 1, machine.slots)
+    moved = machine.add_plain(a, machine.encode(w, 2, a.scale))
+    # The last component cancels, the one before it does not.
+    rest = machine.dot([moved, a], [b, b], [1, -1])
+    assert rest.components == 3
+    opaque(machine, rest, w * y)
+    opaque(machine, machine.rescale(machine.relinearize(rest)), w * y)
+    mixed = machine.dot([moved, a, a, a], [moved, a, a, moved], [1, 1, -2, 0])
+    opaque(machine, mixed, (x + w) ** 2 - x * x)
+    # All components but the first cancel.
+    square = machine.dot([a], [a], [1])
+    public = machine.add_plain(square, machine.encode(w, 2, square.scale))
+    gone = machine.add([public, square], [1, -1])
+    assert gone.components == 3
+    opaque(machine, gone, w)
+    opaque(machine, machine.rescale(machine.relinearize(gone)), w)
+    opaque(machine, machine.dot([a, b, a], [b, a, a], [3, -3, 1]), x * x)
+    opaque(machine, machine.dot([a, b, a], [b, a, b], [3, -1, -2]), np.zeros_like(x))
+    half = machine.dot_plain([a], [machine.encode(0.5, 2, a.scale)])
+    opaque(machine, machine.add([square, half, square], [1, 1, -1]), 0.5 * x)
+
+
+def test_products_by_plaintexts_keep_what_does_not_cancel(machine, rng):
+    (x, y), (a, b) = fresh(machine, rng, 2, 2)
+    w, v = rng.uniform(-1, 1, (2, machine.slots))
+    moved = machine.add_plain(a, machine.encode(w, 2, a.scale))
+    scale = machine.params.scale(2)
+    signs = [machine.encode(v, 2, scale), machine.encode(-v, 2, scale)]
+    opaque(machine, machine.dot_plain([moved, a], signs), v * w)
+    opaque(machine, machine.dot_plain([moved, a, b], [*signs, signs[0]]), v * (w + y))
+    opaque(machine, machine.dot_plain([a, a], signs), np.zeros_like(x))
+    ones = [machine.encode(c, 2, scale) for c in (0.75, -0.75)]
+    opaque(machine, machine.dot_plain([a, moved], ones), -0.75 * w)
+    rows = np.array([[1.0, -1.0, 0.0], [-0.5, 0.5, 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 2.0]])
+    results = machine.dot_scalars([moved, a, b], rows, scale)
+    for result, expected in zip(results, (w, -0.5 * w, 0 * w, w + 2 * y), strict=True):
+        opaque(machine, result, expected)
+    squares = [machine.dot([c], [c], [1]) for c in (a, a)]
+    squares[0] = machine.add_plain(squares[0], machine.encode(w, 2, squares[0].scale))
+    small = 2.0**20
+    for result in machine.dot_scalars(squares, np.array([[1.0, -1.0]]), small):
+        assert result.components == 3
+        opaque(machine, result, w)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_encode_refuses_values_that_are_not_finite(machine, bad):
     vector = np.zeros(machine.slots)
