@@ -134,6 +134,23 @@ class Polynomial:
         """The smallest interval that contains the domain."""
         return self.intervals[0][0], self.intervals[-1][1]
 
+    def contains(self, x: Any, slack: float = 1e-9) -> np.ndarray:
+        """Whether the values lie in the domain, gaps of a union left out; NaN lies nowhere.
+
+        Args:
+          x: values, of any shape, in the unit of the domain.
+          slack: rounding that is forgiven at every end, as a part of the hull's width.
+
+        Returns:
+          bool, in the shape of x.
+        """
+        values = np.asarray(x, dtype=np.float64)
+        wider = slack * (self.hull[1] - self.hull[0])
+        found = np.zeros(values.shape, dtype=bool)
+        for low, high in self.intervals:
+            found |= (values >= low - wider) & (values <= high + wider)
+        return found
+
     @property
     def parity(self) -> str | None:
         """ "even" or "odd" if p is, as a function of scale * x + shift; otherwise None."""

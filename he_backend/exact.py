@@ -12,14 +12,13 @@ import numpy as np
 from jax import tree_util
 
 from he_backend.errors import BackendError, DomainError, EncodeError
+from hesim.domains import inside, public_polynomials
 from hesim.program import Equation, Literal, Program
 
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration
 
-__all__ = ["Exact", "check_domains", "evaluate", "unlike"]
-
-_SLACK = 1e-9
+__all__ = ["Exact", "check_domain", "evaluate", "unlike"]
 
 _WIDER = 0.25
 """Part of its width by which a calibrated range may be exceeded on either side."""
@@ -34,7 +33,8 @@ class Exact:
       outputs: as fn's result, float64.
       ranges: smallest and largest value of the first result of each operation of `program.ops`.
       ops: those results, float64, if they were asked for.
-      outside: one message for each polynomial that is fed values outside its domain.
+      outside: one message for each polynomial that is fed values outside its domain, those of
+        public values first.
     """
 
     inputs: list[np.ndarray]
@@ -78,10 +78,14 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
     ranges: list[tuple[float, float]] = []
     ops: list[np.ndarray] = []
     outside: list[DomainError] = []
+    for equation, values in public_polynomials(program, flat):
+        outside.extend(check_domain(equation, values))
 
     def hook(equation: Equation, results: list[Any]) -> list[Any]:
         if equation.name == "polynomial":
-            outside.extend(check_domains(equation, known))
+            operand = equation.inputs[0]
+            fed = operand.value if isinstance(operand, Literal) else known[operand.id]
+            outside.extend(check_domain(equation, fed))
         for var, value in zip(equation.outputs, results, strict=True):
             if var.id in watched:
                 known[var.id] = np.asarray(value, np.float64)
@@ -122,23 +126,33 @@ def unlike(program: Program, exact: Exact, calibration: Calibration) -> list[Dom
     return []
 
 
-def check_domains(equation: Equation, known: dict[int, np.ndarray]) -> list[DomainError]:
-    """A DomainError if the polynomial `equation` is fed values outside its domain's hull."""
-    operand = equation.inputs[0]
-    if isinstance(operand, Literal) or operand.id not in known:
-        return []
-    values = known[operand.id]
+def check_domain(equation: Equation, fed: np.ndarray) -> list[DomainError]:
+    """A DomainError if the values that the polynomial `equation` is fed leave its domain, be it
+    beyond its ends or into a gap between its intervals.
+    """
+    values = np.asarray(fed, np.float64)
     poly = equation.params["poly"]
-    low, high = poly.hull
-    slack = _SLACK * (high - low)
-    bad = int(np.sum((values < low - slack) | (values > high + slack)))
+    outside = ~inside(equation, values)
+    bad = int(np.sum(outside))
     if not bad:
         return []
+    wrong = values[outside]
+    low, high = poly.hull
+    within = bool(np.all((wrong > low) & (wrong < high)))
+    advice = (
+        "fit it on a domain that holds them, or keep values out of the gap"
+        if within
+        else "fit it on a wider domain, or penalise the range in training"
+    )
+    of_what = "" if equation.encrypted else "public "
     error = DomainError(
-        f"{bad} of {values.size} values, from {values.min():.5g} to {values.max():.5g}, are fed to "
-        f"{poly!r} outside its domain [{low:g}, {high:g}]; fit it on a wider domain, or penalise "
-        f"the range in training"
+        f"{bad} of {values.size} {of_what}values, from {wrong.min():.5g} to {wrong.max():.5g}, are "
+        f"fed to {poly!r} outside its domain {_union(poly.intervals)}; {advice}"
     )
     source = equation.source
     error.at(f"polynomial {poly.name}", str(source) if source is not None else "")
     return [error]
+
+
+def _union(intervals: Sequence[tuple[float, float]]) -> str:
+    return " and ".join(f"[{low:g}, {high:g}]" for low, high in intervals)

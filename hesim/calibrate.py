@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax import tree_util
 
+from hesim.domains import inside, public_polynomials
 from hesim.errors import ParameterError, ValueOverflowError, reading
 from hesim.program import Equation, Literal, Program, Var, need_program, widened
 from hesim.schedule import canonical
@@ -42,7 +43,8 @@ class Observed:
       excess: mean of |value| - q99 where it is positive: the scale of an exponential tail.
       domain: hull of a polynomial's domain, None for other operations.
       met: range of what a polynomial was fed, None for others.
-      outside: part of what it was fed that lies outside its hull.
+      outside: part of what it was fed that lies outside its domain: beyond an end, or in a gap.
+      intervals: the domain in ascending order where it is a union of several.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Observed:
     domain: tuple[float, float] | None = None
     met: tuple[float, float] | None = None
     outside: float = 0.0
+    intervals: tuple[tuple[float, float], ...] = ()
 
     @property
     def largest(self) -> float:
@@ -105,6 +108,7 @@ class Calibration:
       inputs: one per encrypted argument leaf. ops: one per ``program.ops``.
       outputs: one per encrypted leaf of the result, by its key if the function returns it in a
         dictionary.
+      publics: one per polynomial that is fed public values, in program order.
       program: the Program itself; None after ``load``, which leaves it out.
     """
 
@@ -114,10 +118,11 @@ class Calibration:
     ops: tuple[Observed, ...]
     outputs: tuple[Observed, ...] = ()
     program: Program | None = field(default=None, repr=False, compare=False)
+    publics: tuple[Observed, ...] = ()
 
     @property
     def polynomials(self) -> tuple[Observed, ...]:
-        """The operations with a domain."""
+        """The operations with a domain, those on public values left out."""
         return tuple(op for op in self.ops if op.domain is not None)
 
     def domains(self, margin: float = 0.1) -> tuple[tuple[float, float], ...]:
@@ -237,12 +242,12 @@ class Calibration:
         """Text: ranges, and what polynomials were fed against their domains."""
         head = ("operation", "low", "high", "rms", "domain", "met", "outside", "source")
         rows: list[tuple[str, ...]] = [head]
-        for op in (*self.inputs, *self.ops):
+        for op in (*self.inputs, *self.publics, *self.ops):
             rows.append(
                 (
-                    op.name,
+                    f"{op.name} (public)" if op in self.publics else op.name,
                     *(f"{x:.4g}" for x in (op.low, op.high, op.rms)),
-                    _interval(op.domain),
+                    " | ".join(map(_interval, op.intervals)) or _interval(op.domain),
                     _interval(op.met),
                     f"{op.outside:.2%}" if op.domain else "",
                     op.source,
@@ -259,7 +264,7 @@ class Calibration:
         """Ranges met (bars) against polynomial domains (brackets); saved if a path is given."""
         from matplotlib.figure import Figure
 
-        found = self.polynomials
+        found = (*self.publics, *self.polynomials)
         figure = Figure(figsize=(8, 1.2 + 0.35 * max(len(found), 1)), layout="constrained")
         axes = figure.add_subplot()
         for k, op in enumerate(found):
@@ -268,7 +273,9 @@ class Calibration:
             half = 0.5 * (high - low)
             met = [(x - low) / half - 1.0 for x in op.met]
             color = "tab:red" if op.outside else "tab:blue"
-            axes.plot([-1, 1], [k, k], color="0.8", lw=9, solid_capstyle="butt", zorder=1)
+            for piece in op.intervals or (op.domain,):
+                ends = [(x - low) / half - 1.0 for x in piece]
+                axes.plot(ends, [k, k], color="0.8", lw=9, solid_capstyle="butt", zorder=1)
             axes.plot(met, [k, k], color=color, lw=4, solid_capstyle="butt", zorder=2)
         labels = [f"{op.name} {op.source.rsplit('/', 1)[-1]}".strip() for op in found]
         axes.set_yticks(range(len(found)), labels)
@@ -281,7 +288,7 @@ class Calibration:
 
     def to_json(self) -> str:
         """Everything but the Program."""
-        keep = ("program_name", "batches", "inputs", "ops", "outputs")
+        keep = ("program_name", "batches", "inputs", "ops", "outputs", "publics")
         data = {
             name: [dataclasses.asdict(x) for x in value] if isinstance(value, tuple) else value
             for name, value in ((name, getattr(self, name)) for name in keep)
@@ -292,8 +299,8 @@ class Calibration:
     def from_json(cls, text: str, program: Program | None = None) -> Calibration:
         """Reads what ``to_json`` wrote; give the Program to have levels without a circuit."""
         data = json.loads(text)
-        for group in ("inputs", "ops", "outputs"):
-            data[group] = tuple(_observed(entry) for entry in data[group])
+        for group in ("inputs", "ops", "outputs", "publics"):
+            data[group] = tuple(_observed(entry) for entry in data.get(group, ()))
         return cls(**data, program=program)
 
     def save(self, path: str | Path) -> None:
@@ -330,6 +337,11 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
         if v.encrypted
     ]
     ops = [_Statistics(e.name, str(e.source) if e.source else "") for e in program.ops]
+    public = {
+        e.index: _Statistics(e.name, str(e.source) if e.source else "")
+        for e in program.equations
+        if e.name == "polynomial" and not e.encrypted
+    }
     place = {e.index: k for k, e in enumerate(program.ops)}
     fed = {e.inputs[0].id for e in program.ops if _is_polynomial(e)}  # type: ignore[union-attr]
     count = 0
@@ -340,6 +352,9 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
             for (secret_var, _), statistics in zip(secret, inputs, strict=True):
                 if secret_var is var:
                     statistics.add([value])
+        for equation, values in public_polynomials(program, flat):
+            public[equation.index].feed(equation, values)
+            public[equation.index].add([values])
         known: dict[int, Any] = {v.id: x for v, x in zip(program.inputs, flat) if v.id in fed}
 
         def hook(equation: Equation, out: list[Any], known: dict[int, Any] = known) -> list[Any]:
@@ -347,7 +362,7 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
             if _is_polynomial(equation):
                 operand = equation.inputs[0]
                 assert isinstance(operand, Var)
-                statistics.feed(known[operand.id], equation.params["poly"].hull)
+                statistics.feed(equation, known[operand.id])
             statistics.add(out)
             known.update({v.id: x for v, x in zip(equation.outputs, out) if v.id in fed})
             return out
@@ -365,6 +380,7 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
         tuple(s.observed() for s in ops),
         tuple(s.observed() for _, s in results),
         program,
+        tuple(s.observed() for s in public.values()),
     )
 
 
@@ -394,6 +410,7 @@ class _Statistics:
         self.sample: list[np.ndarray] = []
         self.domain: tuple[float, float] | None = None
         self.met = (math.inf, -math.inf)
+        self.intervals: tuple[tuple[float, float], ...] = ()
         self.outside, self.fed = 0, 0
 
     def add(self, arrays: Sequence[Any]) -> None:
@@ -410,16 +427,17 @@ class _Statistics:
             self.size += values.size
             self.sample.append(np.abs(values[:: -(-values.size // _SAMPLE) | 1]))
 
-    def feed(self, array: Any, hull: tuple[float, float]) -> None:
+    def feed(self, equation: Equation, array: Any) -> None:
         values = np.asarray(array, np.float64)
-        self.domain = (float(hull[0]), float(hull[1]))
-        slack = 1e-9 * (hull[1] - hull[0])
-        outside = (values < hull[0] - slack) | (values > hull[1] + slack)
+        poly = equation.params["poly"]
+        self.domain = (float(poly.hull[0]), float(poly.hull[1]))
+        if len(poly.intervals) > 1:
+            self.intervals = tuple((float(low), float(high)) for low, high in poly.intervals)
         self.met = (
             min(self.met[0], float(values.min(initial=math.inf))),
             max(self.met[1], float(values.max(initial=-math.inf))),
         )
-        self.outside += int(np.sum(outside))
+        self.outside += int(np.sum(~inside(equation, values)))
         self.fed += values.size
 
     def observed(self) -> Observed:
@@ -437,12 +455,14 @@ class _Statistics:
             domain=self.domain,
             met=self.met if self.domain else None,
             outside=self.outside / self.fed if self.fed else 0.0,
+            intervals=self.intervals,
         )
 
 
 def _observed(entry: dict[str, Any]) -> Observed:
     pairs = {k: tuple(entry[k]) if entry[k] is not None else None for k in ("domain", "met")}
-    return Observed(**{**entry, **pairs})
+    intervals = tuple((low, high) for low, high in entry.get("intervals", ()))
+    return Observed(**{**entry, **pairs, "intervals": intervals})
 
 
 def _interval(bounds: tuple[float, float] | None) -> str:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.polynomial import chebyshev
 
+import approx
 from approx.errors import ApproxError, DomainError
 from approx.polynomial import ONE_MINUS_SQUARE, Polynomial, affine_map, check_intervals
 
@@ -123,3 +124,11 @@ def test_polynomials_and_plans_need_no_jax():
         "assert not [k for k in sys.modules if k.split('.')[0] in ('jax', 'jaxlib')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_contains_leaves_gaps_and_nan_out():
+    p = approx.fit("inv", [(-1.0, -0.25), (0.25, 1.0)], degree=5)
+    x = np.array([[-1.0, -0.25, 0.0], [0.24, np.nan, 1.1]])
+    np.testing.assert_array_equal(p.contains(x), [[True, True, False], [False, False, False]])
+    assert p.contains(1.0 + 1e-10) and not p.contains(1.0 + 1e-6)
+    assert p.contains(1.0 + 1e-6, slack=1e-5)

@@ -190,3 +190,34 @@ def test_calibration_refuses_what_it_says_will_overflow_and_unlike_data(traced):
     wrong = hesim.calibrate(other, [(x,)])
     with pytest.raises((he_backend.BackendError, ValueError), match="another program"):
         he_backend.run(program, x, w, circuit=circuit, backend="slots", calibration=wrong)
+
+
+def test_values_in_the_gap_of_a_union_are_outside_its_domain(params):
+    inv = approx.fit("inv", [(-1, -0.25), (0.25, 1)], degree=3)
+    x = np.array([-1.0, -0.25, 0.02, 0.0, 0.25, 1.0])
+    program = hesim.trace(lambda x: inv(x), x)
+    with pytest.raises(he_backend.DomainError, match=r"2 of 6 values, from 0 to 0\.02.*the gap"):
+        he_backend.run(program, x, params=params, backend="slots")
+    inside = np.array([-1.0, -0.25, -0.5, 0.5, 0.25, 1.0])
+    assert not he_backend.run(program, inside, params=params, backend="slots").outside
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["argument", "constant"])
+def test_a_polynomial_of_public_values_outside_its_domain(params, fold):
+    p = approx.fit("sigmoid", (-2, 2), degree=3)
+    x, w = np.ones(3, np.float32), np.array([0.5, -2.0, 3.0], np.float32)
+    fn = (lambda x: x * p(jnp.asarray(w))) if fold else (lambda x, w: x * p(w))
+    args = (x,) if fold else (x, w)
+    program = hesim.trace(fn, *args, encrypted=(0,))
+    with pytest.raises(he_backend.DomainError, match=r"test_run\.py.*1 of 3 public values"):
+        he_backend.run(program, *args, params=params, backend="slots")
+    with pytest.warns(UserWarning, match="outside its domain"):
+        report = he_backend.run(program, *args, params=params, backend="slots", outside="warn")
+    assert len(report.outside) == 1
+
+
+def test_public_values_may_miss_an_end_by_the_rounding_of_their_dtype(params):
+    p = approx.fit("sigmoid", (-2, 2), degree=3)
+    x, w = np.ones(3, np.float32), np.nextafter(np.array([0.5, 1.0, 2.0], np.float32), 3.0)
+    program = hesim.trace(lambda x, w: x * p(w), x, w, encrypted=(0,))
+    assert not he_backend.run(program, x, w, params=params, backend="slots").outside

@@ -152,3 +152,29 @@ def test_ranges_of_named_values_are_targets_of_the_range_penalty():
         assert (float(range_penalty(values, unit, targets)) > 0) == outside
     with pytest.raises(ValueError, match="in one dictionary"):
         calibrated(data)[1].targets()
+
+
+def test_values_in_the_gap_of_a_union_are_outside_the_domain():
+    inv = approx.fit("inv", [(-1.0, -0.25), (0.25, 1.0)], degree=7)
+    x = np.array([-0.5, 0.0, 0.02, 0.25, 1.0, 1.5])
+    found = hesim.calibrate(hesim.trace(lambda x: inv(x), x), [(x,), (x,)])
+    (poly,) = found.polynomials
+    assert poly.outside == pytest.approx(0.5)
+    assert poly.domain == (-1.0, 1.0) and poly.intervals == ((-1.0, -0.25), (0.25, 1.0))
+    assert "[-1, -0.25] | [0.25, 1]" in found.table()
+    again = Calibration.from_json(found.to_json())
+    assert again.polynomials == found.polynomials
+    assert len(found.plot().axes[0].lines) == 3  # two intervals, and what was met
+
+
+def test_polynomials_of_public_values_are_held_against_their_domains():
+    sigmoid = approx.fit("sigmoid", (-2.0, 2.0), degree=3)
+    x, w = np.ones((3,), np.float32), np.array([1.0, 2.0, 5.0], np.float32)
+    program = hesim.trace(lambda x, w: x * sigmoid(w) + GELU(x), x, w, encrypted=(0,))
+    found = hesim.calibrate(program, [(x, w), (x, 0 * w)])
+    (public,) = found.publics
+    assert public.outside == pytest.approx(1 / 6)
+    assert public.met == (0.0, 5.0) and "test_calibrate.py" in public.source
+    assert len(found.polynomials) == 1 and found.polynomials[0].outside == 0.0
+    assert "polynomial (public)" in found.table()
+    assert Calibration.from_json(found.to_json()).publics == found.publics

@@ -1,0 +1,59 @@
+"""What the polynomials of a Program are fed, against the domains on which they were fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hesim.program import Equation, Literal, Program
+
+__all__ = ["inside", "public_polynomials"]
+
+
+def inside(equation: Equation, fed: Any) -> np.ndarray:
+    """Whether values that a `polynomial` equation is fed lie in its domain, gaps left out.
+
+    Args:
+      equation: its ``params["poly"]`` has the domain.
+      fed: values of its operand, of any shape.
+
+    Returns:
+      bool, in the shape of `fed`. Public values may miss the ends by the rounding of the dtype in
+      which they are computed; encrypted ones are evaluated in float64.
+    """
+    operand = equation.inputs[0]
+    values = np.asarray(fed, np.float64)
+    slack = 1e-9
+    if not equation.encrypted and not isinstance(operand, Literal):
+        dtype = jnp.dtype(operand.dtype)
+        if jnp.issubdtype(dtype, jnp.floating):
+            slack = max(slack, 4.0 * float(jnp.finfo(dtype).eps))
+    return equation.params["poly"].contains(values, slack)
+
+
+def public_polynomials(program: Program, flat: Sequence[Any]) -> list[tuple[Equation, np.ndarray]]:
+    """The `polynomial` equations on public values, each with what it is fed.
+
+    Args:
+      program: from ``hesim.trace``.
+      flat: argument leaves in the order of ``program.inputs``.
+
+    Returns:
+      (equation, float64 values) in program order; nothing is evaluated if there are none.
+    """
+    found = [e for e in program.equations if e.name == "polynomial" and not e.encrypted]
+    operands = [e.inputs[0] for e in found]
+    variables = [v for v in operands if not isinstance(v, Literal)]
+    if not found:
+        return []
+    with jax.enable_x64(True):
+        evaluated = program.evaluate(flat, wide=True, until=variables)
+    known = {v.id: np.asarray(x, np.float64) for v, x in zip(variables, evaluated, strict=True)}
+    return [
+        (e, np.asarray(v.value, np.float64) if isinstance(v, Literal) else known[v.id])
+        for e, v in zip(found, operands, strict=True)
+    ]
