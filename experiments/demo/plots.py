@@ -169,7 +169,7 @@ def errors_and_levels(results: Results) -> Figure:
     middle.axhline(1.0, color=MUTED, linewidth=0.8)
     middle.plot(places, _positive(op.ratio for op in results.ops), "o", ms=3.2, color=THIRD)
     middle.set_yscale("log", base=2)
-    middle.set_ylabel("predicted /\nmeasured")
+    middle.set_ylabel("measured /\npredicted")
     low, high = middle.get_ylim()
     middle.set_ylim(min(low, 0.4), max(high, 2.5))
     levels = np.array([op.level if op.level >= 0 else math.nan for op in results.ops])

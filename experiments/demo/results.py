@@ -68,9 +68,9 @@ class Operation:
 
     @property
     def ratio(self) -> float:
-        """Predicted over measured std; NaN where one is zero or unknown."""
+        """Measured over predicted std; NaN where one is zero or unknown."""
         known = self.measured_std > 0 and self.predicted_std > 0
-        return self.predicted_std / self.measured_std if known else math.nan
+        return self.measured_std / self.predicted_std if known else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,8 +213,8 @@ class Results:
 
     @property
     def ratio(self) -> float:
-        """Predicted over measured standard deviation of the logits' error."""
-        return self.predicted_std / self.measured_std if self.measured_std else math.nan
+        """Measured over predicted standard deviation of the logits' error."""
+        return self.measured_std / self.predicted_std if self.predicted_std else math.nan
 
     @property
     def agreement(self) -> float:
@@ -307,7 +307,7 @@ class Results:
                 Check(
                     f"predicted standard deviation within a factor {PREDICTION_FACTOR}",
                     bool(close),
-                    f"predicted over measured: {self.ratio:.2f}",
+                    f"measured over predicted: {self.ratio:.2f}",
                     guarantee=False,
                 )
             )

@@ -95,7 +95,7 @@ def _precision(r: Results) -> list[Row]:
         label = f"standard deviation, {name}"
         rows.append(Row(label, f"{std:.2e}", f"{bits(std):.1f} bits{how}"))
     if r.was_encrypted:
-        rows.append(Row("predicted over measured", f"{r.ratio:.2f}"))
+        rows.append(Row("measured over predicted", f"{r.ratio:.2f}"))
     return rows
 
 

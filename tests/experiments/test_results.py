@@ -106,3 +106,15 @@ def test_bits() -> None:
     assert bits(0.0) == math.inf
     assert power_of_two(2.0**-12) == "2^-12"
     assert power_of_two(3 * 2.0**-13) == "2^-11.4"
+
+
+def test_a_ratio_is_measured_over_predicted(results: Results) -> None:
+    ops = [dataclasses.replace(op, measured_std=3.0, predicted_std=2.0) for op in results.ops]
+    batches = [{**b, "encrypted": True} for b in results.batches]
+    encrypted = results.reference + 3.0
+    found = dataclasses.replace(results, ops=tuple(ops), batches=batches, encrypted=encrypted)
+    assert found.ops[0].ratio == found.ratio == pytest.approx(1.5)
+    assert {row.label: row.value for _, g in groups(found) for row in g}[
+        "measured over predicted"
+    ] == "1.50"
+    assert found.checks[-1].detail == "measured over predicted: 1.50"
