@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 import warnings
@@ -36,6 +35,7 @@ from he_backend import exact as exact_twin
 from he_backend.local import run_local
 from he_backend.machines.pyfhel import PyfhelMachine
 from hesim.circuit.circuit import Circuit, Tap
+from hesim.files import write_whole
 from hesim.params import CKKSParams
 from hesim.predictions import predict
 from hesim.schedule import of_circuit
@@ -192,9 +192,7 @@ def _measure(case: CircuitCase, circuit: Circuit, keys: int, path: Path) -> list
         certified = (time.perf_counter() - started) / _TIMED
         found["runs"].append({"squares": squares, "seconds": seconds, "certify_seconds": certified})
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, json.dumps(found).encode())
         print(f"  key {len(found['runs'])} of {keys}: {seconds:.1f} s", flush=True)
     return found["runs"]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.errors import ExperimentError
+from hesim import files
+from hesim.errors import FolderInUseError
 
 __all__ = ["alone_in"]
 
@@ -22,18 +23,16 @@ def alone_in(folder: Path, option: str = "--out") -> Iterator[None]:
         raise ExperimentError(
             f"{folder} is a file, not the folder of a run: choose another {option}"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115  # closed by the "with" below
-    except OSError as error:
-        raise ExperimentError(
-            f"{folder} cannot be written to ({error.strerror}): choose another {option}"
-        ) from error
-    with lock as file:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(files.alone_in(folder))
+        except FolderInUseError:
             raise ExperimentError(
                 f"another process is working in {folder}; wait for it, or choose another {option}"
             ) from None
+        except OSError as error:
+            raise ExperimentError(
+                f"{folder} cannot be written to ({error.strerror}): choose another {option}"
+            ) from error
         yield

@@ -27,7 +27,7 @@ from he_backend.folders import (
     read_json,
     verify_files,
 )
-from he_backend.store import write_whole
+from hesim.files import write_whole
 from hesim.params import CKKSParams
 
 __all__ = ["ensure_keys", "params_of"]

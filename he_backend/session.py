@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -31,8 +30,10 @@ from he_backend.execute import Spent
 from he_backend.folders import Folders, clean_environment, digest_of, module_command, read_json
 from he_backend.keys import ensure_keys
 from he_backend.protocol import Progress, receive, send
-from he_backend.store import read_values, write_whole
+from he_backend.store import read_values
 from hesim.circuit.circuit import Circuit
+from hesim.errors import FolderInUseError
+from hesim.files import alone_in, write_whole
 
 __all__ = ["Job", "Result", "execute", "temporary_folders"]
 
@@ -118,7 +119,7 @@ def execute(job: Job) -> Result:
       RunFolderError: the folders belong to another computation.
       BackendError: whatever the client, the server or a worker reports, with operation and source.
     """
-    with _locked(job.folders.server / "lock"), _locked(job.folders.client / "lock"):
+    with _held(job.folders):
         _claim(job)
         _announce_keys(job)
         key_seconds = ensure_keys(job.folders, job.circuit.params, job.circuit.rotation_steps)
@@ -165,15 +166,16 @@ def _announce_keys(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a folder, so that two runs never share it."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunFolderError(
-                f"another run is using {path.parent}; choose another run_dir"
-            ) from error
+def _held(folders: Folders) -> Iterator[None]:
+    """Hold both folders, so that two runs never share one."""
+    with contextlib.ExitStack() as held:
+        for folder in (folders.server, folders.client):
+            try:
+                held.enter_context(alone_in(folder))
+            except FolderInUseError as error:
+                raise RunFolderError(
+                    f"another run is using {folder}; choose another run_dir"
+                ) from error
         yield
 
 

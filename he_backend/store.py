@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,17 +17,11 @@ import numpy as np
 
 from he_backend.errors import RunFolderError
 from he_backend.execute import Spent
+from hesim.files import sweep, write_whole
 
-__all__ = ["Journal", "Store", "read_values", "write_values", "write_whole"]
+__all__ = ["Journal", "Store", "read_values", "write_values"]
 
 _DIGEST_BYTES = 32
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that other processes see all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def write_values(folder: Path, cipher: int, vector: np.ndarray) -> None:
@@ -62,7 +55,7 @@ class Store:
         return self.folder / f"c{cipher}.ct"
 
     def write(self, cipher: int, blob: bytes) -> None:
-        write_whole(self.path(cipher), blob)
+        write_whole(self.path(cipher), blob, durable=False)
 
     def read(self, cipher: int) -> bytes:
         """The bytes of a ciphertext. Raises RunFolderError if the file is gone."""
@@ -83,8 +76,7 @@ class Store:
 
     def clean(self) -> None:
         """Remove what killed writers left behind."""
-        for left in self.folder.glob(".c*"):
-            left.unlink(missing_ok=True)
+        sweep(self.folder)
 
 
 class Journal:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hesim.source import Source
 
 __all__ = [
+    "FolderInUseError",
     "HesimError",
     "LayoutError",
     "LevelError",
@@ -52,6 +53,10 @@ class NotHomomorphicError(HesimError, TypeError):
         self.source = source
         where = f" at {source}" if source is not None else ""
         super().__init__(f"`{operation}` on an encrypted value{where}: {reason} {instead}")
+
+
+class FolderInUseError(HesimError, BlockingIOError):
+    """Another process, or another thread of this one, is using a folder."""
 
 
 class LevelError(HesimError):

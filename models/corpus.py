@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hesim.files import replacing
 from models.data import DataError
-from models.files import replacing
 from models.tokens import Tokenizer
 
 __all__ = ["SUFFIXES", "Corpus", "Section", "Stream", "clean", "read_sections"]

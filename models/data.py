@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 
 from hesim.errors import HesimError
-from models.files import write_whole
+from hesim.files import write_whole
 
 __all__ = [
     "DataError",

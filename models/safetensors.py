@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from models.files import write_whole
+from hesim.files import write_whole
 
 __all__ = ["TensorFileError", "read_safetensors", "write_safetensors"]
 

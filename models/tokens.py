@@ -22,8 +22,8 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, WordPiece
 
+from hesim.files import write_whole
 from models.data import DataError
-from models.files import write_whole
 
 __all__ = ["SPECIAL_TOKENS", "Encoded", "Tokenizer"]
 

@@ -30,12 +30,12 @@ from experiments.errors import ExperimentError
 from experiments.studies.blind import claimed
 from experiments.studies.tasks import Stopped, check_names
 from experiments.training.finetuning import Start, load_start
+from hesim.files import write_whole
 from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task
 from models.config import EncoderConfig
 from models.data import sample
 from models.encoder import Model
-from models.files import write_whole
 from models.finetune import FineTune, FineTuned, finetune
 from models.sites import FitSettings, Range, fit_ranges, function_of, site_names
 from models.tasks import TaskData, baseline, prepare_task

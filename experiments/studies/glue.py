@@ -24,11 +24,11 @@ from experiments.studies.tasks import Stopped, check_names, glue_task
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, check_length, read_table
 from experiments.working import alone_in
+from hesim.files import write_whole
 from models import metrics
 from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
 from models.checkpoint import digest_of
 from models.data import GLUE
-from models.files import write_whole
 from models.finetune import FineTune, FineTuned, finetune
 from models.identity import described, differing
 from models.tasks import TaskData, baseline

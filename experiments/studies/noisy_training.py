@@ -34,9 +34,9 @@ from experiments.studies.blind import (
     measure,
     reviews,
 )
+from hesim.files import write_whole
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
-from models.files import write_whole
 from models.recipe import Recipe, Trained, train_classifier
 from models.sites import FitSettings
 from models.train import Batch, simulated_forward

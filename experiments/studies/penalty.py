@@ -27,11 +27,11 @@ from experiments.studies.blind import claimed
 from experiments.studies.tasks import Stopped, check_names, glue_task
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, read_table
+from hesim.files import write_whole
 from models import metrics
 from models.as_encrypted import AsEncrypted, Evaluated, make_evaluate_task, twin_of
 from models.buckets import cut, lengths_of, whole
 from models.encoder import Model
-from models.files import write_whole
 from models.finetune import FineTuned, finetune, overlay
 from models.losses import share_outside
 from models.sites import FitSettings, Range, Sites

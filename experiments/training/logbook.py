@@ -6,14 +6,16 @@ A resumed training continues both: what was written after its checkpoint is drop
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from hesim.files import write_whole
 
 __all__ = ["Logbook"]
 
@@ -75,12 +77,11 @@ class Logbook:
 
     def _rewrite(self) -> None:
         """The whole file, replaced in one go."""
-        part = self.path.with_suffix(".part")
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        os.replace(part, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_whole(self.path, text.getvalue().encode())
 
 
 def _step_of(row: Mapping[str | None, Any]) -> float:

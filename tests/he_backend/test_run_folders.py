@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from he_backend import session, store
+from he_backend import session
 from he_backend.errors import BackendError, BlobError, RunFolderError
 from he_backend.folders import Folders, clean_environment
 from he_backend.session import Job, execute
 from he_backend.store import Journal, read_values, write_values
+from hesim.files import write_whole
 
 
 @pytest.fixture
@@ -272,5 +273,5 @@ def damage(path: Path, how: str) -> None:
         del data[len(data) // 2 :]
     else:
         data[-5] ^= 16
-    store.write_whole(path, bytes(data))
+    write_whole(path, bytes(data))
     os.chmod(path, 0o600)

@@ -1,4 +1,4 @@
-"""Files that appear whole: their permissions are the umask's, and a failure leaves nothing."""
+"""A saved model's files have the permissions that the user's umask gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from models.config import preset
 from models.encoder import Model
-from models.files import replacing, write_whole
 from models.tokens import Tokenizer
 from models.weights import save_model
 
@@ -36,12 +35,3 @@ def test_a_saved_model_can_be_read_by_whom_the_umask_admits(umask: int, tmp_path
     save_model(folder, config, Model(config).init(jax.random.key(0)), words)
     assert _mode(folder) == 0o777 & ~umask
     assert {_mode(path) for path in folder.iterdir()} == {0o666 & ~umask}
-
-
-def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-    with pytest.raises(ValueError, match="half-way"), replacing(path) as file:
-        file.write(b"new")
-        raise ValueError("half-way")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
