@@ -81,7 +81,7 @@ class Record:
         self.level = int(circuit.level[tap.ciphers].min()) if len(tap.ciphers) else -1
         self.squares = np.zeros(keys)
         self.by_slot = np.zeros(circuit.slots)
-        self.count = tap.cipher.size * self.members
+        self.count = int(np.sum(tap.cipher > -2)) * self.members
         self.sample: list[np.ndarray] = []
         order = np.argsort(tap.cipher, kind="stable")
         names, starts = np.unique(tap.cipher[order], return_index=True)

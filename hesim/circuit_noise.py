@@ -14,7 +14,7 @@ variance that is in the mean over all copies counts as the operand's, the rest a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -78,11 +78,16 @@ class OperationNoise:
         inner = [int(r) for r in refreshes if int(self._first[r]) not in results]
         self.inner_refreshes = self._by_depth(inner)
 
-    def result(self, tap: Tap) -> tuple[float, Peaks | None]:
-        """Mean variance over a result's ciphertexts, and what single slots have besides."""
+    def result(self, tap: Tap, held: Collection[int] = ()) -> tuple[float, Peaks | None]:
+        """Mean variance over a result's elements, and what single slots have besides.
+
+        held: ciphertexts of it that operands lie in as well, whose errors come with these.
+        """
         if not len(tap.ciphers):
             return 0.0, None
-        flat = float(self.variance[tap.ciphers].mean())
+        computed = tap.cipher[tap.cipher > -2]
+        made = (computed >= 0) & ~np.isin(computed, list(held))
+        flat = float(np.where(made, self.variance[computed], 0.0).mean())
         if not self.peaks:
             return flat, None
         return flat, at_elements(tap, self.peaks, self._in_use(tap), flat, self._values.element)

@@ -9,7 +9,7 @@ compilation. ``of_circuit`` reads what a compiled Circuit does instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -145,33 +145,34 @@ def of_circuit(
     owner = _input_owners(program, circuit)
     gains = {v.id: 1.0 for v in program.inputs if v.encrypted}
     signed = dict(gains)
-    uses = {v.id: j for j, e in enumerate(program.ops) for v in _encrypted(e)}
-    absorbed = {
-        k: uses[e.outputs[0].id] for k, e in enumerate(program.ops) if e.outputs[0].id in uses
-    }
+    levels = dict.fromkeys(gains, circuit.params.levels)
+    summed = _summed(program, taps)
     read: dict[int, Tap] = {}
     schedule: dict[int, Placement] = {}
-    after = circuit.params.levels
     for k, equation in enumerate(program.ops):
-        tap = taps.get(k)
-        ciphers = np.zeros(0, np.int64) if tap is None else tap.ciphers
-        if len(ciphers):
-            after = int(circuit.level[ciphers].min())
-        depth = max(_depth(program, equation), 1) if facts.rescales[k] else 0
         # A product without ciphertexts is made by the instructions of the sum that takes it in.
-        made = k if tap is not None else absorbed.get(k, k)
+        made = summed.get(k, k)
+        tap, place = taps.get(k), taps.get(made)
+        ciphers = np.zeros(0, np.int64) if tap is None else tap.ciphers
         operands = {v.id for v in _encrypted(equation)}
+        held = [int(c) for c in ciphers if owner.get(int(c), set()) & operands]
+        # Whatever brings a ciphertext that no operand has brings the errors made in it: operands
+        # may have been left without a tensor of their own.
+        own = len(held) < len(ciphers)
+        after = min((levels[v] for v in operands), default=circuit.params.levels)
+        if place is not None and len(place.ciphers):
+            after = int(circuit.level[place.ciphers].min())
+        depth = max(_depth(program, equation), 1) if facts.rescales[k] else 0
         lowered = {v for c in facts.lowered.get(made, ()) for v in owner.get(c, ())} & operands
-        gain = 1.0 if tap is None else abs(tap.gain)
+        sign_and_gain = 1.0 if tap is None else tap.gain
         planned = equation.name in ("polynomial", "integer_pow")
-        own = bool(len(ciphers)) and bool(np.any(circuit.source[ciphers] == k))
-        added, peaks = facts.result(tap) if own and tap is not None else (0.0, None)
+        added, peaks = facts.result(tap, held) if own and tap is not None else (0.0, None)
         schedule[equation.index] = Placement(
             level=after,
             operand_level=min(after + depth, circuit.params.levels),
             rescaled=depth > 0,
             rotated=False,
-            gain=gain,
+            gain=abs(sign_and_gain),
             operand_gains=_operand_gains(equation, gains),
             lowered=frozenset(lowered),
             refreshed_after=own and any(int(c) in facts.refreshed for c in ciphers),
@@ -180,17 +181,18 @@ def of_circuit(
             operand_stds=_operand_stds(equation, facts.operands[made], owner),
             added_std=math.sqrt(added),
             peaks=peaks,
-            aligned=_aligned(equation, taps.get(made), read, facts) if facts.peaks else (),
+            aligned=_aligned(equation, place, read, facts) if facts.peaks else (),
             plan=facts.plan(ciphers, _operand_gain(equation, signed)) if own and planned else None,
         )
-        place = taps.get(made)
-        read.update({v.id: place for v in equation.outputs if place is not None})
-        signed.update({v.id: 1.0 if tap is None else tap.gain for v in equation.outputs})
         names = {v.id for v in equation.outputs}
-        gains.update(dict.fromkeys(names, gain))
-        for cipher in map(int, ciphers):
-            owner.setdefault(cipher, set()).update(names)
-            owner.setdefault(facts.refreshed.get(cipher, cipher), set()).update(names)
+        if place is not None:
+            read.update(dict.fromkeys(names, place))
+        signed.update(dict.fromkeys(names, sign_and_gain))
+        gains.update(dict.fromkeys(names, abs(sign_and_gain)))
+        levels.update(dict.fromkeys(names, after))
+        _own(owner, facts, ciphers, names)
+        if len(equation.outputs) > 1:  # moves, of which the tap shows the first result only
+            _own(owner, facts, [c for c, v in owner.items() if v & operands], names)
     return schedule
 
 
@@ -238,6 +240,26 @@ def _input_owners(program: Program, circuit: Circuit) -> dict[int, set[int]]:
     made = np.flatnonzero(circuit.kind == Kind.INPUT)
     numbers = [circuit.input_rows[int(circuit.param[i])][0] for i in made]
     return {int(i): {encrypted[number]} for i, number in zip(made, numbers, strict=True)}
+
+
+def _summed(program: Program, taps: Mapping[int, Tap]) -> dict[int, int]:
+    """From products that have no tensor of their own to the sum that computes them."""
+    uses = {v.id: k for k, e in enumerate(program.ops) for v in _encrypted(e)}
+    found = {}
+    for k, equation in enumerate(program.ops):
+        user = uses.get(equation.outputs[0].id)
+        if k not in taps and user is not None and program.ops[user].name == "reduce_sum":
+            found[k] = user
+    return found
+
+
+def _own(
+    owner: dict[int, set[int]], facts: OperationNoise, ciphers: Iterable[int], names: set[int]
+) -> None:
+    """Notes these values as held by these ciphertexts and their refreshed copies."""
+    for cipher in map(int, ciphers):
+        owner.setdefault(cipher, set()).update(names)
+        owner.setdefault(facts.refreshed.get(cipher, cipher), set()).update(names)
 
 
 def _operand_stds(

@@ -117,7 +117,8 @@ class Tap:
       op: index into the program's ops, -1 for an input or a public value.
       shape: shape of the tensor in the traced function.
       batch_axis: axis that lies along the width of a column, -1 if there is none.
-      cipher: int32, ciphertext of each element (C order, batch axis removed); -1: exactly zero.
+      cipher: int32, ciphertext of each element (C order, batch axis removed); -1: exactly zero;
+        -2: not computed, since no result depends on it.
       column: int32, column of each element.
       gain: the tensor's value is gain * slot value.
       batch, width: as in Pack.
@@ -142,12 +143,13 @@ class Tap:
         """The tensor out of decrypted slot vectors (float64, effective slots each).
 
         Args:
-          vectors: slot values by ciphertext; elements of absent ciphertexts come back as NaN.
+          vectors: slot values by ciphertext; elements of absent ciphertexts, and those that are not
+            computed, come back as NaN.
         """
         rest = self.cipher.size
         members = self.batch if self.batch_axis >= 0 else 1
         out = np.full((rest, members), np.nan)
-        out[self.cipher < 0] = 0.0
+        out[self.cipher == -1] = 0.0
         for cipher in self.ciphers:
             if int(cipher) not in vectors:
                 continue
@@ -292,7 +294,8 @@ class Circuit:
         instruction `input` counts through them in order.
       operand_count: public operands that `vector` needs.
       op_names, op_sources: name and source text per program operation.
-      outputs: one Tap per result leaf, None where the leaf is public. taps: one Tap per operation.
+      outputs: one Tap per result leaf, None where the leaf is public.
+      taps: one Tap per operation of which anything is computed as a tensor.
       input_labels: name of each encrypted leaf.
       digest: identity of the traced program, shown in messages.
     """

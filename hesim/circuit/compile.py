@@ -298,7 +298,8 @@ class Planned:
         emitted = levels.emit(b, params, schedule, self.planner.live, self.unit)
         data = levels.arrays(emitted)
         packs, data = _used_packs(tuple(b.packs), data)
-        where = np.full(len(b.nodes) + 1, -1, np.int32)
+        where = np.full(len(b.nodes) + 1, -2, np.int32)  # not computed
+        where[-1] = -1
         for node, cipher in emitted.made.items():
             where[node] = cipher
         ops = program.ops
@@ -320,7 +321,7 @@ class Planned:
         taps = []
         for eqn in ops:
             x = self.lowering.values.get(eqn.outputs[0].id)
-            if x is not None and all(int(n) in emitted.made for n in x.nodes):
+            if x is not None and (not len(x.nodes) or np.any(where[x.nodes] >= 0)):
                 taps.append(tap(eqn.outputs[0]))
         outputs = tuple(
             tap(v) if isinstance(v, Var) and v.encrypted else None for v in program.outputs
