@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from he_backend.execute import Spent
-from he_backend.intervals import interval
+from he_backend.intervals import TOLERANCE_BITS, chance, interval
 from he_backend.report import OpRecord
+from hesim import noise as noise_formulas
 from hesim.circuit.circuit import Circuit, Tap
+from hesim.profiles import profile
 
 if TYPE_CHECKING:
     from he_backend.exact import Exact
-    from hesim.predictions import Prediction
+    from hesim.predictions import OpPrediction, Prediction
 
 __all__ = ["Vectors", "op_records"]
+
+FUSED = "computed together with a later operation"
+NOT_READ = "without decrypted values"
+NOT_FINITE = "with a prediction that is not finite"
+FEW_KEYS = "without a spread between keys (compare with keys=2 or more)"
+FED_ZERO = "fed by an exact zero that the machine holds encrypted"
+
+_FRESH = 64.0
+"""Errors of a fresh encryption that a result predicted as exact may have."""
+
+_AMPLIFIED = 2.0**16
+"""Times the error of an exact operand that a result may have; beyond that it is no such thing."""
+
+_ROUNDING = 2.0**-40
+"""Rounding of a long chain in float64, as a part of the largest value."""
 
 
 class Vectors(Mapping[int, np.ndarray]):
@@ -59,34 +77,123 @@ def op_records(
     """
     # An operation may have no ciphertext of its own: dead, or a product left to the sum after it.
     taps = {tap.op: tap for tap in circuit.taps}
+    errors = {
+        k: _error(tap, vectors, exact.ops[k])
+        for k, tap in taps.items()
+        if vectors is not None and 0 <= k < len(exact.ops)
+    }
     records = []
     for k, (name, source) in enumerate(zip(circuit.op_names, circuit.op_sources, strict=True)):
-        tap = taps.get(k)
-        error = np.zeros(0)
-        if vectors is not None and tap is not None:
-            error = _error(tap, vectors, exact.ops[k])
+        tap, error = taps.get(k), errors.get(k, np.zeros(0))
         expected = prediction.ops[k] if prediction is not None else None
-        low, high = 0.0, math.inf
-        if expected is not None and error.size:
-            part = min(1.0, error.size / exact.ops[k].size)
-            low, high = interval(expected.by_key, part, len(taps))
+        judged = _Judged(unjudged=FUSED if tap is None else NOT_READ)
+        if tap is not None and error.size and expected is not None:
+            zeros = [records[j] for j in _operands(circuit, k) if _held_zero(records[j])]
+            carried = max((zero.measured_std for zero in zeros), default=0.0)
+            judged = _judge(
+                circuit, tap, error, exact, k, expected, len(errors), encrypted, carried
+            )
         records.append(
             OpRecord(
                 name=name,
                 source=source,
                 level=_level(circuit, tap),
-                measured_std=float(np.sqrt(np.mean(error**2))) if error.size else float("nan"),
+                measured_std=_rms(error),
                 predicted_std=expected.std if expected else float("nan"),
                 measured_q999=_quantile(np.abs(error)),
                 predicted_q999=expected.q999 if expected else float("nan"),
                 seconds=float(spent.seconds.get(k, 0.0)),
                 minimum=exact.ranges[k][0],
                 maximum=exact.ranges[k][1],
-                low=low if encrypted else 0.0,
-                high=high,
+                low=judged.low,
+                high=judged.high,
+                chance=judged.chance,
+                unjudged=judged.unjudged if vectors is not None else "",
+                elements=error.size,
+                size=exact.ops[k].size if vectors is not None else 0,
             )
         )
     return tuple(records)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Interval of an operation's error, the chance that a sound run is as far from it, or why none
+    was made.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+    chance: float = math.nan
+    unjudged: str = ""
+
+
+def _judge(
+    circuit: Circuit,
+    tap: Tap,
+    error: np.ndarray,
+    exact: Exact,
+    k: int,
+    expected: OpPrediction,
+    operations: int,
+    encrypted: bool,
+    carried: float,
+) -> _Judged:
+    """carried: error of an operand that is predicted as exact and held encrypted."""
+    measured = _rms(error)
+    if len(expected.by_key) and not any(expected.by_key):
+        high = _of_zero(circuit, tap, exact.ranges[k])
+        if high < measured <= _AMPLIFIED * carried:
+            return _Judged(unjudged=FED_ZERO)
+        return _Judged(high=high, chance=1.0 if measured <= high else 0.0)
+    if not np.all(np.isfinite(expected.by_key)):
+        return _Judged(unjudged=NOT_FINITE)
+    part = min(1.0, error.size / exact.ops[k].size)
+    shared = {"elements": error.size, "tolerance": TOLERANCE_BITS}
+    low, high = interval(expected.by_key, part, operations, **shared)
+    if not math.isfinite(high):
+        return _Judged(unjudged=FEW_KEYS)
+    if high < measured <= _AMPLIFIED * carried:
+        return _Judged(unjudged=FED_ZERO)
+    probability = chance(
+        measured, expected.by_key, part, operations, **shared, above_only=not encrypted
+    )
+    return _Judged(low if encrypted else 0.0, high, probability)
+
+
+def _of_zero(circuit: Circuit, tap: Tap, values: tuple[float, float]) -> float:
+    """Largest std of an error that is predicted as none.
+
+    A machine that knows a ciphertext's contents holds an encryption of them all the same: a fresh
+    one, through a few operations at most. Beside that there is the rounding of float64.
+    """
+    rounding = _ROUNDING * max(1.0, *(abs(x) for x in values if math.isfinite(x)))
+    if not len(tap.ciphers):
+        return rounding
+    seal = profile("seal")
+    noise = noise_formulas.fresh(circuit.params.n, seal)
+    scale = float(circuit.scale[tap.ciphers].min())
+    std = noise_formulas.slot_std(noise, circuit.params.n, seal) / scale
+    return rounding + _FRESH * std * abs(tap.gain)
+
+
+def _held_zero(record: OpRecord) -> bool:
+    """Whether an operation is predicted without an error and has one that its encryption brings, or
+    that of its operands.
+    """
+    if record.unjudged == FED_ZERO:
+        return True
+    return record.predicted_std == 0.0 and 0.0 < record.measured_std <= record.high < math.inf
+
+
+def _operands(circuit: Circuit, k: int) -> list[int]:
+    """Operations whose results operation k reads."""
+    program = circuit.program
+    if program is None:
+        return []
+    made = {v.id: j for j, e in enumerate(program.ops[:k]) for v in e.outputs}
+    ids = [getattr(v, "id", None) for v in program.ops[k].inputs]
+    return [made[i] for i in ids if i in made]
 
 
 def _level(circuit: Circuit, tap: Tap | None) -> int:
@@ -96,8 +203,20 @@ def _level(circuit: Circuit, tap: Tap | None) -> int:
 
 
 def _error(tap: Tap, vectors: Mapping[int, np.ndarray], exact: np.ndarray) -> np.ndarray:
-    difference: Any = tap.read(vectors) - exact
-    return difference[np.isfinite(difference)]
+    """Differences of the elements that were decrypted; a client refuses NaN, so NaN is absent."""
+    found: Any = tap.read(vectors)
+    present = ~np.isnan(found)
+    return found[present] - exact[present]
+
+
+def _rms(error: np.ndarray) -> float:
+    """Root mean square; NaN of nothing, infinite where there is no difference to speak of."""
+    if not error.size:
+        return float("nan")
+    largest = float(np.max(np.abs(error)))
+    if not math.isfinite(largest):
+        return math.inf
+    return largest * float(np.sqrt(np.mean((error / largest) ** 2))) if largest else 0.0
 
 
 def _quantile(values: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from he_backend.verdict import verdict
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ class OpRecord:
       measured_q999, predicted_q999: 99.9 % quantile of the absolute error.
       seconds: CPU seconds that workers and clients spent on it, summed over processes.
       minimum, maximum: range of the exact values.
-      low, high: prediction interval of measured_std, see `he_backend.intervals`.
+      low, high: prediction interval of measured_std, see `he_backend.intervals`; wide enough for
+        all operations of the run together.
+      chance: probability that a sound run has some operation as far from its prediction as this.
+      unjudged: why there is no interval, in a comparing run; empty where there is one.
+      elements, size: elements of the result that were compared, and that it has.
     """
 
     name: str
@@ -50,6 +55,15 @@ class OpRecord:
     maximum: float = 0.0
     low: float = 0.0
     high: float = math.inf
+    chance: float = math.nan
+    unjudged: str = ""
+    elements: int = 0
+    size: int = 0
+
+    @property
+    def judged(self) -> bool:
+        """Whether its error was measured and held against an interval."""
+        return not self.unjudged and not math.isnan(self.measured_std) and self.high < math.inf
 
     @property
     def ratio(self) -> float:
@@ -145,22 +159,11 @@ class Report:
         return next((op for op in self.ops if op.excess_bits), None)
 
     def verdict(self) -> str:
-        """One sentence on the comparison; empty if the run did not compare."""
-        if not self.compared:
-            return ""
-        judged = sum(math.isfinite(op.high) for op in self.ops)
-        if not judged:
-            return "no operation has a prediction interval: compare with keys=2 or more"
-        found = self.first_unpredicted
-        if found is None:
-            return f"all {judged} operations are within their prediction intervals"
-        side = "above" if found.excess_bits > 0 else "below"
-        later = sum(bool(op.excess_bits) for op in self.ops) - 1
-        return (
-            f"first outside its prediction interval: `{found.name}` at "
-            f"{found.source or 'an unknown place'}, {abs(found.excess_bits):.2f} bits {side} "
-            f"[{found.low:.2e}, {found.high:.2e}] at {found.measured_std:.2e}; {later} later ones"
-        )
+        """What the comparison found: how many operations were judged, of how many, whether one left
+        its prediction interval and how likely that is by chance, and what could not be judged.
+        Empty if the run did not compare.
+        """
+        return verdict(self.ops) if self.compared else ""
 
     def plot(self) -> Figure:
         """A matplotlib Figure: measured std of every operation over its prediction interval."""
