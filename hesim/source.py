@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,21 +27,28 @@ class Source:
       function: name of the function.
       inner: `file:line` of the innermost frame that belongs to a model rather than to a
         framework, e.g. a layer of `models`; empty if it is the caller itself.
+      cell: number of the notebook cell that the line is in, 0 outside of notebooks.
     """
 
     file: str
     line: int
     function: str
     inner: str = ""
+    cell: int = 0
 
     def __str__(self) -> str:
-        text = f"{_short(self.file)}:{self.line} ({self.function})"
+        where = f"cell {self.cell}, line {self.line}"
+        text = f"{where if self.cell else f'{_short(self.file)}:{self.line}'} ({self.function})"
         return f"{text} via {self.inner}" if self.inner else text
 
     @property
     def brief(self) -> str:
-        """`file:line` of the innermost model code, for tables."""
-        return self.inner or f"{Path(self.file).name}:{self.line}"
+        """`file:line` of the innermost model code, or a line of a cell, for tables."""
+        if self.inner:
+            return self.inner
+        if self.cell:
+            return f"cell {self.cell}, line {self.line}"
+        return f"{Path(self.file).name}:{self.line}"
 
 
 def _short(path: str) -> str:
@@ -89,16 +97,35 @@ def of_traceback(traceback) -> Source | None:
     skip = _library_prefixes()
     outside = [f for f in frames if not f[0].startswith((*skip, *_PLANNING, "<frozen"))]
     # A typed-in program is "<stdin>", but generated methods of dataclasses are "<string>", too.
-    outside = [f for f in outside if not f[0].startswith("<")] or outside
+    outside = [f for f in outside if not f[0].startswith("<") or _cell(f[0])] or outside
     if not outside:
         return None
     caller = next((f for f in outside if not f[0].startswith(_PACKAGES)), None)
     inner = outside[0]
     if caller is None:
         return Source(inner[0], inner[1], inner[2])
+    cell = _cell(caller[0])
     if inner == caller:
-        return Source(*caller)
-    return Source(*caller, inner=f"{Path(inner[0]).parent.name}/{Path(inner[0]).name}:{inner[1]}")
+        return Source(*caller, cell=cell)
+    layer = f"{Path(inner[0]).parent.name}/{Path(inner[0]).name}:{inner[1]}"
+    return Source(*caller, inner=layer, cell=cell)
+
+
+def _cell(file: str) -> int:
+    """Number of the notebook or IPython cell that was compiled under this name, else 0.
+
+    IPython keeps the numbers for its own tracebacks; ipykernel names cells by temporary files.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None:
+        return 0
+    try:
+        _, name = shell.compile.format_code_name(file)
+    except (AttributeError, TypeError):  # another shell, or no name of its own
+        return 0
+    digits = "".join(filter(str.isdigit, name))
+    return int(digits) if digits else 0
 
 
 def _frames(traceback):
