@@ -2,7 +2,8 @@
 #   make demo        train, run held-out sentences encrypted, compare, write a report
 #   make test        lint and the default tests          make test-slow   the long ones too
 #   make setup       the virtual environment in .venv    make data        the default data set
-#   make lint  bench  notebooks  clean                   make lock        pin the dependencies anew (needs uv)
+#   make lint  bench  notebooks  clean                   make docs        the documentation, into site/
+#   make lock        pin the dependencies anew (needs uv)
 # PYTHON=/path/to/python chooses the interpreter; ARGS='--help' is handed to the program that a target runs.
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-SOURCES := $(wildcard approx hesim models he_backend experiments tests benchmarks)
+SOURCES := $(wildcard approx hesim models he_backend experiments tests benchmarks docs/tools)
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-script-location
 
 # One thread a process: the tests and the encrypted workers already fill the cores with processes.
@@ -27,7 +28,7 @@ export PIP_USER := 0
 export PIP_REQUIRE_VIRTUALENV := 0
 export MPLBACKEND ?= Agg
 
-.PHONY: help setup data demo test lint format test-slow bench notebooks clean lock
+.PHONY: help setup data demo test lint format test-slow bench notebooks docs clean lock
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -84,6 +85,13 @@ $(STAMPS)/project: pyproject.toml $(STAMPS)/dependencies
 setup: $(STAMPS)/project
 	@:
 
+# What the documentation is built with, at the versions that everything else has too.
+$(STAMPS)/docs: requirements/docs.lock $(STAMPS)/project
+	@echo "setup: the documentation's tools"
+	export PATH="$(CURDIR)/$(BIN):$$PATH" CMAKE_TOOLCHAIN_FILE="$(CURDIR)/requirements/pyfhel.cmake"
+	$(PIP_INSTALL) --no-build-isolation --require-hashes -r requirements/docs.lock
+	touch $@
+
 # ---------------------------------------------------------------- what it is for
 data: setup
 	@$(BIN)/python -m models.data
@@ -120,9 +128,15 @@ notebooks: setup
 	  $(TEST_ENV) $(BIN)/jupyter execute --timeout=1200 "$$notebook"
 	done
 
+# Notebooks are executed once, and again when they change; the site opens from disk.
+docs: setup $(STAMPS)/docs
+	@$(TEST_ENV) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+	$(BIN)/python docs/tools/check_site.py site
+	echo "site/index.html"
+
 # ---------------------------------------------------------------- upkeep
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv reads pyproject.toml; --fork-strategy fewest gives every Python the same versions where they exist.
@@ -131,3 +145,4 @@ LOCK := uv pip compile --quiet --universal --generate-hashes \
 lock:
 	$(LOCK) --extra dev -o requirements/dev.lock pyproject.toml requirements/build.in
 	$(LOCK) -c requirements/dev.lock -o requirements/build.lock requirements/build.in
+	$(LOCK) -c requirements/dev.lock --extra docs -o requirements/docs.lock pyproject.toml

@@ -1,0 +1,85 @@
+"""Pages: every public name has one, links lead somewhere, and what they show runs."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+DOCS = TOP / "docs"
+PACKAGES = ("approx", "hesim", "models", "he_backend", "experiments")
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "tools" not in path.parts)
+ROOT_PAGES = [
+    TOP / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+]
+
+_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+_QUICK = ("approximation", "simulation", "encrypted-runs")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_has_one_entry_in_the_reference(package: str) -> None:
+    listed = re.findall(
+        rf"^::: {package}\.(\w+)$", (DOCS / "api" / f"{package}.md").read_text(), re.M
+    )
+    assert sorted(listed) == sorted(importlib.import_module(package).__all__)
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    nav = (TOP / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    named = re.findall(r": ([\w/-]+\.(?:md|ipynb))$", nav, re.M)
+    notebooks = [f"tutorials/{path.name}" for path in (TOP / "notebooks").glob("*.ipynb")]
+    assert sorted(named) == sorted([*(str(path.relative_to(DOCS)) for path in PAGES), *notebooks])
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=lambda page: str(page.relative_to(TOP)))
+def test_relative_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        assert "://" not in target, target
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(path, marks=() if path.stem in _QUICK else pytest.mark.slow)
+        for path in PAGES
+        if _BLOCK.search(path.read_text(encoding="utf-8"))
+    ],
+    ids=lambda page: page.stem,
+)
+def test_the_python_on_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On plain vectors, where the page encrypts."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        code = block.replace('backend="pyfhel"', 'backend="slots"')
+        exec(compile(code, str(page.name), "exec"), names)
+    assert capsys.readouterr().out
+
+
+def test_the_readme_is_short() -> None:
+    assert len((TOP / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_says_that_it_is_typed(package: str) -> None:
+    assert (TOP / package / "py.typed").exists()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    version = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (TOP / "CITATION.cff").read_text()
+
+
+def test_hooks_before_a_commit_fetch_nothing() -> None:
+    text = (TOP / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"repo: (\S+)", text) == ["local"]
+    assert re.findall(r"language: (\S+)", text) == ["system"] * text.count("- id:")

@@ -1,0 +1,94 @@
+"""What builds the pages: the commands' reference, formulas, the figure, and the check of a site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import typer
+
+TOP = Path(__file__).resolve().parents[2]
+Tool = Callable[[str], ModuleType]
+
+
+def _leaves(group, name="hesim"):
+    for word, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _leaves(command, f"{name} {word}")
+        else:
+            yield f"{name} {word}", command
+
+
+def test_every_command_and_option_is_in_the_reference(tool: Tool) -> None:
+    from experiments.cli.app import app
+
+    text = tool("command_line").markdown()
+    sections = dict(part.split("\n", 1) for part in text.split("## ")[1:])
+    commands = dict(_leaves(typer.main.get_command(app)))
+    assert list(sections) == list(commands) and "hesim study rank" in commands
+    for name, command in commands.items():
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and parameter.name != "help":
+                assert f"`{parameter.opts[0]}" in sections[name]
+
+
+def test_what_looks_like_markup_in_help_is_shown(tool: Tool) -> None:
+    assert tool("command_line")._plain("in [twin]\n of <file>") == r"in \[twin] of \<file>"
+
+
+def _page(name: str) -> SimpleNamespace:
+    return SimpleNamespace(file=SimpleNamespace(src_uri=name))
+
+
+def test_formulas_of_notebooks_are_drawn_by_the_browser(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = tool("hooks")
+    monkeypatch.setattr(hooks, "_mathml", lambda formula: f"<math>{formula.group(1)}</math>")
+    page = '<script src="https://x/m.js"></script><p title="$a$">$x^2$</p><pre>$y$</pre>'
+    drawn = '<p title="$a$"><math>x^2</math></p><pre>$y$</pre>'
+    assert hooks.on_page_content(page, page=_page("tutorials/a.ipynb")) == drawn
+    assert hooks.on_page_content(page, page=_page("index.md")) == page
+
+
+def test_links_of_root_files_work_within_the_pages(tool: Tool) -> None:
+    found = tool("hooks").on_page_markdown("[a](docs/a.md) `docs/a.md`", page=_page("security.md"))
+    assert found == "[a](a.md) `docs/a.md`"
+
+
+@pytest.mark.parametrize(
+    ("text", "fetched"),
+    [
+        ('<script src="https://cdn/x.js">', ["https://cdn/x.js"]),
+        ("<img alt=x src=//host/x.png>", ["//host/x.png"]),
+        ('<link rel="stylesheet" href="https://fonts/x.css">', ["https://fonts/x.css"]),
+        ("@import 'https://fonts/x.css';", ["https://fonts/x.css"]),
+        ("a{background:url(https://host/x.png)}", ["https://host/x.png"]),
+        ('<script>import("https://cdn/m.mjs")</script>', ["https://cdn/m.mjs"]),
+        ('<a href="https://host/page">x</a><img src="x.png"><link rel="icon" href="i.png">', []),
+    ],
+)
+def test_what_a_page_fetches_is_found(tool: Tool, text: str, fetched: list[str]) -> None:
+    assert tool("check_site").fetched(text) == fetched
+
+
+def test_a_tutorial_without_figures_is_named(tool: Tool, tmp_path: Path) -> None:
+    (tmp_path / "tutorials").mkdir()
+    (tmp_path / "index.html").write_text("<p>")
+    (tmp_path / "tutorials" / "a.html").write_text('<img src="data:image/png;base64,x">')
+    assert tool("check_site").problems(tmp_path) == []
+    (tmp_path / "tutorials" / "b.html").write_text("<p>")
+    (found,) = tool("check_site").problems(tmp_path)
+    assert found.startswith("tutorials/b.html")
+
+
+def test_the_figure_of_levels_is_what_its_script_draws(
+    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = tool("levels_figure")
+    monkeypatch.setattr(figure, "FIGURE", tmp_path / "levels.svg")
+    figure.main()
+    shipped = TOP / "docs" / "figures" / "levels.svg"
+    assert (tmp_path / "levels.svg").read_text() == shipped.read_text()
