@@ -24,6 +24,7 @@ from he_backend.report import Report
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
 from hesim.program import Program
+from hesim.progress import Reporter, reporting
 
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration
@@ -44,7 +45,7 @@ def run(
     workers: int = 2,
     clients: int = 2,
     worker_deaths: int = 3,
-    progress: Callable[[Progress], None] | None = None,
+    progress: bool | Callable[[Progress], None] | None = None,
     ranges: Mapping[int, tuple[float, float]] | None = None,
     outside: str = "error",
     keys: int = 8,
@@ -67,7 +68,10 @@ def run(
       client_dir: the client's state, secret key included; default `run_dir` + ".client".
       workers, clients: processes that evaluate, and that hold the key. worker_deaths: how many
         workers may be killed before the run gives up.
-      progress: called with a Progress on every finished task.
+      progress: True for a bar with the phases of the run, on the terminal, in the notebook or in
+        the log; or a function that is called with a Progress on every finished task. What has
+        methods `phase` and `at` (see `hesim.progress.Reporter`) is told of the phases before and
+        after, too: compiling, the exact twin, the check for overflow, keys, prediction, comparison.
       ranges: calibrated range of slot values by ciphertext, checked by the client at refresh and
         decryption; those that the twin on plain vectors met, widened, by default.
       outside: "error" or "warn", when a polynomial is fed values outside its domain.
@@ -88,69 +92,99 @@ def run(
         raise BackendError(f"outside={outside!r} must be 'error' or 'warn'")
     _check_counts(workers=(workers, 1), clients=(clients, 1), worker_deaths=(worker_deaths, 0))
     _check_counts(keys=(keys, 1), sampled=(sampled, 0))
-    circuit = _compiled(program, params, refresh_price, circuit)
-    exact = exact_twin.evaluate(program, args, keep_ops=compare)
-    if exact.outside and outside == "error":
-        raise exact.outside[0]
-    if calibration is not None:
-        calibration.check(circuit.params, circuit)
-        exact.outside.extend(exact_twin.unlike(program, exact, calibration))
+    with reporting(progress) as reporter:
+        circuit = _compiled(program, params, refresh_price, circuit, reporter)
+        reporter.phase("evaluating the exact twin")
+        exact = exact_twin.evaluate(program, args, keep_ops=compare)
         if exact.outside and outside == "error":
             raise exact.outside[0]
-    for message in exact.outside:
-        warnings.warn(str(message), stacklevel=2)
-    operands = circuit.publics.evaluate(program.flatten(args))
-    deliver = _delivered(circuit, sampled if compare else 0)
-    if backend == "slots":
-        outcome = _on_slots(circuit, exact.inputs, operands, deliver, ranges, progress)
-    else:
-        # A server cannot see a value wrap around; the twin on plain vectors can, before it happens.
-        found = _check_on_slots(circuit, exact.inputs, operands)
-        ranges = {**found, **(ranges or {})}
-        outcome = _on_pyfhel(
-            circuit,
-            exact.inputs,
-            operands,
-            deliver,
-            ranges,
-            (run_dir, client_dir),
-            {
-                "workers": workers,
-                "clients": clients,
-                "worker_deaths": worker_deaths,
-                "progress": progress,
-            },
-        )
-    _check_ledger(circuit, outcome.spent)
-    prediction = _predicted(program, circuit, args, keys) if compare else None
-    return Report(
-        outputs=_outputs(program, circuit, outcome.vectors, exact.outputs),
-        exact=exact.outputs,
-        encrypted=backend != "slots",
-        backend=backend,
-        params=circuit.params,
-        ledger=circuit.ledger,
-        counts={name: outcome.spent.counts.get(name, 0) for name in circuit.ledger.counts()},
-        seconds=outcome.seconds,
-        key_seconds=outcome.key_seconds,
-        core_seconds=sum(outcome.spent.seconds.values()),
-        peak_bytes=outcome.peak_bytes,
-        ops=op_records(
-            circuit,
-            exact,
-            outcome.vectors if compare else None,
-            prediction,
-            outcome.spent,
+        if calibration is not None:
+            calibration.check(circuit.params, circuit)
+            exact.outside.extend(exact_twin.unlike(program, exact, calibration))
+            if exact.outside and outside == "error":
+                raise exact.outside[0]
+        for message in exact.outside:
+            warnings.warn(str(message), stacklevel=2)
+        operands = circuit.publics.evaluate(program.flatten(args))
+        deliver = _delivered(circuit, sampled if compare else 0)
+        told = _told(progress, reporter)
+        if backend == "slots":
+            reporter.phase("evaluating on plain vectors")
+            outcome = _on_slots(circuit, exact.inputs, operands, deliver, ranges, told)
+        else:
+            # A server cannot see a value wrap around; the twin on plain vectors can, beforehand.
+            reporter.phase("checking for overflow on plain vectors")
+            found = _check_on_slots(circuit, exact.inputs, operands, reporter)
+            ranges = {**found, **(ranges or {})}
+            outcome = _on_pyfhel(
+                circuit,
+                exact.inputs,
+                operands,
+                deliver,
+                ranges,
+                (run_dir, client_dir),
+                {
+                    "workers": workers,
+                    "clients": clients,
+                    "worker_deaths": worker_deaths,
+                    "progress": told,
+                },
+            )
+        _check_ledger(circuit, outcome.spent)
+        prediction = None
+        if compare:
+            reporter.phase(f"predicting the error under {keys} keys")
+            prediction = _predicted(program, circuit, args, keys)
+            reporter.phase("comparing")
+        return Report(
+            outputs=_outputs(program, circuit, outcome.vectors, exact.outputs),
+            exact=exact.outputs,
             encrypted=backend != "slots",
-        ),
-        compared=compare,
-        outside=tuple(str(message) for message in exact.outside),
-        tasks=outcome.tasks,
-        skipped=outcome.skipped,
-        replaced=outcome.replaced,
-        imported_jax=outcome.imported_jax,
-        simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
-    )
+            backend=backend,
+            params=circuit.params,
+            ledger=circuit.ledger,
+            counts={name: outcome.spent.counts.get(name, 0) for name in circuit.ledger.counts()},
+            seconds=outcome.seconds,
+            key_seconds=outcome.key_seconds,
+            core_seconds=sum(outcome.spent.seconds.values()),
+            peak_bytes=outcome.peak_bytes,
+            ops=op_records(
+                circuit,
+                exact,
+                outcome.vectors if compare else None,
+                prediction,
+                outcome.spent,
+                encrypted=backend != "slots",
+            ),
+            compared=compare,
+            outside=tuple(str(message) for message in exact.outside),
+            tasks=outcome.tasks,
+            skipped=outcome.skipped,
+            replaced=outcome.replaced,
+            imported_jax=outcome.imported_jax,
+            simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
+        )
+
+
+def _told(
+    progress: bool | Callable[[Progress], None] | None, reporter: Reporter
+) -> Callable[[Progress], None]:
+    """What tasks are told to: the caller's function, and the phase that they belong to."""
+    evaluating = False
+
+    def told(p: Progress) -> None:
+        nonlocal evaluating
+        if callable(progress):
+            progress(p)
+        if not p.tasks_total:
+            reporter.phase(p.op)
+            return
+        if not evaluating and p.processes:
+            reporter.phase("evaluating encrypted")
+            evaluating = True
+        reporter.at(p.fraction, p.op, p.eta)
+
+    return told
 
 
 def _check_counts(**counts: tuple[int, int]) -> None:
@@ -177,13 +211,14 @@ def _compiled(
     params: CKKSParams | None,
     refresh_price: float | str | None,
     circuit: Circuit | None,
+    reporter: Reporter,
 ) -> Circuit:
     if circuit is None:
         if params is None:
             raise BackendError("give params, or a circuit compiled with hesim.compile")
         import hesim
 
-        return hesim.compile(program, params, refresh_price=refresh_price)
+        return hesim.compile(program, params, refresh_price=refresh_price, progress=reporter)
     if circuit.publics is None or circuit.program is not program:
         raise BackendError(
             "the circuit was not compiled from this program object (a loaded Circuit carries no "
@@ -210,8 +245,7 @@ def _on_slots(circuit, inputs, operands, deliver, ranges, progress) -> _Outcome:
     def report(done: int, total: int) -> None:
         elapsed = time.monotonic() - started
         eta = elapsed * (total - done) / done
-        if progress is not None:
-            progress(Progress(done, total, done, total, elapsed, eta))
+        progress(Progress(done, total, done, total, elapsed, eta))
 
     vectors, spent = run_local(
         circuit, machine, inputs, operands, deliver, ranges=ranges, progress=report
@@ -222,7 +256,10 @@ def _on_slots(circuit, inputs, operands, deliver, ranges, progress) -> _Outcome:
 
 
 def _check_on_slots(
-    circuit: Circuit, inputs: Sequence[np.ndarray], operands: Sequence[np.ndarray]
+    circuit: Circuit,
+    inputs: Sequence[np.ndarray],
+    operands: Sequence[np.ndarray],
+    reporter: Reporter,
 ) -> dict[int, tuple[float, float]]:
     """Overflow anywhere raises; ranges of what the client will decrypt are returned, widened."""
     machine = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
@@ -232,7 +269,15 @@ def _check_on_slots(
         found[c] = (float(vector.min()), float(vector.max()))
 
     outputs = _delivered(circuit, 0)
-    run_local(circuit, machine, inputs, operands, outputs, taken=note)
+    run_local(
+        circuit,
+        machine,
+        inputs,
+        operands,
+        outputs,
+        taken=note,
+        progress=lambda done, total: reporter.at(done / total),
+    )
     return twin_ranges(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from hesim.circuit.publics import Publics
 from hesim.errors import LayoutError, ParameterError, TraceError
 from hesim.params import CKKSParams
 from hesim.program import Program, Var
+from hesim.progress import CompileProgress, CompileWatch, Reporter, watching
 
 __all__ = ["Planned", "compile", "planned"]
 
@@ -48,6 +49,7 @@ def compile(
     refresh_price: float | str | None = None,
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
+    progress: bool | Callable[[CompileProgress], None] | Reporter | None = None,
 ) -> Circuit:
     """Plans an encrypted run of `program`.
 
@@ -60,6 +62,8 @@ def compile(
       batch: lay the members of a batch side by side in the slots where nothing mixes them.
       layouts: per encrypted input, the axes (without the batch axis) that go on slots, outermost
         first; chosen by predicted cost if None.
+      progress: True for a bar on the terminal, in the notebook or in the log; or a function that is
+        called with a `CompileProgress` for every operation of every layout that is tried.
 
     Returns:
       The cheapest Circuit found, by predicted seconds at that price.
@@ -68,9 +72,17 @@ def compile(
       LevelError: levels run out and refreshes are forbidden. LayoutError: nothing fits the slots.
       TraceError: not a Program, or not CKKSParams. ParameterError: such a refresh_price.
     """
-    return planned(
-        program, params, refresh_price=refresh_price, batch=batch, layouts=layouts
-    ).circuit(params)
+    with watching(progress) as watch:
+        plan = planned(
+            program,
+            params,
+            refresh_price=refresh_price,
+            batch=batch,
+            layouts=layouts,
+            watch=watch,
+        )
+        watch.writing()
+        return plan.circuit(params)
 
 
 def planned(
@@ -80,9 +92,11 @@ def planned(
     refresh_price: float | str | None = None,
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
+    watch: CompileWatch | None = None,
 ) -> Planned:
     """What `compile` decides before it writes instructions: layouts and levels, which serve all
-    parameters with this ring and as many levels. Arguments and errors are those of `compile`.
+    parameters with this ring and as many levels. Arguments and errors are those of `compile`;
+    `watch` is told of every layout and operation.
     """
     if not isinstance(program, Program) or not isinstance(params, CKKSParams):
         raise TraceError(
@@ -93,9 +107,11 @@ def planned(
     best: tuple[float, Planned] | None = None
     failure: Exception | None = None
     choices = sorted(_choices(program, params, batch, layouts), key=lambda choice: choice.ciphers)
-    for choice in choices:
+    for number, choice in enumerate(choices, 1):
+        if watch is not None:
+            watch.layout(number, len(choices))
         try:
-            plan = Planned(program, params, choice, price, best[0] if best else math.inf)
+            plan = Planned(program, params, choice, price, best[0] if best else math.inf, watch)
         except Overspent:
             continue
         except LayoutError as error:
@@ -105,7 +121,7 @@ def planned(
             best = (plan.schedule.seconds, plan)
     if best is None and failure is not None and batch and layouts is None:
         # What cannot be laid out for one member at a time may be for all of them as one tensor.
-        return planned(program, params, refresh_price=refresh_price, batch=False)
+        return planned(program, params, refresh_price=refresh_price, batch=False, watch=watch)
     if best is None:
         raise failure or LayoutError(
             f"{program.name} has no encrypted input to lay out: name some in "
@@ -220,6 +236,7 @@ class Planned:
         choice: _Choice,
         price: float | None,
         budget: float,
+        watch: CompileWatch | None = None,
     ):
         self.program, self.choice, self.price = program, choice, price
         self._ring = params.log_n, params.levels
@@ -229,7 +246,7 @@ class Planned:
         )
         self.lowering = Lowering(program, self.publics, b, choice.axes)
         self.inputs = self._place_inputs()
-        self.lowering.run()
+        self.lowering.run(watch)
         self.unit = b.pack(
             Pack(
                 -1,

@@ -14,6 +14,7 @@ from hesim.circuit.publics import Publics
 from hesim.circuit.rules import RULES
 from hesim.errors import LayoutError
 from hesim.program import Equation, Literal, Program, Var
+from hesim.progress import CompileWatch
 
 __all__ = ["Lowering"]
 
@@ -58,9 +59,12 @@ class Lowering:
             if isinstance(v, Var):
                 self._uses.setdefault(v.id, []).append("return")
 
-    def run(self) -> None:
-        """Lowers every operation on encrypted values, in order."""
-        for number, eqn in enumerate(self.program.ops):
+    def run(self, watch: CompileWatch | None = None) -> None:
+        """Lowers every operation on encrypted values, in order, and says so to `watch`."""
+        ops = self.program.ops
+        for number, eqn in enumerate(ops):
+            if watch is not None:
+                watch.operation(number, len(ops), eqn)
             self.source, self.publics.user = number, eqn
             # A product that is only summed has no tensor of its own: see `pending`.
             for var, tensor in zip(eqn.outputs, self._lowered(eqn), strict=False):

@@ -221,3 +221,48 @@ def test_public_values_may_miss_an_end_by_the_rounding_of_their_dtype(params):
     x, w = np.ones(3, np.float32), np.nextafter(np.array([0.5, 1.0, 2.0], np.float32), 3.0)
     program = hesim.trace(lambda x, w: x * p(w), x, w, encrypted=(0,))
     assert not he_backend.run(program, x, w, params=params, backend="slots").outside
+
+
+class Recorder:
+    """A progress that is told of phases, too."""
+
+    def __init__(self):
+        self.phases, self.tasks, self.shares = [], [], []
+
+    def __call__(self, progress):
+        self.tasks.append(progress)
+
+    def phase(self, text):
+        self.phases.append(text)
+
+    def at(self, fraction, note="", left=None):
+        self.shares.append((self.phases[-1], fraction))
+
+
+def test_phases_of_an_encrypted_run_are_told_in_order(traced, params):
+    program, _, args = traced
+    seen = Recorder()
+    he_backend.run(program, *args, params=params, compare=True, keys=2, progress=seen)
+    keys = next(p for p in seen.phases if p.startswith("making "))
+    assert seen.phases == [
+        "compiling",
+        "evaluating the exact twin",
+        "checking for overflow on plain vectors",
+        keys,
+        "evaluating encrypted",
+        "predicting the error under 2 keys",
+        "comparing",
+    ]
+    assert ("checking for overflow on plain vectors", 1.0) in seen.shares
+    assert ("evaluating encrypted", 1.0) in seen.shares
+    assert seen.tasks[-1].fraction == 1.0
+
+
+def test_progress_is_a_bar_or_a_function_of_tasks(traced, capsys):
+    program, circuit, args = traced
+    seen = []
+    he_backend.run(program, *args, circuit=circuit, backend="slots", progress=seen.append)
+    assert {type(p) for p in seen} == {he_backend.Progress}
+    assert capsys.readouterr().err == ""
+    he_backend.run(program, *args, circuit=circuit, backend="slots", progress=True)
+    assert "evaluating on plain vectors: done after" in capsys.readouterr().err
