@@ -21,6 +21,10 @@ IDENTITIES = frozenset(
     {
         "copy",
         "copy_p",
+        "device_put",
+        "name",
+        "reshard",
+        "layout_constraint",
         "stop_gradient",
         "optimization_barrier",
         "sharding_constraint",
@@ -73,6 +77,17 @@ _TARGETS = {
 """First argument of the `approx.fit` call that replaces a function of one variable."""
 
 
+_COMPARING = frozenset(
+    {
+        *("max", "min", "clamp", "sort", "argmax", "argmin", "reduce_max", "reduce_min", "top_k"),
+        *("cummax", "cummin", "approx_top_k", "reduce_window_max", "reduce_window_min"),
+        *("scatter-max", "scatter-min", "scatter_max", "scatter_min", "select_and_scatter_add"),
+        *("select_and_gather_add", "select_and_scatter"),
+    }
+)
+"""Primitives that ask which of two encrypted values is larger."""
+
+
 def check(eqn: Any, operands: Sequence[Var | Literal], source: Source | None) -> None:
     """Says why an equation with an encrypted operand cannot be computed, if it cannot.
 
@@ -112,11 +127,6 @@ def _objection(eqn: Any, secret: Sequence[bool]) -> tuple[str, str] | None:
             "the place depends on an encrypted value.",
             "Multiply by an encrypted one-hot vector instead, or make the index public.",
         )
-    if name == "conv_general_dilated" and secret[1]:
-        return (
-            "the convolution's weights are encrypted.",
-            "Keep them public, or write it with jnp.einsum.",
-        )
     if name == "pow":
         return (
             "only a whole, non-negative exponent that is known when tracing is a polynomial.",
@@ -146,7 +156,7 @@ def _unsupported(eqn: Any) -> tuple[str, str]:
             "Fit one on the range that the values keep to: "
             'approx.fit("relu", (low, high), depth=...)(x).',
         )
-    if name in ("max", "min", "reduce_max", "reduce_min", "clamp", "sort", "argmax", "argmin"):
+    if name in _COMPARING:
         return (
             "it compares encrypted values.",
             "max(a, b) = (a + b + |a - b|)/2 with |x| = x * sign(x) and "

@@ -15,6 +15,7 @@ from jax.extend import core
 
 from hesim.errors import ParameterError, TraceError
 from hesim.source import Source
+from hesim.tracing.scatters import sets
 
 __all__ = ["Equation", "Literal", "Program", "Var", "need_program"]
 
@@ -311,12 +312,13 @@ def bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
     params = eqn.params
     if wide and eqn.name == "reduce_precision":
         return args
-    if wide and eqn.name not in _SCATTERS and _typed(eqn):
+    plain = eqn.name == "scatter-add" or eqn.name == "scatter" and sets(params)
+    if wide and not plain and _typed(eqn):
         args = [
             jnp.asarray(a, v.dtype if isinstance(v, Var) else v.value.dtype)
             for a, v in zip(args, eqn.inputs, strict=True)
         ]
-    elif wide and eqn.name in _SCATTERS:
+    elif wide and plain:
         # The update rule inside the equation is typed too: let the public function rebuild it.
         names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
         return [_SCATTERS[eqn.name](*args, **{name: params[name] for name in names})]

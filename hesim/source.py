@@ -8,13 +8,22 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-__all__ = ["Source", "of_traceback"]
+__all__ = ["Frame", "Source", "frames_of", "of_frames"]
 
 _OURS = Path(__file__).resolve().parent.parent
 _PLANNING = tuple(str(_OURS / name) + os.sep for name in ("approx", "hesim", "he_backend"))
 _PACKAGES = (*_PLANNING, *(str(_OURS / name) + os.sep for name in ("models", "experiments")))
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax")
+
+
+class Frame(NamedTuple):
+    """One frame of a stack."""
+
+    file: str
+    line: int
+    function: str
 
 
 @dataclass(frozen=True)
@@ -78,37 +87,42 @@ def _library_prefixes() -> tuple[str, ...]:
     )
 
 
-def of_traceback(traceback) -> Source | None:
-    """The Source that a JAX traceback stands for, or None if it holds no usable frame.
+def frames_of(traceback: Any) -> tuple[Frame, ...]:
+    """The stack frames of a JAX traceback, innermost first; none of None.
 
     Args:
-      traceback: `eqn.source_info.traceback` of a jaxpr equation (may be None).
+      traceback: `eqn.source_info.traceback` of a jaxpr equation, or frames like its own.
     """
     if traceback is None:
-        return None
-    frames = [
-        (
+        return ()
+    held = getattr(traceback, "frames", None)
+    return tuple(
+        Frame(
             frame.file_name,
             frame.start_line if hasattr(frame, "start_line") else frame.line_num,
             frame.function_name,
         )
-        for frame in _frames(traceback)
-    ]
+        for frame in (traceback if held is None else held)
+    )
+
+
+def of_frames(frames: tuple[Frame, ...]) -> Source | None:
+    """The Source that stack frames stand for, innermost first, or None if none is usable."""
     skip = _library_prefixes()
-    outside = [f for f in frames if not f[0].startswith((*skip, *_PLANNING, "<frozen"))]
+    outside = [f for f in frames if not f.file.startswith((*skip, *_PLANNING, "<frozen"))]
     # A typed-in program is "<stdin>", but generated methods of dataclasses are "<string>", too.
-    outside = [f for f in outside if not f[0].startswith("<") or _cell(f[0])] or outside
+    outside = [f for f in outside if not f.file.startswith("<") or _cell(f.file)] or outside
     if not outside:
         return None
-    caller = next((f for f in outside if not f[0].startswith(_PACKAGES)), None)
+    caller = next((f for f in outside if not f.file.startswith(_PACKAGES)), None)
     inner = outside[0]
     if caller is None:
-        return Source(inner[0], inner[1], inner[2])
-    cell = _cell(caller[0])
+        return Source(*inner)
+    cell = _cell(caller.file)
     if inner == caller:
         return Source(*caller, cell=cell)
-    layer = f"{Path(inner[0]).parent.name}/{Path(inner[0]).name}:{inner[1]}"
-    return Source(*caller, inner=layer, cell=cell)
+    path = Path(inner.file)
+    return Source(*caller, inner=f"{path.parent.name}/{path.name}:{inner.line}", cell=cell)
 
 
 def _cell(file: str) -> int:
@@ -126,8 +140,3 @@ def _cell(file: str) -> int:
         return 0
     digits = "".join(filter(str.isdigit, name))
     return int(digits) if digits else 0
-
-
-def _frames(traceback):
-    frames = getattr(traceback, "frames", None)
-    return frames if frames is not None else traceback

@@ -203,7 +203,7 @@ def _move(
             tables.append(np.expand_dims(place, axis) + np.arange(size).reshape(view))
     if (first + 1) * (size + 1) >= 2**31:
         raise _Mixed
-    return [_member_axis(t, size) for t in move_table(eqn, tables, indices)]
+    return [_member_axis(t, size) for t in move_table(eqn, tables, indices, size)]
 
 
 def _scatter_add(program: Program, eqn: Equation, axes: dict[int, int | None], size: int) -> int:

@@ -10,6 +10,8 @@ import numpy as np
 
 from hesim.errors import NotHomomorphicError
 from hesim.program import Equation
+from hesim.tracing.moves import finite
+from hesim.tracing.scatters import targets
 
 __all__ = ["FREE_MOVES", "INDEXED_MOVES", "index_places", "move_table", "scatter_targets"]
 
@@ -47,6 +49,7 @@ def move_table(
     eqn: Equation,
     tables: Sequence[np.ndarray | None],
     operands: Sequence[np.ndarray | None],
+    outside: int = 0,
 ) -> list[np.ndarray]:
     """Applies a move to integer tables instead of to values.
 
@@ -55,12 +58,13 @@ def move_table(
       tables: per operand, the table to move (integers of its shape, not negative), or None if it
         is an index.
       operands: per operand, the value of an index operand, or None.
+      outside: what stands for a zero where a gather reaches outside its operand and fills with it.
 
     Returns:
       One integer table per result.
 
     Raises:
-      NotHomomorphicError: a gather reaches outside its operand.
+      NotHomomorphicError: a gather reaches outside its operand, and fills with NaN.
     """
     name, p = eqn.name, eqn.params
     given = [t for t in tables if t is not None]
@@ -90,7 +94,7 @@ def move_table(
         return [np.concatenate(given, axis=p["dimension"])]
     if name == "stack":
         return [np.stack(given, axis=p["axis"])]
-    return [_bound(eqn, tables, operands)]
+    return [_bound(eqn, tables, operands, outside)]
 
 
 def _broadcast(x: np.ndarray, shape: tuple[int, ...], dimensions: tuple[int, ...]) -> np.ndarray:
@@ -100,7 +104,7 @@ def _broadcast(x: np.ndarray, shape: tuple[int, ...], dimensions: tuple[int, ...
     return np.broadcast_to(x.reshape(view), shape)
 
 
-def _bound(eqn: Equation, tables, operands) -> np.ndarray:
+def _bound(eqn: Equation, tables, operands, outside: int) -> np.ndarray:
     """Any other move: the primitive itself, run on the integers."""
     params = dict(eqn.params)
     args = [
@@ -116,34 +120,20 @@ def _bound(eqn: Equation, tables, operands) -> np.ndarray:
     if eqn.name == "gather":
         params["fill_value"] = _OUTSIDE
     out = np.asarray(eqn.primitive.bind(*args, **params))
-    if eqn.name == "gather" and np.any(out == _OUTSIDE):
+    if eqn.name != "gather" or not np.any(out == _OUTSIDE):
+        return out
+    if not finite(eqn.params["fill_value"]):
         raise NotHomomorphicError(
             "gather",
             eqn.source,
             "an index lies outside its operand, which JAX fills with NaN.",
-            "Keep the indices inside, or clip them.",
+            "Keep the indices inside, clip them, or name a finite fill_value: "
+            'x.at[i].get(mode="fill", fill_value=0).',
         )
-    return out
+    return np.where(out == _OUTSIDE, outside, out)
 
 
 def scatter_targets(eqn: Equation, indices: np.ndarray) -> np.ndarray:
     """Flat place in the operand of every update element of a scatter, -1 where it is outside."""
     operand, _, updates = eqn.inputs
-    d = eqn.params["dimension_numbers"]
-    size = int(np.prod(operand.shape, dtype=np.int64))
-    windows = iter([updates.shape[k] for k in d.update_window_dims])
-    skipped = (*d.inserted_window_dims, *d.operand_batching_dims)
-    slices = tuple(1 if k in skipped else next(windows) for k in range(len(operand.shape)))
-    numbers = jax.lax.GatherDimensionNumbers(
-        offset_dims=d.update_window_dims,
-        collapsed_slice_dims=d.inserted_window_dims,
-        start_index_map=d.scatter_dims_to_operand_dims,
-        operand_batching_dims=d.operand_batching_dims,
-        start_indices_batching_dims=d.scatter_indices_batching_dims,
-    )
-    places = jnp.arange(size, dtype=jnp.int32).reshape(operand.shape)
-    mode = eqn.params["mode"]
-    if mode == jax.lax.GatherScatterMode.FILL_OR_DROP:
-        mode = "fill"
-    found = jax.lax.gather(places, jnp.asarray(indices), numbers, slices, mode=mode, fill_value=-1)
-    return np.asarray(found, np.int64)
+    return targets(eqn.params, operand.shape, updates.shape, indices)

@@ -73,7 +73,7 @@ def refused(fn: Callable, *args, encrypted=(0,)) -> NotHomomorphicError:
         (lambda x: x**-2, "integer_pow", 'approx.fit("inv"'),
         (lambda x: x**0.5, "pow", "approx.fit(lambda x: x**a"),
         (lambda x: x**1.5, "pow", "approx.fit(lambda x: x**a"),
-        (lambda x: x ** jnp.array([1.0, 2.0, 3.0]), "pow", "approx.fit(lambda x: x**a"),
+        (lambda x: x ** jnp.array([1.0, 2.0, 3.5]), "pow", "approx.fit(lambda x: x**a"),
         (lambda x: 2.0**x, "pow", "approx.fit(lambda x: x**a"),
         (lambda x: x.astype(jnp.int32), "convert_element_type", "Keep encrypted values floating"),
         (jnp.floor, "floor", "approx.fit(callable"),
@@ -99,20 +99,13 @@ def _lambda_lines(fn: Callable) -> tuple[int, ...]:
     return (code.co_firstlineno,)
 
 
-def test_refusal_of_encrypted_loops_places_and_weights():
+def test_refusal_of_encrypted_loops_and_places():
     def loop(carry):
         return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 2.0), carry)
 
     error = refused(loop, (np.int32(0), X), encrypted=((False, True),))
     assert error.operation == "while"
     assert "fixed number of steps" in str(error)
-    for fn in (
-        lambda w: lax.conv(jnp.ones((1, 1, 3, 3)), w, (1, 1), "SAME"),
-        lambda w: lax.conv(w, w, (1, 1), "SAME"),
-    ):
-        error = refused(fn, np.ones((1, 1, 3, 3)))
-        assert error.operation == "conv_general_dilated"
-        assert "weights are encrypted" in str(error)
     # Comparing is refused before a choice or a place could depend on the result.
     assert (
         refused(lambda x: lax.cond(x[0, 0] > 0, jnp.square, jnp.negative, x), X).operation == "gt"
