@@ -54,6 +54,11 @@ class BootstrapLaw:
         """Of the additive error of a slot."""
         return 2.0**-self.bits
 
+    @property
+    def fails(self) -> bool:
+        """Whether failures are frequent enough to be met in a simulation."""
+        return self.log2_failure > -60.0
+
     def deviation(self, x: Any) -> Any:
         """C·sin(x / C) - x of coefficients in units of values; NumPy or JAX arrays."""
         if self.sine_bits is None:

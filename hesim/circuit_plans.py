@@ -28,11 +28,13 @@ class CircuitPlan:
       nodes: for ``plan_noise.gain``; node 0 is the operand's slot value.
       weights: variance that each node's instructions add, in slot values squared.
       operand_gain: value of the operand over its slot value, with its sign.
+      refreshes: how many each node's value goes through, which `weights` count too.
     """
 
     nodes: tuple[Node, ...]
     weights: tuple[float, ...]
     operand_gain: float
+    refreshes: tuple[int, ...] = ()
 
 
 def circuit_plan(
@@ -64,6 +66,7 @@ def circuit_plan(
     place = {entry: 0}
     nodes: list[Node] = []
     weights: list[float] = []
+    refreshes: list[int] = []
     for i in order:
         kind, arguments = int(circuit.kind[i]), _arguments(circuit, i)
         if kind in _KEPT:
@@ -71,17 +74,20 @@ def circuit_plan(
             if before and uses[arguments[0]] == 1:
                 place[i] = before
                 weights[before - 1] += added(i)
+                refreshes[before - 1] += kind == Kind.REFRESH
                 continue
         node = _node(circuit, i, place)
         if node is None:
             return None
         nodes.append(node)
         weights.append(added(i))
+        refreshes.append(int(kind == Kind.REFRESH))
         place[i] = len(nodes)
     if place[result] != len(nodes):
         nodes.append(Node((), ((1.0, place[result]),), 0.0, False, False, 0))
         weights.append(0.0)
-    return CircuitPlan(tuple(nodes), tuple(weights), operand_gain)
+        refreshes.append(0)
+    return CircuitPlan(tuple(nodes), tuple(weights), operand_gain, tuple(refreshes))
 
 
 def _between(circuit: Circuit, result: int, whole: np.ndarray) -> tuple[list[int], int | None]:

@@ -26,11 +26,13 @@ class InstructionNoise:
             switch = formulas.key_switch(params, level, profile)
             self._coefficients[Kind.ROTATE, level] = switch
             self._coefficients[Kind.RELINEARIZE, level] = switch
-            self._coefficients[Kind.REFRESH, level] = formulas.fresh(params.n, profile)
         self._slots = {
             key: formulas.slot_std(noise, params.n, profile) ** 2
             for key, noise in self._coefficients.items()
         }
+        self._refreshes = [
+            formulas.refresh_std(params, level, profile) ** 2 for level in range(params.levels + 1)
+        ]
         self._peaks: dict[int, dict[int, float]] = {}
         for level in range(params.levels + 1):
             self._peaks[level] = key_switch_peaks(params, level, profile)
@@ -39,7 +41,9 @@ class InstructionNoise:
         self.peaked = any(self._peaks.values())
 
     def variance(self, kind: int, level: int, scale: float) -> float:
-        """In all slots alike, without `peaks`."""
+        """In all slots alike, without `peaks`; refreshes end at the canonical scale."""
+        if kind == Kind.REFRESH:
+            return self._refreshes[level]
         return self._slots.get((kind, level), 0.0) / scale**2
 
     def peaks(self, kind: int, level: int, scale: float, key: int) -> Amplitudes:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from hesim.bootstrap import law
 from hesim.errors import ParameterError
 from hesim.params import CKKSParams
 from hesim.profiles import NoiseProfile
@@ -32,6 +33,7 @@ __all__ = [
     "key_switch",
     "kurtosis",
     "product",
+    "refresh_std",
     "rescale",
     "secret_norm",
     "slot_std",
@@ -135,6 +137,17 @@ def encrypt(n: int, profile: NoiseProfile) -> Noise:
 def fresh(n: int, profile: NoiseProfile) -> Noise:
     """A vector encoded and encrypted, as inputs are and as a refresh by the key holder is."""
     return encode(profile).plus(encrypt(n, profile))
+
+
+def refresh_std(params: CKKSParams, level: int, profile: NoiseProfile) -> float:
+    """Standard deviation that a refresh to ``level`` adds to a slot, in slot values.
+
+    That of a fresh encryption at the canonical scale, or of the profile's bootstrap, which no scale
+    makes smaller.
+    """
+    if profile.bootstrap is not None:
+        return law(profile.bootstrap).std
+    return value_std(fresh(params.n, profile), params, level, profile)
 
 
 def rescale(profile: NoiseProfile) -> Noise:

@@ -17,7 +17,7 @@ less than a thousandth of the variance that every ciphertext has already.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from hesim.circuit_plans import CircuitPlan
 from hesim.draws import Draws
 from hesim.noise import Noise
 from hesim.params import CKKSParams
-from hesim.plan_noise import Node, expand, gain, power_plan
+from hesim.plan_noise import Node, expand, gain, power_plan, values
 from hesim.profiles import NoiseProfile
 from hesim.schedule import Placement
 
@@ -79,6 +79,19 @@ class Operation:
         if not self.place.rescaled:
             return x
         return self.with_noise(x, self._rounding(level, switched), level)
+
+    def refreshed(self, x: Any, depth: int) -> Any:
+        """A product of 2^depth factors in the operation, rescaled, and refreshed if it is."""
+        level, gain = self.level_inside(depth), self._operand_gain(0) ** (2**depth)
+        made = formulas.product(self.params, level + 1, self.profile)
+        x = x + gain * self.draws.noise(x, made, self.params.scale(level))
+        share = self.refreshed_inside(depth)
+        if not share:
+            return x
+        if self.profile.bootstrap is not None:
+            return bootstrapped(self.draws, x, self.profile.bootstrap, gain, share)
+        std = gain * formulas.refresh_std(self.params, level, self.profile)
+        return x + self.known(x, math.sqrt(share) * std)
 
     def rescaled_with(self, x: Any, carried: Any, *, switched: bool = False) -> Any:
         """A result plus, in one draw, what its rescale rounds and errors of variance ``carried``
@@ -167,31 +180,71 @@ class Operation:
         top = self.place.operand_level
         reference = self._rounding(max(top - 1, 0), switched=False)
         unit = formulas.value_std(reference, self.params, max(top - 1, 0), self.profile)
-        weights = []
+        weights, refreshes = [], []
         for node in nodes:
-            level = max(top + node.level, 0)
+            level = self.level_inside(-node.level)
             added = self._rounding(level, node.switched)
             std = formulas.value_std(added, self.params, level, self.profile)
-            weight = (std / unit) ** 2 * (1.0 + self._refreshed_inside(-node.level))
-            weights.append(weight if node.rounded else 0.0)
+            again = self.refreshed_inside(-node.level) if node.rounded else 0.0
+            fresh = formulas.refresh_std(self.params, level, self.profile)
+            weights.append((node.rounded * std**2 + again * fresh**2) / unit**2)
+            refreshes.append(again)
         entry = self.operand_variance(0) / unit**2 if self.folded else 0.0
-        variance = gain(nodes, jax.lax.stop_gradient(x), weights, entry)
+        x = jax.lax.stop_gradient(x)
+        variance = self._variance(nodes, x, weights, refreshes, unit, entry)
         if isinstance(variance, float) and variance == 0.0:
             return result
         added = self.draws.noise(result, reference, self.params.scale(max(top - 1, 0)))
-        return result + jnp.sqrt(variance) * added
+        return result + self._bend(nodes, x, refreshes) + jnp.sqrt(variance) * added
 
     def _through_circuit(self, plan: CircuitPlan, x: Any, result: Any) -> Any:
         """The same with a Circuit's own instructions as the plan."""
         slots = jax.lax.stop_gradient(x) / plan.operand_gain
-        variance = gain(plan.nodes, slots, plan.weights)
+        variance = self._variance(plan.nodes, slots, plan.weights, plan.refreshes, 1.0)
         reference = formulas.rescale(self.profile)
-        return result + self.place.gain * jnp.sqrt(variance) * self.draws.unit(result, reference)
+        added = jnp.sqrt(variance) * self.draws.unit(result, reference)
+        return result + self.place.gain * (self._bend(plan.nodes, slots, plan.refreshes) + added)
 
-    def _refreshed_inside(self, depth: int) -> float:
+    def _variance(
+        self,
+        nodes: Sequence[Node],
+        x: Any,
+        weights: Sequence[float],
+        refreshes: Sequence[float],
+        unit: float,
+        entry: float = 0.0,
+    ) -> Any:
+        """Variance of a plan's result over unit²; where bootstraps inside may fail, that of a
+        failure by its chance.
+        """
+        found = gain(nodes, x, weights, entry)
+        chosen = None if self.profile.bootstrap is None else law(self.profile.bootstrap)
+        if chosen is None or not chosen.fails or not any(refreshes):
+            return found
+        more = (1.0 - chosen.std**2) / unit**2
+        failed = [w + r * more for w, r in zip(weights, refreshes, strict=True)]
+        chance = min(1.0, sum(refreshes) * 2.0**chosen.log2_failure)
+        return jnp.where(self.draws.event(chance), gain(nodes, x, failed, entry), found)
+
+    def _bend(self, nodes: Sequence[Node], x: Any, refreshes: Sequence[float]) -> Any:
+        """What the sines of bootstraps inside a plan do to its result."""
+        chosen = None if self.profile.bootstrap is None else law(self.profile.bootstrap)
+        if chosen is None or chosen.sine_bits is None or not any(refreshes):
+            return 0.0
+        bent = values(
+            nodes, x, lambda k, v: v + refreshes[k - 1] * chosen.deviation(jnp.asarray(v))
+        )
+        return bent[-1] - values(nodes, x)[-1]
+
+    def refreshed_inside(self, depth: int) -> float:
         """Refreshes over rescales of what lies this deep in the operation."""
         inner = self.place.inner_refreshes
         return inner[depth] if depth < len(inner) else 0.0
+
+    def level_inside(self, depth: int) -> int:
+        """The level this deep in the operation, where a chain that ends begins at the top again."""
+        level = self.place.operand_level - depth
+        return level if level >= 0 else level % max(self.params.levels, 1)
 
     def _rounding(self, level: int, switched: bool) -> Noise:
         """What a rescale that ends at ``level`` adds, after a relinearization or not."""
@@ -200,16 +253,18 @@ class Operation:
         return formulas.rescale(self.profile)
 
 
-def bootstrapped(draws: Draws, value: Any, name: str, gain: float) -> Any:
+def bootstrapped(draws: Draws, value: Any, name: str, gain: float, share: float = 1.0) -> Any:
     """A value after a bootstrap by the named law, its slots holding value / gain; a failure, one
-    event for the whole tensor, adds noise as large as the message range.
+    event for the whole tensor, adds noise as large as the message range. Of several ciphertexts
+    only a `share` may be bootstrapped.
     """
     chosen = law(name)
     slots = value / gain
     size = chosen.std
-    if chosen.log2_failure > -60.0:
+    if chosen.fails:
         size = jnp.where(draws.event(2.0**chosen.log2_failure), 1.0, size)
-    return value + gain * (chosen.deviation(slots) + size * draws.plain(value, 1.0))
+    added = math.sqrt(share) * size * draws.plain(value, 1.0)
+    return value + gain * (share * chosen.deviation(slots) + added)
 
 
 Rule = Callable[[Operation, list[Any]], list[Any]]
@@ -335,13 +390,11 @@ def _product_tree(op: Operation, args: list[Any]) -> list[Any]:
     kept = [a for a in range(x.ndim) if a not in axes]
     shape = [x.shape[a] for a in kept]
     x = jnp.transpose(x, (*axes, *kept)).reshape(-1, *shape)
-    level = op.place.operand_level
+    depth = 0
     while x.shape[0] > 1:
-        half = x.shape[0] // 2
-        level = max(level - 1, 0)
-        product = x[:half] * x[half : 2 * half]
-        added = formulas.product(op.params, level + 1, op.profile)
-        x = jnp.concatenate([op.with_noise(product, added, level), x[2 * half :]])
+        half, depth = x.shape[0] // 2, depth + 1
+        product = op.refreshed(x[:half] * x[half : 2 * half], depth)
+        x = jnp.concatenate([product, x[2 * half :]])
     return [x[0] if x.shape[0] else jnp.ones(shape, x.dtype)]
 
 

@@ -8,14 +8,14 @@ one reverse pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from approx.plan import Plan, Step
 
-__all__ = ["Node", "expand", "gain", "power_plan"]
+__all__ = ["Node", "expand", "gain", "power_plan", "values"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,24 @@ def _expand_step(step: Step, place: dict[int, int], nodes: list[Node], add: Any,
     return add(Node(products, terms, step.constant, rounded, bool(products), level))
 
 
+def values(
+    nodes: Sequence[Node], x: Any, changed: Callable[[int, Any], Any] | None = None
+) -> list[Any]:
+    """Values of the registers, that of the input first.
+
+    changed: called with the number of a node, from 1, and its value; returns what others read.
+    """
+    found: list[Any] = [x]
+    for number, node in enumerate(nodes, 1):
+        total: Any = node.constant
+        for f, a, b in node.products:
+            total = total + f * (found[a] * found[b])
+        for c, j in node.terms:
+            total = total + c * found[j]
+        found.append(total if changed is None else changed(number, total))
+    return found
+
+
 def gain(nodes: Sequence[Node], x: Any, weights: Sequence[float], entry: float = 0.0) -> Any:
     """Σ_s w_s·λ_s² for each element of x.
 
@@ -97,14 +115,7 @@ def gain(nodes: Sequence[Node], x: Any, weights: Sequence[float], entry: float =
     Returns:
       An array like x, or a float where it is the same for all (0.0 if nothing is rounded).
     """
-    values: list[Any] = [x]
-    for node in nodes:
-        total: Any = node.constant
-        for f, a, b in node.products:
-            total = total + f * (values[a] * values[b])
-        for c, j in node.terms:
-            total = total + c * values[j]
-        values.append(total)
+    registers = values(nodes, x)
     adjoints: dict[int, Any] = {len(nodes): 1.0}
     variance: Any = 0.0
     for number in range(len(nodes), 0, -1):
@@ -115,8 +126,8 @@ def gain(nodes: Sequence[Node], x: Any, weights: Sequence[float], entry: float =
         if weights[number - 1]:
             variance = variance + weights[number - 1] * (adjoint * adjoint)
         for f, a, b in node.products:
-            adjoints[a] = adjoints.get(a, 0.0) + f * (adjoint * values[b])
-            adjoints[b] = adjoints.get(b, 0.0) + f * (adjoint * values[a])
+            adjoints[a] = adjoints.get(a, 0.0) + f * (adjoint * registers[b])
+            adjoints[b] = adjoints.get(b, 0.0) + f * (adjoint * registers[a])
         for c, j in node.terms:
             adjoints[j] = adjoints.get(j, 0.0) + c * adjoint
     slope = adjoints.get(0, 0.0)

@@ -89,8 +89,8 @@ def canonical(program: Program, params: CKKSParams) -> dict[int, Placement]:
 
     Each operand that has fewer levels left than the operation needs is refreshed to the top level
     first. Operands of unequal levels meet at the lowest. A product by a constant is a gain kept
-    beside the ciphertext, until a sum of unequal gains spends a level on it. A polynomial deeper
-    than the whole chain ends at level 0: a refresh inside it is not modelled.
+    beside the ciphertext, until a sum of unequal gains spends a level on it. An operation deeper
+    than its operand's levels has what it computed by then refreshed to the top, and goes on.
 
     Raises:
       LevelError: an operation needs a level, and the parameters have none at all.
@@ -116,7 +116,9 @@ def canonical(program: Program, params: CKKSParams) -> dict[int, Placement]:
         levels.update(dict.fromkeys(refreshed, params.levels))
         low = min(levels[i] - (n - depth) for i, n in needed.items())
         lowered = {v.id for v in operands if levels[v.id] > low}
-        after = params.levels if equation.name == "refresh" else max(low - depth, 0)
+        after, inner = _ended(low, depth, params.levels)
+        if equation.name == "refresh":
+            after = params.levels
         gain = _gain(program, equation, gains)
         schedule[equation.index] = Placement(
             level=after,
@@ -127,10 +129,21 @@ def canonical(program: Program, params: CKKSParams) -> dict[int, Placement]:
             operand_gains=_operand_gains(equation, gains),
             refreshed=refreshed,
             lowered=frozenset(lowered),
+            inner_refreshes=inner,
         )
         levels.update({v.id: after for v in equation.outputs})
         gains.update({v.id: gain for v in equation.outputs})
     return schedule
+
+
+def _ended(level: int, depth: int, top: int) -> tuple[int, tuple[float, ...]]:
+    """The level at which an operation of this depth ends that begins at `level`, and refreshes to
+    the top within it, by depth.
+    """
+    if depth <= level:
+        return level - depth, ()
+    inner = [float(d >= level and (d - level) % top == 0) for d in range(depth)]
+    return (level - depth) % top, tuple(inner)
 
 
 def of_circuit(

@@ -3,14 +3,17 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import approx
 import hesim
 from hesim import noise as formulas
 from hesim.bootstrap import LAWS, law
 from hesim.errors import ParameterError
 from hesim.profiles import PROFILES, profile
+from hesim.schedule import of_circuit
 
 PARAMS = hesim.CKKSParams(14, 4, 40, 50, 60)
 X = np.random.default_rng(0).uniform(-1, 1, 8192)
@@ -119,3 +122,54 @@ def _square():
 def test_unknown_laws_are_refused():
     with pytest.raises(ParameterError, match="lattigo_40"):
         bootstrapping("magic")
+
+
+TANH = approx.fit("tanh", (-4, 4), degree=15)
+
+DEEP = {
+    "a polynomial": lambda x: TANH(3 * x),
+    "a power": lambda x: x**8,
+    "a product of elements": lambda x: jnp.prod(1.5 * x.reshape(-1, 8), -1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "law_name"), [*((name, "lattigo_30") for name in DEEP), ("a polynomial", "sine_dense")]
+)
+@pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
+def test_bootstraps_within_an_operation_have_the_noise_of_their_law(name, law_name):
+    short = hesim.CKKSParams(10, 1, 40, 50, 60, security=None)
+    library = bootstrapping(law_name)
+    x = X[:256]
+    program = hesim.trace(DEEP[name], x)
+    circuit = hesim.compile(program, short)
+    assert circuit.ledger.refreshes
+    certified = hesim.certify(circuit, (x,), keys=16, profile=library).ops[-1].std
+    assert certified > law(law_name).std / 10
+    for tier in ("train", "predict"):
+        schedule = of_circuit(program, circuit, library)
+        found = hesim.predict(
+            program, short, (x,), 16, library, schedule=schedule, tier=tier, jit=False
+        )
+        assert abs(np.log2(found.ops[-1].std / certified)) < 0.3
+    guessed = hesim.predict(program, short, (x,), 16, library, jit=False).ops[-1].std
+    assert abs(np.log2(guessed / certified)) < 1.5
+
+
+@pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
+def test_bootstraps_within_an_operation_fail_and_bend_as_the_law_says(monkeypatch):
+    often = dataclasses.replace(law("sine_1_slot"), name="often", bits=60.0, log2_failure=-3.0)
+    never = dataclasses.replace(often, name="never", log2_failure=-np.inf)
+    for entry in (often, never):
+        monkeypatch.setitem(LAWS, entry.name, entry)
+    short = hesim.CKKSParams(10, 1, 40, 50, 60, security=None)
+    x = np.full(512, 0.9)
+    program = hesim.trace(lambda x: x**4, x)
+    schedule = of_circuit(program, hesim.compile(program, short))
+    found = hesim.predict(program, short, (x,), 64, bootstrapping("often"), schedule=schedule)
+    failed = np.array(found.ops[-1].by_key) > 0.1
+    assert 2 <= failed.sum() <= 30
+    found = hesim.predict(program, short, (x,), 4, bootstrapping("never"), schedule=schedule)
+    c = 256 / (2 * np.pi)
+    expected = (c * np.sin(0.81 / c)) ** 2 - 0.9**4
+    assert found.ops[-1].std == pytest.approx(abs(expected), rel=1e-2)
