@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-from approx import certify, constrained, remez, requests
-from approx.errors import ApproxError, DomainError, ToleranceError
+from approx import certify, constrained, remez, requests, resolution
+from approx.errors import ApproxError, ToleranceError
 from approx.plan import PLANNINGS, minimal_depth
 from approx.polynomial import Interval, Polynomial, affine_map, clenshaw
 from approx.targets import Target, find
 
 METHODS = ("minimax", "chebyshev", "least_squares")
 _REFINE_BELOW = 1e-8  # relative error from which the exchange runs on the extended residual
+_LOOKS = 6  # fits, each on the points where the last one was worse than it seemed
+_LOOSE = 1.05  # of the bound on every polynomial's error, above which none passes as minimax
 _SPOILED = 1e-5  # rounding of the coefficients, by the error, from which their tails are kept
 
 
@@ -79,7 +81,7 @@ def fit(
 
     Raises:
       DomainError: the domain is malformed or the target is undefined on it.
-      ToleranceError: tol is out of reach.
+      ToleranceError: tol is out of reach, or no polynomial near the least error was found.
       ApproxError: any other malformed request.
     """
     known = find(target, ball)
@@ -112,8 +114,8 @@ def fit(
         problem = dataclasses.replace(problem, guard=float(guard))
     if tol is None:
         found = _finish(problem.solve(limit), known)
-        if problem.plain and limit > 0:
-            _better_than_constant(found, known)
+        if problem.plain and limit > 0 and not found.certified and _hopeless(found, known):
+            resolution.check(known, intervals)
     else:
         found = _smallest(problem, known, limit, tol, weight if error == "relative" else None)
     return found if plan == "fewest" else found.with_plan(plan)
@@ -322,7 +324,7 @@ class _Problem:
         return self.polynomial(series, degree)
 
     def _minimax(self, degree: int) -> Polynomial:
-        indices, spans = self.indices(degree), self.spans(degree)
+        spans = self.spans(degree)
         weight = None
         if self.weight is not None:
             given = self.weight
@@ -330,20 +332,42 @@ class _Problem:
             if not np.all(weight(remez.grid(spans, 513)) > 0.0):
                 raise ApproxError("weight must be positive on the whole domain.")
         size = float(np.max(np.abs(self.values(remez.grid(spans, 513), degree))))
-        found = remez.minimax(
-            lambda u: self.values(u, degree),
-            spans,
-            indices,
-            weight,
-            self.kinks(),
-            floor=4e-16 * size,
-        )
+        found = self._optimum(degree, weight, size)
         poly = self.polynomial(found.coefficients, degree)
         if self.through or self.bounds != (None, None):
             return self._corrected(poly, degree, weight)
         if found.error > _REFINE_BELOW * size or self.target.ball is None:
             return poly
         return self._refined(poly, degree, weight)
+
+    def _optimum(
+        self, degree: int, weight: Callable[[np.ndarray], np.ndarray] | None, size: float
+    ) -> remez.Minimax:
+        """The minimax polynomial on as many points as the target, of this size, needs."""
+        indices, spans, kinks = self.indices(degree), self.spans(degree), self.kinks()
+        function, floor = lambda u: self.values(u, degree), 4e-16 * size
+        if resolution.known(self.target):
+            return remez.minimax(function, spans, indices, weight, kinks, floor=floor)
+        seen = resolution.points(function, spans, len(indices))
+        for _ in range(_LOOKS):
+            found = remez.minimax(function, spans, indices, weight, kinks, floor=floor, seen=seen)
+            series = tuple(found.coefficients.tolist())
+
+            def error(u: np.ndarray, series: tuple[float, ...] = series) -> np.ndarray:
+                e = function(u) - clenshaw(series, u)
+                return e if weight is None else e * weight(u)
+
+            missed = resolution.missed(error, spans, kinks, max(found.error, floor))
+            if len(missed) == 0:
+                break
+            seen = np.union1d(seen, missed)
+        if found.error > _LOOSE * found.level and found.error > _REFINE_BELOW * size:
+            raise ToleranceError(
+                f"No minimax polynomial of degree {degree} was found for {self.target.name}: the "
+                f"best one errs by {found.error:.3g}, and the best possible by at least "
+                f'{found.level:.3g}; ask for another degree, or for method="least_squares".'
+            )
+        return found
 
     def _corrected(
         self, poly: Polynomial, degree: int, weight: Callable[[np.ndarray], np.ndarray] | None
@@ -447,19 +471,11 @@ def _finish(poly: Polynomial, target: Target) -> Polynomial:
     return dataclasses.replace(poly, max_error=certify.estimate(poly, target, fine=True))
 
 
-def _better_than_constant(poly: Polynomial, target: Target) -> None:
-    """Raises DomainError for a minimax fit so hopeless that a constant would do as well."""
-    if poly.certified:
-        return
+def _hopeless(poly: Polynomial, target: Target) -> bool:
+    """Whether a constant would do as well."""
     values = target(remez.grid(poly.intervals, 1 << 14, target.kinks))
     half_range = 0.5 * float(np.max(values) - np.min(values))
-    if poly.max_error > 0.98 * half_range > 1e-12 * float(np.max(np.abs(values))):
-        a, b = poly.hull
-        raise DomainError(
-            f"No polynomial of degree {poly.degree} follows {target.name} on [{a:g}, {b:g}]: its "
-            f"error {poly.max_error:.2g} is that of a constant. The domain is too wide for "
-            "float64 to resolve where the function varies; narrow it, or use approx.composite."
-        )
+    return poly.max_error > 0.98 * half_range > 1e-12 * float(np.max(np.abs(values)))
 
 
 def _smallest(

@@ -7,16 +7,22 @@ a residual computed in extended precision: minimax(f) = p0 + minimax(f - p0).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg
 
+from approx import interior
 from approx.polynomial import Interval
 
 Array = np.ndarray
 Function = Callable[[Array], Array]
+_EPSILON = 2.0**-52
+_ACCEPTED = 10.0  # tolerances above its bound at which the exchange's error is taken
+_ADDED = 16  # points that a round of the interior-point method adds, at most, by unknowns
+_ROUNDS = 12  # of the interior-point method; each adds the points where the last one errs most
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,12 @@ def minimax(
     kinks: Sequence[float] = (),
     tolerance: float = 1e-5,
     floor: float = 0.0,
+    seen: Array | None = None,
 ) -> Minimax:
     """The member of span{T_j} with least max |weight * (function - p)| on the intervals.
+
+    The exchange, and where it ends with an error above its bound, as it does where many members
+    are almost as good as the best, the interior-point method on the points that matter.
 
     Args:
       function: values at points of [-1, 1].
@@ -82,42 +92,134 @@ def minimax(
       kinks: points where the function is not smooth.
       tolerance: stop when the error exceeds the levelled one by less than this fraction.
       floor: stop when the error is below this: nothing but rounding is left.
+      seen: points to look at besides those of a grid made for functions that swing no more often
+        than the family.
     """
-    m = len(indices)
-    points = grid(intervals, 16 * (max(indices) + 4), kinks)
-    pieces = split(intervals, kinks)
-    values = function(points)
-    reference = _start(points, indices)
+    search = _Search.of(function, intervals, indices, weight, kinks, seen)
+    found = _exchanged(search, tolerance, floor)
+    excess = found.error - found.level
+    rounding = 16.0 * _EPSILON * float(np.sum(np.abs(found.coefficients)))
+    if found.error <= floor or excess <= max(_ACCEPTED * tolerance * found.error, rounding):
+        return found
+    return _programmed(search, found, tolerance)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A problem, with the grid on which errors are looked at."""
+
+    function: Function
+    indices: Sequence[int]
+    weight: Function | None
+    pieces: Sequence[Interval]
+    points: Array
+    values: Array
+    weights: Array
+    table: Array
+
+    @classmethod
+    def of(
+        cls,
+        function: Function,
+        intervals: Sequence[Interval],
+        indices: Sequence[int],
+        weight: Function | None,
+        kinks: Sequence[float],
+        seen: Array | None,
+    ) -> _Search:
+        points = grid(intervals, 16 * (max(indices) + 4), kinks)
+        if seen is not None and len(seen):
+            points = np.sort(np.concatenate([points, np.setdiff1d(seen, points)]))
+        weights = np.ones_like(points) if weight is None else np.asarray(weight(points))
+        return cls(
+            function,
+            indices,
+            weight,
+            split(intervals, kinks),
+            points,
+            function(points),
+            weights,
+            basis(indices, points),
+        )
+
+    def errors(self, coefficients: Array) -> Function:
+        """The weighted error as a function of u."""
+
+        def error(u: Array) -> Array:
+            e = self.function(u) - basis(self.indices, u) @ coefficients
+            return e if self.weight is None else e * self.weight(u)
+
+        return error
+
+    def extrema(self, coefficients: Array) -> tuple[Array, Array]:
+        """Where the weighted error is largest in each run of equal sign, and its values there."""
+        on_grid = self.weights * (self.values - self.table @ coefficients)
+        return _extrema(self.errors(coefficients), self.points, on_grid, self.pieces)
+
+    def series(self, coefficients: Array) -> Array:
+        """The coefficients of T_0 ... T_max(indices)."""
+        out = np.zeros(max(self.indices) + 1)
+        out[list(self.indices)] = coefficients
+        return out
+
+
+def _exchanged(search: _Search, tolerance: float, floor: float) -> Minimax:
+    """The best of the exchange, with the highest bound that its references give."""
+    m = len(search.indices)
+    reference = _start(search.points, search.indices)
     best: Minimax | None = None
-    stalled = 0  # exchanges without progress: rounding, or a family that is barely independent
+    bound, stalled = 0.0, 0
     for _ in range(80):
-        coefficients, level = _level(function, weight, reference, indices)
-        solution = np.zeros(max(indices) + 1)
-        solution[list(indices)] = coefficients
-
-        def error(u: Array, c: Array = coefficients) -> Array:
-            e = function(u) - basis(indices, u) @ c
-            return e if weight is None else e * weight(u)
-
-        on_grid = values - basis(indices, points) @ coefficients
-        if weight is not None:
-            on_grid = on_grid * weight(points)
-        extrema, heights = _extrema(error, points, on_grid, pieces)
+        coefficients, level = _level(search.function, search.weight, reference, search.indices)
+        extrema, heights = search.extrema(coefficients)
         largest = float(np.max(np.abs(heights)))
-        if best is None or largest < best.error:
-            best = Minimax(solution, largest, abs(level), reference)
-            stalled = 0
-        else:
-            stalled += 1
+        lost = 4.0 * _EPSILON * float(np.sum(np.abs(coefficients)))
+        better = best is None or largest < best.error
+        higher = abs(level) - lost > bound * (1.0 + 1e-12)
+        bound = max(bound, abs(level) - lost)
+        if better:
+            best = Minimax(search.series(coefficients), largest, bound, reference)
+        # Errors may rise for a while; it is stuck if the level, which must rise, does not either.
+        stalled = 0 if better or higher else stalled + 1
         if stalled > 8 or largest <= floor or largest - abs(level) <= tolerance * largest:
             break
         exchanged = _alternation(extrema, heights, m + 1)
         if exchanged is None:
+            error = search.errors(coefficients)
             exchanged = _single_exchange(error, reference, extrema, heights)
         if np.array_equal(exchanged, reference):
             break
         reference = exchanged
     assert best is not None
+    return dataclasses.replace(best, level=min(max(bound, 0.0), best.error))
+
+
+def _programmed(search: _Search, start: Minimax, tolerance: float) -> Minimax:
+    """The least maximum error by linear programming; points where it is exceeded are added."""
+    m = len(search.indices)
+    best, origin = start, start.coefficients[list(search.indices)]
+    stride = max(len(search.points) // (6 * (m + 1)), 1)
+    edges = [end for piece in search.pieces for end in piece]
+    points = np.unique(np.concatenate([search.points[::stride], edges, start.reference]))
+    for _ in range(_ROUNDS):
+        weights = np.ones_like(points) if search.weight is None else search.weight(points)
+        table = basis(search.indices, points)
+        missing = weights * (search.function(points) - table @ origin)
+        solved = interior.least_maximum(weights[:, None] * table, missing)
+        coefficients = origin + solved.coefficients
+        extrema, heights = search.extrema(coefficients)
+        largest = float(np.max(np.abs(heights)))
+        level = max(best.level, solved.bound)
+        if largest < best.error:
+            reference = _alternation(extrema, heights, m + 1)
+            reference = extrema if reference is None else reference
+            best = Minimax(search.series(coefficients), largest, level, reference)
+        best = dataclasses.replace(best, level=min(level, best.error))
+        order = np.argsort(-np.abs(heights))[: _ADDED * (m + 1)]
+        high = extrema[order[np.abs(heights[order]) > 0.5 * best.level]]
+        if best.error - best.level <= tolerance * best.error or np.isin(high, points).all():
+            break
+        points = np.union1d(points, high)
     return best
 
 
@@ -184,20 +286,17 @@ def _extrema(
 
 def _alternation(extrema: Array, heights: Array, count: int) -> Array | None:
     """``count`` of the alternating extrema, the largest among them; None if there are fewer."""
-    x, y = list(extrema), list(np.abs(heights))
+    x, y = extrema, np.abs(heights)
     while len(x) > count:
-        if len(x) == count + 1:
-            drop = 0 if y[0] < y[-1] else len(x) - 1
-            del x[drop], y[drop]
-            continue
         k = int(np.argmin(y))
-        if k in (0, len(x) - 1):
-            del x[k], y[k]
+        if len(x) == count + 1:
+            dropped = [0 if y[0] < y[-1] else len(x) - 1]
+        elif k in (0, len(x) - 1):
+            dropped = [k]
         else:
-            other = k - 1 if y[k - 1] < y[k + 1] else k + 1
-            first = min(k, other)
-            del x[first : first + 2], y[first : first + 2]
-    return np.array(x) if len(x) == count else None
+            dropped = [k, k - 1 if y[k - 1] < y[k + 1] else k + 1]
+        x, y = np.delete(x, dropped), np.delete(y, dropped)
+    return x if len(x) == count else None
 
 
 def _single_exchange(error: Function, reference: Array, extrema: Array, heights: Array) -> Array:
