@@ -19,6 +19,7 @@ __all__ = [
     "NotHomomorphicError",
     "ParameterError",
     "TraceError",
+    "UnknownNoiseError",
     "ValueOverflowError",
     "ValueOverflowWarning",
     "reading",
@@ -65,6 +66,10 @@ class LevelError(HesimError):
 
 class LayoutError(HesimError):
     """A tensor does not fit the slots, or two layouts do not agree."""
+
+
+class UnknownNoiseError(HesimError, LookupError):
+    """The table of noise rules has no row for a primitive, whose errors would be left out."""
 
 
 class ValueOverflowError(HesimError, OverflowError):

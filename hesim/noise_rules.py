@@ -2,8 +2,8 @@
 
 Values carry their errors, so whatever depends on messages (e_a·m_b + e_b·m_a and the like) follows
 from evaluating the operation itself. A rule adds what the operation's own roundings and key
-switches add, to its operands before or to its result after. Primitives without a row only move
-elements or add them.
+switches add, to its operands before or to its result after. What only moves elements adds what a
+Circuit is known to add on the way; a primitive without a row is an error.
 
 Two tiers share this. The one of ``predict`` draws an error for every operand that is rotated or
 brought to a lower level. The training tier folds those errors into the one draw of the result, for
@@ -29,9 +29,11 @@ from hesim import noise as formulas
 from hesim.bootstrap import law
 from hesim.circuit_plans import CircuitPlan
 from hesim.draws import Draws
+from hesim.errors import UnknownNoiseError
 from hesim.noise import Noise
 from hesim.params import CKKSParams
 from hesim.plan_noise import Node, expand, gain, power_plan, values
+from hesim.primitives import IDENTITIES
 from hesim.profiles import NoiseProfile
 from hesim.schedule import Placement
 
@@ -418,8 +420,13 @@ def _refresh(op: Operation, args: list[Any]) -> list[Any]:
 #: Operations whose operands' errors the training tier draws with the result.
 FOLDED = frozenset({"mul", "dot_general", "integer_pow", "polynomial"})
 
-#: From primitive name to rule; a name without a row moves or adds.
+#: From primitive name to rule, one for each primitive that encrypted values may pass through.
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(IDENTITIES, _moved),
+    **dict.fromkeys(("convert_element_type", "neg", "reshape", "transpose", "squeeze"), _moved),
+    **dict.fromkeys(("slice", "dynamic_slice", "expand_dims", "concatenate", "split"), _moved),
+    **dict.fromkeys(("stack", "tile", "pad", "rev", "gather", "dynamic_update_slice"), _moved),
+    **dict.fromkeys(("scatter", "scatter-add"), _moved),
     "add": _combination,
     "add_any": _combination,
     "sub": _combination,
@@ -440,5 +447,14 @@ RULES: dict[str, Rule] = {
 
 
 def apply(op: Operation, args: list[Any]) -> list[Any]:
-    """Results of the operation on noisy operands, with its own noise."""
-    return RULES.get(op.name, _moved)(op, args)
+    """Results of the operation on noisy operands, with its own noise.
+
+    Raises:
+      UnknownNoiseError: the table has no row for it.
+    """
+    rule = RULES.get(op.name)
+    if rule is None:
+        raise UnknownNoiseError(
+            f"nothing says which errors `{op.name}` adds: give it a row in hesim's noise rules"
+        )
+    return rule(op, args)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hesim.circuit import gains as pending
 from hesim.circuit.circuit import Circuit, Kind, Tap
 from hesim.circuit_noise import OperationNoise
 from hesim.circuit_plans import CircuitPlan
@@ -325,7 +326,9 @@ def _unequal_gains(equation: Equation, gains: Mapping[int, float]) -> int | None
     if len(operands) < 2:
         return None
     one, two = (gains[v.id] for v in operands)
-    return None if max(one, two) / min(one, two) in (1.0, 2.0) else operands[1].id
+    if pending.meeting(one, two) is not None:
+        return None
+    return operands[0 if pending.scales_left(one, two) else 1].id
 
 
 def _gain(program: Program, equation: Equation, gains: Mapping[int, float]) -> float:
@@ -344,14 +347,14 @@ def _gain(program: Program, equation: Equation, gains: Mapping[int, float]) -> f
     if factor is not None:
         return operands[0] * factor
     if name in ("add", "add_any", "sub") and len(operands) == 2:
-        ratio = max(operands) / min(operands)
-        return min(operands) if ratio == 2.0 else operands[0]
+        met = pending.meeting(*operands)
+        return operands[pending.scales_left(*operands)] if met is None else met[1]
     return operands[0]
 
 
 def _bounded(gain: float) -> float:
     """A gain far from 1 is applied before a product."""
-    return gain if 2.0**-7 <= gain <= 2.0**7 else 1.0
+    return gain if pending.stays_pending(gain) else 1.0
 
 
 def _constant_factor(program: Program, equation: Equation) -> float | None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from hesim.circuit import gains
 from hesim.circuit.batching import linear_index
 from hesim.circuit.builder import Builder
 from hesim.circuit.kernels import elementwise, product
@@ -18,17 +19,8 @@ from hesim.progress import CompileWatch
 
 __all__ = ["Lowering"]
 
-_WHOLE = 2
-"""Largest whole ratio of two gains that repeated addition bridges; more would inflate the slots."""
-
-_GAIN_BITS = 7
-"""Bits by which a pending gain may let slots differ from values before a product or a sum."""
-
 _SUMS = frozenset({"reduce_sum", "dot_general", "conv_general_dilated"})
 """Operations that are zero on tensors without elements."""
-
-_SLIGHT_BITS = 3
-"""Bits by which slots may grow for the sake of rescaling the operand of fewer ciphertexts."""
 
 
 class Lowering:
@@ -155,19 +147,15 @@ class Lowering:
             return self.result(var, left.node, left.column, left.gain)
         if not len(left.nodes):
             return self.result(var, right.node, right.column, sign * right.gain)
-        ratio = sign * right.gain / left.gain
-        if _whole(ratio):
-            factors, gain = (1, round(ratio)), left.gain
-        elif _whole(1 / ratio):
-            factors, gain = (round(1 / ratio), 1), sign * right.gain
-        else:
-            # Scaling the smaller gain to the larger one never inflates the slots.
-            fewer = len(left.nodes) < len(right.nodes) and abs(ratio) > 2.0**-_SLIGHT_BITS
-            if fewer or abs(ratio) > 2.0**_SLIGHT_BITS:
+        met = gains.meeting(left.gain, sign * right.gain)
+        if met is None:
+            fewer = len(left.nodes) < len(right.nodes)
+            if gains.scales_left(left.gain, right.gain, fewer=fewer):
                 left = self.with_gain(left, right.gain)
             else:
                 right = self.with_gain(right, left.gain)
-            factors, gain = (1, sign), left.gain
+            met = (1, sign), left.gain
+        factors, gain = met
         node, column = elementwise.add(self.b, self.source, left, right, factors)
         return self.result(var, node, column, gain)
 
@@ -196,13 +184,13 @@ class Lowering:
         Its exact zeros are ciphertexts, and a pending gain so small that the values would inflate
         the slots is applied: one level.
         """
-        if magnitude > abs(x.gain) * 2.0**_GAIN_BITS:
+        if magnitude > abs(x.gain) * 2.0**gains.GAIN_BITS:
             x = self.with_gain(x, math.copysign(1.0, x.gain))
         return elementwise.explicit(self.b, self.source, x)
 
     def bounded(self, x: Tensor) -> Tensor:
         """x with a pending gain that is far from 1 applied: one level."""
-        if abs(math.log2(abs(x.gain))) <= _GAIN_BITS:
+        if gains.stays_pending(x.gain):
             return x
         return self.with_gain(x, math.copysign(1.0, x.gain))
 
@@ -210,7 +198,3 @@ class Lowering:
         """Sum over the last axis of left * right, each (node, column) of shape (results, terms)."""
         node, column, times = product.apply(self.b, self.source, left, right)
         return self.result(var, node, column, gain * times)
-
-
-def _whole(ratio: float) -> bool:
-    return abs(ratio) <= _WHOLE and abs(ratio) >= 1 and float(ratio).is_integer()

@@ -1,0 +1,54 @@
+"""The two tables of rules, for lowering and for noise, have a row for every supported primitive."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import hesim
+from hesim import noise_rules
+from hesim.circuit.gains import meeting, scales_left, stays_pending
+from hesim.circuit.rules import RULES as LOWERING
+from hesim.errors import HesimError, UnknownNoiseError
+from hesim.noise_rules import RULES as NOISE
+from hesim.primitives import SUPPORTED
+from hesim.schedule import canonical, of_circuit
+
+
+@pytest.mark.parametrize("table", [LOWERING, NOISE], ids=["lowering", "noise"])
+def test_tables_are_total_over_the_supported_primitives(table):
+    assert set(table) == SUPPORTED
+
+
+def test_a_primitive_without_a_row_is_an_error(monkeypatch):
+    x = np.ones(4)
+    program = hesim.trace(lambda x: x[::-1], x)
+    monkeypatch.delitem(noise_rules.RULES, "rev")
+    with pytest.raises(UnknownNoiseError, match="`rev`"):
+        hesim.predict(program, hesim.CKKSParams(13, 2, 40, 50, 60), (x,), keys=1)
+    assert issubclass(UnknownNoiseError, (HesimError, LookupError))
+
+
+def test_gains_meet_by_whole_factors_or_by_a_level():
+    assert meeting(0.5, 1.0) == ((1, 2), 0.5)
+    assert meeting(1.0, -0.5) == ((-2, 1), -0.5)
+    assert meeting(1.0, 3.0) is None and not scales_left(1.0, 3.0)
+    assert scales_left(1.0, 9.0) and scales_left(1.0, 3.0, fewer=True)
+    assert stays_pending(2.0**-7) and not stays_pending(200.0)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 3.0, 1 / 3.0, 20.0, 1 / 200.0, 300.0])
+def test_the_canonical_schedule_applies_gains_where_the_compiler_does(factor):
+    """By a sum of unequal gains, and by a product of one that is far from 1."""
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 4))
+    params = hesim.CKKSParams(14, 4, 30, 50, 60)
+
+    def fn(x):
+        return x * factor + x, (x * factor) * x
+
+    program = hesim.trace(fn, x)
+    compiled = of_circuit(program, hesim.compile(program, params, refresh_price=float("inf")))
+    guessed = canonical(program, params)
+    for equation in program.ops:
+        one, two = guessed[equation.index], compiled[equation.index]
+        assert one.gain == pytest.approx(two.gain), dataclasses.asdict(two)
