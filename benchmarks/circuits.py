@@ -7,9 +7,9 @@ leave a standard error above 0.1 bit, as where errors sit in a few slots (a 60-b
 case is run under twice as many, and again, up to `--most`. Predictions are made anew each time,
 since they are cheap; `circuits.json` in the folder holds both.
 
-Three predictions are shown, as bits above the measured standard deviation: that of
-`hesim.certify` on the compiled Circuit, that of the training tier on the same schedule, and that
-of the training tier on its own canonical one, which knows nothing of layouts.
+Three predictions are shown, each as log2 of the ratio measured / predicted of standard deviations:
+that of `hesim.certify` on the compiled Circuit, that of the training tier on the same schedule, and
+that of the training tier on its own canonical one, which knows nothing of layouts.
 
 Seconds of encrypted runs and of `hesim.certify`, which compiles nothing, are taken in turns.
 """
@@ -76,7 +76,7 @@ def rings() -> dict[str, tuple[CKKSParams, tuple[str, ...]]]:
 
 @dataclass(frozen=True)
 class Row:
-    """One operation: log2 of the measured std, its standard error, and prediction less measurement.
+    """One operation: log2 of the measured std, its standard error, and of measured over predicted.
 
     All in bits. `operation` counts through the Program's; -1 is the final result.
     """
@@ -133,7 +133,7 @@ def study(
                 level=int(circuit.level[tap.ciphers].min()),
                 measured=math.log2(std),
                 standard_error=float(errors[column]),
-                **{name: math.log2(guess / std) for name, guess in guesses.items()},
+                **{name: math.log2(std / guess) for name, guess in guesses.items()},
             )
         )
     timed = [run for run in runs if "certify_seconds" in run]

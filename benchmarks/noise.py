@@ -4,7 +4,7 @@ Each ciphertext operation is run encrypted through Pyfhel under 20 keys, in thre
 prime chains, on values of five distributions, and its errors are held against `hesim.certify`: with
 keys drawn at random (std, 99.9 % quantile), and with the measured machine's own key. A row passes
 
-- if log2 of the predicted over the measured std is within 0.1 bit, or within 2.5 standard errors
+- if log2 of the measured over the predicted std is within 0.1 bit, or within 2.5 standard errors
   (bootstrap over keys, and the prediction's own) where tails make these wider;
 - and if that of the 99.9 % quantile is within 0.3 bit, whatever its standard error.
 
@@ -82,9 +82,9 @@ class Line:
 
     Attributes:
       ring: log2 N. first_bits: of the first prime. values: distribution. row: what was done.
-      keys: measured. std, q999: measured. std_off, q999_off: predicted minus measured.
+      keys: measured. std, q999: measured. std_off, q999_off: measured minus predicted.
       std_error, q999_error: standard errors of those differences.
-      own_key_off: predicted minus measured std where predictions are made from the measured keys.
+      own_key_off: measured minus predicted std where predictions are made from the measured keys.
       own_key_worst: the same for the worst single key.
     """
 
@@ -288,13 +288,13 @@ def _line(
         row=row,
         keys=len(squares),
         std=std,
-        std_off=_log(expected[0]) - std,
+        std_off=std - _log(expected[0]),
         std_error=math.hypot(spread, expected[1]),
         q999=q999,
-        q999_off=_log(expected[2]) - q999,
+        q999_off=q999 - _log(expected[2]),
         q999_error=math.hypot(tails, expected[3]),
-        own_key_off=_half_log(own.mean()) - std,
-        own_key_worst=max((_half_log(o) - _half_log(s) for o, s in zip(own, squares)), key=abs),
+        own_key_off=std - _half_log(own.mean()),
+        own_key_worst=max((_half_log(s) - _half_log(o) for o, s in zip(own, squares)), key=abs),
     )
 
 
@@ -307,7 +307,7 @@ def _half_log(square: float) -> float:
 
 
 def print_table(lines: Iterable[Line]) -> None:
-    """The table: bits; `off` is predicted minus measured, `±` its standard error."""
+    """The table: bits; `off` is measured minus predicted, `±` its standard error."""
     lines = list(lines)
     print(
         f"{'N':>3} {'q0':>2} {'values':<12} {'operation':<26} {'std':>7} {'off':>6} {'±':>5} "
