@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from approx.choosing import Choice, Front, choose
-    from approx.composites import Composite, composite, maximum
+    from approx.composing import composite, maximum
+    from approx.composites import Composite
     from approx.errors import ApproxError, DomainError, ToleranceError
     from approx.fitting import fit
     from approx.noise import amplification
@@ -47,9 +48,9 @@ _HOME = {
     "ToleranceError": "errors",
     "amplification": "noise",
     "choose": "choosing",
-    "composite": "composites",
+    "composite": "composing",
     "fit": "fitting",
-    "maximum": "composites",
+    "maximum": "composing",
     "report": "reporting",
 }
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from approx import certify
-from approx.composites import Composite, composite
+from approx.composing import composite
+from approx.composites import Composite
 from approx.errors import ApproxError
 from approx.fitting import fit, guarded
-from approx.plan import minimal_depth, products
+from approx.plan import minimal_depth
+from approx.planning import products
 from approx.polynomial import Interval, Polynomial
 from approx.targets import NAMED, Target
 

@@ -10,19 +10,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from approx import requests
 from approx.errors import ApproxError, DomainError
 from approx.polynomial import Interval, Polynomial, is_jax
 from approx.remez import grid
-
-SPARED = 1.0 - 4e-4  # of a tolerance, asked of estimates: a certificate is up to 0.02 % above them
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,8 @@ class Composite:
       nodes: in order; the last is the result.
       max_error: bound on |composite - target| over the domain, for the stored numbers and exact
         arithmetic between them; where float64 rounding is larger, what a dense grid showed of it.
-      certified: whether max_error is rigorous (``recheck`` computes it again); otherwise an
-        estimate on a dense grid.
+      certified: whether max_error is rigorous (``enclosure.recheck`` computes it again); otherwise
+        an estimate on a dense grid.
       knobs: what the graph was built from: degrees, squarings, Newton steps.
       factor: the input is multiplied by this first (see ``rescaled``); it costs nothing.
     """
@@ -236,146 +233,6 @@ class Composite:
         except ValueError as error:
             raise ApproxError(f"Not a stored composite: no JSON ({error}).") from error
         return cls.from_dict(data)
-
-
-def composite(
-    kind: str,
-    domain: Any,
-    *,
-    tol: float | None = None,
-    degrees: Sequence[int] | None = None,
-    gap: float | None = None,
-    squarings: int | None = None,
-    degree: int | None = None,
-    steps: int | None = None,
-    depth: int | None = None,
-    products: int | None = None,
-    multiplied: str | None = None,
-) -> Composite:
-    """Builds a composite approximation.
-
-    Args:
-      kind:
-        "sign": composition of odd minimax polynomials; the domain is a union that leaves a gap
-        around 0, such as [(-1, -0.01), (0.01, 1)].
-        "relu": x (1 + sign(x)) / 2 on (a, b) with a < 0 < b; the gap is chosen.
-        "abs": x sign(x) on (a, b) with a < 0 < b, from the same sign.
-        "exp_squaring": exp on (a, 0): a seed for exp(x / 2^k), squared k times. With degree=1
-        the seed is 1 + x / 2^k, otherwise the minimax polynomial for the error after squaring.
-        "inv_sqrt": 1 / sqrt(x) on (a, b), 0 < a: a seed and Newton steps y (3 - x y^2) / 2.
-        "inv": 1 / x on (a, b) without 0: a seed and Goldschmidt's steps, one level each.
-      tol: largest permitted |composite - target| on the domain; knobs not given are chosen for
-        the fewest levels, then the fewest products.
-      degrees: of the stages of sign, relu and abs, for instance (15, 15, 27).
-      gap: relu and abs only: the half width around 0, relative to the domain's half width, where
-        sign need not be right; chosen to balance the two errors if not given.
-      squarings: the k of exp_squaring.
-      degree: of the seed of exp_squaring, inv_sqrt and inv.
-      steps: Newton steps of inv_sqrt, Goldschmidt's of inv.
-      depth: sign, relu and abs only: levels allowed; without tol, the least error within them.
-      products: sign, relu and abs only: products of two ciphertexts allowed.
-      multiplied: relu and abs only: "after" takes the product with x last, "early" inside the last
-        stage (a level less, some products more); by default whichever suits the request, "after"
-        for given degrees.
-
-    Raises:
-      ApproxError: an unknown kind or missing knobs.
-      DomainError: the domain does not suit the kind.
-      ToleranceError: tol is out of reach.
-    """
-    requests.tolerance(tol)
-    counts = {"squarings": squarings, "degree": degree, "steps": steps, "depth": depth}
-    for knob, value in {**counts, "products": products}.items():
-        if value is not None:
-            requests.whole(knob, value)
-    if degrees is not None:
-        if isinstance(degrees, str) or not isinstance(degrees, Sequence) or not degrees:
-            raise ApproxError(f"degrees are those of the stages, as (15, 15, 27), not {degrees!r}.")
-        degrees = tuple(requests.whole("each of degrees", n, least=1) for n in degrees)
-    if gap is not None and not (isinstance(gap, (int, float)) and 0.0 < gap < 1.0):
-        raise ApproxError(f"gap must be between 0 and 1, not {gap!r}.")
-    if multiplied not in (None, "after", "early"):
-        raise ApproxError(f'multiplied is "after" or "early", not {multiplied!r}.')
-    intervals = requests.domain(domain)
-    if kind in ("sign", "relu", "abs"):
-        from approx import signs
-
-        if kind == "sign":
-            return signs.sign(intervals, tol, degrees, depth, products)
-        make = signs.absolute if kind == "abs" else signs.relu
-        return make(intervals, tol, degrees, gap, depth, products, multiplied)
-    if kind == "exp_squaring":
-        from approx import squaring
-
-        return squaring.exp(intervals, tol, squarings, degree)
-    if kind in ("inv_sqrt", "inv"):
-        from approx import inverse
-
-        make = inverse.inv_sqrt if kind == "inv_sqrt" else inverse.inv
-        return make(intervals, tol, degree, steps)
-    raise ApproxError(
-        f"Unknown composite {kind!r}; use sign, relu, abs, exp_squaring, inv_sqrt or inv, "
-        "or approx.fit; the maximum of two is approx.maximum."
-    )
-
-
-def maximum(a: Any, b: Any, relu: Composite | Polynomial) -> Any:
-    """max(a, b) = b + relu(a - b), with relu's error; NumPy or JAX arrays of one shape.
-
-    Args:
-      a, b: values whose difference stays in relu's domain.
-      relu: from ``composite("relu", ...)`` or ``fit("relu", ...)``.
-    """
-    return b + relu(a - b)
-
-
-def estimate(graph: Composite, function: Callable[[Any], Any]) -> float:
-    """max |graph - function| on a dense grid of the domain, dense near 0 and the ends too."""
-    a, b = graph.hull
-    small = np.geomspace(min(1e-8, 1e-4 / max(-a, b)), 1.0, 4001)
-    points = np.concatenate([grid(graph.intervals, 16385), a * small, b * small])
-    inside = np.zeros(len(points), dtype=bool)
-    for low, high in graph.intervals:
-        inside |= (points >= low) & (points <= high)
-    x = points[inside]
-    with np.errstate(all="ignore"):
-        errors = np.abs(graph(x) - function(x))
-    return float(np.max(np.where(np.isnan(errors), np.inf, errors)))
-
-
-def certified(graph: Composite, function: Callable[[Any], Any]) -> Composite:
-    """The graph with a rigorous ``max_error``, or with the estimate where ball arithmetic fails.
-
-    ``max_error`` must hold the graph's ``estimate``. A bound below what float64 evaluation showed
-    on the grid is raised to that.
-    """
-    from approx import enclosure
-
-    found = graph.max_error
-    points = grid(graph.intervals, 4097)
-    with np.errstate(all="ignore"):
-        values = function(points)
-        worst = points[np.argsort(np.abs(graph(points) - values))[-32:]]
-    size = float(np.max(np.abs(values)))
-    floor = found if found <= 1e-14 * size else 0.0  # rounding, which no bound can be near
-    bound = enclosure.bound(graph, worst.tolist(), floor)
-    if bound is None:
-        return graph
-    return dataclasses.replace(graph, max_error=max(bound, found), certified=True)
-
-
-def recheck(graph: Composite) -> bool:
-    """Whether the composite's certificate holds: computes a bound of its own and compares.
-
-    True if ``graph.certified`` and ``max_error`` is at least the largest error but for 0.02 %, the
-    slack of the computed bound.
-    """
-    from approx import enclosure
-
-    if not graph.certified or graph.name not in enclosure.SERIES:
-        return False
-    bound = enclosure.bound(graph, floor=graph.max_error * (1.0 - 2.5e-4))
-    return bound is not None and graph.max_error >= bound * (1.0 - 2.5e-4)
 
 
 def _rescaled_node(node: Node, m: float) -> Node:

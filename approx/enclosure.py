@@ -13,6 +13,7 @@ The graph is taken with its stored float64 numbers and exact arithmetic between 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from approx.polynomial import Polynomial
-from approx.remez import split
+from approx.remez import grid, split
 
 if TYPE_CHECKING:
     from approx.composites import Composite, Node
@@ -36,6 +37,8 @@ _PRECISION = 200  # bits, and 4 for each degree of a polynomial
 _T = np.cos(np.linspace(0.0, np.pi, _ANGLES + 1))
 _POWERS = np.vander(_T, _DEGREE + 1, increasing=True)
 _FACTOR = (1.0 + 1e-12) / math.cos(0.5 * math.pi * _DEGREE / _ANGLES)
+
+SPARED = 1.0 - 4e-4  # of a tolerance, asked of estimates: a certificate is up to 0.02 % above them
 
 # (series of the target, from that of x and a point of the piece), for each kind of composite
 SERIES: dict[str, Callable[[Any, float], Any]] = {
@@ -97,6 +100,51 @@ def bound(graph: Composite, near: Sequence[float] = (), floor: float = 0.0) -> f
             else:
                 cells += [(middle, b), (a, middle)]
         return largest * (1.0 + 1e-12)
+
+
+def estimate(graph: Composite, function: Callable[[Any], Any]) -> float:
+    """max |graph - function| on a dense grid of the domain, dense near 0 and the ends too."""
+    a, b = graph.hull
+    small = np.geomspace(min(1e-8, 1e-4 / max(-a, b)), 1.0, 4001)
+    points = np.concatenate([grid(graph.intervals, 16385), a * small, b * small])
+    inside = np.zeros(len(points), dtype=bool)
+    for low, high in graph.intervals:
+        inside |= (points >= low) & (points <= high)
+    x = points[inside]
+    with np.errstate(all="ignore"):
+        errors = np.abs(graph(x) - function(x))
+    return float(np.max(np.where(np.isnan(errors), np.inf, errors)))
+
+
+def certified(graph: Composite, function: Callable[[Any], Any]) -> Composite:
+    """The graph with a rigorous ``max_error``, or with the estimate where ball arithmetic fails.
+
+    ``max_error`` must hold the graph's ``estimate``. A bound below what float64 evaluation showed
+    on the grid is raised to that.
+    """
+    found = graph.max_error
+    points = grid(graph.intervals, 4097)
+    with np.errstate(all="ignore"):
+        values = function(points)
+        worst = points[np.argsort(np.abs(graph(points) - values))[-32:]]
+    size = float(np.max(np.abs(values)))
+    floor = found if found <= 1e-14 * size else 0.0  # rounding, which no bound can be near
+    reached = bound(graph, worst.tolist(), floor)
+    if reached is None:
+        return graph
+    return dataclasses.replace(graph, max_error=max(reached, found), certified=True)
+
+
+def recheck(graph: Composite) -> bool:
+    """Whether the composite's certificate holds: computes a bound of its own and compares.
+
+    True if ``graph.certified`` and ``max_error`` is at least the largest error but for 0.02 %, the
+    slack of the computed bound.
+    """
+    if not graph.certified or graph.name not in SERIES:
+        return False
+    reached = bound(graph, floor=graph.max_error * (1.0 - 2.5e-4))
+    return reached is not None and graph.max_error >= reached * (1.0 - 2.5e-4)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from scipy import linalg
 
 from approx import certify, constrained, remez, requests, resolution
 from approx.errors import ApproxError, ToleranceError
-from approx.plan import PLANNINGS, minimal_depth
+from approx.plan import minimal_depth
+from approx.planning import PLANNINGS
 from approx.polynomial import Interval, Polynomial, affine_map, clenshaw
 from approx.targets import Target, find
 

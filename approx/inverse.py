@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from approx.composites import SPARED, Composite, Node, certified, estimate
+from approx.composites import Composite, Node
+from approx.enclosure import SPARED, certified, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.plan import minimal_depth
 from approx.polynomial import Interval, Polynomial

@@ -6,8 +6,8 @@ levels: everything in ``R`` may be as deep as ``P`` itself, and its products and
 summed with those of ``Q * T_g`` before the single rescale. Which ``T_j`` to compute and where to
 cut is found by dynamic programming over several families of such sets, so that a plan of degree d
 has depth ceil(log2(d + 1)) exactly and few products of two ciphertexts. Even and odd series (up
-to a constant and a linear term, which cost nothing) use ``T_j`` of one parity only. Where it needs
-fewer products, Paterson and Stockmeyer's own recursion takes its place (``approx.paterson``).
+to a constant and a linear term, which cost nothing) use ``T_j`` of one parity only. Which plan a
+series gets is for ``approx.planning``.
 
 This module imports neither JAX nor NumPy.
 """
@@ -22,7 +22,6 @@ from typing import Any
 
 from approx.errors import ApproxError
 
-PLANNINGS = ("fewest", "quiet", "deeper")
 _INFINITE = 10**9
 
 
@@ -82,80 +81,6 @@ def minimal_depth(degree: int) -> int:
     return max(degree, 0).bit_length()
 
 
-def build(coefficients: Sequence[float], depth: int | None = None, quiet: bool = False) -> Plan:
-    """The plan for sum_k coefficients[k] * T_k(u).
-
-    Args:
-      coefficients: Chebyshev coefficients, T_0 first.
-      depth: levels that the plan may use; by default ceil(log2(degree + 1)). More levels can save
-        products.
-      quiet: do without Paterson and Stockmeyer's recursion, which saves products and costs noise.
-
-    Returns:
-      A plan of the fewest products found, and the fewest levels among those.
-
-    Raises:
-      ApproxError: no plan of that depth exists, or a coefficient is not finite.
-    """
-    series = [float(c) for c in coefficients]
-    if not all(math.isfinite(c) for c in series):
-        raise ApproxError(
-            "A coefficient is NaN or infinite; fit the target on a domain where it is finite."
-        )
-    while len(series) > 1 and series[-1] == 0.0:
-        series.pop()
-    degree = len(series) - 1
-    needed = minimal_depth(degree)
-    if depth is None:
-        depth = needed
-    if depth < needed:
-        raise ApproxError(
-            f"Degree {degree} needs {needed} levels and only {depth} are allowed; "
-            f"ask for degree <= {2**depth - 1} or allow more levels."
-        )
-    parity = _parity(series)
-    from approx import paterson
-
-    if not quiet and products(degree, parity, depth) < structure(degree, parity, depth).total(
-        degree, parity, depth
-    ):
-        halved = paterson.build(series, depth)
-        if halved is not None:
-            return halved
-    return _Emitter(structure(degree, parity, depth)).run(series, parity, depth)
-
-
-def planned(coefficients: Sequence[float], planning: str) -> Plan:
-    """The plan for sum_k coefficients[k] * T_k(u) of one of the ``PLANNINGS``.
-
-    "fewest" takes the least depth and the fewest products there, "quiet" the same depth without
-    Paterson and Stockmeyer's recursion, "deeper" one level more if that saves products.
-    """
-    least = build(coefficients, quiet=planning == "quiet")
-    if planning != "deeper" or least.depth == 0:
-        return least
-    deeper = build(coefficients, least.depth + 1)
-    return deeper if deeper.nonscalar_mults < least.nonscalar_mults else least
-
-
-def products(degree: int, parity: int | None = None, depth: int | None = None) -> int:
-    """Products of two ciphertexts in the plan for a full series.
-
-    A series whose highest coefficients exceed 16 may need more (see ``approx.paterson``).
-
-    Args:
-      degree: of the series.
-      parity: 0 even, 1 odd, None both.
-      depth: levels allowed; by default ceil(log2(degree + 1)).
-    """
-    from approx import paterson
-
-    depth = minimal_depth(degree) if depth is None else depth
-    divided = structure(degree, parity, depth).total(degree, parity, depth)
-    halved = paterson.shape(degree, depth) if parity is None else None
-    return divided if halved is None else min(divided, halved[0])
-
-
 def finished(steps: Sequence[Step], output: int) -> Plan:
     """The plan of these steps, its depth and products counted."""
     return Plan(
@@ -198,12 +123,6 @@ def _depths(steps: Sequence[Step]) -> list[int]:
         level = 1 + max(below) if below else 0
         depths.append(max([level] + [depths[j] for _, j in step.adds]))
     return depths
-
-
-def _parity(series: Sequence[float]) -> int | None:
-    """0 or 1 if all terms from T_2 on are even or odd (T_0 and T_1 are free), otherwise None."""
-    present = {k % 2 for k, c in enumerate(series) if k >= 2 and c != 0.0}
-    return present.pop() if len(present) == 1 else None
 
 
 # --- which T_j to compute, and where to cut -------------------------------------------------------
@@ -391,7 +310,7 @@ class Writer:
         return self.registers[n]
 
 
-class _Emitter(Writer):
+class DividingWriter(Writer):
     """Writes a series by peeling and dividing, as a structure says."""
 
     def __init__(self, shape: Structure) -> None:

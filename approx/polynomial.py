@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from approx import plan as _plan
+from approx import planning as _planning
 from approx.errors import ApproxError, DomainError
+from approx.plan import Plan
 
 Interval = tuple[float, float]
 
@@ -72,9 +73,9 @@ class Polynomial:
             raise ApproxError(f'affine must be "own" or "folded", not {self.affine!r}.')
         if self.rule_of not in ("input", "value"):
             raise ApproxError(f'A rule is of "input" or "value", not {self.rule_of!r}.')
-        if self.planning not in _plan.PLANNINGS:
+        if self.planning not in _planning.PLANNINGS:
             raise ApproxError(
-                f"A plan is one of {', '.join(_plan.PLANNINGS)}, not {self.planning!r}."
+                f"A plan is one of {', '.join(_planning.PLANNINGS)}, not {self.planning!r}."
             )
         intervals = check_intervals(self.intervals)
         tails = tuple(float(c) for c in self.tails[: len(series)])
@@ -160,9 +161,9 @@ class Polynomial:
         return "odd" if present == {1} else "even"
 
     @cached_property
-    def plan(self) -> _plan.Plan:
+    def plan(self) -> Plan:
         """The straight-line program that encrypted evaluation runs on u = scale * x + shift."""
-        return _plan.planned(self.coefficients, self.planning)
+        return _planning.planned(self.coefficients, self.planning)
 
     @property
     def depth(self) -> int:

@@ -8,7 +8,7 @@ sharding work, and a traced gradient shows polynomials and nothing below them.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from approx import plan as _plan
-from approx.polynomial import Polynomial
+
+if TYPE_CHECKING:
+    from approx.polynomial import Polynomial
 
 polynomial_p = Primitive("polynomial")
 

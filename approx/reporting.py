@@ -9,7 +9,7 @@ import numpy as np
 
 from approx.errors import ApproxError
 from approx.noise import amplification
-from approx.plan import PLANNINGS
+from approx.planning import PLANNINGS
 from approx.polynomial import Polynomial
 from approx.targets import NAMED, Target, find
 

@@ -19,8 +19,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from approx import certify, early, plan, remez, sign_table
-from approx.composites import Composite, Node, certified, estimate
+from approx import certify, early, plan, planning, remez, sign_table
+from approx.composites import Composite, Node
+from approx.enclosure import certified, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.polynomial import Interval, Polynomial
 from approx.targets import NAMED
@@ -120,7 +121,7 @@ def _steps() -> tuple[tuple[int, int, int], ...]:
     """(degree, products, levels) of the stages worth taking: the largest degree at each cost."""
     best: dict[tuple[int, int], int] = {}
     for degree in sign_table.DEGREES:
-        best[plan.products(degree, 1), plan.minimal_depth(degree)] = degree
+        best[planning.products(degree, 1), plan.minimal_depth(degree)] = degree
     return tuple((degree, *cost) for cost, degree in best.items())
 
 

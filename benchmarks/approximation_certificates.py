@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import approx
-from approx import certify, composites, enclosure, remez
+from approx import certify, enclosure, remez
 from approx.polynomial import Polynomial
 from approx.targets import NAMED
 
@@ -98,7 +98,7 @@ def main(count: int = 10**6) -> bool:
         if isinstance(p, Polynomial):
             again = certify.recheck(p, f)
         else:
-            again = composites.recheck(p)
+            again = enclosure.recheck(p)
         holds = p.certified and exact <= p.max_error and sampled <= p.max_error + rounding
         good &= holds and slack <= 1e-3 and again
         mark = f"{'again' if again else 'NOT again'}{'' if holds else ', FAILS'}"

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from approx import plan
+from approx import plan, planning
 from approx.polynomial import clenshaw
 
 LARGEST = 255
@@ -88,8 +88,8 @@ def stability(degree: int) -> float:
     series /= np.sum(np.abs(series))
     worst = 0.0
     for depth in {plan.minimal_depth(degree), openfhe(degree)[0]}:
-        built = plan.build(series.tolist(), depth)
-        assert built.nonscalar_mults <= plan.products(degree, None, depth)
+        built = planning.build(series.tolist(), depth)
+        assert built.nonscalar_mults <= planning.products(degree, None, depth)
         gap = plan.evaluate(built, u) - clenshaw(tuple(series.tolist()), u)
         worst = max(worst, float(np.max(np.abs(gap))))
     return worst
@@ -105,13 +105,13 @@ def main() -> bool:
     saved = dict.fromkeys(worse, 0)
     for degree in range(1, LARGEST + 1):
         depth = math.ceil(math.log2(degree + 1))
-        ours, theirs = plan.products(degree, None, depth), lattigo(degree)[1]
+        ours, theirs = planning.products(degree, None, depth), lattigo(degree)[1]
         fhe_depth, fhe = openfhe(degree)
-        at_fhe = plan.products(degree, None, fhe_depth)
+        at_fhe = planning.products(degree, None, fhe_depth)
         rows = [("Lattigo", ours, theirs), ("OpenFHE", at_fhe, fhe)]
         parity = degree % 2
         named = "Lattigo, odd" if parity else "Lattigo, even"
-        rows.append((named, plan.products(degree, parity, depth), lattigo(degree, parity)[1]))
+        rows.append((named, planning.products(degree, parity, depth), lattigo(degree, parity)[1]))
         for name, a, b in rows:
             worse[name] += a > b
             saved[name] += b - a

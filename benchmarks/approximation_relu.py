@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import approx
-from approx import plan
+from approx import plan, planning
 
 # Lee et al. 2021 ("Precise approximation of convolutional neural networks for homomorphically
 # encrypted data"): degrees of the stages for a ReLU error of 2^-alpha on [-1, 1].
@@ -41,7 +41,7 @@ def main() -> bool:
     print(f"{'alpha':>5} {'published':>14} {'levels':>6} {'products':>8}   ours, no more levels")
     for alpha, degrees in PUBLISHED.items():
         levels = sum(plan.minimal_depth(d) for d in degrees)
-        products = sum(plan.products(d, 1) for d in degrees)
+        products = sum(planning.products(d, 1) for d in degrees)
         c = approx.composite("relu", (-1, 1), tol=2.0**-alpha, depth=levels + 1, multiplied="after")
         fewest = approx.composite(
             "relu", (-1, 1), tol=2.0**-alpha, products=products + 1, multiplied="after"

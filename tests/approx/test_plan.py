@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from approx import plan
+from approx import plan, planning
 from approx.errors import ApproxError
 from approx.polynomial import clenshaw
 
@@ -32,16 +32,16 @@ def test_every_degree_to_255_is_of_optimal_depth_and_accurate(parity):
         if parity is not None and degree % 2 != parity:
             continue
         c = series(degree, parity)
-        p = plan.build(c)
+        p = planning.build(c)
         assert p.depth == math.ceil(math.log2(degree + 1)), degree
         assert relative_error(p, c) < 1e-12, degree
 
 
 def test_products_grow_as_the_square_root_and_parity_saves():
     for degree in (15, 31, 63, 127, 255):
-        dense = plan.build(series(degree, None)).nonscalar_mults
-        odd = plan.build(series(degree, 1)).nonscalar_mults
-        even = plan.build(series(degree - 1, 0)).nonscalar_mults
+        dense = planning.build(series(degree, None)).nonscalar_mults
+        odd = planning.build(series(degree, 1)).nonscalar_mults
+        even = planning.build(series(degree - 1, 0)).nonscalar_mults
         assert dense <= 2 * math.sqrt(2 * (degree + 1)) + math.log2(degree + 1)
         assert odd <= dense
         assert even < dense
@@ -50,8 +50,8 @@ def test_products_grow_as_the_square_root_and_parity_saves():
 def test_one_level_more_never_costs_products():
     for degree in (7, 15, 31, 63):
         c = series(degree, None)
-        wider = plan.build(c, depth=plan.minimal_depth(degree) + 1)
-        assert wider.nonscalar_mults < plan.build(c).nonscalar_mults
+        wider = planning.build(c, depth=plan.minimal_depth(degree) + 1)
+        assert wider.nonscalar_mults < planning.build(c).nonscalar_mults
         assert wider.depth <= plan.minimal_depth(degree) + 1
         assert relative_error(wider, c) < 1e-13
 
@@ -60,7 +60,7 @@ def test_a_linear_term_and_a_constant_keep_the_parity():
     c = series(30, 0)
     with_line = c.copy()
     with_line[1] = 0.5
-    p, q = plan.build(c), plan.build(with_line)
+    p, q = planning.build(c), planning.build(with_line)
     assert p.nonscalar_mults == q.nonscalar_mults
     assert relative_error(q, with_line) < 1e-13
 
@@ -72,14 +72,14 @@ def test_a_linear_term_and_a_constant_keep_the_parity():
 )
 def test_sparse_series(coefficients, extra):
     degree = max((k for k, c in enumerate(coefficients) if c), default=0)
-    p = plan.build(coefficients, depth=plan.minimal_depth(degree) + extra)
+    p = planning.build(coefficients, depth=plan.minimal_depth(degree) + extra)
     expected = clenshaw(tuple(coefficients), U)
     assert np.allclose(plan.evaluate(p, U), expected, rtol=0, atol=1e-12 * (1 + len(coefficients)))
     assert p.depth <= plan.minimal_depth(degree) + extra
 
 
 def test_the_counts_are_those_of_the_steps():
-    p = plan.build(series(63, None))
+    p = planning.build(series(63, None))
     assert p.nonscalar_mults == sum(len(s.products) for s in p.steps)
     assert p.scalar_mults == sum(len(s.scalars) for s in p.steps)
     depths = [0]
@@ -98,17 +98,17 @@ def test_the_counts_are_those_of_the_steps():
 
 
 def test_constants_and_lines():
-    assert plan.build([3.0]).depth == 0
-    assert np.array_equal(plan.evaluate(plan.build([3.0]), U), np.full_like(U, 3.0))
-    line = plan.build([1.0, 2.0])
+    assert planning.build([3.0]).depth == 0
+    assert np.array_equal(plan.evaluate(planning.build([3.0]), U), np.full_like(U, 3.0))
+    line = planning.build([1.0, 2.0])
     assert (line.depth, line.nonscalar_mults, line.scalar_mults) == (1, 0, 1)
 
 
 def test_bad_requests():
     with pytest.raises(ApproxError, match="levels"):
-        plan.build(series(8, None), depth=3)
+        planning.build(series(8, None), depth=3)
     with pytest.raises(ApproxError, match="NaN"):
-        plan.build([1.0, math.nan])
+        planning.build([1.0, math.nan])
 
 
 @pytest.mark.parametrize("degree", [5, 8, 13])
@@ -129,28 +129,28 @@ def unit_series(degree, seed=0):
 @pytest.mark.parametrize("degree", [27, 48, 58, 105, 119, 200, 240])
 def test_halved_products_at_the_same_depth_and_accuracy(degree):
     c = unit_series(degree)
-    p = plan.build(c)
+    p = planning.build(c)
     divided = plan.structure(degree, None, p.depth).total(degree, None, p.depth)
     assert p.depth == plan.minimal_depth(degree)
-    assert p.nonscalar_mults == plan.products(degree) <= divided
-    assert plan.build(c, quiet=True).nonscalar_mults == divided
+    assert p.nonscalar_mults == planning.products(degree) <= divided
+    assert planning.build(c, quiet=True).nonscalar_mults == divided
     assert relative_error(p, c) < 1e-12
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 16.0, 100.0, 1e6])
 def test_halved_products_whatever_the_size_of_the_series(scale):
     c = scale * unit_series(119, seed=3)
-    p = plan.build(c)
+    p = planning.build(c)
     assert np.max(np.abs(plan.evaluate(p, U) - clenshaw(tuple(c), U))) < 1e-13 * max(scale, 1.0)
     assert all(abs(f) <= 64 for s in p.steps for f, _, _ in s.products)
-    assert (p.nonscalar_mults == plan.products(119)) == (scale < 20)
+    assert (p.nonscalar_mults == planning.products(119)) == (scale < 20)
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.9])
 def test_halved_products_of_series_that_decay(decay):
     c = decay ** np.arange(60)
-    p = plan.build(c)
-    assert p.nonscalar_mults == plan.products(59)
+    p = planning.build(c)
+    assert p.nonscalar_mults == planning.products(59)
     assert relative_error(p, c) < 1e-13
 
 
@@ -159,7 +159,7 @@ def test_published_product_counts_are_not_exceeded():
 
     for degree in range(1, 256):
         depth, theirs = lattigo(degree)
-        assert plan.products(degree, None, depth) <= theirs
-        assert plan.products(degree, degree % 2, depth) <= lattigo(degree, degree % 2)[1]
+        assert planning.products(degree, None, depth) <= theirs
+        assert planning.products(degree, degree % 2, depth) <= lattigo(degree, degree % 2)[1]
         depth, theirs = openfhe(degree)
-        assert plan.products(degree, None, depth) <= theirs
+        assert planning.products(degree, None, depth) <= theirs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import approx
-from approx import early, plan, sign_table, signs
+from approx import early, plan, planning, sign_table, signs
 
 
 @pytest.mark.parametrize("degree", [3, 7, 15, 31, 63])
@@ -91,7 +91,7 @@ def test_both_forms_of_the_product_agree():
     ("alpha", "degrees"), [(10, (7, 7, 13)), (12, (7, 15, 27)), (14, (15, 27, 29))]
 )
 def test_no_more_products_than_the_published_degrees(alpha, degrees):
-    products = sum(plan.products(d, 1) for d in degrees)
+    products = sum(planning.products(d, 1) for d in degrees)
     levels = sum(plan.minimal_depth(d) for d in degrees)
     c = approx.composite("relu", (-1, 1), tol=2.0**-alpha, depth=levels + 1, products=products + 1)
     assert c.max_error <= 2.0**-alpha

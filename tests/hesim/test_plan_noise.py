@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import approx
-from approx.plan import Plan, build, evaluate
+from approx.plan import Plan, evaluate
+from approx.planning import build
 from hesim.plan_noise import Node, expand, gain, power_plan
 
 
