@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -92,6 +93,47 @@ class Polynomial:
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
+
+    @classmethod
+    def from_power(
+        cls,
+        coefficients: Sequence[float],
+        domain: Any,
+        *,
+        name: str = "polynomial",
+        affine: str = "own",
+    ) -> Polynomial:
+        """The polynomial sum_k coefficients[k] x^k, on a domain where it is to be evaluated.
+
+        Papers and other libraries print polynomials like this. The Chebyshev coefficients are
+        those of the exact polynomial, rounded once, however much the given ones cancel.
+
+        Args:
+          coefficients: of the powers of x, the constant first (``np.polyfit`` returns them last).
+          domain: (a, b), or a list of disjoint intervals.
+          name: of what it approximates.
+          affine: "own" or "folded", as for ``approx.fit``.
+
+        Raises:
+          ApproxError: coefficients that are no finite numbers, or that exceed float64 in u.
+          DomainError: the domain is malformed.
+        """
+        from approx.power import chebyshev
+
+        try:
+            powers = [float(c) for c in coefficients]
+        except (TypeError, ValueError) as error:
+            raise ApproxError(
+                f"coefficients are numbers, that of x^0 first, not {coefficients!r}."
+            ) from error
+        if not powers or not all(math.isfinite(c) for c in powers):
+            raise ApproxError("coefficients must be finite and at least one.")
+        intervals = intervals_of(domain)
+        scale, shift = affine_map(intervals)
+        if not math.isfinite(scale) or not math.isfinite(shift):
+            raise DomainError(f"float64 cannot map {domain!r} to [-1, 1]; widen it, or narrow it.")
+        series = chebyshev(powers, scale, shift)
+        return cls(series, intervals, scale, shift, name=name, affine=affine)
 
     # --- identity -------------------------------------------------------------------------------
 
@@ -327,6 +369,17 @@ class Polynomial:
         except ValueError as error:
             raise ApproxError(f"Not a stored polynomial: no JSON ({error}).") from error
         return cls.from_dict(data)
+
+
+def intervals_of(domain: Any) -> tuple[Interval, ...]:
+    """(a, b) or a list of such pairs, as intervals; raises DomainError where it is malformed."""
+    try:
+        given = list(domain)
+    except TypeError as error:
+        raise DomainError(
+            f"A domain is (a, b) with a < b, or a list of such pairs, not {domain!r}."
+        ) from error
+    return check_intervals([given] if len(given) == 2 and np.ndim(given[0]) == 0 else given)
 
 
 def check_intervals(intervals: Any) -> tuple[Interval, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from approx.errors import ApproxError, DomainError
-from approx.polynomial import Interval, affine_map, check_intervals
+from approx.polynomial import Interval, affine_map, intervals_of
 
 LARGEST_DEGREE = 511
 _NARROWEST = 1e-10  # width of the domain by its largest point: below, u = scale x + shift is noise
@@ -16,13 +16,7 @@ _NARROWEST = 1e-10  # width of the domain by its largest point: below, u = scale
 
 def domain(spans: Any) -> tuple[Interval, ...]:
     """(a, b) or a list of such pairs, as intervals; raises DomainError where it is malformed."""
-    try:
-        given = list(spans)
-    except TypeError as error:
-        raise DomainError(
-            f"A domain is (a, b) with a < b, or a list of such pairs, not {spans!r}."
-        ) from error
-    intervals = check_intervals([given] if len(given) == 2 and np.ndim(given[0]) == 0 else given)
+    intervals = intervals_of(spans)
     low, high = intervals[0][0], intervals[-1][1]
     if not math.isfinite(high - low):
         raise DomainError(f"float64 cannot hold the width of ({low:g}, {high:g}); narrow it.")

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,3 +133,52 @@ def test_contains_leaves_gaps_and_nan_out():
     np.testing.assert_array_equal(p.contains(x), [[True, True, False], [False, False, False]])
     assert p.contains(1.0 + 1e-10) and not p.contains(1.0 + 1e-6)
     assert p.contains(1.0 + 1e-6, slack=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20),
+    st.floats(-50, 50),
+    st.floats(0.1, 40),
+    st.floats(0, 1),
+)
+def test_powers_become_a_chebyshev_series(powers, low, width, where):
+    p = Polynomial.from_power(powers, (low, low + width))
+    x = min(max(low + where * width, p.hull[0]), p.hull[1])
+    with mpmath.workdps(60):
+        exact = mpmath.polyval([mpmath.mpf(c) for c in powers], mpmath.mpf(x), asc=True)
+        slope = mpmath.polyval(
+            [k * mpmath.mpf(c) for k, c in enumerate(powers) if k] or [0], mpmath.mpf(x), asc=True
+        )
+        inside = 2e-15 * (abs(p.shift) + 1) / p.scale  # u = scale x + shift is rounded
+        allowed = 1e-14 * sum(map(abs, p.coefficients)) + 4 * inside * abs(slope) + 1e-300
+        assert abs(mpmath.mpf(float(p(x))) - exact) <= allowed
+
+
+def test_powers_that_cancel_keep_their_precision():
+    """T_40 has coefficients up to 1e14 in powers of x, and is 1 in Chebyshev's."""
+    powers = np.polynomial.chebyshev.cheb2poly([0] * 40 + [1])
+    p = Polynomial.from_power(powers, (-1, 1))
+    assert max(abs(c) for c in powers) > 1e13
+    assert p.coefficients[40] == 1.0
+    assert max(abs(c) for c in p.coefficients[:40]) < 1e-12
+    q = Polynomial.from_power([5.0, -3.0, 0.0, 2.0], [(-2, -1), (1, 4)], name="cubic")
+    assert float(q(3.0)) == pytest.approx(5 - 9 + 54, rel=1e-14)
+    assert (q.name, q.degree, q.intervals) == ("cubic", 3, ((-2.0, -1.0), (1.0, 4.0)))
+
+
+@pytest.mark.parametrize(
+    ("powers", "domain", "error"),
+    [
+        ([], (0, 1), ApproxError),
+        ([1, math.nan], (0, 1), ApproxError),
+        (["a"], (0, 1), ApproxError),
+        (3, (0, 1), ApproxError),
+        ([1e300, 0, 1e300], (0, 1e200), ApproxError),
+        ([1, 2], (1, 0), DomainError),
+        ([1, 2], 7, DomainError),
+    ],
+)
+def test_bad_powers_are_named(powers, domain, error):
+    with pytest.raises(error):
+        Polynomial.from_power(powers, domain)
