@@ -1,8 +1,9 @@
-"""The key holder's process: encrypts inputs, refreshes and decrypts, alone with the secret key.
+"""The key holder's process: answers the server's requests, alone with the secret key.
 
 It is driven by two links: the caller's (configuration in, error details out) and the server's (one
 request at a time). Whatever goes wrong on this side, the server sees the same message, "refused",
-and the exchange ends; what went wrong, with the operation and its source line, goes to the caller.
+after a time that depends on its request alone, and no client of the run answers it any more. What
+went wrong, with the operation and its source line, goes to the caller.
 """
 
 from __future__ import annotations
@@ -12,125 +13,67 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from he_backend.errors import BackendError, BlobError, ProtocolError, ValueRangeError, to_message
-from he_backend.execute import components_of, placed, rows_of
-from he_backend.machines.checks import carried
-from he_backend.machines.protocol import Machine
+from he_backend.errors import (
+    BlobError,
+    PeerGoneError,
+    ProtocolError,
+    RunFolderError,
+    to_message,
+)
+from he_backend.exchange import Exchange, requested
+from he_backend.execute import operands_of, placed
+from he_backend.folders import Folders, digest_of, read_manifest, verify_files
+from he_backend.keyholder import KeyHolder
 from he_backend.memory import peak_bytes
-from he_backend.protocol import receive, send
-from he_backend.store import write_values
-from hesim.circuit.circuit import Circuit
+from he_backend.protocol import SMALL, receive, send
+from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.cost import refresh_seconds
 
-__all__ = ["KeyHolder", "main"]
+__all__ = ["main"]
 
+_SILENCE_SECONDS = 120.0
+"""A server that stops in the middle of a message is given up."""
 
-class KeyHolder:
-    """What the client does with the secret key.
-
-    Args:
-      circuit: public; says level and scale of everything that is exchanged.
-      machine: holds the secret and the public key.
-      inputs: the secret inputs, one array for each encrypted leaf.
-      ranges: calibrated range (low, high) of the slot values of a ciphertext, by number.
-      values: folder for decrypted vectors, or None to keep them in `decrypted`.
-    """
-
-    def __init__(
-        self,
-        circuit: Circuit,
-        machine: Machine,
-        inputs: list[np.ndarray],
-        ranges: Mapping[int, tuple[float, float]] | None = None,
-        values: Path | None = None,
-    ):
-        self.circuit = circuit
-        self.machine = machine
-        self.inputs = inputs
-        self.ranges = ranges or {}
-        self.values = values
-        self.decrypted: dict[int, np.ndarray] = {}
-
-    def encrypt_input(self, i: int) -> Any:
-        """The ciphertext of input instruction i."""
-        circuit = self.circuit
-        number, row = circuit.input_rows[int(circuit.param[i])]
-        try:
-            vector = circuit.inputs[number].vector(row, self.inputs)
-            return self.machine.encrypt(vector, int(circuit.level[i]), float(circuit.scale[i]))
-        except BackendError as error:
-            leaf = circuit.inputs[number].operand
-            label = circuit.input_labels[leaf] if leaf < len(circuit.input_labels) else "input"
-            error.rows = rows_of(circuit, error.slots) if error.slots else ()
-            raise error.at(f"input {label}", "") from error
-
-    def refresh(self, i: int, cipher: Any) -> Any:
-        """A fresh ciphertext, at the level of refresh instruction i, of what `cipher` holds."""
-        argument = int(self.circuit.arg[self.circuit.args(i)][0])
-        try:
-            vector = self._checked(argument, cipher)
-            return self.machine.encrypt(
-                vector, int(self.circuit.level[i]), float(self.circuit.scale[i])
-            )
-        except BackendError as error:
-            raise placed(error, self.circuit, i) from error
-
-    def deliver(self, c: int, cipher: Any) -> None:
-        """Decrypt ciphertext c and keep its slot values."""
-        try:
-            vector = self._checked(c, cipher)
-        except BackendError as error:
-            raise placed(error, self.circuit, c) from error
-        if self.values is None:
-            self.decrypted[c] = vector
-        else:
-            write_values(self.values, c, vector)
-
-    def _checked(self, c: int, cipher: Any) -> np.ndarray:
-        vector = self.machine.decrypt(cipher)
-        carried(self.circuit.params, vector, cipher.level, cipher.scale)
-        low, high = self.ranges.get(c, (-np.inf, np.inf))
-        if float(vector.min()) < low or float(vector.max()) > high:
-            error = ValueRangeError(
-                f"decrypted values from {vector.min():.4g} to {vector.max():.4g} leave the "
-                f"calibrated range [{low:.4g}, {high:.4g}]: an operation before overflowed, or the "
-                f"data is unlike the calibration data"
-            )
-            error.slots = tuple(np.flatnonzero((vector < low) | (vector > high)).tolist())
-            raise error
-        return vector
+_REFUSAL_SECONDS = 0.5
+_REFUSAL_FACTOR = 4.0
+"""A refusal is sent at a multiple of a time that exceeds what checking the request takes."""
 
 
 class _Client:
     """One client process: a KeyHolder behind two sockets."""
 
     def __init__(self, control: socket.socket):
-        from he_backend.keys import params_of
-        from he_backend.machines.pyfhel import PyfhelMachine
-
         self.control = control
+        self.ended = False
         config, _ = receive(control)
-        folder = Path(config["client"])
+        folders = Folders(Path(os.devnull), Path(config["client"]))
+        run = str(config.get("name", ""))
         self.circuit = circuit = Circuit.load(config["circuit"])
-        machine = PyfhelMachine(params_of(config["params"]), circuit.slots, cache_bytes=0)
-        machine.load_public_key(folder / "public.key")
-        machine.load_secret_key(folder / "secret.key")
-        inputs = [np.load(folder / "inputs" / f"{k}.npy") for k in range(config["inputs"])]
-        ranges = {int(c): (float(lo), float(hi)) for c, (lo, hi) in config["ranges"].items()}
-        self.machine = machine
-        self.components = components_of(circuit)
-        self.holder = KeyHolder(circuit, machine, inputs, ranges, folder / "values")
+        taps = (tap for tap in (*circuit.outputs, *circuit.taps) if tap is not None)
+        known = config.get("deliver", [int(c) for tap in taps for c in tap.ciphers])
+        self.deliver = frozenset(int(c) for c in known)
+        self.exchange = Exchange(folders.exchange, run, circuit)
+        self.holder = KeyHolder(
+            circuit,
+            _machine(circuit, config, folders),
+            _inputs(folders, int(config["inputs"]), config.get("digests")),
+            {int(c): _range(*bounds) for c, bounds in config["ranges"].items()},
+            folders.values,
+            run,
+        )
         self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.server.settimeout(_SILENCE_SECONDS)
         try:
             self.server.connect(config["socket"])
         except OSError as error:
             raise ProtocolError(f"the server is gone: {error}") from error
-        send(self.server, {"type": "hello", "role": "client"})
+        send(self.server, {"type": "hello", "role": "client", **config.get("token", {})})
         send(control, {"type": "ready", "pid": os.getpid()})
 
     def serve(self) -> None:
@@ -145,55 +88,102 @@ class _Client:
                     if header["type"] == "stop":
                         send(self.control, {"type": "stopped", "peak": peak_bytes()})
                         return
-                elif self.server in ready:
-                    self._answer()
+                elif self.ended:
+                    if not _discard(self.server):
+                        selector.unregister(self.server)
+                else:
+                    self._hear()
 
-    def _answer(self) -> None:
+    def _hear(self) -> None:
+        """Serve the next request, or refuse it, which is the last word to the server."""
+        if not self.server.recv(1, socket.MSG_PEEK):
+            raise PeerGoneError("the server closed the connection")
+        began, started = time.monotonic(), time.thread_time()
+        numbers: list[int] = []
         try:
-            header, blobs = receive(self.server)
-        except ProtocolError:
-            self.server.close()
+            replies = self._serve(numbers)
+        except PeerGoneError:  # it knows why, or the caller does
             raise
-        started = time.thread_time()
-        try:
-            replies = self._serve(header, blobs)
-        except BackendError as error:
-            send(self.control, {"type": "error", "error": to_message(error)})
-            send(self.server, {"type": "refused"})
+        except Exception as error:
+            self._refuse(error, began, numbers)
             return
-        except Exception as error:  # whatever it is, the server must see the same word
-            send(self.control, {"type": "error", "error": to_message(error)})
-            send(self.server, {"type": "refused"})
-            return
-        send(self.server, {"type": "done", "seconds": time.thread_time() - started}, replies)
+        with self.exchange.held():
+            self.ended = self.exchange.ended
+            if not self.ended:
+                seconds = time.thread_time() - started
+                send(self.server, {"type": "done", "seconds": seconds}, replies)
+        if self.ended:
+            self.server.shutdown(socket.SHUT_WR)
 
-    def _serve(self, header: dict[str, Any], blobs: list[bytes]) -> list[bytes]:
-        kind, numbers = header["type"], [int(i) for i in header["instructions"]]
-        if kind == "input":
-            return [self.machine.to_bytes(self.holder.encrypt_input(i)) for i in numbers]
-        if len(blobs) != len(numbers):
-            raise BlobError(f"the server sent {len(blobs)} ciphertexts for {len(numbers)} requests")
-        if kind == "refresh":
-            arguments = [int(self.circuit.arg[self.circuit.args(i)][0]) for i in numbers]
-            return [
-                self.machine.to_bytes(self.holder.refresh(i, self._parse(a, blob)))
-                for i, a, blob in zip(numbers, arguments, blobs, strict=True)
-            ]
-        if kind == "deliver":
-            for c, blob in zip(numbers, blobs, strict=True):
-                self.holder.deliver(c, self._parse(c, blob))
-            return []
-        raise ProtocolError(f"the server asks for {kind!r}, which a client does not do")
+    def _serve(self, numbers: list[int]) -> list[bytes]:
+        """The answer to the next request, whose instructions are noted in `numbers`."""
 
-    def _parse(self, c: int, blob: bytes) -> Any:
-        level, scale = int(self.circuit.level[c]), float(self.circuit.scale[c])
+        def sizes(header: dict[str, Any]) -> Sequence[int]:
+            numbers.extend(requested(self.circuit, self.deliver, header))
+            return self.holder.sizes(header["type"], numbers)
+
         try:
-            return self.machine.from_bytes(blob, level, scale, int(self.components[c]))
-        except BackendError as error:
-            op = int(self.circuit.source[c])
-            if op >= 0:
-                error.at(self.circuit.op_names[op], self.circuit.op_sources[op])
-            raise
+            header, blobs = receive(self.server, sizes, SMALL)
+        except BlobError as error:
+            raise placed(error, self.circuit, numbers[0]) from error
+        self.exchange.claim(header["type"], numbers)
+        return self.holder.answer(header["type"], numbers, blobs)
+
+    def _refuse(self, error: Exception, began: float, numbers: Sequence[int]) -> None:
+        """Tell the caller what is wrong, and the server nothing but that this is the end."""
+        self.ended = True
+        step = max(_REFUSAL_SECONDS, _REFUSAL_FACTOR * self._seconds(numbers))
+        passed = time.monotonic() - began
+        time.sleep((passed // step + 1) * step - passed)
+        with contextlib.suppress(ProtocolError):
+            send(self.control, {"type": "error", "error": to_message(error)})
+        with self.exchange.held(), contextlib.suppress(ProtocolError, OSError):
+            if not self.exchange.ended:
+                self.exchange.end()
+                send(self.server, {"type": "refused"})
+            self.server.shutdown(socket.SHUT_WR)
+
+    def _seconds(self, numbers: Sequence[int]) -> float:
+        """Predicted seconds of a request; what it asks for is known to the server."""
+        circuit, total = self.circuit, 0.0
+        for i in numbers:
+            refreshed = circuit.kind[i] == Kind.REFRESH
+            below = int(circuit.level[operands_of(circuit, i)[0] if refreshed else i])
+            total += refresh_seconds(below, int(circuit.level[i]), circuit.params.log_n)
+        return total
+
+
+def _discard(link: socket.socket) -> bool:
+    """Throw away what a peer still says; whether it may say more."""
+    try:
+        return bool(link.recv(1 << 16))
+    except OSError:
+        return False
+
+
+def _range(low: float | None, high: float | None) -> tuple[float, float]:
+    return (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+
+
+def _machine(circuit: Circuit, config: dict[str, Any], folders: Folders) -> Any:
+    """The machine with the keys of this run. Raises BlobError if a key file was altered."""
+    from he_backend.keys import params_of
+    from he_backend.machines.pyfhel import PyfhelMachine
+
+    verify_files(folders.client, read_manifest(folders.client_keys)["files"])
+    machine = PyfhelMachine(params_of(config["params"]), circuit.slots, cache_bytes=0)
+    machine.load_public_key(folders.client / "public.key")
+    machine.load_secret_key(folders.secret_key)
+    return machine
+
+
+def _inputs(folders: Folders, count: int, digests: Sequence[str] | None) -> list[np.ndarray]:
+    """The clear inputs. Raises RunFolderError if one is not the file that the caller wrote."""
+    paths = [folders.inputs / f"{k}.npy" for k in range(count)]
+    for path, digest in zip(paths, digests or ()):
+        if not path.exists() or digest_of(path) != digest:
+            raise RunFolderError(f"{path} was altered while the run began; run again")
+    return [np.load(path, allow_pickle=False) for path in paths]
 
 
 def main() -> None:

@@ -10,13 +10,16 @@ __all__ = [
     "BackendError",
     "BlobError",
     "CircuitError",
+    "ClientGoneError",
     "ClientRefusedError",
     "DomainError",
     "EncodeError",
     "LedgerMismatchError",
     "MissingRotationKey",
+    "PeerGoneError",
     "ProtocolError",
     "RunFolderError",
+    "StorageError",
     "ValueRangeError",
     "WorkerDied",
 ]
@@ -97,8 +100,16 @@ class ProtocolError(BackendError):
     """A message between processes that breaks the protocol, or a peer that went away."""
 
 
+class PeerGoneError(ProtocolError):
+    """The process at the other end of a link has closed it, or has ended."""
+
+
 class ClientRefusedError(BackendError):
     """The client ended the exchange. The server learns this and no more."""
+
+
+class ClientGoneError(ClientRefusedError):
+    """A client's process ended, or closed its link, in the middle of the exchange."""
 
 
 class WorkerDied(BackendError):
@@ -111,6 +122,14 @@ class LedgerMismatchError(BackendError):
 
 class RunFolderError(BackendError):
     """A run folder that belongs to another computation, or cannot be used."""
+
+
+class StorageError(RunFolderError, OSError):
+    """A file that the system refuses to write: the disk is full, or nobody may write there."""
+
+
+class RunFolderWarning(UserWarning):
+    """Work of earlier attempts, or keys, that a run cannot use and replaces."""
 
 
 _NAMED_ROWS = 8

@@ -3,7 +3,7 @@
     run_dir/            server: circuit.npz, operands/, keys/ (public, relinearization, rotation),
                         store/, journal.jsonl, run.json, server.log
     run_dir.client/     client only, mode 0700: secret.key (0600), public.key, keys.json, run.json,
-                        inputs/, values/
+                        exchange.jsonl, inputs/, values/
 
 The secret key never enters `run_dir`.
 """
@@ -20,7 +20,15 @@ from typing import Any
 
 from he_backend.errors import BlobError, RunFolderError
 
-__all__ = ["Folders", "clean_environment", "digest_of", "read_json", "verify_files"]
+__all__ = [
+    "Folders",
+    "clean_environment",
+    "digest_of",
+    "module_command",
+    "read_json",
+    "read_manifest",
+    "verify_files",
+]
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,32 @@ class Folders:
         return self.client / "run.json"
 
     @property
+    def exchange(self) -> Path:
+        return self.client / "exchange.jsonl"
+
+    @property
     def client_keys(self) -> Path:
         return self.client / "keys.json"
 
+    @property
+    def key_manifest(self) -> Path:
+        return self.keys / "keys.json"
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every folder in which the processes of a run write."""
+        server = (self.server, self.operands, self.keys, self.store)
+        return (*server, self.client, self.inputs, self.values)
+
+    def has_work(self) -> bool:
+        """Whether the server's folder holds keys or results of earlier attempts."""
+        kept = (self.journal, self.key_manifest)
+        return any(path.exists() for path in kept) or any(self.store.glob("c*.ct"))
+
     def forget(self) -> None:
         """Remove the work of earlier attempts: what was computed, and what was decrypted."""
-        self.journal.unlink(missing_ok=True)
-        for path in (*self.store.glob("c*.ct"), *self.values.glob("v*.f64")):
+        results = (*self.store.glob("c*.ct"), *self.values.glob("v*.f64"))
+        for path in (self.journal, self.exchange, *results):
             path.unlink(missing_ok=True)
 
 
@@ -131,24 +158,51 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     for name, (size, digest) in manifest.items():
         path = folder / name
         if not path.exists() or path.stat().st_size != size:
-            raise BlobError(f"the key file {name} is missing or truncated; {_remedy(folder)}")
+            raise BlobError(f"the key file {path} is missing or truncated; {_new_keys(folder)}")
         if digest_of(path) != digest:
-            raise BlobError(f"the key file {name} was altered; {_remedy(folder)}")
+            raise BlobError(f"the key file {path} was altered; {_new_keys(folder)}")
 
 
-def _remedy(folder: Path) -> str:
-    return f"remove {folder / 'keys.json'} to make new keys, which starts the run afresh"
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A keys.json whose "files" give each file's size and SHA-256.
+
+    Raises:
+      RunFolderError: it is gone, damaged, or of another shape.
+    """
+    found = read_json(path, _new_keys(path.parent))
+    files = found.get("files")
+    whole = isinstance(files, dict) and all(
+        isinstance(entry, list)
+        and len(entry) == 2
+        and type(entry[0]) is int
+        and isinstance(entry[1], str)
+        for entry in files.values()
+    )
+    if not whole:
+        raise RunFolderError(
+            f"{path} is damaged, its list of files is not one; {_new_keys(path.parent)}"
+        )
+    return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises RunFolderError if it is gone or damaged."""
+def _new_keys(folder: Path) -> str:
+    return (
+        f"put the right one back, or remove {folder / 'keys.json'} to make new keys, which starts "
+        f"the run afresh"
+    )
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """An object from a JSON file. Raises RunFolderError, with the remedy, if it is gone or damaged.
+
+    remedy: what the reader of the error is to do.
+    """
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        text = f"{path} cannot be read ({error}); remove it to start afresh"
-        raise RunFolderError(text) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); {remedy}") from None
     if not isinstance(found, dict):
-        raise RunFolderError(f"{path} is damaged; remove it to start afresh")
+        raise RunFolderError(f"{path} is damaged, it holds no object; {remedy}")
     return found
 
 

@@ -7,28 +7,44 @@ server starts, so no process that evaluates ever held the secret key.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from he_backend.errors import BackendError
+from he_backend.errors import (
+    BackendError,
+    BlobError,
+    RunFolderError,
+    RunFolderWarning,
+    from_message,
+    to_message,
+)
 from he_backend.folders import (
     Folders,
     clean_environment,
     digest_of,
     module_command,
-    read_json,
+    read_manifest,
     verify_files,
 )
+from he_backend.store import storing
 from hesim.files import write_whole
 from hesim.params import CKKSParams
+
+if TYPE_CHECKING:
+    from he_backend.machines.pyfhel import PyfhelMachine
 
 __all__ = ["ensure_keys", "params_of"]
 
@@ -37,33 +53,34 @@ _CLIENT_FILES = ("public.key", "secret.key")
 _PR_SET_PDEATHSIG = 1
 
 
-def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int]) -> float:
+def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int], run: str = "") -> float:
     """Make the keys of a run unless they are there already.
 
     Args:
       folders: where to.
       params: ring and primes.
       steps: rotation steps, in slots to the left.
+      run: name of the run, to which the keys are bound.
 
     Returns:
       Seconds it took, 0 if the keys were there.
 
-    New keys cannot read what was computed under others: the work of earlier attempts is removed.
+    New keys are made only where a keys.json is gone. They cannot read what was computed under
+    others, so the work of earlier attempts is removed then, with a RunFolderWarning.
 
     Raises:
-      BlobError: a key file is missing, truncated, altered, or the client's is of another pair.
+      BlobError: a key file is missing, truncated, altered, or of another pair.
+      RunFolderError: a keys.json is damaged, or of other keys than the run's.
+      StorageError: the files cannot be written.
       BackendError: the key process failed.
     """
     wanted = {"params": dataclasses.asdict(params), "steps": sorted({int(s) for s in steps} - {0})}
-    manifest = folders.keys / "keys.json"
-    if manifest.exists() and folders.client_keys.exists():
-        found, held = read_json(manifest), read_json(folders.client_keys)
-        if {name: found.get(name) for name in wanted} == wanted:
-            verify_files(folders.keys, found["files"])
-            verify_files(folders.client, held["files"])
-            if held["files"]["public.key"] == found["files"]["public.key"]:
-                return 0.0
-    manifest.unlink(missing_ok=True)
+    wanted["run"] = run
+    if folders.key_manifest.exists() and folders.client_keys.exists():
+        _verify(folders, wanted)
+        return 0.0
+    _warn_of_lost_work(folders)
+    folders.key_manifest.unlink(missing_ok=True)
     folders.client_keys.unlink(missing_ok=True)
     folders.forget()
     job = {
@@ -82,9 +99,59 @@ def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int]) -> f
         check=False,
     )
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise BackendError(f"making keys failed (exit {done.returncode}): {last[0]}")
-    return float(read_json(manifest)["seconds"])
+        raise _failure(done)
+    return float(read_manifest(folders.key_manifest)["seconds"])
+
+
+def _verify(folders: Folders, wanted: dict[str, Any]) -> None:
+    """Hold the keys that are there against what the run needs, the client's against the server's.
+
+    Raises:
+      BlobError, RunFolderError: as `ensure_keys`.
+    """
+    found, held = read_manifest(folders.key_manifest), read_manifest(folders.client_keys)
+    again = f"remove {folders.key_manifest} to make new keys, which starts the run afresh"
+    needed = {_SERVER_FILES[:2]: found, _CLIENT_FILES: held}
+    if any(not set(names) <= set(manifest["files"]) for names, manifest in needed.items()):
+        raise RunFolderError(f"a keys.json lists too few files; {again}")
+    differ = [name for name in wanted if found.get(name) != wanted[name]]
+    if differ:
+        raise RunFolderError(
+            f"{folders.key_manifest} is of other keys than this run's (another: "
+            f"{', '.join(differ)}), so it was altered or exchanged; put the right one back, or "
+            f"{again}"
+        )
+    verify_files(folders.keys, found["files"])
+    verify_files(folders.client, {name: held["files"][name] for name in _CLIENT_FILES})
+    if held.get("run") != wanted["run"] or held.get("pair") != found["files"]:
+        raise BlobError(
+            f"the keys in {folders.client} and those in {folders.keys} are of different pairs; put "
+            f"back those that belong together, or {again}"
+        )
+
+
+def _warn_of_lost_work(folders: Folders) -> None:
+    """Say what new keys cost, if anything was computed under those whose keys.json is gone."""
+    try:
+        tasks = folders.journal.read_bytes().count(b'{"task":')
+    except FileNotFoundError:
+        tasks = 0
+    if tasks:
+        gone = [p for p in (folders.key_manifest, folders.client_keys) if not p.exists()]
+        warnings.warn(
+            f"{' and '.join(map(str, gone))} is gone, and with it the use of the keys: new ones "
+            f"are made, and the {tasks} tasks that were finished under the old ones run again",
+            RunFolderWarning,
+            stacklevel=2,
+        )
+
+
+def _failure(done: subprocess.CompletedProcess[str]) -> BackendError:
+    """What the key process said on its way out."""
+    with contextlib.suppress(ValueError, AttributeError):
+        return from_message(json.loads(done.stdout))
+    last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+    return BackendError(f"making keys failed (exit {done.returncode}): {last[0]}")
 
 
 def params_of(plain: dict) -> CKKSParams:
@@ -95,33 +162,51 @@ def params_of(plain: dict) -> CKKSParams:
 
 
 def main() -> None:
-    """Entry of the key process: one JSON job on standard input."""
-    import time
-
-    from he_backend.machines.pyfhel import PyfhelMachine
-
+    """Entry of the key process: one JSON job on standard input, an error on standard output."""
     os.umask(0o077)
     job = json.load(sys.stdin)
     _end_with(int(job["parent"]))
+    try:
+        _make(job)
+    except BackendError as error:
+        sys.stdout.write(json.dumps(to_message(error)))
+        raise
+
+
+def _make(job: dict[str, Any]) -> None:
+    from he_backend.machines.pyfhel import PyfhelMachine
+
     started = time.monotonic()
     keys, client = Path(job["keys"]), Path(job["client"])
     machine = PyfhelMachine.generate(params_of(job["params"]), job["steps"])
-    for path in (*(keys / name for name in _SERVER_FILES), client / "secret.key"):
+    written = [*(keys / name for name in _SERVER_FILES), *(client / name for name in _CLIENT_FILES)]
+    for path in written:
         path.unlink(missing_ok=True)  # an existing file would keep its mode
-    machine.save_keys(
-        keys / "public.key", keys / "relin.key", keys / "rotation.key", client / "secret.key"
-    )
-    (client / "public.key").write_bytes((keys / "public.key").read_bytes())
-    names = [name for name in _SERVER_FILES if (keys / name).exists()]
-    held = {"files": _manifest(client, _CLIENT_FILES)}
-    write_whole(client / "keys.json", json.dumps(held, indent=1).encode())
-    manifest = {
-        "params": job["params"],
-        "steps": job["steps"],
-        "files": _manifest(keys, names),
-        "seconds": time.monotonic() - started,
-    }
-    write_whole(keys / "keys.json", json.dumps(manifest, indent=1).encode())
+    try:
+        with storing(keys):
+            _save(machine, keys, client)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    files = _manifest(keys, [name for name in _SERVER_FILES if (keys / name).exists()])
+    held = {"run": job["run"], "files": _manifest(client, _CLIENT_FILES), "pair": files}
+    found = {name: job[name] for name in ("run", "params", "steps")}
+    found |= {"files": files, "seconds": time.monotonic() - started}
+    for path, manifest in ((client / "keys.json", held), (keys / "keys.json", found)):
+        with storing(path):
+            write_whole(path, json.dumps(manifest, indent=1).encode())
+
+
+def _save(machine: PyfhelMachine, keys: Path, client: Path) -> None:
+    """Write all key files. Raises OSError, of which SEAL says nothing but that there was one."""
+    try:
+        machine.save_keys(
+            keys / "public.key", keys / "relin.key", keys / "rotation.key", client / "secret.key"
+        )
+    except RuntimeError as error:
+        raise OSError(errno.EIO, str(error), str(keys)) from error
+    shutil.copyfile(keys / "public.key", client / "public.key")
 
 
 def _manifest(folder: Path, names: Iterable[str]) -> dict[str, list]:

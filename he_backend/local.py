@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.client import KeyHolder
 from he_backend.execute import Executor, Spent, operands_of
+from he_backend.keyholder import KeyHolder
 from he_backend.machines.protocol import Machine
 from hesim.circuit.circuit import Circuit, Kind
 
@@ -26,6 +26,7 @@ def run_local(
     ranges: Mapping[int, tuple[float, float]] | None = None,
     taken: Callable[[int, np.ndarray], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    keep: bool = True,
 ) -> tuple[dict[int, np.ndarray], Spent]:
     """Execute a Circuit from inputs to decrypted outputs.
 
@@ -37,6 +38,7 @@ def run_local(
       ranges: calibrated ranges, see KeyHolder.
       taken: called with every refreshed or delivered ciphertext and its decrypted values.
       progress: called with instructions done and in all.
+      keep: whether what is delivered is kept and returned, or only shown to `taken`.
 
     Returns:
       Slot values of the delivered ciphertexts, and what was spent.
@@ -59,9 +61,11 @@ def run_local(
             later = wanted.union(np.flatnonzero(last >= stop).tolist())
             spent.add(executor.run(range(first, stop), ciphers, later.__contains__))
         for c in [c for c in ciphers if first <= c < stop and c in wanted]:
-            holder.deliver(c, ciphers[c])
+            vector = holder.deliver(c, ciphers[c])
             if taken is not None:
-                taken(c, holder.decrypted[c])
+                taken(c, vector)
+            if not keep:
+                holder.decrypted.clear()
         for c in [c for c in ciphers if last[c] < stop]:
             del ciphers[c]
         if progress is not None:

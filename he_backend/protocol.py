@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from he_backend.errors import BlobError, ProtocolError
+from he_backend.errors import BlobError, PeerGoneError, ProtocolError
 
-__all__ = ["Progress", "receive", "send"]
+__all__ = ["SMALL", "Progress", "packed", "receive", "send"]
 
 _PREFIX = struct.Struct("<4sII")
 _LENGTH = struct.Struct("<Q")
@@ -19,6 +19,9 @@ _MAGIC = b"heM1"
 _HEADER_LIMIT = 1 << 26
 _BLOB_LIMIT = 1 << 31
 _BLOBS_LIMIT = 1 << 12
+
+SMALL = 1 << 14
+"""Bytes that suffice for any header between client and server."""
 
 
 @dataclass(frozen=True)
@@ -47,51 +50,78 @@ class Progress:
         return self.done / self.total if self.total else 1.0
 
 
+def packed(header: dict[str, Any], sizes: Sequence[int] = ()) -> bytes:
+    """The bytes of a message up to its blobs, which have these sizes."""
+    text = json.dumps(header).encode()
+    lengths = [_LENGTH.pack(size) for size in sizes]
+    return b"".join((_PREFIX.pack(_MAGIC, len(text), len(sizes)), text, *lengths))
+
+
 def send(link: socket.socket, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
     """Send one message.
 
     Raises:
-      ProtocolError: the peer is gone.
+      ProtocolError: the peer takes nothing for longer than the link's time-out.
+      PeerGoneError: it is gone.
     """
-    text = json.dumps(header).encode()
-    parts = [_PREFIX.pack(_MAGIC, len(text), len(blobs)), text]
-    parts += [_LENGTH.pack(len(blob)) for blob in blobs]
     try:
-        link.sendall(b"".join(parts))
+        link.sendall(packed(header, [len(blob) for blob in blobs]))
         for blob in blobs:
             link.sendall(blob)
+    except TimeoutError as error:
+        raise ProtocolError("the other process does not take what it is sent") from error
     except OSError as error:
-        raise ProtocolError(f"the other process is gone: {error}") from error
+        raise PeerGoneError(f"the other process is gone: {error}") from error
 
 
 def receive(
-    link: socket.socket, sizes: Sequence[int] | None = None
+    link: socket.socket,
+    sizes: Sequence[int] | Callable[[dict[str, Any]], Sequence[int]] | None = None,
+    header_limit: int = _HEADER_LIMIT,
 ) -> tuple[dict[str, Any], list[bytes]]:
     """The next message.
 
+    No memory is taken for what is not as large as it should be.
+
     Args:
       link: a blocking socket.
-      sizes: lengths that the blobs must have, where the receiver knows them.
+      sizes: lengths in bytes that the blobs must have, if there are any; or a function that tells
+        them from the header, and may refuse it. None takes what the protocol allows.
+      header_limit: bytes that the header may have.
 
     Raises:
-      ProtocolError: the peer closed the connection, or the bytes are no message.
+      ProtocolError: the bytes are no message, or the peer falls silent in the middle of one for
+        longer than the link's time-out.
+      PeerGoneError: the peer closed the connection.
       BlobError: blobs of another number or length than `sizes`.
     """
     magic, length, count = _PREFIX.unpack(_read(link, _PREFIX.size))
-    if magic != _MAGIC or length > _HEADER_LIMIT or count > _BLOBS_LIMIT:
+    if magic != _MAGIC or length > header_limit or count > _BLOBS_LIMIT:
         raise ProtocolError("the bytes are not a message of this protocol")
+    header = _header(_read(link, length))
+    expected = sizes(header) if callable(sizes) else sizes
+    if expected is not None and count and count != len(expected):
+        raise BlobError(f"a message brings {count} blobs instead of {len(expected)}")
+    lengths = [_LENGTH.unpack(_read(link, _LENGTH.size))[0] for _ in range(count)]
+    if expected is not None and count and lengths != list(expected):
+        raise BlobError(f"a message brings blobs of {lengths} bytes instead of {list(expected)}")
+    if sum(lengths) > _BLOB_LIMIT:
+        raise ProtocolError("the blobs of a message are larger than the protocol allows")
+    return header, [_read(link, n) for n in lengths]
+
+
+def _header(text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(_read(link, length))
-    except ValueError as error:
+        header = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the message's header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ProtocolError("the message's header is not an object")
-    lengths = [_LENGTH.unpack(_read(link, _LENGTH.size))[0] for _ in range(count)]
-    if sizes is not None and count and lengths != list(sizes):
-        raise BlobError(f"a message brings blobs of {lengths} bytes instead of {list(sizes)}")
-    if any(n > _BLOB_LIMIT for n in lengths):
-        raise ProtocolError("a blob is larger than the protocol allows")
-    return header, [_read(link, n) for n in lengths]
+    return header
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _read(link: socket.socket, length: int) -> bytes:
@@ -101,9 +131,14 @@ def _read(link: socket.socket, length: int) -> bytes:
     while got < length:
         try:
             count = link.recv_into(view[got:])
+        except TimeoutError as error:
+            raise ProtocolError(
+                "the other process fell silent in the middle of a message"
+            ) from error
         except OSError as error:
-            raise ProtocolError(f"the other process is gone: {error}") from error
+            raise PeerGoneError(f"the other process is gone: {error}") from error
         if count == 0:
-            raise ProtocolError("the other process closed the connection")
+            raise PeerGoneError("the other process closed the connection")
         got += count
+    view.release()
     return bytes(buffer)

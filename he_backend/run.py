@@ -114,7 +114,7 @@ def run(
         else:
             # A server cannot see a value wrap around; the twin on plain vectors can, beforehand.
             reporter.phase("checking for overflow on plain vectors")
-            found = _check_on_slots(circuit, exact.inputs, operands, reporter)
+            found = _check_on_slots(circuit, exact.inputs, operands, deliver, reporter)
             ranges = {**found, **(ranges or {})}
             outcome = _on_pyfhel(
                 circuit,
@@ -259,6 +259,7 @@ def _check_on_slots(
     circuit: Circuit,
     inputs: Sequence[np.ndarray],
     operands: Sequence[np.ndarray],
+    deliver: Sequence[int],
     reporter: Reporter,
 ) -> dict[int, tuple[float, float]]:
     """Overflow anywhere raises; ranges of what the client will decrypt are returned, widened."""
@@ -268,14 +269,14 @@ def _check_on_slots(
     def note(c: int, vector: np.ndarray) -> None:
         found[c] = (float(vector.min()), float(vector.max()))
 
-    outputs = _delivered(circuit, 0)
     run_local(
         circuit,
         machine,
         inputs,
         operands,
-        outputs,
+        deliver,
         taken=note,
+        keep=False,
         progress=lambda done, total: reporter.at(done / total),
     )
     return twin_ranges(found)

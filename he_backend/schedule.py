@@ -20,12 +20,14 @@ from he_backend.execute import operands_of, scalar_groups
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.cost import instruction_seconds, refresh_seconds
 
-__all__ = ["Schedule", "Task", "plan", "predicted_seconds"]
+__all__ = ["CLIENT_BATCH", "Schedule", "Task", "plan", "predicted_seconds"]
 
 _GROUPED_PRODUCT = 0.2
 """Cost of a scalar product inside a matrix product on residues, relative to one by one."""
 
-_CLIENT_BATCH = 16
+CLIENT_BATCH = 16
+"""Ciphertexts that the client is asked for at a time, at most."""
+
 _LONGEST = 3.0
 """A task may take this many times the target before it is cut inside what one result needs."""
 
@@ -188,7 +190,7 @@ def _batches(members: list[int], seconds: np.ndarray, target: float) -> list[lis
     pieces: list[list[int]] = [[]]
     held = 0.0
     for i in members:
-        if pieces[-1] and (held >= target or len(pieces[-1]) >= _CLIENT_BATCH):
+        if pieces[-1] and (held >= target or len(pieces[-1]) >= CLIENT_BATCH):
             pieces.append([])
             held = 0.0
         pieces[-1].append(i)
@@ -223,8 +225,8 @@ def _deliveries(
     """Decryptions, in batches of ciphertexts made by neighbouring tasks."""
     ordered = sorted(ciphers, key=lambda c: (int(owner[c]), c))
     tasks = []
-    for start in range(0, len(ordered), _CLIENT_BATCH):
-        batch = tuple(sorted(ordered[start : start + _CLIENT_BATCH]))
+    for start in range(0, len(ordered), CLIENT_BATCH):
+        batch = tuple(sorted(ordered[start : start + CLIENT_BATCH]))
         cost = sum(
             refresh_seconds(int(circuit.level[c]), 0, circuit.params.log_n) / 2 for c in batch
         )

@@ -16,25 +16,30 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from he_backend.admission import Admission
 from he_backend.errors import (
     BackendError,
+    ClientGoneError,
     ClientRefusedError,
+    PeerGoneError,
     ProtocolError,
+    RunFolderError,
     WorkerDied,
     to_message,
 )
 from he_backend.execute import Spent, components_of
-from he_backend.folders import Folders, read_json, verify_files
+from he_backend.folders import Folders, digest_of, read_manifest, verify_files
 from he_backend.keys import params_of
 from he_backend.machines.protocol import Machine
 from he_backend.memory import peak_bytes
-from he_backend.protocol import receive, send
+from he_backend.protocol import SMALL, receive, send
 from he_backend.schedule import Schedule, Task, plan
 from he_backend.store import Journal, Store
 from he_backend.worker import TaskRunner, fork_worker
@@ -44,16 +49,23 @@ __all__ = ["Server", "main", "unfinished"]
 
 _TASK_ATTEMPTS = 3
 
+_PAUSE_SECONDS = 120.0
+"""A client that stops in the middle of a message is given up."""
+
+_SLOWER = 100.0
+"""A client's task may take so many times the seconds that are predicted, on top of a fixed time."""
+
 
 @dataclass
 class _Peer:
-    """A worker or a client, and what it is doing."""
+    """A worker or a client, what it is doing, and until when it may be silent about it."""
 
     link: socket.socket
     name: str
     pid: int = 0
     task: Task | None = None
     grown: int = 0
+    until: float = 0.0
 
 
 class Server:
@@ -61,44 +73,47 @@ class Server:
 
     Args:
       control: link to the caller: events out, "heard" (one for every progress) and "stop" in.
-      config: folders, worker and client numbers, ciphertexts to deliver, finished tasks that the
-        caller may not have heard of (`ahead`); plain data.
+      config: folders, the run's name, worker numbers, ciphertexts to deliver, finished tasks that
+        the caller may not have heard of (`ahead`), what the clients served before; plain data.
     """
 
     def __init__(self, control: socket.socket, config: dict[str, Any]):
         self.control = control
         self.config = config
         folders = Folders(Path(config["run"]), Path(os.devnull))
+        run = str(config.get("name", ""))
+        digests = list(config.get("digests", ()))
+        _verify([folders.circuit], digests[:1])
         self.circuit = Circuit.load(folders.circuit)
+        operands = [folders.operands / f"{k}.npy" for k in range(self.circuit.operand_count)]
+        _verify(operands, digests[1:])
         self.machine = _load_machine(self.circuit, folders)
-        count = self.circuit.operand_count
-        operands = [np.load(folders.operands / f"{k}.npy", mmap_mode="r") for k in range(count)]
-        self.store = Store(folders.store)
+        self.store = Store(folders.store, run)
         self.store.clean()
         self.schedule: Schedule = plan(self.circuit, config["deliver"], config["task_seconds"])
-        self.journal = Journal(folders.journal)
+        self.journal = Journal(folders.journal, run)
         self.journal.keep(len(self.schedule.tasks))
-        self.runner = TaskRunner(self.circuit, self.machine, operands, self.store)
+        arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in operands]
+        self.runner = TaskRunner(self.circuit, self.machine, arrays, self.store)
         self.components = components_of(self.circuit)
         self.workers: list[_Peer] = []
         self.clients: list[_Peer] = []
         self.deaths: Counter[int] = Counter()
         self.unheard = 0
         self.selector = selectors.DefaultSelector()
-        self.listener = _listen(Path(config["socket"]))
+        self.admission = Admission(
+            Path(config["socket"]), self.selector, dict(config.get("token", {}))
+        )
+        self.silence = float(config.get("silence_seconds", 600.0))
         self.started = time.monotonic()
         self._resume()
 
     # Bookkeeping of tasks
 
     def _resume(self) -> None:
-        missing = set(self.config.get("missing", ()))  # what the client lost is delivered again
-        tasks = self.schedule.tasks
-        done = {
-            number
-            for number in self.journal.records
-            if tasks[number].kind != "deliver" or missing.isdisjoint(tasks[number].instructions)
-        }
+        served = self.config.get("served")
+        self.served = None if served is None else frozenset(served)
+        done = {n for n in self.journal.records if self._kept(self.schedule.tasks[n])}
         done -= unfinished(self.schedule, done, self.store)
         self.skipped = len(done)
         self.done = done
@@ -117,6 +132,14 @@ class Server:
         for number, before in self.waiting.items():
             if not before:
                 self._make_ready(number)
+
+    def _kept(self, task: Task) -> bool:
+        """Whether the client still has what it delivered, and knows what it encrypted."""
+        if task.kind == "deliver":
+            return set(self.config.get("missing", ())).isdisjoint(task.instructions)
+        if task.kind == "evaluate" or self.served is None:
+            return True
+        return self.served.issuperset(task.instructions)
 
     def _make_ready(self, number: int) -> None:
         heapq.heappush(self.ready[self.schedule.tasks[number].client], number)
@@ -160,7 +183,7 @@ class Server:
     def serve(self) -> None:
         """Run all tasks, then report what was spent and wait for "stop"."""
         self.selector.register(self.control, selectors.EVENT_READ)
-        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.selector.register(self.admission.listener, selectors.EVENT_READ)
         for k in range(int(self.config["workers"])):
             self._start_worker(f"worker {k}")
         send(
@@ -174,8 +197,10 @@ class Server:
         )
         while self.waiting:
             self._hand_out()
-            for key, _ in self.selector.select():
+            for key, _ in self.selector.select(self._patience()):
                 self._handle(key.fileobj)
+            self.admission.show_out_the_silent()
+            self._end_with_the_silent()
         self._send_finished()
         while True:
             self._control()
@@ -183,8 +208,8 @@ class Server:
     def _handle(self, link: Any) -> None:
         if link is self.control:
             self._control()
-        elif link is self.listener:
-            self._accept()
+        elif self.admission.concerns(link):
+            self._admit(self.admission.hear(link))
         else:
             worker = next((w for w in self.workers if w.link is link), None)
             if worker is not None:
@@ -195,7 +220,7 @@ class Server:
     def _control(self) -> None:
         header, _ = receive(self.control)
         if header.get("type") == "stop":
-            raise ProtocolError("the caller asked to stop")
+            raise _Stopped
         if header.get("type") == "heard":
             self.unheard -= 1
 
@@ -219,7 +244,7 @@ class Server:
 
     def _start_worker(self, name: str) -> None:
         links = (p.link for p in (*self.workers, *self.clients))
-        mine = (self.control, self.listener, *links)
+        mine = (self.control, *self.admission.sockets(), *links)
         pid, link = fork_worker(self.runner, self.schedule.tasks, iter(mine))
         self.workers.append(_Peer(link, name, pid))
         self.selector.register(link, selectors.EVENT_READ)
@@ -266,14 +291,26 @@ class Server:
 
     # Clients
 
-    def _accept(self) -> None:
-        link, _ = self.listener.accept()
-        header, _ = receive(link)
-        if header != {"type": "hello", "role": "client"}:
-            link.close()
-            return
-        self.clients.append(_Peer(link, f"client {len(self.clients)}"))
-        self.selector.register(link, selectors.EVENT_READ)
+    def _admit(self, link: socket.socket | None) -> None:
+        if link is not None:
+            link.settimeout(_PAUSE_SECONDS)
+            self.clients.append(_Peer(link, f"client {len(self.clients)}"))
+            self.selector.register(link, selectors.EVENT_READ)
+
+    def _patience(self) -> float | None:
+        """Seconds after which somebody has been silent for too long; None if all may be."""
+        ends = [c.until - time.monotonic() for c in self.clients if c.task is not None]
+        left = self.admission.seconds_left()
+        ends += [] if left is None else [left]
+        return max(0.0, min(ends)) if ends else None
+
+    def _end_with_the_silent(self) -> None:
+        for client in self.clients:
+            if client.task is not None and client.until <= time.monotonic():
+                raise ProtocolError(
+                    f"{client.name} has not answered for {self.silence:.0f} seconds. Finished "
+                    f"tasks are kept in a run_dir: run again with the same one to resume"
+                )
 
     def _ask(self, client: _Peer, task: Task) -> None:
         blobs: list[bytes] = []
@@ -281,30 +318,37 @@ class Server:
             blobs = [self.store.read(self._argument(i)) for i in task.instructions]
         elif task.kind == "deliver":
             blobs = [self.store.read(c) for c in task.instructions]
-        send(client.link, {"type": task.kind, "instructions": list(task.instructions)}, blobs)
+        client.until = time.monotonic() + self.silence + _SLOWER * task.seconds
+        request = {"type": task.kind, "instructions": list(task.instructions)}
+        try:
+            send(client.link, request, blobs)
+        except PeerGoneError as error:
+            raise _gone(client) from error
 
     def _hear_client(self, client: _Peer) -> None:
         task, client.task = client.task, None
         makes = () if task is None or task.kind == "deliver" else task.instructions
         sizes = [self._size(i) for i in makes]
         try:
-            header, blobs = receive(client.link, sizes)
+            header, blobs = receive(client.link, sizes, SMALL)
+        except PeerGoneError as error:
+            raise _gone(client) from error
         except ProtocolError as error:
-            raise ClientRefusedError(
-                "the client went away. Finished tasks are kept in a run_dir: run again with the "
-                "same one to resume"
-            ) from error
+            raise ClientRefusedError(f"{client.name}: {error}") from error
         if header.get("type") != "done" or task is None:
-            raise ClientRefusedError("the client ended the exchange")
-        if len(blobs) != len(makes):
-            raise ClientRefusedError("the client answered with another number of ciphertexts")
+            raise ClientRefusedError(f"{client.name} ended the exchange")
+        seconds = header.get("seconds")
+        if len(blobs) != len(makes) or not isinstance(seconds, int | float):
+            raise ClientRefusedError(
+                f"{client.name} answered with something else than it was asked"
+            )
         for i, blob in zip(makes, blobs, strict=True):
             level, scale = int(self.circuit.level[i]), float(self.circuit.scale[i])
             self.machine.from_bytes(blob, level, scale, 2)
             if i in self.schedule.producer:
                 self.store.write(i, blob)
         spent = Spent()
-        spent.seconds[task.op] += float(header["seconds"])  # type: ignore[assignment]
+        spent.seconds[task.op] += float(seconds)  # type: ignore[assignment]
         name = {"input": "inputs", "refresh": "refreshes"}.get(task.kind)
         if name:
             spent.counts[name] += len(task.instructions)
@@ -346,13 +390,24 @@ class Server:
                 continue
         for client in self.clients:
             client.link.close()
-        self.listener.close()
+        self.admission.close()
         place = Path(self.config["socket"])
         with contextlib.suppress(OSError):  # if the caller was killed, nobody else removes them
             place.unlink()
             place.parent.rmdir()
         self.selector.close()
         self.journal.close()
+
+
+class _Stopped(Exception):
+    """The caller asked to stop."""
+
+
+def _gone(client: _Peer) -> ClientGoneError:
+    return ClientGoneError(
+        f"{client.name} went away. Finished tasks are kept in a run_dir: run again with the same "
+        f"one to resume"
+    )
 
 
 class _Reported(BackendError):
@@ -377,10 +432,17 @@ def unfinished(schedule: Schedule, done: set[int], store: Store) -> set[int]:
     return again
 
 
+def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:
+    """Raises RunFolderError if a file is not the one that the caller wrote for this run."""
+    for path, digest in zip(paths, digests):
+        if not path.exists() or digest_of(path) != digest:
+            raise RunFolderError(f"{path} was altered while the run began; run again")
+
+
 def _load_machine(circuit: Circuit, folders: Folders) -> Machine:
     from he_backend.machines.pyfhel import PyfhelMachine
 
-    manifest = read_json(folders.keys / "keys.json")
+    manifest = read_manifest(folders.key_manifest)
     verify_files(folders.keys, manifest["files"])
     machine = PyfhelMachine(params_of(manifest["params"]), circuit.slots)
     machine.load_public_key(folders.keys / "public.key")
@@ -391,14 +453,6 @@ def _load_machine(circuit: Circuit, folders: Folders) -> Machine:
     used = np.array(vectors, dtype=bool)[circuit.plain_pack] if vectors else np.zeros(0, bool)
     machine.prepare_encoders(int(l) for l in np.unique(circuit.plain_level[used]))
     return machine
-
-
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)
-    listener.listen(4)
-    return listener
 
 
 def main() -> None:
@@ -412,7 +466,7 @@ def main() -> None:
         server.serve()
     except _Reported as error:
         send(control, {"type": "error", "error": error.message})
-    except ProtocolError:
+    except (_Stopped, PeerGoneError):  # a caller that is gone hears nothing
         pass
     except Exception as error:
         with contextlib.suppress(ProtocolError):

@@ -1,43 +1,129 @@
-"""The server's store: ciphertexts as files that appear whole or not at all, and a journal.
+"""Files of a run that appear whole or not at all, each bound to its run and its name by a digest.
 
-A run that is killed finds here what it had: the journal names the tasks that are done, the files
-hold what later tasks need. Files of other runs never mix, since a run has a folder of its own.
+A run that is killed finds here what it had: the journal names the tasks that are done, the store
+holds what later tasks need, the client's values are what was decrypted. A file that was altered, or
+that lies under another's name, is taken for absent where it can be made again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from he_backend.errors import RunFolderError
+from he_backend.errors import RunFolderError, StorageError
 from he_backend.execute import Spent
 from hesim.files import sweep, write_whole
 
-__all__ = ["Journal", "Store", "read_values", "write_values"]
+__all__ = [
+    "Journal",
+    "Store",
+    "bound_digest",
+    "bound_line",
+    "read_line",
+    "read_values",
+    "storing",
+    "write_array",
+    "write_values",
+]
 
 _DIGEST_BYTES = 32
+_LINE_DIGITS = 32
 
 
-def write_values(folder: Path, cipher: int, vector: np.ndarray) -> None:
-    """Keep the decrypted slot values of a ciphertext, with their SHA-256."""
-    data = np.ascontiguousarray(vector, np.float64).tobytes()
-    write_whole(folder / f"v{cipher}.f64", data + hashlib.sha256(data).digest())
+def bound_digest(run: str, name: str, content: bytes | memoryview) -> bytes:
+    """32 bytes of SHA-256 over a file's content, its name and the run that it belongs to."""
+    place = json.dumps([run, name]).encode()
+    total = hashlib.sha256(len(place).to_bytes(8, "little") + place)
+    total.update(content)
+    return total.digest()
 
 
-def read_values(folder: Path, cipher: int) -> np.ndarray | None:
-    """float64[slots]: what `write_values` kept; None if it is gone or damaged."""
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """StorageError that names the file and says what to do, for what the system refuses to write.
+
+    path: what is written, unless the system's error names another file.
+    """
     try:
-        data = (folder / f"v{cipher}.f64").read_bytes()
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str) else path
+        raise StorageError(
+            f"{named} cannot be written ({error.strerror or error}): {_room(named)}"
+        ) from error
+
+
+def _room(path: Path) -> str:
+    """What to do about a file that cannot be written, with the room that is left on its disk."""
+    advice = "make room there, or choose another run_dir (without one, TMPDIR says where)"
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        advice = f"{free / 1e6:,.0f} MB are free on that disk; {advice}"
+    return f"{advice}. Finished tasks are kept in a run_dir: the same one goes on from there"
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """A float64 array as an .npy file, for its owner only. Raises StorageError."""
+    held = io.BytesIO()
+    np.save(held, np.asarray(values, np.float64))
+    with storing(path):
+        write_whole(path, held.getbuffer(), mode=0o600)
+
+
+def write_values(folder: Path, run: str, cipher: int, vector: np.ndarray) -> None:
+    """Keep the decrypted slot values of a ciphertext of a run. Raises StorageError."""
+    name = f"v{cipher}.f64"
+    data = np.ascontiguousarray(vector, np.float64).tobytes()
+    with storing(folder / name):
+        write_whole(folder / name, data + bound_digest(run, name, data), mode=0o600)
+
+
+def read_values(folder: Path, run: str, cipher: int) -> np.ndarray | None:
+    """float64[slots]: what `write_values` kept; None if it is gone, damaged, or another's."""
+    name = f"v{cipher}.f64"
+    try:
+        data = _read_bound(folder / name, run)
     except FileNotFoundError:
         return None
-    values, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    return np.frombuffer(values) if hashlib.sha256(values).digest() == digest else None
+    return None if data is None or len(data) % 8 else np.frombuffer(data)
+
+
+def _read_bound(path: Path, run: str) -> bytes | None:
+    """The content of a file that ends in its bound digest, None if it does not fit."""
+    data = path.read_bytes()
+    content = memoryview(data)[: max(0, len(data) - _DIGEST_BYTES)]
+    fits = bound_digest(run, path.name, content) == data[-_DIGEST_BYTES:]
+    return data[:-_DIGEST_BYTES] if fits else None
+
+
+def bound_line(run: str, name: str, record: dict[str, Any]) -> str:
+    """A record as a line of the file `name` of a run: JSON, a tab, part of its bound digest."""
+    text = json.dumps(record)
+    return f"{text}\t{_digits(run, name, text.encode())}\n"
+
+
+def read_line(run: str, name: str, line: bytes) -> dict[str, Any]:
+    """The record on a line, without its end. ValueError if it is not as the run wrote it."""
+    text, _, digits = line.rpartition(b"\t")
+    if digits != _digits(run, name, text).encode():
+        raise ValueError("the line does not fit its digest")
+    return json.loads(text)
+
+
+def _digits(run: str, name: str, text: bytes) -> str:
+    return bound_digest(run, name, text).hex()[:_LINE_DIGITS]
 
 
 class Store:
@@ -45,30 +131,47 @@ class Store:
 
     Args:
       folder: made if absent.
+      run: name of the run; it belongs to one Circuit, so a ciphertext's number says its level.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, run: str):
         self.folder = folder
+        self.run = run
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, cipher: int) -> Path:
         return self.folder / f"c{cipher}.ct"
 
     def write(self, cipher: int, blob: bytes) -> None:
-        write_whole(self.path(cipher), blob, durable=False)
+        """Keep the bytes of a ciphertext. Raises StorageError."""
+        path = self.path(cipher)
+        with storing(path):
+            # Not flushed to the disk: after a loss of power the digest tells, and it is made again.
+            digest = bound_digest(self.run, path.name, blob)
+            write_whole(path, b"".join((blob, digest)), durable=False)
 
     def read(self, cipher: int) -> bytes:
-        """The bytes of a ciphertext. Raises RunFolderError if the file is gone."""
+        """The bytes of a ciphertext. Raises RunFolderError if the file is gone or damaged."""
+        path = self.path(cipher)
         try:
-            return self.path(cipher).read_bytes()
-        except FileNotFoundError:
+            blob = _read_bound(path, self.run)
+        except OSError as error:
             raise RunFolderError(
-                f"ciphertext {cipher} is missing from {self.folder}; remove the run folder and "
-                f"start again"
-            ) from None
+                f"{path} cannot be read ({error.strerror}); run again with the same run_dir, which "
+                f"computes anew what is missing"
+            ) from error
+        if blob is None:
+            raise RunFolderError(
+                f"{path} is damaged, or is another ciphertext's file; run again with the same "
+                f"run_dir, which computes it anew"
+            )
+        return blob
 
     def holds(self, cipher: int) -> bool:
-        return self.path(cipher).exists()
+        """Whether the ciphertext is there and undamaged; reads the whole file."""
+        with contextlib.suppress(OSError):
+            return _read_bound(self.path(cipher), self.run) is not None
+        return False
 
     def delete(self, ciphers: Iterable[int]) -> None:
         for cipher in ciphers:
@@ -80,19 +183,24 @@ class Store:
 
 
 class Journal:
-    """Finished tasks, one JSON line each; those on torn or damaged lines run again.
+    """Finished tasks, one JSON line each, bound to its run; damaged ones run again.
+
+    Args:
+      path: made if absent. run: name of the run.
 
     Attributes:
       seconds: wall-clock seconds of the attempts before this one.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, run: str):
         self.path = path
+        self.run = run
         self.seconds = 0.0
         self.records: dict[int, dict[str, Any]] = {}
         self._started = time.monotonic()
-        self._read()
-        self._file = path.open("a", encoding="utf-8")
+        with storing(path):
+            self._read()
+            self._file = path.open("a", encoding="utf-8")
         self._write({"attempt": len(self.records)})
 
     def _read(self) -> None:
@@ -103,7 +211,7 @@ class Journal:
         latest = 0.0
         for line in whole.split(b"\n"):
             try:
-                record = json.loads(line)
+                record = read_line(self.run, self.path.name, line)
                 if "attempt" in record:
                     self.seconds, latest = self.seconds + latest, 0.0
                     continue
@@ -128,8 +236,10 @@ class Journal:
         self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with storing(self.path):
+            self._file.write(bound_line(self.run, self.path.name, record))
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, of which `finish` has told
+            self._file.close()

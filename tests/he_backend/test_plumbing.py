@@ -11,7 +11,7 @@ import pytest
 from he_backend import errors
 from he_backend.machines.cache import ByteCache
 from he_backend.protocol import receive, send
-from he_backend.store import Journal, Store
+from he_backend.store import Journal, Store, bound_line
 
 
 @pytest.fixture
@@ -78,23 +78,25 @@ def test_journal_adds_up_attempts_and_forgets_a_torn_line(tmp_path):
         {"attempt": 2},
         {"task": 1, "wall": 0.25, "counts": {}, "seconds": {}},
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"task": 4, "wa')
-    journal = Journal(path)
+    path.write_text(
+        "".join(bound_line("run", path.name, line) for line in lines) + '{"task": 4, "wa'
+    )
+    journal = Journal(path, "run")
     assert sorted(journal.records) == [0, 1, 3] and journal.seconds == 2.25
     journal.finish(4, {"counts": {}, "seconds": {}})
     journal.close()
-    assert sorted(Journal(path).records) == [0, 1, 3, 4]
+    assert sorted(Journal(path, "run").records) == [0, 1, 3, 4]
 
 
 def test_store_shows_whole_files_only(tmp_path):
-    store = Store(tmp_path / "store")
+    store = Store(tmp_path / "store", "run")
     store.write(3, b"blob")
     (store.folder / ".c4.ct.123").write_bytes(b"half")
     store.clean()
     assert store.read(3) == b"blob" and store.holds(3) and not store.holds(4)
     assert [p.name for p in store.folder.iterdir()] == ["c3.ct"]
     store.delete([3, 5])
-    with pytest.raises(errors.RunFolderError, match="ciphertext 3 is missing"):
+    with pytest.raises(errors.RunFolderError, match="c3.ct cannot be read.*run again"):
         store.read(3)
 
 

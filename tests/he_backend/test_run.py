@@ -12,6 +12,7 @@ import pytest
 import approx
 import he_backend
 import hesim
+from hesim.circuit.circuit import Kind
 
 
 def einsum(x, w):
@@ -149,6 +150,29 @@ def test_choices_are_checked(traced, params):
     other = hesim.trace(lambda x: x + x, args[0], encrypted=(0,))
     with pytest.raises(he_backend.BackendError, match="not compiled from this program"):
         he_backend.run(other, args[0], circuit=circuit)
+
+
+def test_all_that_is_decrypted_has_a_range(params, monkeypatch):
+    """Refreshed, delivered as an output, or sampled for a comparison."""
+    x, w = np.random.default_rng(5).normal(size=(2, 3)), np.full((3, 3), 0.5)
+    program = hesim.trace(lambda x, w: (x @ w) ** 4 * x + 1, x, w, encrypted=(0,))
+    circuit = hesim.compile(program, hesim.CKKSParams(11, 2, 40, 50, 60, security=None))
+    jobs = []
+
+    def note(job):
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("he_backend.session.execute", note)
+    with pytest.raises(KeyboardInterrupt):
+        he_backend.run(program, x, w, circuit=circuit, compare=True)
+    (job,) = jobs
+    refreshes = np.flatnonzero(circuit.kind == Kind.REFRESH)
+    refreshed = {int(circuit.arg[circuit.arg_ptr[i]]) for i in refreshes}
+    sampled = {int(c) for tap in circuit.taps for c in tap.ciphers}
+    assert refreshed and sampled - refreshed and sampled <= set(job.deliver)
+    assert refreshed.union(job.deliver) <= set(job.ranges)
+    assert all(-100 < low < high < 100 for low, high in job.ranges.values())
 
 
 def test_resume_through_run(traced, tmp_path):

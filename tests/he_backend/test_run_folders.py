@@ -10,16 +10,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from he_backend import session
-from he_backend.errors import BackendError, BlobError, RunFolderError
+from he_backend import children
+from he_backend.errors import BackendError, BlobError, RunFolderError, RunFolderWarning
 from he_backend.folders import Folders, clean_environment
 from he_backend.session import Job, execute
-from he_backend.store import Journal, read_values, write_values
+from he_backend.store import Journal, bound_line, read_values, write_values
 from hesim.files import write_whole
+
+_KEYS = ("keys/public.key", "keys/relin.key", "keys/keys.json")
+_NOTHING = {"wall": 1.0, "counts": {}, "seconds": {}}
 
 
 @pytest.fixture
@@ -58,21 +62,26 @@ def test_a_client_folder_of_a_removed_run_is_used_again(job, tmp_path):
     job.folders.server.rename(tmp_path / "elsewhere")
     operand = job.operands[0] + 1
     folders = Folders.of(tmp_path / "other", job.folders.client)
-    result = execute(changed(job, operands=[operand], folders=folders))
+    with pytest.warns(RunFolderWarning, match="client holds the keys of a run that is no longer"):
+        result = execute(changed(job, operands=[operand], folders=folders))
     assert result.skipped == 0
     assert_right(job, result, operand)
     with pytest.raises(RunFolderError, match="holds the keys of the run in"):
         execute(changed(job, folders=Folders.of(tmp_path / "elsewhere", job.folders.client)))
 
 
-def test_a_lost_identity_never_revives_old_work(job):
-    """Without run.json nobody knows what the journal belongs to."""
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_lost_identity_is_named_and_nothing_is_lost(job, side):
+    """Without a run.json nobody knows what journal and keys belong to."""
     execute(job)
-    job.folders.identity.unlink()
-    operand = job.operands[0] + 1
-    result = execute(changed(job, operands=[operand]))
-    assert result.skipped == 0
-    assert_right(job, result, operand)
+    gone = getattr(job.folders, side) / "run.json"
+    kept = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(RunFolderError, match=f"{gone} is gone.*put it back, or .*remove"):
+        execute(changed(job, operands=[job.operands[0] + 1]))
+    gone.write_bytes(kept)
+    again = execute(job)
+    assert again.skipped == again.tasks and again.key_seconds == 0
 
 
 @pytest.mark.parametrize("name", ["circuit.npz", "operands/0.npy", "inputs/0.npy"])
@@ -102,28 +111,45 @@ def test_damaged_client_keys_are_named_and_can_be_made_again(job, name, how):
     with pytest.raises(BlobError, match=f"{name} .*remove .*keys.json"):
         execute(job)
     job.folders.client_keys.unlink()
-    result = execute(job)
+    with pytest.warns(RunFolderWarning, match="keys.json is gone.* tasks .* run again"):
+        result = execute(job)
     assert result.skipped == 0 and result.key_seconds > 0
     assert_right(job, result)
 
 
 def test_new_keys_discard_what_was_computed_under_the_old_ones(job):
     execute(job)
-    (job.folders.keys / "keys.json").unlink()
-    result = execute(job)
+    job.folders.key_manifest.unlink()
+    with pytest.warns(RunFolderWarning, match=f"{job.folders.key_manifest} is gone"):
+        result = execute(job)
     assert result.skipped == 0
     assert_right(job, result)
 
 
-def test_keys_of_another_pair_are_not_used(job, tmp_path):
+def test_files_of_another_run_are_not_used(job, tmp_path):
+    """Neither keys, nor values, nor the journal, whatever digests they carry."""
     execute(job)
-    folders = Folders.of(tmp_path / "second")
+    folders = Folders.of(tmp_path / "second", tmp_path / "second.client")
     execute(changed(job, folders=folders))
-    for name in ("secret.key", "public.key", "keys.json"):
-        (folders.client / name).replace(job.folders.client / name)
+    theirs, ours = folders.values / "v2.f64", job.folders.values / "v2.f64"
+    theirs.replace(ours)
+    folders.journal.replace(job.folders.journal)
     result = execute(job)
-    assert result.key_seconds > 0 and result.skipped == 0
+    assert result.skipped == 0 and result.key_seconds == 0
     assert_right(job, result)
+    for side, names in (("server", _KEYS), ("client", ("secret.key", "public.key", "keys.json"))):
+        for name in names:
+            place = getattr(job.folders, side) / name
+            kept = place.read_bytes()
+            (getattr(folders, side) / name).replace(place)
+            place.with_suffix(".kept").write_bytes(kept)
+        with pytest.raises(BackendError, match=r"keys\.json"):
+            execute(job)
+        for name in names:
+            place = getattr(job.folders, side) / name
+            place.with_suffix(".kept").replace(place)
+    again = execute(job)
+    assert again.skipped == again.tasks and again.key_seconds == 0
 
 
 @pytest.mark.parametrize("name", ["run.json", "keys/keys.json"])
@@ -143,21 +169,31 @@ def test_a_secret_key_is_private_whatever_was_there_before(job):
 
 def test_damaged_journal_lines_cost_their_tasks_only(tmp_path):
     path = tmp_path / "journal.jsonl"
-    good = '{"task": %d, "wall": 1.0, "counts": {}, "seconds": {}}\n'
-    odd = ["[1]\n", "7\n", '{"task": 1}\n', '{"task": 2, "wall": 1, "counts": 3}\n', "\x00\x00\n"]
-    path.write_text(good % 0 + "".join(odd) + good % 5 + good % 99)
-    path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
-    journal = Journal(path)
+    good = [bound_line("run", path.name, {"task": k, **_NOTHING}) for k in (0, 1, 2, 3, 5, 99)]
+    good[1] = good[1].replace("1.0", "1.5")
+    good[2] = bound_line("other run", path.name, {"task": 2, **_NOTHING})
+    good[3] = bound_line("run", "other file", {"task": 3, **_NOTHING})
+    strange: list[Any] = [[1], 7, {"task": 1}, dict(_NOTHING)]
+    odd = [bound_line("run", path.name, record) for record in strange]
+    path.write_text("".join((*odd, *good, "[1]\n", "7\n", '{"task": 1}\n', "\x00\x00\n")))
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\n" + b"[" * 5000 + b"\n")
+    journal = Journal(path, "run")
     journal.keep(6)
     assert sorted(journal.records) == [0, 5]
 
 
 def test_values_carry_a_digest(tmp_path):
     vector = np.arange(4.0)
-    write_values(tmp_path, 3, vector)
-    np.testing.assert_array_equal(read_values(tmp_path, 3), vector)
+    write_values(tmp_path, "run", 3, vector)
+    write_values(tmp_path, "run", 4, vector + 1)
+    found = read_values(tmp_path, "run", 3)
+    assert found is not None
+    np.testing.assert_array_equal(found, vector)
+    assert read_values(tmp_path, "other run", 3) is None
     damage(tmp_path / "v3.f64", "alter")
-    assert read_values(tmp_path, 3) is None and read_values(tmp_path, 4) is None
+    assert read_values(tmp_path, "run", 3) is None and read_values(tmp_path, "run", 5) is None
+    (tmp_path / "v4.f64").replace(tmp_path / "v3.f64")
+    assert read_values(tmp_path, "run", 3) is None, "under another's name"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +237,7 @@ def test_a_failing_process_leaves_its_last_words(gone, job, monkeypatch):
     """The folder of a temporary run is gone by the time that its error is read. gone: the process
     has ended before anything is said to it.
     """
-    whole = session._Processes._spawn
+    whole = children.Processes._spawn
 
     def spawn(self, *given):
         link = whole(self, *given)
@@ -209,11 +245,11 @@ def test_a_failing_process_leaves_its_last_words(gone, job, monkeypatch):
         return link
 
     if gone:
-        monkeypatch.setattr(session._Processes, "_spawn", spawn)
+        monkeypatch.setattr(children.Processes, "_spawn", spawn)
     log = job.folders.server / "server.log"
     log.write_text("Traceback (most recent call last)\nOldError: of an earlier attempt\n")
     monkeypatch.setattr(
-        "he_backend.session.module_command", lambda _: [sys.executable, "-c", "1/0"]
+        "he_backend.children.module_command", lambda _: [sys.executable, "-c", "1/0"]
     )
     monkeypatch.setattr("he_backend.session.ensure_keys", lambda *_: 0.0)
     with pytest.raises(BackendError, match="server process ended .*ZeroDivisionError"):
@@ -231,7 +267,7 @@ def test_a_killed_process_is_said_to_be_killed(job):
 
 def test_idle_workers_that_die_count_too(job, monkeypatch):
     """Killed and buried before there is a client, hence before there is any task."""
-    whole = session._Processes._spawn
+    whole = children.Processes._spawn
     killed = []
 
     def alive(pid):
@@ -250,7 +286,7 @@ def test_idle_workers_that_die_count_too(job, monkeypatch):
                 time.sleep(0.01)
         return whole(self, name, *rest)
 
-    monkeypatch.setattr(session._Processes, "_spawn", spawn)
+    monkeypatch.setattr(children.Processes, "_spawn", spawn)
     result = execute(changed(job, workers=2, worker_deaths=2))
     assert_right(job, result)
     assert len(killed) == result.replaced == 2
@@ -259,7 +295,7 @@ def test_idle_workers_that_die_count_too(job, monkeypatch):
 def test_the_socket_goes_with_the_server(job, tmp_path, monkeypatch):
     """The caller may have been killed: then it removes nothing."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("he_backend.session.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("he_backend.children.shutil.rmtree", lambda *_, **__: None)
     execute(job)
     assert not list(tmp_path.glob("he-*"))
 

@@ -6,21 +6,25 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from he_backend import children
 from he_backend.errors import (
     BackendError,
     BlobError,
     EncodeError,
     MissingRotationKey,
+    ProtocolError,
     RunFolderError,
     ValueRangeError,
     WorkerDied,
@@ -28,7 +32,7 @@ from he_backend.errors import (
 from he_backend.folders import Folders, clean_environment, module_command
 from he_backend.keys import ensure_keys
 from he_backend.machines.pyfhel import PyfhelMachine
-from he_backend.protocol import receive, send
+from he_backend.protocol import packed, receive, send
 from he_backend.session import Job, execute
 
 TOLERANCE = 2.0**-20
@@ -216,33 +220,43 @@ def test_resuming_after_the_server_was_killed(job, work):
     assert_right(job, work, result)
 
 
-def test_a_lost_ciphertext_is_made_again(job, work):
+def test_lost_and_damaged_ciphertexts_are_made_again(job, work):
+    """Gone, cut off, altered in a residue or in the header, or under each other's name."""
     with pytest.raises(Interrupted):
-        execute(with_(job, progress=interrupt(6)))
-    for path in job.folders.store.glob("*.ct"):
-        path.unlink()
+        execute(with_(job, progress=interrupt(16)))
+    stored = sorted(job.folders.store.glob("c*.ct"))
+    assert len(stored) >= 6
+    stored[0].unlink()
+    stored[1].write_bytes(stored[1].read_bytes()[:-8])
+    for path, place in ((stored[2], -40), (stored[3], 20)):
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+        path.write_bytes(data)
+    first, second = stored[4].read_bytes(), stored[5].read_bytes()
+    stored[4].write_bytes(second)
+    stored[5].write_bytes(first)
     result = execute(job)
     assert 0 <= result.skipped < result.tasks
     assert_right(job, work, result)
 
 
-@pytest.mark.parametrize("how", ["truncate", "residue", "identity"])
-def test_altered_ciphertext_is_refused(job, how):
+def test_a_ciphertext_that_is_damaged_during_a_run_is_named(job, work):
+    def damage(progress):
+        for path in job.folders.store.glob("c*.ct"):
+            path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(RunFolderError, match=r"c\d+\.ct is damaged.* run again"):
+        execute(with_(job, progress=damage))
+    assert_right(job, work, execute(job))
+
+
+def test_what_the_client_does_not_know_that_it_served_is_served_again(job, work):
     with pytest.raises(Interrupted):
-        execute(with_(job, progress=interrupt(1)))
-    stored = list(job.folders.store.glob("c*.ct"))
-    assert stored
-    for path in stored:
-        blob = bytearray(path.read_bytes())
-        if how == "truncate":
-            blob = blob[:-8]
-        elif how == "residue":
-            blob[-8:] = struct.pack("<Q", 2**63)
-        else:
-            blob[20] ^= 1
-        path.write_bytes(blob)
-    with pytest.raises(BlobError):
-        execute(job)
+        execute(with_(job, progress=interrupt(16)))
+    job.folders.exchange.unlink()
+    result = execute(job)
+    assert result.key_seconds == 0 and result.skipped < 16
+    assert_right(job, work, result)
 
 
 @pytest.mark.parametrize("name", ["relin.key", "rotation.key", "public.key"])
@@ -314,8 +328,15 @@ def test_two_runs_never_share_a_folder(job):
         execute(with_(job, progress=again))
 
 
+@pytest.fixture(scope="module")
+def made_keys(params, tmp_path_factory) -> Folders:
+    folders = Folders.of(tmp_path_factory.mktemp("keys") / "run")
+    ensure_keys(folders, params, (1, 2))
+    return folders
+
+
 @pytest.fixture
-def started(job, tmp_path):
+def started(job, made_keys, tmp_path):
     """Files and keys of a job, and a function that starts one of its processes with a link."""
     import dataclasses
 
@@ -325,15 +346,18 @@ def started(job, tmp_path):
         np.save(folders.operands / f"{k}.npy", operand)
     for k, values in enumerate(job.inputs):
         np.save(folders.inputs / f"{k}.npy", values)
-    ensure_keys(folders, circuit.params, circuit.rotation_steps)
-    children: list[subprocess.Popen] = []
+    assert sorted(circuit.rotation_steps) == [1, 2]
+    shutil.copytree(made_keys.keys, folders.keys, dirs_exist_ok=True)
+    for name in ("secret.key", "public.key", "keys.json"):
+        shutil.copy(made_keys.client / name, folders.client / name)
+    started: list[subprocess.Popen] = []
 
     def start(module, config):
         ours, theirs = socket.socketpair()
         child = subprocess.Popen(
             module_command(module), stdin=theirs.fileno(), env=clean_environment(), cwd=tmp_path
         )
-        children.append(child)
+        started.append(child)
         theirs.close()
         ours.settimeout(30)
         send(ours, {"socket": "s", **config})
@@ -355,39 +379,82 @@ def started(job, tmp_path):
         "ahead": 32,
     }
     yield lambda side: start(f"he_backend.{side}", client if side == "client" else server)
-    for child in children:
+    for child in started:
         child.kill()
         child.wait()
 
 
-def test_the_server_learns_nothing_of_a_refusal(job, started, tmp_path, monkeypatch):
-    """The test plays the server; whatever is wrong with its blob, it hears the same word."""
+@pytest.fixture
+def served(job, started, tmp_path, monkeypatch):
+    """Two clients of a run, for a test that plays the server: [(link, control), ...]."""
     monkeypatch.chdir(tmp_path)
+    found = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("s")
         listener.listen()
-        control = started("client")
-        link, _ = listener.accept()
+        for _ in range(2):
+            control = started("client")
+            link, _ = listener.accept()
+            link.settimeout(30)
+            assert receive(link)[0] == {"type": "hello", "role": "client"}
+            assert receive(control)[0]["type"] == "ready"
+            found.append((link, control))
+    yield found
+    for link, _ in found:
+        link.close()
+
+
+def inputs_taken(link) -> None:
+    send(link, {"type": "input", "instructions": [0, 1]})
+    assert receive(link)[0]["type"] == "done"
+
+
+def silent(link) -> bool:
+    """Whether the peer has closed its side without another word."""
+    return link.recv(1) == b""
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered", "foreign", "garbage", "nested", "huge"])
+def test_a_refusal_is_one_word_and_the_last(job, served, how):
+    """Whatever is wrong, the server hears the same, and no client answers it any more."""
     circuit, params = job.circuit, job.circuit.params
-    refresh = int(np.flatnonzero(circuit.kind == 9)[0])
-    argument = int(circuit.arg[circuit.args(refresh)][0])
+    first, second = (int(i) for i in np.flatnonzero(circuit.kind == 9)[:2])
+    argument = int(circuit.arg[circuit.args(first)][0])
     machine = PyfhelMachine(params, circuit.slots)
     machine.load_public_key(job.folders.keys / "public.key")
     level, scale = int(circuit.level[argument]), float(circuit.scale[argument])
     good = machine.to_bytes(machine.encrypt(0.5, level, scale))
-    foreign = PyfhelMachine.generate(params, (), circuit.slots).encrypt(0.5, level, scale)
-    assert receive(link)[0] == {"type": "hello", "role": "client"}
-    assert receive(control)[0]["type"] == "ready"
-    answers, errors = [], []
-    for blob in (good, good[:-8], good[:-8] + b"\xff" * 8, machine.to_bytes(foreign)):
-        send(link, {"type": "refresh", "instructions": [refresh]}, [blob])
-        answers.append(receive(link))
-        if answers[-1][0]["type"] == "refused":
-            errors.append(receive(control)[0]["error"])
-    assert answers[0][0]["type"] == "done" and len(answers[0][1]) == 1
-    assert answers[1:] == [({"type": "refused"}, [])] * 3
-    assert [e["kind"] for e in errors] == ["BlobError", "BlobError", "ValueRangeError"]
-    assert all(e["operation"] and "model.py" in e["source"] for e in errors)
+    (link, control), (other, others_control) = served
+    inputs_taken(link)
+    blob = {"truncated": good[:-8], "altered": good[:-8] + b"\xff" * 8}.get(how, good)
+    if how == "foreign":
+        foreign = PyfhelMachine.generate(params, (), circuit.slots)
+        blob = foreign.to_bytes(foreign.encrypt(0.5, level, scale))
+    if how == "garbage":
+        link.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    elif how == "nested":
+        link.sendall(struct.pack("<4sII", b"heM1", 8000, 0) + b"[" * 8000)
+    elif how == "huge":
+        link.sendall(struct.pack("<4sII", b"heM1", 50, 4096))
+        link.sendall(f'{{"type":"refresh","instructions":[{first}]}}'.ljust(50).encode())
+        link.sendall(struct.pack("<Q", 1 << 31) * 4096)
+    else:
+        send(link, {"type": "refresh", "instructions": [first]}, [blob])
+    assert receive(link) == ({"type": "refused"}, [])
+    told = receive(control)[0]["error"]
+    assert told["kind"] == {"foreign": "ValueRangeError", "garbage": "ProtocolError"}.get(
+        how, "ProtocolError" if how == "nested" else "BlobError"
+    )
+    if how not in ("garbage", "nested"):
+        assert told["operation"] and "model.py" in told["source"]
+    assert silent(link)
+    send(other, {"type": "refresh", "instructions": [second]}, [good])
+    assert silent(other), "the other client has ended too"
+    assert "had ended" in receive(others_control)[0]["error"]["text"]
+    for each in (control, others_control):
+        send(each, {"type": "stop"})
+        stopped = receive(each)[0]
+        assert stopped["type"] == "stopped" and stopped["peak"] < 1 << 28, "no memory was taken"
 
 
 @pytest.mark.parametrize("how", ["truncated", "altered", "foreign"])
@@ -420,12 +487,45 @@ def test_the_server_refuses_bad_blobs_of_a_client(job, started, tmp_path, monkey
     assert reported["type"] == "error" and reported["error"]["kind"] == "BlobError"
 
 
+def test_strangers_neither_hang_nor_end_a_run(job, work, tmp_path, monkeypatch):
+    """Others of the same user, who can reach the socket: silent, rude, or without the token."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    links = []
+
+    def visit(progress):
+        if progress.processes and not links:
+            (place,) = tmp_path.glob("he-*/s")
+            for words in (b"", b"heM1", b"GET / HTTP/1.1\r\n\r\n", hello):
+                link = socket.socket(socket.AF_UNIX)
+                link.connect(str(place))
+                link.sendall(words)
+                links.append(link)
+
+    hello = packed({"type": "hello", "role": "client"})
+    result = execute(with_(job, progress=visit))
+    assert_right(job, work, result)
+    assert len(links) == 4
+    for link in links:
+        link.close()
+
+
+def test_a_client_that_falls_silent_is_named(job, monkeypatch):
+    monkeypatch.setattr(children, "_STOP_SECONDS", 0.5)
+
+    def stop(progress):
+        if progress.tasks_done == 1:
+            os.kill(progress.processes["client 0"], signal.SIGSTOP)
+
+    with pytest.raises(ProtocolError, match="client 0 has not answered for 1 seconds"):
+        execute(with_(job, progress=stop, clients=1, silence_seconds=1.0))
+
+
 def test_a_killed_client_ends_the_run_and_it_resumes(job, work):
     def kill(progress):
         if progress.tasks_done == 5:
             os.kill(progress.processes["client 0"], signal.SIGKILL)
 
-    with pytest.raises(BackendError, match="client"):
+    with pytest.raises(BackendError, match=r"client 0 process ended unexpectedly \(signal 9\)"):
         execute(with_(job, progress=kill))
     result = execute(job)
     assert result.skipped >= 5

@@ -1,0 +1,296 @@
+"""The processes of one run, seen from the caller: started, told what to do, heard, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import secrets
+import selectors
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from he_backend.errors import (
+    BackendError,
+    ClientGoneError,
+    ClientRefusedError,
+    ProtocolError,
+    from_message,
+)
+from he_backend.exchange import begin_attempt
+from he_backend.folders import clean_environment, module_command
+from he_backend.identity import Claimed
+from he_backend.job import Job
+from he_backend.protocol import Progress, receive, send
+from he_backend.store import read_values
+
+__all__ = ["Processes"]
+
+_STOP_SECONDS = 20.0
+_LAST_WORDS_SECONDS = 2.0
+_SOCKET_PATH = 80
+"""Characters of a folder's name below which a socket in it can be bound; the system takes 107."""
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A process that we started, the link to it, and where its words begin in its log."""
+
+    name: str
+    process: subprocess.Popen
+    link: socket.socket
+    log_start: int
+
+
+class Processes:
+    """Server and clients of one run, ended when the context is left."""
+
+    def __init__(self, job: Job, claimed: Claimed):
+        self.job = job
+        self.claimed = claimed
+        self.token = {"token": secrets.token_hex(16)}
+        self.started = time.monotonic()
+        self.children: list[_Child] = []
+
+    def __enter__(self) -> Processes:
+        place = tempfile.gettempdir()
+        self.sockets = Path(
+            tempfile.mkdtemp(prefix="he-", dir=place if len(place) < _SOCKET_PATH else "/tmp")
+        )
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        job, folders = self.job, self.job.folders
+        served = begin_attempt(folders.exchange, self.claimed.name, job.circuit)
+        link = self._spawn("server", "he_backend.server", folders.server)
+        address = str(self.sockets / "s")
+        self._tell(
+            link,
+            {
+                "run": str(folders.server),
+                "name": self.claimed.name,
+                "digests": [self.claimed.circuit, *self.claimed.operands],
+                "socket": address,
+                "token": self.token,
+                "workers": job.workers,
+                "worker_deaths": job.worker_deaths,
+                "deliver": [int(c) for c in job.deliver],
+                "missing": self._missing(),
+                "served": served,
+                "silence_seconds": job.silence_seconds,
+                "task_seconds": job.task_seconds,
+                "ahead": job.ahead,
+            },
+        )
+        self.ready = self._first(link, "server")
+        config = {
+            "circuit": str(folders.circuit),
+            "client": str(folders.client),
+            "name": self.claimed.name,
+            "digests": self.claimed.inputs,
+            "socket": address,
+            "token": self.token,
+            "deliver": [int(c) for c in job.deliver],
+            "params": dataclasses.asdict(job.circuit.params),
+            "inputs": len(job.inputs),
+            "ranges": {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in job.ranges.items()},
+        }
+        self.pids = dict(self.ready["processes"])
+        for k in range(job.clients):
+            link = self._spawn(f"client {k}", "he_backend.client", folders.client)
+            self._tell(link, config)
+        for child in self.children[1:]:
+            self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
+
+    def _missing(self) -> list[int]:
+        """Ciphertexts to deliver whose decrypted values are not there, or damaged."""
+        values, slots = self.job.folders.values, self.job.circuit.slots
+        run = self.claimed.name
+        read = ((int(c), read_values(values, run, int(c))) for c in self.job.deliver)
+        return [c for c, vector in read if vector is None or vector.shape != (slots,)]
+
+    def _spawn(self, name: str, module: str, folder: Path) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with open(folder / f"{name.replace(' ', '')}.log", "ab") as log:
+            start = log.tell()
+            child = subprocess.Popen(
+                module_command(module),
+                stdin=theirs.fileno(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=clean_environment(),
+                cwd=folder,
+            )
+        theirs.close()
+        self.children.append(_Child(name, child, ours, start))
+        return ours
+
+    def _tell(self, link: socket.socket, header: dict[str, Any]) -> None:
+        """Send to a process; if it has died already, hearing from it tells how."""
+        with contextlib.suppress(ProtocolError):
+            send(link, header)
+
+    def _first(self, link: socket.socket, name: str) -> dict[str, Any]:
+        header = self._receive(link, name)
+        if header["type"] == "error":
+            raise from_message(header["error"])
+        return header
+
+    def _receive(self, link: socket.socket, name: str) -> dict[str, Any]:
+        try:
+            return receive(link, ())[0]
+        except ProtocolError as error:
+            reported = self._pending_error(name)
+            if reported is not None and not isinstance(reported, ClientGoneError):
+                raise reported from error
+            raise self._ended(name) from error
+
+    def _ended(self, name: str) -> BackendError:
+        """That a process ended unexpectedly: the one that was killed or failed, not one that left
+        because of it, such as `name`, whose link is closed.
+        """
+        named = next((child for child in self.children if child.name == name), None)
+        if named is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                named.process.wait(_LAST_WORDS_SECONDS)
+        killed = (c for c in self.children if (c.process.poll() or 0) < 0)  # the server comes first
+        failed = (c for c in self.children if c.process.poll())
+        blamed = next(killed, None) or next(failed, named)
+        name = blamed.name if blamed is not None else name
+        folder = self.job.folders.server if name == "server" else self.job.folders.client
+        log = folder / f"{name.replace(' ', '')}.log"
+        return BackendError(
+            f"the {name} process ended unexpectedly{_last_words(blamed, log)}; see {log}. "
+            f"Finished tasks are kept in a run_dir: run again with the same one to resume"
+        )
+
+    def _pending_error(self, besides: str) -> BackendError | None:
+        """What another process has to say about a failure: clients first, who know most."""
+        for child in sorted(self.children, key=lambda child: child.name):
+            if child.name == besides:
+                continue
+            child.link.settimeout(2.0)
+            with contextlib.suppress(OSError, ProtocolError):
+                header = receive(child.link, ())[0]
+                while header["type"] != "error":
+                    header = receive(child.link, ())[0]
+                return from_message(header["error"])
+        return None
+
+    def listen(self) -> tuple[dict[str, Any], bool]:
+        """Hear events until the server is finished. Raises what a process reports."""
+        with selectors.DefaultSelector() as selector:
+            for child in self.children:
+                selector.register(child.link, selectors.EVENT_READ, child)
+            while True:
+                for key, _ in selector.select():
+                    child: _Child = key.data
+                    header = self._receive(child.link, child.name)
+                    if header["type"] == "error":
+                        raise self._explained(child.name, header["error"])
+                    if header["type"] == "progress":
+                        self._progress(header)
+                        self._tell(child.link, {"type": "heard"})
+                    elif header["type"] == "finished":
+                        return header, bool(self.ready["jax"])
+
+    def _explained(self, name: str, message: dict[str, Any]) -> BackendError:
+        """What became of a client, if it is one that the server complains of."""
+        error = from_message(message)
+        if name != "server" or not isinstance(error, ClientRefusedError):
+            return error
+        told = self._pending_error(name)
+        if told is None and isinstance(error, ClientGoneError):
+            return self._ended(next(iter(self._gone()), name))
+        return told or error
+
+    def _gone(self) -> list[str]:
+        """Clients that have ended, after a moment in which they may."""
+        end = time.monotonic() + _LAST_WORDS_SECONDS
+        clients = [child for child in self.children if child.name != "server"]
+        while time.monotonic() < end and all(c.process.poll() is None for c in clients):
+            time.sleep(0.01)
+        return [c.name for c in clients if c.process.poll() is not None]
+
+    def _progress(self, header: dict[str, Any]) -> None:
+        if self.job.progress is None:
+            return
+        done, total = float(header["done"]), float(header["total"])
+        elapsed = float(header["elapsed"])
+        earlier = float(header["done_before"])
+        fresh = done - earlier
+        eta = elapsed * (total - done) / fresh if fresh > 0 else float("nan")
+        self.pids.update(header["processes"])
+        self.job.progress(
+            Progress(
+                done=done,
+                total=total,
+                tasks_done=int(header["tasks_done"]),
+                tasks_total=int(header["tasks_total"]),
+                elapsed=elapsed,
+                eta=eta,
+                op=str(header["op"]),
+                processes=dict(self.pids),
+            )
+        )
+
+    def stop_clients(self) -> int:
+        """Ask the clients to end; the sum of their peak sizes in bytes."""
+        peak = 0
+        for child in self.children:
+            if child.name.startswith("client"):
+                send(child.link, {"type": "stop"})
+                child.link.settimeout(_STOP_SECONDS)
+                with contextlib.suppress(ProtocolError):
+                    header = receive(child.link, ())[0]
+                    while header["type"] != "stopped":
+                        header = receive(child.link, ())[0]
+                    peak += int(header["peak"])
+        return peak
+
+    def __exit__(self, *_: object) -> None:
+        for child in self.children:
+            with contextlib.suppress(ProtocolError):
+                send(child.link, {"type": "stop"})
+            child.link.close()
+        for child in self.children:
+            try:
+                child.process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+def _last_words(child: _Child | None, log: Path) -> str:
+    """How a process ended, in brackets: the signal, or the exception that its log ends with."""
+    if child is None:
+        return ""
+    try:
+        status = child.process.wait(_LAST_WORDS_SECONDS)
+    except subprocess.TimeoutExpired:
+        return ""
+    if status < 0:
+        return f" (signal {-status})"
+    with open(log, "rb") as file:
+        file.seek(child.log_start)
+        text = file.read().decode(errors="replace")
+    _, traceback, words = text.rpartition("Traceback (most recent call last)")
+    return f" ({words.strip().splitlines()[-1]})" if traceback and words.strip() else ""
+
+
+def _finite(bound: float) -> float | None:
+    """A bound as JSON has it; none for an infinite one."""
+    return float(bound) if math.isfinite(bound) else None
