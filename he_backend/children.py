@@ -95,7 +95,8 @@ class Processes:
         )
         self.ready = self._first(link, "server")
         config = {
-            "circuit": str(folders.circuit),
+            "circuit": str(folders.client_circuit),
+            "circuit_digest": self.claimed.circuit,
             "client": str(folders.client),
             "name": self.claimed.name,
             "digests": self.claimed.inputs,

@@ -31,6 +31,7 @@ from he_backend.execute import operands_of, placed
 from he_backend.folders import Folders, digest_of, read_manifest, verify_files
 from he_backend.keyholder import KeyHolder
 from he_backend.memory import peak_bytes
+from he_backend.privacy import keep_private
 from he_backend.protocol import SMALL, receive, send
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.cost import refresh_seconds
@@ -54,7 +55,7 @@ class _Client:
         config, _ = receive(control)
         folders = Folders(Path(os.devnull), Path(config["client"]))
         run = str(config.get("name", ""))
-        self.circuit = circuit = Circuit.load(config["circuit"])
+        self.circuit = circuit = _circuit(config)
         taps = (tap for tap in (*circuit.outputs, *circuit.taps) if tap is not None)
         known = config.get("deliver", [int(c) for tap in taps for c in tap.ciphers])
         self.deliver = frozenset(int(c) for c in known)
@@ -165,6 +166,14 @@ def _range(low: float | None, high: float | None) -> tuple[float, float]:
     return (-np.inf if low is None else float(low), np.inf if high is None else float(high))
 
 
+def _circuit(config: dict[str, Any]) -> Circuit:
+    """What may be asked for: the Circuit of the caller, whatever the server may have of it."""
+    path, digest = Path(config["circuit"]), config.get("circuit_digest")
+    if digest is not None and (not path.exists() or digest_of(path) != digest):
+        raise RunFolderError(f"{path} was altered while the run began; run again")
+    return Circuit.load(path)
+
+
 def _machine(circuit: Circuit, config: dict[str, Any], folders: Folders) -> Any:
     """The machine with the keys of this run. Raises BlobError if a key file was altered."""
     from he_backend.keys import params_of
@@ -188,7 +197,7 @@ def _inputs(folders: Folders, count: int, digests: Sequence[str] | None) -> list
 
 def main() -> None:
     """Entry of the client process; its control link is standard input."""
-    os.umask(0o077)
+    keep_private()
     control = socket.socket(fileno=os.dup(0))
     try:
         client = _Client(control)

@@ -3,7 +3,7 @@
     run_dir/            server: circuit.npz, operands/, keys/ (public, relinearization, rotation),
                         store/, journal.jsonl, run.json, server.log
     run_dir.client/     client only, mode 0700: secret.key (0600), public.key, keys.json, run.json,
-                        exchange.jsonl, inputs/, values/
+                        circuit.npz, exchange.jsonl, inputs/, values/
 
 The secret key never enters `run_dir`.
 """
@@ -112,6 +112,11 @@ class Folders:
     @property
     def client_identity(self) -> Path:
         return self.client / "run.json"
+
+    @property
+    def client_circuit(self) -> Path:
+        """The client's own copy, by which it judges what the server asks for."""
+        return self.client / "circuit.npz"
 
     @property
     def exchange(self) -> Path:

@@ -88,6 +88,8 @@ def claim(
     except RunFolderError:
         fresh.unlink()
         raise
+    with storing(folders.client_circuit):
+        write_whole(folders.client_circuit, fresh.read_bytes(), mode=0o600)
     with storing(folders.circuit):
         fresh.replace(folders.circuit)
     files = [folders.operands / f"{k}.npy" for k in range(len(operands))]

@@ -39,6 +39,7 @@ from he_backend.folders import (
     read_manifest,
     verify_files,
 )
+from he_backend.privacy import keep_private
 from he_backend.store import storing
 from hesim.files import write_whole
 from hesim.params import CKKSParams
@@ -163,7 +164,7 @@ def params_of(plain: dict) -> CKKSParams:
 
 def main() -> None:
     """Entry of the key process: one JSON job on standard input, an error on standard output."""
-    os.umask(0o077)
+    keep_private()
     job = json.load(sys.stdin)
     _end_with(int(job["parent"]))
     try:

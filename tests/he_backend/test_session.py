@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -103,8 +104,11 @@ def test_secret_key_is_with_the_client_only(job):
         for name, pid in progress.processes.items():
             if name in looked:
                 continue
-            found = any(window in memory for memory in regions(pid) for window in windows)
-            assert found == name.startswith("client"), name
+            if name.startswith("client"):
+                assert Path(f"/proc/{pid}/mem").stat().st_uid == 0, "the user may not look into it"
+            if os.geteuid() == 0 or not name.startswith("client"):
+                found = any(window in memory for memory in regions(pid) for window in windows)
+                assert found == name.startswith("client"), name
             if not name.startswith("client"):
                 key = str(job.folders.secret_key).encode()
                 proc = Path(f"/proc/{pid}")
@@ -122,6 +126,26 @@ def test_secret_key_is_with_the_client_only(job):
             assert not any(window in data for window in windows), path
     assert job.folders.client.stat().st_mode & 0o777 == 0o700
     assert job.folders.secret_key.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_client_that_crashes_leaves_no_core(job, monkeypatch):
+    """A core file would hold the secret key."""
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
+
+    def crash(progress):
+        if progress.processes:
+            pid = progress.processes["client 0"]
+            limit = Path(f"/proc/{pid}/limits").read_text()
+            assert re.search(r"Max core file size +0 ", limit)
+            os.kill(pid, signal.SIGABRT)
+
+    try:
+        with pytest.raises(BackendError, match=r"client 0 .*\(signal 6\)"):
+            execute(with_(job, progress=crash))
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+    assert not list(job.folders.client.glob("core*"))
 
 
 def key_windows(path: Path) -> list[bytes]:
@@ -402,6 +426,19 @@ def served(job, started, tmp_path, monkeypatch):
     yield found
     for link, _ in found:
         link.close()
+
+
+def test_the_client_goes_by_the_circuit_of_the_caller(job, work, monkeypatch):
+    """Not by the one in the server's folder, which the server may exchange for a freer one."""
+    whole = children.Processes._spawn
+
+    def exchanged(self, name, *rest):
+        if name.startswith("client"):
+            job.folders.circuit.write_bytes(b"another")
+        return whole(self, name, *rest)
+
+    monkeypatch.setattr(children.Processes, "_spawn", exchanged)
+    assert_right(job, work, execute(job))
 
 
 def inputs_taken(link) -> None:
