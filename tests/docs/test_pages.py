@@ -65,6 +65,12 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_fits_the_width_of_a_page(page: Path) -> None:
+    blocks = re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 80]
+
+
 def test_the_readme_is_short() -> None:
     assert len((TOP / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -42,15 +43,41 @@ def _page(name: str) -> SimpleNamespace:
     return SimpleNamespace(file=SimpleNamespace(src_uri=name))
 
 
-def test_formulas_of_notebooks_are_drawn_by_the_browser(
-    tool: Tool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_formulas_of_notebooks_are_plain_html(tool: Tool) -> None:
     hooks = tool("hooks")
-    monkeypatch.setattr(hooks, "_mathml", lambda formula: f"<math>{formula.group(1)}</math>")
     page = '<script src="https://x/m.js"></script><p title="$a$">$x^2$</p><pre>$y$</pre>'
-    drawn = '<p title="$a$"><math>x^2</math></p><pre>$y$</pre>'
+    drawn = '<p title="$a$"><span class="formula"><i>x</i><sup>2</sup></span></p><pre>$y$</pre>'
     assert hooks.on_page_content(page, page=_page("tutorials/a.ipynb")) == drawn
     assert hooks.on_page_content(page, page=_page("index.md")) == page
+
+
+@pytest.mark.parametrize(
+    ("tex", "drawn"),
+    [
+        ("2^{40}", "2<sup>40</sup>"),
+        (r"\Delta_l^2/q_l", "Δ<sub><i>l</i></sub><sup>2</sup>/<i>q</i><sub><i>l</i></sub>"),
+        ("(1 + x/2^k)^{2^k}", "(1 + <i>x</i>/2<sup><i>k</i></sup>)<sup>2<sup><i>k</i></sup></sup>"),
+        (r"|x| \le 2", "|<i>x</i>| ≤ 2"),
+    ],
+)
+def test_a_formula(tool: Tool, tex: str, drawn: str) -> None:
+    assert tool("hooks")._html(tex) == drawn
+
+
+def test_a_formula_that_cannot_be_drawn_stops_the_build(tool: Tool) -> None:
+    with pytest.raises(ValueError, match="frac"):
+        tool("hooks")._html(r"\frac{1}{2}")
+
+
+def test_every_formula_of_the_notebooks_can_be_drawn(tool: Tool) -> None:
+    hooks, count = tool("hooks"), 0
+    for path in sorted((TOP / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                for formula in hooks._FORMULA.findall("".join(cell["source"])):
+                    assert "$" not in hooks._html(formula)
+                    count += 1
+    assert count > 20
 
 
 def test_links_of_root_files_work_within_the_pages(tool: Tool) -> None:
