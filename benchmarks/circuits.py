@@ -36,9 +36,9 @@ from he_backend.local import run_local
 from he_backend.machines.pyfhel import PyfhelMachine
 from hesim.circuit.circuit import Circuit, Tap
 from hesim.files import write_whole
+from hesim.noise.placement import of_circuit
 from hesim.params import CKKSParams
-from hesim.predictions import predict
-from hesim.schedule import of_circuit
+from hesim.predict import predict
 
 __all__ = ["Row", "main", "rings", "study"]
 

@@ -67,7 +67,14 @@ _BOOTSTRAPS = 400
 def _digest() -> str:
     """Of the code behind predictions, as this process has loaded it."""
     folder = Path(hesim.__file__).parent
-    names = ("certify", "certificates", "embedding", "noise", "normals", "profiles")
+    names = (
+        "certify",
+        "certificates",
+        "noise/embedding",
+        "noise/formulas",
+        "noise/normals",
+        "noise/profiles",
+    )
     sources = b"".join((folder / f"{name}.py").read_bytes() for name in names)
     settings = repr((_NUMBERS, _BATCHES, _SURE))
     return hashlib.sha256(sources + settings.encode()).hexdigest()[:12]

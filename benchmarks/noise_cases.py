@@ -12,8 +12,8 @@ import numpy as np
 
 import approx
 import hesim
-from hesim.circuit.account import ledger
 from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
+from hesim.circuit.ledger import ledger
 from hesim.circuit.levels import Emitted, arrays
 from hesim.params import CKKSParams
 

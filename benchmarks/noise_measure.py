@@ -15,10 +15,10 @@ from benchmarks.noise_keys import KeyReader
 from he_backend.local import run_local
 from he_backend.machines.pyfhel import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
-from hesim import noise as formulas
 from hesim.certify import certify
+from hesim.noise import formulas
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.profiles import profile
 
 __all__ = ["BINS_PER_BIT", "Ring", "Row", "encode_std", "histogram", "parameters", "quantile"]
 

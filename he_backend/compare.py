@@ -12,13 +12,13 @@ import numpy as np
 from he_backend.execute import Spent
 from he_backend.intervals import TOLERANCE_BITS, chance, interval
 from he_backend.report import OpRecord
-from hesim import noise as noise_formulas
 from hesim.circuit.circuit import Circuit, Tap
-from hesim.profiles import profile
+from hesim.noise import formulas as noise_formulas
+from hesim.noise.profiles import profile
 
 if TYPE_CHECKING:
     from he_backend.exact import Exact
-    from hesim.predictions import OpPrediction, Prediction
+    from hesim.predict import OpPrediction, Prediction
 
 __all__ = ["Vectors", "op_records"]
 

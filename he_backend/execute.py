@@ -18,7 +18,7 @@ import numpy as np
 from he_backend.errors import BackendError
 from he_backend.machines.protocol import Machine
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.circuit.groups import scalar_groups
+from hesim.circuit.scalar_groups import scalar_groups
 
 __all__ = [
     "Executor",

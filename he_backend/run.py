@@ -311,10 +311,10 @@ def _check_ledger(circuit: Circuit, spent: Spent) -> None:
 
 
 def _predicted(program: Program, circuit: Circuit, args: Sequence[Any], keys: int) -> Any:
-    from hesim import schedule
+    from hesim.noise import placement
     from hesim.simulate import predict
 
-    placed = schedule.of_circuit(program, circuit)
+    placed = placement.of_circuit(program, circuit)
     return predict(program, circuit.params, args, keys=keys, schedule=placed)
 
 

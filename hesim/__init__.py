@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hesim.lazy import attach
 
 _HOMES = {
-    "BootstrapLaw": "hesim.bootstrap",
+    "BootstrapLaw": "hesim.noise.bootstrap",
     "CKKSParams": "hesim.params",
     "Calibration": "hesim.calibrate",
     "Certificate": "hesim.certify",
@@ -18,7 +18,7 @@ _HOMES = {
     "HesimError": "hesim.errors",
     "LayoutError": "hesim.errors",
     "LevelError": "hesim.errors",
-    "NoiseProfile": "hesim.profiles",
+    "NoiseProfile": "hesim.noise.profiles",
     "NotHomomorphicError": "hesim.errors",
     "ParameterError": "hesim.errors",
     "Program": "hesim.program",
@@ -66,7 +66,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hesim.bootstrap import BootstrapLaw
     from hesim.calibrate import Calibration, ValueOverflowError, calibrate
     from hesim.certify import Certificate, certify
     from hesim.circuit.circuit import Circuit
@@ -79,8 +78,9 @@ if TYPE_CHECKING:
         ParameterError,
         TraceError,
     )
+    from hesim.noise.bootstrap import BootstrapLaw
+    from hesim.noise.profiles import NoiseProfile
     from hesim.params import CKKSParams
-    from hesim.profiles import NoiseProfile
     from hesim.program import Program
     from hesim.refresh import refresh
     from hesim.simulate import predict, simulate

@@ -16,8 +16,8 @@ from jax import tree_util
 
 from hesim.domains import inside, public_polynomials
 from hesim.errors import ParameterError, ValueOverflowError, reading
+from hesim.noise.placement import canonical
 from hesim.program import Equation, Literal, Program, Var, need_program, widened
-from hesim.schedule import canonical
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,17 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from hesim import embedding
-from hesim import noise as formulas
-from hesim.bootstrap import law
 from hesim.certificates import Certificate, OpCertificate, Record
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.circuit.groups import scalar_groups
+from hesim.circuit.scalar_groups import scalar_groups
 from hesim.errors import ParameterError, TraceError, ValueOverflowError
-from hesim.noise import Noise
-from hesim.normals import Normals
-from hesim.profiles import NoiseProfile
-from hesim.profiles import profile as find_profile
+from hesim.noise import embedding, formulas
+from hesim.noise.bootstrap import law
+from hesim.noise.formulas import Noise
+from hesim.noise.normals import Normals
+from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import profile as find_profile
 
 __all__ = ["RELINEARIZATION", "Certificate", "OpCertificate", "certify"]
 

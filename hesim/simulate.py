@@ -1,7 +1,7 @@
 """`simulate`: a JAX function with the noise of CKKS added, as another JAX function.
 
 The function is traced to a Program, whose equations run in JAX with noise added by the rules of
-``hesim.noise_rules`` at the levels of a schedule. The result is ordinary JAX: it composes with
+``hesim.noise.rules`` at the levels of a schedule. The result is ordinary JAX: it composes with
 ``jit``, ``grad`` and ``vmap`` in any order, and the same key gives the same noise.
 
 Precision. At a scale of 2^40 the noise is near 2^-28, which float32 cannot resolve next to 1: in
@@ -30,18 +30,18 @@ import numpy as np
 from jax import tree_util
 from jax.extend import core
 
-from hesim import noise as formulas
 from hesim.circuit.circuit import Circuit
-from hesim.draws import Draws
 from hesim.errors import ParameterError
-from hesim.noise_rules import FOLDED, Operation, apply, bootstrapped
+from hesim.noise import formulas
+from hesim.noise.dc_slots import Origin, Peaks, places
+from hesim.noise.placement import Schedule, canonical, of_circuit, transferred
+from hesim.noise.pools import Draws
+from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import profile as find_profile
+from hesim.noise.rules import FOLDED, Operation, apply, bootstrapped
 from hesim.params import CKKSParams
-from hesim.peaks import Origin, Peaks, places
-from hesim.predictions import OpPrediction, Prediction, predict
-from hesim.profiles import NoiseProfile
-from hesim.profiles import profile as find_profile
+from hesim.predict import OpPrediction, Prediction, predict
 from hesim.program import Equation, Literal, Program, Var, bind, wide_array
-from hesim.schedule import Schedule, canonical, of_circuit, transferred
 from hesim.trace import trace
 
 __all__ = ["TIERS", "OpPrediction", "Prediction", "predict", "simulate", "simulate_program"]
@@ -68,11 +68,11 @@ def simulate(
       profile: the library whose noise is added.
       tier: "train", at most one draw a tensor (errors of operands are drawn with the result and not
         shared between its elements), or "predict", every error where it is made. Under a Circuit
-        whose key switches have peaks (``hesim.peaks``) both draw those of a result beside it.
+        whose key switches have peaks (``hesim.noise.dc_slots``) both draw those of a result too.
       circuit: of ``hesim.compile`` on a trace of `fn`, on a batch of any size: its levels,
         refreshes, rotations and masks are then simulated, to a few hundredths of a bit. By default
-        they are guessed from the operations alone (``hesim.schedule.canonical``), which knows
-        nothing of layouts and may be a bit off where an operation rotates much, or not at all.
+        they are guessed from the operations alone (``hesim.noise.placement.canonical``), which
+        knows nothing of layouts and may be a bit off where an operation rotates much or not at all.
 
     Returns:
       ``f(key, *args)``: the noisy result, of fn's structure; ``key`` is a JAX random key and stands

@@ -16,11 +16,11 @@ from jax import tree_util
 
 from hesim.circuit.compile import Planned, planned
 from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
+from hesim.noise.placement import of_circuit
+from hesim.noise.profiles import NoiseProfile
 from hesim.params import SEAL_LIMITS, SECURITY_LIMITS, CKKSParams, largest_levels
-from hesim.predictions import predict
-from hesim.profiles import NoiseProfile
+from hesim.predict import predict
 from hesim.program import Program, need_program
-from hesim.schedule import of_circuit
 
 __all__ = ["Alternative", "Suggestion", "suggest"]
 

@@ -19,11 +19,11 @@ from jax import tree_util
 
 from hesim.circuit.compile import compile
 from hesim.errors import ParameterError
-from hesim.predictions import predict
-from hesim.profiles import NoiseProfile
-from hesim.profiles import profile as find_profile
+from hesim.noise.placement import of_circuit
+from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import profile as find_profile
+from hesim.predict import predict
 from hesim.program import Equation, Literal, Program, Var, widened
-from hesim.schedule import of_circuit
 from hesim.simulate import simulate_program
 from hesim.trace import trace
 

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 import hesim
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.profiles import profile
 from models.buckets import cut, lengths_of, whole
 from models.data import sample
 from models.encoder import Model

@@ -29,10 +29,10 @@ from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit
 from hesim.errors import ValueOverflowWarning
 from hesim.files import write_whole
+from hesim.noise.placement import of_circuit
 from hesim.params import CKKSParams
-from hesim.predictions import predict
+from hesim.predict import predict
 from hesim.program import Program
-from hesim.schedule import of_circuit
 from models.config import EncoderConfig
 from models.data import Split, load
 from models.identity import described, differing

@@ -33,7 +33,7 @@ RING = (
         _DEFAULT,
         "encrypted",
         {
-            "profile": "Whose noise is simulated: the name of a profile of hesim.profiles.",
+            "profile": "Whose noise is simulated: the name of a profile of hesim.noise.profiles.",
             "loss_scale": "Factor of the loss in an encrypted training step, which lifts the "
             "gradients above the noise.",
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_HOMES = {"Machine": "protocol", "PyfhelMachine": "pyfhel", "SlotsMachine": "slots"}
+_HOMES = {"Machine": "protocol", "PyfhelMachine": "pyfhel.machine", "SlotsMachine": "slots"}
 
 __all__ = ["Machine", "PyfhelMachine", "SlotsMachine"]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hesim.circuit import levels
-from hesim.circuit.account import ledger
 from hesim.circuit.batching import batch_axes, candidates
 from hesim.circuit.builder import Builder, Overspent
 from hesim.circuit.circuit import Circuit, Pack, Tap
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
 from hesim.circuit.layout import Tensor, input_tables, stripped
+from hesim.circuit.ledger import ledger
 from hesim.circuit.lower import Lowering
 from hesim.circuit.publics import Publics
 from hesim.errors import LayoutError, ParameterError, TraceError

@@ -9,7 +9,12 @@ import pytest
 
 from he_backend.folders import clean_environment
 
-MODULES = ["server", "worker", "client", "keys", "execute", "schedule", "local", "machines.slots"]
+MODULES = [
+    "execute",
+    "local",
+    "machines.slots",
+    *(f"processes.{name}" for name in ("client", "keys", "server", "tasks", "worker")),
+]
 
 
 @pytest.mark.parametrize("module", [f"he_backend.{name}" for name in MODULES])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import hesim
-from hesim.bootstrap import law
 from hesim.errors import ParameterError, TraceError
-from hesim.profiles import profile
+from hesim.noise.bootstrap import law
+from hesim.noise.profiles import profile
 
 W = np.random.default_rng(0).normal(size=(4, 4))
 X = np.full((2, 4), 0.5)

@@ -10,12 +10,12 @@ import pytest
 
 import approx
 import hesim
-from hesim import noise as formulas
 from hesim.certificates import Record
 from hesim.circuit.circuit import Circuit
-from hesim.profiles import profile
+from hesim.noise import formulas
+from hesim.noise.placement import of_circuit
+from hesim.noise.profiles import profile
 from hesim.refresh import refresh
-from hesim.schedule import of_circuit
 
 pytestmark = pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
 SEAL = profile("seal")

@@ -14,9 +14,9 @@ from jax import lax
 from hesim.certify import certify
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.compile import compile
+from hesim.noise.placement import of_circuit
 from hesim.params import CKKSParams
-from hesim.predictions import predict
-from hesim.schedule import of_circuit
+from hesim.predict import predict
 from hesim.trace import trace
 
 pytestmark = pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")

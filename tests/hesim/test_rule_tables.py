@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import hesim
-from hesim import noise_rules
 from hesim.circuit.gains import meeting, scales_left, stays_pending
 from hesim.circuit.rules import RULES as LOWERING
 from hesim.errors import HesimError, UnknownNoiseError
-from hesim.noise_rules import RULES as NOISE
+from hesim.noise import rules
+from hesim.noise.placement import canonical, of_circuit
+from hesim.noise.rules import RULES as NOISE
 from hesim.primitives import SUPPORTED
-from hesim.schedule import canonical, of_circuit
 
 
 @pytest.mark.parametrize("table", [LOWERING, NOISE], ids=["lowering", "noise"])
@@ -23,7 +23,7 @@ def test_tables_are_total_over_the_supported_primitives(table):
 def test_a_primitive_without_a_row_is_an_error(monkeypatch):
     x = np.ones(4)
     program = hesim.trace(lambda x: x[::-1], x)
-    monkeypatch.delitem(noise_rules.RULES, "rev")
+    monkeypatch.delitem(rules.RULES, "rev")
     with pytest.raises(UnknownNoiseError, match="`rev`"):
         hesim.predict(program, hesim.CKKSParams(13, 2, 40, 50, 60), (x,), keys=1)
     assert issubclass(UnknownNoiseError, (HesimError, LookupError))

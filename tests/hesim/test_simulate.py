@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import approx
-from hesim import noise as formulas
-from hesim.draws import Draws
 from hesim.errors import LevelError, NotHomomorphicError, ParameterError
+from hesim.noise import formulas
+from hesim.noise.pools import Draws
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.profiles import profile
 from hesim.refresh import refresh
 from hesim.simulate import simulate, simulate_program
 from hesim.trace import trace

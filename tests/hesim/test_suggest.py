@@ -40,7 +40,7 @@ def test_the_prediction_is_that_of_the_compiled_circuit(program, suggestion):
     circuit = hesim.compile(program, suggestion.params)
     assert circuit.ledger.key_bytes == suggestion.key_bytes
     assert circuit.ledger.refreshes == suggestion.refreshes
-    from hesim.schedule import of_circuit
+    from hesim.noise.placement import of_circuit
 
     found = hesim.predict(
         program, suggestion.params, (x,), keys=4, schedule=of_circuit(program, circuit)

@@ -25,17 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hesim import noise as formulas
-from hesim.bootstrap import law
-from hesim.circuit_plans import CircuitPlan
-from hesim.draws import Draws
 from hesim.errors import UnknownNoiseError
-from hesim.noise import Noise
+from hesim.noise import formulas
+from hesim.noise.bootstrap import law
+from hesim.noise.circuit_plans import CircuitPlan
+from hesim.noise.formulas import Noise
+from hesim.noise.placement import Placement
+from hesim.noise.plans import Node, expand, gain, power_plan, values
+from hesim.noise.pools import Draws
+from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
-from hesim.plan_noise import Node, expand, gain, power_plan, values
 from hesim.primitives import IDENTITIES
-from hesim.profiles import NoiseProfile
-from hesim.schedule import Placement
 
 __all__ = ["FOLDED", "RULES", "Operation", "apply", "bootstrapped"]
 

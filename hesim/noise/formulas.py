@@ -17,10 +17,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from hesim.bootstrap import law
 from hesim.errors import ParameterError
+from hesim.noise.bootstrap import law
+from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
-from hesim.profiles import NoiseProfile
 
 __all__ = [
     "Noise",

@@ -1,6 +1,6 @@
 """Noise profiles: what one CKKS library does to the numbers it computes on, as data.
 
-The formulas in ``hesim.noise`` read these fields; adding a library means adding a row.
+The formulas in ``hesim.noise.formulas`` read these fields; adding a library means adding a row.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hesim.bootstrap import law
 from hesim.errors import ParameterError
+from hesim.noise.bootstrap import law
 
 __all__ = ["PROFILES", "NoiseProfile", "profile"]
 
@@ -38,8 +38,8 @@ class NoiseProfile:
         series, the map of its domain to [-1, 1] included, ascending; None for
         ceil(log2(degree + 1)) and one for that map.
       mantissa_bits: of the floating-point numbers in which the library encodes and decodes.
-      bootstrap: law of ``hesim.bootstrap`` by which a refresh goes; None for the key holder, who
-        encrypts again.
+      bootstrap: law of ``hesim.noise.bootstrap`` by which a refresh goes; None for the key holder,
+        who encrypts again.
     """
 
     name: str

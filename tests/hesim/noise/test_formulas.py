@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from hesim import noise as formulas
+from hesim.noise import formulas
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.profiles import profile
 
 pytestmark = pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
 SEAL = profile("seal")

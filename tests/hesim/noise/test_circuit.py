@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import approx
-from hesim import noise as formulas
 from hesim.certify import certify
 from hesim.circuit.compile import compile
-from hesim.circuit_noise import OperationNoise
 from hesim.errors import ParameterError
+from hesim.noise import formulas
+from hesim.noise.circuit import OperationNoise
+from hesim.noise.placement import of_circuit
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.predictions import predict
-from hesim.profiles import profile
-from hesim.schedule import of_circuit
+from hesim.predict import predict
 from hesim.simulate import TIERS, simulate
 from hesim.trace import trace
 

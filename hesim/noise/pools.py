@@ -19,9 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hesim.noise import Noise, secret_norm
+from hesim.noise.formulas import Noise, secret_norm
+from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
-from hesim.profiles import NoiseProfile
 
 __all__ = ["Draws", "pool_size"]
 

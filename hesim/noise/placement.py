@@ -17,16 +17,16 @@ import numpy as np
 
 from hesim.circuit import gains as pending
 from hesim.circuit.circuit import Circuit, Kind, Tap
-from hesim.circuit_noise import OperationNoise
-from hesim.circuit_plans import CircuitPlan
 from hesim.depth import operation_depth
 from hesim.errors import LevelError, ParameterError
+from hesim.noise.circuit import OperationNoise
+from hesim.noise.circuit_plans import CircuitPlan
+from hesim.noise.dc_slots import Peaks
+from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import profile as find_profile
+from hesim.noise.slots_read import within
 from hesim.params import CKKSParams
-from hesim.peaks import Peaks
-from hesim.profiles import NoiseProfile
-from hesim.profiles import profile as find_profile
 from hesim.program import Literal, Var
-from hesim.slots_read import within
 
 if TYPE_CHECKING:
     from hesim.program import Equation, Program

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hesim import noise as formulas
 from hesim.certify import certify
 from hesim.circuit.compile import compile
+from hesim.noise import formulas
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.predictions import predict
-from hesim.profiles import profile
+from hesim.predict import predict
 from hesim.trace import trace
 
 pyfhel = pytest.importorskip("Pyfhel")

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.peaks import ALONE, Amplitudes, Element, Factor, Origin
+from hesim.noise.dc_slots import ALONE, Amplitudes, Element, Factor, Origin
 
 __all__ = ["SlotValues"]
 

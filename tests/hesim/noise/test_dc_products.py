@@ -11,13 +11,13 @@ from he_backend.local import run_local
 from he_backend.machines.slots import SlotsMachine
 from hesim.certify import certify
 from hesim.circuit.circuit import Kind
-from hesim.circuit_noise import OperationNoise
+from hesim.noise.circuit import OperationNoise
+from hesim.noise.dc_products import SlotValues
+from hesim.noise.dc_slots import ALONE, places
+from hesim.noise.placement import of_circuit, transferred
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.peak_products import SlotValues
-from hesim.peaks import ALONE, places
-from hesim.predictions import predict
-from hesim.profiles import profile
-from hesim.schedule import of_circuit, transferred
+from hesim.predict import predict
 from hesim.simulate import TIERS
 
 with warnings.catch_warnings():

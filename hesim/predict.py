@@ -15,10 +15,10 @@ import numpy as np
 from jax import tree_util
 
 from hesim.errors import ParameterError, ValueOverflowWarning
-from hesim.profiles import NoiseProfile
-from hesim.profiles import profile as find_profile
+from hesim.noise.placement import Placement, Schedule, canonical
+from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import profile as find_profile
 from hesim.program import need_program, widened
-from hesim.schedule import Placement, Schedule, canonical
 
 if TYPE_CHECKING:
     from hesim.params import CKKSParams
@@ -98,8 +98,8 @@ def predict(
       keys: secret keys to draw, at least 1. The relative standard error of a std is about
         ``1 / sqrt(keys · elements)`` or somewhat more, since tails are heavy.
       profile: the library whose noise is added.
-      schedule: levels and refreshes, canonical by default; ``hesim.schedule.of_circuit`` gives
-        those of a compiled Circuit.
+      schedule: levels and refreshes, canonical by default; ``hesim.noise.placement.of_circuit``
+        gives those of a compiled Circuit.
       seed: of the random keys.
       tier: as for ``hesim.simulate``; "train" shows what a training step is given.
       jit: compile the program as a whole, for this schedule. Otherwise its operations run one by

@@ -6,7 +6,7 @@ import pytest
 
 import approx
 from hesim.errors import ParameterError
-from hesim.profiles import PROFILES, profile
+from hesim.noise.profiles import PROFILES, profile
 
 
 def test_profiles_are_found_by_name_and_pass_through():

@@ -6,7 +6,7 @@ import pytest
 import approx
 from approx.plan import Plan, evaluate
 from approx.planning import build
-from hesim.plan_noise import Node, expand, gain, power_plan
+from hesim.noise.plans import Node, expand, gain, power_plan
 
 
 def run(nodes: tuple[Node, ...], x: np.ndarray, errors: list[np.ndarray]) -> np.ndarray:

@@ -7,10 +7,10 @@ import numpy as np
 import hesim
 from hesim.certify import certify
 from hesim.circuit.circuit import Kind, Tap
+from hesim.noise.placement import of_circuit
+from hesim.noise.slots_read import masks, read, sources, within
 from hesim.params import CKKSParams
-from hesim.predictions import predict
-from hesim.schedule import of_circuit
-from hesim.slots_read import masks, read, sources, within
+from hesim.predict import predict
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hesim import embedding
+from hesim.noise import embedding
 
 RNG = np.random.default_rng(0)
 

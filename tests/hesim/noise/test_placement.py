@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import approx
+from hesim.noise.placement import canonical
 from hesim.params import CKKSParams
 from hesim.refresh import refresh
-from hesim.schedule import canonical
 from hesim.trace import trace
 
 PARAMS = CKKSParams(14, 4, 40, 50, 60)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import hesim
-from hesim import noise as formulas
 from hesim.certify import certify
-from hesim.circuit_noise import OperationNoise
+from hesim.noise import formulas
+from hesim.noise.circuit import OperationNoise
+from hesim.noise.dc_slots import Element, key_switch_peaks, places, variance
+from hesim.noise.placement import of_circuit, transferred
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.peaks import Element, key_switch_peaks, places, variance
-from hesim.predictions import predict
-from hesim.profiles import profile
-from hesim.schedule import of_circuit, transferred
+from hesim.predict import predict
 from hesim.simulate import TIERS, simulate
 
 SEAL = profile("seal")

@@ -2,7 +2,7 @@
 
 A polynomial's plan says which registers there are, not to which levels the compiler brings each
 before it is used, nor what is refreshed on the way. Both are in the instructions between one
-ciphertext of the operand and one of the result, read here as nodes for ``hesim.plan_noise.gain``.
+ciphertext of the operand and one of the result, read here as nodes for ``hesim.noise.plans.gain``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.plan_noise import Node
+from hesim.noise.plans import Node
 
 __all__ = ["CircuitPlan", "circuit_plan"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from hesim import noise as formulas
 from hesim.circuit.circuit import Kind
+from hesim.noise import formulas
+from hesim.noise.dc_slots import ALONE, Amplitudes, key_switch_peaks
+from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
-from hesim.peaks import ALONE, Amplitudes, key_switch_peaks
-from hesim.profiles import NoiseProfile
 
 __all__ = ["InstructionNoise"]
 

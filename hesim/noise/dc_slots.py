@@ -13,7 +13,7 @@ these errors are kept as amplitudes, by key and slot of origin, and add up or ca
 A product of two ciphertexts multiplies the error in a slot by the other factor's value in that very
 slot. So an operand that is rotated or masked first brings errors into the result whose amplitudes
 are linear in elements of the other factor, and add up or cancel with what the same key does
-elsewhere. ``hesim.peak_products`` finds these elements; a simulation knows their values.
+elsewhere. ``hesim.noise.dc_products`` finds these elements; a simulation knows their values.
 
 What this leaves out: slots whose value is no sum of few elements of whole tensors, products by
 public tensors, and a second product within one operation. There a peak is taken as spread over the
@@ -32,11 +32,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hesim import embedding, slots_read
-from hesim import noise as formulas
 from hesim.circuit.circuit import Tap
+from hesim.noise import embedding, formulas, slots_read
+from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
-from hesim.profiles import NoiseProfile
 
 __all__ = [
     "ALONE",

@@ -9,11 +9,11 @@ import pytest
 
 import approx
 import hesim
-from hesim import noise as formulas
-from hesim.bootstrap import LAWS, law
 from hesim.errors import ParameterError
-from hesim.profiles import PROFILES, profile
-from hesim.schedule import of_circuit
+from hesim.noise import formulas
+from hesim.noise.bootstrap import LAWS, law
+from hesim.noise.placement import of_circuit
+from hesim.noise.profiles import PROFILES, profile
 
 PARAMS = hesim.CKKSParams(14, 4, 40, 50, 60)
 X = np.random.default_rng(0).uniform(-1, 1, 8192)

@@ -1,5 +1,6 @@
 """`predict`: error per operation against simulation and closed forms."""
 
+import importlib
 import math
 
 import jax
@@ -7,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hesim import noise as formulas
-from hesim import predictions
 from hesim.errors import ParameterError
+from hesim.noise import formulas
+from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
-from hesim.predictions import predict
-from hesim.profiles import profile
+from hesim.predict import predict
 from hesim.trace import trace
+
+#: The module, whose public function has its name.
+PREDICT = importlib.import_module("hesim.predict")
 
 PARAMS = CKKSParams(14, 5, 40, 50, 60)
 SEAL = profile("seal")
@@ -109,9 +112,9 @@ def test_a_second_prediction_traces_nothing():
     args = arguments()
     program = trace(counted, *args)
     predict(program, PARAMS, args, keys=1)
-    before = predictions._compiled.cache_info()
+    before = PREDICT._compiled.cache_info()
     predict(program, PARAMS, (2 * args[0], args[1]), keys=3, seed=5)
-    after = predictions._compiled.cache_info()
+    after = PREDICT._compiled.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
     assert traced == 1
 

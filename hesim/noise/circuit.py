@@ -18,14 +18,14 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from hesim import slots_read
 from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
-from hesim.circuit_plans import CircuitPlan, circuit_plan
-from hesim.instruction_noise import InstructionNoise
-from hesim.peak_products import SlotValues
-from hesim.peaks import RELINEARIZED, Amplitudes, Factor, Origin, Peaks, at_elements
-from hesim.peaks import variance as peak_variance
-from hesim.profiles import NoiseProfile
+from hesim.noise import slots_read
+from hesim.noise.circuit_plans import CircuitPlan, circuit_plan
+from hesim.noise.dc_products import SlotValues
+from hesim.noise.dc_slots import RELINEARIZED, Amplitudes, Factor, Origin, Peaks, at_elements
+from hesim.noise.dc_slots import variance as peak_variance
+from hesim.noise.instructions import InstructionNoise
+from hesim.noise.profiles import NoiseProfile
 
 __all__ = ["OperationNoise"]
 

@@ -1,0 +1,1 @@
+"""CKKS noise: formulas, laws by library, where a Program and a Circuit get theirs."""
