@@ -94,7 +94,7 @@ $(STAMPS)/docs: requirements/docs.lock $(STAMPS)/project
 
 # ---------------------------------------------------------------- what it is for
 data: setup
-	@$(BIN)/python -m models.data
+	@$(BIN)/python -m models.data.datasets
 
 demo: setup data
 	@$(BIN)/hesim demo $(ARGS)

@@ -18,9 +18,9 @@ import approx
 import hesim
 from hesim.program import Program
 from models.config import EncoderConfig
-from models.encoder import Model
-from models.sites import FitSettings, fit_ranges
-from models.train import Batch, collect_ranges
+from models.nn.encoder import Model
+from models.sites.sites import FitSettings, fit_ranges
+from models.train.classifier import Batch, collect_ranges
 
 __all__ = ["CASES", "CircuitCase"]
 

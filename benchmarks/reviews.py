@@ -20,12 +20,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, sparse, special
 
-from models import metrics
-from models.as_encrypted import make_evaluate_task
-from models.data import Dataset, Split, load
-from models.finetune import FineTune, finetune
-from models.shipped import load_pretrained
-from models.tasks import prepare_task
+from models.data import metrics
+from models.data.datasets import Dataset, Split, load
+from models.data.tasks import prepare_task
+from models.encrypted.settings import make_evaluate_task
+from models.recipes.finetune import FineTune, finetune
+from models.weights.shipped import load_pretrained
 
 __all__ = ["Baseline", "TfIdf", "baseline", "fit_logistic", "main"]
 

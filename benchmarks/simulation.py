@@ -22,9 +22,9 @@ from experiments.demo.settings import DEMO_RING
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
 from models.config import preset
-from models.encoder import Model
-from models.sites import fit_ranges
-from models.train import (
+from models.nn.encoder import Model
+from models.sites.sites import fit_ranges
+from models.train.classifier import (
     Batch,
     collect_ranges,
     forward_circuit,

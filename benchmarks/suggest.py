@@ -25,17 +25,17 @@ import hesim
 from benchmarks.circuit_cases import CASES, CircuitCase
 from experiments.demo.settings import Settings
 from models.config import EncoderConfig
-from models.encoder import Model
-from models.encrypted_step import (
+from models.encrypted.update import (
     PolynomialSoftmax,
     encrypted_arguments,
     lora_update,
     training_sites,
 )
-from models.lora import is_adapter_or_head, partition
-from models.optim import adamw_he
-from models.sites import FitSettings, fit_ranges
-from models.train import Batch, collect_ranges
+from models.nn.encoder import Model
+from models.nn.lora import is_adapter_or_head, partition
+from models.sites.sites import FitSettings, fit_ranges
+from models.train.classifier import Batch, collect_ranges
+from models.train.optim import adamw_he
 
 __all__ = ["PROGRAMS", "main"]
 

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import optax
 
 from models.config import EncoderConfig, preset
-from models.encoder import Model
-from models.export import pretraining_arguments, task_arguments
-from models.lora import count, is_adapter, is_adapter_or_head, partition
-from models.pretrain import Pretraining
+from models.nn.encoder import Model
+from models.nn.lora import count, is_adapter, is_adapter_or_head, partition
+from models.recipes.export import pretraining_arguments, task_arguments
+from models.recipes.pretrain import Pretraining
 
 __all__ = ["counts", "main", "measure"]
 

@@ -142,8 +142,8 @@ class Calibration:
         self, units: Mapping[str, float] | None = None, margin: float = 0.0
     ) -> dict[str, tuple[float, float]]:
         """Ranges met of the values that the function returns in a dictionary, by their keys: what
-        `models.losses.range_penalty` is to hold them to. ``Model.forward_with_values`` returns the
-        values at its polynomials so.
+        `models.objectives.losses.range_penalty` is to hold them to. ``Model.forward_with_values``
+        returns the values at its polynomials so.
 
         units: factor of each, ``Model.units()`` there; 1 for keys that are not in it. margin: wider
         by this part of their width each side.

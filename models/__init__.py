@@ -7,31 +7,25 @@ from typing import TYPE_CHECKING
 from hesim.lazy import attach
 
 if TYPE_CHECKING:
-    from models.bert import Bert, load_bert
-    from models.checkpoint import Checkpoints
     from models.config import PRESETS, EncoderConfig, preset
-    from models.corpus import Corpus
-    from models.data import Dataset, load
-    from models.encoder import Encoder, Model
-    from models.lora import combine, merge, partition
-    from models.losses import (
+    from models.data.corpus import Corpus
+    from models.data.datasets import Dataset, load
+    from models.data.tokenizer import Tokenizer
+    from models.nn.encoder import Encoder, Model
+    from models.nn.lora import combine, merge, partition
+    from models.objectives.losses import (
         cross_entropy,
         cross_entropy_polynomial,
         mean_squared_error,
         range_penalty,
         squared_error,
     )
-    from models.mlm import Masking
-    from models.optim import adamw_he, scale_by_adam_he
-    from models.pretrain import Pretraining
-    from models.ranges import check_ranges
-    from models.recipe import Recipe, Trained, train_classifier
-    from models.schedules import Budget
-    from models.shipped import load_pretrained, shipped_names
-    from models.sites import EXACT, FitSettings, Sites, fit_ranges, site_names
-    from models.step import StepOptions, make_update
-    from models.tokens import Tokenizer
-    from models.train import (
+    from models.objectives.mlm import Masking
+    from models.recipes.classify import Recipe, Trained, train_classifier
+    from models.recipes.pretrain import Pretraining
+    from models.sites.sites import EXACT, FitSettings, Sites, fit_ranges, site_names
+    from models.train.checkpoint import Checkpoints
+    from models.train.classifier import (
         Batch,
         TrainState,
         collect_ranges,
@@ -42,55 +36,61 @@ if TYPE_CHECKING:
         run_steps,
         shuffled,
     )
+    from models.train.optim import adamw_he, scale_by_adam_he
+    from models.train.ranges import check_ranges
+    from models.train.schedules import Budget
+    from models.train.step import StepOptions, make_update
+    from models.weights.bert import Bert, load_bert
+    from models.weights.shipped import load_pretrained, shipped_names
 
 _HOMES = {
-    "Batch": "models.train",
-    "Bert": "models.bert",
-    "Budget": "models.schedules",
-    "Checkpoints": "models.checkpoint",
-    "Corpus": "models.corpus",
-    "Dataset": "models.data",
-    "EXACT": "models.sites",
-    "Encoder": "models.encoder",
+    "Batch": "models.train.classifier",
+    "Bert": "models.weights.bert",
+    "Budget": "models.train.schedules",
+    "Checkpoints": "models.train.checkpoint",
+    "Corpus": "models.data.corpus",
+    "Dataset": "models.data.datasets",
+    "EXACT": "models.sites.sites",
+    "Encoder": "models.nn.encoder",
     "EncoderConfig": "models.config",
-    "FitSettings": "models.sites",
-    "Masking": "models.mlm",
-    "Model": "models.encoder",
+    "FitSettings": "models.sites.sites",
+    "Masking": "models.objectives.mlm",
+    "Model": "models.nn.encoder",
     "PRESETS": "models.config",
-    "Pretraining": "models.pretrain",
-    "Recipe": "models.recipe",
-    "Sites": "models.sites",
-    "StepOptions": "models.step",
-    "Tokenizer": "models.tokens",
-    "TrainState": "models.step",
-    "Trained": "models.recipe",
-    "adamw_he": "models.optim",
-    "check_ranges": "models.ranges",
-    "collect_ranges": "models.train",
-    "combine": "models.lora",
-    "cross_entropy": "models.losses",
-    "cross_entropy_polynomial": "models.losses",
-    "fit_ranges": "models.sites",
-    "fit_sites": "models.train",
-    "initial_state": "models.step",
-    "load": "models.data",
-    "load_bert": "models.bert",
-    "load_pretrained": "models.shipped",
-    "make_evaluate": "models.train",
-    "make_step": "models.train",
-    "make_update": "models.step",
-    "mean_squared_error": "models.losses",
-    "merge": "models.lora",
-    "partition": "models.lora",
+    "Pretraining": "models.recipes.pretrain",
+    "Recipe": "models.recipes.classify",
+    "Sites": "models.sites.sites",
+    "StepOptions": "models.train.step",
+    "Tokenizer": "models.data.tokenizer",
+    "TrainState": "models.train.step",
+    "Trained": "models.recipes.classify",
+    "adamw_he": "models.train.optim",
+    "check_ranges": "models.train.ranges",
+    "collect_ranges": "models.train.classifier",
+    "combine": "models.nn.lora",
+    "cross_entropy": "models.objectives.losses",
+    "cross_entropy_polynomial": "models.objectives.losses",
+    "fit_ranges": "models.sites.sites",
+    "fit_sites": "models.train.classifier",
+    "initial_state": "models.train.step",
+    "load": "models.data.datasets",
+    "load_bert": "models.weights.bert",
+    "load_pretrained": "models.weights.shipped",
+    "make_evaluate": "models.train.classifier",
+    "make_step": "models.train.classifier",
+    "make_update": "models.train.step",
+    "mean_squared_error": "models.objectives.losses",
+    "merge": "models.nn.lora",
+    "partition": "models.nn.lora",
     "preset": "models.config",
-    "range_penalty": "models.losses",
-    "run_steps": "models.train",
-    "scale_by_adam_he": "models.optim",
-    "shipped_names": "models.shipped",
-    "shuffled": "models.train",
-    "site_names": "models.sites",
-    "squared_error": "models.losses",
-    "train_classifier": "models.recipe",
+    "range_penalty": "models.objectives.losses",
+    "run_steps": "models.train.classifier",
+    "scale_by_adam_he": "models.train.optim",
+    "shipped_names": "models.weights.shipped",
+    "shuffled": "models.train.classifier",
+    "site_names": "models.sites.sites",
+    "squared_error": "models.objectives.losses",
+    "train_classifier": "models.recipes.classify",
 }
 
 __all__ = [

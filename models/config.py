@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from models.limits import check_numbers
+from models.checks import check_numbers
 
 Attention = Literal["gaussian", "softmax", "gaussian_normalised", "power_softmax"]
 Activation = Literal[

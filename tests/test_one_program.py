@@ -14,10 +14,10 @@ import he_backend
 import hesim
 from hesim.params import InsecureParametersWarning
 from models.config import EncoderConfig
-from models.encoder import Model
-from models.lora import combine, is_adapter_or_head, partition
-from models.losses import squared_error
-from models.sites import Sites, function_of, site_names
+from models.nn.encoder import Model
+from models.nn.lora import combine, is_adapter_or_head, partition
+from models.objectives.losses import squared_error
+from models.sites.sites import Sites, function_of, site_names
 
 DOMAINS = {"exp": (-8, 0), "inv_sqrt": (0.3, 9), "relu": (-6, 6), "tanh": (-4, 4)}
 

@@ -173,7 +173,7 @@ def data(
     data_dir: DataDirOption = None,
 ) -> None:
     """Fetch a data set if need be, and describe it."""
-    from models.data import load
+    from models.data.datasets import load
 
     found = load(name, data_dir=data_dir)
     console = Console()

@@ -85,6 +85,6 @@ def _disk() -> Iterator[str]:
 
 
 def _data() -> Iterator[str]:
-    from models.data import cache_dir
+    from models.data.datasets import cache_dir
 
     yield f"data sets are kept in {cache_dir()}"

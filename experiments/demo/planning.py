@@ -12,8 +12,8 @@ from experiments.demo.settings import Settings
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
 from hesim.program import Program
-from models.encoder import Model
-from models.sites import fit_ranges, function_of, site_names
+from models.nn.encoder import Model
+from models.sites.sites import fit_ranges, function_of, site_names
 
 __all__ = ["plan_demo"]
 

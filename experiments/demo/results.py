@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.demo.folder import RunFolder
-from models import metrics
+from models.data import metrics
 
 __all__ = ["LOGIT_ERROR", "MARGIN", "Check", "Operation", "Results", "Site"]
 

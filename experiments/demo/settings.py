@@ -14,8 +14,8 @@ from typing import Any
 
 from hesim.params import CKKSParams
 from models.config import EncoderConfig, preset
-from models.recipe import Recipe
-from models.sites import FitSettings
+from models.recipes.classify import Recipe
+from models.sites.sites import FitSettings
 
 __all__ = ["FAST", "PACKAGES", "Settings", "code_digest"]
 

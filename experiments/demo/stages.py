@@ -27,14 +27,15 @@ from experiments.live import Display, Update
 from he_backend.memory import peak_bytes
 from hesim.circuit.circuit import Circuit
 from hesim.program import Equation, Program
-from models import metrics, recipe
 from models.config import EncoderConfig
-from models.data import Dataset, load
-from models.encoder import Model
-from models.recipe import Trained
-from models.sites import site_names
-from models.tokens import Tokenizer
-from models.train import Batch, forward_circuit, make_evaluate, simulated_forward, take
+from models.data import metrics
+from models.data.datasets import Dataset, load
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.recipes import classify
+from models.recipes.classify import Trained
+from models.sites.sites import site_names
+from models.train.classifier import Batch, forward_circuit, make_evaluate, simulated_forward, take
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,7 +105,7 @@ def prepare(settings: Settings) -> Prepared:
             f"{settings.sentences} asked for; lower --sentences"
         )
     splits = (dataset.train, dataset.validation, dataset.test)
-    train, validation, test = (recipe.encode(tokenizer, s, config.sequence) for s in splits)
+    train, validation, test = (classify.encode(tokenizer, s, config.sequence) for s in splits)
     # Files are sorted: the first held-out reviews, which are encrypted, are nearly all positive.
     order = np.random.default_rng(0).permutation(len(dataset.test))
     return Prepared(dataset, config, train, validation, take(test, order))
@@ -169,7 +170,7 @@ def _train_one(
         switch = chosen.steps - chosen.polynomial_steps
         update(0.0, "compiling the step", None)
 
-        def report(p: recipe.Progress) -> None:
+        def report(p: classify.Progress) -> None:
             watch.note()
             score = p.figures.get(name, float("nan"))
             note = f"step {p.step} ({p.phase}), loss {p.figures['loss']:.3f}, {name} {score:.3f}"
@@ -177,7 +178,7 @@ def _train_one(
                 note += "; now compiling polynomials and noise"
             update(p.step, note, None)
 
-        return recipe.train_classifier(
+        return classify.train_classifier(
             data.config,
             data.train,
             data.validation,

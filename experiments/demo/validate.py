@@ -16,10 +16,10 @@ from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.demo.stages import prepare, train
 from experiments.live import Display
-from models import metrics
-from models.losses import share_outside
-from models.recipe import Trained
-from models.train import Batch, batches, make_evaluate, take
+from models.data import metrics
+from models.objectives.losses import share_outside
+from models.recipes.classify import Trained
+from models.train.classifier import Batch, batches, make_evaluate, take
 
 __all__ = ["validate_run"]
 

@@ -31,15 +31,15 @@ from experiments.studies.blind import claimed
 from experiments.studies.tasks import Stopped, check_names
 from experiments.training.finetuning import Start, load_start
 from hesim.files import write_whole
-from models import metrics
-from models.as_encrypted import AsEncrypted, make_evaluate_task
 from models.config import EncoderConfig
-from models.data import sample
-from models.encoder import Model
-from models.finetune import FineTune, FineTuned, finetune
-from models.sites import FitSettings, Range, fit_ranges, function_of, site_names
-from models.tasks import TaskData, baseline, prepare_task
-from models.train import take
+from models.data import metrics
+from models.data.datasets import sample
+from models.data.tasks import TaskData, baseline, prepare_task
+from models.encrypted.settings import AsEncrypted, make_evaluate_task
+from models.nn.encoder import Model
+from models.recipes.finetune import FineTune, FineTuned, finetune
+from models.sites.sites import FitSettings, Range, fit_ranges, function_of, site_names
+from models.train.classifier import take
 
 __all__ = [
     "STARTS",

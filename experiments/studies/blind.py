@@ -34,11 +34,11 @@ from hesim.params import CKKSParams
 from hesim.predict import predict
 from hesim.program import Program
 from models.config import EncoderConfig
-from models.data import Split, load
-from models.identity import described, differing
-from models.recipe import encode
-from models.tokens import Tokenizer
-from models.train import Batch, take
+from models.data.datasets import Split, load
+from models.data.tokenizer import Tokenizer
+from models.recipes.classify import encode
+from models.train.classifier import Batch, take
+from models.train.fingerprint import described, differing
 
 __all__ = [
     "Measured",
@@ -220,7 +220,7 @@ def reviews(config: EncoderConfig, held_out: int) -> tuple[EncoderConfig, Senten
     """The movie reviews as numbers, the held-out ones in a fixed random order (the file is sorted),
     `held_out` of them; the configuration with their vocabulary and classes.
 
-    Raises ExperimentError if there are fewer, DataError as `models.data.load` does.
+    Raises ExperimentError if there are fewer, DataError as `models.data.datasets.load` does.
     """
     found = load("reviews")
     if len(found.test) < held_out:

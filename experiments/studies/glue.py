@@ -25,13 +25,13 @@ from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, check_length, read_table
 from experiments.working import alone_in
 from hesim.files import write_whole
-from models import metrics
-from models.as_encrypted import AsEncrypted, make_evaluate_task, merged
-from models.checkpoint import digest_of
-from models.data import GLUE
-from models.finetune import FineTune, FineTuned, finetune
-from models.identity import described, differing
-from models.tasks import TaskData, baseline
+from models.data import metrics
+from models.data.datasets import GLUE
+from models.data.tasks import TaskData, baseline
+from models.encrypted.settings import AsEncrypted, make_evaluate_task, merged
+from models.recipes.finetune import FineTune, FineTuned, finetune
+from models.train.checkpoint import digest_of
+from models.train.fingerprint import described, differing
 
 __all__ = ["COLUMNS", "TASKS", "Column", "GlueStudy", "Run", "read_runs", "run_glue", "write_csv"]
 

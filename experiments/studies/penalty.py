@@ -28,15 +28,15 @@ from experiments.studies.tasks import Stopped, check_names, glue_task
 from experiments.training.finetuning import Start, load_start
 from experiments.training.finetuning_settings import TaskSettings, read_table
 from hesim.files import write_whole
-from models import metrics
-from models.as_encrypted import AsEncrypted, Evaluated, make_evaluate_task, twin_of
-from models.buckets import cut, lengths_of, whole
-from models.encoder import Model
-from models.finetune import FineTuned, finetune, overlay
-from models.losses import share_outside
-from models.sites import FitSettings, Range, Sites
-from models.tasks import TaskData
-from models.train import Batch
+from models.data import metrics
+from models.data.buckets import cut, lengths_of, whole
+from models.data.tasks import TaskData
+from models.encrypted.settings import AsEncrypted, Evaluated, make_evaluate_task, twin_of
+from models.nn.encoder import Model
+from models.objectives.losses import share_outside
+from models.recipes.finetune import FineTuned, finetune, overlay
+from models.sites.sites import FitSettings, Range, Sites
+from models.train.classifier import Batch
 
 __all__ = ["Arm", "PenaltyStudy", "read_arms", "run_penalty", "write_csv"]
 

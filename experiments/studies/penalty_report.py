@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.studies.glue_report import interval
 from experiments.studies.penalty import Arm
-from models.sites import Range, is_norm
+from models.sites.sites import Range, is_norm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -39,13 +39,13 @@ from experiments.studies.blind import (
 )
 from he_backend import exact
 from hesim.params import CKKSParams
-from models import metrics
 from models.config import EncoderConfig
-from models.encoder import Model
-from models.lora import Params, combine, is_adapter, partition
-from models.recipe import Recipe, train_classifier
-from models.sites import FitSettings, Range, fit_ranges
-from models.train import Batch, collect_ranges, make_evaluate, take
+from models.data import metrics
+from models.nn.encoder import Model
+from models.nn.lora import Params, combine, is_adapter, partition
+from models.recipes.classify import Recipe, train_classifier
+from models.sites.sites import FitSettings, Range, fit_ranges
+from models.train.classifier import Batch, collect_ranges, make_evaluate, take
 
 __all__ = ["GUESSES", "STUDY", "Ranked", "Study", "Variant", "agreement", "run_study"]
 

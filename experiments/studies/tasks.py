@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from experiments.errors import ExperimentError
 from experiments.training.finetuning import Start
 from experiments.training.finetuning_settings import TaskSettings
-from models.tasks import TaskData, prepare_task
+from models.data.tasks import TaskData, prepare_task
 
 __all__ = ["Stopped", "check_names", "glue_task"]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
-from models.convert import Converted, convert
+from models.start.convert import Converted, convert
 
 __all__ = ["convert_and_show"]
 
 
 def convert_and_show(folder: Path, out: Path, options: dict[str, Any], console: Console) -> None:
-    """Convert with the options of `models.convert.convert` that are not None, and describe it.
+    """Convert with the options of `models.start.convert.convert` that are not None, and describe it.
 
     Raises:
       CheckpointError: as `convert`.

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from experiments.training.options import Option
 from hesim.errors import ParameterError
-from models.sharding import check_hosts, make_mesh, start_hosts
+from models.train.sharding import check_hosts, make_mesh, start_hosts
 
 __all__ = ["DEVICES", "ONE_DEVICE", "Devices", "devices_of"]
 

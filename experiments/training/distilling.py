@@ -18,23 +18,23 @@ from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
 from experiments.working import alone_in
-from models import metrics
-from models.agreement import Agreement, agreement, embeddings
-from models.bert import load_bert
-from models.budgeted import Progress
-from models.checkpoint import CheckpointError, Checkpoints
-from models.corpus import is_held_out, read_sections
-from models.data import Dataset, Split, load
-from models.distill import Distillation, Distilled, distil
-from models.encoder import Model
-from models.limits import check_range
-from models.lora import Params
-from models.schedules import Budget
-from models.sites import function_of, site_names
-from models.tokens import Tokenizer
-from models.train import Batch, take
-from models.warm_start import warm_start
-from models.weights import Saved, load_model, save_model
+from models.checks import check_range
+from models.data import metrics
+from models.data.corpus import is_held_out, read_sections
+from models.data.datasets import Dataset, Split, load
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.nn.lora import Params
+from models.recipes.agreement import Agreement, agreement, embeddings
+from models.recipes.distill import Distillation, Distilled, distil
+from models.sites.sites import function_of, site_names
+from models.start.softmax_to_gaussian import warm_start
+from models.train.checkpoint import CheckpointError, Checkpoints
+from models.train.classifier import Batch, take
+from models.train.loop import Progress
+from models.train.schedules import Budget
+from models.weights.bert import load_bert
+from models.weights.folder import Saved, load_model, save_model
 
 __all__ = ["Job", "Texts", "distil_template", "load_any", "read_distilling", "run_distilling"]
 

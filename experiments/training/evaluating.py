@@ -15,12 +15,12 @@ from rich.table import Table
 from experiments.errors import ExperimentError
 from experiments.training.finetuning import MODEL
 from experiments.training.twin import read_encryption, ring_of
-from models import metrics
-from models.as_encrypted import AsEncrypted, Evaluated, make_evaluate_task, merged, twin_of
-from models.checkpoint import sites_from_json
-from models.encoder import Model
-from models.tasks import TaskData, baseline, prepare_task
-from models.weights import Saved, load_model
+from models.data import metrics
+from models.data.tasks import TaskData, baseline, prepare_task
+from models.encrypted.settings import AsEncrypted, Evaluated, make_evaluate_task, merged, twin_of
+from models.nn.encoder import Model
+from models.train.checkpoint import sites_from_json
+from models.weights.folder import Saved, load_model
 
 __all__ = ["AFTER_TRAINING", "Answers", "TwinAnswers", "evaluate_folder", "render"]
 

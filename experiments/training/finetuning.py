@@ -15,17 +15,17 @@ from experiments.training.logbook import Logbook
 from experiments.training.signals import until_signalled
 from experiments.training.twin import said_ring
 from experiments.working import alone_in
-from models.checkpoint import Checkpoints, sites_to_json
 from models.config import EncoderConfig, preset
-from models.data import load
-from models.encoder import Model
-from models.finetune import FineTuned, finetune
-from models.lora import Params
-from models.recipe import Progress
-from models.shipped import load_pretrained
-from models.tasks import TaskData, baseline, prepare_task
-from models.tokens import Tokenizer
-from models.weights import save_model
+from models.data.datasets import load
+from models.data.tasks import TaskData, baseline, prepare_task
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.nn.lora import Params
+from models.recipes.classify import Progress
+from models.recipes.finetune import FineTuned, finetune
+from models.train.checkpoint import Checkpoints, sites_to_json
+from models.weights.folder import save_model
+from models.weights.shipped import load_pretrained
 
 __all__ = ["Start", "describe", "load_start", "run_finetuning"]
 

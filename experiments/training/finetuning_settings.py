@@ -17,13 +17,13 @@ from experiments.training.options import (
     with_defaults,
 )
 from experiments.training.twin import RING, TWIN, as_encrypted_of
-from models.as_encrypted import AsEncrypted
+from models.checks import check_range
 from models.config import Pairs, Pooling
-from models.data import GLUE, DataError
-from models.finetune import FineTune
-from models.limits import check_range
-from models.shipped import shipped_names
-from models.sites import Range
+from models.data.datasets import GLUE, DataError
+from models.encrypted.settings import AsEncrypted
+from models.recipes.finetune import FineTune
+from models.sites.sites import Range
+from models.weights.shipped import shipped_names
 
 __all__ = [
     "GLUE_TABLE",
@@ -149,7 +149,7 @@ def _table_values(path: str | Path | None) -> dict[str, dict[str, Any]]:
 
 
 def task_spec(name: str) -> str:
-    """A data set as `models.data.load` wants it: rte becomes glue/RTE; others stay as they are."""
+    """A data set as `models.data.datasets.load` wants it: rte becomes glue/RTE; others stay as they are."""
     known = {key.lower().replace("-", ""): key for key in GLUE}
     short = name.removeprefix("glue/").lower().replace("-", "").replace("_", "")
     return f"glue/{known[short]}" if short in known else name
@@ -157,7 +157,7 @@ def task_spec(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One fine-tuning. task: as `models.data.load` names it. start: a shipped model, a model
+    """One fine-tuning. task: as `models.data.datasets.load` names it. start: a shipped model, a model
     folder, or "scratch". length: tokens of a row. train_rows: 0 for all.
     """
 

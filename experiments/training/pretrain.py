@@ -15,14 +15,14 @@ from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
 from experiments.working import alone_in
-from models.checkpoint import Checkpoints
+from models.checks import check_range
 from models.config import PRESETS, EncoderConfig, preset
-from models.corpus import Corpus
-from models.corpus_start import obstacle
-from models.limits import check_range
-from models.pretrain import Pretrained, Pretraining, Progress, pretrain
-from models.schedules import Budget
-from models.sites import function_of, site_names
+from models.data.corpus import Corpus
+from models.recipes.pretrain import Pretrained, Pretraining, Progress, pretrain
+from models.sites.sites import function_of, site_names
+from models.start.corpus import obstacle
+from models.train.checkpoint import Checkpoints
+from models.train.schedules import Budget
 
 __all__ = [
     "OPTIONS",

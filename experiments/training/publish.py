@@ -14,15 +14,15 @@ import numpy as np
 from experiments.errors import ExperimentError
 from experiments.live import Display
 from experiments.training.pretrain import Job, objective, read_corpus
-from models.checkpoint import Checkpoints
-from models.corpus import Corpus
-from models.encoder import Model
-from models.lora import Params, count
-from models.pretrain import Evaluated, Guessing, evaluate, guessing_of, make_optimizer
-from models.schedules import Budget, Clock
-from models.shipped import rounded
-from models.step import initial_state
-from models.weights import save_model
+from models.data.corpus import Corpus
+from models.nn.encoder import Model
+from models.nn.lora import Params, count
+from models.recipes.pretrain import Evaluated, Guessing, evaluate, guessing_of, make_optimizer
+from models.train.checkpoint import Checkpoints
+from models.train.schedules import Budget, Clock
+from models.train.step import initial_state
+from models.weights.folder import save_model
+from models.weights.shipped import rounded
 
 __all__ = ["publish", "unigram_loss"]
 

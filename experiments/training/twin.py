@@ -9,9 +9,9 @@ from typing import Any
 
 from experiments.errors import ExperimentError
 from experiments.training.options import Option, options_of, read_options, with_defaults
-from models.as_encrypted import AsEncrypted
-from models.limits import check_range
-from models.sites import Range
+from models.checks import check_range
+from models.encrypted.settings import AsEncrypted
+from models.sites.sites import Range
 
 __all__ = ["RING", "TWIN", "as_encrypted_of", "read_encryption", "ring_of", "said_ring"]
 

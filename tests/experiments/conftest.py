@@ -19,7 +19,7 @@ from experiments.demo.settings import Settings
 from experiments.live import Display
 from hesim.params import CKKSParams
 from models.config import preset
-from models.recipe import Recipe
+from models.recipes.classify import Recipe
 
 GOOD = ("fine", "bright", "lovely", "warm", "clever")
 BAD = ("dull", "bleak", "clumsy", "cold", "stale")

@@ -29,14 +29,14 @@ from experiments.studies.attention_report import plot, table
 from experiments.studies.tasks import Stopped
 from experiments.working import alone_in
 from hesim.params import CKKSParams
-from models.as_encrypted import AsEncrypted
 from models.config import preset
-from models.data import load
-from models.encoder import Model
-from models.finetune import FineTune
-from models.sites import FitSettings
-from models.tokens import Tokenizer
-from models.weights import save_model
+from models.data.datasets import load
+from models.data.tokenizer import Tokenizer
+from models.encrypted.settings import AsEncrypted
+from models.nn.encoder import Model
+from models.recipes.finetune import FineTune
+from models.sites.sites import FitSettings
+from models.weights.folder import save_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

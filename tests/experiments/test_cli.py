@@ -57,7 +57,7 @@ def test_every_package_refuses_clearly(
 
 
 def test_debug_shows_where_an_error_came_from() -> None:
-    from models.data import DataError
+    from models.data.datasets import DataError
 
     with pytest.raises(DataError):
         main(["data", "nonsense", "--debug"])
@@ -67,7 +67,7 @@ def test_an_error_that_is_not_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("models.data.load", broken)
+    monkeypatch.setattr("models.data.datasets.load", broken)
     with pytest.raises(ZeroDivisionError):
         main(["data"])
 

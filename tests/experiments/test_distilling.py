@@ -19,13 +19,13 @@ from experiments.training.distilling import (
     read_texts,
     run_distilling,
 )
-from models.checkpoint import CheckpointError
 from models.config import preset
-from models.encoder import Model
-from models.shipped import load_pretrained
-from models.step import StepOptions
-from models.tokens import Tokenizer
-from models.weights import save_model
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.train.checkpoint import CheckpointError
+from models.train.step import StepOptions
+from models.weights.folder import save_model
+from models.weights.shipped import load_pretrained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

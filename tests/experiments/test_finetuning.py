@@ -30,14 +30,14 @@ from experiments.training.finetuning_settings import (
 from experiments.training.pretrain import read_job as read_pretraining
 from experiments.training.twin import read_encryption, said_ring
 from experiments.working import alone_in
-from models.checkpoint import sites_to_json
 from models.config import preset
-from models.data import DataError, load
-from models.encoder import Model
-from models.finetune import FineTune
-from models.sites import fit_ranges
-from models.tokens import Tokenizer
-from models.weights import load_model, save_model
+from models.data.datasets import DataError, load
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.recipes.finetune import FineTune
+from models.sites.sites import fit_ranges
+from models.train.checkpoint import sites_to_json
+from models.weights.folder import load_model, save_model
 
 SETTINGS = """
 [task]

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 from experiments.cli import common, main
-from models.data import GLUE
-from models.safetensors import write_safetensors
-from models.shipped import load_pretrained
-from models.tokens import SPECIAL_TOKENS
-from models.weights import load_model
+from models.data.datasets import GLUE
+from models.data.tokenizer import SPECIAL_TOKENS
+from models.weights.folder import load_model
+from models.weights.safetensors import write_safetensors
+from models.weights.shipped import load_pretrained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -12,8 +12,8 @@ from experiments.errors import ExperimentError
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.pretrain import OPTIONS, read_job, settings_template
 from models.config import PRESETS, Activation, Attention, EncoderConfig
-from models.pretrain import Pretraining
-from models.sites import function_of, site_names
+from models.recipes.pretrain import Pretraining
+from models.sites.sites import function_of, site_names
 
 EXAMPLE = (
     Option("a", "count", 3, "How many."),

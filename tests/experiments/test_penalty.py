@@ -18,10 +18,10 @@ from experiments.studies.tasks import Stopped
 from experiments.training.finetuning_settings import TaskSettings
 from experiments.working import alone_in
 from models.config import preset
-from models.data import load
-from models.encoder import Model
-from models.tokens import Tokenizer
-from models.weights import save_model
+from models.data.datasets import load
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.weights.folder import save_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -20,7 +20,7 @@ from experiments.training.pretrain import Job, read_corpus, read_job, run_pretra
 from experiments.training.publish import card, publish
 from experiments.training.signals import until_signalled
 from models.config import PRESETS
-from models.shipped import SHIPPED, load_pretrained
+from models.weights.shipped import SHIPPED, load_pretrained
 
 SETTINGS = """
 [model]

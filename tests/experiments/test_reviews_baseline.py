@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from benchmarks import reviews
-from models.data import load
+from models.data.datasets import load
 
 TEXTS = ("A good good film", "a bad film", "Good, bad!")
 

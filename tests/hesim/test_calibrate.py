@@ -129,7 +129,7 @@ def test_integer_inputs_and_second_results_are_counted():
 
 
 def test_ranges_of_named_values_are_targets_of_the_range_penalty():
-    from models.losses import range_penalty
+    from models.objectives.losses import range_penalty
 
     def recorded(x, w):
         met = x @ w

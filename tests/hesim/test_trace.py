@@ -442,7 +442,7 @@ def test_listing_is_readable():
 
 
 def test_sources_of_our_models_name_the_layer_and_the_caller():
-    from models.layers import multiple
+    from models.nn.layers import multiple
 
     program = trace(lambda x: multiple(x * x, 3), X)
     line = here() - 1
@@ -452,7 +452,7 @@ def test_sources_of_our_models_name_the_layer_and_the_caller():
     for eqn in sums:
         assert eqn.source is not None
         assert eqn.source.line == line
-        assert eqn.source.brief.startswith("models/layers.py:")
+        assert eqn.source.brief.startswith("models/nn/layers.py:")
 
 
 # --- refresh and depth ----------------------------------------------------------------------------

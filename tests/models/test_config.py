@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from models.config import PRESETS, EncoderConfig, preset
-from models.encoder import Model
-from models.finetune import FineTune
-from models.lora import count, is_adapter_or_head, partition
+from models.nn.encoder import Model
+from models.nn.lora import count, is_adapter_or_head, partition
+from models.recipes.finetune import FineTune
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import jax
 import pytest
 
 from models.config import preset
-from models.encoder import Model
-from models.tokens import Tokenizer
-from models.weights import save_model
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.weights.folder import save_model
 
 
 @pytest.fixture(params=[0o022, 0o077], ids=oct)

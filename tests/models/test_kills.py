@@ -19,17 +19,17 @@ import jax
 import numpy as np
 import pytest
 
-from models.as_encrypted import AsEncrypted
-from models.checkpoint import sites_to_json
 from models.config import EncoderConfig, preset
-from models.distill import Distillation, distil
-from models.encoder import Model
-from models.finetune import FineTune, finetune
-from models.lora import Params
-from models.schedules import Budget
-from models.sites import FitSettings
-from models.tasks import TaskData
-from models.train import Batch
+from models.data.tasks import TaskData
+from models.encrypted.settings import AsEncrypted
+from models.nn.encoder import Model
+from models.nn.lora import Params
+from models.recipes.distill import Distillation, distil
+from models.recipes.finetune import FineTune, finetune
+from models.sites.sites import FitSettings
+from models.train.checkpoint import sites_to_json
+from models.train.classifier import Batch
+from models.train.schedules import Budget
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,10 +10,10 @@ from jax import tree_util
 
 from hesim import compile, trace
 from models.config import EncoderConfig
-from models.encoder import Model
-from models.lora import combine, is_adapter, partition
-from models.losses import squared_error
-from models.sites import FitSettings, fit_ranges, function_of, site_names
+from models.nn.encoder import Model
+from models.nn.lora import combine, is_adapter, partition
+from models.objectives.losses import squared_error
+from models.sites.sites import FitSettings, fit_ranges, function_of, site_names
 
 CONFIG = EncoderConfig(
     hidden=8,

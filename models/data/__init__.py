@@ -1,0 +1,1 @@
+"""What models read: data sets, tokens, tasks, batches by length."""

@@ -1,0 +1,1 @@
+"""Whole jobs: pre-train, fine-tune, distil, export."""

@@ -1,0 +1,236 @@
+"""The training recipe, from data to polynomial twin.
+
+Exact steps, ranges measured, polynomials fitted, then steps through the polynomials with the range
+penalty and simulated noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from models.config import EncoderConfig
+from models.data import metrics
+from models.data.datasets import Split, sample
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.nn.lora import Params
+from models.sites.sites import FitSettings, Range, Sites, targets_of
+from models.train.checkpoint import Checkpoints, sites_from_json, sites_to_json
+from models.train.classifier import (
+    Batch,
+    Forward,
+    Regularisation,
+    Step,
+    TrainState,
+    fit_sites,
+    initial_state,
+    make_evaluate,
+    make_step,
+    run_steps,
+    shuffled,
+    take,
+)
+from models.train.diagnose import origin
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Steps, step size and regularisation of one training.
+
+    steps: all steps, the last `polynomial_steps` of which go through the polynomials. The range
+    penalty pulls towards `targets`, canonical ranges by function, all along with the weight
+    `exact_penalty`, and towards the fitted ranges in the polynomial steps with `penalty`.
+    range_rows: training rows on which the ranges are measured.
+    """
+
+    steps: int = 700
+    polynomial_steps: int = 150
+    batch: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    dropout: float = 0.2
+    word_dropout: float = 0.2
+    smoothing: float = 0.1
+    exact_penalty: float = 0.1
+    penalty: float = 1.0
+    targets: tuple[tuple[str, Range], ...] = (
+        ("exp", (-6.0, 0.0)),
+        ("inv_sqrt", (0.6, 6.0)),
+        ("relu", (-3.0, 3.0)),
+        ("gelu", (-3.0, 3.0)),
+        ("tanh", (-2.5, 2.5)),
+    )
+    fit: FitSettings = FitSettings(
+        degrees=(("exp", 7), ("gelu", 3), ("inv_sqrt", 3), ("relu", 3), ("tanh", 3)), margin=0.3
+    )
+    range_rows: int = 4096
+    seed: int = 0
+    evaluate_every: int = 100
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.polynomial_steps < self.steps:
+            raise ValueError(
+                f"polynomial_steps={self.polynomial_steps} must be below steps={self.steps}: "
+                "ranges are measured on a model that has been trained exactly"
+            )
+
+    def site_targets(self, config: EncoderConfig) -> tuple[tuple[str, Range], ...]:
+        """The target range of every site, by its function."""
+        return targets_of(config, self.targets)
+
+
+DEFAULT_RECIPE = Recipe()
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """One report of a running training: `phase` is "exact" or "polynomial"; figures by name."""
+
+    step: int
+    steps: int
+    phase: str
+    figures: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model. ranges_met: canonical, by the polynomial twin on the validation rows."""
+
+    model: Model
+    params: Params
+    history: list[dict[str, Any]]
+    ranges_met: dict[str, Range]
+
+    @property
+    def sites(self) -> Sites:
+        return self.model.sites
+
+    @property
+    def ranges_fitted(self) -> dict[str, Range]:
+        return self.sites.ranges()
+
+
+def encode(tokenizer: Tokenizer, split: Split, length: int) -> Batch:
+    """A split as token ids, mask and labels."""
+    encoded = tokenizer.encode(split.texts, length=length, pairs=split.pairs)
+    return Batch(encoded.ids, encoded.mask, split.labels)
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """AdamW on one warm-up and cosine, the gradient's norm clipped; no decay on vectors."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        recipe.learning_rate,
+        max(1, recipe.steps // 10),
+        recipe.steps,
+        0.02 * recipe.learning_rate,
+    )
+
+    def matrices(params: Params) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(recipe.clip),
+        optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=matrices),
+    )
+
+
+def make_recipe_step(model: Model, recipe: Recipe, forward: Forward | None = None) -> Step:
+    """The step of `model`'s phase (polynomial if it has sites), through `forward` if given."""
+    polynomial = model.sites.entries != ()
+    fitted = tuple(sorted(model.sites.ranges().items()))
+    regularisation = Regularisation(
+        dropout=recipe.dropout,
+        word_dropout=recipe.word_dropout,
+        smoothing=recipe.smoothing,
+        penalty=recipe.penalty if polynomial else recipe.exact_penalty,
+        ranges=fitted if polynomial else recipe.site_targets(model.config),
+    )
+    return make_step(model, make_optimizer(recipe), regularisation, forward)
+
+
+@functools.lru_cache(maxsize=8)
+def _noiseless_step(model: Model, recipe: Recipe) -> Step:
+    return make_recipe_step(model, recipe)
+
+
+def train_classifier(
+    config: EncoderConfig,
+    train: Batch,
+    validation: Batch,
+    recipe: Recipe = DEFAULT_RECIPE,
+    *,
+    simulate: Callable[[Model], Forward] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    checkpoints: str | Path | None = None,
+) -> Trained:
+    """Train a model and its polynomial twin (a regression model where `config.classes` is 1).
+
+    simulate: from the polynomial model to its noisy forward pass, used in the polynomial steps.
+    checkpoints: a folder; a training that finds its own checkpoint there goes on from it and ends
+    with the same bits, another's raises CheckpointError. report is called every `evaluate_every`
+    steps. Raises TrainingError where loss or gradient are not finite, with the step and the site.
+    """
+    exact = Model(config)
+    seedless = dataclasses.replace(recipe, seed=0)  # one compiled step for all seeds
+    key = jax.random.key(recipe.seed)
+    state = initial_state(exact.init(key), make_optimizer(recipe), key)
+    identity = {"config": config, "recipe": recipe}
+    history: list[dict[str, Any]] = []
+    sites: Sites | None = None
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoints is not None:
+            store = stack.enter_context(Checkpoints(checkpoints))
+            state, notes = store.resume(state, identity)
+            history = list(notes.get("history", ()))
+            sites = sites_from_json(notes["sites"]) if notes.get("sites") else None
+
+        def advance(state: TrainState, model: Model, step: Step, until: int) -> TrainState:
+            phase = "polynomial" if model.sites.entries else "exact"
+            every = recipe.evaluate_every
+            while int(state.step) < until:
+                goal = min(until, (int(state.step) // every + 1) * every)
+                figures: dict[str, float] = {}
+                state = run_steps(
+                    step,
+                    state,
+                    shuffled(train, recipe.batch, recipe.seed),
+                    until=goal,
+                    report=lambda _, found, into=figures: into.update(found),
+                    report_every=every,
+                    diagnose=lambda params, batch: origin(model, params, batch),
+                )
+                logits = make_evaluate(model)(state.params, validation).logits
+                figures |= metrics.score(logits, validation.targets)
+                history.append({"step": goal, "phase": phase, **figures})
+                if report is not None:
+                    report(Progress(goal, recipe.steps, phase, figures))
+                if store is not None and (goal % recipe.save_every == 0 or goal == until):
+                    written = "" if sites is None else sites_to_json(sites)
+                    store.save(goal, state, {**identity, "history": history, "sites": written})
+            return state
+
+        if sites is None:
+            step = _noiseless_step(exact, seedless)
+            state = advance(state, exact, step, recipe.steps - recipe.polynomial_steps)
+            rows = sample(len(train.tokens), recipe.range_rows)
+            sites = fit_sites(exact, state.params, take(train, rows), recipe.fit)
+        twin = exact.with_sites(sites)
+        if simulate is None:
+            step = _noiseless_step(twin, seedless)
+        else:
+            step = make_recipe_step(twin, recipe, simulate(twin))
+        state = advance(state, twin, step, recipe.steps)
+    met = make_evaluate(twin)(state.params, validation).ranges
+    return Trained(twin, state.params, history, met)

@@ -1,0 +1,1 @@
+"""Sites: the places of a model that are exact or polynomial, their ranges and fits."""

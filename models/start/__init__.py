@@ -1,0 +1,1 @@
+"""Where a training starts: from texts, from a softmax model, from somebody's checkpoint."""

@@ -1,0 +1,197 @@
+"""The step factory: from any loss and optimizer to a jitted pure step, with gradient accumulation,
+bfloat16 arithmetic on float32 parameters, and donated buffers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from models.nn.lora import Params
+from models.train.gated_halves import stored
+
+__all__ = [
+    "PLAIN_STEP",
+    "Loss",
+    "SpreadState",
+    "Step",
+    "StepOptions",
+    "TrainState",
+    "initial_state",
+    "make_update",
+    "rematerialised",
+    "update_function",
+]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. step: int32; key: the run's random key, never advanced (the
+    step is folded in).
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer: optax.OptState
+    key: jax.Array
+
+
+class SpreadState(NamedTuple):
+    """A `TrainState` on a mesh (`sharding.place_state`), which a step takes and gives in its place.
+
+    laid: what is trained, as it lies there (`layout.with_halves`), like the optimizer's moments.
+    """
+
+    step: jax.Array
+    laid: Params
+    optimizer: optax.OptState
+    key: jax.Array
+
+    @property
+    def params(self) -> Params:
+        """What is trained, as it is stored. Across several hosts all must ask for it, since each
+        gets the whole of it, as NumPy arrays; a copy is made, so not for use within a step.
+        """
+        return stored(self.laid)
+
+
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+"""A pure training step: (state, batch[, frozen parameters]) -> (state, metrics), of a `SpreadState`
+in place of the `TrainState` where it lies on a mesh."""
+
+Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""(trained, frozen parameters, batch, key) -> (what is minimised, metrics {"loss": ..., ...})."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How a step computes what its loss and optimizer say.
+
+    accumulate: parts of a batch, one after the other, whose gradients are averaged; it divides the
+    rows. precision: of the loss and its gradient; the parameters and the optimizer stay in float32.
+    donate: the state handed in is overwritten, which saves its memory; nobody may use it again.
+    """
+
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    donate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
+
+
+PLAIN_STEP = StepOptions()
+
+
+def initial_state(
+    params: Params, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """State before the first step; `params` are those that the optimizer changes."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+
+
+def rematerialised(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a gradient that keeps only products with weights and computes everything
+    else (scores, non-linearities, normalisations) a second time: less memory for more work.
+
+    The compiler for CPUs merges the second computation with the first again, so nothing is saved
+    there (`python -m benchmarks training` shows both).
+    """
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(function, policy=policy)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def make_update(
+    loss: Loss, optimizer: optax.GradientTransformation, options: StepOptions = PLAIN_STEP
+) -> Step:
+    """`update_function`, jitted."""
+    donated = (0,) if options.donate else ()
+    return jax.jit(update_function(loss, optimizer, options), donate_argnums=donated)
+
+
+def update_function(
+    loss: Loss, optimizer: optax.GradientTransformation, options: StepOptions = PLAIN_STEP
+) -> Step:
+    """The pure step (state, batch[, frozen]) -> (state, metrics): the loss's own metrics and
+    `gradient_norm`.
+
+    The loss gets the run's key with the step number folded in. Where the batch has a field
+    `progress`, the optimizer's schedules get it (`schedules.scale_by_progress`).
+    """
+    transform = optax.with_extra_args_support(optimizer)
+    chosen = loss if options.precision == "float32" else _in_bfloat16(loss)
+    gradient = jax.grad(chosen, has_aux=True)
+
+    def step(
+        state: Any, batch: Any, frozen: Params | None = None
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        before = state.laid if isinstance(state, SpreadState) else state.params
+        key = jax.random.fold_in(state.key, state.step)
+        extra = {"progress": batch.progress} if hasattr(batch, "progress") else {}
+        if options.accumulate == 1:
+            grads, metrics = gradient(before, frozen or {}, batch, key)
+        else:
+            grads, metrics = _accumulated(
+                gradient, options.accumulate, before, frozen or {}, batch, key
+            )
+        updates, opt = transform.update(grads, state.optimizer, before, **extra)
+        params = cast(Params, optax.apply_updates(before, updates))
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        return type(state)(state.step + 1, params, opt, state.key), metrics
+
+    return step
+
+
+def _in_bfloat16(loss: Loss) -> Loss:
+    """The loss of parameters rounded to bfloat16; its gradient arrives in their own type."""
+
+    def lower(tree: Params) -> Params:
+        return jax.tree.map(
+            lambda a: a.astype(jnp.bfloat16) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        )
+
+    return lambda trained, frozen, batch, key: loss(lower(trained), lower(frozen), batch, key)
+
+
+def _accumulated(
+    gradient: Callable[..., Any],
+    parts: int,
+    params: Params,
+    frozen: Params,
+    batch: Any,
+    key: jax.Array,
+) -> tuple[Params, dict[str, jax.Array]]:
+    """Means over the parts of a batch, row i of which goes to part i mod parts: rows that lie on
+    different devices stay there.
+    """
+
+    def split(leaf: Any) -> Any:
+        rows = jnp.asarray(leaf)
+        if len(rows) % parts:
+            raise ValueError(f"{len(rows)} rows cannot be accumulated in {parts} equal parts")
+        return jnp.moveaxis(rows.reshape(len(rows) // parts, parts, *rows.shape[1:]), 1, 0)
+
+    leaves, shape = jax.tree.flatten(batch)
+    per_row = [jnp.ndim(leaf) > 0 for leaf in leaves]
+    stacked = [split(leaf) for leaf, yes in zip(leaves, per_row, strict=True) if yes]
+
+    def one(total: Any, part: Any) -> Any:
+        number, rows = part
+        left = iter(rows)
+        micro = [next(left) if yes else leaf for leaf, yes in zip(leaves, per_row, strict=True)]
+        found = gradient(params, frozen, shape.unflatten(micro), jax.random.fold_in(key, number))
+        return jax.tree.map(lambda a, b: a + b / parts, total, found), None
+
+    first = iter(stacked)
+    example = [next(first)[0] if yes else leaf for leaf, yes in zip(leaves, per_row, strict=True)]
+    like = jax.eval_shape(gradient, params, frozen, shape.unflatten(example), key)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    total, _ = jax.lax.scan(one, zeros, (jnp.arange(parts), stacked))
+    return total

@@ -1,0 +1,164 @@
+"""A model as a folder: configuration, weights, tokenizer and notes, complete or absent.
+
+`config.json` is an `EncoderConfig`, `model.safetensors` the parameters by dotted name
+(`blocks.0.attention.query.kernel`), `tokenizer.json` the vocabulary, `notes.json` whatever is said
+about them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.config import EncoderConfig
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
+from models.nn.lora import Params
+from models.train.checkpoint import CheckpointError
+from models.weights.safetensors import TensorFileError, read_safetensors, write_safetensors
+
+_CONFIG, _WEIGHTS, _TOKENS, _NOTES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "notes.json",
+)
+
+
+class Saved(NamedTuple):
+    """What a model's folder holds; the tokenizer may be absent."""
+
+    config: EncoderConfig
+    params: Params
+    tokenizer: Tokenizer | None
+    notes: dict[str, Any]
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Leaves by dotted name: list positions are numbers."""
+    out: dict[str, Any] = {}
+    for name, child in params.items():
+        if isinstance(child, dict):
+            out |= {f"{name}.{rest}": leaf for rest, leaf in flatten(child).items()}
+        else:
+            out[str(name)] = child
+    return out
+
+
+def unflatten(leaves: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    out: Params = {}
+    for name, leaf in leaves.items():
+        tree = out
+        *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
+        for part in path:
+            tree = tree.setdefault(part, {})
+        tree[last] = leaf
+    return out
+
+
+def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of a model, by dotted name."""
+    tree = jax.eval_shape(Model(config).init, jax.random.key(0))
+    return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
+
+
+def checked(
+    config: EncoderConfig, leaves: Mapping[str, Any], source: str | os.PathLike[str]
+) -> Params:
+    """float32 parameters from arrays by dotted name.
+
+    Raises CheckpointError naming parameters that are missing, unexpected, of another shape, or not
+    finite.
+    """
+    wanted = shapes(config)
+    wrong = [f"{name} is missing" for name in wanted if name not in leaves]
+    wrong += [f"{name} is unexpected" for name in leaves if name not in wanted]
+    for name, shape in wanted.items():
+        if name in leaves and tuple(np.shape(leaves[name])) != shape:
+            wrong.append(f"{name} is {tuple(np.shape(leaves[name]))}, wanted {shape}")
+    raise_if(wrong, source)
+    arrays = {name: np.asarray(leaves[name], np.float32) for name in wanted}
+    raise_if([f"{n} is not finite" for n, a in arrays.items() if not np.isfinite(a).all()], source)
+    return unflatten({name: jnp.asarray(array) for name, array in arrays.items()})
+
+
+def raise_if(wrong: list[str], source: str | os.PathLike[str]) -> None:
+    """CheckpointError with the first few of these complaints, if there are any."""
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(f"{source} does not fit: {'; '.join(wrong[:5])}{more}")
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    config: EncoderConfig,
+    params: Params,
+    tokenizer: Tokenizer | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model's folder; CheckpointError if there already is something, or it cannot be."""
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} already exists: choose another folder or remove it")
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+        write_safetensors(part / _WEIGHTS, leaves)
+        (part / _CONFIG).write_text(config.to_json() + "\n")
+        (part / _NOTES).write_text(json.dumps(dict(notes or {}), indent=1) + "\n")
+        if tokenizer is not None:
+            tokenizer.save(part / _TOKENS)
+        if target.exists():
+            target.rmdir()
+        os.replace(part, target)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{target} cannot be written: {error.strerror or error}"
+            ) from error
+        raise
+    return target
+
+
+def load_model(folder: str | os.PathLike[str]) -> Saved:
+    """Read what `save_model` wrote; raises CheckpointError if it is incomplete or does not fit."""
+    source = Path(folder)
+    try:
+        config = EncoderConfig.from_json((source / _CONFIG).read_text())
+        notes = json.loads((source / _NOTES).read_text())
+        leaves = read_safetensors(source / _WEIGHTS)
+    except (OSError, ValueError, TypeError, TensorFileError) as error:
+        raise CheckpointError(f"{source} is no saved model: {error}{_hint(source)}") from error
+    if not isinstance(notes, dict):
+        raise CheckpointError(f"{source} is no saved model: {_NOTES} holds no object")
+    words = source / _TOKENS
+    tokenizer = Tokenizer.load(words) if words.exists() else None
+    if tokenizer is not None and tokenizer.size > config.vocabulary:
+        raise CheckpointError(
+            f"{source} does not fit: the tokenizer has {tokenizer.size} tokens, the model "
+            f"{config.vocabulary}"
+        )
+    return Saved(config, checked(config, leaves, source), tokenizer, notes)
+
+
+def _hint(source: Path) -> str:
+    """What else a folder without a model may be."""
+    if (source / "model" / _CONFIG).exists():
+        return f"; there is one in {source / 'model'}"
+    if (source / "checkpoints").is_dir():
+        return "; it holds a training that is not finished: the command that began it goes on"
+    if (source / _CONFIG).exists() and not (source / _NOTES).exists():
+        return "; of somebody else's BERT `hesim convert` makes one"
+    return ""

@@ -1,0 +1,38 @@
+"""AdamW-HE against its formula, with the exact and with a polynomial root."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import approx
+from models.train.optim import adamw_he
+
+LR, B1, B2, EPS, WD = 0.1, 0.9, 0.99, 1e-2, 0.3
+
+
+def run(optimizer, gradients):
+    params = {"w": jnp.array([1.0, -2.0])}
+    state = optimizer.init(params)
+    for g in gradients:
+        updates, state = optimizer.update({"w": g}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return np.asarray(params["w"])
+
+
+def test_update_is_algorithm_one():
+    gradients = jax.random.normal(jax.random.key(0), (5, 2))
+    theta, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    for t, g in enumerate(np.asarray(gradients, float), start=1):
+        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
+        step = (m / (1 - B1**t)) / np.sqrt(v / (1 - B2**t) + EPS)
+        theta = theta - LR * (step + WD * theta)
+    np.testing.assert_allclose(run(adamw_he(LR, B1, B2, EPS, WD), gradients), theta, rtol=1e-5)
+
+
+def test_polynomial_root_with_prescale():
+    gradients = 0.5 * jax.random.normal(jax.random.key(1), (5, 2))
+    root = approx.fit("inv_sqrt", (0.5 * EPS, 1.0), degree=63)
+    exact = run(adamw_he(LR, B1, B2, EPS, WD), gradients)
+    ours = run(adamw_he(LR, B1, B2, EPS, WD, inv_sqrt=root, prescale=0.5), gradients)
+    np.testing.assert_allclose(ours, exact, rtol=1e-2)
+    assert not np.array_equal(ours, exact)
