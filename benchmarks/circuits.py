@@ -31,9 +31,9 @@ import numpy as np
 
 import hesim
 from benchmarks.circuit_cases import CASES, CircuitCase
-from he_backend import exact as exact_twin
 from he_backend.local import run_local
-from he_backend.machines.pyfhel import PyfhelMachine
+from he_backend.machines.pyfhel.machine import PyfhelMachine
+from he_backend.report import twin as exact_twin
 from hesim.circuit.circuit import Circuit, Tap
 from hesim.files import write_whole
 from hesim.noise.placement import of_circuit

@@ -1,7 +1,8 @@
 """What decides a machine's noise: embeddings of its secret and of its key-switching errors.
 
-Read from the bytes in which SEAL saves keys (4.1, uncompressed; `he_backend.machines.seal_bytes`
-knows the headers). A switching key is one ciphertext (c0, c1) a data prime over all primes, and
+Read from the bytes in which SEAL saves keys (4.1, uncompressed;
+`he_backend.machines.pyfhel.seal_bytes` knows the headers). A switching key is one ciphertext
+(c0, c1) a data prime over all primes, and
 c0 + c1·s is its error but for P·s' at its own prime. So the error of the first digit's key is read
 modulo another prime, here q_1, and transformed back by SEAL's own decoder over q_1 alone.
 """
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 from Pyfhel import Pyfhel, PyPtxt
 
-from he_backend.machines.pyfhel import PyfhelMachine
-from he_backend.machines.seal_bytes import SealBytes
+from he_backend.machines.pyfhel.machine import PyfhelMachine
+from he_backend.machines.pyfhel.seal_bytes import SealBytes
 from hesim.certify import RELINEARIZATION
 from hesim.params import CKKSParams
 

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.noise_cases import Case
 from benchmarks.noise_keys import KeyReader
 from he_backend.local import run_local
-from he_backend.machines.pyfhel import PyfhelMachine
+from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
 from hesim.certify import certify
 from hesim.noise import formulas

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from he_backend.machines.pyfhel import PyfhelMachine
+from he_backend.machines.pyfhel.machine import PyfhelMachine
 from hesim.circuit.circuit import Kind
 from hesim.circuit.cost import instruction_seconds, refresh_seconds
 from hesim.params import CKKSParams

@@ -18,10 +18,10 @@ _HOMES = {
     "EncodeError": "he_backend.errors",
     "LedgerMismatchError": "he_backend.errors",
     "MissingRotationKey": "he_backend.errors",
-    "OpRecord": "he_backend.report",
-    "Progress": "he_backend.protocol",
+    "OpRecord": "he_backend.report.report",
+    "Progress": "he_backend.processes.messages",
     "ProtocolError": "he_backend.errors",
-    "Report": "he_backend.report",
+    "Report": "he_backend.report.report",
     "RunFolderError": "he_backend.errors",
     "ValueRangeError": "he_backend.errors",
     "WorkerDied": "he_backend.errors",
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
         ValueRangeError,
         WorkerDied,
     )
-    from he_backend.protocol import Progress
-    from he_backend.report import OpRecord, Report
+    from he_backend.processes.messages import Progress
+    from he_backend.report.report import OpRecord, Report
     from he_backend.run import run
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from he_backend.protocol import packed
+from he_backend.processes.messages import packed
 
 __all__ = ["Admission"]
 

@@ -24,11 +24,11 @@ from he_backend.errors import (
     from_message,
 )
 from he_backend.exchange import begin_attempt
-from he_backend.folders import clean_environment, module_command
 from he_backend.identity import Claimed
 from he_backend.job import Job
-from he_backend.protocol import Progress, receive, send
-from he_backend.store import read_values
+from he_backend.processes.folders import clean_environment, module_command
+from he_backend.processes.messages import Progress, receive, send
+from he_backend.processes.store import read_values
 
 __all__ = ["Processes"]
 
@@ -73,7 +73,7 @@ class Processes:
     def _start(self) -> None:
         job, folders = self.job, self.job.folders
         served = begin_attempt(folders.exchange, self.claimed.name, job.circuit)
-        link = self._spawn("server", "he_backend.server", folders.server)
+        link = self._spawn("server", "he_backend.processes.server", folders.server)
         address = str(self.sockets / "s")
         self._tell(
             link,
@@ -109,7 +109,7 @@ class Processes:
         }
         self.pids = dict(self.ready["processes"])
         for k in range(job.clients):
-            link = self._spawn(f"client {k}", "he_backend.client", folders.client)
+            link = self._spawn(f"client {k}", "he_backend.processes.client", folders.client)
             self._tell(link, config)
         for child in self.children[1:]:
             self.pids[child.name] = int(self._first(child.link, child.name)["pid"])

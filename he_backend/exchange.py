@@ -16,8 +16,8 @@ from typing import Any
 
 from he_backend.errors import ProtocolError
 from he_backend.execute import operands_of
-from he_backend.schedule import CLIENT_BATCH
-from he_backend.store import bound_line, read_line, storing
+from he_backend.processes.store import bound_line, read_line, storing
+from he_backend.processes.tasks import CLIENT_BATCH
 from hesim.circuit.circuit import Circuit, Kind
 
 __all__ = ["Exchange", "begin_attempt", "requested"]

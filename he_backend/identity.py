@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import RunFolderError, RunFolderWarning
-from he_backend.folders import Folders, digest_of, read_json
-from he_backend.store import storing, write_array
+from he_backend.processes.folders import Folders, digest_of, read_json
+from he_backend.processes.store import storing, write_array
 from hesim.circuit.circuit import Circuit
 from hesim.files import sweep, write_whole
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from he_backend.errors import BackendError
-from he_backend.folders import Folders
-from he_backend.protocol import Progress
+from he_backend.processes.folders import Folders
+from he_backend.processes.messages import Progress
 from hesim.circuit.circuit import Circuit
 
 __all__ = ["Job"]

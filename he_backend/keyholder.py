@@ -15,7 +15,7 @@ from he_backend.errors import BackendError, BlobError, ValueRangeError
 from he_backend.execute import components_of, operands_of, placed, rows_of
 from he_backend.machines.checks import carried
 from he_backend.machines.protocol import Machine
-from he_backend.store import write_values
+from he_backend.processes.store import write_values
 from hesim.circuit.circuit import Circuit
 
 __all__ = ["KeyHolder"]

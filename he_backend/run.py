@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax import tree_util
 
-from he_backend import exact as exact_twin
-from he_backend import session
-from he_backend.compare import Vectors, op_records
 from he_backend.errors import BackendError, LedgerMismatchError
 from he_backend.execute import Spent
 from he_backend.local import run_local, twin_ranges
 from he_backend.machines.slots import SlotsMachine
-from he_backend.memory import peak_bytes
-from he_backend.protocol import Progress
-from he_backend.report import Report
+from he_backend.processes import session
+from he_backend.processes.memory import peak_bytes
+from he_backend.processes.messages import Progress
+from he_backend.report import twin as exact_twin
+from he_backend.report.compare import Vectors, op_records
+from he_backend.report.report import Report
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
 from hesim.program import Program

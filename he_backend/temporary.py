@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from he_backend.folders import Folders
-from he_backend.store import storing
+from he_backend.processes.folders import Folders
+from he_backend.processes.store import storing
 from hesim.errors import FolderInUseError
 from hesim.files import alone_in
 

@@ -24,7 +24,7 @@ from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
 from experiments.live import Display, Update
-from he_backend.memory import peak_bytes
+from he_backend.processes.memory import peak_bytes
 from hesim.circuit.circuit import Circuit
 from hesim.program import Equation, Program
 from models.config import EncoderConfig

@@ -20,12 +20,12 @@ import numpy as np
 
 from experiments.errors import ExperimentError
 from experiments.working import alone_in
-from he_backend import exact
 from he_backend.errors import ValueRangeError
 from he_backend.local import run_local
 from he_backend.machines.protocol import Machine
-from he_backend.machines.pyfhel import PyfhelMachine
+from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
+from he_backend.report import twin as exact_twin
 from hesim.circuit.circuit import Circuit
 from hesim.errors import ValueOverflowWarning
 from hesim.files import write_whole
@@ -140,7 +140,7 @@ def measure(
     against no range, since noise may carry it out of any. Raises ValueOverflowError where values
     without noise wrap around the modulus already, ExperimentError if a file cannot be read.
     """
-    twins = [exact.evaluate(program, batch) for batch in batches]
+    twins = [exact_twin.evaluate(program, batch) for batch in batches]
     clear = [np.asarray(twin.outputs) for twin in twins]
     most = float(np.ptp(np.quantile(clear, (0.01, 0.99))))
     operands = [circuit.publics.evaluate(program.flatten(batch)) for batch in batches]

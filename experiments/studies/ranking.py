@@ -37,7 +37,7 @@ from experiments.studies.blind import (
     measure,
     reviews,
 )
-from he_backend import exact
+from he_backend.report import twin as exact_twin
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
 from models.data import metrics
@@ -331,7 +331,7 @@ def _one(
         folder=folder,
     )
     with_exact_functions = make_evaluate(trained.model)(params, parts[0]).logits
-    off = exact.evaluate(program, batches[0]).outputs - with_exact_functions
+    off = exact_twin.evaluate(program, batches[0]).outputs - with_exact_functions
     return Ranked(
         **dataclasses.asdict(measured),
         variant=variant,

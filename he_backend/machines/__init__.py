@@ -11,7 +11,7 @@ __all__ = ["Machine", "PyfhelMachine", "SlotsMachine"]
 
 if TYPE_CHECKING:
     from he_backend.machines.protocol import Machine
-    from he_backend.machines.pyfhel import PyfhelMachine
+    from he_backend.machines.pyfhel.machine import PyfhelMachine
     from he_backend.machines.slots import SlotsMachine
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from he_backend.machines.pyfhel import PyfhelMachine
+from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit, Kind, Ledger, Pack, Tap
 from hesim.params import CKKSParams

@@ -12,7 +12,7 @@ import pytest
 
 from he_backend import admission
 from he_backend.admission import Admission
-from he_backend.protocol import packed
+from he_backend.processes.messages import packed
 
 _HELLO = packed({"type": "hello", "role": "client", "token": "right"})
 

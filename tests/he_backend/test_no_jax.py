@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from he_backend.folders import clean_environment
+from he_backend.processes.folders import clean_environment
 
 MODULES = [
     "execute",
@@ -20,7 +20,7 @@ MODULES = [
 @pytest.mark.parametrize("module", [f"he_backend.{name}" for name in MODULES])
 def test_imports_no_jax(module):
     code = (
-        f"import sys, {module}, he_backend.machines.pyfhel\n"
+        f"import sys, {module}, he_backend.machines.pyfhel.machine\n"
         "loaded = {'jax', 'jaxlib', 'flax', 'models'} & set(sys.modules)\n"
         "sys.exit(f'imported {loaded}' if loaded else 0)"
     )

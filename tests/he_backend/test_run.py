@@ -163,7 +163,7 @@ def test_all_that_is_decrypted_has_a_range(params, monkeypatch):
         jobs.append(job)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("he_backend.session.execute", note)
+    monkeypatch.setattr("he_backend.processes.session.execute", note)
     with pytest.raises(KeyboardInterrupt):
         he_backend.run(program, x, w, circuit=circuit, compare=True)
     (job,) = jobs

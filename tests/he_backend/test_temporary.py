@@ -28,7 +28,7 @@ import sys, time, warnings
 import numpy as np
 warnings.simplefilter("ignore")
 from hesim.circuit.circuit import Circuit
-from he_backend.session import Job, execute
+from he_backend.processes.session import Job, execute
 from he_backend.temporary import temporary_folders
 
 def wait(progress):

@@ -152,7 +152,7 @@ def test_a_first_prime_as_large_as_the_special_one_spoils_rotations():
 
 def test_floating_point_in_encoder_and_decoder_is_predicted():
     """At a scale of 2^58 values of size 1000 lose more to double precision than to encryption."""
-    machines = pytest.importorskip("he_backend.machines.pyfhel")
+    machines = pytest.importorskip("he_backend.machines.pyfhel.machine")
     params = CKKSParams(12, 1, 58, 60, 60, security=None)
     machine = machines.PyfhelMachine.generate(params)
     x = 1e3 * np.random.default_rng(0).uniform(-1.0, 1.0, params.slots)

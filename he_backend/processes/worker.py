@@ -19,10 +19,10 @@ from he_backend.errors import ProtocolError, to_message
 from he_backend.execute import Executor, Spent, components_of
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.protocol import Machine
-from he_backend.memory import peak_bytes, resident_bytes
-from he_backend.protocol import receive, send
-from he_backend.schedule import Task
-from he_backend.store import Store
+from he_backend.processes.memory import peak_bytes, resident_bytes
+from he_backend.processes.messages import receive, send
+from he_backend.processes.store import Store
+from he_backend.processes.tasks import Task
 from hesim.circuit.circuit import Circuit
 
 __all__ = ["TaskRunner", "fork_worker"]

@@ -17,9 +17,9 @@ import pytest
 
 from he_backend import children
 from he_backend.errors import BackendError, BlobError, RunFolderError, RunFolderWarning
-from he_backend.folders import Folders, clean_environment
-from he_backend.session import Job, execute
-from he_backend.store import Journal, bound_line, read_values, write_values
+from he_backend.processes.folders import Folders, clean_environment
+from he_backend.processes.session import Job, execute
+from he_backend.processes.store import Journal, bound_line, read_values, write_values
 from hesim.files import write_whole
 
 _KEYS = ("keys/public.key", "keys/relin.key", "keys/keys.json")
@@ -222,7 +222,7 @@ def test_a_long_folder_of_temporary_files(job, tmp_path, monkeypatch):
 def test_a_key_process_whose_parent_is_gone_makes_no_keys(job):
     message = '{"parent": 1, "keys": "k", "client": "c", "params": {}, "steps": []}'
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "he_backend.keys"],
+        [sys.executable, "-P", "-m", "he_backend.processes.keys"],
         input=message,
         capture_output=True,
         text=True,
@@ -251,7 +251,7 @@ def test_a_failing_process_leaves_its_last_words(gone, job, monkeypatch):
     monkeypatch.setattr(
         "he_backend.children.module_command", lambda _: [sys.executable, "-c", "1/0"]
     )
-    monkeypatch.setattr("he_backend.session.ensure_keys", lambda *_: 0.0)
+    monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: 0.0)
     with pytest.raises(BackendError, match="server process ended .*ZeroDivisionError"):
         execute(job)
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from he_backend.intervals import CONFIDENCE
+from he_backend.report.intervals import CONFIDENCE
 
 if TYPE_CHECKING:
-    from he_backend.report import OpRecord
+    from he_backend.report.report import OpRecord
 
 __all__ = ["percent", "verdict"]
 

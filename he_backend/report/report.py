@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from he_backend.verdict import verdict
+from he_backend.report.verdict import verdict
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class OpRecord:
       measured_q999, predicted_q999: 99.9 % quantile of the absolute error.
       seconds: CPU seconds that workers and clients spent on it, summed over processes.
       minimum, maximum: range of the exact values.
-      low, high: prediction interval of measured_std, see `he_backend.intervals`; wide enough for
-        all operations of the run together.
+      low, high: prediction interval of measured_std, see `he_backend.report.intervals`; wide enough
+        for all operations of the run together.
       chance: probability that a sound run has some operation as far from its prediction as this.
       unjudged: why there is no interval, in a comparing run; empty where there is one.
       elements, size: elements of the result that were compared, and that it has.
@@ -167,7 +167,7 @@ class Report:
 
     def plot(self) -> Figure:
         """A matplotlib Figure: measured std of every operation over its prediction interval."""
-        from he_backend.html import error_figure
+        from he_backend.report.html import error_figure
 
         return error_figure(self)
 
@@ -217,7 +217,7 @@ class Report:
 
     def to_html(self, path: str | os.PathLike) -> Path:
         """Write one self-contained HTML page and return its path."""
-        from he_backend.html import page
+        from he_backend.report.html import page
 
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -30,11 +30,11 @@ from he_backend.errors import (
     ValueRangeError,
     WorkerDied,
 )
-from he_backend.folders import Folders, clean_environment, module_command
-from he_backend.keys import ensure_keys
-from he_backend.machines.pyfhel import PyfhelMachine
-from he_backend.protocol import packed, receive, send
-from he_backend.session import Job, execute
+from he_backend.machines.pyfhel.machine import PyfhelMachine
+from he_backend.processes.folders import Folders, clean_environment, module_command
+from he_backend.processes.keys import ensure_keys
+from he_backend.processes.messages import packed, receive, send
+from he_backend.processes.session import Job, execute
 
 TOLERANCE = 2.0**-20
 
@@ -402,7 +402,7 @@ def started(job, made_keys, tmp_path):
         "task_seconds": 0.1,
         "ahead": 32,
     }
-    yield lambda side: start(f"he_backend.{side}", client if side == "client" else server)
+    yield lambda side: start(f"he_backend.processes.{side}", client if side == "client" else server)
     for child in started:
         child.kill()
         child.wait()

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_backend.machines.residues import linear_combinations
+from he_backend.machines.pyfhel.residues import linear_combinations
 
 # Odd moduli of 20 to 60 bits; primality plays no role here.
 MODULI = [(1 << 20) - 3, (1 << 30) - 35, (1 << 40) + 15, (1 << 50) - 27, (1 << 60) - 93]

@@ -23,9 +23,10 @@ import numpy as np
 from Pyfhel import PyCtxt, Pyfhel, PyPtxt
 
 from he_backend.errors import BackendError, BlobError, CircuitError, EncodeError
-from he_backend.machines import checks, residues
+from he_backend.machines import checks
 from he_backend.machines.cache import ByteCache
-from he_backend.machines.seal_bytes import SealBytes
+from he_backend.machines.pyfhel import residues
+from he_backend.machines.pyfhel.seal_bytes import SealBytes
 from he_backend.machines.slots import missing_key, settled
 from hesim.params import CKKSParams
 

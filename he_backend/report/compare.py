@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from he_backend.execute import Spent
-from he_backend.intervals import TOLERANCE_BITS, chance, interval
-from he_backend.report import OpRecord
+from he_backend.report.intervals import TOLERANCE_BITS, chance, interval
+from he_backend.report.report import OpRecord
 from hesim.circuit.circuit import Circuit, Tap
 from hesim.noise import formulas as noise_formulas
 from hesim.noise.profiles import profile
 
 if TYPE_CHECKING:
-    from he_backend.exact import Exact
+    from he_backend.report.twin import Exact
     from hesim.predict import OpPrediction, Prediction
 
 __all__ = ["Vectors", "op_records"]

@@ -213,7 +213,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 def clean_environment() -> dict[str, str]:
     """What a child process gets to see: where programs and packages are, one thread for BLAS."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     paths = [root, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
     kept = {k: os.environ[k] for k in ("PATH", "LANG", "LC_ALL", "TMPDIR") if k in os.environ}
     return {

@@ -28,11 +28,11 @@ from he_backend.errors import (
 )
 from he_backend.exchange import Exchange, requested
 from he_backend.execute import operands_of, placed
-from he_backend.folders import Folders, digest_of, read_manifest, verify_files
 from he_backend.keyholder import KeyHolder
-from he_backend.memory import peak_bytes
 from he_backend.privacy import keep_private
-from he_backend.protocol import SMALL, receive, send
+from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
+from he_backend.processes.memory import peak_bytes
+from he_backend.processes.messages import SMALL, receive, send
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.cost import refresh_seconds
 
@@ -176,8 +176,8 @@ def _circuit(config: dict[str, Any]) -> Circuit:
 
 def _machine(circuit: Circuit, config: dict[str, Any], folders: Folders) -> Any:
     """The machine with the keys of this run. Raises BlobError if a key file was altered."""
-    from he_backend.keys import params_of
-    from he_backend.machines.pyfhel import PyfhelMachine
+    from he_backend.machines.pyfhel.machine import PyfhelMachine
+    from he_backend.processes.keys import params_of
 
     verify_files(folders.client, read_manifest(folders.client_keys)["files"])
     machine = PyfhelMachine(params_of(config["params"]), circuit.slots, cache_bytes=0)

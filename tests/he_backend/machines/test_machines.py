@@ -14,7 +14,7 @@ from he_backend.errors import (
     ValueRangeError,
 )
 from he_backend.machines.protocol import Machine
-from he_backend.machines.pyfhel import PyfhelMachine
+from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
 
 TOLERANCE = 2.0**-20

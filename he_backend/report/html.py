@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from he_backend.report import Report
+    from he_backend.report.report import Report
 
 __all__ = ["error_figure", "level_figure", "page", "summary_rows"]
 

@@ -10,8 +10,8 @@ import pytest
 
 from he_backend import errors
 from he_backend.machines.cache import ByteCache
-from he_backend.protocol import receive, send
-from he_backend.store import Journal, Store, bound_line
+from he_backend.processes.messages import receive, send
+from he_backend.processes.store import Journal, Store, bound_line
 
 
 @pytest.fixture

@@ -35,14 +35,14 @@ from he_backend.errors import (
     to_message,
 )
 from he_backend.execute import Spent, components_of
-from he_backend.folders import Folders, digest_of, read_manifest, verify_files
-from he_backend.keys import params_of
 from he_backend.machines.protocol import Machine
-from he_backend.memory import peak_bytes
-from he_backend.protocol import SMALL, receive, send
-from he_backend.schedule import Schedule, Task, plan
-from he_backend.store import Journal, Store
-from he_backend.worker import TaskRunner, fork_worker
+from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
+from he_backend.processes.keys import params_of
+from he_backend.processes.memory import peak_bytes
+from he_backend.processes.messages import SMALL, receive, send
+from he_backend.processes.store import Journal, Store
+from he_backend.processes.tasks import Schedule, Task, plan
+from he_backend.processes.worker import TaskRunner, fork_worker
 from hesim.circuit.circuit import Circuit
 
 __all__ = ["Server", "main", "unfinished"]
@@ -440,7 +440,7 @@ def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:
 
 
 def _load_machine(circuit: Circuit, folders: Folders) -> Machine:
-    from he_backend.machines.pyfhel import PyfhelMachine
+    from he_backend.machines.pyfhel.machine import PyfhelMachine
 
     manifest = read_manifest(folders.key_manifest)
     verify_files(folders.keys, manifest["files"])

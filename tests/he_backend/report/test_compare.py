@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import he_backend
 import hesim
-from he_backend.intervals import chance, interval
 from he_backend.machines.slots import SlotsMachine
-from he_backend.verdict import verdict
+from he_backend.report.intervals import chance, interval
+from he_backend.report.verdict import verdict
 
 W = np.random.default_rng(0).normal(size=(6, 6)) / 2
 

@@ -31,7 +31,8 @@ from he_backend.errors import (
     from_message,
     to_message,
 )
-from he_backend.folders import (
+from he_backend.privacy import keep_private
+from he_backend.processes.folders import (
     Folders,
     clean_environment,
     digest_of,
@@ -39,13 +40,12 @@ from he_backend.folders import (
     read_manifest,
     verify_files,
 )
-from he_backend.privacy import keep_private
-from he_backend.store import storing
+from he_backend.processes.store import storing
 from hesim.files import write_whole
 from hesim.params import CKKSParams
 
 if TYPE_CHECKING:
-    from he_backend.machines.pyfhel import PyfhelMachine
+    from he_backend.machines.pyfhel.machine import PyfhelMachine
 
 __all__ = ["ensure_keys", "params_of"]
 
@@ -91,7 +91,7 @@ def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int], run:
         "parent": os.getpid(),
     }
     done = subprocess.run(
-        module_command("he_backend.keys"),
+        module_command("he_backend.processes.keys"),
         input=json.dumps(job),
         capture_output=True,
         text=True,
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def _make(job: dict[str, Any]) -> None:
-    from he_backend.machines.pyfhel import PyfhelMachine
+    from he_backend.machines.pyfhel.machine import PyfhelMachine
 
     started = time.monotonic()
     keys, client = Path(job["keys"]), Path(job["client"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_backend.execute import operands_of
-from he_backend.schedule import plan
+from he_backend.processes.tasks import plan
 from hesim.circuit.circuit import Kind
 
 

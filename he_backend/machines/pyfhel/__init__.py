@@ -1,0 +1,1 @@
+"""The machine on Pyfhel (Microsoft SEAL)."""

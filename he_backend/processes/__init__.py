@@ -1,0 +1,1 @@
+"""Client, server and workers: who holds what, and how they speak."""

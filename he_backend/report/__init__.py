@@ -1,0 +1,1 @@
+"""What a run shows: the exact twin, comparisons, the page."""
