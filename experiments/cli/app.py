@@ -89,10 +89,10 @@ def demo(
     ] = Backend.pyfhel,
 ) -> None:
     """Train a transformer, run held-out sentences encrypted, compare, and write a report."""
+    from experiments.console import Display, make_console
     from experiments.demo.run import run_demo
     from experiments.demo.settings import FAST, Settings
     from experiments.demo.table import render
-    from experiments.live import Display, make_console
 
     base = FAST if fast else Settings()
     settings = dataclasses.replace(
@@ -200,11 +200,11 @@ def report(
     run_dir: Annotated[Path, typer.Argument(help="Run folder of a finished demo.")],
 ) -> None:
     """Print the table of a finished demo and write its report again."""
+    from experiments.console import make_console
     from experiments.demo.folder import RunFolder
     from experiments.demo.report import write_report
     from experiments.demo.results import Results
     from experiments.demo.table import render
-    from experiments.live import make_console
 
     results = Results.load(RunFolder.find(run_dir))
     console = make_console()
@@ -215,7 +215,7 @@ def report(
 @app.command()
 def doctor() -> None:
     """Check that everything the demo needs is installed and works."""
-    from experiments.demo.doctor import examine
+    from experiments.doctor import examine
 
     if not examine(Console()):
         raise typer.Exit(BROKEN)

@@ -92,11 +92,11 @@ def glue(
     ] = Path("runs/glue"),
 ) -> None:
     """GLUE five ways: full and LoRA, softmax and Gaussian, and LoRA as encryption does it."""
-    from experiments.live import make_console
+    from experiments.console import make_console
     from experiments.studies.glue import COLUMNS, TASKS, GlueStudy, run_glue, write_csv
     from experiments.studies.glue_report import plot, summary, table
     from experiments.studies.tasks import Stopped
-    from experiments.training.finetuning_settings import read_table, task_spec
+    from experiments.training.finetune_settings import read_table, task_spec
     from experiments.training.signals import until_signalled
 
     say = _teller(make_console())
@@ -142,11 +142,11 @@ def penalty(
     ] = Path("runs/penalty"),
 ) -> None:
     """Does the range penalty keep a fine-tuned model within its polynomials' domains?"""
-    from experiments.live import make_console
+    from experiments.console import make_console
     from experiments.studies.penalty import PenaltyStudy, run_penalty, write_csv
     from experiments.studies.penalty_report import plot, scores, sites
     from experiments.studies.tasks import Stopped
-    from experiments.training.finetuning_settings import read_table
+    from experiments.training.finetune_settings import read_table
     from experiments.training.signals import until_signalled
 
     how = PenaltyStudy.how
@@ -196,11 +196,11 @@ def attention(
     """Softmax, the Gaussian kernel, that kernel normalised, power-softmax: what each learns, and
     what it costs under encryption. (About a quarter of an hour of one core; it may be stopped and
     goes on where it was.)"""
-    from experiments.live import make_console
+    from experiments.console import make_console
     from experiments.studies.attention import STARTS, AttentionStudy, run_attention, write_csv
     from experiments.studies.attention_report import plot, table
     from experiments.studies.tasks import Stopped
-    from experiments.training.finetuning_settings import task_spec
+    from experiments.training.finetune_settings import task_spec
     from experiments.training.signals import until_signalled
 
     study = AttentionStudy(

@@ -31,7 +31,7 @@ def pretrain(
     ] = False,
 ) -> None:
     """Pre-train on plain text: an encoder by hidden words, a decoder by the next one."""
-    from experiments.live import Display
+    from experiments.console import Display
     from experiments.training.pretrain import read_job, run_pretraining, settings_template
 
     if template:
@@ -74,7 +74,7 @@ def convert(
     seed: Annotated[int, typer.Option(help="Of what starts fresh.")] = 0,
 ) -> None:
     """Load somebody's BERT and swap its attention and activation for others."""
-    from experiments.training.converting import convert_and_show
+    from experiments.training.convert import convert_and_show
 
     options = {
         "attention": attention,
@@ -118,8 +118,8 @@ def distil(
     ] = False,
 ) -> None:
     """Let a student learn what its teacher computes: hidden states, attention, logits."""
-    from experiments.live import Display
-    from experiments.training.distilling import distil_template, read_distilling, run_distilling
+    from experiments.console import Display
+    from experiments.training.distil import distil_template, read_distilling, run_distilling
 
     if template:
         typer.echo(distil_template(), nl=False)
@@ -152,7 +152,7 @@ def publish(
     config: Annotated[Path | None, typer.Option(help="TOML file of its settings.")] = None,
 ) -> None:
     """Write a pre-trained encoder as a model folder with a model card."""
-    from experiments.live import Display
+    from experiments.console import Display
     from experiments.training.pretrain import read_job
     from experiments.training.publish import publish as write
 
@@ -196,9 +196,9 @@ def finetune(
 ) -> None:
     """Fine-tune a pre-trained encoder on a task, in full or by LoRA. (Options win over the
     file.)"""
-    from experiments.live import Display
-    from experiments.training.finetuning import run_finetuning
-    from experiments.training.finetuning_settings import job_template, read_job
+    from experiments.console import Display
+    from experiments.training.finetune import run_finetuning
+    from experiments.training.finetune_settings import job_template, read_job
 
     if template:
         typer.echo(job_template(), nl=False)
@@ -242,8 +242,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Held-out scores of a fine-tuned model: exact, polynomial, simulated; sites out of range."""
-    from experiments.live import make_console
-    from experiments.training.evaluating import evaluate_folder, render
+    from experiments.console import make_console
+    from experiments.training.evaluate import evaluate_folder, render
 
     console = make_console()
     found = evaluate_folder(

@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.demo.settings import Settings, code_digest
 from experiments.errors import ExperimentError
-from experiments.working import alone_in
+from experiments.lock import alone_in
 from hesim.files import replacing, write_whole
 
 __all__ = ["RunFolder"]

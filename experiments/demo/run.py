@@ -8,12 +8,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from experiments.compiled import keep_compiled
+from experiments.console import Display
 from experiments.demo import stages
 from experiments.demo.folder import RunFolder
 from experiments.demo.results import Results
 from experiments.demo.settings import Settings
-from experiments.live import Display
+from experiments.xla_cache import keep_compiled
 
 __all__ = ["run_demo"]
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 import he_backend
+from experiments.console import Display, Update
 from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
-from experiments.live import Display, Update
 from he_backend.processes.memory import peak_bytes
 from hesim.circuit.circuit import Circuit
 from hesim.program import Equation, Program

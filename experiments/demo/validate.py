@@ -12,10 +12,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments.console import Display
 from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.demo.stages import prepare, train
-from experiments.live import Display
 from models.data import metrics
 from models.objectives.losses import share_outside
 from models.recipes.classify import Trained

@@ -25,11 +25,11 @@ import jax
 import numpy as np
 
 import hesim
-from experiments.compiled import keep_compiled
 from experiments.errors import ExperimentError
 from experiments.studies.blind import claimed
 from experiments.studies.tasks import Stopped, check_names
-from experiments.training.finetuning import Start, load_start
+from experiments.training.finetune import Start, load_start
+from experiments.xla_cache import keep_compiled
 from hesim.files import write_whole
 from models.config import EncoderConfig
 from models.data import metrics

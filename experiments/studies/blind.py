@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import ExperimentError
-from experiments.working import alone_in
+from experiments.lock import alone_in
 from he_backend.errors import ValueRangeError
 from he_backend.local import run_local
 from he_backend.machines.protocol import Machine

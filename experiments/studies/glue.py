@@ -18,12 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.compiled import keep_compiled
 from experiments.errors import ExperimentError
+from experiments.lock import alone_in
 from experiments.studies.tasks import Stopped, check_names, glue_task
-from experiments.training.finetuning import Start, load_start
-from experiments.training.finetuning_settings import TaskSettings, check_length, read_table
-from experiments.working import alone_in
+from experiments.training.finetune import Start, load_start
+from experiments.training.finetune_settings import TaskSettings, check_length, read_table
+from experiments.xla_cache import keep_compiled
 from hesim.files import write_whole
 from models.data import metrics
 from models.data.datasets import GLUE

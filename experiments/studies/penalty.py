@@ -25,8 +25,8 @@ import jax
 from experiments.errors import ExperimentError
 from experiments.studies.blind import claimed
 from experiments.studies.tasks import Stopped, check_names, glue_task
-from experiments.training.finetuning import Start, load_start
-from experiments.training.finetuning_settings import TaskSettings, read_table
+from experiments.training.finetune import Start, load_start
+from experiments.training.finetune_settings import TaskSettings, read_table
 from hesim.files import write_whole
 from models.data import metrics
 from models.data.buckets import cut, lengths_of, whole

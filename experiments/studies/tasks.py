@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from experiments.errors import ExperimentError
-from experiments.training.finetuning import Start
-from experiments.training.finetuning_settings import TaskSettings
+from experiments.training.finetune import Start
+from experiments.training.finetune_settings import TaskSettings
 from models.data.tasks import TaskData, prepare_task
 
 __all__ = ["Stopped", "check_names", "glue_task"]

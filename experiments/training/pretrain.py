@@ -8,13 +8,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from experiments.console import Display
 from experiments.errors import ExperimentError
-from experiments.live import Display
+from experiments.lock import alone_in
 from experiments.training.devices import DEVICES, ONE_DEVICE, Devices, devices_of
 from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
-from experiments.working import alone_in
 from models.checks import check_range
 from models.config import PRESETS, EncoderConfig, preset
 from models.data.corpus import Corpus

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.console import Display
 from experiments.errors import ExperimentError
-from experiments.live import Display
 from experiments.training.pretrain import Job, objective, read_corpus
 from models.data.corpus import Corpus
 from models.nn.encoder import Model

@@ -15,6 +15,7 @@ import pytest
 
 import approx
 from experiments.errors import ExperimentError
+from experiments.lock import alone_in
 from experiments.studies.attention import (
     AttentionStudy,
     Cost,
@@ -27,7 +28,6 @@ from experiments.studies.attention import (
 )
 from experiments.studies.attention_report import plot, table
 from experiments.studies.tasks import Stopped
-from experiments.working import alone_in
 from hesim.params import CKKSParams
 from models.config import preset
 from models.data.datasets import load

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import common, main
-from experiments.compiled import keep_compiled
 from experiments.demo import run
 from experiments.demo.folder import RunFolder
 from experiments.demo.results import Check, Results
 from experiments.demo.settings import Settings
+from experiments.xla_cache import keep_compiled
 
 Finished = tuple[Results, RunFolder, str]
 

@@ -13,13 +13,13 @@ import pytest
 
 from experiments.cli import common, main
 from experiments.errors import ExperimentError
+from experiments.lock import alone_in
 from experiments.studies import glue as glue_study
 from experiments.studies.glue import COLUMNS, GlueStudy, Run, read_runs, run_glue, write_csv
 from experiments.studies.glue_report import counted_tasks, interval, loss, plot, summary, table
 from experiments.studies.tasks import Stopped
-from experiments.training.distilling import read_distilling
-from experiments.training.finetuning_settings import GLUE_TABLE, TaskSettings, read_table
-from experiments.working import alone_in
+from experiments.training.distil import read_distilling
+from experiments.training.finetune_settings import GLUE_TABLE, TaskSettings, read_table
 from models.config import preset
 from models.data.datasets import load
 from models.data.tokenizer import Tokenizer

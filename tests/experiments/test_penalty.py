@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from experiments.errors import ExperimentError
+from experiments.lock import alone_in
 from experiments.studies.penalty import Arm, PenaltyStudy, read_arms, run_penalty, write_csv
 from experiments.studies.penalty_report import plot, scores, sites
 from experiments.studies.tasks import Stopped
-from experiments.training.finetuning_settings import TaskSettings
-from experiments.working import alone_in
+from experiments.training.finetune_settings import TaskSettings
 from models.config import preset
 from models.data.datasets import load
 from models.data.tokenizer import Tokenizer

@@ -13,8 +13,8 @@ import pytest
 
 from experiments import training
 from experiments.cli import main
+from experiments.console import Display
 from experiments.errors import ExperimentError
-from experiments.live import Display
 from experiments.training.logbook import Logbook
 from experiments.training.pretrain import Job, read_corpus, read_job, run_pretraining
 from experiments.training.publish import card, publish

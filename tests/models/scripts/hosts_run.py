@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.live import Display
+from experiments.console import Display
 from experiments.training import pretrain as pretraining
 from experiments.training.pretrain import read_job, run_pretraining
 from hesim.errors import ParameterError

@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from experiments.training import devices
-from experiments.training.distilling import read_distilling
+from experiments.training.distil import read_distilling
 from experiments.training.pretrain import read_job
 from hesim.errors import ParameterError
 from models.config import EncoderConfig, preset
@@ -38,8 +38,9 @@ from models.train.step import initial_state
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 RUN = SCRIPTS / "sharded_run.py"
-TRAINING = SCRIPTS.parent / "recipes".parent / "recipes" / "spread_training.py"
+TRAINING = SCRIPTS.parent / "recipes".parent / "recipes".parent / "recipes" / "spread_training.py"
 EXCHANGED = SCRIPTS / "collectives.py"
 ON_HOSTS = SCRIPTS / "hosts_run.py"
 TOP = Path(__file__).resolve().parents[3]

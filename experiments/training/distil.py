@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.console import Display
 from experiments.errors import ExperimentError
-from experiments.live import Display
+from experiments.lock import alone_in
 from experiments.training.devices import DEVICES, ONE_DEVICE, Devices, devices_of
 from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
-from experiments.working import alone_in
 from models.checks import check_range
 from models.data import metrics
 from models.data.corpus import is_held_out, read_sections

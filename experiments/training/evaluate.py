@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from experiments.errors import ExperimentError
-from experiments.training.finetuning import MODEL
+from experiments.training.finetune import MODEL
 from experiments.training.twin import read_encryption, ring_of
 from models.data import metrics
 from models.data.tasks import TaskData, baseline, prepare_task

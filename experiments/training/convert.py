@@ -13,7 +13,7 @@ __all__ = ["convert_and_show"]
 
 
 def convert_and_show(folder: Path, out: Path, options: dict[str, Any], console: Console) -> None:
-    """Convert with the options of `models.start.convert.convert` that are not None, and describe it.
+    """Convert with the options of `models.start.convert.convert` that are not None; describe it.
 
     Raises:
       CheckpointError: as `convert`.

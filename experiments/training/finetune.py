@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from experiments.console import Display
 from experiments.errors import ExperimentError
-from experiments.live import Display
-from experiments.training.finetuning_settings import Job
+from experiments.lock import alone_in
+from experiments.training.finetune_settings import Job
 from experiments.training.logbook import Logbook
 from experiments.training.signals import until_signalled
 from experiments.training.twin import said_ring
-from experiments.working import alone_in
 from models.config import EncoderConfig, preset
 from models.data.datasets import load
 from models.data.tasks import TaskData, baseline, prepare_task

@@ -149,7 +149,7 @@ def _table_values(path: str | Path | None) -> dict[str, dict[str, Any]]:
 
 
 def task_spec(name: str) -> str:
-    """A data set as `models.data.datasets.load` wants it: rte becomes glue/RTE; others stay as they are."""
+    """A data set as `models.data.datasets.load` wants it: rte becomes glue/RTE."""
     known = {key.lower().replace("-", ""): key for key in GLUE}
     short = name.removeprefix("glue/").lower().replace("-", "").replace("_", "")
     return f"glue/{known[short]}" if short in known else name
@@ -157,8 +157,8 @@ def task_spec(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One fine-tuning. task: as `models.data.datasets.load` names it. start: a shipped model, a model
-    folder, or "scratch". length: tokens of a row. train_rows: 0 for all.
+    """One fine-tuning. task: as `models.data.datasets.load` names it. start: a shipped model, a
+    model folder, or "scratch". length: tokens of a row. train_rows: 0 for all.
     """
 
     task: str

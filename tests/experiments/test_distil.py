@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
+from experiments.console import Display
 from experiments.errors import ExperimentError
-from experiments.live import Display
-from experiments.training import distilling
-from experiments.training.distilling import (
+from experiments.training import distil
+from experiments.training.distil import (
     distil_template,
     read_distilling,
     read_texts,
@@ -83,14 +83,14 @@ def test_a_stopped_distillation_goes_on_and_leaves_a_model(
 ):
     job = read_distilling(models / "settings.toml")
     arguments = (job, models / "teacher", models / "student", tmp_path / "out", Display(quiet=True))
-    whole = distilling.distil
+    whole = distil.distil
 
     def until_five(*args, **kwargs):
         calls = iter(range(1000))
         return whole(*args, **{**kwargs, "stop": lambda: next(calls) > 7})
 
     with monkeypatch.context() as patch:
-        patch.setattr(distilling, "distil", until_five)
+        patch.setattr(distil, "distil", until_five)
         first = run_distilling(*arguments, text=models / "texts")
     assert not first.finished and not (tmp_path / "out" / "model").exists()
     done = run_distilling(*arguments, text=models / "texts")

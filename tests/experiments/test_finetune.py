@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
+from experiments.console import Display
 from experiments.errors import ExperimentError
-from experiments.live import Display
+from experiments.lock import alone_in
 from experiments.training.devices import Devices
-from experiments.training.distilling import read_distilling
-from experiments.training.evaluating import AFTER_TRAINING, evaluate_folder
-from experiments.training.evaluating import _task as task_of
-from experiments.training.finetuning import load_start, run_finetuning
-from experiments.training.finetuning_settings import (
+from experiments.training.distil import read_distilling
+from experiments.training.evaluate import AFTER_TRAINING, evaluate_folder
+from experiments.training.evaluate import _task as task_of
+from experiments.training.finetune import load_start, run_finetuning
+from experiments.training.finetune_settings import (
     GLUE_TABLE,
     job_template,
     read_job,
@@ -29,7 +30,6 @@ from experiments.training.finetuning_settings import (
 )
 from experiments.training.pretrain import read_job as read_pretraining
 from experiments.training.twin import read_encryption, said_ring
-from experiments.working import alone_in
 from models.config import preset
 from models.data.datasets import DataError, load
 from models.data.tokenizer import Tokenizer
