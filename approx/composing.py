@@ -55,6 +55,12 @@ def composite(
       ApproxError: an unknown kind or missing knobs.
       DomainError: the domain does not suit the kind.
       ToleranceError: tol is out of reach.
+
+    Examples:
+      >>> import approx
+      >>> relu = approx.composite("relu", (-50, 50), tol=1e-2)
+      >>> relu.depth, relu.max_error <= 1e-2, bool(abs(relu(-7.0)) <= 1e-2)
+      (13, True, True)
     """
     requests.tolerance(tol)
     counts = {"squarings": squarings, "degree": degree, "steps": steps, "depth": depth}
@@ -92,5 +98,14 @@ def maximum(a: Any, b: Any, relu: Composite | Polynomial) -> Any:
     Args:
       a, b: values whose difference stays in relu's domain.
       relu: from ``composite("relu", ...)`` or ``fit("relu", ...)``.
+
+    Raises:
+      ValueError: arrays whose shapes do not broadcast.
+
+    Examples:
+      >>> import approx
+      >>> relu = approx.composite("relu", (-2, 2), tol=1e-2)
+      >>> bool(abs(approx.maximum(0.3, 0.8, relu) - 0.8) <= 1e-2)
+      True
     """
     return b + relu(a - b)

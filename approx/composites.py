@@ -94,6 +94,12 @@ class Composite:
         an estimate on a dense grid.
       knobs: what the graph was built from: degrees, squarings, Newton steps.
       factor: the input is multiplied by this first (see ``rescaled``); it costs nothing.
+
+    Examples:
+      >>> import approx
+      >>> root = approx.composite("inv_sqrt", (0.01, 1.0), degree=15, steps=2)
+      >>> root.depth, root.products, len(root.polynomials)
+      (9, 14, 1)
     """
 
     name: str

@@ -84,6 +84,14 @@ def fit(
       DomainError: the domain is malformed or the target is undefined on it.
       ToleranceError: tol is out of reach, or no polynomial near the least error was found.
       ApproxError: any other malformed request.
+
+    Examples:
+      >>> import approx
+      >>> gelu = approx.fit("gelu", (-8, 8), degree=31)
+      >>> gelu.depth, gelu.certified, gelu.max_error < 1e-4
+      (6, True, True)
+      >>> approx.fit("exp", (-1, 1), tol=1e-6).degree
+      7
     """
     known = find(target, ball)
     intervals = requests.domain(domain)

@@ -37,6 +37,12 @@ class Step:
       constant: added after the rescale.
 
     The step takes one level below its products and scalars; with neither, it takes none.
+
+    Examples:
+      >>> from approx import Step
+      >>> double_angle = Step(out=1, products=((2, 0, 0),), constant=-1.0)  # T_2 = 2 u^2 - 1
+      >>> double_angle.out, double_angle.scalars
+      (1, ())
     """
 
     out: int
@@ -56,6 +62,12 @@ class Plan:
       nonscalar_mults: products of two registers.
       scalar_mults: products of a register and a constant.
       output: the register that holds the result.
+
+    Examples:
+      >>> import approx
+      >>> plan = approx.fit("exp", (-1, 1), degree=7).plan
+      >>> plan.depth, plan.nonscalar_mults, len(plan.steps) > 2
+      (3, 5, True)
     """
 
     steps: tuple[Step, ...]

@@ -46,6 +46,12 @@ class Polynomial:
       planning: how it is evaluated: "fewest" products of two ciphertexts at the least depth,
         "quiet" at the same depth without the recursion that saves products and costs one to three
         bits of CKKS noise, or "deeper": one level more where that saves products.
+
+    Examples:
+      >>> import approx
+      >>> square = approx.Polynomial((0.5, 0.0, 0.5))  # (T_0 + T_2) / 2 on [-1, 1]
+      >>> print(f"{square(0.3):.2f} {square.derivative()(0.3):.2f}", square.degree, square.depth)
+      0.09 0.60 2 2
     """
 
     coefficients: tuple[float, ...]
