@@ -270,8 +270,10 @@ def _distil(
     length, mesh = job.text["length"], job.devices.mesh()
     first, second = load_any(teacher, length), load_any(student, length)
     assert first.tokenizer is not None and second.tokenizer is not None
-    if first.tokenizer.vocabulary != second.tokenizer.vocabulary:
-        raise CheckpointError(f"{teacher} and {student} have different vocabularies")
+    if first.tokenizer != second.tokenizer:
+        raise CheckpointError(
+            f"{teacher} and {student} have different vocabularies, or rules that split texts"
+        )
     for folder, saved in ((teacher, first), (student, second)):
         if saved.config.pairs == "apart":
             raise CheckpointError(

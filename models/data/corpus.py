@@ -179,6 +179,8 @@ def _digest(files: Sequence[Path], vocabulary: int | Tokenizer, held_out: float)
     total = hashlib.sha256(f"{SECTION} {held_out}".encode())
     if isinstance(vocabulary, Tokenizer):
         total.update(repr(sorted(vocabulary.vocabulary.items())).encode())
+        if not vocabulary.plain:
+            total.update(vocabulary.to_json().encode())
     else:
         total.update(str(vocabulary).encode())
     for path in files:

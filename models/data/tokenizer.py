@@ -11,11 +11,12 @@ handed to a server in the clear tells it the length of every sentence.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -29,6 +30,7 @@ __all__ = ["SPECIAL_TOKENS", "Encoded", "Tokenizer"]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CONTINUES = "##"
+_CUT = {"direction": "Right", "strategy": "LongestFirst", "stride": 0}
 _MAX_WORD = 100  # characters: a longer word is one [UNK], as in BERT
 
 
@@ -56,31 +58,48 @@ class Tokenizer:
     training texts did not hold, or of more than 100 characters, becomes one [UNK]; an empty text
     becomes [CLS] [SEP]; an over-long one loses pieces at its end (of a pair, the longer sentence
     loses first) and keeps its [CLS] and [SEP]; names of special tokens inside a text are text.
+    A tokenizer of others (`models.load_bert`) splits, cuts and adds tokens as its own file says.
     """
 
-    def __init__(self, vocabulary: dict[str, int]):
+    def __init__(self, vocabulary: Mapping[str, int]):
         """From token to number. Use `train`, `load` or `from_vocabulary_file`.
 
         Raises:
           DataError: a special token is missing, or the numbers are not 0, 1, 2, ...
         """
+        self._set(_plain(vocabulary), None)
+
+    def _set(self, backend: tokenizers.Tokenizer, longest: int | None) -> None:
+        """Takes the library's tokenizer; DataError where its numbers are not fit for a model."""
+        numbers = backend.get_vocab(with_added_tokens=True)
+        vocabulary = dict(sorted(numbers.items(), key=lambda item: item[1]))
         missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
         if missing:
             raise DataError(f"The vocabulary has no {', '.join(missing)}.")
         if sorted(vocabulary.values()) != list(range(len(vocabulary))):
             raise DataError("The vocabulary's numbers are not 0, 1, 2, ... without gaps.")
-        self._vocabulary = dict(vocabulary)
-        model = WordPiece(
-            vocab=self._vocabulary,
-            unk_token="[UNK]",
-            continuing_subword_prefix=_CONTINUES,
-            max_input_chars_per_word=_MAX_WORD,
-        )
-        backend = tokenizers.Tokenizer(model)
-        backend.normalizer = _normalizer()
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece(prefix=_CONTINUES)
-        self._backend = backend
+        self._vocabulary, self._backend, self._longest = vocabulary, backend, longest
+
+    @classmethod
+    def of_json(cls, raw: Mapping[str, Any], longest: int | None = None) -> Tokenizer:
+        """From the JSON of the `tokenizers` library, without frame, cutting and padding.
+
+        Args:
+          raw: a WordPiece tokenizer; its normalizer, splitting and added tokens are kept.
+          longest: tokens a row, special ones included, at which every row is cut.
+
+        Raises:
+          DataError: it is no tokenizer, lacks a special token, or its numbers have gaps.
+        """
+        prefix = (raw.get("model") or {}).get("continuing_subword_prefix", _CONTINUES)
+        try:
+            backend = tokenizers.Tokenizer.from_str(json.dumps(dict(raw)))
+            backend.decoder = decoders.WordPiece(prefix=prefix)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"no tokenizer ({error})") from error
+        made = cls.__new__(cls)
+        made._set(backend, longest)
+        return made
 
     @classmethod
     def train(cls, texts: Iterable[str], *, size: int = 8192, min_count: int = 2) -> Tokenizer:
@@ -134,21 +153,31 @@ class Tokenizer:
     def from_vocabulary_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """A vocabulary of one token a line, as published with uncased BERT (`vocab.txt`).
 
+        A token's number is that of its line, from 0. Spaces behind a token are not part of it;
+        blank lines count, but for those at the end.
+
         Raises:
           DataError: the file cannot be read, repeats a token, or lacks a special token.
         """
-        tokens = _read(path).removesuffix("\n").split("\n")
-        vocabulary = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
-        if len(vocabulary) != len(tokens):
-            raise DataError(f"{path} holds a token twice.")
+        lines = read_text(path).removesuffix("\n").split("\n")
+        while lines and not lines[-1].strip():
+            lines.pop()
         try:
-            return cls(vocabulary)
+            return cls(_numbered([line.rstrip("\r") for line in lines]))
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokenizer as the JSON of the `tokenizers` library, wholly or not at all."""
-        write_whole(path, self._backend.to_str(pretty=True).encode())
+        write_whole(path, self.to_json().encode())
+
+    def to_json(self) -> str:
+        """The tokenizer as the JSON of the `tokenizers` library."""
+        content = self._backend.to_str(pretty=True)
+        if self._longest is None:
+            return content
+        cut = {"max_length": self._longest, **_CUT}
+        return json.dumps({**json.loads(content), "truncation": cut}, indent=2, ensure_ascii=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -157,15 +186,47 @@ class Tokenizer:
         Raises:
           DataError: the file cannot be read or is no WordPiece tokenizer of this kind.
         """
-        content = _read(path)
+        content = read_text(path)
         try:
             backend = tokenizers.Tokenizer.from_str(content)
+            raw = json.loads(content)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path} is not a tokenizer: {error}.") from error
-        loaded = cls(backend.get_vocab(with_added_tokens=False))
-        if loaded._backend.to_str() != backend.to_str():
+        try:
+            cut = raw.get("truncation")
+            longest = None if cut is None else cut["max_length"]
+            loaded = cls.of_json({**raw, "truncation": None}, longest)
+        except (DataError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: {error}") from error
+        backend.no_truncation()
+        written = {**json.loads(loaded.to_json()), "truncation": None}
+        lowered = loaded._backend.normalizer is not None and loaded._lowers()
+        if not lowered or written != json.loads(backend.to_str()):
             raise DataError(f"{path} is a tokenizer of another kind than `save` writes.")
         return loaded
+
+    def _lowers(self) -> bool:
+        lowered = self._backend.normalizer.normalize_str("ABCXYZ")
+        return lowered == lowered.lower()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both give every text the same numbers: one vocabulary under the same rules."""
+        return isinstance(other, Tokenizer) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens a row, special ones included, at which its file cuts every row; None if it
+        does not.
+        """
+        return self._longest
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is made of a vocabulary alone, under the rules of uncased BERT."""
+        return self == Tokenizer(self._vocabulary)
 
     @property
     def size(self) -> int:
@@ -204,7 +265,8 @@ class Tokenizer:
 
         Args:
           texts: the sentences.
-          length: tokens a row, the special ones included: at least 3, for pairs at least 5.
+          length: tokens a row, the special ones included: at least 3, for pairs at least 5. A
+            tokenizer whose file cuts rows (``longest``) uses no more than that.
           pairs: the second sentences, as many as `texts`.
 
         Raises:
@@ -218,8 +280,11 @@ class Tokenizer:
             raise DataError(f"{len(texts)} first sentences but {len(pairs)} second ones.")
         special = 2 if pairs is None else 3
         shortest = special + (1 if pairs is None else 2)
-        if length < shortest:
-            raise DataError(f"A length of {length} has no room for words: at least {shortest}.")
+        if min(length, self._longest or length) < shortest:
+            raise DataError(
+                f"A length of {min(length, self._longest or length)} has no room for words: at "
+                f"least {shortest}."
+            )
         firsts = self.pieces(texts)
         seconds = [[] for _ in firsts] if pairs is None else self.pieces(pairs)
         ids = np.full((len(firsts), length), self.pad_id, np.int32)
@@ -227,9 +292,11 @@ class Tokenizer:
         types = np.zeros((len(firsts), length), np.int32)
         truncated = np.zeros(len(firsts), bool)
         for row, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
-            room = length - special
+            room = min(length, self._longest or length) - special
             truncated[row] = len(first) + len(second) > room
-            kept = min(len(first), max(room - len(second), (room + 1) // 2))
+            extra = self._longest is None or len(first) > len(second)  # who gets an odd place
+            half = (room + 1) // 2 if extra else room // 2
+            kept = min(len(first), max(room - len(second), half))
             tokens = [self.cls_id, *first[:kept], self.sep_id]
             start = len(tokens)
             if pairs is not None:
@@ -248,6 +315,40 @@ class Tokenizer:
         """The text of one row of ids, without special tokens: lower-cased, spaces approximate."""
         special = {self._vocabulary[name] for name in SPECIAL_TOKENS} - {self.unk_id}
         return self._backend.decode([int(number) for number in ids if int(number) not in special])
+
+
+def _plain(vocabulary: Mapping[str, int]) -> tokenizers.Tokenizer:
+    """The library's tokenizer for a vocabulary under the rules of uncased BERT."""
+    model = WordPiece(
+        vocab=dict(vocabulary),
+        unk_token="[UNK]",
+        continuing_subword_prefix=_CONTINUES,
+        max_input_chars_per_word=_MAX_WORD,
+    )
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = _normalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix=_CONTINUES)
+    return backend
+
+
+def _numbered(lines: Sequence[str]) -> dict[str, int]:
+    """From token to the number of its line. A blank line gets a name that no text leads to."""
+    exact = set(lines)
+    vocabulary: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        token = line.rstrip()
+        if not token:
+            token = f"[blank {number}]"
+        elif token != line and token in exact:  # two tokens that differ by a space
+            token = line
+        if token in vocabulary:
+            raise DataError(
+                f"it holds a token twice: {token!r}, in lines {vocabulary[token] + 1} and "
+                f"{number + 1}; give one of them another name"
+            )
+        vocabulary[token] = number
+    return vocabulary
 
 
 def _normalizer() -> normalizers.BertNormalizer:
@@ -275,7 +376,8 @@ def _piece(piece: str, public: dict[str, str]) -> str:
     return first + "".join(form.removeprefix(_CONTINUES) for form in rest)
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A file's text, a byte-order mark left out; DataError where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -27,6 +27,7 @@ from models.train.checkpoint import CheckpointError
 from models.weights.folder import checked, flatten, raise_if, shapes
 from models.weights.onnx import read_onnx
 from models.weights.safetensors import TensorFileError, read_safetensors
+from models.weights.tokenizer_files import read_tokenizer_folder
 
 ACTIVATIONS: Mapping[str, str] = {
     "gelu": "gelu",
@@ -255,65 +256,13 @@ def _optional(name: str) -> bool:
 
 
 def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
-    """The folder's WordPiece vocabulary, None if it has none; CheckpointError for a tokenizer of
-    another kind, such as one that keeps upper case or accents.
+    """The folder's WordPiece tokenizer, from `tokenizer.json` or else `vocab.txt`; None if it has
+    neither. CheckpointError for one of another kind, such as one that keeps upper case.
     """
-    source = Path(folder)
-    notes = source / "tokenizer_config.json"
-    if notes.exists():
-        _check_normalizer(_read_json(notes), source)
-    if (source / "vocab.txt").exists():
-        found = Tokenizer.from_vocabulary_file(source / "vocab.txt")
-        _check_uncased(found.vocabulary, source)
-        return found
-    path = source / "tokenizer.json"
-    if not path.exists():
-        return None
-    raw = _read_json(path)
-    model, normalizer = raw.get("model") or {}, raw.get("normalizer") or {}
-    if model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
-        raise CheckpointError(f"{path} is of type {model.get('type')!r}: only WordPiece is known")
-    if normalizer.get("type") != "BertNormalizer" or not normalizer.get("lowercase"):
-        raise CheckpointError(f"{path} does not lower case: only uncased vocabularies are known")
-    said = {
-        "strip_accents": normalizer.get("strip_accents"),
-        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars"),
-    }
-    _check_normalizer(said, path)
     try:
-        found = Tokenizer({str(token): int(number) for token, number in model["vocab"].items()})
-    except (TypeError, ValueError, OverflowError, DataError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    _check_uncased(found.vocabulary, path)
-    return found
-
-
-def _check_normalizer(said: Mapping[str, Any], source: Path) -> None:
-    """CheckpointError where a tokenizer's settings ask for other characters than ours keeps."""
-    if said.get("do_lower_case") is False:
-        raise CheckpointError(f"{source} has a cased vocabulary: only uncased ones are supported")
-    if said.get("strip_accents") is False:  # None: as the case is treated
-        raise CheckpointError(
-            f"{source} keeps accents (strip_accents is false): only tokenizers that drop them are "
-            "supported"
-        )
-    if said.get("tokenize_chinese_chars") is False:
-        raise CheckpointError(
-            f"{source} leaves CJK characters together (tokenize_chinese_chars is false): only "
-            "tokenizers that part them are supported"
-        )
-
-
-def _check_uncased(vocabulary: Mapping[str, int], source: Path) -> None:
-    """CheckpointError for a vocabulary with capitals, to which no lower-cased word leads; a few may
-    be names of special tokens.
-    """
-    cased = [token for token in vocabulary if token != token.lower() and token[:1] not in "[<"]
-    if 100 * len(cased) > len(vocabulary):
-        raise CheckpointError(
-            f"{source} has a cased vocabulary ({len(cased):,} tokens with capitals, such as "
-            f"{cased[0]!r}): only uncased ones are supported"
-        )
+        return read_tokenizer_folder(Path(folder))
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
