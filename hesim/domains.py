@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,9 +49,8 @@ def public_polynomials(program: Program, flat: Sequence[Any]) -> list[tuple[Equa
     variables = [v for v in operands if not isinstance(v, Literal)]
     if not found:
         return []
-    with jax.enable_x64(True):
-        evaluated = program.evaluate(flat, wide=True, until=variables)
-    known = {v.id: np.asarray(x, np.float64) for v, x in zip(variables, evaluated, strict=True)}
+    values = program.public_values(flat, variables)
+    known = {number: np.asarray(x, np.float64) for number, x in values.items()}
     return [
         (e, np.asarray(v.value, np.float64) if isinstance(v, Literal) else known[v.id])
         for e, v in zip(found, operands, strict=True)

@@ -124,7 +124,8 @@ def predict(
         placements = tuple(sorted(plan.items()))
         library = find_profile(profile)
         run = (_compiled if jit else _errors)(program, params, library, placements, tier)
-        results = [run(key, flat) for key in jax.random.split(jax.random.key(seed), keys)]
+        known = program.public_values(flat)
+        results = [run(key, flat, known) for key in jax.random.split(jax.random.key(seed), keys)]
         results = jax.device_get(results)
     ops = []
     for k, equation in enumerate(program.ops):
@@ -152,7 +153,7 @@ def _compiled(
     profile: NoiseProfile,
     placements: tuple[tuple[int, Placement], ...],
     tier: str,
-) -> Callable[[Any, list[Any]], Any]:
+) -> Callable[[Any, list[Any], dict[int, Any]], Any]:
     return jax.jit(_errors(program, params, profile, placements, tier))
 
 
@@ -162,19 +163,21 @@ def _errors(
     profile: NoiseProfile,
     placements: tuple[tuple[int, Placement], ...],
     tier: str,
-) -> Callable[[Any, list[Any]], Any]:
-    """(key, flat arguments) -> mean squares and sampled errors of operations, outputs and
-    exact outputs, and largest absolute values of operations: of each row where the first axis is
-    as long as the first output's, else of all.
+) -> Callable[[Any, list[Any], dict[int, Any]], Any]:
+    """(key, flat arguments, public values) -> mean squares and sampled errors of operations,
+    outputs and exact outputs, and largest absolute values of operations: of each row where the
+    first axis is as long as the first output's, else of all.
     """
     from hesim.simulate import simulate_program
 
     schedule = dict(placements)
 
-    def errors(key: Any, flat: list[Any]) -> tuple[list[Any], ...]:
+    def errors(key: Any, flat: list[Any], known: dict[int, Any]) -> tuple[list[Any], ...]:
         exact: list[Any] = []
         noisy: list[Any] = []
-        reference = program.evaluate(flat, lambda _, out: exact.append(out) or out, wide=True)
+        reference = program.evaluate(
+            flat, lambda _, out: exact.append(out) or out, wide=True, known=known
+        )
         outputs = simulate_program(
             program,
             params,
@@ -185,6 +188,7 @@ def _errors(
             schedule=schedule,
             wide=True,
             tier=tier,
+            known=known,
         )
         difference = [
             jnp.concatenate([jnp.ravel(b - a) for a, b in zip(*pair, strict=True)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 from jax.core import Tracer
-from jax.extend import core
 
 from hesim.errors import ParameterError, TraceError
 from hesim.source import Source
@@ -100,8 +99,8 @@ class Program:
     """A JAX function read once; everything else (simulate, compile, run) reads this.
 
     Calling it evaluates the function exactly, in JAX. `program(*args)` takes and returns the
-    pytrees of the traced function; `precision="float64"` evaluates every float in float64
-    whatever the trace's dtypes are.
+    pytrees of the traced function; `precision="float64"` evaluates what is encrypted in float64
+    whatever the trace's dtypes are. Public values are those of the traced function always.
 
     Attributes:
       name: name of the traced function.
@@ -188,17 +187,17 @@ class Program:
 
         Args:
           args: as the traced function's; converted to the traced dtypes.
-          precision: None to keep the trace's dtypes, "float64" to evaluate in float64
-            (results are then NumPy arrays).
+          precision: None to keep the trace's dtypes, "float64" to evaluate what is encrypted in
+            float64 (results are then NumPy arrays).
 
         Raises:
           TraceError: arguments of another structure or shape, or an unknown precision.
         """
         flat = self.flatten(args)
         if precision is None:
-            with jax.enable_x64(jax.config.read("jax_enable_x64") or self._has_64_bits()):
+            with self._as_traced():
                 given = [
-                    leaf if is_key(var) else jnp.asarray(leaf, var.dtype)
+                    leaf if is_key(var) else jnp.asarray(_declared(leaf, var))
                     for leaf, var in zip(flat, self.inputs, strict=True)
                 ]
                 return tree_util.tree_unflatten(self.out_tree, self.evaluate(given))
@@ -215,36 +214,73 @@ class Program:
         *,
         wide: bool = False,
         until: Sequence[Var] | None = None,
+        known: Mapping[int, Any] | None = None,
     ) -> list[Any]:
         """Runs the equations in JAX.
 
         Args:
-          flat_args: leaves in the order of `inputs`.
+          flat_args: leaves in the order of `inputs`; as of `widened` if `wide`.
           hook: called after each equation with an encrypted result as `hook(equation,
             results)`; what it returns replaces the results.
-          wide: evaluate floats in float64 (call it under `jax.enable_x64(True)`).
+          wide: evaluate what is encrypted in float64 (call it under `jax.enable_x64(True)`).
           until: values to return instead of the outputs.
+          known: if `wide`, the result of `public_values`, without which it is computed.
 
         Returns:
-          One array per output leaf (or per Var of `until`).
+          One array per output leaf (or per Var of `until`); floats in float64 if `wide`.
         """
-        env: dict[int, Any] = {}
-        for var, value in zip(self.inputs, flat_args, strict=True):
-            env[var.id] = value
-        for var, value in self.consts:
-            env[var.id] = wide_array(value) if wide else value
-        wanted = self.outputs if until is None else until
+        env: dict[int, Any] = {v.id: x for v, x in zip(self.inputs, flat_args, strict=True)}
+        env.update({v.id: x for v, x in self.consts})
+        if wide:
+            publics = self.public_values(flat_args, self._read(until)) if known is None else known
+            env.update(publics)
+
+        def read(v: Var | Literal) -> Any:
+            return env[v.id] if isinstance(v, Var) else v.value
+
         for eqn in self._needed(until):
-            args = [
-                env[v.id] if isinstance(v, Var) else (wide_array(v.value) if wide else v.value)
-                for v in eqn.inputs
-            ]
-            out = bind(eqn, args, wide)
+            if wide and not eqn.encrypted:
+                continue
+            out = bind(eqn, [read(v) for v in eqn.inputs], wide)
             if hook is not None and eqn.encrypted:
                 out = hook(eqn, out)
-            for var, value in zip(eqn.outputs, out, strict=True):
-                env[var.id] = value
-        return [env[v.id] if isinstance(v, Var) else jnp.asarray(v.value) for v in wanted]
+            env.update({v.id: x for v, x in zip(eqn.outputs, out, strict=True)})
+        wanted = self.outputs if until is None else until
+        found = [env[v.id] if isinstance(v, Var) else jnp.asarray(v.value) for v in wanted]
+        return [wide_array(x) for x in found] if wide else found
+
+    def public_values(
+        self, flat_args: Sequence[Any], of: Sequence[Var] | None = None
+    ) -> dict[int, Any]:
+        """Public values by the number of their Var, computed in the clear in the trace's dtypes.
+
+        They are computed operation by operation, as `program(*args)` does: compiled together,
+        operations may keep digits that each of them alone rounds away, and a value that is rounded,
+        compared or sorted would no more be the one that the function finds.
+
+        Args:
+          flat_args: leaves in the order of `inputs`; the encrypted ones are not looked at.
+          of: public Vars; by default those that encrypted operations and the result read.
+        """
+        of = self._read() if of is None else of
+        with self._as_traced():
+            given = [
+                None if var.encrypted else _declared(leaf, var)
+                for leaf, var in zip(flat_args, self.inputs, strict=True)
+            ]
+            found = self.evaluate(given, until=of)
+        return {v.id: x for v, x in zip(of, found, strict=True)}
+
+    def _read(self, until: Sequence[Var] | None = None) -> list[Var]:
+        """Public Vars that are wanted, or that encrypted operations read on the way to it."""
+        operands = [v for eqn in self._needed(until) if eqn.encrypted for v in eqn.inputs]
+        wanted = self.outputs if until is None else until
+        found = [v for v in (*operands, *wanted) if isinstance(v, Var) and not v.encrypted]
+        return list(dict.fromkeys(found))
+
+    def _as_traced(self) -> Any:
+        """The context in which equations are typed as they were when they were traced."""
+        return jax.enable_x64(jax.config.read("jax_enable_x64") or self._has_64_bits())
 
     def _has_64_bits(self) -> bool:
         """Whether it was traced under x64, so that its equations are typed for it."""
@@ -274,18 +310,17 @@ class Program:
         return self._constants.get(value.id)
 
     def _fold(self) -> None:
-        known = {v.id: a if is_key(v) else wide_array(np.asarray(a)) for v, a in self.consts}
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        known: dict[int, Any] = {v.id: a for v, a in self.consts}
+        with jax.ensure_compile_time_eval(), self._as_traced():
             for eqn in self.equations:
                 operands = [
-                    wide_array(v.value) if isinstance(v, Literal) else known.get(v.id)
-                    for v in eqn.inputs
+                    v.value if isinstance(v, Literal) else known.get(v.id) for v in eqn.inputs
                 ]
                 if eqn.encrypted or any(x is None for x in operands):
                     continue
-                for var, out in zip(eqn.outputs, bind(eqn, operands, True), strict=True):
+                for var, out in zip(eqn.outputs, bind(eqn, operands, False), strict=True):
                     known[var.id] = out if is_key(out) else np.asarray(out)
-        self._constants.update(known)
+        self._constants.update({k: wide_array(x) for k, x in known.items()})
         self._constants.setdefault(-1, np.zeros(()))
 
     def __str__(self) -> str:
@@ -310,19 +345,15 @@ class Program:
 def bind(eqn: Equation, args: list[Any], wide: bool) -> list[Any]:
     """Results of one equation on JAX values; `wide` computes its floats in float64."""
     params = eqn.params
+    if wide:
+        args = [wide_array(a) for a in args]
     if wide and eqn.name == "reduce_precision":
         return args
-    plain = eqn.name == "scatter-add" or eqn.name == "scatter" and sets(params)
-    if wide and not plain and _typed(eqn):
-        args = [
-            jnp.asarray(a, v.dtype if isinstance(v, Var) else v.value.dtype)
-            for a, v in zip(args, eqn.inputs, strict=True)
-        ]
-    elif wide and plain:
+    if wide and (eqn.name == "scatter-add" or eqn.name == "scatter" and sets(params)):
         # The update rule inside the equation is typed too: let the public function rebuild it.
         names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
         return [_SCATTERS[eqn.name](*args, **{name: params[name] for name in names})]
-    elif wide:
+    if wide:
         params = {name: _wide_param(value) for name, value in params.items()}
     out = eqn.primitive.bind(*_aligned(args), **eqn.primitive.get_bind_params(params))
     out = list(out) if eqn.primitive.multiple_results else [out]
@@ -355,15 +386,6 @@ def is_key(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jax.dtypes.extended)
 
 
-def _typed(eqn: Equation) -> bool:
-    """Whether an equation works in the dtypes it was traced with only: it holds a program of its
-    own (a public loop), or reads the bits of a number. Its results are widened afterwards.
-    """
-    held = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: x is None)
-    programs = (core.Jaxpr, core.ClosedJaxpr)
-    return eqn.name == "bitcast_convert_type" or any(isinstance(x, programs) for x in held)
-
-
 def _is_float(dtype: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
 
@@ -382,11 +404,24 @@ def wide_array(value: Any) -> Any:
 
 
 def widened(flat: Sequence[Any], declared: Sequence[Var]) -> list[Any]:
-    """Argument leaves as NumPy arrays: floats in float64, others in the declared dtype."""
+    """Argument leaves as NumPy arrays: encrypted ones in float64, others in the declared dtype."""
     return [
-        leaf if is_key(var) else np.asarray(leaf, np.float64 if _is_float(var.dtype) else var.dtype)
+        leaf
+        if is_key(var)
+        else np.asarray(leaf, np.float64)
+        if var.encrypted
+        else np.asarray(_declared(leaf, var))
         for leaf, var in zip(flat, declared, strict=True)
     ]
+
+
+def _declared(leaf: Any, var: Var) -> Any:
+    """An argument leaf in the dtype with which it was traced."""
+    if is_key(var) or isinstance(leaf, jax.Array) and leaf.dtype == var.dtype:
+        return leaf
+    if isinstance(leaf, Tracer):
+        return jnp.asarray(leaf, var.dtype)
+    return np.asarray(leaf).astype(var.dtype)
 
 
 def _fits(leaf: Any, var: Var) -> bool:

@@ -18,7 +18,7 @@ Over keys, pools are independent, and both errors shrink with their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -166,6 +166,7 @@ def simulate_program(
     schedule: Schedule | None = None,
     wide: bool = False,
     tier: str = "predict",
+    known: Mapping[int, Any] | None = None,
 ) -> list[Any]:
     """Evaluates a Program with noise.
 
@@ -177,8 +178,10 @@ def simulate_program(
       profile: the library whose noise is added.
       tap: called as ``tap(equation, results)`` after each equation with an encrypted result.
       schedule: levels and refreshes; the canonical ones by default.
-      wide: evaluate in float64 whatever the trace's dtypes are, under ``jax.enable_x64(True)``.
+      wide: evaluate what is encrypted in float64 whatever the trace's dtypes are, under
+        ``jax.enable_x64(True)``.
       tier: as for ``simulate``.
+      known: if `wide`, the result of ``program.public_values``, without which it is computed.
 
     Returns:
       One array per output leaf.
@@ -189,7 +192,10 @@ def simulate_program(
     walk = _Walk(program, params, library, schedule, key, wide, tier == "train")
     for var, value in zip(program.inputs, flat_args, strict=True):
         walk.values[var.id] = walk.fresh(value, params.levels) if var.encrypted else value
-    for equation in program.equations:
+    if wide:
+        found = program.public_values(flat_args) if known is None else known
+        walk.values.update({name: wide_array(x) for name, x in found.items()})
+    for equation in program.ops if wide else program.equations:
         out = walk.step(equation)
         if tap is not None and equation.encrypted:
             tap(equation, walk.as_read(equation.outputs, out))
@@ -265,7 +271,7 @@ class _Walk:
             if shared:
                 return _evaluate(equation, self.wide, args)
             return self._peaked(equation, self._noisy(equation))
-        return bind(equation, [self.read(v) for v in equation.inputs], self.wide)
+        return bind(equation, [self.read(v) for v in equation.inputs], False)
 
     def store(self, equation: Equation, out: list[Any]) -> None:
         """Keeps results for later equations, refreshed if the schedule says so."""

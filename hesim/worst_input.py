@@ -8,7 +8,7 @@ reported of both is measured again under keys that neither has seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +182,8 @@ def worst_input(
         fresh = jax.random.split(jax.random.key(seed + 1_000_003), _FRESH * keys)
         measure = jax.jit(score)
         value, random_value = (float(measure(x, fresh)) for x in (best, rest))
-        positions = np.asarray(_positions(program, box.fill(flat, best)))
+        known = program.public_values(flat)
+        positions = np.asarray(_positions(program, box.fill(flat, best), known))
     found = box.tree(program, flat, best)
     errors = [
         [op.std for op in predict(program, params, a, keys, library, schedule=schedule).ops]
@@ -332,14 +333,15 @@ class _Search:
 def _score(program, params, profile, schedule, objective, flat, box) -> Callable[[Any, Any], Any]:
     """(vector, keys) -> log of the rms error of the outputs, or the worst position in a domain."""
     secret = [isinstance(v, Var) and v.encrypted for v in program.outputs]
+    known = program.public_values(flat)
 
     def error(x: Any, keys: Any) -> Any:
         values = box.fill(flat, x)
-        exact = program.evaluate(values, wide=True)
+        exact = program.evaluate(values, wide=True, known=known)
 
         def squares(key: Any) -> Any:
             noisy = simulate_program(
-                program, params, key, values, profile, schedule=schedule, wide=True
+                program, params, key, values, profile, schedule=schedule, wide=True, known=known
             )
             parts = [jnp.ravel(a - b) for a, b, s in zip(noisy, exact, secret, strict=True) if s]
             return jnp.mean(jnp.square(jnp.concatenate(parts)))
@@ -349,12 +351,12 @@ def _score(program, params, profile, schedule, objective, flat, box) -> Callable
 
     def domain(x: Any, keys: Any) -> Any:
         del keys
-        return jnp.max(_positions(program, box.fill(flat, x)))
+        return jnp.max(_positions(program, box.fill(flat, x), known))
 
     return error if objective == "error" else domain
 
 
-def _positions(program: Program, flat: Sequence[Any]) -> Any:
+def _positions(program: Program, flat: Sequence[Any], known: Mapping[int, Any]) -> Any:
     """Of each polynomial, the largest |x - middle| over half the width of its domain."""
     fed: dict[int, Any] = {v.id: x for v, x in zip(program.inputs, flat, strict=True)}
     found: list[Any] = []
@@ -369,7 +371,7 @@ def _positions(program: Program, flat: Sequence[Any]) -> Any:
         fed.update({v.id: o for v, o in zip(equation.outputs, out, strict=True)})
         return out
 
-    program.evaluate(list(flat), hook, wide=True)
+    program.evaluate(list(flat), hook, wide=True, known=known)
     return jnp.stack(found) if found else jnp.zeros(0)
 
 

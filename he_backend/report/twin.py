@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
 from he_backend.errors import BackendError, DomainError, EncodeError
 from hesim.domains import inside, public_polynomials
-from hesim.program import Equation, Literal, Program
+from hesim.program import Equation, Literal, Program, widened
 
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration
@@ -33,8 +32,6 @@ class Exact:
       outputs: as fn's result, float64.
       ranges: smallest and largest value of the first result of each operation of `program.ops`.
       ops: those results, float64, if they were asked for.
-      fed: what a polynomial was fed, by its place in `program.ops`: smallest and largest value, and
-        how many were outside its domain.
       outside: one message for each polynomial that is fed values outside its domain, those of
         public values first.
     """
@@ -44,11 +41,10 @@ class Exact:
     ranges: list[tuple[float, float]]
     ops: list[np.ndarray]
     outside: list[DomainError]
-    fed: dict[int, tuple[float, float, int]] = field(default_factory=dict)
 
 
 def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Exact:
-    """Evaluate `program` on `args` in float64.
+    """Evaluate `program` on `args`: what is encrypted in float64, what is public as traced.
 
     Args:
       program, args: as for `program(*args)`.
@@ -58,11 +54,8 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
       EncodeError: an encrypted argument holds NaN or infinity.
       TraceError: arguments of another structure or shape.
     """
-    flat = [
-        np.asarray(leaf, np.float64 if jnp.issubdtype(var.dtype, jnp.floating) else var.dtype)
-        for leaf, var in zip(program.flatten(args), program.inputs, strict=True)
-    ]
-    secret = [np.asarray(x, np.float64) for x, v in zip(flat, program.inputs) if v.encrypted]
+    flat = widened(program.flatten(args), program.inputs)
+    secret = [x for x, v in zip(flat, program.inputs) if v.encrypted]
     labels = [s for s, v in zip(program.labels, program.inputs) if v.encrypted]
     for label, values in zip(labels, secret, strict=True):
         if not np.all(np.isfinite(values)):
@@ -81,7 +74,6 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
     ranges: list[tuple[float, float]] = []
     ops: list[np.ndarray] = []
     outside: list[DomainError] = []
-    met: dict[int, tuple[float, float, int]] = {}
     for equation, values in public_polynomials(program, flat):
         outside.extend(check_domain(equation, values))
 
@@ -90,13 +82,11 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
             operand = equation.inputs[0]
             fed = operand.value if isinstance(operand, Literal) else known[operand.id]
             outside.extend(check_domain(equation, fed))
-            wrong = int(np.sum(~inside(equation, fed)))
-            met[len(ranges)] = (*_range(np.asarray(fed, np.float64)), wrong)
         for var, value in zip(equation.outputs, results, strict=True):
             if var.id in watched:
                 known[var.id] = np.asarray(value, np.float64)
         first = np.asarray(results[0], np.float64)
-        ranges.append(_range(first))
+        ranges.append((float(first.min(initial=np.inf)), float(first.max(initial=-np.inf))))
         if keep_ops:
             ops.append(first)
         return results
@@ -104,11 +94,7 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
     with jax.enable_x64(True):
         outputs = [np.asarray(v) for v in program.evaluate(flat, hook, wide=True)]
     result = tree_util.tree_unflatten(program.out_tree, outputs)
-    return Exact(secret, result, ranges, ops, outside, met)
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    return float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    return Exact(secret, result, ranges, ops, outside)
 
 
 def unlike(program: Program, exact: Exact, calibration: Calibration) -> list[DomainError]:

@@ -11,7 +11,7 @@ import numpy as np
 from hesim.circuit.layout import stripped
 from hesim.circuit.moves import FREE_MOVES, index_places, move_table, scatter_targets
 from hesim.errors import HesimError
-from hesim.program import Equation, Literal, Program, Var, is_key
+from hesim.program import Equation, Literal, Program, Var
 
 __all__ = ["NonFiniteOperandError", "Publics", "View"]
 
@@ -126,7 +126,7 @@ class Publics:
         return self._number("moved", eqn.outputs[0], (operand,))
 
     def evaluate(self, flat_args: Sequence[Any]) -> list[np.ndarray]:
-        """Values of the operands, float64, computed in the clear in JAX.
+        """Values of the operands, float64: what the traced function computes in the clear.
 
         Args:
           flat_args: leaves of all arguments; the encrypted ones are not looked at (may be None).
@@ -139,16 +139,13 @@ class Publics:
         for kind, (what, _) in self._entries:
             values = (what,) if kind in ("value", "inverse") else producers[what.id].inputs
             needed += [v for v in values if isinstance(v, Var) and not v.encrypted]
+        found = self.program.public_values(flat_args, needed)
+        known = {name: np.asarray(x) for name, x in found.items()}
         with jax.enable_x64(True):
-            leaves = [
-                np.zeros(0) if v.encrypted else a if is_key(v) else np.asarray(a, _wide(v.dtype))
-                for v, a in zip(self.program.inputs, flat_args, strict=True)
+            out = [
+                _derive(kind, what, extra, known, producers)
+                for kind, (what, extra) in self._entries
             ]
-            found = self.program.evaluate(leaves, wide=True, until=needed)
-            known = {v.id: np.asarray(x) for v, x in zip(needed, found, strict=True)}
-            out = []
-            for kind, (what, extra) in self._entries:
-                out.append(_derive(kind, what, extra, known, producers))
         for (kind, (what, _)), user, value in zip(self._entries, self._users, out, strict=True):
             if not np.all(np.isfinite(value)):
                 bad = int(np.sum(~np.isfinite(value)))
@@ -178,10 +175,6 @@ def _origin(what: Var | Literal, made: dict[int, Equation]) -> str:
         return "a constant of the function"
     eqn = made.get(what.id)
     return "an argument: clean it first" if eqn is None else f"made by {eqn.name} at {eqn.source}"
-
-
-def _wide(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.float64) if np.issubdtype(dtype, np.floating) else dtype
 
 
 def _derive(kind, what, extra, known, producers) -> np.ndarray:

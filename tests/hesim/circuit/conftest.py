@@ -16,7 +16,7 @@ from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.compile import compile
 from hesim.params import CKKSParams
-from hesim.program import Program
+from hesim.program import Program, widened
 from hesim.trace import trace
 
 TOLERANCE = 1e-9
@@ -73,23 +73,21 @@ def consistent(circuit: Circuit) -> None:
 
 def exact_values(program: Program, args: tuple) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """(outputs, first result of each operation) in float64, compiled once for speed."""
-    flat = [
-        np.asarray(a, np.float64 if np.issubdtype(v.dtype, np.floating) else v.dtype)
-        for a, v in zip(program.flatten(args), program.inputs, strict=True)
-    ]
+    flat = widened(program.flatten(args), program.inputs)
+    known = program.public_values(flat)
 
-    def run(flat):
+    def run(flat, known):
         results = []
 
         def hook(equation, found):
             results.append(found[0])
             return found
 
-        return program.evaluate(flat, hook, wide=True), results
+        return program.evaluate(flat, hook, wide=True, known=known), results
 
     with jax.enable_x64(True):
-        compiled = jax.jit(run).lower(flat).compile({"xla_backend_optimization_level": "0"})
-        outputs, results = compiled(flat)
+        compiled = jax.jit(run).lower(flat, known).compile({"xla_backend_optimization_level": "0"})
+        outputs, results = compiled(flat, known)
     return [np.asarray(x) for x in outputs], [np.asarray(x) for x in results]
 
 
