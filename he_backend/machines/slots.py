@@ -68,6 +68,13 @@ class SlotsMachine:
         self.slots = slots or params.slots
         self.rotation_steps = None if rotation_steps is None else frozenset(rotation_steps)
 
+    @classmethod
+    def generate(
+        cls, params: CKKSParams, rotation_steps: Iterable[int] = (), slots: int | None = None
+    ) -> SlotsMachine:
+        """A machine that rotates by these steps, as one with keys for them would."""
+        return cls(params, slots, rotation_steps)
+
     def encode(self, values: np.ndarray | float, level: int, scale: float) -> SlotsPlain:
         array = checks.encodable(self.params, self.slots, values, level, scale)
         return SlotsPlain(array, level, scale, not np.any(array))
