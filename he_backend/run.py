@@ -20,7 +20,7 @@ from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import Progress
 from he_backend.report import twin as exact_twin
 from he_backend.report.compare import Vectors, op_records
-from he_backend.report.report import Report
+from he_backend.report.report import Report, Subject
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
 from hesim.program import Program
@@ -162,6 +162,7 @@ def run(
             skipped=outcome.skipped,
             replaced=outcome.replaced,
             imported_jax=outcome.imported_jax,
+            subject=Subject.of(program, circuit),
             simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
         )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from pathlib import Path
 from typing import Any
 
-from experiments.demo.plots import FIGURES, svg
+from experiments.demo.plots import FIGURES
 from experiments.demo.results import Results, bits
 from experiments.demo.table import groups, ways
+from he_backend.report.html import render
 
 __all__ = ["page", "write_report"]
 
@@ -24,36 +25,20 @@ def write_report(results: Results, path: str | Path) -> Path:
 
 def page(results: Results) -> str:
     """The whole page as text."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["powers"] = _powers
-    environment.filters["scientific"] = lambda v: f"{v:.1e}" if v == v else "–"
-    environment.filters["fixed"] = lambda v, digits=2: f"{v:.{digits}f}" if v == v else "–"
-    return environment.get_template("report.html").render(
+    ledger = {k: v for k, v in results.plan["ledger"].items() if k != "operations"}
+    return render(
+        "report.html",
+        {name: functools.partial(make, results) for name, make in FIGURES.items()},
+        Path(__file__).parent / "templates",
         r=results,
         title=_title(results),
         cards=_cards(results),
         ways=ways(results),
         groups=groups(results),
-        operations=list(zip(results.plan["labels"], results.ops)),
-        figures={name: Markup(svg(name, results)) for name in FIGURES},
+        ledger=ledger,
         command=_command(results),
+        environment=results.environment,
     )
-
-
-def _powers(text: str) -> Any:
-    """Text with every 2^x as a superscript."""
-    from markupsafe import Markup, escape
-
-    return Markup(re.sub(r"\^(-?[\d.]*\d)", r"<sup>\1</sup>", str(escape(text))))
 
 
 def _title(results: Results) -> str:

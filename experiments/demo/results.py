@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from experiments.demo.folder import RunFolder
+from he_backend.report.html import Check, power_of_two
+from he_backend.report.report import OpRecord
 from models.data import metrics
 
-__all__ = ["LOGIT_ERROR", "MARGIN", "Check", "Operation", "Results", "Site"]
+__all__ = ["LOGIT_ERROR", "MARGIN", "Check", "Results", "Site"]
 
 MARGIN = 2.0**-10
 """An encrypted label must be the polynomial model's where that model's margin exceeds this."""
@@ -54,36 +56,6 @@ class Site:
 
 
 @dataclasses.dataclass(frozen=True)
-class Operation:
-    """One operation of the encrypted program; errors over all batches, as in `OpRecord`."""
-
-    name: str
-    source: str
-    level: int
-    measured_std: float
-    predicted_std: float
-    measured_q999: float
-    predicted_q999: float
-    seconds: float
-
-    @property
-    def ratio(self) -> float:
-        """Measured over predicted std; NaN where one is zero or unknown."""
-        known = self.measured_std > 0 and self.predicted_std > 0
-        return self.measured_std / self.predicted_std if known else math.nan
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """A statement about a run. A broken `guarantee` fails the run; the others are reported."""
-
-    name: str
-    passed: bool
-    detail: str
-    guarantee: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
 class Results:
     """A finished run.
 
@@ -113,7 +85,7 @@ class Results:
     reference: np.ndarray
     simulated: np.ndarray
     encrypted: np.ndarray
-    ops: tuple[Operation, ...]
+    ops: tuple[OpRecord, ...]
     batches: list[dict[str, Any]]
     seconds: dict[str, float]
     peak_bytes: int
@@ -144,7 +116,7 @@ class Results:
             labels=clear["labels"],
             exact=clear["exact"],
             polynomial=clear["polynomial"],
-            ops=_join_operations([b["ops"] for b in batches]),
+            ops=_join_operations([b["ops"] for b in batches], plan),
             batches=batches,
             seconds={
                 "training and compiling": float(training["seconds"]) + float(plan["seconds"]),
@@ -319,14 +291,6 @@ class Results:
         return [c for c in self.checks if c.guarantee and not c.passed]
 
 
-def power_of_two(value: float) -> str:
-    """A positive number as a power of two, "2^-20.3"; whole exponents without decimals."""
-    if not value > 0:
-        return "0"
-    exponent = math.log2(value)
-    return f"2^{exponent:.0f}" if exponent == round(exponent) else f"2^{exponent:.1f}"
-
-
 def bits(std: float) -> float:
     """Bits of precision: -log2 of a standard deviation; infinite for an exact result."""
     return -math.log2(std) if std > 0 else math.inf
@@ -338,23 +302,38 @@ def _site(row: dict[str, Any]) -> Site:
     return Site(**fields)
 
 
-def _join_operations(batches: Sequence[Sequence[dict[str, Any]]]) -> tuple[Operation, ...]:
-    """Operations over batches: mean squares of standard deviations, largest quantile, all
-    seconds.
+def _join_operations(
+    batches: Sequence[Sequence[dict[str, Any]]], plan: dict[str, Any]
+) -> tuple[OpRecord, ...]:
+    """Operations over batches: mean squares of standard deviations and of the ends of intervals,
+    largest quantile, widest range, all seconds.
     """
+    # The ledger's first row is what is encrypted.
+    spending = plan["ledger"].get("operations", [])[1:]
+    known = {field.name for field in dataclasses.fields(OpRecord)}
     joined = []
-    for rows in zip(*batches, strict=True):
-        first = rows[0]
+    for k, rows in enumerate(zip(*batches, strict=True)):
+        every = [OpRecord(**{name: row[name] for name in known & set(row)}) for row in rows]
+        first = every[0]
+        label = plan["labels"][k].split(" ", 1)
+        expected = float(spending[k]["seconds"]) if spending else math.nan
         joined.append(
-            Operation(
-                name=first["name"],
-                source=first["source"],
-                level=min(row["level"] for row in rows),
-                measured_std=_rms([row["measured_std"] for row in rows]),
-                predicted_std=_rms([row["predicted_std"] for row in rows]),
-                measured_q999=max(row["measured_q999"] for row in rows),
-                predicted_q999=max(row["predicted_q999"] for row in rows),
-                seconds=sum(row["seconds"] for row in rows),
+            dataclasses.replace(
+                first,
+                level=min(op.level for op in every),
+                measured_std=_rms([op.measured_std for op in every]),
+                predicted_std=_rms([op.predicted_std for op in every]),
+                measured_q999=max(op.measured_q999 for op in every),
+                predicted_q999=max(op.predicted_q999 for op in every),
+                seconds=sum(op.seconds for op in every),
+                minimum=min(op.minimum for op in every),
+                maximum=max(op.maximum for op in every),
+                low=_rms([op.low for op in every]),
+                high=_rms([op.high for op in every]),
+                chance=min(op.chance for op in every),
+                predicted_seconds=expected * len(every),
+                refreshes=int(spending[k]["refreshes"]) * len(every) if spending else 0,
+                function=label[1] if label[0] == "polynomial" and len(label) > 1 else "",
             )
         )
     return tuple(joined)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
 from he_backend.processes.memory import peak_bytes
+from he_backend.report.environment import environment
 from hesim.circuit.circuit import Circuit
 from hesim.program import Equation, Program
 from models.config import EncoderConfig
@@ -224,7 +223,7 @@ def plan(
         "batch": batch,
         "batches": planned.batches,
         "seconds": time.monotonic() - started,
-        "environment": _environment(),
+        "environment": environment(),
     }
     if not folder.done("plan"):
         folder.save("plan", figures)
@@ -336,9 +335,7 @@ def _show(p: he_backend.Progress, update: Update) -> None:
 
 
 def _operation(op: he_backend.OpRecord) -> dict[str, Any]:
-    names = ("name", "source", "level", "measured_std", "predicted_std")
-    names += ("measured_q999", "predicted_q999", "seconds")
-    row = {name: getattr(op, name) for name in names}
+    row = dataclasses.asdict(op)
     row["source"] = str(op.source).replace(f"{_ROOT}{os.sep}", "")
     return row
 
@@ -402,20 +399,3 @@ def _ring(circuit: Circuit) -> dict[str, Any]:
         "log_qp": float(params.log_qp),
         "slots": circuit.slots,
     }
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("hesim", "jax", "flax", "numpy", "pyfhel")
-    return {
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "packages": {name: _version(name) for name in packages},
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -10,22 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.demo.results import LOGIT_ERROR, Results, bits, power_of_two
+from experiments.demo.results import LOGIT_ERROR, Results, bits
+from he_backend.report.html import Row, power_of_two
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Row", "Ways", "groups", "render", "ways"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A figure with its name, and what one should know about it."""
-
-    label: str
-    value: str
-    note: str = ""
+__all__ = ["Ways", "groups", "render", "ways"]
 
 
 @dataclass(frozen=True)

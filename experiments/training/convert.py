@@ -35,7 +35,10 @@ def describe(done: Converted) -> str:
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
             lines.append(f"{label:<15} {shown}")
     if done.tokenizer is None:
-        lines.append("no vocabulary   the folder has neither vocab.txt nor tokenizer.json")
+        lines.append(
+            "no vocabulary   the folder has neither vocab.txt nor tokenizer.json; put one there, "
+            "from where the model was published, and convert again to train on texts"
+        )
     if "attention" in done.swapped or "activation" in done.swapped:
         lines.append("its function has changed: distil or fine-tune it before use")
     if config.pooling == "mean":

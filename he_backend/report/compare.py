@@ -19,6 +19,7 @@ from hesim.noise.profiles import profile
 if TYPE_CHECKING:
     from he_backend.report.twin import Exact
     from hesim.predict import OpPrediction, Prediction
+    from hesim.program import Equation
 
 __all__ = ["Vectors", "op_records"]
 
@@ -72,7 +73,7 @@ def op_records(
       exact: the exact twin, with the value of each operation if the run compares.
       vectors: decrypted slot values of the tapped ciphertexts, or None if the run did not compare.
       prediction: of the simulator, or None.
-      spent: seconds by operation.
+      spent: seconds by operation. What the ledger predicts of an operation is of its Circuit.
       encrypted: whether the machine encrypts; if not, errors below an interval are no surprise.
     """
     # An operation may have no ciphertext of its own: dead, or a product left to the sum after it.
@@ -82,6 +83,9 @@ def op_records(
         for k, tap in taps.items()
         if vectors is not None and 0 <= k < len(exact.ops)
     }
+    # The ledger's first row is what is encrypted.
+    spending = circuit.ledger.operations[1:]
+    ops = circuit.program.ops if circuit.program is not None else ()
     records = []
     for k, (name, source) in enumerate(zip(circuit.op_names, circuit.op_sources, strict=True)):
         tap, error = taps.get(k), errors.get(k, np.zeros(0))
@@ -111,9 +115,23 @@ def op_records(
                 unjudged=judged.unjudged if vectors is not None else "",
                 elements=error.size,
                 size=exact.ops[k].size if vectors is not None else 0,
+                predicted_seconds=spending[k].seconds if spending else float("nan"),
+                refreshes=spending[k].refreshes if spending else 0,
+                met=exact.fed[k][:2] if k in exact.fed else None,
+                outside=exact.fed[k][2] if k in exact.fed else 0,
+                **(_function(ops[k]) if ops else {}),
             )
         )
     return tuple(records)
+
+
+def _function(equation: Equation) -> dict[str, Any]:
+    """Fields of an OpRecord on the function that a polynomial stands in for; of others, none."""
+    if equation.name != "polynomial":
+        return {}
+    poly = equation.params["poly"]
+    intervals = tuple((float(low), float(high)) for low, high in poly.intervals)
+    return {"function": str(poly.name), "degree": int(poly.degree), "domain": intervals}
 
 
 @dataclass(frozen=True)

@@ -2,131 +2,195 @@
 
 from __future__ import annotations
 
-import html
-import io
-from typing import TYPE_CHECKING
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from he_backend.report import figures
+from he_backend.report.intervals import CONFIDENCE
+from he_backend.report.verdict import percent
+from hesim.circuit.cost import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from he_backend.report.report import Report
 
-__all__ = ["error_figure", "level_figure", "page", "summary_rows"]
+__all__ = ["Check", "Row", "error_figure", "page", "power_of_two", "render"]
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
-td:first-child, th:first-child, td.text, th.text { text-align: left; }
-td.text { font-family: ui-monospace, monospace; font-size: 12px; }
-p.good { background: #e3f4e3; padding: .5rem .8rem; }
-p.warning { background: #fff3cd; padding: .5rem .8rem; }
-svg { max-width: 100%; height: auto; }
-"""
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure with its name, and what one should know about it."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A statement about a run. A broken `guarantee` fails the run; the others are reported."""
+
+    name: str
+    passed: bool
+    detail: str
+    guarantee: bool = True
+
+
+def render(
+    template: str,
+    drawings: Mapping[str, Callable[[], Figure]],
+    *folders: str | Path,
+    **values: Any,
+) -> str:
+    """A page from a template that may extend `base.html` and import `parts.html`.
+
+    Args:
+      template: name of the file.
+      drawings: functions that draw the page's figures, by the names that the template knows.
+      folders: where templates are looked for before the backend's own.
+      values: what the template reads, `title`, `cards` and `environment` among them.
+
+    Raises:
+      jinja2.UndefinedError: the template reads a value that is not there.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["powers"] = _powers
+    environment.filters["scientific"] = lambda v: f"{v:.1e}" if v == v else "–"
+    environment.filters["short"] = lambda v: f"{v:.4g}" if math.isfinite(v) else "–"
+    environment.filters["fixed"] = lambda v, digits=2: f"{v:.{digits}f}" if v == v else "–"
+    drawn = {name: Markup(figures.svg(name, make)) for name, make in drawings.items()}
+    return environment.get_template(template).render(figures=drawn, **values)
 
 
 def page(report: Report) -> str:
-    """The whole page as text."""
-    parts = ["<!doctype html><html lang=en><meta charset=utf-8><title>Encrypted run</title>"]
-    parts.append(f"<style>{_STYLE}</style><h1>{_title(report)}</h1>")
-    parts += [f"<p class=warning>{html.escape(message)}</p>" for message in _warnings(report)]
-    parts.append(_table(("", ""), summary_rows(report)))
-    if report.compared:
-        parts.append("<h2>Error of each operation, measured and predicted</h2>")
-        mark = "warning" if report.first_unpredicted else "good"
-        parts.append(f"<p class={mark}>{html.escape(report.verdict())}</p>")
-        parts.append(_svg(error_figure(report)))
-        parts.append("<h2>Levels along the program</h2>")
-        parts.append(_svg(level_figure(report)))
-    parts.append("<h2>Operations</h2>")
-    parts.append(_table(*_operations(report)))
-    return "\n".join(parts)
+    """The whole page of a run as text."""
+    ledger = {k: v for k, v in vars(report.ledger).items() if k != "operations"}
+    return render(
+        "run.html",
+        _drawings(report),
+        r=report,
+        title=_title(report),
+        subject=report.subject,
+        environment=report.subject.environment if report.subject is not None else None,
+        cards=_cards(report),
+        checks=_checks(report),
+        warnings=_warnings(report),
+        groups=_groups(report),
+        ledger=ledger,
+        confidence=percent(CONFIDENCE),
+    )
 
 
-def summary_rows(report: Report) -> list[tuple[str, str]]:
-    """What a run was and cost, as (label, value) pairs."""
-    p, ledger = report.params, report.ledger
-    security = "security check off" if p.security is None else f"{p.security}-bit security"
-    return [
-        ("machine", report.backend),
-        ("ring", f"N = 2^{p.log_n}, {p.levels} levels, log2(QP) = {p.log_qp:.0f}, {security}"),
-        ("largest error of the outputs", f"{report.max_error:.3g}"),
-        ("wall-clock seconds", f"{report.seconds:.2f}"),
-        ("seconds for keys", f"{report.key_seconds:.2f}"),
-        ("core-seconds, each refresh priced as a bootstrap", f"{report.bootstrapped_seconds:.1f}"),
-        ("peak memory, all processes", f"{report.peak_bytes / 1e9:.2f} GB"),
-        ("refreshed ciphertexts, rounds", f"{report.refreshes}, {report.refresh_rounds}"),
-        (
-            "rotation keys",
-            f"{ledger.rotation_keys} ({ledger.key_bytes / 1e6:.0f} MB, relinearization included)",
-        ),
-        *((name.replace("_", " "), f"{count:,}") for name, count in report.counts.items()),
-        ("tasks", f"{report.tasks}, of which {report.skipped} were done before"),
-        ("workers replaced", str(report.replaced)),
-    ]
-
-
-def error_figure(report: Report):
+def error_figure(report: Report) -> Figure:
     """A matplotlib Figure: measured std of every operation over its prediction interval, log scale.
 
     Those that leave it are red, the first one is named.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = _figure()
-    places = np.arange(len(report.ops))
-    judged = [k for k, op in enumerate(report.ops) if np.isfinite(op.high)]
-    low = [max(report.ops[k].low, report.ops[k].predicted_std / 64.0) for k in judged]
-    high = [report.ops[k].high for k in judged]
-    axes.vlines(judged, low, high, color="C1", alpha=0.35, linewidth=4, label="interval")
-    for name, values, style in (
-        ("measured", [op.measured_std for op in report.ops], "o"),
-        ("predicted", [op.predicted_std for op in report.ops], "_"),
-    ):
-        shown = np.array([v if v > 0 else np.nan for v in values])
-        axes.semilogy(places, shown, style, label=name, markersize=6)
-    left = [k for k, op in enumerate(report.ops) if op.excess_bits and op.measured_std > 0]
-    axes.semilogy(
-        left, [report.ops[k].measured_std for k in left], "o", color="C3", label="outside it"
-    )
-    first = report.first_unpredicted
-    if first is not None:
-        place = first.source.rsplit("/", 1)[-1]
-        axes.set_title(f"first outside: {first.name}, {place}", fontsize=10)
-    axes.set_xlabel("operation, in program order")
-    axes.set_ylabel("std of the error")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside right upper")
-    return figure
+    return figures.errors(report.ops, report.encrypted)
 
 
-def level_figure(report: Report):
-    """A matplotlib Figure: level of every operation's result."""
-    figure, axes = _figure()
-    levels = [op.level if op.level >= 0 else np.nan for op in report.ops]
-    axes.step(np.arange(len(levels)), levels, where="mid")
-    axes.set_ylim(-0.2, report.params.levels + 0.5)
-    axes.set_xlabel("operation, in program order")
-    axes.set_ylabel("level")
-    return figure
+def power_of_two(value: float) -> str:
+    """A positive number as a power of two, "2^-20.3"; whole exponents without decimals."""
+    if not value > 0:
+        return "0"
+    exponent = math.log2(value)
+    return f"2^{exponent:.0f}" if exponent == round(exponent) else f"2^{exponent:.1f}"
 
 
-def _figure():
-    from matplotlib.figure import Figure
+def _powers(text: str) -> Any:
+    """Text with every 2^x as a superscript."""
+    from markupsafe import Markup, escape
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    return figure, figure.add_subplot()
+    return Markup(re.sub(r"\^(-?[\d.]*\d)", r"<sup>\1</sup>", str(escape(text))))
 
 
-def _svg(figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+def _drawings(report: Report) -> dict[str, Callable[[], Figure]]:
+    ops, levels = report.ops, report.params.levels
+    found: dict[str, Callable[[], Figure]] = {
+        "seconds_by_kind": lambda: figures.seconds_by_kind(ops)
+    }
+    if report.compared:
+        along = lambda: figures.errors_and_levels(ops, levels, report.encrypted)
+        found["errors_and_levels"] = along
+    else:
+        found["levels"] = lambda: figures.levels_of(ops, levels)
+    met = figures.ranges_of(ops)
+    if met:
+        found["ranges"] = lambda: figures.ranges(met)
+    return found
 
 
 def _title(report: Report) -> str:
-    return "Encrypted run" if report.encrypted else "Run on plain vectors (nothing was encrypted)"
+    name = report.subject.name if report.subject is not None else "A program"
+    how = "encrypted" if report.encrypted else "on plain vectors (nothing was encrypted)"
+    return f"{name}, {how}"
+
+
+def _cards(report: Report) -> list[tuple[str, str, str]]:
+    """(figure, name, note) of what a reader wants to know first."""
+    error, ledger = report.max_error, report.ledger
+    cards = [(f"{error:.1e}", "largest error of the outputs", power_of_two(error))]
+    if report.compared:
+        judged = sum(op.judged for op in report.ops)
+        outside = sum(bool(op.excess_bits) for op in report.ops)
+        note = f"{outside} outside their predictions" if outside else "all as predicted"
+        cards.append(
+            (f"{judged} of {len(report.ops)}", "operations judged", note if judged else "")
+        )
+    predicted = f"{ledger.seconds:.2g} predicted" if report.encrypted else "nothing encrypted"
+    cards.append(
+        (
+            f"{report.seconds:.3g} s",
+            "evaluation, wall clock",
+            f"{report.core_seconds:.2g} core-seconds, {predicted}",
+        )
+    )
+    cards.append(
+        (f"{report.refresh_rounds}", "refresh rounds", f"{report.refreshes:,} ciphertexts in them")
+        if report.interactive
+        else ("none", "refreshes", "the key holder was not needed")
+    )
+    cards.append(
+        (
+            f"{report.peak_bytes / 1e9:.2g} GB",
+            "peak memory",
+            f"keys {ledger.key_bytes / 1e6:.0f} MB, {ledger.rotation_keys} rotations",
+        )
+    )
+    return cards
+
+
+def _checks(report: Report) -> list[Check]:
+    found = []
+    if report.compared:
+        verdict = report.verdict()
+        if report.first_unpredicted is not None:
+            found.append(Check("an operation is further from exact than predicted", False, verdict))
+        elif not any(op.judged for op in report.ops):
+            found.append(Check("errors are as predicted", False, verdict, guarantee=False))
+        else:
+            found.append(Check("errors are as predicted", True, verdict))
+    inside = not report.outside
+    count = len(report.outside)
+    detail = "" if inside else f"{count} {'warning' if count == 1 else 'warnings'}, below"
+    found.append(Check("values lay where they were fitted and calibrated", inside, detail, False))
+    return found
 
 
 def _warnings(report: Report) -> list[str]:
@@ -141,47 +205,49 @@ def _warnings(report: Report) -> list[str]:
     return found
 
 
-def _operations(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    head = (
-        "operation",
-        "level",
-        "measured",
-        "predicted",
-        "ratio",
-        "interval",
-        "bits off",
-        "q99.9",
-        "predicted",
-        "seconds",
-        "source",
-    )
-    rows = [
-        (
-            op.name,
-            str(op.level),
-            f"{op.measured_std:.2e}",
-            f"{op.predicted_std:.2e}",
-            f"{op.ratio:.2f}",
-            f"{op.low:.1e} to {op.high:.1e}" if np.isfinite(op.high) else "",
-            f"{op.excess_bits:+.2f}" if op.excess_bits else "",
-            f"{op.measured_q999:.2e}",
-            f"{op.predicted_q999:.2e}",
-            f"{op.seconds:.3f}",
-            op.source,
-        )
-        for op in report.ops
+def _groups(report: Report) -> list[tuple[str, list[Row]]]:
+    """What a run was and cost, by subject."""
+    p, ledger = report.params, report.ledger
+    security = "security check off" if p.security is None else f"{p.security}-bit security"
+    primes = f"first prime {p.first_bits} bits, scale {p.scale_bits}, special {p.special_bits}"
+    levels = [
+        Row(
+            "ring", f"N = 2^{p.log_n}, {p.levels} levels", f"log2(QP) = {p.log_qp:.0f}, {security}"
+        ),
+        Row("primes", primes),
+        Row("levels between refreshes", f"at most {ledger.depth}"),
+        Row("refresh rounds", f"{report.refresh_rounds:,}", "round trips that follow each other"),
+        Row("refreshed ciphertexts", f"{report.refreshes:,}"),
     ]
-    return head, rows
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    def line(cells: tuple[str, ...], tag: str) -> str:
-        last = len(cells) - 1
-        inner = "".join(
-            f"<{tag}{' class=text' if k == last and last > 1 else ''}>{html.escape(cell)}</{tag}>"
-            for k, cell in enumerate(cells)
-        )
-        return f"<tr>{inner}</tr>"
-
-    top = line(head, "th") if any(head) else ""
-    return "<table>" + top + "".join(line(row, "td") for row in rows) + "</table>"
+    if report.subject is not None:
+        depth = Row("levels of the program", str(report.subject.depth), "on its longest path")
+        levels.insert(2, depth)
+    how = "encrypted evaluation" if report.encrypted else "evaluation on plain vectors"
+    spent = [
+        Row(how, f"{report.seconds:.2f} s", "wall clock, all attempts"),
+        Row("making keys", f"{report.key_seconds:.2f} s"),
+        Row("core-seconds", f"{report.core_seconds:.2f}", "measured, workers and clients together"),
+        Row("core-seconds predicted", f"{ledger.seconds:.2f}", "of an encrypted run, on one core"),
+        Row(
+            "core-seconds, refreshes as bootstraps",
+            f"{report.bootstrapped_seconds:,.1f}",
+            f"{BOOTSTRAP_SECONDS:g} s a ciphertext, on this very plan",
+        ),
+    ]
+    memory = [
+        Row("peak memory", f"{report.peak_bytes / 1e9:.2f} GB", "all processes, each at its peak"),
+        Row(
+            "keys",
+            f"{ledger.rotation_keys} rotations + relinearization",
+            f"{ledger.key_bytes / 1e6:.0f} MB",
+        ),
+    ]
+    work = [Row(name.replace("_", " "), f"{n:,}") for name, n in report.counts.items() if n]
+    work.append(Row("tasks", f"{report.tasks:,}", f"{report.skipped:,} were done before"))
+    work.append(Row("workers replaced", str(report.replaced)))
+    return [
+        ("Levels and refreshes", levels),
+        ("Time", spent),
+        ("Memory and keys", memory),
+        ("Operations on ciphertexts, counted", work),
+    ]

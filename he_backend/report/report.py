@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from he_backend.report.environment import environment
 from he_backend.report.verdict import verdict
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hesim.circuit.circuit import Ledger
+    from hesim.circuit.circuit import Circuit, Ledger
     from hesim.params import CKKSParams
+    from hesim.program import Program
 
-__all__ = ["OpRecord", "Report"]
+__all__ = ["OpRecord", "Report", "Subject"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class OpRecord:
       chance: probability that a sound run has some operation as far from its prediction as this.
       unjudged: why there is no interval, in a comparing run; empty where there is one.
       elements, size: elements of the result that were compared, and that it has.
+      predicted_seconds: CPU seconds for one core, without the encoding of plaintexts.
+      refreshes: ciphertexts that are refreshed for it.
+      function, degree, domain: of a polynomial: what it stands in for, and the intervals on which
+        it was fitted. met: range of what it was fed; None for other operations. outside: how many
+        values of that were outside its domain.
     """
 
     name: str
@@ -59,6 +66,25 @@ class OpRecord:
     unjudged: str = ""
     elements: int = 0
     size: int = 0
+    predicted_seconds: float = math.nan
+    refreshes: int = 0
+    function: str = ""
+    degree: int = 0
+    domain: tuple[tuple[float, float], ...] = ()
+    met: tuple[float, float] | None = None
+    outside: int = 0
+
+    @property
+    def label(self) -> str:
+        """Its name; of a polynomial, the function that it stands in for."""
+        return f"{self.name} {self.function}".rstrip()
+
+    @property
+    def place(self) -> str:
+        """Level of its result, or why there is none, for tables."""
+        if self.level >= 0:
+            return str(self.level)
+        return "no ciphertext" if self.elements else "with a later one"
 
     @property
     def judged(self) -> bool:
@@ -86,6 +112,45 @@ class OpRecord:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What was run.
+
+    Attributes:
+      name: of the traced function.
+      arguments: one text per argument leaf, e.g. "args[0]: float32[64, 8], encrypted".
+      batch: members that lie side by side in the slots, 1 if none do.
+      depth: levels on the longest path of the Program, refreshes left out.
+      listing: the Program, one line an operation.
+      environment: date, Python, machine, versions of packages; see `he_backend.report.environment`.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    batch: int
+    depth: int
+    listing: str
+    environment: dict[str, Any]
+
+    @classmethod
+    def of(cls, program: Program, circuit: Circuit) -> Subject:
+        """Of a Program and the Circuit that was compiled from it, now and here."""
+        arguments = tuple(
+            f"{label}: {v.dtype}[{', '.join(map(str, v.shape))}], "
+            f"{'encrypted' if v.encrypted else 'public'}"
+            for v, label in zip(program.inputs, program.labels, strict=True)
+        )
+        together = [tap.batch for tap in circuit.taps if tap.batch_axis >= 0]
+        return cls(
+            name=program.name,
+            arguments=arguments,
+            batch=max(together, default=1),
+            depth=program.depth,
+            listing=str(program),
+            environment=environment(),
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of `he_backend.run`.
 
@@ -103,6 +168,7 @@ class Report:
       ops: one OpRecord an operation in a comparing run; otherwise only names, levels and seconds.
       outside: messages about polynomials that were fed values outside their domain.
       tasks, skipped, replaced: pieces of work, those done by earlier attempts, workers that died.
+      subject: what was run, when, and by which versions.
     """
 
     outputs: Any
@@ -123,6 +189,7 @@ class Report:
     skipped: int = 0
     replaced: int = 0
     imported_jax: bool = False
+    subject: Subject | None = None
     simulate: Callable[[], Any] = field(default=lambda: None, repr=False)
 
     @property
@@ -209,7 +276,8 @@ class Report:
                 f"{'interval':>20} {'bits off':>8} {'seconds':>8}"
             )
             lines += [
-                f"{op.name:<22} {op.level:>5} {op.measured_std:>10.2e} {op.predicted_std:>10.2e} "
+                f"{op.name:<22} {op.level if op.level >= 0 else '-':>5} "
+                f"{op.measured_std:>10.2e} {op.predicted_std:>10.2e} "
                 f"{_interval(op):>20} {_excess(op):>8} {op.seconds:>8.3f}  {op.source}"
                 for op in self.ops
             ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -32,6 +32,8 @@ class Exact:
       outputs: as fn's result, float64.
       ranges: smallest and largest value of the first result of each operation of `program.ops`.
       ops: those results, float64, if they were asked for.
+      fed: what a polynomial was fed, by its place in `program.ops`: smallest and largest value, and
+        how many were outside its domain.
       outside: one message for each polynomial that is fed values outside its domain, those of
         public values first.
     """
@@ -41,6 +43,7 @@ class Exact:
     ranges: list[tuple[float, float]]
     ops: list[np.ndarray]
     outside: list[DomainError]
+    fed: dict[int, tuple[float, float, int]] = field(default_factory=dict)
 
 
 def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Exact:
@@ -74,6 +77,7 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
     ranges: list[tuple[float, float]] = []
     ops: list[np.ndarray] = []
     outside: list[DomainError] = []
+    met: dict[int, tuple[float, float, int]] = {}
     for equation, values in public_polynomials(program, flat):
         outside.extend(check_domain(equation, values))
 
@@ -82,11 +86,13 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
             operand = equation.inputs[0]
             fed = operand.value if isinstance(operand, Literal) else known[operand.id]
             outside.extend(check_domain(equation, fed))
+            wrong = int(np.sum(~inside(equation, fed)))
+            met[len(ranges)] = (*_range(np.asarray(fed, np.float64)), wrong)
         for var, value in zip(equation.outputs, results, strict=True):
             if var.id in watched:
                 known[var.id] = np.asarray(value, np.float64)
         first = np.asarray(results[0], np.float64)
-        ranges.append((float(first.min(initial=np.inf)), float(first.max(initial=-np.inf))))
+        ranges.append(_range(first))
         if keep_ops:
             ops.append(first)
         return results
@@ -94,7 +100,11 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
     with jax.enable_x64(True):
         outputs = [np.asarray(v) for v in program.evaluate(flat, hook, wide=True)]
     result = tree_util.tree_unflatten(program.out_tree, outputs)
-    return Exact(secret, result, ranges, ops, outside)
+    return Exact(secret, result, ranges, ops, outside, met)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    return float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
 
 
 def unlike(program: Program, exact: Exact, calibration: Calibration) -> list[DomainError]:

@@ -1,8 +1,8 @@
 """BERT checkpoints of others: a Hugging Face-style folder as configuration, parameters, tokenizer.
 
-The folder holds `config.json`, the weights in `model.safetensors` (or one `*.onnx`), and
-`vocab.txt` or `tokenizer.json`. Every tensor's name and shape is checked; nothing is executed or
-unpickled. What a bare encoder lacks, the pooler or the classifier's head, starts from random
+The folder holds `config.json`, the weights in `model.safetensors` (or its shards, or one `*.onnx`),
+and `tokenizer.json` or `vocab.txt`. Every tensor's name and shape is checked; nothing is executed
+or unpickled. What a bare encoder lacks, the pooler or the classifier's head, starts from random
 numbers and is named.
 """
 
@@ -26,7 +26,7 @@ from models.nn.lora import Params
 from models.train.checkpoint import CheckpointError
 from models.weights.folder import checked, flatten, raise_if, shapes
 from models.weights.onnx import read_onnx
-from models.weights.safetensors import TensorFileError, read_safetensors
+from models.weights.safetensors import TensorFileError, read_folder
 from models.weights.tokenizer_files import read_tokenizer_folder
 
 ACTIVATIONS: Mapping[str, str] = {
@@ -96,8 +96,8 @@ def load_bert(
     """Read a folder.
 
     Args:
-      folder: with `config.json`, `model.safetensors` or one `*.onnx`, `vocab.txt` or
-        `tokenizer.json`.
+      folder: with `config.json`, `model.safetensors` (or `model.safetensors.index.json` and its
+        shards, or one variant of these, or one `*.onnx`), `tokenizer.json` or `vocab.txt`.
       classes: logits of the head (default: the checkpoint's classifier, 2 without one).
       length: keep only so many learned positions (default: all).
       seed: of what the checkpoint lacks.
@@ -192,17 +192,17 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     source = Path(folder)
     exports = sorted(source.glob("*.onnx"))
     try:
-        if (source / "model.safetensors").exists():
-            stored = read_safetensors(source / "model.safetensors")
-        elif len(exports) == 1:
+        stored = read_folder(source)
+        if stored is None and len(exports) == 1:
             stored = read_onnx(exports[0])
-        else:
-            raise CheckpointError(
-                f"{source} holds neither model.safetensors nor one .onnx file; "
-                "convert other formats (pytorch_model.bin) with the library that wrote them"
-            )
     except TensorFileError as error:
         raise CheckpointError(str(error)) from error
+    if stored is None:
+        raise CheckpointError(
+            f"{source} holds neither model.safetensors, nor model.safetensors.index.json with its "
+            "files, nor one .onnx file; convert other formats (pytorch_model.bin) with the library "
+            "that wrote them"
+        )
     out: dict[str, np.ndarray] = {}
     for name, tensor in stored.items():
         place = _PLACE.search(name)
@@ -268,6 +268,12 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: take it, and tokenizer.json or vocab.txt, from "
+            "where the model was published. A package of weights alone, as of an ONNX export, has "
+            "none; the page of the model that was exported has them"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(found, dict):

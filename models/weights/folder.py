@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.config import EncoderConfig
+from models.data.datasets import DataError
 from models.data.tokenizer import Tokenizer
 from models.nn.encoder import Model
 from models.nn.lora import Params
@@ -144,7 +145,10 @@ def load_model(folder: str | os.PathLike[str]) -> Saved:
     if not isinstance(notes, dict):
         raise CheckpointError(f"{source} is no saved model: {_NOTES} holds no object")
     words = source / _TOKENS
-    tokenizer = Tokenizer.load(words) if words.exists() else None
+    try:
+        tokenizer = Tokenizer.load(words) if words.exists() else None
+    except DataError as error:
+        raise CheckpointError(f"{source} is no saved model: {error}") from error
     if tokenizer is not None and tokenizer.size > config.vocabulary:
         raise CheckpointError(
             f"{source} does not fit: the tokenizer has {tokenizer.size} tokens, the model "

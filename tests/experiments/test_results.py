@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from experiments.demo.folder import RunFolder
-from experiments.demo.results import LOGIT_ERROR, Results, bits, power_of_two
+from experiments.demo.results import LOGIT_ERROR, Results, bits
 from experiments.demo.table import groups, render, ways
+from he_backend.report.html import power_of_two
 
 Finished = tuple[Results, RunFolder, str]
 

@@ -238,6 +238,69 @@ def test_incomplete_folders_are_refused(tmp_path, folder):
         load_bert(folder)
 
 
+def test_a_missing_configuration_is_said_with_where_to_take_it_from(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json.*where the model was published"):
+        load_bert(folder)
+
+
+def shards(folder, tensors, index="model.safetensors.index.json"):
+    """The folder with its weights in two files, and the places of the tensors."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    places = {n: f"model-0000{1 + k % 2}-of-00002.safetensors" for k, n in enumerate(tensors)}
+    for file in set(places.values()):
+        write_safetensors(folder / file, {n: tensors[n] for n in tensors if places[n] == file})
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return places
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "model.safetensors.index.json",
+        "model.safetensors.index.fp16.json",
+        "model.fp16.safetensors.index.json",
+    ],
+)
+def test_shards_give_the_same_model_as_one_file(folder, index):
+    whole = load_bert(folder)
+    shards(folder, random_tensors(CONFIG), index)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, load_bert(folder).params)
+
+
+def test_a_variant_of_the_weights_is_read_where_it_is_the_only_one(folder):
+    tensors = {n: t.astype(np.float16) for n, t in random_tensors(CONFIG).items()}
+    (folder / "model.safetensors").unlink()
+    write_safetensors(folder / "model.fp16.safetensors", tensors)
+    head = load_bert(folder).params["embedding"]["word"]
+    np.testing.assert_array_equal(head, tensors["embeddings.word_embeddings.weight"])
+    write_safetensors(folder / "model.int8.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=r"several variants.*fp16.*int8.*remove all but one"):
+        load_bert(folder)
+
+
+def test_shards_that_do_not_fit_their_index_are_refused(folder):
+    tensors = random_tensors(CONFIG)
+    places = shards(folder, tensors)
+    index = folder / "model.safetensors.index.json"
+
+    def refused(words, **changes):
+        index.write_text(json.dumps({"weight_map": places | changes}))
+        with pytest.raises(CheckpointError, match=words):
+            load_bert(folder)
+
+    second = "model-00002-of-00002.safetensors"
+    refused(r"lacks model-00003-of-00003", extra="model-00003-of-00003.safetensors")
+    refused(r"disagree on 1 tensors, absent", absent=second)
+    refused(r"no file beside it", absent="../model.safetensors")
+    write_safetensors(folder / second, {"stray": np.ones(1, np.float32)})
+    refused(r"disagree on \d+ tensors")
+    for content in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
+        index.write_text(content)
+        with pytest.raises(CheckpointError, match="no index of shards"):
+            load_bert(folder)
+
+
 def test_more_tokens_than_learned_positions_are_refused(folder):
     bert = load_bert(folder, length=4)
     assert bert.config.sequence == 4
