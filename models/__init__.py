@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from models.train.schedules import Budget
     from models.train.step import StepOptions, make_update
     from models.weights.bert import Bert, load_bert
+    from models.weights.folder import Saved, load_model, save_model
     from models.weights.shipped import load_pretrained, shipped_names
 
 _HOMES = {
@@ -59,6 +60,7 @@ _HOMES = {
     "PRESETS": "models.config",
     "Pretraining": "models.recipes.pretrain",
     "Recipe": "models.recipes.classify",
+    "Saved": "models.weights.folder",
     "Sites": "models.sites.sites",
     "StepOptions": "models.train.step",
     "Tokenizer": "models.data.tokenizer",
@@ -75,6 +77,7 @@ _HOMES = {
     "initial_state": "models.train.step",
     "load": "models.data.datasets",
     "load_bert": "models.weights.bert",
+    "load_model": "models.weights.folder",
     "load_pretrained": "models.weights.shipped",
     "make_evaluate": "models.train.classifier",
     "make_step": "models.train.classifier",
@@ -85,6 +88,7 @@ _HOMES = {
     "preset": "models.config",
     "range_penalty": "models.objectives.losses",
     "run_steps": "models.train.classifier",
+    "save_model": "models.weights.folder",
     "scale_by_adam_he": "models.train.optim",
     "shipped_names": "models.weights.shipped",
     "shuffled": "models.train.classifier",
@@ -109,6 +113,7 @@ __all__ = [
     "Model",
     "Pretraining",
     "Recipe",
+    "Saved",
     "Sites",
     "StepOptions",
     "Tokenizer",
@@ -125,6 +130,7 @@ __all__ = [
     "initial_state",
     "load",
     "load_bert",
+    "load_model",
     "load_pretrained",
     "make_evaluate",
     "make_step",
@@ -135,6 +141,7 @@ __all__ = [
     "preset",
     "range_penalty",
     "run_steps",
+    "save_model",
     "scale_by_adam_he",
     "shipped_names",
     "shuffled",

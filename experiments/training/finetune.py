@@ -63,7 +63,9 @@ def load_start(
         except ValueError as error:
             raise ExperimentError(str(error)) from error
         return Start(config, Model(config).init(jax.random.key(seed)), tokenizer)
-    model, params, tokenizer, _ = load_pretrained(name, attention=attention, lm_head="none")
+    model, params, tokenizer, _ = load_pretrained(
+        name, attention=attention, lm_head="none", fresh=True
+    )
     config = model.config
     if config.positions == "learned" and config.sequence < length:
         raise ExperimentError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,66 @@ def test_adapters_of_a_start_are_added_to_its_matrices(tmp_path):
         )
         if rank:
             assert not projected["lora_b"].any()
+
+
+def tuned(folder, notes):
+    """A model whose adapters, pooler and head were trained, as a folder."""
+    config = CONFIG.replace(lora_rank=2, lora_alpha=3.0)
+    params = jax.tree.map(lambda leaf: leaf + 0.25, Model(config).init(jax.random.key(5)))
+    save_model(folder, config, params, TOKENIZER, notes)
+    return config, params
+
+
+def test_a_finetuned_model_keeps_its_head_and_adapters(tmp_path, recwarn):
+    config, params = tuned(tmp_path / "m", {"task": "glue/RTE"})
+    for classes in (None, config.classes):
+        changes: dict[str, Any] = {} if classes is None else {"classes": classes}
+        found = load_pretrained(tmp_path / "m", key=jax.random.key(9), **changes)
+        jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    merged = load_pretrained(tmp_path / "m", lora_rank=0)
+    ids = np.ones((2, 4), np.int32)
+    mask = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(
+        merged.model.predict(merged.params, ids, mask),
+        Model(config).predict(params, ids, mask),
+        rtol=2e-5,
+        atol=1e-6,
+    )
+    assert not recwarn.list
+
+
+def test_what_another_task_replaces_is_said(tmp_path):
+    config, params = tuned(tmp_path / "m", {"task": "glue/RTE"})
+    with pytest.warns(
+        UserWarning, match=rf"head.*random numbers \(classes {config.classes} -> 5\)"
+    ):
+        found = load_pretrained(tmp_path / "m", classes=5)
+    query = params["blocks"][0]["attention"]["query"]
+    np.testing.assert_allclose(
+        found.params["blocks"][0]["attention"]["query"]["kernel"],
+        query["kernel"] + 1.5 * query["lora_a"] @ query["lora_b"],
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+def test_fresh_parts_may_be_asked_for(tmp_path, recwarn):
+    _, params = tuned(tmp_path / "m", {"task": "glue/RTE"})
+    found = load_pretrained(tmp_path / "m", fresh=True)
+    assert (found.params["head"]["kernel"] != params["head"]["kernel"]).any()
+    assert not found.params["blocks"][0]["attention"]["query"]["lora_b"].any()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "notes", [{"corpus_digest": "0"}, {"fresh": ["head.kernel", "pooler.0.kernel"]}]
+)
+def test_parts_that_no_training_touched_start_fresh(tmp_path, notes, recwarn):
+    _, params = tuned(tmp_path / "m", notes)
+    one, two = (load_pretrained(tmp_path / "m", key=jax.random.key(k)) for k in (1, 2))
+    assert (one.params["head"]["kernel"] != params["head"]["kernel"]).any()
+    assert (one.params["head"]["kernel"] != two.params["head"]["kernel"]).any()
+    assert not recwarn.list
 
 
 def test_another_shape_a_damaged_file_and_no_folder_are_refused(saved):
