@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from he_backend.errors import (
     ClientGoneError,
     ClientRefusedError,
     ProtocolError,
+    RunFolderWarning,
     from_message,
 )
 from he_backend.exchange import begin_attempt
@@ -94,6 +96,13 @@ class Processes:
             },
         )
         self.ready = self._first(link, "server")
+        if self.ready.get("redone"):
+            warnings.warn(
+                f"{self.ready['redone']} tasks that were finished run again, since what they left "
+                f"in {folders.server} or {folders.client} is lost or damaged",
+                RunFolderWarning,
+                stacklevel=2,
+            )
         config = {
             "circuit": str(folders.client_circuit),
             "circuit_digest": self.claimed.circuit,

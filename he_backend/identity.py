@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import RunFolderError, RunFolderWarning
-from he_backend.processes.folders import Folders, digest_of, read_json
-from he_backend.processes.store import storing, write_array
+from he_backend.processes.folders import Folders, digest_of
+from he_backend.processes.store import bound_line, read_line, storing, write_array
 from hesim.circuit.circuit import Circuit
 from hesim.files import sweep, write_whole
 
@@ -107,11 +107,12 @@ def _begin(folders: Folders, identity: dict[str, Any], secret: dict[str, Any]) -
     folders.forget()
     for path in (folders.key_manifest, folders.client_keys):
         path.unlink(missing_ok=True)
-    name = {"name": uuid.uuid4().hex}
+    name = uuid.uuid4().hex
     for path, found in ((folders.client_identity, secret), (folders.identity, identity)):
         with storing(path):
-            write_whole(path, json.dumps({**found, **name}).encode(), mode=0o600)
-    return name["name"]
+            text = bound_line(name, path.name, {**found, "name": name})
+            write_whole(path, text.encode(), mode=0o600)
+    return name
 
 
 def _held_name(folders: Folders, identity: dict[str, Any], secret: dict[str, Any]) -> str:
@@ -156,11 +157,15 @@ def _identity(path: Path) -> dict[str, Any]:
     """A run.json, empty if there is none. Raises RunFolderError if it is damaged."""
     if not path.exists():
         return {}
-    remedy = f"put it back, or remove the whole folder {path.parent} and its counterpart"
-    found = read_json(path, remedy)
-    if not isinstance(found.get("name"), str) or not found["name"]:
-        raise RunFolderError(f"{path} is damaged, it names no run: {remedy}")
-    return found
+    try:
+        line = path.read_bytes().removesuffix(b"\n")
+        name = str(json.loads(line.rpartition(b"\t")[0])["name"])
+        return read_line(name, path.name, line)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read or is damaged ({error}), so nobody knows which run this is; "
+            f"put it back, or remove the whole folder {path.parent} and its counterpart"
+        ) from None
 
 
 def _warn_of_lost_run(folders: Folders, held: dict[str, Any]) -> None:

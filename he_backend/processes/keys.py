@@ -201,12 +201,12 @@ def _make(job: dict[str, Any]) -> None:
 
 def _save(machine: PyfhelMachine, keys: Path, client: Path) -> None:
     """Write all key files. Raises OSError, of which SEAL says nothing but that there was one."""
+    paths = [keys / name for name in _SERVER_FILES] + [client / "secret.key"]
     try:
-        machine.save_keys(
-            keys / "public.key", keys / "relin.key", keys / "rotation.key", client / "secret.key"
-        )
+        machine.save_keys(*paths)
     except RuntimeError as error:
-        raise OSError(errno.EIO, str(error), str(keys)) from error
+        begun = [path for path in paths if path.exists()] or paths
+        raise OSError(errno.EIO, str(error), str(begun[-1])) from error
     shutil.copyfile(keys / "public.key", client / "public.key")
 
 

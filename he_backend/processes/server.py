@@ -116,6 +116,7 @@ class Server:
         done = {n for n in self.journal.records if self._kept(self.schedule.tasks[n])}
         done -= unfinished(self.schedule, done, self.store)
         self.skipped = len(done)
+        self.redone = len(self.journal.records) - len(done) + self.journal.damaged
         self.done = done
         self.done_before = sum(self.schedule.tasks[number].seconds for number in done)
         self.done_seconds = self.done_before
@@ -192,7 +193,7 @@ class Server:
                 "type": "ready",
                 "processes": self._processes(),
                 "jax": "jax" in sys.modules,
-                "skipped": self.skipped,
+                "redone": self.redone,
             },
         )
         while self.waiting:

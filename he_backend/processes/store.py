@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -59,7 +58,8 @@ def storing(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str) else path
+        name = error.filename2 or error.filename
+        named = Path(name) if isinstance(name, str) else path
         raise StorageError(
             f"{named} cannot be written ({error.strerror or error}): {_room(named)}"
         ) from error
@@ -70,7 +70,7 @@ def _room(path: Path) -> str:
     advice = "make room there, or choose another run_dir (without one, TMPDIR says where)"
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free
-        advice = f"{free / 1e6:,.0f} MB are free on that disk; {advice}"
+        advice = f"{free / 1e6:,.1f} MB are free on that disk; {advice}"
     return f"{advice}. Finished tasks are kept in a run_dir: the same one goes on from there"
 
 
@@ -190,12 +190,14 @@ class Journal:
 
     Attributes:
       seconds: wall-clock seconds of the attempts before this one.
+      damaged: lines that say nothing any more; the last, if it was cut off, is not one of them.
     """
 
     def __init__(self, path: Path, run: str):
         self.path = path
         self.run = run
         self.seconds = 0.0
+        self.damaged = 0
         self.records: dict[int, dict[str, Any]] = {}
         self._started = time.monotonic()
         with storing(path):
@@ -209,7 +211,7 @@ class Journal:
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         latest = 0.0
-        for line in whole.split(b"\n"):
+        for line in whole.splitlines():
             try:
                 record = read_line(self.run, self.path.name, line)
                 if "attempt" in record:
@@ -218,6 +220,7 @@ class Journal:
                 number, wall = int(record["task"]), float(record["wall"])
                 Spent.from_message(record)
             except (ValueError, TypeError, KeyError, AttributeError):
+                self.damaged += 1
                 continue
             latest = wall
             self.records[number] = record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,13 @@ import numpy as np
 import pytest
 
 from he_backend import children
-from he_backend.errors import BackendError, BlobError, RunFolderError, RunFolderWarning
+from he_backend.errors import (
+    BackendError,
+    BlobError,
+    RunFolderError,
+    RunFolderWarning,
+    StorageError,
+)
 from he_backend.processes.folders import Folders, clean_environment
 from he_backend.processes.session import Job, execute
 from he_backend.processes.store import Journal, bound_line, read_values, write_values
@@ -98,7 +105,8 @@ def test_damaged_job_files_are_written_anew(job, name, how):
 def test_damaged_values_are_delivered_again(job, how):
     execute(job)
     damage(job.folders.values / f"v{job.deliver[0]}.f64", how)
-    result = execute(job)
+    with pytest.warns(RunFolderWarning, match="tasks that were finished run again"):
+        result = execute(job)
     assert result.skipped < result.tasks
     assert_right(job, result)
 
@@ -152,12 +160,43 @@ def test_files_of_another_run_are_not_used(job, tmp_path):
     assert again.skipped == again.tasks and again.key_seconds == 0
 
 
-@pytest.mark.parametrize("name", ["run.json", "keys/keys.json"])
-def test_damaged_json_says_which_file(job, name):
+def test_damaged_json_says_which_file_and_what_to_do(job):
+    """Bytes that are no JSON, JSON of another shape, and one digit."""
     execute(job)
-    (job.folders.server / name).write_bytes(b"\x00\xff{")
-    with pytest.raises(RunFolderError, match=f"{name} cannot be read"):
+    for path in (
+        job.folders.identity,
+        job.folders.client_identity,
+        job.folders.key_manifest,
+        job.folders.client_keys,
+    ):
+        kept = path.read_bytes()
+        digit = next(k for k in range(len(kept) // 2, len(kept)) if kept[k : k + 1].isdigit())
+        changed = kept[:digit] + bytes([kept[digit] ^ 1]) + kept[digit + 1 :]
+        shapes = [b"[1, 2]", b"{}", b'{"files": {"public.key": 3}}', b'{"files": {}}', b"[" * 5000]
+        for content in (b"\x00\xff{", *shapes, changed):
+            path.write_bytes(content)
+            with pytest.raises(BackendError, match=r"remove .*(keys\.json|folder)"):
+                execute(job)
+        path.write_bytes(kept)
+    again = execute(job)
+    assert again.skipped == again.tasks and again.key_seconds == 0
+
+
+@pytest.mark.parametrize("name", ["circuit.new", "keys/relin.key", "store/c0.ct"])
+def test_a_file_that_cannot_be_written_is_named(job, name):
+    """As on a full disk: by the caller, the key process and the server. Then the run goes on."""
+    room = {"circuit.new": 1 << 10, "keys/relin.key": 250_000, "store/c0.ct": 60_000}[name]
+    if name.startswith("store"):
         execute(job)
+        job.folders.journal.unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(StorageError, match=f"{name} cannot be written .*: .*make room"):
+            execute(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_right(job, execute(job))
 
 
 def test_a_secret_key_is_private_whatever_was_there_before(job):
@@ -179,7 +218,7 @@ def test_damaged_journal_lines_cost_their_tasks_only(tmp_path):
     path.write_bytes(path.read_bytes() + b"\xff\xfe\n" + b"[" * 5000 + b"\n")
     journal = Journal(path, "run")
     journal.keep(6)
-    assert sorted(journal.records) == [0, 5]
+    assert sorted(journal.records) == [0, 5] and journal.damaged == 13
 
 
 def test_values_carry_a_digest(tmp_path):
