@@ -26,13 +26,13 @@ from he_backend.errors import (
     RunFolderError,
     to_message,
 )
-from he_backend.exchange import Exchange, requested
 from he_backend.execute import operands_of, placed
 from he_backend.keyholder import KeyHolder
-from he_backend.privacy import keep_private
+from he_backend.processes.exchange import Exchange, requested
 from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
 from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import SMALL, receive, send
+from he_backend.processes.privacy import keep_private
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.cost import refresh_seconds
 

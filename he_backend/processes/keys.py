@@ -31,7 +31,6 @@ from he_backend.errors import (
     from_message,
     to_message,
 )
-from he_backend.privacy import keep_private
 from he_backend.processes.folders import (
     Folders,
     clean_environment,
@@ -40,6 +39,7 @@ from he_backend.processes.folders import (
     read_manifest,
     verify_files,
 )
+from he_backend.processes.privacy import keep_private
 from he_backend.processes.store import storing
 from hesim.files import write_whole
 from hesim.params import CKKSParams

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.admission import Admission
 from he_backend.errors import (
     BackendError,
     ClientGoneError,
@@ -36,6 +35,7 @@ from he_backend.errors import (
 )
 from he_backend.execute import Spent, components_of
 from he_backend.machines.protocol import Machine
+from he_backend.processes.admission import Admission
 from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
 from he_backend.processes.keys import params_of
 from he_backend.processes.memory import peak_bytes

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from he_backend.children import Processes
 from he_backend.errors import RunFolderError
 from he_backend.execute import Spent
-from he_backend.identity import claim
-from he_backend.job import Job
+from he_backend.processes.children import Processes
 from he_backend.processes.folders import Folders
+from he_backend.processes.identity import claim
+from he_backend.processes.job import Job
 from he_backend.processes.keys import ensure_keys
 from he_backend.processes.messages import Progress
 from he_backend.processes.store import read_values
-from he_backend.temporary import temporary_folders
+from he_backend.processes.temporary import temporary_folders
 from hesim.errors import FolderInUseError
 from hesim.files import alone_in
 

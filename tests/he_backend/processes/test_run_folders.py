@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from he_backend import children
 from he_backend.errors import (
     BackendError,
     BlobError,
@@ -24,6 +23,7 @@ from he_backend.errors import (
     RunFolderWarning,
     StorageError,
 )
+from he_backend.processes import children
 from he_backend.processes.folders import Folders, clean_environment
 from he_backend.processes.session import Job, execute
 from he_backend.processes.store import Journal, bound_line, read_values, write_values
@@ -288,7 +288,7 @@ def test_a_failing_process_leaves_its_last_words(gone, job, monkeypatch):
     log = job.folders.server / "server.log"
     log.write_text("Traceback (most recent call last)\nOldError: of an earlier attempt\n")
     monkeypatch.setattr(
-        "he_backend.children.module_command", lambda _: [sys.executable, "-c", "1/0"]
+        "he_backend.processes.children.module_command", lambda _: [sys.executable, "-c", "1/0"]
     )
     monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: 0.0)
     with pytest.raises(BackendError, match="server process ended .*ZeroDivisionError"):
@@ -334,7 +334,7 @@ def test_idle_workers_that_die_count_too(job, monkeypatch):
 def test_the_socket_goes_with_the_server(job, tmp_path, monkeypatch):
     """The caller may have been killed: then it removes nothing."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("he_backend.children.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("he_backend.processes.children.shutil.rmtree", lambda *_, **__: None)
     execute(job)
     assert not list(tmp_path.glob("he-*"))
 

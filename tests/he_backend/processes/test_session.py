@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from he_backend import children
 from he_backend.errors import (
     BackendError,
     BlobError,
@@ -33,6 +32,7 @@ from he_backend.errors import (
     WorkerDied,
 )
 from he_backend.machines.pyfhel.machine import PyfhelMachine
+from he_backend.processes import children
 from he_backend.processes.folders import Folders, clean_environment, module_command
 from he_backend.processes.keys import ensure_keys
 from he_backend.processes.messages import packed, receive, send

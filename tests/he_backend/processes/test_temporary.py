@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from he_backend.temporary import temporary_folders
+from he_backend.processes.temporary import temporary_folders
 
 _SLEEPER = """
 import sys, time
-from he_backend.temporary import temporary_folders
+from he_backend.processes.temporary import temporary_folders
 with temporary_folders(None, None) as folders:
     folders.secret_key.write_bytes(b"secret")
     (folders.inputs / "0.npy").write_bytes(b"plain")
@@ -29,7 +29,7 @@ import numpy as np
 warnings.simplefilter("ignore")
 from hesim.circuit.circuit import Circuit
 from he_backend.processes.session import Job, execute
-from he_backend.temporary import temporary_folders
+from he_backend.processes.temporary import temporary_folders
 
 def wait(progress):
     print(progress.op, flush=True)

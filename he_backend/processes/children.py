@@ -25,10 +25,10 @@ from he_backend.errors import (
     RunFolderWarning,
     from_message,
 )
-from he_backend.exchange import begin_attempt
-from he_backend.identity import Claimed
-from he_backend.job import Job
+from he_backend.processes.exchange import begin_attempt
 from he_backend.processes.folders import clean_environment, module_command
+from he_backend.processes.identity import Claimed
+from he_backend.processes.job import Job
 from he_backend.processes.messages import Progress, receive, send
 from he_backend.processes.store import read_values
 

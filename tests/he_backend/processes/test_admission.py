@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from he_backend import admission
-from he_backend.admission import Admission
+from he_backend.processes import admission
+from he_backend.processes.admission import Admission
 from he_backend.processes.messages import packed
 
 _HELLO = packed({"type": "hello", "role": "client", "token": "right"})
