@@ -18,6 +18,7 @@ __all__ = [
     "LevelError",
     "NotHomomorphicError",
     "ParameterError",
+    "TooLargeError",
     "TraceError",
     "UnknownNoiseError",
     "ValueOverflowError",
@@ -70,6 +71,23 @@ class LayoutError(HesimError):
 
 class UnknownNoiseError(HesimError, LookupError):
     """The table of noise rules has no row for a primitive, whose errors would be left out."""
+
+
+class TooLargeError(LayoutError, MemoryError):
+    """An operation whose layout does not fit into the memory that is free.
+
+    Attributes:
+      operation: name and place of the operation.
+      size: bytes that it would take. free: bytes that it may take.
+    """
+
+    def __init__(self, operation: str, size: int, free: int):
+        self.operation, self.size, self.free = operation, size, free
+        super().__init__(
+            f"{operation}: laying it out takes about {size / 1e9:,.1f} GB of memory, and "
+            f"{free / 1e9:,.1f} GB are free. Split the batch or the tensor into several runs, sum "
+            f"in parts, or compile on a machine with more memory."
+        )
 
 
 class ValueOverflowError(HesimError, OverflowError):

@@ -136,7 +136,9 @@ def predict(
         by_key = tuple(np.sqrt(each).tolist())
         place = plan[equation.index]
         largest = np.array([r[4][k] for r in results])  # (keys, rows), NaN above all
-        spare = tuple(_spare_bits(params, place, float(x)) for x in largest.max(axis=1))
+        spare = tuple(
+            _spare_bits(params, place, float(x)) for x in largest.max(axis=1, initial=0.0)
+        )
         rows = _lost(params, place, largest) if min(spare) <= 0 else ()
         ops.append(OpPrediction(std, quantile, place.level, by_key, spare, rows))
     _warn(program, ops)
@@ -224,6 +226,8 @@ def _lost(params: CKKSParams, place: Placement, largest: np.ndarray) -> tuple[in
 def _largest(x: Any, rows: int) -> Any:
     """The largest absolute value of each row, or of all in one where there are not that many."""
     parts = rows if jnp.ndim(x) and x.shape[0] == rows else 1
+    if not jnp.size(x):
+        return jnp.zeros(parts, x.dtype)
     return jnp.max(jnp.abs(jnp.reshape(x, (parts, -1))), axis=1, initial=0.0)
 
 

@@ -5,10 +5,12 @@ Its members then lie side by side in the slots, and the compiler works on one me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from hesim.circuit import sizes
 from hesim.circuit.layout import stripped
 from hesim.circuit.moves import (
     FREE_MOVES,
@@ -181,6 +183,8 @@ def _move(
         return [None] * len(eqn.outputs)
     if any(indices[k] is None for k in places):
         return [_passed_through(eqn, members[0])]
+    whole = sum(math.prod(v.shape) for v in (*eqn.inputs, *eqn.outputs))
+    sizes.reserve(lambda: f"`{eqn.name}` at {eqn.source}", sizes.INDEX_BYTES * whole)
     # Number of an element: place within a member, times size + 1, plus the member (or `size`).
     tables: list[np.ndarray | None] = []
     first = 0

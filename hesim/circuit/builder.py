@@ -8,15 +8,25 @@ decided afterwards (`levels`), so a kernel says only what happens to the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from hesim.circuit import sizes
 from hesim.circuit.circuit import Kind, Pack
 from hesim.circuit.cost import instruction_seconds
 
 __all__ = ["Builder", "Node", "Overspent", "Plain", "Stage"]
+
+_NODE_BYTES = 1000
+"""Of one node, or one plaintext, beside its columns."""
+
+_CELL_BYTES = 10
+"""Of one column of one plaintext: its coefficient, as found and as encoded."""
+
+_STEP_BYTES = 2**26
+"""Bytes of nodes after which memory is looked at again."""
 
 Plain = tuple[int, int]
 """A plaintext: (pack, row)."""
@@ -66,6 +76,9 @@ class Builder:
       columns: columns of every ciphertext; rotations are cyclic modulo it.
       support: per node, bool (columns,): where the content may differ from zero.
       period: per node, the period of its content in columns (`columns` if it has none).
+      growth: per node, how many times larger than its operands sums alone have made it, at most;
+        products start anew.
+      operation: name and place of the operation that is being lowered, for errors.
     """
 
     def __init__(
@@ -79,11 +92,24 @@ class Builder:
         self.packs: list[Pack] = []
         self.support: list[np.ndarray] = []
         self.period: list[int] = []
+        self.growth: list[float] = []
+        self.operation: Callable[[], str] = lambda: "the inputs"
         self._rotated: dict[tuple[int, int], int] = {}
         self._open: Stage | None = None
         self._log_n = log_n
         self._budget = budget
         self._spent = 0.0
+        self._held = 0
+        self._asked = 0
+
+    def reserve(self, size: int) -> None:
+        """TooLargeError if tables of `size` bytes do not fit into memory."""
+        sizes.reserve(self.operation, size)
+
+    def reserve_nodes(self, count: int, plains: int = 0) -> None:
+        """TooLargeError if so many nodes, and rows of plaintext tables, do not fit into memory."""
+        each = _CELL_BYTES * self.columns + _NODE_BYTES
+        self.reserve(count * (self.columns + _NODE_BYTES) + plains * each)
 
     # --- stages -------------------------------------------------------------------------------
 
@@ -124,16 +150,26 @@ class Builder:
         self._spent += instruction_seconds(kind, 1, len(terms), self._log_n)
         if self._spent > self._budget:
             raise Overspent
+        self._held += self.columns + _NODE_BYTES
+        if self._held > self._asked:
+            sizes.reserve(self.operation, 2 * _STEP_BYTES, self._held)
+            self._asked = self._held + _STEP_BYTES
         node = len(self.nodes)
         self.nodes.append(Node(kind, tuple(terms), param, stage.id, size, double))
         self.support.append(support)
         self.period.append(period)
+        self.growth.append(self._grown(kind, terms))
         stage.nodes.append(node)
         for _, first, second in terms:
             for used in (first, second if kind == Kind.DOT else None):
                 if used is not None and used >= 0 and self.nodes[used].stage != stage.id:
                     stage.inputs.add(self.nodes[used].stage)
         return node
+
+    def _grown(self, kind: int, terms: Sequence[tuple]) -> float:
+        if kind in (Kind.ADD, Kind.ADD_PLAIN, Kind.ROTATE):
+            return sum(abs(factor) * self.growth[first] for factor, first, _ in terms)
+        return 1.0
 
     def pack(self, pack: Pack) -> int:
         """Registers a family of plaintexts; returns its number."""

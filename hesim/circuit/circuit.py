@@ -285,7 +285,7 @@ class Circuit:
       kind: uint8 (I,), see KINDS. level: int16 (I,), scale: float64 (I,), of the results.
       arg_ptr: int64 (I + 1,): operands of instruction i are arg[arg_ptr[i]:arg_ptr[i + 1]].
       arg: int32, ciphertexts. arg2: int32, second ciphertext (dot) or plaintext (dot_plain,
-        add_plain), else -1. factor: int8, small whole factors (add, dot).
+        add_plain), else -1. factor: int32, whole factors (add, dot).
       param: int32 (I,): rotation step, target level, or input row.
       source: int32 (I,): index into op_names, -1 for inputs.
       plain_pack, plain_row: int32 (P,): which vector a plaintext encodes. plain_level: int16,

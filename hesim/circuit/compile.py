@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hesim.circuit import levels
+from hesim.circuit import levels, sizes
 from hesim.circuit.batching import batch_axes, candidates
 from hesim.circuit.builder import Builder, Overspent
 from hesim.circuit.circuit import Circuit, Pack, Tap
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
-from hesim.circuit.layout import Tensor, input_tables, stripped
+from hesim.circuit.layout import Tensor, input_count, input_tables, stripped
 from hesim.circuit.ledger import ledger
 from hesim.circuit.lower import Lowering
 from hesim.circuit.publics import Publics
@@ -115,19 +115,31 @@ def planned(
         except Overspent:
             continue
         except LayoutError as error:
-            failure = error
+            failure = error.with_traceback(None)  # its frames hold the tables
             continue
         if best is None or plan.schedule.seconds < best[0]:
             best = (plan.schedule.seconds, plan)
-    if best is None and failure is not None and batch and layouts is None:
+    if best is None and batch and layouts is None and any(v.encrypted for v in program.inputs):
         # What cannot be laid out for one member at a time may be for all of them as one tensor.
         return planned(program, params, refresh_price=refresh_price, batch=False, watch=watch)
     if best is None:
-        raise failure or LayoutError(
+        raise failure or _nothing_to_lay_out(program, params)
+    return best[1]
+
+
+def _nothing_to_lay_out(program: Program, params: CKKSParams) -> LayoutError:
+    secret = [v for v in program.inputs if v.encrypted]
+    if not secret:
+        return LayoutError(
             f"{program.name} has no encrypted input to lay out: name some in "
             "hesim.trace(..., encrypted=...)."
         )
-    return best[1]
+    elements = sum(v.size for v in secret)
+    return LayoutError(
+        f"the {elements:,} encrypted elements of {program.name} need more than {_MOST_INPUTS:,} "
+        f"ciphertexts of {params.slots:,} slots in every layout: use a larger ring, or split the "
+        f"inputs into several runs."
+    )
 
 
 def _price(refresh_price: float | str | None) -> float | None:
@@ -186,7 +198,7 @@ def _layouts(secret: list[Var], params, axes, size: int, layouts) -> Iterator[_C
         ]
         columns = min(room, max(extents))
         ciphers = sum(
-            input_tables(shape, on_slots, columns)[2]
+            input_count(shape, on_slots, columns)
             for shape, on_slots in zip(shapes, useful, strict=True)
         )
         if ciphers > _MOST_INPUTS or (columns, useful) in seen:
@@ -279,7 +291,10 @@ class Planned:
         for number, (var, slot_axes) in enumerate(zip(secret, choice.slot_axes, strict=True)):
             axis = choice.axes[var.id]
             shape = stripped(var.shape, axis)
+            b.reserve(sizes.INDEX_BYTES * (var.size + math.prod(shape)))
             cipher, column, count = input_tables(shape, slot_axes, choice.columns)
+            if not count and var is secret[-1] and not b.nodes:
+                count = 1  # nothing is encrypted but zeros, of which all results are made
             flat = np.arange(var.size).reshape(var.shape)
             first = flat if axis is None else flat.take(0, axis=axis)
             stride = 0 if axis is None else int(np.prod(var.shape[axis + 1 :], dtype=np.int64))

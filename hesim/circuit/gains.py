@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["GAIN_BITS", "meeting", "scales_left", "stays_pending"]
+__all__ = [
+    "GAIN_BITS",
+    "inflated",
+    "meeting",
+    "representable",
+    "scales_left",
+    "stays_pending",
+]
 
 _WHOLE = 2
 """Largest whole ratio of two gains that repeated addition bridges; more would inflate the slots."""
@@ -18,6 +25,21 @@ GAIN_BITS = 7
 
 _SLIGHT_BITS = 3
 """Bits by which slots may grow for the sake of rescaling the operand of fewer ciphertexts."""
+
+_LIMIT = 2.0**200
+"""Size of a pending gain, or of its inverse, beyond which it is applied: float64 holds far more."""
+
+
+def representable(gain: float) -> bool:
+    """Whether a gain is far enough from overflow and underflow to be kept."""
+    return 1.0 / _LIMIT <= abs(gain) <= _LIMIT
+
+
+def inflated(growth: float, gain: float) -> bool:
+    """Whether a sum's gain is applied because sums made its slots that many times larger while the
+    gain shrank, as in running averages.
+    """
+    return growth >= 2.0**GAIN_BITS and abs(gain) <= 0.5
 
 
 def stays_pending(gain: float) -> bool:

@@ -10,12 +10,13 @@ side by side in each column.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Tensor", "input_tables", "ranks", "stripped", "unique_rows"]
+__all__ = ["Tensor", "input_count", "input_tables", "ranks", "stripped", "unique_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,17 @@ def input_tables(
             cipher += _along(shape, axis) * count
             count *= shape[axis]
     return cipher.astype(np.int32), column.astype(np.int32), count
+
+
+def input_count(shape: tuple[int, ...], slot_axes: tuple[int, ...], columns: int) -> int:
+    """Ciphertexts of `input_tables`, without the tables."""
+    count = stride = 1
+    for axis in reversed(slot_axes):
+        padded = 1 << max(shape[axis] - 1, 0).bit_length()
+        fits = max(min(padded, columns // stride), 1)
+        count *= -(-shape[axis] // fits) if fits < padded else 1
+        stride *= fits
+    return count * math.prod(d for k, d in enumerate(shape) if k not in slot_axes)
 
 
 def _along(shape: tuple[int, ...], axis: int) -> np.ndarray:

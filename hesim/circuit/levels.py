@@ -504,7 +504,7 @@ def arrays(out: Emitted) -> dict[str, np.ndarray]:
         "arg_ptr": np.asarray(out.arg_ptr, np.int64),
         "arg": np.asarray(out.arg, np.int32),
         "arg2": np.asarray(out.arg2, np.int32),
-        "factor": np.asarray(out.factor, np.int8),
+        "factor": np.asarray(out.factor, np.int32),
         "param": np.asarray(out.param, np.int32),
         "source": np.asarray(out.source, np.int32),
         "plain_pack": plains[:, 0].astype(np.int32),

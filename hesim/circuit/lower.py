@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
-from hesim.circuit import gains
+from hesim.circuit import gains, sizes
 from hesim.circuit.batching import linear_index
 from hesim.circuit.builder import Builder
 from hesim.circuit.kernels import elementwise, product
@@ -58,9 +59,18 @@ class Lowering:
             if watch is not None:
                 watch.operation(number, len(ops), eqn)
             self.source, self.publics.user = number, eqn
+            self.b.operation = functools.partial(_named, eqn)
+            self.b.reserve(self._table_bytes(eqn))
             # A product that is only summed has no tensor of its own: see `pending`.
             for var, tensor in zip(eqn.outputs, self._lowered(eqn), strict=False):
                 self.values[var.id] = tensor
+
+    def _table_bytes(self, eqn: Equation) -> int:
+        """Bytes of tables with an entry for each element, of one member and of all of them."""
+        operands = [v for v in (*eqn.inputs, *eqn.outputs) if isinstance(v, Var)]
+        own = max(math.prod(stripped(v.shape, self.axis(v))) for v in operands if v.encrypted)
+        whole = max(v.size for v in operands)
+        return sizes.ENTRY_BYTES * own + sizes.INDEX_BYTES * whole
 
     def _lowered(self, eqn: Equation) -> list[Tensor]:
         nothing = all(v.size == 0 for v in eqn.outputs)
@@ -157,7 +167,16 @@ class Lowering:
             met = (1, sign), left.gain
         factors, gain = met
         node, column = elementwise.add(self.b, self.source, left, right, factors)
-        return self.result(var, node, column, gain)
+        return self._not_inflated(self.result(var, node, column, gain))
+
+    def _not_inflated(self, x: Tensor) -> Tensor:
+        """A sum whose slots have grown by sums while its pending gain shrank, as those of running
+        averages do, with the gain applied: one level.
+        """
+        grown = max((self.b.growth[int(n)] for n in x.nodes), default=1.0)
+        if not gains.inflated(grown, x.gain):
+            return x
+        return self.with_gain(x, math.copysign(1.0, x.gain))
 
     def plus_public(self, var: Var, x: Tensor, value: Var | Literal, sign: float) -> Tensor:
         """x + sign * public."""
@@ -194,7 +213,17 @@ class Lowering:
             return x
         return self.with_gain(x, math.copysign(1.0, x.gain))
 
+    def times(self, var: Var, x: Tensor, number: float) -> Tensor:
+        """x times a known number other than 0: kept as a gain beside the ciphertexts."""
+        if not gains.representable(x.gain * number):
+            x = self.with_gain(x, math.copysign(1.0, x.gain))
+        return self.result(var, x.node, x.column, x.gain * number)
+
     def product(self, var: Var, left, right, gain: float) -> Tensor:
         """Sum over the last axis of left * right, each (node, column) of shape (results, terms)."""
         node, column, times = product.apply(self.b, self.source, left, right)
         return self.result(var, node, column, gain * times)
+
+
+def _named(eqn: Equation) -> str:
+    return f"`{eqn.name}` at {eqn.source}"

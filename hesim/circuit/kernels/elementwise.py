@@ -55,6 +55,7 @@ def add(
             else:
                 todo.append(k)
     if todo:
+        b.reserve_nodes(2 * len(todo))
         b.begin(source)
         made = []
         for k in todo:
@@ -122,6 +123,7 @@ def _lined_up(b: Builder, x: Tensor, index: np.ndarray):
     rows, row = (
         unique_rows(np.stack([cells[:, 0], layer], 1)) if len(cells) else (cells[:, :2], layer)
     )
+    b.reserve_nodes(2 * len(rows), len(rows))
     table = np.full((len(rows), b.columns), -1, np.int32)
     table[row, cells[:, 1]] = cells[:, 2]
     out = np.full(len(node), -1, np.int64)

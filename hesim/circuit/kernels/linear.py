@@ -133,6 +133,7 @@ def _diagonals(b: Builder, t: Terms) -> _Diagonals:
     layer_of_cell = ranks(cells[:, 0] * b.columns + cells[:, 1])
     extended = np.stack([cells[:, 0], layer_of_cell], 1)
     layers, diagonal = unique_rows(extended)
+    b.reserve_nodes(len(layers), len(layers))
     table = np.full((len(layers), b.columns), -1, np.int32)
     table[diagonal, cells[:, 1]] = cells[:, 2]
     base = keys[layers[:, 0]]

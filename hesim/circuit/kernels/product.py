@@ -103,6 +103,7 @@ class _Plan:
         live = [k for k in range(len(self.members)) if len(self.members[k])]
         out = np.full(len(self.members), -1, np.int32)
         if live:
+            b.reserve_nodes(2 * sum(map(len, self.members)))
             b.begin(source)
             made = b.end([self._class(b, k) for k in live])
             out[live] = made

@@ -9,6 +9,7 @@ import numpy as np
 
 from hesim.circuit.kernels import linear, matmul
 from hesim.circuit.layout import Tensor
+from hesim.circuit.sizes import TERM_BYTES
 from hesim.errors import LayoutError
 from hesim.program import Equation, Literal, Var
 
@@ -88,12 +89,14 @@ def _dot_encrypted(lo: Lowering, var: Var, a: Tensor, b: Tensor, letters) -> Ten
 
 
 def check_size(lo: Lowering, terms: int) -> None:
+    """LayoutError for more terms of one operation than tables, or memory, can hold."""
     if terms > _LARGEST:
         eqn = lo.program.ops[lo.source]
         raise LayoutError(
             f"{eqn.name} at {eqn.source} has {terms:,} terms for one batch member, more than the "
             f"{_LARGEST:,} that can be laid out; split the batch or the tensor."
         )
+    lo.b.reserve(TERM_BYTES * terms)
 
 
 def _dot_public(lo: Lowering, var: Var, x: Tensor, public: Var | Literal, ls, lp, out) -> Tensor:

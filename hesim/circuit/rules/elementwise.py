@@ -75,9 +75,7 @@ def _scaled(lo: Lowering, var: Var, x: Tensor, value: Var | Literal, kind: str) 
     if number == 0.0 and kind == "value":
         return lo.zero(var)
     if number is not None and np.isfinite(number) and number != 0.0:
-        return lo.result(
-            var, x.node, x.column, x.gain * number if kind == "value" else x.gain / number
-        )
+        return lo.times(var, x, number if kind == "value" else 1.0 / number)
     operand, index, stride = lo.public(value, var.shape, lo.axis(var), kind)
     node, column = elementwise.scaled_by_public(lo.b, lo.source, x, operand, index, stride, 1.0)
     return lo.result(var, node, column, x.gain)
