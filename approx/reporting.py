@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,11 @@ class Report:
     target: Target
     magnification: float
     alternatives: tuple[tuple[str, int, int, float], ...]
+
+    def _repr_html_(self) -> str:
+        first, *rest = str(self).splitlines()
+        lines = "".join(f"<div>{html.escape(line)}</div>" for line in rest)
+        return f"<b>{html.escape(first)}</b>{lines}"
 
     def __str__(self) -> str:
         p = self.approximation

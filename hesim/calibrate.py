@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax import tree_util
 
+from hesim.display import html_block, html_table, text_table
 from hesim.domains import inside, public_polynomials
 from hesim.errors import ParameterError, ValueOverflowError, reading
 from hesim.noise.placement import canonical
@@ -240,6 +241,12 @@ class Calibration:
 
     def table(self) -> str:
         """Text: ranges, and what polynomials were fed against their domains."""
+        return f"{self._title()}\n{text_table(self._rows())}"
+
+    def _title(self) -> str:
+        return f"{self.program_name}: {self.batches} batches, {len(self.ops)} operations"
+
+    def _rows(self) -> list[tuple[str, ...]]:
         head = ("operation", "low", "high", "rms", "domain", "met", "outside", "source")
         rows: list[tuple[str, ...]] = [head]
         for op in (*self.inputs, *self.publics, *self.ops):
@@ -253,12 +260,12 @@ class Calibration:
                     op.source,
                 )
             )
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-        title = f"{self.program_name}: {self.batches} batches, {len(self.ops)} operations"
-        return "\n".join([title, *lines])
+        return rows
 
     __str__ = table
+
+    def _repr_html_(self) -> str:
+        return html_block(self._title(), inner=html_table(self._rows()))
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Ranges met (bars) against polynomial domains (brackets); saved if a path is given."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hesim.circuit.circuit import Circuit
+from hesim.display import html_block, html_table
 
 __all__ = ["Certificate", "OpCertificate", "Record"]
 
@@ -70,6 +71,15 @@ class Certificate:
         return "\n".join(lines)
 
     __str__ = table
+
+    def _repr_html_(self) -> str:
+        rows = [("operation", "level", "log2 std", "log2 q999", "source")]
+        for op in self.ops:
+            if op.level >= 0:
+                std, q999 = (f"{math.log2(x):.2f}" if x > 0 else "-" for x in (op.std, op.q999))
+                rows.append((op.name, str(op.level), std, q999, op.source))
+        title = f"Errors over {self.keys} secret keys, cumulative"
+        return html_block(title, inner=html_table(rows))
 
 
 class Record:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import tree_util
 from jax.core import Tracer
 
+from hesim.display import html_block, html_table
 from hesim.errors import ParameterError, TraceError
 from hesim.source import Source
 from hesim.tracing.scatters import sets
@@ -336,6 +337,22 @@ class Program:
         results = (v.name if isinstance(v, Var) else _literal(v) for v in self.outputs)
         lines.append("  return " + ", ".join(results))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, ...]] = [("", "operation", "operands", "source")]
+        for eqn in self.ops:
+            left = ", ".join(f"{v.name}:{_type(v)}" for v in eqn.outputs)
+            right = ", ".join(v.name if isinstance(v, Var) else _literal(v) for v in eqn.inputs)
+            place = eqn.source.brief if eqn.source is not None else ""
+            rows.append((left, f"{eqn.name}{_describe(eqn.name, eqn.params)}", right, place))
+        public = [v for v in self.inputs if not v.encrypted]
+        secret = [v for v in self.inputs if v.encrypted]
+        return html_block(
+            f"{self.name}: {len(self.ops)} operations on encrypted values, depth {self.depth}",
+            "encrypted: " + (", ".join(self._signature(secret)) or "none"),
+            "public: " + (", ".join(self._signature(public)) or "none"),
+            inner=html_table(rows),
+        )
 
     def _signature(self, values: Sequence[Var]) -> list[str]:
         labels = {v.id: label for v, label in zip(self.inputs, self.labels, strict=True)}

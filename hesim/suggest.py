@@ -15,6 +15,7 @@ import numpy as np
 from jax import tree_util
 
 from hesim.circuit.compile import Planned, planned
+from hesim.display import html_block, html_table, text_table
 from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
 from hesim.noise.placement import of_circuit
 from hesim.noise.profiles import NoiseProfile
@@ -84,6 +85,9 @@ class Suggestion:
 
         QP is log2 of all primes together, beside what the tables of 2024 and 2018 allow there.
         """
+        return text_table(self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
         head = ("", "N", "levels", "scale", "first", "special", "QP", "2024", "2018")
         more = ("bits", "seconds", "refreshes", "rounds", "keys", "")
         rows: list[tuple[str, ...]] = [(*head, *more)]
@@ -107,11 +111,13 @@ class Suggestion:
                     a.lacks,
                 )
             )
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
+        return rows
 
     def __str__(self) -> str:
         return "\n".join([str(self.params), *self.reasons, "", self.table()])
+
+    def _repr_html_(self) -> str:
+        return html_block(str(self.params), *self.reasons, inner=html_table(self._rows()))
 
 
 def suggest(

@@ -15,6 +15,7 @@ import numpy as np
 from he_backend.report.environment import environment
 from he_backend.report.verdict import verdict
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
+from hesim.display import html_block, html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -282,6 +283,28 @@ class Report:
                 for op in self.ops
             ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        summary = str(self).split("\noperation ", 1)[0].split("\n")
+        errors = ("measured", "predicted", "interval", "bits off") if self.compared else ()
+        rows: list[tuple[str, ...]] = [
+            ("operation", "level", *errors, "seconds", "seconds predicted", "source")
+        ]
+        for op in self.ops:
+            numbers = (op.measured_std, op.predicted_std) if self.compared else ()
+            rows.append(
+                (
+                    op.label,
+                    op.place,
+                    *(f"{x:.2e}" if x == x else "–" for x in numbers),
+                    *((_interval(op), _excess(op)) if self.compared else ()),
+                    f"{op.seconds:.3f}",
+                    f"{op.predicted_seconds:.3f}" if op.predicted_seconds >= 0 else "–",
+                    op.source,
+                )
+            )
+        name = f"{self.subject.name}: " if self.subject is not None else ""
+        return html_block(name + summary[0], *summary[1:], inner=html_table(rows))
 
     def to_html(self, path: str | os.PathLike) -> Path:
         """Write one self-contained HTML page and return its path."""

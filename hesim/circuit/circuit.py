@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hesim.display import html_block, html_table, text_table
 from hesim.errors import reading
 from hesim.params import CKKSParams
 
@@ -234,19 +235,28 @@ class Ledger:
         )
         return {name: getattr(self, name) for name in names}
 
-    def __str__(self) -> str:
+    def _totals(self) -> list[tuple[str, str]]:
         names = [f.name for f in dataclasses.fields(self) if f.name != "operations"]
-        rows = [(name.replace("_", " "), getattr(self, name)) for name in names]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(
-            f"{name:<{width}}  {value:,.1f}"
-            if isinstance(value, float)
-            else f"{name:<{width}}  {value:,}"
-            for name, value in rows
-        )
+        values = [(name, getattr(self, name)) for name in names]
+        return [
+            (name.replace("_", " "), f"{x:,.1f}" if isinstance(x, float) else f"{x:,}")
+            for name, x in values
+        ]
+
+    def __str__(self) -> str:
+        return text_table(self._totals())
+
+    def _repr_html_(self) -> str:
+        inner = html_table(self._totals(), head=False)
+        if self.operations:
+            inner += html_table(self._rows())
+        return html_block("What an encrypted run spends", inner=inner)
 
     def table(self) -> str:
         """Text: a line for each operation."""
+        return text_table(self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
         head = ("operation", "level", "scale", "rotations", "relin.", "rescales")
         rows: list[tuple[str, ...]] = [
             (*head, "plain products", "products", "refreshes", "seconds", "source")
@@ -264,8 +274,7 @@ class Ledger:
                     op.source,
                 )
             )
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
+        return rows
 
 
 _ARRAYS = (
@@ -274,7 +283,7 @@ _ARRAYS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
     """Instructions over numbered ciphertexts; instruction i makes ciphertext i.
 
@@ -329,6 +338,18 @@ class Circuit:
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    def __repr__(self) -> str:
+        p = self.params
+        return (
+            f"Circuit of {len(self.op_names)} operations, {len(self):,} instructions on "
+            f"ciphertexts of {self.slots:,} slots in use: N = 2^{p.log_n}, {p.levels} levels, "
+            f"{self.ledger.refreshes:,} refreshes in {self.ledger.refresh_rounds:,} rounds, "
+            f"{len(self.rotation_steps):,} rotation keys"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_block(repr(self), inner=self.ledger._repr_html_())
 
     @cached_property
     def rotation_steps(self) -> tuple[int, ...]:
