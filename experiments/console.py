@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -23,10 +24,22 @@ _LINE_SECONDS = 10.0
 _LOG_WIDTH = 118
 
 
-def make_console() -> Console:
-    """The standard output: as wide as the terminal, or wide enough for the tables in a log."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_LOG_WIDTH)
+def make_console(*, error: bool = False, whole: bool = False, **settings: Any) -> Console:
+    """Standard output: as wide as the terminal, or wide enough for the tables in a log.
+
+    What is printed is shown as it is, in tables too: brackets and colons of texts, settings and
+    file names are no markup.
+
+    Args:
+      error: standard error instead.
+      whole: no line is broken, however long.
+      settings: others of `rich.console.Console`, such as a file and a width.
+    """
+    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    console = Console(stderr=error, soft_wrap=whole, **plain, **settings)
+    if console.is_terminal or "width" in settings:
+        return console
+    return Console(stderr=error, soft_wrap=whole, width=_LOG_WIDTH, **plain, **settings)
 
 
 class Display:
@@ -35,16 +48,16 @@ class Display:
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console if console is not None else make_console()
         if quiet:
-            self.console = Console(quiet=True)
+            self.console = make_console(quiet=True)
 
     def stage(self, title: str) -> None:
         """A part of the job begins."""
         self.console.print()
-        self.console.rule(f"[bold]{title}[/bold]", align="left", style="dim")
+        self.console.rule(Text(title, style="bold"), align="left", style="dim")
 
-    def say(self, text: str) -> None:
-        """A remark, on lines of its own; rich's markup is understood."""
-        self.console.print(text, highlight=False)
+    def say(self, text: str, dim: str = "") -> None:
+        """A remark, on lines of its own, shown as it is; `dim` follows it, less bright."""
+        self.console.print(Text.assemble(text, (dim, "dim")), highlight=False)
 
     def warn(self, text: str) -> None:
         self.console.print(Text("warning: " + text, style="yellow"))
@@ -56,12 +69,12 @@ class Display:
             yield self._lines(title, total)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=32),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             _Left(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
             task = progress.add_task(title, total=total, note="", left=None)

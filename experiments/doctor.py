@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 __all__ = ["examine"]
 
@@ -25,11 +26,10 @@ def examine(console: Console) -> bool:
     for check in (_python, _packages, _pyfhel, _memory, _disk, _data):
         try:
             for text in check():
-                console.print(f"[green]✓[/green] {text}", highlight=False)
+                console.print(Text.assemble(("✓ ", "green"), text))
         except Exception as error:  # a check may fail in any way; the others still run
             healthy = False
-            console.print("[red]✗[/red] ", end="")
-            console.print(f"{type(error).__name__}: {error}", markup=False, highlight=False)
+            console.print(Text.assemble(("✗ ", "red"), f"{type(error).__name__}: {error}"))
     return healthy
 
 

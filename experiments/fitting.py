@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import approx
+from experiments.console import make_console
 
 __all__ = ["fit_and_show"]
 
@@ -47,9 +48,9 @@ def fit_and_show(
         from approx.plots import error_curve
 
         error_curve(p, target).savefig(plot, dpi=150)
-    show = console if console is not None else Console()
+    show = console if console is not None else make_console()
     if out is not None and str(out) == "-":
-        show.print(json.dumps(found, indent=1), markup=False, highlight=False, soft_wrap=True)
+        show.print(json.dumps(found, indent=1), soft_wrap=True)
         return found
     table = Table(show_header=False, box=None)
     for name, value in (
@@ -61,8 +62,8 @@ def fit_and_show(
         ("largest error", f"{p.max_error:.3e}, {'proven' if p.certified else 'estimated'}"),
     ):
         table.add_row(name, value)
-    show.print(table, markup=False)
+    show.print(table)
     for path in (plot, out):
         if path is not None:
-            show.print(f"written: {path}", markup=False, highlight=False)
+            show.print(f"written: {path}")
     return found

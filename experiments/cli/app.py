@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from experiments.cli.common import (
     BROKEN,
@@ -25,6 +24,7 @@ from experiments.cli.common import (
 )
 from experiments.cli.studies import app as studies_app
 from experiments.cli.training import app as models_app
+from experiments.console import make_console
 
 __all__ = ["app", "main"]
 
@@ -71,7 +71,7 @@ def demo(
     ] = 1,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Where the run is kept and resumed from [default: runs/demo-...]."),
+        typer.Option(help="Where the run is kept and resumed from.", show_default="runs/demo-..."),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start again; removes what the folder holds.")
@@ -89,7 +89,7 @@ def demo(
     ] = Backend.pyfhel,
 ) -> None:
     """Train a transformer, run held-out sentences encrypted, compare, and write a report."""
-    from experiments.console import Display, make_console
+    from experiments.console import Display
     from experiments.demo.run import run_demo
     from experiments.demo.settings import FAST, Settings
     from experiments.demo.table import render
@@ -120,9 +120,11 @@ def demo(
 @app.command()
 def plan(
     sentences: Annotated[int, typer.Option(min=1, help="Sentences side by side.")] = 256,
-    levels: Annotated[int, typer.Option(min=1)] = 3,
+    levels: Annotated[int, typer.Option(min=1, help="Levels of the ring, one a rescale.")] = 3,
     log_n: Annotated[int, typer.Option(help="Ring degree N = 2^LOG_N.")] = 14,
-    scale_bits: Annotated[int, typer.Option()] = 40,
+    scale_bits: Annotated[
+        int, typer.Option(help="Bits of the scale, and of the primes that rescale by it.")
+    ] = 40,
     refresh_price: Annotated[
         str | None, typer.Option(help="'bootstrap', or seconds a refreshed ciphertext.")
     ] = None,
@@ -133,22 +135,30 @@ def plan(
 
     ring = {"levels": levels, "log_n": log_n, "scale_bits": scale_bits}
     program, circuit = plan_demo(sentences, ring, _price(refresh_price))
-    console = Console(soft_wrap=True)
+    console = make_console(whole=True)
     if listing:
-        console.print(str(program), markup=False, highlight=False)
-    console.print(f"{circuit.params}", markup=False, highlight=False)
-    console.print(f"operations            {len(program.ops):,}", highlight=False)
-    console.print(f"levels of the program {program.depth}", highlight=False)
-    console.print(str(circuit.ledger), markup=False, highlight=False)
+        console.print(str(program))
+    console.print(f"{circuit.params}")
+    console.print(f"operations            {len(program.ops):,}")
+    console.print(f"levels of the program {program.depth}")
+    console.print(str(circuit.ledger))
 
 
 @app.command()
 def fit(
-    target: Annotated[str, typer.Argument(help="exp, gelu, tanh, relu, inv_sqrt, ...")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="exp, gelu, gelu_tanh, silu, sigmoid, tanh, softplus, erf, relu, sign, abs, inv, "
+            "inv_sqrt, sqrt or log."
+        ),
+    ],
     domain: Annotated[
         tuple[float, float], typer.Option("--range", help="Domain, low and high.")
     ] = (-8.0, 8.0),
-    degree: Annotated[int | None, typer.Option(min=0)] = None,
+    degree: Annotated[
+        int | None, typer.Option(min=0, help="Highest power; without degree, depth, tol: depth 5.")
+    ] = None,
     depth: Annotated[
         int | None, typer.Option(min=1, help="Levels, the affine map included.")
     ] = None,
@@ -176,12 +186,12 @@ def data(
     from models.data.datasets import load
 
     found = load(name, data_dir=data_dir)
-    console = Console()
-    console.print(found.description, highlight=False)
+    console = make_console()
+    console.print(found.description)
     for split in ("train", "validation", "test"):
         part = getattr(found, split)
         example = part.texts[0] if len(part) else ""
-        console.print(f"{split:<11} {len(part):>7,}  {example!r}", markup=False, highlight=False)
+        console.print(f"{split:<11} {len(part):>7,}  {example!r}")
 
 
 @app.command()
@@ -191,7 +201,7 @@ def validate(
     """Run a trained model on all held-out sentences in the clear: do its ranges hold?"""
     from experiments.demo.validate import validate_run
 
-    if not validate_run(run_dir, Console()):
+    if not validate_run(run_dir, make_console()):
         raise typer.Exit(BROKEN)
 
 
@@ -200,7 +210,6 @@ def report(
     run_dir: Annotated[Path, typer.Argument(help="Run folder of a finished demo.")],
 ) -> None:
     """Print the table of a finished demo and write its report again."""
-    from experiments.console import make_console
     from experiments.demo.folder import RunFolder
     from experiments.demo.report import write_report
     from experiments.demo.results import Results
@@ -209,7 +218,7 @@ def report(
     results = Results.load(RunFolder.find(run_dir))
     console = make_console()
     console.print(render(results, notes=console.width >= 100))
-    console.print(f"\nreport: {write_report(results, run_dir / 'report.html')}", highlight=False)
+    console.print(f"\nreport: {write_report(results, run_dir / 'report.html')}")
 
 
 @app.command()
@@ -217,7 +226,7 @@ def doctor() -> None:
     """Check that everything the demo needs is installed and works."""
     from experiments.doctor import examine
 
-    if not examine(Console()):
+    if not examine(make_console()):
         raise typer.Exit(BROKEN)
 
 
@@ -251,9 +260,7 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> int:
         if debug or not _is_ours(error):
             raise
         name = type(error).__name__
-        Console(stderr=True, soft_wrap=True).print(
-            f"hesim: {name}: {error}", markup=False, highlight=False, style="red"
-        )
+        make_console(error=True, whole=True).print(f"hesim: {name}: {error}", style="red")
         return REFUSED
     return 0
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from experiments.console import make_console
 
 __all__ = [
     "BROKEN",
@@ -34,7 +35,7 @@ def resumable(folder: Path, *stopped: type[Exception]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, *stopped):
         said = f"\nstopped; the same command goes on from {folder}"
-        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        make_console(error=True, whole=True).print(said)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from experiments.cli.common import Backend, DataDirOption, resumable
+from experiments.console import make_console
 
 __all__ = ["app"]
 
@@ -30,7 +31,7 @@ def rank(
     from experiments.studies.ranking import STUDY, run_study
     from experiments.studies.ranking_report import plot, text, write_csv
 
-    say = _teller(Console())
+    say = _teller(make_console(whole=True))
     with resumable(out):
         results = run_study(STUDY, out, say=say)
     write_csv(results, out / "ranking.csv")
@@ -55,7 +56,7 @@ def noisy_training(
     from experiments.studies.noisy_training import NOISE_STUDY, run_noise_study, table
 
     study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
-    say = _teller(Console())
+    say = _teller(make_console(whole=True))
     with resumable(out):
         arms = run_noise_study(study, out, backend=backend.value, say=say)
     say("\n" + table(arms, backend.value))
@@ -92,7 +93,6 @@ def glue(
     ] = Path("runs/glue"),
 ) -> None:
     """GLUE five ways: full and LoRA, softmax and Gaussian, and LoRA as encryption does it."""
-    from experiments.console import make_console
     from experiments.studies.glue import COLUMNS, TASKS, GlueStudy, run_glue, write_csv
     from experiments.studies.glue_report import plot, summary, table
     from experiments.studies.tasks import Stopped
@@ -142,7 +142,6 @@ def penalty(
     ] = Path("runs/penalty"),
 ) -> None:
     """Does the range penalty keep a fine-tuned model within its polynomials' domains?"""
-    from experiments.console import make_console
     from experiments.studies.penalty import PenaltyStudy, run_penalty, write_csv
     from experiments.studies.penalty_report import plot, scores, sites
     from experiments.studies.tasks import Stopped
@@ -196,7 +195,6 @@ def attention(
     """Softmax, the Gaussian kernel, that kernel normalised, power-softmax: what each learns, and
     what it costs under encryption. (About a quarter of an hour of one core; it may be stopped and
     goes on where it was.)"""
-    from experiments.console import make_console
     from experiments.studies.attention import STARTS, AttentionStudy, run_attention, write_csv
     from experiments.studies.attention_report import plot, table
     from experiments.studies.tasks import Stopped
@@ -233,6 +231,6 @@ def _teller(console: Console) -> Callable[[str], None]:
     """Prints a line as it is, whatever it holds and however long it is."""
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     return say

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from experiments.cli.common import INTERRUPTED, DataDirOption, resumable
+from experiments.console import make_console
 
 __all__ = ["app"]
 
@@ -59,7 +59,8 @@ def convert(
         str, typer.Option(help="gaussian, gaussian_normalised, power_softmax or softmax.")
     ] = "gaussian",
     activation: Annotated[
-        str | None, typer.Option(help="relu, gelu, gelu_tanh or silu [default: its own].")
+        str | None,
+        typer.Option(help="relu, gelu, gelu_tanh or silu.", show_default="its own"),
     ] = None,
     pooler: Annotated[
         list[int] | None, typer.Option(help="A width of a new pooler; repeat for several.")
@@ -87,7 +88,7 @@ def convert(
         "layers": layers,
         "seed": seed,
     }
-    convert_and_show(folder, out, options, Console(soft_wrap=True))
+    convert_and_show(folder, out, options, make_console(whole=True))
 
 
 @app.command()
@@ -172,7 +173,10 @@ def finetune(
     attention: Annotated[str | None, typer.Option(help="gaussian or softmax.")] = None,
     start: Annotated[
         str | None,
-        typer.Option(help="A shipped model, a model's folder, or scratch [default: tiny-...]."),
+        typer.Option(
+            help="A shipped model, a model's folder, or scratch.",
+            show_default="tiny-gaussian or tiny-softmax, by the attention",
+        ),
     ] = None,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Train as encryption does, with simulated noise.")
@@ -188,7 +192,9 @@ def finetune(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where checkpoints, log and model go [default: runs/TASK-METHOD-...]."),
+        typer.Option(
+            help="Where checkpoints, log and model go.", show_default="runs/TASK-METHOD-..."
+        ),
     ] = None,
     template: Annotated[
         bool, typer.Option("--template", help="Print a settings file with every option explained.")
@@ -242,7 +248,6 @@ def evaluate(
     ] = None,
 ) -> None:
     """Held-out scores of a fine-tuned model: exact, polynomial, simulated; sites out of range."""
-    from experiments.console import make_console
     from experiments.training.evaluate import evaluate_folder, render
 
     console = make_console()
@@ -251,4 +256,4 @@ def evaluate(
     )
     console.print(render(found))
     for line in found.warnings or ["every value lay in its polynomial's range"]:
-        console.print(line, highlight=False)
+        console.print(line)

@@ -50,7 +50,8 @@ def run_demo(
     folder = RunFolder.claim(path, settings, fresh=fresh)
     with folder.held():
         show.say(
-            f"run folder: {folder.path}  [dim](interrupt at any time: the same command resumes)"
+            f"run folder: {folder.path}  ",
+            dim="(interrupt at any time: the same command resumes)",
         )
         if not _finished(folder):
             with keep_compiled(folder.path / "compiled" if compiled is None else compiled):
@@ -77,8 +78,9 @@ def _work(settings: Settings, folder: RunFolder, show: Display) -> None:
     for name, function in trained.sites.entries:
         low, high = trained.ranges_fitted[name]
         show.say(
-            f"  [dim]{name:<32} degree {function.degree} on {low:.3g} to {high:.3g}, "
-            f"error {function.max_error:.1e}[/dim]"
+            "",
+            dim=f"  {name:<32} degree {function.degree} on {low:.3g} to {high:.3g}, "
+            f"error {function.max_error:.1e}",
         )
     show.stage("3/4  Trace and compile")
     planned = stages.plan(settings, data, trained, folder, show)

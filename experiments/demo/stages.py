@@ -251,7 +251,8 @@ def _say_plan(display: Display, figures: dict[str, Any], folder: RunFolder) -> N
     display.say(
         f"traced: {sum(figures['operations'].values())} operations on encrypted values, at least "
         f"{figures['depth']} levels deep "
-        f"({folder.path / 'program.txt'})\n  [dim]{kinds}[/dim]"
+        f"({folder.path / 'program.txt'})\n",
+        dim=f"  {kinds}",
     )
     display.say(
         f"compiled for N = 2^{ring['log_n']}, {ring['levels']} levels, log2(QP) = "

@@ -38,7 +38,7 @@ def validate_run(run_dir: str | Path, console: Console) -> bool:
     found = make_evaluate(trained.model)(trained.params, data.test)
     scores = metrics.score(found.logits, data.test.targets)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-    console.print(f"{len(found.logits):,} held-out sentences: {figures}", highlight=False)
+    console.print(f"{len(found.logits):,} held-out sentences: {figures}")
     outside = _outside(trained, data.test)
     table = Table("polynomial", "fitted on", "met", "outside")
     for name, (low, high) in trained.ranges_fitted.items():

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from experiments.console import make_console
 from experiments.studies.ranking import GUESSES, Ranked, agreement
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def agreement_table(results: Sequence[Ranked]) -> Table:
 def text(results: Sequence[Ranked]) -> str:
     """Both tables, as wide as they are."""
     out = io.StringIO()
-    console = Console(file=out, width=140)
+    console = make_console(file=out, width=140)
     console.print(table(results))
     console.print(agreement_table(results))
     return out.getvalue()

@@ -19,7 +19,7 @@ def convert_and_show(folder: Path, out: Path, options: dict[str, Any], console: 
       CheckpointError: as `convert`.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    console.print(describe(convert(folder, out=out, **given)), markup=False, highlight=False)
+    console.print(describe(convert(folder, out=out, **given)), markup=False, emoji=False)
 
 
 def describe(done: Converted) -> str:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+import typer
+from rich.console import Console
+from rich.table import Table
 
+import experiments
 from experiments.cli import common, main
+from experiments.cli.app import app
+from experiments.console import Display, make_console
 from experiments.demo import run
 from experiments.demo.folder import RunFolder
 from experiments.demo.results import Check, Results
@@ -49,8 +58,6 @@ def test_a_named_error_is_one_message(capsys: pytest.CaptureFixture[str]) -> Non
 def test_every_package_refuses_clearly(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     assert hesim(*arguments) == common.REFUSED
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error
@@ -160,3 +167,76 @@ def test_validate_looks_at_every_polynomial(
         assert site.name in shown
     assert "40 held-out sentences" in shown
     assert code == (0 if shown.count("none") == len(finished[0].sites) else common.BROKEN)
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command by its words, studies included."""
+    found: dict[str, click.Command] = {}
+
+    def walk(command: click.Command, words: tuple[str, ...]) -> None:
+        if isinstance(command, click.Group):
+            for name, child in command.commands.items():
+                walk(child, (*words, name))
+        else:
+            found[" ".join(words)] = command
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_shows_every_description_and_default(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets are no markup, and no option is without a description."""
+    monkeypatch.setenv("COLUMNS", "400")
+    assert hesim(*name.split(), "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for option in commands()[name].params:
+        text = getattr(option, "help", None)
+        assert text, f"{option.name} has no description"
+        assert text.split(" [")[0] in shown and text in shown
+        default = getattr(option, "show_default", None)
+        if isinstance(default, str):
+            assert f"[default: ({default})]" in shown
+        elif default and option.default is not None and option.default is not False:
+            assert f"[default: {getattr(option.default, 'value', option.default)}]" in shown
+
+
+def test_help_of_fit_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
+    from approx.targets import NAMED
+
+    assert hesim("fit", "--help") == 0
+    shown = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert set(NAMED) <= shown
+
+
+BRACKETS = "the section [twin], [default: x] [/] [bold]a[/bold] :sea: and a:b:c"
+
+
+def test_what_is_shown_is_shown_as_it_is() -> None:
+    """Brackets and colons of texts, names and settings are no markup, wherever they appear."""
+    file = io.StringIO()
+    console = make_console(file=file, width=200)
+    table = Table(BRACKETS, title=BRACKETS)
+    table.add_row(BRACKETS)
+    console.print(BRACKETS)
+    console.print(table)
+    display = Display(Console(file=file, width=200))  # any console
+    display.say(BRACKETS, dim=BRACKETS)
+    display.warn(BRACKETS)
+    display.stage(BRACKETS)
+    with display.bar(BRACKETS, 2) as update:
+        update(1, BRACKETS, None)
+    with Display(Console(file=file, width=400, force_terminal=True, color_system=None)).bar(
+        BRACKETS, 2
+    ) as update:
+        update(1, BRACKETS, None)
+    assert file.getvalue().count(BRACKETS) >= 12
+
+
+def test_consoles_are_made_in_one_place() -> None:
+    assert experiments.__file__ is not None
+    for path in Path(experiments.__file__).parent.rglob("*.py"):
+        if path.name != "console.py":
+            assert not re.search(r"(?<!make_)(?<!\w)Console\(", path.read_text()), path
