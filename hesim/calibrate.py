@@ -105,12 +105,22 @@ class Calibration:
     """Ranges and magnitudes of a Program on calibration data.
 
     Attributes:
-      program_name: of the Program. batches: how many were seen.
-      inputs: one per encrypted argument leaf. ops: one per ``program.ops``.
+      program_name: of the Program.
+      batches: how many were seen.
+      inputs: one per encrypted argument leaf.
+      ops: one per ``program.ops``.
       outputs: one per encrypted leaf of the result, by its key if the function returns it in a
         dictionary.
       publics: one per polynomial that is fed public values, in program order.
       program: the Program itself; None after ``load``, which leaves it out.
+
+    Examples:
+      >>> import approx, hesim, numpy as np
+      >>> exp = approx.fit("exp", (-1, 1), degree=3)
+      >>> program = hesim.trace(lambda x: exp(x), np.zeros(2))
+      >>> ranges = hesim.calibrate(program, [(np.array([-0.5, 0.5]),)])
+      >>> ranges.domains(margin=0.5), ranges.batches
+      (((-1.0, 1.0),), 1)
     """
 
     program_name: str
@@ -334,6 +344,14 @@ def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration
     Raises:
       ParameterError: there is no batch, or a value is NaN or infinite (the operation is named).
       TraceError: not a Program, or arguments of another structure or shape.
+
+    Examples:
+      >>> import approx, hesim, numpy as np
+      >>> exp = approx.fit("exp", (-1, 1), degree=3)
+      >>> program = hesim.trace(lambda x: exp(x), np.zeros(4))
+      >>> ranges = hesim.calibrate(program, [(np.array([-0.5, 0.0, 0.5, 2.0]),)])
+      >>> ranges.polynomials[0].met, ranges.polynomials[0].outside
+      ((-0.5, 2.0), 0.25)
     """
     need_program(program, "calibrate")
     secret = [(v, s) for v, s in zip(program.inputs, program.labels, strict=True) if v.encrypted]

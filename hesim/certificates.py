@@ -50,9 +50,21 @@ class Certificate:
     Attributes:
       ops: one per operation of the Circuit, cumulative: errors from all causes before it.
       outputs: one per result leaf, None where it is public; with what decryption adds.
-      keys: secret keys sampled. seconds: wall time of the whole.
-      spare_bits: by level, log2 of half the modulus over a bound on the coefficients of any message
-        there, intermediate ones included.
+      keys: secret keys sampled.
+      seconds: wall time of the whole, in seconds.
+      spare_bits: by level, bits to spare: log2 of half the modulus over a bound on the coefficients
+        of any message there, intermediate ones included.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> x = np.linspace(-1, 1, 64)
+      >>> circuit = hesim.compile(hesim.trace(lambda x: x * x, x), params)
+      >>> found = hesim.certify(circuit, (x,), keys=2)
+      >>> found.ops[0].name, found.ops[0].level, min(found.spare_bits.values()) > 0
+      ('mul', 0, True)
     """
 
     ops: tuple[OpCertificate, ...]

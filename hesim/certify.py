@@ -70,6 +70,17 @@ def certify(
       TraceError: not a Circuit, or arguments of another structure or shape. ParameterError: keys
         below 1, encrypted arguments that are not finite, neither `args` nor `inputs` and
         `operands`, or secrets or switches of another shape.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> x = np.linspace(-1, 1, 64)
+      >>> circuit = hesim.compile(hesim.trace(lambda x: x * x, x), params)
+      >>> found = hesim.certify(circuit, (x,), keys=2)
+      >>> 1e-8 < found.outputs[0].std < 1e-4, found.keys
+      (True, 2)
     """
     started = time.perf_counter()
     if not isinstance(circuit, Circuit):

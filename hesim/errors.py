@@ -31,15 +31,40 @@ _OF_BAD_FILES = (ValueError, LookupError, TypeError, AttributeError, EOFError)
 
 
 class HesimError(Exception):
-    """Base class of every error that hesim raises on purpose."""
+    """Base class of every error that hesim raises on purpose.
+
+    Examples:
+      >>> import hesim
+      >>> try:
+      ...     hesim.CKKSParams(log_n=3, levels=1, scale_bits=40, first_bits=50, special_bits=60)
+      ... except hesim.HesimError as error:
+      ...     print(type(error).__name__)
+      ParameterError
+    """
 
 
 class ParameterError(HesimError, ValueError):
-    """CKKS parameters that cannot work, or are not secure at the level asked for."""
+    """CKKS parameters that cannot work, or are not secure at the level asked for.
+
+    Examples:
+      >>> import hesim
+      >>> hesim.CKKSParams(log_n=14, levels=2, scale_bits=40, first_bits=30, special_bits=60)
+      Traceback (most recent call last):
+          ...
+      hesim.errors.ParameterError: first_bits=30 is below scale_bits=40: ...
+    """
 
 
 class TraceError(HesimError, ValueError):
-    """A function or its arguments cannot be traced as asked (shapes, dtypes, `encrypted`)."""
+    """A function or its arguments cannot be traced as asked (shapes, dtypes, `encrypted`).
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> hesim.trace(lambda x: x if x > 0 else -x, np.float32(1))
+      Traceback (most recent call last):
+          ...
+      hesim.errors.TraceError: <lambda> needs the number in a traced value at ...
+    """
 
 
 class NotHomomorphicError(HesimError, TypeError):
@@ -48,6 +73,14 @@ class NotHomomorphicError(HesimError, TypeError):
     Attributes:
       operation: name of the JAX primitive.
       source: the caller's file, line and function, or None if JAX kept none.
+
+    Examples:
+      >>> import hesim, jax.numpy as jnp, numpy as np
+      >>> try:
+      ...     hesim.trace(lambda x: jnp.tanh(x), np.zeros(4))
+      ... except hesim.NotHomomorphicError as error:
+      ...     print(error.operation, error.source is not None)
+      tanh True
     """
 
     def __init__(self, operation: str, source: Source | None, reason: str, instead: str):
@@ -62,11 +95,35 @@ class FolderInUseError(HesimError, BlockingIOError):
 
 
 class LevelError(HesimError):
-    """A computation needs more levels than the parameters carry, and a refresh is forbidden."""
+    """A computation needs more levels than the parameters carry, and a refresh is forbidden.
+
+    Examples:
+      >>> import hesim, math, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: (x * x) * (x * x), np.zeros(4))
+      >>> hesim.compile(program, params, refresh_price=math.inf)
+      Traceback (most recent call last):
+          ...
+      hesim.errors.LevelError: ...
+    """
 
 
 class LayoutError(HesimError):
-    """A tensor does not fit the slots, or two layouts do not agree."""
+    """A tensor does not fit the slots, or two layouts do not agree.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: x + 1, np.zeros((2, 2)))
+      >>> hesim.compile(program, params, layouts=[(0,), (1,)])
+      Traceback (most recent call last):
+          ...
+      hesim.errors.LayoutError: layouts has 2 entries, but 1 inputs are encrypted.
+    """
 
 
 class UnknownNoiseError(HesimError, LookupError):
@@ -91,7 +148,20 @@ class TooLargeError(LayoutError, MemoryError):
 
 
 class ValueOverflowError(HesimError, OverflowError):
-    """Values met in calibration, or in a certified run, wrap around the modulus at some level."""
+    """Values met in calibration, or in a certified run, wrap around the modulus at some level.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: x * x, np.zeros(2))
+      >>> ranges = hesim.calibrate(program, [(np.array([1.0, 1e4]),)])
+      >>> ranges.check(params)
+      Traceback (most recent call last):
+          ...
+      hesim.errors.ValueOverflowError: ...
+    """
 
 
 class ValueOverflowWarning(UserWarning):

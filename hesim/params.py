@@ -68,6 +68,18 @@ class CKKSParams:
 
     Raises:
       ParameterError: no such primes exist, or the chain is too long for the ring at that security.
+
+    Examples:
+      >>> import hesim
+      >>> params = hesim.CKKSParams(
+      ...     log_n=14, levels=7, scale_bits=40, first_bits=50, special_bits=60
+      ... )
+      >>> params.slots, len(params.primes), round(params.log_qp), params.key_bytes()
+      (8192, 8, 390, 18874368)
+      >>> hesim.CKKSParams(log_n=14, levels=9, scale_bits=40, first_bits=50, special_bits=60)
+      Traceback (most recent call last):
+          ...
+      hesim.errors.ParameterError: log2(QP) = 470.0 bits (special prime included) is above ...
     """
 
     log_n: int

@@ -113,6 +113,16 @@ def predict(
     Raises:
       ParameterError: an unknown tier or profile, keys below 1, or encrypted arguments that are not
         finite. TraceError: not a Program, or arguments of another structure or shape.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> x = np.linspace(-1, 1, 64)
+      >>> found = hesim.predict(hesim.trace(lambda x: x * x, x), params, (x,), keys=2)
+      >>> len(found.ops), 1e-8 < found.ops[0].std < 1e-4
+      (1, True)
     """
     need_program(program, "predict")
     if keys < 1:

@@ -111,6 +111,15 @@ class Program:
       outputs: one Var or Literal per flattened result leaf.
       in_tree, out_tree: pytree structures of the arguments (a tuple) and the result.
       labels: a readable name per input leaf, e.g. `args[0]['kernel']`.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> program = hesim.trace(lambda x: 2 * x + 1, np.zeros(3))
+      >>> program(np.array([1.0, 2.0, 3.0]), precision="float64")
+      array([3., 5., 7.])
+      >>> print(program)
+      program <lambda>: 2 operations on encrypted values, depth 1
+      ...
     """
 
     name: str

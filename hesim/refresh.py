@@ -31,5 +31,17 @@ def refresh(x: Any) -> Any:
     Exact evaluation and gradients see the identity. Under encryption every ciphertext of the
     value makes a round trip to the key holder (or is bootstrapped, on a machine that can), and
     continues at whatever level the rest of the computation needs.
+
+    Args:
+      x: what is to be refreshed.
+
+    Raises:
+      TypeError: a leaf that is no array, from JAX.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> program = hesim.trace(lambda x: hesim.refresh(x * x) * x, np.ones(3))
+      >>> [op.name for op in program.ops], program.depth
+      (['mul', 'refresh', 'mul'], 1)
     """
     return jax.tree.map(refresh_p.bind, x)

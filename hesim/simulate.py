@@ -84,6 +84,17 @@ def simulate(
     Raises:
       NotHomomorphicError, TraceError: from tracing. ParameterError: an unknown tier or profile, or
         a circuit of other parameters or of another function, or a loaded one, without its Program.
+
+    Examples:
+      >>> import hesim, jax, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> noisy = hesim.simulate(lambda x: x * x, params)
+      >>> x = np.full(512, 0.5, np.float32)
+      >>> error = noisy(jax.random.key(0), x) - 0.25
+      >>> 1e-7 < float(error.std()) < 1e-4  # in units of the values
+      True
     """
     _check_tier(tier)
     library = find_profile(profile)

@@ -67,9 +67,19 @@ class Suggestion:
 
     Attributes:
       params: the cheapest that do.
-      bits, seconds, refreshes, key_bytes: what they are predicted to give and to cost.
+      bits: predicted precision of the outputs, in bits.
+      seconds: predicted for one core, in seconds.
+      refreshes: refreshed ciphertexts.
+      key_bytes: bytes of all evaluation keys.
       reasons: why these, sentence by sentence.
       alternatives: everything that was tried, cheapest first, the chosen one among them.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> program = hesim.trace(lambda x: x * x, np.zeros(8))
+      >>> found = hesim.suggest(program, bits=10, rings=(12,), keys=1)
+      >>> found.params in [a.params for a in found.alternatives], len(found.reasons) > 1
+      (True, True)
     """
 
     params: CKKSParams
@@ -152,6 +162,13 @@ def suggest(
     Raises:
       ParameterError: nothing fits; the message says what comes nearest and what to change. Or an
         argument is out of bounds, or nothing is encrypted. TraceError: not a Program.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> program = hesim.trace(lambda x: x * x, np.zeros(8))
+      >>> found = hesim.suggest(program, bits=10, rings=(12,), keys=1)
+      >>> found.params.log_n, found.bits >= 9.9, found.refreshes
+      (12, True, 0)
     """
     need_program(program, "suggest")
     if not any(v.encrypted for v in program.inputs):

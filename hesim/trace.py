@@ -51,6 +51,12 @@ def trace(
         express, named with the caller's file and line and with what to use instead.
       TraceError: `encrypted` does not fit the arguments, an encrypted leaf is not a float, or
         Python control flow depends on a traced value.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> program = hesim.trace(lambda x, w: (x * x) @ w, np.ones((2, 3)), np.ones((3, 4)))
+      >>> [op.name for op in program.ops], program.depth  # x is encrypted, w is public
+      (['mul', 'dot_general'], 2)
     """
     name = name or getattr(fn, "__name__", type(fn).__name__)
     paths, in_tree = tree_util.tree_flatten_with_path(tuple(args))

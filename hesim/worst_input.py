@@ -67,6 +67,18 @@ class WorstInput:
         has happened, or the polynomial whose domain is left, if that comes first.
       operations: (name, source, error at a random input, error at `args`) of every operation.
       outside: (name, source, position) of polynomials fed values outside their domains.
+
+    Examples:
+      >>> import approx, hesim, numpy as np
+      >>> exp = approx.fit("exp", (-1, 1), degree=3)
+      >>> params = hesim.CKKSParams(
+      ...     log_n=13, levels=3, scale_bits=30, first_bits=40, special_bits=50
+      ... )
+      >>> found = hesim.worst_input(
+      ...     hesim.trace(lambda x: exp(x), np.zeros(4)), params, (-3, 3), (np.zeros(4),),
+      ...     objective="domain", steps=4, starts=1, keys=1)
+      >>> found.value > 1, found.name  # out of the domain, by half-widths from its middle
+      (True, 'polynomial exp')
     """
 
     args: tuple[Any, ...]
@@ -140,7 +152,8 @@ def worst_input(
       encrypted: as for ``hesim.trace``; not used with a Program.
       objective: "error" or "domain".
       circuit: of this program; gives levels, rotations and refreshes. Compiled here if None.
-      steps: of the ascent. starts: inputs that climb side by side, the rest of them random.
+      steps: of the ascent.
+      starts: inputs that climb side by side, the rest of them random.
       keys: secret keys of the search; four times as many fresh ones measure what it found.
       profile: the library whose noise is added.
       seed: of starts, random inputs and keys.
@@ -149,6 +162,17 @@ def worst_input(
       ParameterError: an unknown objective, bounds that are empty or of a wrong number, nothing to
         search, no polynomial for "domain", or a count below 1.
       NotHomomorphicError, TraceError, LevelError, LayoutError: from tracing and compiling.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: x * x, np.zeros(4))
+      >>> found = hesim.worst_input(
+      ...     program, params, (-1, 1), (np.zeros(4),), steps=2, starts=1, keys=1)
+      >>> found.value > 0, found.name, bool(abs(found.args[0]).max() <= 1)
+      (True, 'mul', True)
     """
     if objective not in OBJECTIVES:
         raise ParameterError(f"objective={objective!r} is unknown: use 'error' or 'domain'")

@@ -291,22 +291,36 @@ class Circuit:
       params: the CKKS parameters it was compiled for.
       slots: effective slots (a power of two that divides params.slots): every slot vector is
         repeated params.slots / slots times, so rotations are cyclic modulo `slots`.
-      kind: uint8 (I,), see KINDS. level: int16 (I,), scale: float64 (I,), of the results.
+      kind: uint8 (I,), see KINDS.
+      level: int16 (I,), scale: float64 (I,), of the results.
       arg_ptr: int64 (I + 1,): operands of instruction i are arg[arg_ptr[i]:arg_ptr[i + 1]].
-      arg: int32, ciphertexts. arg2: int32, second ciphertext (dot) or plaintext (dot_plain,
-        add_plain), else -1. factor: int32, whole factors (add, dot).
+      arg: int32, ciphertexts.
+      arg2: int32, second ciphertext (dot) or plaintext (dot_plain, add_plain), else -1.
+      factor: int32, whole factors (add, dot).
       param: int32 (I,): rotation step, target level, or input row.
       source: int32 (I,): index into op_names, -1 for inputs.
-      plain_pack, plain_row: int32 (P,): which vector a plaintext encodes. plain_level: int16,
-        plain_scale: float64: how.
-      packs: the families of public vectors. inputs: families of encrypted inputs; row r of
-        instruction `input` counts through them in order.
+      plain_pack, plain_row: int32 (P,): which vector a plaintext encodes.
+      plain_level: int16, plain_scale: float64: how.
+      packs: the families of public vectors.
+      inputs: families of encrypted inputs; row r of instruction `input` counts through them in
+        order.
       operand_count: public operands that `vector` needs.
       op_names, op_sources: name and source text per program operation.
       outputs: one Tap per result leaf, None where the leaf is public.
       taps: one Tap per operation of which anything is computed as a tensor.
       input_labels: name of each encrypted leaf.
-      digest: identity of the traced program, shown in messages.
+      ledger: what it spends.
+      program: what it was compiled from; None once loaded.
+      publics: what evaluates its public operands; None once loaded.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> circuit = hesim.compile(hesim.trace(lambda x: x.sum(), np.ones(8)), params)
+      >>> circuit.rotation_steps, len(circuit) > 3, circuit.ledger.depth
+      ((1, 2, 4), True, 0)
     """
 
     params: CKKSParams

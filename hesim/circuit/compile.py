@@ -71,6 +71,15 @@ def compile(
     Raises:
       LevelError: levels run out and refreshes are forbidden. LayoutError: nothing fits the slots.
       TraceError: not a Program, or not CKKSParams. ParameterError: such a refresh_price.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> circuit = hesim.compile(hesim.trace(lambda x: x * x, np.ones(8)), params)
+      >>> circuit.ledger.products, circuit.ledger.refreshes, circuit.ledger.rotation_keys
+      (1, 0, 0)
     """
     with watching(progress) as watch:
         plan = planned(

@@ -25,12 +25,19 @@ class BootstrapLaw:
     """One published bootstrap.
 
     Attributes:
-      name: of the law. source: where the figures come from.
+      name: of the law.
+      source: where the figures come from.
       bits: precision, -log2 of the std of the additive error of a slot.
       sine_bits: CF of m -> C·sin(m / C), C = 2^CF / 2π; None where no sine is left over.
       log2_failure: log2 of the probability that the result is wrong altogether; -inf if not stated.
       levels: primes that the bootstrap itself consumes, None if not stated.
       log_qp: of the parameter set it was measured with, None if not stated.
+
+    Examples:
+      >>> import hesim, math
+      >>> law = hesim.BootstrapLaw("mine", 20.0, None, -math.inf, 12, None, "measured by me")
+      >>> law.std == 2.0**-20, law.deviation(0.5)
+      (True, 0.0)
     """
 
     name: str

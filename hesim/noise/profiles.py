@@ -37,9 +37,16 @@ class NoiseProfile:
       polynomial_levels: (largest degree, levels) of the library's own evaluation of a Chebyshev
         series, the map of its domain to [-1, 1] included, ascending; None for
         ceil(log2(degree + 1)) and one for that map.
-      mantissa_bits: of the floating-point numbers in which the library encodes and decodes.
+      mantissa_bits: bits of the floating-point numbers in which the library encodes and decodes.
       bootstrap: law of ``hesim.noise.bootstrap`` by which a refresh goes; None for the key holder,
         who encrypts again.
+
+    Examples:
+      >>> import dataclasses, hesim
+      >>> from hesim.noise.profiles import profile
+      >>> sparse = dataclasses.replace(profile("seal"), name="sparse", secret_weight=192)
+      >>> sparse.polynomial_depth(31), sparse.digit_size(8)
+      (6, 1)
     """
 
     name: str
