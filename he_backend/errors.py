@@ -33,6 +33,14 @@ class BackendError(HesimError):
       source: the caller's file and line, empty while unknown.
       slots: the slots whose values are to blame, where values are.
       rows: the members of the batch that lie in these slots, where tensors have a batch.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> program = hesim.trace(lambda x: x * x, np.ones(2))
+      >>> he_backend.run(program, np.ones(2), backend="paper")
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.BackendError: backend 'paper' is unknown; ...
     """
 
     operation: str = ""
@@ -65,19 +73,69 @@ def _blamed(rows: tuple[int, ...]) -> str:
 
 
 class CircuitError(BackendError):
-    """An instruction that CKKS cannot execute as written: scales, levels or components disagree."""
+    """An instruction that CKKS cannot execute as written: scales, levels or components disagree.
+
+    Examples:
+      >>> import hesim
+      >>> from he_backend.machines import SlotsMachine
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> machine = SlotsMachine(params)
+      >>> machine.rescale(machine.encrypt(0.5, 0, params.scale(0)))
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.CircuitError: no level is left to rescale; refresh, or take more levels
+    """
 
 
 class EncodeError(BackendError, ValueError):
-    """A value that cannot be encoded: NaN, infinite, too long, or too large for the modulus."""
+    """A value that cannot be encoded: NaN, infinite, too long, or too large for the modulus.
+
+    Examples:
+      >>> import hesim
+      >>> from he_backend.machines import SlotsMachine
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> SlotsMachine(params).encrypt(float("nan"), 1, params.scale(1))
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.EncodeError: ...
+    """
 
 
 class ValueRangeError(BackendError, ValueError):
-    """A decrypted or exact value is outside what its level can carry, or its calibrated range."""
+    """A decrypted or exact value is outside what its level can carry, or its calibrated range.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: x * x, np.ones(2))
+      >>> he_backend.run(program, np.array([1.0, 1e3]), params=params, backend="slots")
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.ValueRangeError: `mul` at ...
+    """
 
 
 class DomainError(BackendError, ValueError):
-    """A polynomial is fed a value outside the interval on which it was fitted."""
+    """A polynomial is fed a value outside the interval on which it was fitted.
+
+    Examples:
+      >>> import approx, he_backend, hesim, numpy as np
+      >>> exp = approx.fit("exp", (-1, 1), degree=3)
+      >>> params = hesim.CKKSParams(
+      ...     log_n=13, levels=3, scale_bits=30, first_bits=40, special_bits=50
+      ... )
+      >>> program = hesim.trace(lambda x: exp(x), np.zeros(2))
+      >>> he_backend.run(program, np.array([0.5, 2.0]), params=params, backend="slots")
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.DomainError: ...
+    """
 
 
 class MissingRotationKey(BackendError):
@@ -85,6 +143,18 @@ class MissingRotationKey(BackendError):
 
     Attributes:
       step: the missing rotation, in slots to the left.
+
+    Examples:
+      >>> import hesim
+      >>> from he_backend.machines import SlotsMachine
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> machine = SlotsMachine(params, rotation_steps=(1, 2))
+      >>> machine.rotate(machine.encrypt(0.5, 1, params.scale(1)), 3)
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.MissingRotationKey: there is no rotation key for step 3; ...
     """
 
     def __init__(self, message: str, step: int = 0):
@@ -93,11 +163,34 @@ class MissingRotationKey(BackendError):
 
 
 class BlobError(BackendError, ValueError):
-    """Bytes that are not the ciphertext or key they should be: truncated, altered, or foreign."""
+    """Bytes that are not the ciphertext or key they should be: truncated, altered, or foreign.
+
+    Examples:
+      >>> import hesim
+      >>> from he_backend.machines import SlotsMachine
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> SlotsMachine(params).from_bytes(b"cut off", 1, params.scale(1))
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.BlobError: the bytes are not the vector that was announced: ...
+    """
 
 
 class ProtocolError(BackendError):
-    """A message between processes that breaks the protocol, or a peer that went away."""
+    """A message between processes that breaks the protocol, or a peer that went away.
+
+    Examples:
+      >>> import socket
+      >>> from he_backend.processes.messages import receive
+      >>> here, there = socket.socketpair()
+      >>> there.sendall(b"no message of ours")
+      >>> receive(here)
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.ProtocolError: the bytes are not a message of this protocol
+    """
 
 
 class PeerGoneError(ProtocolError):
@@ -105,7 +198,14 @@ class PeerGoneError(ProtocolError):
 
 
 class ClientRefusedError(BackendError):
-    """The client ended the exchange. The server learns this and no more."""
+    """The client ended the exchange. The server learns this and no more.
+
+    Examples:
+      >>> import he_backend
+      >>> error = he_backend.ClientRefusedError("the client ended the exchange")
+      >>> str(error.at("mul", "model.py:12"))
+      '`mul` at model.py:12: the client ended the exchange'
+    """
 
 
 class ClientGoneError(ClientRefusedError):
@@ -113,15 +213,40 @@ class ClientGoneError(ClientRefusedError):
 
 
 class WorkerDied(BackendError):
-    """Workers were killed more often than the limit allows."""
+    """Workers were killed more often than the limit allows.
+
+    Examples:
+      >>> import he_backend
+      >>> issubclass(he_backend.WorkerDied, he_backend.BackendError)  # the same call goes on
+      True
+    """
 
 
 class LedgerMismatchError(BackendError):
-    """A run spent other operations than the Circuit's ledger says."""
+    """A run spent other operations than the Circuit's ledger says.
+
+    Examples:
+      >>> import he_backend
+      >>> issubclass(he_backend.LedgerMismatchError, he_backend.BackendError)  # a fault: report it
+      True
+    """
 
 
 class RunFolderError(BackendError):
-    """A run folder that belongs to another computation, or cannot be used."""
+    """A run folder that belongs to another computation, or cannot be used.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np, tempfile
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program, folder = hesim.trace(lambda x: x * x, np.ones(2)), tempfile.mkdtemp()
+      >>> he_backend.run(
+      ...     program, np.ones(2), params=params, run_dir=folder, client_dir=folder + "/mine")
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.RunFolderError: the client's folder ... and the server's ... must be apart
+    """
 
 
 class StorageError(RunFolderError, OSError):

@@ -66,8 +66,8 @@ def run(
       circuit: compiled already, of this very program.
       run_dir: where an interrupted run leaves its work and finds it again; default temporary.
       client_dir: the client's state, secret key included; default `run_dir` + ".client".
-      workers, clients: processes that evaluate, and that hold the key. worker_deaths: how many
-        workers may be killed before the run gives up.
+      workers, clients: processes that evaluate, and that hold the key.
+      worker_deaths: how many workers may be killed before the run gives up.
       progress: True for a bar with the phases of the run, on the terminal, in the notebook or in
         the log; or a function that is called with a Progress on every finished task. What has
         methods `phase` and `at` (see `hesim.progress.Reporter`) is told of the phases before and
@@ -85,6 +85,17 @@ def run(
       DomainError, EncodeError, ValueRangeError: bad values, naming operation and source line.
       MissingRotationKey, BlobError, WorkerDied, RunFolderError: see `he_backend.errors`.
       LedgerMismatchError: the run spent something else than the Circuit's ledger says.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> x = np.array([0.5, -0.25])
+      >>> program = hesim.trace(lambda x: x * x, x)
+      >>> report = he_backend.run(program, x, params=params, backend="slots")  # "pyfhel" encrypts
+      >>> report.outputs, report.encrypted
+      (array([0.25  , 0.0625]), False)
     """
     if backend not in ("pyfhel", "slots"):
         raise BackendError(f"backend {backend!r} is unknown; use 'pyfhel' or 'slots'")

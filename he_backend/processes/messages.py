@@ -31,9 +31,21 @@ class Progress:
     Attributes:
       done, total: predicted seconds of the tasks that are done, and of all.
       tasks_done, tasks_total: their numbers, tasks of earlier attempts included.
-      elapsed: seconds of this attempt. eta: estimated seconds left.
+      elapsed: seconds of this attempt.
+      eta: estimated seconds left.
       op: name of the Program operation that finished last; before any has, what is being done.
       processes: process numbers by name: "server", "worker 0", ..., "client 0", ...
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program, seen = hesim.trace(lambda x: x * x, np.ones(2)), []
+      >>> _ = he_backend.run(
+      ...     program, np.ones(2), params=params, backend="slots", progress=seen.append)
+      >>> seen[-1].fraction, seen[-1].tasks_done == seen[-1].tasks_total
+      (1.0, True)
     """
 
     done: float

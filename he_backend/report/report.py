@@ -32,7 +32,8 @@ class OpRecord:
     """One operation of the Program in a comparing run.
 
     Attributes:
-      name: primitive. source: the caller's file and line.
+      name: primitive.
+      source: the caller's file and line.
       level: lowest level of its result's ciphertexts, -1 if they were not looked at.
       measured_std: root mean square of (decrypted - exact), in units of the values.
       predicted_std: the same from simulation under several random keys.
@@ -47,8 +48,22 @@ class OpRecord:
       predicted_seconds: CPU seconds for one core, without the encoding of plaintexts.
       refreshes: ciphertexts that are refreshed for it.
       function, degree, domain: of a polynomial: what it stands in for, and the intervals on which
-        it was fitted. met: range of what it was fed; None for other operations. outside: how many
-        values of that were outside its domain.
+        it was fitted.
+      met: range of what it was fed; None for other operations.
+      outside: how many values of that were outside its domain.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> x = np.linspace(-1, 1, 64)
+      >>> program = hesim.trace(lambda x: x * x, x)
+      >>> report = he_backend.run(
+      ...     program, x, params=params, backend="slots", compare=True, keys=2)
+      >>> op = report.ops[0]
+      >>> op.name, op.level, op.measured_std < op.predicted_std  # slots adds no noise
+      ('mul', 0, True)
     """
 
     name: str
@@ -159,17 +174,34 @@ class Report:
       outputs: decrypted results, as fn returns them (float64). Decryptions are for the client only.
       exact: the same function in float64, in the clear.
       encrypted: False for a machine that only imitates it ("slots"): then nothing was encrypted.
-      backend: name of the machine. params: ring and primes.
-      ledger: what the Circuit says it spends; `counts` is what was counted, and they agree.
-      refreshes: refreshed ciphertexts. refresh_rounds: round trips that depend on each other. A run
-        with any is interactive: SEAL does not bootstrap.
-      seconds: wall-clock, all attempts, without making keys. key_seconds: making keys.
+      backend: name of the machine.
+      params: ring and primes.
+      ledger: what the Circuit says it spends.
+      counts: what was counted, by operation; it agrees with the ledger.
+      refreshes: refreshed ciphertexts.
+      refresh_rounds: round trips that depend on each other. A run with any is interactive: SEAL
+        does not bootstrap.
+      seconds: wall-clock seconds of all attempts, without making keys.
+      key_seconds: seconds of making keys.
       core_seconds: CPU seconds that workers and clients spent on the Circuit together.
-      peak_bytes: memory of server, workers and clients at their peaks.
+      peak_bytes: bytes of memory of server, workers and clients at their peaks.
+      compared: whether every operation's result was decrypted and held against the exact one.
       ops: one OpRecord an operation in a comparing run; otherwise only names, levels and seconds.
       outside: messages about polynomials that were fed values outside their domain.
       tasks, skipped, replaced: pieces of work, those done by earlier attempts, workers that died.
+      imported_jax: whether a worker imported JAX, which none should.
+      simulate: computes `simulated`.
       subject: what was run, when, and by which versions.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: x * x, np.ones(2))
+      >>> report = he_backend.run(program, np.ones(2), params=params, backend="slots")
+      >>> report.refreshes, report.interactive, report.max_error < 1e-9, report.ledger.products
+      (0, False, True, 1)
     """
 
     outputs: Any
