@@ -8,4 +8,13 @@ __all__ = ["ExperimentError"]
 
 
 class ExperimentError(HesimError):
-    """A job that was asked for something that cannot be done, or a folder of another job."""
+    """A job that was asked for something that cannot be done, or a folder of another job.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> from experiments import RunFolder
+      >>> RunFolder.find(tempfile.mkdtemp())
+      Traceback (most recent call last):
+          ...
+      experiments.errors.ExperimentError: ...
+    """

@@ -36,7 +36,15 @@ class RunFolder:
     """A run folder that exists; `RunFolder.claim` makes one, `RunFolder.find` reads one.
 
     Attributes:
-      path: the folder. settings: of the run that it belongs to, as `Settings.plain` gives them.
+      path: the folder.
+      settings: of the run that it belongs to, as `Settings.plain` gives them.
+
+    Examples:
+      >>> import tempfile
+      >>> from experiments import RunFolder, Settings
+      >>> folder = RunFolder.claim(tempfile.mkdtemp(), Settings(sentences=8))
+      >>> RunFolder.find(folder.path).settings["sentences"]
+      8
     """
 
     path: Path

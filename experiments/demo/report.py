@@ -15,7 +15,24 @@ __all__ = ["page", "write_report"]
 
 
 def write_report(results: Results, path: str | Path) -> Path:
-    """Write the page and return its path; it replaces an older one as a whole."""
+    """Write the page and return its path; it replaces an older one as a whole.
+
+    Args:
+      results: of a finished run.
+      path: of the page; its folder is made if absent.
+
+    Raises:
+      OSError: the page cannot be written.
+
+    Examples:
+      >>> import tempfile
+      >>> from experiments import Results, RunFolder, Settings, write_report
+      >>> folder = RunFolder.claim(tempfile.mkdtemp(), Settings())
+      >>> write_report(Results.load(folder), folder.path / "report.html")  # nothing has run yet
+      Traceback (most recent call last):
+          ...
+      experiments.errors.ExperimentError: ...
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".new")

@@ -60,17 +60,29 @@ class Results:
     """A finished run.
 
     Attributes:
-      settings: of the run, plain. dataset: name, description, task, metric, classes, sizes.
+      settings: of the run, plain.
+      dataset: name, description, task, metric, classes, sizes.
       history: reports of the training, each {step, phase, loss, penalty, <scores>}.
       seeds: held-out scores in the clear, {seed, exact, polynomial} for each model trained.
-      sites: the polynomials. plan: the traced program and its Circuit: listing, operations, depth,
-        ledger, ring, output (index of the operation that gives the logits).
+      sites: the polynomials.
+      plan: the traced program and its Circuit: listing, operations, depth, ledger, ring, output
+        (index of the operation that gives the logits).
       labels, exact, polynomial: of all held-out sentences: targets, and logits (n, classes).
       reference, simulated, encrypted: logits (m, classes) of the first m of them: the polynomial
         model in float64, simulated under one random key, and decrypted.
-      ops: operations of the program. batches: figures of each encrypted batch.
-      seconds: by stage. peak_bytes: all processes of the run together, at their peaks.
+      ops: operations of the program.
+      batches: figures of each encrypted batch.
+      seconds: by stage, in seconds.
+      peak_bytes: bytes of memory of all processes of the run together, at their peaks.
       environment: versions and machine.
+
+    Examples:
+      >>> import tempfile
+      >>> from experiments import Results, RunFolder, Settings
+      >>> Results.load(RunFolder.claim(tempfile.mkdtemp(), Settings()))
+      Traceback (most recent call last):
+          ...
+      experiments.errors.ExperimentError: ...
     """
 
     settings: dict[str, Any]

@@ -42,6 +42,16 @@ def run_demo(
     Raises:
       ExperimentError: the folder belongs to another run, or too many sentences are asked for.
       DataError, and the errors of `hesim` and `he_backend`.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> from experiments import Settings, run_demo
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> _ = (folder / "notes.txt").write_text("not a run")
+      >>> run_demo(Settings(), folder)
+      Traceback (most recent call last):
+          ...
+      experiments.errors.ExperimentError: ... is not empty and holds no run; ...
     """
     from experiments.demo.report import write_report
 

@@ -30,15 +30,25 @@ class Settings:
     """One demo run.
 
     Attributes:
-      data: "reviews", "reviews-regression" or "glue/<task>". data_dir: GLUE's folder.
-      sentences: held-out sentences that are encrypted. batch: how many of them go side by side
-        into one set of ciphertexts; more are run batch after batch.
-      seed: of weights, batches and simulated noise. seeds: models trained, from `seed` upwards;
-        the first one runs encrypted, the others are evaluated in the clear.
+      data: "reviews", "reviews-regression" or "glue/<task>".
+      data_dir: GLUE's folder.
+      sentences: held-out sentences that are encrypted.
+      batch: how many of them go side by side into one set of ciphertexts; more are run batch after
+        batch.
+      seed: of weights, batches and simulated noise.
+      seeds: models trained, from `seed` upwards; the first one runs encrypted, the others are
+        evaluated in the clear.
       config: the model; its vocabulary and classes are set from the data.
       recipe: the training; its seed is replaced.
-      ckks: ring and primes. refresh_price: as for `hesim.compile`.
+      ckks: ring and primes.
+      refresh_price: as for `hesim.compile`.
       backend: "pyfhel" (encrypted) or "slots" (plain vectors, nothing encrypted).
+
+    Examples:
+      >>> from experiments import Settings
+      >>> settings = Settings(sentences=64, backend="slots")
+      >>> settings.ckks.log_n, settings.batch, settings.config.layers
+      (14, 256, 2)
     """
 
     data: str = "reviews"
