@@ -48,35 +48,58 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 class EncoderConfig:
     """Architecture of a transformer of self-attention blocks with a pooler and a linear head.
 
-    hidden, ffn and pooler are feature counts; `ffn` is the width of the up-projection, which the
-    gated activations split into two halves. `classes` is the number of logits, 1 for regression.
+    Plain hashable data, so it may be a static argument of `jax.jit`.
 
-    norm_order: "pre" normalises what a sub-layer reads, and once after the last block; "post"
-    normalises the sum after each sub-layer, as BERT does. `first_norm=False` leaves out the very
-    first LayerNorm of a pre-LN model, which the normalised embedding makes redundant: the embedding
-    then carries no affine part of its own.
+    Attributes:
+      layers: blocks.
+      hidden: features of a token.
+      heads: of attention; they divide `hidden`.
+      ffn: features of the up-projection, which gated activations split into two halves.
+      sequence: tokens of a row, at most.
+      vocabulary: tokens that there are.
+      classes: logits, 1 for regression.
+      attention: "gaussian" or "softmax"; for comparison "gaussian_normalised", the Gaussian kernel
+        with rows divided by their sum, and "power_softmax", scores to the even power
+        `attention_power` divided by their sum.
+      activation: of the feed-forward network: relu, gelu, gelu_tanh or silu, gated with `glu_`
+        before it, or glu_bilinear.
+      positions: "sinusoidal", "learned" or "none".
+      pooler: features of its layers.
+      first_norm: False leaves out the very first LayerNorm of a pre-LN model, which the normalised
+        embedding makes redundant: the embedding then carries no affine part of its own.
+      attention_mean: divide the Gaussian kernel's output by the public number of visible tokens.
+      norm_epsilon: added to variances.
+      lora_rank: of adapters; 0: none.
+      lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+      lora_targets: projections with adapters: query, key, value, output.
+      initial_std: of fresh matrices; None: by their width.
+      padding_id: of padding.
+      lm_head: of words from each token's state: "none", "tied" to the embedding's matrix, or
+        "own".
+      norm_order: "pre" normalises what a sub-layer reads, and once after the last block; "post"
+        normalises the sum after each sub-layer, as BERT does.
+      biases: of all linear layers.
+      token_types: rows of the token-type table; 0: none.
+      causal: a token attends to itself and those before it only (a decoder), and the token that is
+        pooled is the last real one.
+      attention_power: of power-softmax, even.
+      pooling: what the pooler reads: one "token", the first, which spares the last layer all
+        others' queries and feed-forward network, or the "mean" of all real ones.
+      pairs: how two sentences are read: "joint", as one row, or "apart", each by itself, whose
+        pooled states u and v the pooler gets as u v and (u - v)^2 (Reimers & Gurevych 2019, with
+        squares in place of absolute values). Tokens of such a model are (batch, 2, tokens).
 
-    pooling: what the pooler reads: one "token", the first, which spares the last layer all others'
-    queries and feed-forward network, or the "mean" of all real ones, as sentence embeddings are.
+    Raises:
+      ValueError: a number or a name that no model can have.
 
-    pairs: how two sentences are read: "joint", as one row, or "apart", each by itself, whose pooled
-    states u and v the pooler gets as u v and (u - v)^2 (Reimers & Gurevych 2019, with squares in
-    place of absolute values). Tokens of such a model are (batch, 2, tokens).
-
-    causal: a token attends to itself and those before it only (a decoder), and the token that is
-    pooled is the last real one.
-
-    attention: "gaussian" and "softmax"; for comparison "gaussian_normalised", the Gaussian kernel
-    with rows divided by their sum, and "power_softmax", scores to the even power `attention_power`
-    divided by their sum. `attention_mean` divides the Gaussian kernel's output by the public number
-    of visible tokens.
-
-    biases: of all linear layers. token_types: rows of the token-type table (0: none). `lm_head`
-    adds a head that predicts words from each token's state: with the word embedding's matrix
-    ("tied") or one of its own.
-
-    LoRA adapters of rank `lora_rank` (0: none) sit on the projections in `lora_targets` and are
-    scaled by `lora_alpha / lora_rank`.
+    Examples:
+      >>> from models import EncoderConfig
+      >>> EncoderConfig(hidden=96, heads=3).replace(classes=3).classes
+      3
+      >>> EncoderConfig(hidden=64, heads=3)
+      Traceback (most recent call last):
+          ...
+      ValueError: hidden=64 is not a multiple of heads=3
     """
 
     layers: int = 2
@@ -242,11 +265,34 @@ PRESETS: Mapping[str, EncoderConfig] = {
         token_types=2,
     ),
 }
+"""Configurations by name: "demo", "tiny", "paper" (two layers of the published model) and "bert".
+
+Examples:
+  >>> from models import PRESETS
+  >>> {name: config.hidden for name, config in PRESETS.items()}
+  {'demo': 64, 'tiny': 128, 'paper': 768, 'bert': 768}
+"""
 
 
 def preset(name: str, **changes: Any) -> EncoderConfig:
-    """The named preset (`demo`, `tiny`, `paper`, `bert`) with some fields changed; ValueError names
-    the presets.
+    """The named preset with some fields changed.
+
+    Args:
+      name: "demo", "tiny", "paper" or "bert".
+      changes: fields of `EncoderConfig`.
+
+    Raises:
+      ValueError: an unknown name, the message lists the presets; or a field that no model can
+        have.
+
+    Examples:
+      >>> from models import preset
+      >>> preset("tiny", classes=3).hidden
+      128
+      >>> preset("huge")
+      Traceback (most recent call last):
+          ...
+      ValueError: ...
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")

@@ -116,9 +116,27 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """Training and held-out text of a folder, its tokenizer, and what it was made of.
+    r"""Training and held-out text of a folder, its tokenizer, and what it was made of.
 
-    digest: SHA-256 over the files, the vocabulary and the split, in hexadecimal.
+    Attributes:
+      train: tokens to train on.
+      held_out: tokens to evaluate on.
+      tokenizer: made from the training text.
+      digest: SHA-256 over the files, the vocabulary and the split, in hexadecimal.
+      files: names of the files read.
+
+    Raises:
+      DataError: from `Corpus.read`: no text, or too little of it.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> from models import Corpus
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> for k in range(40):
+      ...     _ = (folder / f"{k}.txt").write_text("a fine film and a dull film\n" * 20)
+      >>> corpus = Corpus.read(folder, length=16, vocabulary=64, held_out=0.2)
+      >>> corpus.train.rows > corpus.held_out.rows > 0, len(corpus.files)
+      (True, 40)
     """
 
     train: Stream

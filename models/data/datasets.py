@@ -101,8 +101,20 @@ class Dataset:
       task: "classification" or "regression".
       classes: a name a class, in the order of the label numbers; empty for regression.
       metrics: names of the measures that the literature reports, the first one leading.
+      train: examples to train on.
+      validation: examples to choose by.
       test: examples held out for the final figures, never for choosing anything.
       description: one line on origin and split, for reports.
+
+    Examples:
+      >>> import numpy as np
+      >>> from models import Dataset
+      >>> from models.data.datasets import Split
+      >>> some = Split(("a", "b"), ("a fine film", "a dull one"), None, np.array([1, 0], np.int32))
+      >>> films = Dataset(
+      ...     "films", "classification", ("bad", "good"), ("accuracy",), some, some, some, "")
+      >>> len(films.train), films.classes[films.train.labels[0]]
+      (2, 'good')
     """
 
     name: str
@@ -155,6 +167,13 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
 
     Raises:
       DataError: an unknown name, or data that is missing, unreachable or malformed.
+
+    Examples:
+      >>> from models import load
+      >>> load("glue/unknown")
+      Traceback (most recent call last):
+          ...
+      models.data.datasets.DataError: ...
     """
     if spec == "reviews":
         return load_reviews("classification")

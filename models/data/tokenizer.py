@@ -59,6 +59,19 @@ class Tokenizer:
     becomes [CLS] [SEP]; an over-long one loses pieces at its end (of a pair, the longer sentence
     loses first) and keeps its [CLS] and [SEP]; names of special tokens inside a text are text.
     A tokenizer of others (`models.load_bert`) splits, cuts and adds tokens as its own file says.
+
+    Args:
+      vocabulary: from token to number, 0, 1, 2, ...; `train` learns one.
+
+    Raises:
+      DataError: a special token is missing, or the numbers have gaps.
+
+    Examples:
+      >>> from models import Tokenizer
+      >>> tokenizer = Tokenizer.train(["a fine film", "a dull film"] * 20, size=64)
+      >>> batch = tokenizer.encode(["A fine film"], length=8)
+      >>> batch.ids.shape, int(batch.mask.sum()) >= 5  # [CLS] and [SEP] included
+      ((1, 8), True)
     """
 
     def __init__(self, vocabulary: Mapping[str, int]):

@@ -122,8 +122,20 @@ class LayerOutputs(NamedTuple):
 
 
 class Encoder(nnx.Module):
-    """Embedding, blocks, final LayerNorm, pooler and head, language-model head; see `Model` for the
-    pure functions. Causal, it is a decoder.
+    """The transformer as a Flax module: embedding, blocks, final LayerNorm, pooler and heads.
+
+    Causal, it is a decoder. `Model` has the pure functions of its parameters.
+
+    Args:
+      config: its shape.
+      rngs: of the fresh parameters, float32.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from models import Encoder, preset
+      >>> encoder = Encoder(preset("demo", vocabulary=64), rngs=nnx.Rngs(0))
+      >>> encoder.head.kernel.shape
+      (64, 2)
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
@@ -317,17 +329,32 @@ def bind(config: EncoderConfig, params: Params) -> Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A configuration with its sites, as pure functions of parameters in nested dictionaries;
-    hashable, hence static.
+    """A configuration with its sites, as pure functions of parameters in nested dictionaries.
 
-    sites: empty for the exact model, `fit_sites` for its polynomial twin. low_rank: keep adapters
-    as two thin products (needed where they are encrypted or trained under encryption) rather than
-    merged into their matrix.
+    Hashable, hence static under `jax.jit`. Where the configuration reads the sentences of a pair
+    apart, (batch, 2, tokens[, hidden]) stands for (batch, tokens[, hidden]) in every argument and
+    in what `embed` returns; `hidden_states` and `layer_outputs` return states (2 batch, tokens,
+    hidden), one sentence after the other. ValueError for other shapes.
 
-    Where the configuration reads the sentences of a pair apart, (batch, 2, tokens[, hidden]) stands
-    for (batch, tokens[, hidden]) in every argument and in what `embed` returns; `hidden_states` and
-    `layer_outputs` return states (2 batch, tokens, hidden), one sentence after the other.
-    ValueError for other shapes.
+    Attributes:
+      config: the architecture.
+      sites: empty for the exact model, `fit_sites` for its polynomial twin.
+      low_rank: keep adapters as two thin products (needed where they are encrypted or trained
+        under encryption) rather than merged into their matrix.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> from models import Model, preset
+      >>> config = preset(
+      ...     "demo", layers=1, hidden=8, ffn=8, sequence=4, vocabulary=16, pooler=(8,)
+      ... )
+      >>> model = Model(config)
+      >>> params = model.init(jax.random.key(0))
+      >>> jax.eval_shape(model.embed, params, np.zeros((2, 4), int)).shape  # to be encrypted
+      (2, 4, 8)
+      >>> jax.eval_shape(model.predict, params, np.zeros((2, 4), int), np.ones((2, 4))).shape
+      (2, 2)
     """
 
     config: EncoderConfig

@@ -92,8 +92,24 @@ class Linear(nnx.Module):
 
 
 def merge(params: Params, lora_scale: float) -> Params:
-    """The same model with every adapter added to its matrix and B set to zero, so merging twice
-    changes nothing.
+    """The same model with every adapter added to its matrix and B set to zero.
+
+    Merging twice changes nothing.
+
+    Args:
+      params: nested dictionaries; adapters are `lora_a` (inputs, r) and `lora_b` (r, outputs)
+        beside a `kernel` (inputs, outputs).
+      lora_scale: alpha / r.
+
+    Raises:
+      TypeError: an adapter whose shapes do not fit its matrix, from JAX.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from models import merge
+      >>> adapter = {"lora_a": jnp.ones((2, 1)), "lora_b": jnp.ones((1, 2))}
+      >>> merge({"kernel": jnp.zeros((2, 2)), **adapter}, 0.5)["kernel"].tolist()
+      [[0.5, 0.5], [0.5, 0.5]]
     """
     if "lora_a" in params and "lora_b" in params:
         kernel = params["kernel"] + lora_scale * (params["lora_a"] @ params["lora_b"])
@@ -115,8 +131,20 @@ def is_adapter_or_head(path: Path) -> bool:
 
 
 def partition(params: Params, chosen: Callable[[Path], bool]) -> tuple[Params, Params]:
-    """Two trees, (chosen, the rest), whose `combine` is `params`; branches that hold nothing are
-    left out.
+    """Two parameter trees, (chosen, the rest), whose `combine` is the whole.
+
+    Branches that hold nothing are left out.
+
+    Args:
+      params: nested dictionaries of arrays of any shape.
+      chosen: whether a parameter is, by its path, a tuple of names.
+
+    Raises nothing of its own.
+
+    Examples:
+      >>> from models import partition
+      >>> partition({"head": {"w": 1}, "body": {"w": 2}}, lambda path: path[0] == "head")
+      ({'head': {'w': 1}}, {'body': {'w': 2}})
     """
 
     def walk(tree: Params, path: Path) -> tuple[Params, Params]:
@@ -138,7 +166,20 @@ def partition(params: Params, chosen: Callable[[Path], bool]) -> tuple[Params, P
 
 
 def combine(first: Params, second: Params) -> Params:
-    """The union of two disjoint parameter trees; ValueError where both hold the same leaf."""
+    """The union of two disjoint parameter trees; undoes `partition`.
+
+    Args:
+      first: nested dictionaries of arrays of any shape.
+      second: likewise, with other leaves.
+
+    Raises:
+      ValueError: both hold the same leaf.
+
+    Examples:
+      >>> from models import combine
+      >>> combine({"a": {"w": 1}}, {"a": {"b": 2}, "c": 3})
+      {'a': {'w': 1, 'b': 2}, 'c': 3}
+    """
     out = dict(first)
     for name, child in second.items():
         if name not in out:

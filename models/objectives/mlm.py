@@ -53,8 +53,18 @@ class MaskedBatch(NamedTuple):
 class Masking:
     """Share of a row's tokens that are to be guessed, and what becomes of them.
 
-    words: the vocabulary numbers [first, end) that may be hidden or stand in for others: all but
-    the special tokens.
+    Attributes:
+      mask_id: token that hides another.
+      words: the vocabulary numbers [first, end) that may be hidden or stand in for others: all but
+        the special tokens.
+      share: of the tokens that are guessed.
+      masked: share of those that are hidden.
+      replaced: share of those that another word stands in for; the rest stay as they are.
+
+    Examples:
+      >>> from models import Masking
+      >>> Masking(mask_id=4, words=(5, 8192)).share
+      0.25
     """
 
     mask_id: int

@@ -43,12 +43,34 @@ from models.train.diagnose import origin
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Steps, step size and regularisation of one training.
+    """Steps, step size and regularisation of one training of a classifier.
 
-    steps: all steps, the last `polynomial_steps` of which go through the polynomials. The range
-    penalty pulls towards `targets`, canonical ranges by function, all along with the weight
-    `exact_penalty`, and towards the fitted ranges in the polynomial steps with `penalty`.
-    range_rows: training rows on which the ranges are measured.
+    Attributes:
+      steps: all steps.
+      polynomial_steps: the last so many go through the polynomials; below `steps`.
+      batch: rows of a step.
+      learning_rate: the highest; it rises over a tenth of the steps and falls by half a cosine.
+      weight_decay: decoupled, on matrices.
+      clip: largest norm of a gradient.
+      dropout: share of embedding features set to zero.
+      word_dropout: share of tokens replaced by the unknown one.
+      smoothing: of labels.
+      exact_penalty: weight of the range penalty towards `targets`, all along.
+      penalty: its weight towards the fitted ranges, in the polynomial steps.
+      targets: canonical ranges by function.
+      fit: what is fitted at the sites.
+      range_rows: training rows on which the ranges are measured.
+      seed: of weights, batches and dropout.
+      evaluate_every: steps between reports.
+      save_every: steps between checkpoints.
+
+    Raises:
+      ValueError: polynomial_steps are not below steps.
+
+    Examples:
+      >>> from models import Recipe
+      >>> Recipe(steps=20, polynomial_steps=5).batch
+      64
     """
 
     steps: int = 700
@@ -104,7 +126,22 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model. ranges_met: canonical, by the polynomial twin on the validation rows."""
+    """A trained model and what its polynomials met.
+
+    Attributes:
+      model: the polynomial twin.
+      params: of both, float32.
+      history: one report each `evaluate_every` steps: step, phase and figures.
+      ranges_met: canonical range of each site, met by the twin on the validation rows.
+
+    Examples:
+      >>> import approx
+      >>> from models import Model, Sites, Trained, preset
+      >>> relu = approx.fit("relu", (-3, 3), degree=7)
+      >>> twin = Model(preset("demo"), Sites.of({"layer0.ffn.relu": relu}))
+      >>> Trained(twin, {}, [], {"layer0.ffn.relu": (-2.0, 2.5)}).ranges_fitted
+      {'layer0.ffn.relu': (-3.0, 3.0)}
+    """
 
     model: Model
     params: Params
@@ -176,10 +213,43 @@ def train_classifier(
 ) -> Trained:
     """Train a model and its polynomial twin (a regression model where `config.classes` is 1).
 
-    simulate: from the polynomial model to its noisy forward pass, used in the polynomial steps.
-    checkpoints: a folder; a training that finds its own checkpoint there goes on from it and ends
-    with the same bits, another's raises CheckpointError. report is called every `evaluate_every`
-    steps. Raises TrainingError where loss or gradient are not finite, with the step and the site.
+    The exact model is trained first; polynomials are fitted to the ranges that it meets; the last
+    steps go through them.
+
+    Args:
+      config: the architecture.
+      train: rows to train on, tokens (n, sequence).
+      validation: rows that are scored at each report.
+      recipe: steps, rates and regularisation.
+      simulate: from the polynomial model to its noisy forward pass, used in the polynomial steps.
+      report: called every `evaluate_every` steps.
+      checkpoints: a folder; a training that finds its own checkpoint there goes on from it and
+        ends with the same bits.
+
+    Returns:
+      The twin, its parameters, the history, and the ranges met.
+
+    Raises:
+      TrainingError: loss or gradient are not finite; the step and the site are named.
+      CheckpointError: the folder holds another training's checkpoint.
+
+    Examples:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from models import Batch, Checkpoints, Recipe, preset, train_classifier
+      >>> config = preset(
+      ...     "demo", layers=1, hidden=8, ffn=8, sequence=4, vocabulary=16, pooler=(8,)
+      ... )
+      >>> tokens = np.random.default_rng(0).integers(5, 16, (16, 4)).astype(np.int32)
+      >>> rows = Batch(tokens, np.ones((16, 4), np.float32), (tokens[:, 1] > 10).astype(np.int32))
+      >>> recipe = Recipe(steps=4, polynomial_steps=2, batch=8, evaluate_every=2, save_every=0)
+      >>> folder = tempfile.mkdtemp()
+      >>> with Checkpoints(folder) as store:  # of another training
+      ...     store.save(2, {"w": np.zeros(3)}, {"recipe": "another"})
+      >>> train_classifier(config, rows, rows, recipe, checkpoints=folder)
+      Traceback (most recent call last):
+          ...
+      models.train.checkpoint.CheckpointError: ...
     """
     exact = Model(config)
     seedless = dataclasses.replace(recipe, seed=0)  # one compiled step for all seeds

@@ -97,23 +97,34 @@ class Pretraining:
       config: the model; its vocabulary is that of the corpus, and `lm_head` must not be "none". A
         causal one guesses each next token, any other one hidden words.
       share: of a row's tokens that are hidden (not looked at where the model is causal).
-      batch: rows of a step. budget: when it ends.
-      rate: highest learning rate; rise: share of the budget at which it is reached, from `start`
-        times it; it falls to `floor` times it.
-      weight_decay: decoupled, on matrices. clip: largest norm of a gradient.
-      b1, b2, eps: of AdamW. dropout: share of embedding features.
+      batch: rows of a step.
+      budget: when it ends.
+      rate: highest learning rate;
+      rise: share of the budget at which it is reached, from `start` times it; it falls to `floor`
+        times it.
+      weight_decay: decoupled, on matrices.
+      clip: largest norm of a gradient.
+      b1, b2, eps: of AdamW.
+      dropout: share of embedding features.
       penalty: weight of the range penalty, reached half-way through the last share `penalty_last`
         of the budget (k / n for the last k of n steps; a share, since a budget in seconds has no
-        number of steps); targets: canonical range by function; inner: share of its half-width at
-        which the penalty begins.
+        number of steps);
+      targets: canonical range by function;
+      inner: share of its half-width at which the penalty begins.
       seed: of weights, order and masks.
       initial: what the training starts from; None: from the text's statistics where the model can
         (`corpus_start.obstacle`), else from nothing.
       chunk: guessed words whose logits exist at a time (0: all of a part of a step).
-      accumulate, precision: as in `step.StepOptions`. remat: compute what a layer kept a second
-        time instead (`step.rematerialised`).
-      log_every, evaluate_every: steps. save_seconds: time between checkpoints.
+      accumulate, precision: as in `step.StepOptions`.
+      remat: compute what a layer kept a second time instead (`step.rematerialised`).
+      log_every, evaluate_every: steps.
+      save_seconds: time between checkpoints.
       held_out_rows: at most so many rows are evaluated.
+
+    Examples:
+      >>> from models import Budget, Pretraining
+      >>> Pretraining(budget=Budget(steps=100), batch=8).config.lm_head
+      'tied'
     """
 
     config: EncoderConfig = preset("tiny", sequence=128, lm_head="tied")

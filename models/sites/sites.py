@@ -52,7 +52,18 @@ MAX_MULTIPLE = 64
 
 
 def site_names(config: EncoderConfig) -> tuple[str, ...]:
-    """Names of all sites of a model in the order in which a forward pass meets them."""
+    """Names of all sites of a model, in the order in which a forward pass meets them.
+
+    Args:
+      config: the model's.
+
+    Raises nothing of its own.
+
+    Examples:
+      >>> from models import preset, site_names
+      >>> site_names(preset("demo", layers=1))[:3]
+      ('layer0.attention.exp', 'layer0.ffn_norm.inv_sqrt', 'layer0.ffn.relu')
+    """
     names: list[str] = []
     for layer in range(config.layers):
         place = f"layer{layer}"
@@ -126,8 +137,17 @@ def hull(domain: Any) -> Range:
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
-    """Which sites are approximated: pairs (name, approx object in the canonical variable). Empty
-    means an exact model.
+    """Which sites are approximated; none means an exact model.
+
+    Attributes:
+      entries: pairs (name, approx object in the canonical variable).
+
+    Examples:
+      >>> import approx
+      >>> from models import Sites
+      >>> sites = Sites.of({"layer0.ffn.relu": approx.fit("relu", (-3, 3), degree=7)})
+      >>> sites.ranges()
+      {'layer0.ffn.relu': (-3.0, 3.0)}
     """
 
     entries: tuple[tuple[str, Any], ...] = ()
@@ -250,6 +270,13 @@ def _snapped_node(node: Any) -> Any:
 
 
 EXACT = Sites()
+"""No approximations: every site of a model computes its own function.
+
+Examples:
+  >>> from models import EXACT, Model, preset
+  >>> Model(preset("demo")).sites == EXACT, EXACT.ranges()
+  (True, {})
+"""
 
 
 class Probe:
@@ -336,15 +363,29 @@ class FitSettings:
     """What to fit at the sites, and how far beyond the ranges met it must hold.
 
     Each table is pairs of a key and a value, and a key is a site's name or, for all its sites, a
-    function's; a site's own entry comes first. ParameterError for a key that is neither.
+    function's; a site's own entry comes first.
 
-    degrees: of a single polynomial. composites: knobs of `approx.composite` in place of a
-    polynomial, such as ("exp", (("squarings", 14),)), ("relu", (("degrees", (15, 15, 27)),)) or
-    ("inv_sqrt", (("degree", 127), ("steps", 3))). ranges: the range to fit on, whatever was met:
-    (a M, b M) is the paper's pre-scale M for a standard range (a, b). margin: fraction of the met
-    range's width added on both sides (1/sqrt and 1/x: the range is widened by that factor in
-    ratio). method: of `approx.fit`. derivatives: "exact", or "cheap" for those of
-    `models.sites.derivatives`.
+    Attributes:
+      degrees: of a single polynomial.
+      margin: fraction of the met range's width added on both sides (1/sqrt and 1/x: the range is
+        widened by that factor in ratio).
+      method: of `approx.fit`.
+      composites: knobs of `approx.composite` in place of a polynomial, such as ("exp",
+        (("squarings", 14),)), ("relu", (("degrees", (15, 15, 27)),)) or ("inv_sqrt", (("degree",
+        127), ("steps", 3))).
+      ranges: the range to fit on, whatever was met: (a M, b M) is the paper's pre-scale M for a
+        standard range (a, b).
+      derivatives: "exact", or "cheap" for those of `models.derivatives`.
+
+    Raises:
+      ParameterError: a key that is neither a site nor a function, a degree below 1, a margin below
+        0, or a range that is none.
+
+    Examples:
+      >>> from models import FitSettings
+      >>> settings = FitSettings(degrees=(("relu", 7), ("layer0.ffn.relu", 15)), margin=0.5)
+      >>> settings.degree("layer0.ffn.relu"), settings.degree("layer1.ffn.relu")
+      (15, 7)
     """
 
     degrees: tuple[tuple[str, int], ...] = (
@@ -471,12 +512,32 @@ def fit_ranges(
     settings: FitSettings = DEFAULT_FIT,
     names: Iterable[str] | None = None,
 ) -> Sites:
-    """Approximations for the sites of `config` over the ranges met, each widened by the margin.
+    """Approximations for the sites of a configuration over ranges, each widened by the margin.
 
-    names: only these sites, `TRAINING_SITES` among them if wanted; by default all of the model's.
-    LayerNorm domains are stretched upwards until the widest is an integer multiple of each, so that
-    one scale of the residual stream serves all of them without a level. ParameterError for a site
-    whose range is missing, and for one that this model does not have, wanted or in the settings.
+    LayerNorm domains are stretched upwards until the widest is an integer multiple of each, so
+    that one scale of the residual stream serves all of them without a level.
+
+    Args:
+      config: the model's.
+      ranges: (low, high) by site, as `collect_ranges` gives them.
+      settings: degrees, composites, margin.
+      names: only these sites, `TRAINING_SITES` among them if wanted; by default all of the
+        model's.
+
+    Returns:
+      The sites, for `Model.with_sites`.
+
+    Raises:
+      ParameterError: a site's range is missing, or a site that this model does not have is wanted
+        or in the settings.
+      ApproxError: no such polynomial exists; the site is named.
+
+    Examples:
+      >>> from models import fit_ranges, preset
+      >>> met = {"layer0.ffn.relu": (-2.0, 1.0)}
+      >>> sites = fit_ranges(preset("demo"), met, names=list(met))
+      >>> sites.ranges()
+      {'layer0.ffn.relu': (-2.2, 2.2)}
     """
     wanted = site_names(config) if names is None else tuple(names)
     asked = (*wanted, *(name for name in sorted(settings.keys()) if "." in name))

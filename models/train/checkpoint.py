@@ -62,13 +62,30 @@ def digest_of(tree: Any) -> str:
 
 
 class Checkpoints:
-    """A folder of checkpoints by step number; keeps the newest `keep`. Use it as a context manager.
+    """A folder of checkpoints by step number; use it as a context manager.
 
     A tree saved here is any pytree of arrays, `jax.random.key` arrays included. `notes` is JSON
     data (the configuration, the phase, a history) that is written beside it.
 
     Of several hosts, which must all ask and save alike, the first writes into its folder and reads
     there; the others get from it what it found, its errors too, and leave their own folder alone.
+
+    Args:
+      folder: made if absent.
+      keep: the newest so many are kept.
+
+    Raises:
+      CheckpointError: the folder holds checkpoints that are damaged, or of another training.
+
+    Examples:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from models import Checkpoints
+      >>> with Checkpoints(tempfile.mkdtemp()) as store:
+      ...     store.save(7, {"w": np.arange(3.0)}, {"phase": "exact"})
+      ...     state, notes = store.resume({"w": np.zeros(3)}, {})
+      >>> state["w"], notes["phase"]
+      (array([0., 1., 2.]), 'exact')
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2) -> None:

@@ -42,9 +42,24 @@ Forward = Callable[
 
 
 class Batch(NamedTuple):
-    """tokens int32 (n, sequence), mask float32 (n, sequence), targets (n,) labels or (n, classes)
-    shares or ratings. types: int32 (n, sequence) token types, None where all are 0. Where the
-    sentences of a pair are read apart, (n, 2, sequence) in place of (n, sequence).
+    """Rows of token ids with their labels.
+
+    Where the sentences of a pair are read apart, shapes are (n, 2, sequence) in place of
+    (n, sequence).
+
+    Attributes:
+      tokens: int32 (n, sequence).
+      mask: float32 (n, sequence), 1 for tokens and 0 for padding.
+      targets: (n,) labels, or (n, classes) shares or ratings.
+      types: int32 (n, sequence) token types; None where all are 0.
+
+    Examples:
+      >>> import numpy as np
+      >>> from models import Batch
+      >>> labels = np.array([0, 1, 0, 1])
+      >>> rows = Batch(np.zeros((4, 8), np.int32), np.ones((4, 8), np.float32), labels)
+      >>> rows.tokens.shape, rows.types
+      ((4, 8), None)
     """
 
     tokens: Any
@@ -175,9 +190,39 @@ def make_step(
     forward: Forward | None = None,
     options: StepOptions = PLAIN_STEP,
 ) -> Step:
-    """The jitted pure step (state, batch) -> (state, metrics {loss, penalty, gradient_norm}) of
-    `make_task_loss`. The step takes a third argument, parameters that are used but not trained
-    (LoRA); the state then holds only the others.
+    """The jitted pure step (state, batch) -> (state, metrics {loss, penalty, gradient_norm}).
+
+    The step takes a third argument, parameters that are used but not trained (LoRA); the state
+    then holds only the others.
+
+    Args:
+      model: exact, or a twin.
+      optimizer: an optax transformation.
+      regularisation: dropout, smoothing and the range penalty.
+      forward: in place of the model's own, for instance one with simulated noise.
+      options: accumulation, precision, donated buffers.
+
+    Returns:
+      The step; batches have tokens (n, sequence), metrics shape ().
+
+    Raises:
+      ValueError: from the step: rows that `accumulate` does not divide, or shapes that the
+        configuration does not have.
+
+    Examples:
+      >>> import jax, optax
+      >>> import numpy as np
+      >>> from models import Batch, Model, initial_state, make_step, preset
+      >>> config = preset(
+      ...     "demo", layers=1, hidden=8, ffn=8, sequence=4, vocabulary=16, pooler=(8,)
+      ... )
+      >>> model = Model(config)
+      >>> optimizer = optax.sgd(0.1)
+      >>> state = initial_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1))
+      >>> rows = Batch(np.zeros((2, 4), int), np.ones((2, 4), np.float32), np.array([0, 1]))
+      >>> state, metrics = make_step(model, optimizer)(state, rows)
+      >>> int(state.step), sorted(metrics)
+      (1, ['gradient_norm', 'loss', 'penalty'])
     """
     return make_update(make_task_loss(model, regularisation, forward), optimizer, options)
 
@@ -213,7 +258,31 @@ def batches(data: Batch, size: int) -> Iterator[tuple[Batch, int]]:
 
 @functools.lru_cache(maxsize=8)
 def make_evaluate(model: Model, size: int = 256) -> Callable[[Params, Batch], Evaluation]:
-    """A function (params, data) -> `Evaluation`, compiled once for batches of `size` rows."""
+    """A function that runs a model over rows, compiled once.
+
+    Args:
+      model: exact, or a twin.
+      size: rows at a time.
+
+    Returns:
+      (params, `Batch` of (n, sequence) tokens) -> logits (n, classes) and the range met at each
+        site.
+
+    Raises:
+      ValueError: from the function: shapes that the configuration does not have.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> from models import Batch, Model, make_evaluate, preset
+      >>> config = preset(
+      ...     "demo", layers=1, hidden=8, ffn=8, sequence=4, vocabulary=16, pooler=(8,)
+      ... )
+      >>> model = Model(config)
+      >>> rows = Batch(np.zeros((2, 4), int), np.ones((2, 4), np.float32), np.array([0, 1]))
+      >>> make_evaluate(model)(model.init(jax.random.key(0)), rows).logits.shape
+      (2, 2)
+    """
     unit = model.units()
 
     @jax.jit
@@ -235,8 +304,32 @@ def make_evaluate(model: Model, size: int = 256) -> Callable[[Params, Batch], Ev
 
 
 def collect_ranges(model: Model, params: Params, data: Batch, size: int = 256) -> dict[str, Range]:
-    """Canonical range that every site meets on `data`, padding rows included (they are encrypted
-    too).
+    """The range that every site meets on some rows, padding included (it is encrypted too).
+
+    Args:
+      model: exact, or a twin.
+      params: its parameters.
+      data: rows of tokens (n, sequence).
+      size: rows at a time.
+
+    Returns:
+      (low, high) by site, of the function's own variable.
+
+    Raises:
+      ValueError: shapes that the configuration does not have.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> from models import Batch, Model, collect_ranges, preset
+      >>> config = preset(
+      ...     "demo", layers=1, hidden=8, ffn=8, sequence=4, vocabulary=16, pooler=(8,)
+      ... )
+      >>> model = Model(config)
+      >>> rows = Batch(np.arange(8).reshape(2, 4), np.ones((2, 4), np.float32), np.array([0, 1]))
+      >>> met = collect_ranges(model, model.init(jax.random.key(0)), rows)
+      >>> met["layer0.attention.exp"][1] <= 0.0
+      True
     """
     return make_evaluate(model, size)(params, data).ranges
 
@@ -244,8 +337,33 @@ def collect_ranges(model: Model, params: Params, data: Batch, size: int = 256) -
 def fit_sites(
     model: Model, params: Params, data: Batch, settings: FitSettings = DEFAULT_FIT
 ) -> Sites:
-    """Polynomials for all sites over the ranges that `model` meets on `data`, widened by the
-    settings' margin.
+    """Approximations for all sites over the ranges that a model meets on some rows, and a margin.
+
+    Args:
+      model: usually the exact one.
+      params: its parameters.
+      data: rows of tokens (n, sequence) that stand for real ones.
+      settings: degrees, composites, margin.
+
+    Returns:
+      The sites, for `Model.with_sites`.
+
+    Raises:
+      ParameterError: a setting for a site that this model does not have.
+      ApproxError: no such polynomial exists; the site is named.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> from models import Batch, FitSettings, Model, fit_sites, preset
+      >>> config = preset(
+      ...     "demo", layers=1, hidden=8, ffn=8, sequence=4, vocabulary=16, pooler=(8,)
+      ... )
+      >>> model = Model(config)
+      >>> rows = Batch(np.arange(8).reshape(2, 4), np.ones((2, 4), np.float32), np.array([0, 1]))
+      >>> sites = fit_sites(model, model.init(jax.random.key(0)), rows, FitSettings(margin=0.3))
+      >>> sites.get("layer0.ffn.relu").degree <= 7, len(sites.entries)
+      (True, 5)
     """
     return fit_ranges(model.config, collect_ranges(model, params, data), settings)
 
@@ -254,7 +372,26 @@ Report = Callable[[int, dict[str, float]], None]
 
 
 def shuffled(data: Batch, size: int, seed: int) -> Callable[[int], Batch]:
-    """The batch of a step number: `size` rows of `data`, as `batch_rows` says."""
+    """The batch of a step number: rows in an order that depends on the seed and the step alone.
+
+    Args:
+      data: rows of tokens (n, sequence).
+      size: rows of a batch.
+      seed: of the order; each pass over the data has another.
+
+    Returns:
+      A function from a step number to a `Batch` of `size` rows.
+
+    Raises nothing of its own.
+
+    Examples:
+      >>> import numpy as np
+      >>> from models import Batch, shuffled
+      >>> rows = Batch(np.arange(6).reshape(6, 1), np.ones((6, 1)), np.zeros(6))
+      >>> batch_of = shuffled(rows, 2, seed=0)
+      >>> sorted(int(t) for n in range(3) for t in batch_of(n).tokens[:, 0])
+      [0, 1, 2, 3, 4, 5]
+    """
     rows = len(data.tokens)
     return lambda number: take(data, batch_rows(seed, number, rows, size))
 
@@ -276,14 +413,41 @@ def run_steps(
     save_every: int = 0,
     diagnose: Callable[[Params, Any], str] | None = None,
 ) -> TrainState:
-    """Steps from the state's own number up to `until`, step n on `batch_of(n)`.
+    """Steps from the state's own number up to another, step n on `batch_of(n)`.
 
-    report(step, metrics) is called every `report_every` steps and at the end, save(state) every
-    `save_every`. `stop` is asked before each step: the state so far is returned if it says so.
+    Loss and gradient are looked at when they are reported; with `diagnose` the steps since the
+    last report are run again, and the first bad one's parameters and batch are diagnosed. That
+    keeps a copy of the state.
 
-    Raises TrainingError where loss or gradient are not finite. They are looked at when they are
-    reported; with `diagnose` the steps since the last report are run again, and the first bad one's
-    parameters and batch are diagnosed (`diagnose.origin`). That keeps a copy of the state.
+    Args:
+      step: (state, batch) -> (state, metrics), as of `make_step`.
+      state: to go on from.
+      batch_of: the batch of a step number.
+      until: the number to stop at.
+      stop: asked before each step; the state so far is returned if it says so.
+      report: called with the step number and metrics every `report_every` steps and at the end.
+      report_every: in steps.
+      save: called with the state every `save_every` steps.
+      save_every: in steps; 0: never.
+      diagnose: (params, batch) -> text, for the first step that goes wrong (`diagnose.origin`).
+
+    Returns:
+      The last state.
+
+    Raises:
+      TrainingError: loss or gradient are not finite.
+
+    Examples:
+      >>> import jax, optax
+      >>> from models import initial_state, make_update, run_steps
+      >>> def loss(trained, frozen, batch, key):
+      ...     value = ((trained["w"] - batch) ** 2).sum()
+      ...     return value, {"loss": value}
+      >>> state = initial_state({"w": jax.numpy.zeros(2)}, optax.sgd(0.1), jax.random.key(0))
+      >>> ones = jax.numpy.ones(2)
+      >>> state = run_steps(make_update(loss, optax.sgd(0.1)), state, lambda n: ones, until=5)
+      >>> int(state.step), bool((state.params["w"] > 0.5).all())
+      (5, True)
     """
     kept = None if diagnose is None else _copy(state)
     for number in range(int(state.step), until):

@@ -29,10 +29,32 @@ def scale_by_adam_he(
     inv_sqrt: Callable[[jax.Array], jax.Array] | None = None,
     prescale: float = 1.0,
 ) -> optax.GradientTransformation:
-    """m' / sqrt(v' + eps), with bias correction from t = 1.
+    """m' / sqrt(v' + eps), with bias correction from t = 1: Adam with epsilon inside the root.
 
-    inv_sqrt: an approximation of 1/sqrt on the range of prescale * (v' + eps), whose lower end is
-    prescale * eps; the result is multiplied by sqrt(prescale). None: the exact root.
+    Source: Rho et al. 2025, Algorithm 1. The root may be a polynomial, and everything else is a
+    sum or a product, so the step can be encrypted.
+
+    Args:
+      b1: decay of the first moment m.
+      b2: decay of the second moment v.
+      eps: inside the root.
+      inv_sqrt: an approximation of 1/sqrt on the range of prescale * (v' + eps), whose lower end
+        is prescale * eps; the result is multiplied by sqrt(prescale). None: the exact root.
+      prescale: brings v' + eps into the approximation's domain.
+
+    Returns:
+      An optax transformation; moments and updates have the shapes of the parameters.
+
+    Raises:
+      ValueError: from `update`: gradients of another structure than the parameters, from JAX.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from models import scale_by_adam_he
+      >>> rule = scale_by_adam_he(eps=1e-8)
+      >>> updates, _ = rule.update(jnp.array([4.0, -2.0]), rule.init(jnp.zeros(2)))
+      >>> [round(float(u), 3) for u in updates]
+      [1.0, -1.0]
     """
     root = jax.lax.rsqrt if inv_sqrt is None else inv_sqrt
 
@@ -69,8 +91,33 @@ def adamw_he(
     prescale: float = 1.0,
     mask: Any = None,
 ) -> optax.GradientTransformation:
-    """The paper's optimizer: `scale_by_adam_he`, decoupled weight decay (on what `mask` says),
-    learning rate.
+    """The paper's optimizer: `scale_by_adam_he`, decoupled weight decay, learning rate.
+
+    Source: Rho et al. 2025, Algorithm 1. Every operation but the root is a sum or a product.
+
+    Args:
+      learning_rate: a number or an optax schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the second moment, inside the root.
+      weight_decay: of parameters of any shape.
+      inv_sqrt: an approximation of 1/sqrt, see `scale_by_adam_he`; None: the exact root.
+      prescale: see `scale_by_adam_he`.
+      mask: which parameters decay, as in `optax.add_decayed_weights`.
+
+    Returns:
+      An optax transformation; its updates have the shapes of the parameters.
+
+    Raises:
+      ValueError: from optax, where `update` gets no parameters to decay.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from models import adamw_he
+      >>> optimizer = adamw_he(0.1, weight_decay=0.0)
+      >>> updates, _ = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
+      >>> updates.shape, bool((updates < 0).all())
+      ((2,), True)
     """
     return optax.chain(
         scale_by_adam_he(b1, b2, eps, inv_sqrt, prescale),

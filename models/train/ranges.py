@@ -63,13 +63,38 @@ def check_ranges(
     size: int = 256,
     states: bool = False,
 ) -> RangeReport:
-    """Runs rows through the model, `size` at a time, and reports every site.
+    """Runs rows through a model and reports by site whether values stay in polynomials' domains.
+
+    Padding counts, since it is encrypted too. A value that is not a number counts as outside.
 
     Args:
-      tokens, mask: (n, sequence), or (n, 2, sequence) of pairs that are read apart. types: token
-        types, or None. Padding counts, since it is
-        encrypted too. A value that is not a number counts as outside.
+      model: with the sites to check.
+      params: its parameters.
+      tokens: (n, sequence), or (n, 2, sequence) of pairs that are read apart.
+      mask: of the same shape, 0 and 1.
+      types: token types of the same shape, or None.
+      size: rows at a time.
       states: of the pass that keeps all tokens to the end instead of the pooled one.
+
+    Returns:
+      A report: `str` of it names the sites with values outside.
+
+    Raises:
+      ValueError: shapes that the configuration does not have.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> from models import Batch, Model, check_ranges, fit_sites, preset
+      >>> config = preset(
+      ...     "demo", layers=1, hidden=8, ffn=8, sequence=4, vocabulary=16, pooler=(8,)
+      ... )
+      >>> model = Model(config)
+      >>> params, tokens = model.init(jax.random.key(0)), np.arange(8).reshape(2, 4)
+      >>> rows = Batch(tokens, np.ones((2, 4), np.float32), np.array([0, 1]))
+      >>> twin = model.with_sites(fit_sites(model, params, rows))
+      >>> print(check_ranges(twin, params, rows.tokens, rows.mask))
+      all 5 sites stay within their ranges
     """
     fitted, unit = model.sites.ranges(), model.units()
     forward = model.hidden_states if states else model.forward_with_values

@@ -73,8 +73,25 @@ def scale_by_progress(rate: float, schedule: Schedule) -> optax.GradientTransfor
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """When a training ends: after `steps` optimizer steps, or after `seconds` of running if that is
-    earlier (0: no such limit). Only without a limit in seconds does a resumed run repeat its bits.
+    """When a training ends: after a number of steps, or after a time if that is earlier.
+
+    Only without a limit in seconds does a resumed run repeat its bits.
+
+    Attributes:
+      steps: optimizer steps, at least 1.
+      seconds: of running, over all attempts; 0 for no such limit.
+
+    Raises:
+      ValueError: no step, or a time that is negative or not finite.
+
+    Examples:
+      >>> from models import Budget
+      >>> Budget(steps=100, seconds=60.0).seconds
+      60.0
+      >>> Budget(steps=0)
+      Traceback (most recent call last):
+          ...
+      ValueError: a budget has steps >= 1 and finite seconds >= 0, got Budget(steps=0, seconds=0.0)
     """
 
     steps: int

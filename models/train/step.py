@@ -30,8 +30,20 @@ __all__ = [
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes. step: int32; key: the run's random key, never advanced (the
-    step is folded in).
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 of shape (), steps taken.
+      params: what is trained, nested dictionaries of arrays of any shape.
+      optimizer: state of the optimizer.
+      key: the run's random key, never advanced (the step is folded in).
+
+    Examples:
+      >>> import jax, optax
+      >>> from models import initial_state
+      >>> state = initial_state({"w": jax.numpy.ones(3)}, optax.sgd(0.1), jax.random.key(0))
+      >>> int(state.step), state.params["w"].shape
+      (0, (3,))
     """
 
     step: jax.Array
@@ -71,9 +83,20 @@ Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, dict[str, jax
 class StepOptions:
     """How a step computes what its loss and optimizer say.
 
-    accumulate: parts of a batch, one after the other, whose gradients are averaged; it divides the
-    rows. precision: of the loss and its gradient; the parameters and the optimizer stay in float32.
-    donate: the state handed in is overwritten, which saves its memory; nobody may use it again.
+    Attributes:
+      accumulate: parts of a batch, one after the other, whose gradients are averaged; it divides
+        the rows.
+      precision: "float32" or "bfloat16", of the loss and its gradient; the parameters and the
+        optimizer stay in float32.
+      donate: the state handed in is overwritten, which saves its memory; nobody may use it again.
+
+    Raises:
+      ValueError: accumulate below 1, or another precision.
+
+    Examples:
+      >>> from models import StepOptions
+      >>> StepOptions(accumulate=4).precision
+      'float32'
     """
 
     accumulate: int = 1
@@ -93,7 +116,25 @@ PLAIN_STEP = StepOptions()
 def initial_state(
     params: Params, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """State before the first step; `params` are those that the optimizer changes."""
+    """State before the first step.
+
+    Args:
+      params: what the optimizer changes, nested dictionaries of arrays of any shape.
+      optimizer: an optax transformation.
+      key: of the run, a `jax.random.key` of shape ().
+
+    Returns:
+      Step 0 of a `TrainState`.
+
+    Raises:
+      TypeError: parameters that are no arrays, from the optimizer.
+
+    Examples:
+      >>> import jax, optax
+      >>> from models import initial_state
+      >>> int(initial_state({"w": jax.numpy.ones(3)}, optax.sgd(0.1), jax.random.key(0)).step)
+      0
+    """
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 
@@ -111,7 +152,34 @@ def rematerialised(function: Callable[..., Any]) -> Callable[..., Any]:
 def make_update(
     loss: Loss, optimizer: optax.GradientTransformation, options: StepOptions = PLAIN_STEP
 ) -> Step:
-    """`update_function`, jitted."""
+    """The jitted pure step of any loss and optimizer.
+
+    The loss gets the run's key with the step number folded in. Where the batch has a field
+    `progress`, the optimizer's schedules get it.
+
+    Args:
+      loss: (trained, frozen parameters, batch, key) -> (what is minimised, metrics).
+      optimizer: an optax transformation.
+      options: accumulation, precision, donated buffers.
+
+    Returns:
+      (state, batch[, frozen parameters]) -> (state, metrics), `gradient_norm` among them.
+
+    Raises:
+      ValueError: from the step: rows that `accumulate` does not divide.
+
+    Examples:
+      >>> import jax, optax
+      >>> from models import initial_state, make_update
+      >>> def loss(trained, frozen, batch, key):
+      ...     value = ((trained["w"] - batch) ** 2).sum()
+      ...     return value, {"loss": value}
+      >>> step = make_update(loss, optax.sgd(0.5))
+      >>> state = initial_state({"w": jax.numpy.zeros(2)}, optax.sgd(0.5), jax.random.key(0))
+      >>> state, metrics = step(state, jax.numpy.ones(2))
+      >>> state.params["w"].tolist(), float(metrics["loss"])
+      ([1.0, 1.0], 2.0)
+    """
     donated = (0,) if options.donate else ()
     return jax.jit(update_function(loss, optimizer, options), donate_argnums=donated)
 

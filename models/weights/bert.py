@@ -73,10 +73,16 @@ class Bert(NamedTuple):
     """A loaded checkpoint.
 
     Attributes:
-      config, params: an exact BERT with float32 parameters. tokenizer: None where the folder has no
-        vocabulary.
+      config, params: an exact BERT with float32 parameters.
+      tokenizer: None where the folder has no vocabulary.
       fresh: dotted names of parameters that the checkpoint lacks, from random numbers.
       unused: tensors of the checkpoint that this model has no use for (pre-training heads).
+
+    Examples:
+      >>> from models import Bert, Model, preset
+      >>> found = Bert(preset("bert"), {}, None, fresh=("pooler.0.kernel",), unused=())
+      >>> Model(found.config).config.attention, found.fresh
+      ('softmax', ('pooler.0.kernel',))
     """
 
     config: EncoderConfig
@@ -105,6 +111,14 @@ def load_bert(
     Raises:
       CheckpointError: a file is missing or broken, the architecture or an activation is unknown, or
         tensors are missing, unexpected, of another shape or not finite; it names them.
+
+    Examples:
+      >>> import tempfile
+      >>> from models import load_bert
+      >>> load_bert(tempfile.mkdtemp())
+      Traceback (most recent call last):
+          ...
+      models.train.checkpoint.CheckpointError: ...
     """
     source = Path(folder)
     raw = _read_json(source / "config.json")

@@ -35,7 +35,20 @@ _CONFIG, _WEIGHTS, _TOKENS, _NOTES = (
 
 
 class Saved(NamedTuple):
-    """What a model's folder holds; the tokenizer may be absent."""
+    """What a model's folder holds.
+
+    Attributes:
+      config: the architecture.
+      params: float32, nested dictionaries of arrays of any shape.
+      tokenizer: of its tokens; None if the folder has none.
+      notes: on its training.
+
+    Examples:
+      >>> from models import Saved, preset
+      >>> saved = Saved(preset("demo"), {}, None, {"task": "reviews"})
+      >>> saved.config.classes, saved.notes["task"]
+      (2, 'reviews')
+    """
 
     config: EncoderConfig
     params: Params
@@ -106,7 +119,32 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model's folder; CheckpointError if there already is something, or it cannot be."""
+    """Write a model's folder, which appears complete or not at all.
+
+    Args:
+      folder: to make; it must not exist, or be empty.
+      config: the architecture.
+      params: nested dictionaries of arrays, of the shapes that the configuration has.
+      tokenizer: of its tokens, if any.
+      notes: JSON data on its training.
+
+    Returns:
+      The folder.
+
+    Raises:
+      CheckpointError: there already is something, or it cannot be written.
+
+    Examples:
+      >>> import jax, tempfile
+      >>> from models import Model, load_model, preset, save_model
+      >>> config = preset(
+      ...     "demo", layers=1, hidden=8, ffn=8, sequence=4, vocabulary=16, pooler=(8,)
+      ... )
+      >>> folder = save_model(
+      ...     tempfile.mkdtemp() + "/mine", config, Model(config).init(jax.random.key(0)))
+      >>> load_model(folder).config == config
+      True
+    """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} already exists: choose another folder or remove it")
@@ -134,7 +172,25 @@ def save_model(
 
 
 def load_model(folder: str | os.PathLike[str]) -> Saved:
-    """Read what `save_model` wrote; raises CheckpointError if it is incomplete or does not fit."""
+    """Read a model's folder whole, head and adapters included.
+
+    Args:
+      folder: of `save_model`, or of a finished `hesim finetune`.
+
+    Returns:
+      config, params (float32), tokenizer (or None) and notes.
+
+    Raises:
+      CheckpointError: it is incomplete, damaged, or does not fit its configuration.
+
+    Examples:
+      >>> import tempfile
+      >>> from models import load_model
+      >>> load_model(tempfile.mkdtemp())
+      Traceback (most recent call last):
+          ...
+      models.train.checkpoint.CheckpointError: ... is no saved model: ...
+    """
     source = Path(folder)
     try:
         config = EncoderConfig.from_json((source / _CONFIG).read_text())

@@ -43,7 +43,15 @@ class PretrainedModel(NamedTuple):
 
 
 def shipped_names() -> tuple[str, ...]:
-    """Names of the models that come with the package."""
+    """Names of the models that come with the package, for `load_pretrained`.
+
+    Raises nothing of its own.
+
+    Examples:
+      >>> from models import shipped_names
+      >>> shipped_names()
+      ('tiny-gaussian', 'tiny-softmax')
+    """
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
 
 
@@ -76,6 +84,13 @@ def load_pretrained(
 
     Warns:
       UserWarning: a trained pooler or head is replaced by random numbers, without `fresh=True`.
+
+    Examples:
+      >>> from models import load_pretrained
+      >>> load_pretrained("tiny-gauss")
+      Traceback (most recent call last):
+          ...
+      models.train.checkpoint.CheckpointError: there is no pre-trained model 'tiny-gauss' ...
     """
     folder = SHIPPED / name if str(name) in shipped_names() else Path(name)
     if not str(name) or not folder.is_dir():
