@@ -37,10 +37,8 @@ from models.train.sharding import (
 from models.train.step import initial_state
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 RUN = SCRIPTS / "sharded_run.py"
-TRAINING = SCRIPTS.parent / "recipes".parent / "recipes".parent / "recipes" / "spread_training.py"
+TRAINING = SCRIPTS.parent / "recipes" / "spread_training.py"
 EXCHANGED = SCRIPTS / "collectives.py"
 ON_HOSTS = SCRIPTS / "hosts_run.py"
 TOP = Path(__file__).resolve().parents[3]
