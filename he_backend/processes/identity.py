@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import RunFolderError, RunFolderWarning
-from he_backend.processes.folders import Folders, digest_of
-from he_backend.processes.store import bound_line, read_line, storing, write_array
+from he_backend.processes.folders import Folders, digest_of, read_json
+from he_backend.processes.store import bound_digest, storing, write_array
 from hesim.circuit.circuit import Circuit
 from hesim.files import sweep, write_whole
 
@@ -108,9 +108,11 @@ def _begin(folders: Folders, identity: dict[str, Any], secret: dict[str, Any]) -
     for path in (folders.key_manifest, folders.client_keys):
         path.unlink(missing_ok=True)
     name = uuid.uuid4().hex
-    for path, found in ((folders.client_identity, secret), (folders.identity, identity)):
+    for side, found in (("client", secret), ("server", identity)):
+        path = getattr(folders, side) / folders.identity.name
         with storing(path):
-            text = bound_line(name, path.name, {**found, "name": name})
+            whole = {**found, "name": name}
+            text = json.dumps({**whole, "digest": _own_digest(side, whole)}, indent=1)
             write_whole(path, text.encode(), mode=0o600)
     return name
 
@@ -121,7 +123,8 @@ def _held_name(folders: Folders, identity: dict[str, Any], secret: dict[str, Any
     Raises:
       RunFolderError: they hold another one, or nobody knows which.
     """
-    held, found = _identity(folders.client_identity), _identity(folders.identity)
+    held = _identity("client", folders.client_identity)
+    found = _identity("server", folders.identity)
     both = f"choose another run_dir, or remove {folders.server} and {folders.client}"
     if found and held and found["name"] == held["name"]:
         differ = [k for k, v in identity.items() if found.get(k) != v]
@@ -153,19 +156,21 @@ def _held_name(folders: Folders, identity: dict[str, Any], secret: dict[str, Any
     return ""
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    """A run.json, empty if there is none. Raises RunFolderError if it is damaged."""
+def _identity(side: str, path: Path) -> dict[str, Any]:
+    """A side's run.json, empty if there is none. Raises RunFolderError if it is damaged."""
     if not path.exists():
         return {}
-    try:
-        line = path.read_bytes().removesuffix(b"\n")
-        name = str(json.loads(line.rpartition(b"\t")[0])["name"])
-        return read_line(name, path.name, line)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise RunFolderError(
-            f"{path} cannot be read or is damaged ({error}), so nobody knows which run this is; "
-            f"put it back, or remove the whole folder {path.parent} and its counterpart"
-        ) from None
+    remedy = f"put it back, or remove the whole folder {path.parent} and its counterpart"
+    found = read_json(path, remedy)
+    if found.pop("digest", None) != _own_digest(side, found):
+        raise RunFolderError(f"{path} was altered, or is of an earlier version; {remedy}")
+    return found
+
+
+def _own_digest(side: str, found: dict[str, Any]) -> str:
+    """What a side's run.json says of itself, so that damage is told from another run's."""
+    text = json.dumps(found, sort_keys=True).encode()
+    return bound_digest(str(found.get("name")), f"run.json of the {side}", text).hex()
 
 
 def _warn_of_lost_run(folders: Folders, held: dict[str, Any]) -> None:

@@ -117,6 +117,9 @@ class Server:
         done -= unfinished(self.schedule, done, self.store)
         self.skipped = len(done)
         self.redone = len(self.journal.records) - len(done) + self.journal.damaged
+        if not self.journal.attempts and served:  # it is gone, what the client knows is not
+            known = (t for t in self.schedule.tasks if t.kind in ("input", "refresh"))
+            self.redone += sum(map(self._kept, known))
         self.done = done
         self.done_before = sum(self.schedule.tasks[number].seconds for number in done)
         self.done_seconds = self.done_before

@@ -190,6 +190,7 @@ class Journal:
 
     Attributes:
       seconds: wall-clock seconds of the attempts before this one.
+      attempts: before this one.
       damaged: lines that say nothing any more; the last, if it was cut off, is not one of them.
     """
 
@@ -197,7 +198,7 @@ class Journal:
         self.path = path
         self.run = run
         self.seconds = 0.0
-        self.damaged = 0
+        self.attempts = self.damaged = 0
         self.records: dict[int, dict[str, Any]] = {}
         self._started = time.monotonic()
         with storing(path):
@@ -215,6 +216,7 @@ class Journal:
             try:
                 record = read_line(self.run, self.path.name, line)
                 if "attempt" in record:
+                    self.attempts += 1
                     self.seconds, latest = self.seconds + latest, 0.0
                     continue
                 number, wall = int(record["task"]), float(record["wall"])

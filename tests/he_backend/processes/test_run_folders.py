@@ -95,10 +95,12 @@ def test_a_lost_identity_is_named_and_nothing_is_lost(job, side):
 @pytest.mark.parametrize("how", ["delete", "truncate", "alter"])
 def test_damaged_job_files_are_written_anew(job, name, how):
     execute(job)
-    job.folders.journal.unlink()
+    job.folders.journal.write_bytes(b"{}")
     folder = job.folders.client if name.startswith("inputs") else job.folders.server
     damage(folder / name, how)
-    assert_right(job, execute(job))
+    with pytest.warns(RunFolderWarning, match="tasks that were finished run again"):
+        result = execute(job)
+    assert_right(job, result)
 
 
 @pytest.mark.parametrize("how", ["delete", "truncate", "alter"])
