@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.demo.results import Results
 from he_backend.report import figures
-from he_backend.report.figures import MEASURED, MUTED, PREDICTED, THIRD, WASH, new_figure
+from he_backend.report.figures import MEASURED, PREDICTED, THIRD, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,28 +35,18 @@ def learning_curve(results: Results) -> Figure:
     steps = [row["step"] for row in results.history]
     switch = next((r["step"] for r in results.history if r["phase"] == "polynomial"), None)
     before = [r["step"] for r in results.history if r["phase"] == "exact"]
-    for axes, height, side in ((left, 0.97, "top"), (right, 0.05, "bottom")):
+    for axes in (left, right):
         if switch is not None:
             start = before[-1] if before else 0
-            axes.axvspan(start, steps[-1], color=WASH, linewidth=0)
-            axes.text(
-                (start + steps[-1]) / 2,
-                height,
-                "polynomials\nand noise",
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                va=side,
-                color=MUTED,
-                fontsize=8.5,
-            )
+            label = "polynomials and noise" if axes is left else None
+            axes.axvspan(start, steps[-1], color="#dde8f2", linewidth=0, label=label)
         axes.set_xlabel("training step")
-    left.plot(steps, _column(results, "loss"), color=MEASURED, marker="o", ms=3.5, label="loss")
-    left.plot(
-        steps, _column(results, "penalty"), color=PREDICTED, marker="o", ms=3, label="range penalty"
-    )
+    loss, penalty = _column(results, "loss"), _column(results, "penalty")
+    left.plot(steps, loss, color=MEASURED, marker="o", ms=3.5, label="loss")
+    left.plot(steps, penalty, color=PREDICTED, marker="s", ms=3, ls="--", label="range penalty")
     left.set_ylim(bottom=0)
     left.set_title("Loss of the last batch")
-    left.legend(loc="center left", bbox_to_anchor=(0.02, 0.28))
+    figure.legend(loc="outside upper left", ncols=3)
     score = np.array(_column(results, results.metric))
     right.plot(steps, score, color=THIRD, marker="o", ms=3.5)
     right.annotate(

@@ -297,7 +297,7 @@ def _encrypt_one(
             compare=True,
             outside="warn",
             run_dir=folder.encrypted(k) if settings.backend == "pyfhel" else None,
-            progress=lambda p: _show(p, update),
+            progress=_Shown(update),
         )
         simulated = np.asarray(report.simulated)
         update(1.0, "compared with the exact and the predicted results", 0.0)
@@ -330,9 +330,26 @@ def _encrypt_one(
     folder.save(f"encrypted-{k}", figures, arrays)
 
 
-def _show(p: he_backend.Progress, update: Update) -> None:
-    note = p.op if p.op.startswith("making") else f"{p.op}, task {p.tasks_done}/{p.tasks_total}"
-    update(p.fraction, note, p.eta)
+class _Shown:
+    """Phases and tasks of an encrypted run on one bar, whose length is that of the tasks."""
+
+    def __init__(self, update: Update) -> None:
+        self._update = update
+        self._done = 0.0
+        self._text = ""
+
+    def __call__(self, p: he_backend.Progress) -> None:
+        self._done = p.fraction
+        note = f"{p.op}, task {p.tasks_done}/{p.tasks_total}" if p.tasks_total else p.op
+        self._update(p.fraction, note, p.eta)
+
+    def phase(self, text: str) -> None:
+        self._text = text
+        self._update(self._done, text, None)
+
+    def at(self, fraction: float, note: str = "", left: float | None = None) -> None:
+        if not note:  # of a task, the call has told it
+            self._update(self._done, f"{self._text}, {fraction:.0%}", None)
 
 
 def _operation(op: he_backend.OpRecord) -> dict[str, Any]:
