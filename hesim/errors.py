@@ -18,6 +18,7 @@ __all__ = [
     "LevelError",
     "NotHomomorphicError",
     "ParameterError",
+    "SwallowedNoiseWarning",
     "TooLargeError",
     "TraceError",
     "UnknownNoiseError",
@@ -162,6 +163,10 @@ class ValueOverflowError(HesimError, OverflowError):
           ...
       hesim.errors.ValueOverflowError: ...
     """
+
+
+class SwallowedNoiseWarning(UserWarning):
+    """Simulated noise is smaller than the rounding of the numbers that it is added to."""
 
 
 class ValueOverflowWarning(UserWarning):

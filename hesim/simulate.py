@@ -38,6 +38,7 @@ from hesim.noise.placement import Schedule, canonical, of_circuit, transferred
 from hesim.noise.pools import Draws
 from hesim.noise.profiles import NoiseProfile
 from hesim.noise.profiles import profile as find_profile
+from hesim.noise.resolution import warn_if_swallowed
 from hesim.noise.rules import FOLDED, Operation, apply, bootstrapped
 from hesim.params import CKKSParams
 from hesim.predict import OpPrediction, Prediction, predict
@@ -79,7 +80,8 @@ def simulate(
       for a secret key with all the randomness of a run. Under ``vmap`` over arguments with one key,
       all members meet the same noise; map over keys as well for independent noise. The traced
       Program is kept per structure, shapes and dtypes of the arguments, so what ``fn`` closes over
-      is read at the first call only, as under ``jax.jit``.
+      is read at the first call only, as under ``jax.jit``. The first call outside of ``jit`` warns
+      where the numbers of the result are rounded more coarsely than the noise is large.
 
     Raises:
       NotHomomorphicError, TraceError: from tracing. ParameterError: an unknown tier or profile, or
@@ -100,6 +102,7 @@ def simulate(
     library = find_profile(profile)
     known = None if circuit is None else _known_schedule(circuit, params, library)
     programs: dict[Any, tuple[Program, Schedule]] = {}
+    told: set[bool] = set()
     name = getattr(fn, "__name__", type(fn).__name__)
 
     def simulated(key: Any, *args: Any) -> Any:
@@ -118,6 +121,9 @@ def simulate(
         program, schedule = programs[cache_key]
         flat = [jnp.asarray(x) for x in leaves]
         out = simulate_program(program, params, key, flat, library, schedule=schedule, tier=tier)
+        if not told:
+            noisy = [x for x, v in zip(out, program.outputs, strict=True) if v.encrypted]
+            told.update({True} if warn_if_swallowed(noisy, params, library, stacklevel=2) else ())
         return tree_util.tree_unflatten(program.out_tree, out)
 
     simulated.__name__ = f"simulated_{name}"
