@@ -89,3 +89,27 @@ def test_hooks_before_a_commit_fetch_nothing() -> None:
     text = (TOP / ".pre-commit-config.yaml").read_text()
     assert re.findall(r"repo: (\S+)", text) == ["local"]
     assert re.findall(r"language: (\S+)", text) == ["system"] * text.count("- id:")
+
+
+_PATHS = rf"`((?:{'|'.join(PACKAGES)}|tests|docs|benchmarks|requirements)/[\w./-]*)`"
+_DOTTED = rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)[`(]"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=lambda page: str(page.relative_to(TOP)))
+def test_files_and_names_that_a_page_mentions_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(_PATHS, text):
+        assert (TOP / path).exists(), path
+    for name in re.findall(_DOTTED, text):
+        assert _resolved(name) is not None, name
+
+
+def _resolved(name: str) -> object:
+    """What a dotted name means: modules as far as there are any, then attributes."""
+    first, *rest = name.split(".")
+    found: object = importlib.import_module(first)
+    for part in rest:
+        if not hasattr(found, part):
+            importlib.import_module(f"{getattr(found, '__name__', '')}.{part}")
+        found = getattr(found, part)
+    return found
