@@ -66,9 +66,11 @@ def outside(
     figure, axes = _figure("x", "value")
     with np.errstate(all="ignore"):
         values, wanted = approximation(x), function(x)
-    axes.plot(x, wanted, color="black", linewidth=1.0, label=str(function.name))
-    axes.plot(x, values, color="C0", linewidth=1.5, label="approximation")
-    axes.axvspan(a, b, color="C2", alpha=0.12, label="domain")
+    # They coincide inside: a dashed line over a broad one shows both.
+    axes.plot(x, wanted, color="0.65", linewidth=4.0, label=str(function.name))
+    axes.plot(x, values, color="C0", linewidth=1.5, linestyle="--", label="approximation")
+    for k, (low, high) in enumerate(approximation.intervals):
+        axes.axvspan(low, high, color="C2", alpha=0.12, label=None if k else "domain")
     inside = wanted[(x >= a) & (x <= b) & np.isfinite(wanted)]
     axes.set_yscale("symlog", linthresh=max(float(np.max(np.abs(inside))), 1e-12))
     axes.set_title(_title(approximation))
@@ -86,9 +88,10 @@ def error_against_degree(
     from approx.fitting import fit
 
     figure, axes = _figure("degree", "maximum error")
-    for method in methods:
+    for k, method in enumerate(methods):
         errors = [fit(target, domain, degree=n, method=method).max_error for n in degrees]
-        axes.semilogy(list(degrees), errors, "o-", markersize=3, label=method)
+        style = ("o-", "s--", "^:", "D-.")[k % 4]  # where lines coincide, all are seen
+        axes.semilogy(list(degrees), errors, style, markersize=4, label=method.replace("_", " "))
     axes.set_title(f"{find(target).name} on {domain}")
     axes.grid(True, which="both", alpha=0.3)
     _legend(figure)

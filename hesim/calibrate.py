@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import tree_util
 
-from hesim.display import html_block, html_table, text_table
+from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.domains import inside, public_polynomials
 from hesim.errors import ParameterError, ValueOverflowError, reading
 from hesim.noise.placement import canonical
@@ -273,6 +273,8 @@ class Calibration:
         return rows
 
     __str__ = table
+
+    _repr_pretty_ = shown_as_text
 
     def _repr_html_(self) -> str:
         return html_block(self._title(), inner=html_table(self._rows()))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hesim.circuit.circuit import Circuit
-from hesim.display import html_block, html_table
+from hesim.display import html_block, html_table, shown_as_text
 
 __all__ = ["Certificate", "OpCertificate", "Record"]
 
@@ -83,6 +83,8 @@ class Certificate:
         return "\n".join(lines)
 
     __str__ = table
+
+    _repr_pretty_ = shown_as_text
 
     def _repr_html_(self) -> str:
         rows = [("operation", "level", "log2 std", "log2 q999", "source")]

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["html_block", "html_table", "text_table"]
+__all__ = ["html_block", "html_table", "shown_as_text", "text_table"]
 
 _CELL = "text-align: {}; white-space: nowrap; padding: .1em .7em .1em 0"
+
+
+def shown_as_text(self: Any, printer: Any, cycle: bool) -> None:
+    """A `_repr_pretty_`: terminals of IPython, and notebooks without HTML, show what `str` says.
+
+    IPython takes it from the class that has the `__repr__`, so each class names it in its body.
+    """
+    printer.text(str(self))
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import tree_util
 from jax.core import Tracer
 
-from hesim.display import html_block, html_table
+from hesim.display import html_block, html_table, shown_as_text
 from hesim.errors import ParameterError, TraceError
 from hesim.source import Source
 from hesim.tracing.scatters import sets
@@ -346,6 +346,8 @@ class Program:
         results = (v.name if isinstance(v, Var) else _literal(v) for v in self.outputs)
         lines.append("  return " + ", ".join(results))
         return "\n".join(lines)
+
+    _repr_pretty_ = shown_as_text
 
     def _repr_html_(self) -> str:
         rows: list[tuple[str, ...]] = [("", "operation", "operands", "source")]

@@ -15,7 +15,7 @@ import numpy as np
 from jax import tree_util
 
 from hesim.circuit.compile import Planned, planned
-from hesim.display import html_block, html_table, text_table
+from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
 from hesim.noise.placement import of_circuit
 from hesim.noise.profiles import NoiseProfile
@@ -125,6 +125,8 @@ class Suggestion:
 
     def __str__(self) -> str:
         return "\n".join([str(self.params), *self.reasons, "", self.table()])
+
+    _repr_pretty_ = shown_as_text
 
     def _repr_html_(self) -> str:
         return html_block(str(self.params), *self.reasons, inner=html_table(self._rows()))

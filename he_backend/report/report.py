@@ -15,7 +15,7 @@ import numpy as np
 from he_backend.report.environment import environment
 from he_backend.report.verdict import verdict
 from hesim.circuit.cost import BOOTSTRAP_SECONDS
-from hesim.display import html_block, html_table
+from hesim.display import html_block, html_table, shown_as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -315,6 +315,8 @@ class Report:
                 for op in self.ops
             ]
         return "\n".join(lines)
+
+    _repr_pretty_ = shown_as_text
 
     def _repr_html_(self) -> str:
         summary = str(self).split("\noperation ", 1)[0].split("\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hesim.display import html_block, html_table, text_table
+from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import reading
 from hesim.params import CKKSParams
 
@@ -245,6 +245,8 @@ class Ledger:
 
     def __str__(self) -> str:
         return text_table(self._totals())
+
+    _repr_pretty_ = shown_as_text
 
     def _repr_html_(self) -> str:
         inner = html_table(self._totals(), head=False)

@@ -80,6 +80,16 @@ def test_a_circuit_and_its_ledger_are_told_without_their_arrays(traced):
     assert str(circuit.ledger).splitlines()[0].split() == ["depth", str(circuit.ledger.depth)]
 
 
+def test_a_terminal_of_ipython_shows_the_text(traced):
+    from IPython.lib.pretty import pretty
+
+    program, circuit, x = traced
+    assert pretty(program) == str(program)
+    assert pretty(circuit.ledger) == str(circuit.ledger)
+    report = he_backend.run(program, x, circuit=circuit, backend="slots")
+    assert pretty(report) == str(report)
+
+
 @pytest.mark.parametrize("compare", [True, False])
 def test_a_report_says_what_it_says_as_text(traced, compare):
     program, circuit, x = traced
