@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ __all__ = [
     "LayoutError",
     "LevelError",
     "NotHomomorphicError",
+    "Obstacle",
     "ParameterError",
     "SwallowedNoiseWarning",
     "TooLargeError",
@@ -27,6 +29,9 @@ __all__ = [
     "reading",
 ]
 
+
+_MOST_SHOWN = 20
+"""Obstacles of one function that its error lists, beside the first."""
 
 _OF_BAD_FILES = (ValueError, LookupError, TypeError, AttributeError, EOFError)
 
@@ -68,12 +73,36 @@ class TraceError(HesimError, ValueError):
     """
 
 
-class NotHomomorphicError(HesimError, TypeError):
-    """An operation on encrypted values that additions and products cannot express.
+@dataclass(frozen=True)
+class Obstacle:
+    """One operation on encrypted values that additions and products cannot express.
 
     Attributes:
       operation: name of the JAX primitive.
       source: the caller's file, line and function, or None if JAX kept none.
+      reason, instead: why, and what to use instead.
+      layer: the library function that it lies in; empty if it is the caller's own.
+    """
+
+    operation: str
+    source: Source | None
+    reason: str
+    instead: str
+    layer: str = ""
+
+    def __str__(self) -> str:
+        inside = f" in {self.layer}" if self.layer else ""
+        where = f" at {self.source}" if self.source is not None else ""
+        what = f"`{self.operation}` on an encrypted value{inside}{where}"
+        return f"{what}: {self.reason} {self.instead}"
+
+
+class NotHomomorphicError(HesimError, TypeError):
+    """Operations on encrypted values that additions and products cannot express.
+
+    Attributes:
+      operation, source: of the first one.
+      obstacles: all of them, in the order in which they were met.
 
     Examples:
       >>> import hesim, jax.numpy as jnp, numpy as np
@@ -84,11 +113,39 @@ class NotHomomorphicError(HesimError, TypeError):
       tanh True
     """
 
-    def __init__(self, operation: str, source: Source | None, reason: str, instead: str):
+    def __init__(
+        self,
+        operation: str,
+        source: Source | None,
+        reason: str,
+        instead: str,
+        *,
+        layer: str = "",
+        more: Sequence[Obstacle] = (),
+    ):
         self.operation = operation
         self.source = source
-        where = f" at {source}" if source is not None else ""
-        super().__init__(f"`{operation}` on an encrypted value{where}: {reason} {instead}")
+        self.obstacles = (Obstacle(operation, source, reason, instead, layer), *more)
+        text = str(self.obstacles[0])
+        if more:
+            shown = "".join(f"\n - {one}" for one in more[:_MOST_SHOWN])
+            text += f"\nAnd {len(more)} more to replace:{shown}"
+        if len(more) > _MOST_SHOWN:
+            text += f"\n - ... and {len(more) - _MOST_SHOWN} others"
+        super().__init__(text)
+
+    @classmethod
+    def of(cls, obstacles: Sequence[Obstacle]) -> NotHomomorphicError:
+        """One error for all obstacles of a function, at least one."""
+        first, *more = obstacles
+        return cls(
+            first.operation,
+            first.source,
+            first.reason,
+            first.instead,
+            layer=first.layer,
+            more=more,
+        )
 
 
 class FolderInUseError(HesimError, BlockingIOError):
@@ -181,7 +238,9 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     except (*_OF_BAD_FILES, zipfile.BadZipFile) as error:
+        # NumPy's own words for a foreign file speak of unpickling it.
+        cause = "" if "pickle" in str(error) else f" ({error})"
         raise ParameterError(
-            f"{path} holds no {what}, is damaged, or is of another version ({error}): save it "
+            f"{path} holds no {what}, is damaged, or is of another version{cause}: save it "
             f"again with {what}.save"
         ) from error

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from hesim.frames import Frame, registered
 
 __all__ = ["Frame", "Source", "frames_of", "of_frames"]
-
-_OURS = Path(__file__).resolve().parent.parent
-_PLANNING = tuple(str(_OURS / name) + os.sep for name in ("approx", "hesim", "he_backend"))
-_PACKAGES = (*_PLANNING, *(str(_OURS / name) + os.sep for name in ("models", "experiments")))
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax")
-
-
-class Frame(NamedTuple):
-    """One frame of a stack."""
-
-    file: str
-    line: int
-    function: str
 
 
 @dataclass(frozen=True)
@@ -31,7 +18,7 @@ class Source:
     """A place in the caller's code, and the innermost place outside JAX if that differs.
 
     Attributes:
-      file: path of the caller's file; frames of jax, flax, optax and this toolkit are skipped.
+      file: path of the caller's file; frames of libraries and of this toolkit are skipped.
       line: line number, from 1.
       function: name of the function.
       inner: `file:line` of the innermost frame that belongs to a model rather than to a
@@ -68,25 +55,6 @@ def _short(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
-@functools.lru_cache(maxsize=1)
-def _library_prefixes() -> tuple[str, ...]:
-    roots = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    for name in _LIBRARIES:
-        try:
-            module = __import__(name)
-        except ImportError:
-            continue
-        if module.__file__:
-            roots.add(str(Path(module.__file__).resolve().parent.parent))
-    found = {os.path.join(root, name) + os.sep for root in roots for name in _LIBRARIES}
-    stdlib = sysconfig.get_path("stdlib")
-    return (
-        *sorted(found),
-        os.path.join(stdlib, "functools.py"),
-        os.path.join(stdlib, "contextlib.py"),
-    )
-
-
 def frames_of(traceback: Any) -> tuple[Frame, ...]:
     """The stack frames of a JAX traceback, innermost first; none of None.
 
@@ -108,21 +76,27 @@ def frames_of(traceback: Any) -> tuple[Frame, ...]:
 
 def of_frames(frames: tuple[Frame, ...]) -> Source | None:
     """The Source that stack frames stand for, innermost first, or None if none is usable."""
-    skip = _library_prefixes()
-    outside = [f for f in frames if not f.file.startswith((*skip, *_PLANNING, "<frozen"))]
+    known = registered()
+    outside = [f for f in frames if not f.file.startswith(known.machinery)]
     # A typed-in program is "<stdin>", but generated methods of dataclasses are "<string>", too.
     outside = [f for f in outside if not f.file.startswith("<") or _cell(f.file)] or outside
     if not outside:
         return None
-    caller = next((f for f in outside if not f.file.startswith(_PACKAGES)), None)
+    caller = next((f for f in outside if not f.file.startswith(known.packages)), None)
     inner = outside[0]
     if caller is None:
         return Source(*inner)
     cell = _cell(caller.file)
     if inner == caller:
         return Source(*caller, cell=cell)
-    path = Path(inner.file)
-    return Source(*caller, inner=f"{path.parent.name}/{path.name}:{inner.line}", cell=cell)
+    return Source(*caller, inner=f"{_in_package(inner.file)}:{inner.line}", cell=cell)
+
+
+def _in_package(file: str) -> str:
+    """A path from its package's folder on."""
+    home = next((p for p in registered().packages if file.startswith(p)), None)
+    path = Path(file)
+    return path.relative_to(Path(home).parent).as_posix() if home else path.name
 
 
 def _cell(file: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import traceback
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +15,12 @@ from jax import tree_util
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
-from hesim.errors import TraceError
-from hesim.primitives import check
+from hesim.errors import NotHomomorphicError, Obstacle, TraceError
+from hesim.frames import Frame, registered
+from hesim.objections import obstacle
 from hesim.program import Equation, Literal, Program, Var, is_key
-from hesim.source import Frame, of_frames
+from hesim.source import Source, of_frames
+from hesim.tracing.failures import explained
 from hesim.tracing.inline import Inliner
 
 __all__ = ["trace"]
@@ -29,6 +31,7 @@ def trace(
     *args: Any,
     encrypted: int | Sequence[int] | Any = (0,),
     name: str | None = None,
+    **keywords: Any,
 ) -> Program:
     """Reads `fn` once and returns its Program.
 
@@ -41,6 +44,7 @@ def trace(
       encrypted: which arguments are encrypted: argument numbers as in `jax.grad`, or a pytree of
         bools that is a prefix of the tuple of arguments.
       name: shown in listings; the function's own name by default.
+      keywords: none; arguments come by position.
 
     Returns:
       The Program: dead equations removed; jit, custom derivatives and remat inlined; scans over
@@ -48,9 +52,10 @@ def trace(
 
     Raises:
       NotHomomorphicError: an operation on encrypted values that additions and products cannot
-        express, named with the caller's file and line and with what to use instead.
-      TraceError: `encrypted` does not fit the arguments, an encrypted leaf is not a float, or
-        Python control flow depends on a traced value.
+        express: all of them, each named with the caller's file and line, the layer of a library
+        that it lies in, and what to use instead.
+      TraceError: `encrypted` does not fit the arguments, an encrypted leaf is not a float, Python
+        control flow depends on a traced value, or NumPy or SciPy is asked to compute with one.
 
     Examples:
       >>> import hesim, numpy as np
@@ -58,7 +63,15 @@ def trace(
       >>> [op.name for op in program.ops], program.depth  # x is encrypted, w is public
       (['mul', 'dot_general'], 2)
     """
-    name = name or getattr(fn, "__name__", type(fn).__name__)
+    if not callable(fn):
+        raise TraceError(f"trace takes a function first, not a {type(fn).__name__}.")
+    if keywords:
+        given = ", ".join(f"{key}={key}" for key in keywords)
+        raise TraceError(
+            f"trace takes the arguments of a function by position, not {', '.join(keywords)}= by "
+            f"name: hesim.trace(lambda x, {', '.join(keywords)}: fn(x, {given}), ...)."
+        )
+    name = str(name or getattr(fn, "__name__", type(fn).__name__))
     paths, in_tree = tree_util.tree_flatten_with_path(tuple(args))
     labels = tuple("args" + tree_util.keystr(path) for path, _ in paths)
     avals = [_abstract(leaf, label) for (_, leaf), label in zip(paths, labels, strict=True)]
@@ -77,22 +90,13 @@ def trace(
         flat, out_tree = tree_util.tree_flatten(out)
         return flat
 
-    if not callable(fn):
-        raise TraceError(f"trace takes a function first, not a {type(fn).__name__}.")
-    try:
+    traced_at = _caller(name)
+    with explained(name, fn, traced_at):
         closed = jax.make_jaxpr(flat_fn)(*avals)
-    except jax.errors.ConcretizationTypeError as error:
-        frames = reversed(traceback.extract_tb(error.__traceback__))
-        source = of_frames(tuple(Frame(f.filename, f.lineno or 0, f.name) for f in frames))
-        raise TraceError(
-            f"{name} needs the number in a traced value at {source}: a Python `if`, `while` or "
-            "int() cannot ask for what is not known when tracing. Use a product with a mask, "
-            "jnp.where on public values, or pass the value as a plain Python number."
-        ) from error
     closed = _without_dead(closed)
     inline = Inliner()
     flat = jax.make_jaxpr(functools.partial(inline, closed, flags))(*avals)
-    return _build(name, _without_dead(flat), flags, in_tree, out_tree, labels, inline)
+    return _build(name, _without_dead(flat), flags, in_tree, out_tree, labels, inline, traced_at)
 
 
 def _abstract(leaf: Any, label: str) -> jax.ShapeDtypeStruct:
@@ -105,6 +109,11 @@ def _abstract(leaf: Any, label: str) -> jax.ShapeDtypeStruct:
             np.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
         )
     except (TypeError, ValueError) as error:
+        if isinstance(leaf, np.ndarray | np.generic):
+            raise TraceError(
+                f"{label} is an array of dtype {leaf.dtype}, which JAX does not take: convert it, "
+                f"np.asarray(x, np.float64)."
+            ) from error
         raise TraceError(
             f"{label} is a {type(leaf).__name__}, which is not an array; close over it instead of "
             "passing it as an argument."
@@ -163,7 +172,9 @@ def _without_dead(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
 # --- from the flat jaxpr to the Program ---------------------------------------------------------
 
 
-def _build(name, closed, flags, in_tree, out_tree, labels, inline: Inliner) -> Program:
+def _build(
+    name, closed, flags, in_tree, out_tree, labels, inline: Inliner, traced_at: Source | None
+) -> Program:
     jaxpr = closed.jaxpr
     env: dict[Any, Var] = {}
 
@@ -185,19 +196,45 @@ def _build(name, closed, flags, in_tree, out_tree, labels, inline: Inliner) -> P
     )
     inputs = tuple(define(v, flag) for v, flag in zip(jaxpr.invars, flags, strict=True))
     equations: list[Equation] = []
+    obstacles: dict[tuple[str, str], Obstacle] = {}
 
     for eqn in jaxpr.eqns:
         operands = tuple(map(read, eqn.invars))
         encrypted = any(v.encrypted for v in operands)
-        source = of_frames(inline.trail_of(eqn))
-        if encrypted:
-            check(eqn, operands, source)
+        trail = inline.trail_of(eqn)
+        source = of_frames(trail) or traced_at
+        lost = any(v.encrypted and not _carried(v) for v in operands)
+        if encrypted and not lost:  # what follows from an obstacle is none
+            found = obstacle(eqn, operands, source, trail)
+            if found is not None:
+                obstacles.setdefault((str(source), found.layer or found.operation), found)
         outputs = tuple(define(v, encrypted) for v in eqn.outvars)
         made = Equation(eqn.primitive, operands, outputs, dict(eqn.params), source, len(equations))
         equations.append(made)
+    if obstacles:
+        raise NotHomomorphicError.of(list(obstacles.values()))
     results = tuple(map(read, jaxpr.outvars))
     kept = _alive(equations, results)
     return Program(name, kept, inputs, consts, results, in_tree, out_tree, labels)
+
+
+def _carried(value: Var | Literal) -> bool:
+    """Whether CKKS can carry a value: real numbers."""
+    return isinstance(value, Literal) or jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _caller(name: str) -> Source | None:
+    """Where a function is traced: the place of operations of a library function that is itself
+    traced, which has no line of the caller's.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        found = of_frames((Frame(code.co_filename, frame.f_lineno, f"{name}, traced here"),))
+        if found is not None and not code.co_filename.startswith(registered().packages):
+            return found
+        frame = frame.f_back
+    return None
 
 
 def _alive(equations: Sequence[Equation], outputs: Sequence[Var | Literal]) -> tuple[Equation, ...]:

@@ -76,7 +76,7 @@ def refused(fn: Callable, *args, encrypted=(0,)) -> NotHomomorphicError:
         (lambda x: x ** jnp.array([1.0, 2.0, 3.5]), "pow", "approx.fit(lambda x: x**a"),
         (lambda x: 2.0**x, "pow", "approx.fit(lambda x: x**a"),
         (lambda x: x.astype(jnp.int32), "convert_element_type", "Keep encrypted values floating"),
-        (jnp.floor, "floor", "approx.fit(callable"),
+        (jnp.floor, "floor", 'approx.composite("sign"'),
         (lambda x: jnp.fft.fft(x), "convert_element_type", "Keep encrypted values floating"),
     ],
 )
