@@ -1,14 +1,27 @@
-"""What every test shares: JAX on the CPU, and hypothesis drawing the same examples in every run."""
+"""What every test shares: JAX on the CPU, compiled quickly; hypothesis with the same examples
+in every run."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import pytest
-from hypothesis import HealthCheck, settings
+# The tests compile much and compute little: XLA without the passes that pay off in long runs, and
+# one piece of code at a time, takes a third as long. Child processes inherit the flags; with
+# XLA_FLAGS= in the environment everything is compiled as for users.
+QUICK_XLA = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_XLA))
 
 settings.register_profile(
     "repeatable",
@@ -22,8 +35,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """For a module whose tests compile much and compute little: XLA without most of its passes."""
+def quick_compilation() -> Iterator[None]:
+    """For a module whose tests compile much and compute little, whatever XLA_FLAGS are."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")

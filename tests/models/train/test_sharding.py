@@ -48,6 +48,8 @@ def start(
     devices: int, *arguments: Any, optimise: bool = False, run: Path = RUN
 ) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
+    if not optimise:
+        flags = f"{os.environ['XLA_FLAGS']} {flags}"
     environment = {
         **os.environ,
         "XLA_FLAGS": flags,
