@@ -1,5 +1,5 @@
 """What every test shares: JAX on the CPU, compiled quickly and not kept for long; hypothesis with
-the same examples in every run."""
+the same examples in every run; and a summary of the memory and CPU time that a run took."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -95,5 +96,54 @@ class Memory:
         return result
 
 
+# ---------------------------------------------------------------- what a run took
+
+
+def usage() -> dict[str, float]:
+    """CPU seconds and largest resident bytes of this process and of its largest finished child."""
+    own, children = (
+        resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "own": own.ru_utime + own.ru_stime,
+        "children": children.ru_utime + children.ru_stime,
+        "largest": own.ru_maxrss * unit,
+        "largest child": children.ru_maxrss * unit,
+    }
+
+
+class Usage:
+    """Gathers `usage()` of every worker, and prints it when the run ends."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, dict[str, float]] = {}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        found = getattr(node, "workeroutput", {}).get("usage")
+        if found is not None:
+            self.of[node.gateway.id] = found
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        took = self.of or {"one process": usage()}
+        minutes = sum(u["own"] + u["children"] for u in took.values()) / 60
+        terminalreporter.section(f"{minutes:.1f} CPU minutes", sep="-")
+        for name, u in sorted(took.items()):
+            terminalreporter.write_line(
+                f"{name}: {u['largest'] / 1e9:.2f} GB at its largest (a child "
+                f"{u['largest child'] / 1e9:.2f} GB), {u['own'] / 60:.1f} CPU minutes, "
+                f"its children {u['children'] / 60:.1f}"
+            )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Memory(), "memory")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Usage(), "usage")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["usage"] = usage()
