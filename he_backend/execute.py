@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import BackendError
-from he_backend.machines.protocol import Machine
+from he_backend.machines.protocol import Evaluator
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.scalar_groups import scalar_groups
 
@@ -71,7 +71,7 @@ class Executor:
       operands: public operands, float64 arrays, in the Circuit's order.
     """
 
-    def __init__(self, circuit: Circuit, machine: Machine, operands: Sequence[np.ndarray]):
+    def __init__(self, circuit: Circuit, machine: Evaluator, operands: Sequence[np.ndarray]):
         self.circuit = circuit
         self.machine = machine
         self.operands = operands

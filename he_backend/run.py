@@ -15,6 +15,7 @@ from he_backend.errors import BackendError, LedgerMismatchError
 from he_backend.execute import Spent
 from he_backend.local import run_local, twin_ranges
 from he_backend.machines.slots import SlotsMachine
+from he_backend.machines.table import find
 from he_backend.processes import session
 from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import Progress
@@ -60,7 +61,8 @@ def run(
       program: from `hesim.trace`.
       args: its arguments; the encrypted ones are encrypted by the client process.
       params: ring and primes; may be left out if `circuit` is given.
-      backend: "pyfhel" (encrypted, client and server processes) or "slots" (plain vectors).
+      backend: "pyfhel" (encrypted, client and server processes), "slots" (plain vectors), or
+        another machine of `he_backend.machines.table`.
       compare: decrypt every operation's result and hold it against the exact and the predicted one.
       refresh_price: as for `hesim.compile`.
       circuit: compiled already, of this very program.
@@ -97,8 +99,7 @@ def run(
       >>> report.outputs, report.encrypted
       (array([0.25  , 0.0625]), False)
     """
-    if backend not in ("pyfhel", "slots"):
-        raise BackendError(f"backend {backend!r} is unknown; use 'pyfhel' or 'slots'")
+    encrypts = find(backend).encrypts
     if outside not in ("error", "warn"):
         raise BackendError(f"outside={outside!r} must be 'error' or 'warn'")
     _check_counts(workers=(workers, 1), clients=(clients, 1), worker_deaths=(worker_deaths, 0))
@@ -119,15 +120,18 @@ def run(
         operands = circuit.publics.evaluate(program.flatten(args))
         deliver = _delivered(circuit, sampled if compare else 0)
         told = _told(progress, reporter)
-        if backend == "slots":
+        if not encrypts:
             reporter.phase("evaluating on plain vectors")
-            outcome = _on_slots(circuit, exact.inputs, operands, deliver, ranges, told)
+            plain = (
+                find(backend).load().generate(circuit.params, circuit.rotation_steps, circuit.slots)
+            )
+            outcome = _in_the_clear(circuit, plain, exact.inputs, operands, deliver, ranges, told)
         else:
             # A server cannot see a value wrap around; the twin on plain vectors can, beforehand.
             reporter.phase("checking for overflow on plain vectors")
             found = _check_on_slots(circuit, exact.inputs, operands, deliver, reporter)
             ranges = {**found, **(ranges or {})}
-            outcome = _on_pyfhel(
+            outcome = _encrypted(
                 circuit,
                 exact.inputs,
                 operands,
@@ -139,6 +143,7 @@ def run(
                     "clients": clients,
                     "worker_deaths": worker_deaths,
                     "progress": told,
+                    "machine": backend,
                 },
             )
         _check_ledger(circuit, outcome.spent)
@@ -150,7 +155,7 @@ def run(
         return Report(
             outputs=_outputs(program, circuit, outcome.vectors, exact.outputs),
             exact=exact.outputs,
-            encrypted=backend != "slots",
+            encrypted=encrypts,
             backend=backend,
             params=circuit.params,
             ledger=circuit.ledger,
@@ -165,7 +170,7 @@ def run(
                 outcome.vectors if compare else None,
                 prediction,
                 outcome.spent,
-                encrypted=backend != "slots",
+                encrypted=encrypts,
             ),
             compared=compare,
             outside=tuple(str(message) for message in exact.outside),
@@ -250,8 +255,7 @@ def _delivered(circuit: Circuit, sampled: int) -> list[int]:
     return sorted(found)
 
 
-def _on_slots(circuit, inputs, operands, deliver, ranges, progress) -> _Outcome:
-    machine = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
+def _in_the_clear(circuit, machine, inputs, operands, deliver, ranges, progress) -> _Outcome:
     started = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -294,7 +298,7 @@ def _check_on_slots(
     return twin_ranges(found)
 
 
-def _on_pyfhel(circuit, inputs, operands, deliver, ranges, where, options) -> _Outcome:
+def _encrypted(circuit, inputs, operands, deliver, ranges, where, options) -> _Outcome:
     with session.temporary_folders(*where) as folders:
         job = session.Job(circuit, deliver, inputs, operands, folders, ranges, **options)
         result = session.execute(job)

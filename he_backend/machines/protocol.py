@@ -1,15 +1,20 @@
-"""What a machine can do: the methods that executing a Circuit takes, and no more."""
+"""What a machine can do: the methods that executing a Circuit takes, and no more.
+
+`Evaluator` is the server's part, `Machine` adds what the key holder does, and `KeyMaker` is the
+class of a machine as the processes of a run use it: it writes key files and opens with them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from hesim.params import CKKSParams
 
-__all__ = ["Cipher", "Machine", "Plain"]
+__all__ = ["Cipher", "Evaluator", "KeyMaker", "Machine", "Plain"]
 
 
 class Cipher(Protocol):
@@ -43,11 +48,12 @@ class Plain(Protocol):
 
 
 @runtime_checkable
-class Machine(Protocol):
-    """A CKKS evaluator. No method changes its arguments; every result is a new ciphertext.
+class Evaluator(Protocol):
+    """Computes on ciphertexts, without a secret key.
 
-    Vectors are float64 of `slots` values, tiled over the ring, so rotations are cyclic modulo
-    `slots`. A refused operation raises CircuitError, MissingRotationKey, EncodeError or BlobError.
+    No method changes its arguments; every result is a new ciphertext. Vectors are float64 of
+    `slots` values, tiled over the ring, so rotations are cyclic modulo `slots`. A refused operation
+    raises CircuitError, MissingRotationKey, EncodeError or BlobError.
 
     Attributes:
       name: "slots", "pyfhel", ...
@@ -63,14 +69,6 @@ class Machine(Protocol):
 
     def encode(self, values: np.ndarray | float, level: int, scale: float) -> Any:
         """A Plain at `level` and `scale`; a float stands for the same value in every slot."""
-        ...
-
-    def encrypt(self, values: np.ndarray | float, level: int, scale: float) -> Any:
-        """A fresh two-component Cipher at `level` and `scale`, under the public key."""
-        ...
-
-    def decrypt(self, cipher: Any) -> np.ndarray:
-        """float64[slots]. Raises BackendError where there is no secret key."""
         ...
 
     def add(self, ciphers: Sequence[Any], factors: Sequence[int]) -> Any:
@@ -121,4 +119,55 @@ class Machine(Protocol):
 
     def from_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> Any:
         """The ciphertext in `blob`, which must be exactly as announced, else BlobError."""
+        ...
+
+
+@runtime_checkable
+class Machine(Evaluator, Protocol):
+    """An Evaluator that holds keys to encrypt and decrypt with, all of them or the client's."""
+
+    def encrypt(self, values: np.ndarray | float, level: int, scale: float) -> Any:
+        """A fresh two-component Cipher at `level` and `scale`, under the public key."""
+        ...
+
+    def decrypt(self, cipher: Any) -> np.ndarray:
+        """float64[slots]. Raises BackendError where there is no secret key."""
+        ...
+
+
+class KeyMaker(Protocol):
+    """The class of a machine: makes keys, and machines that hold some of them.
+
+    Only the key process of the client and the client itself are given what decrypts. Files are
+    named in the machine's row of `he_backend.machines.table`.
+    """
+
+    def generate(
+        self, params: CKKSParams, rotation_steps: Iterable[int] = (), slots: int | None = None
+    ) -> Machine:
+        """A machine with fresh keys of every kind, in this process: rotations by these steps."""
+        ...
+
+    def make_keys(
+        self, params: CKKSParams, rotation_steps: Iterable[int], server: Path, client: Path
+    ) -> None:
+        """Write fresh keys to the row's files in both folders. Raises OSError if it cannot."""
+        ...
+
+    def key_holder(self, params: CKKSParams, slots: int, client: Path) -> Machine:
+        """The client's machine. Raises BlobError if its library refuses a key file."""
+        ...
+
+    def evaluator(
+        self,
+        params: CKKSParams,
+        slots: int,
+        server: Path,
+        rotation_steps: Iterable[int],
+        levels: Iterable[int] = (),
+    ) -> Evaluator:
+        """The server's machine, ready to encode vectors at `levels`: workers are forked from it.
+
+        Raises BlobError if its library refuses a key file.
+        """
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -73,6 +74,29 @@ class SlotsMachine:
         cls, params: CKKSParams, rotation_steps: Iterable[int] = (), slots: int | None = None
     ) -> SlotsMachine:
         """A machine that rotates by these steps, as one with keys for them would."""
+        return cls(params, slots, rotation_steps)
+
+    @classmethod
+    def make_keys(
+        cls, params: CKKSParams, rotation_steps: Iterable[int], server: Path, client: Path
+    ) -> None:
+        """Nothing: there are no keys."""
+
+    @classmethod
+    def key_holder(cls, params: CKKSParams, slots: int, client: Path) -> SlotsMachine:
+        """A machine that encrypts and decrypts nothing really, and rotates by no step."""
+        return cls(params, slots, ())
+
+    @classmethod
+    def evaluator(
+        cls,
+        params: CKKSParams,
+        slots: int,
+        server: Path,
+        rotation_steps: Iterable[int],
+        levels: Iterable[int] = (),
+    ) -> SlotsMachine:
+        """A machine that rotates by these steps."""
         return cls(params, slots, rotation_steps)
 
     def encode(self, values: np.ndarray | float, level: int, scale: float) -> SlotsPlain:

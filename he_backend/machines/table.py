@@ -6,33 +6,63 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-__all__ = ["MACHINES", "MachineRow"]
+from he_backend.errors import BackendError
+
+if TYPE_CHECKING:
+    from he_backend.machines.protocol import KeyMaker
+
+__all__ = ["MACHINES", "MachineRow", "find"]
 
 
 @dataclass(frozen=True)
 class MachineRow:
-    """Where a machine is found.
+    """Where a machine is found, and what its processes need.
 
     Attributes:
-      module: name of its module. kind: name of its class there.
-      encrypts: whether its numbers are encrypted at all.
+      module: name of its module. kind: name of its class there, a `KeyMaker`.
+      encrypts: whether it runs in processes of its own, apart from the keys; otherwise it holds the
+        numbers in the clear, and runs in the caller's process.
+      server_keys, client_keys: names of the files that `KeyMaker.make_keys` writes into the
+        server's folder and the client's.
+      rotation_keys: names of those that it writes into the server's besides if there are steps.
+      interpreter: the Python that key process, client, server and workers run under, where its
+        library is installed; None for the caller's.
     """
 
     module: str
     kind: str
     encrypts: bool
+    server_keys: tuple[str, ...] = ()
+    client_keys: tuple[str, ...] = ()
+    rotation_keys: tuple[str, ...] = ()
+    interpreter: str | None = None
 
-    def load(self) -> Any:
+    def load(self) -> KeyMaker:
         """The class, its module imported only now: it may need a library that is not installed."""
-        return getattr(importlib.import_module(self.module), self.kind)
+        return cast("KeyMaker", getattr(importlib.import_module(self.module), self.kind))
 
 
 MACHINES: Mapping[str, MachineRow] = MappingProxyType(
     {
         "slots": MachineRow("he_backend.machines.slots", "SlotsMachine", encrypts=False),
-        "pyfhel": MachineRow("he_backend.machines.pyfhel.machine", "PyfhelMachine", encrypts=True),
+        "pyfhel": MachineRow(
+            "he_backend.machines.pyfhel.machine",
+            "PyfhelMachine",
+            encrypts=True,
+            server_keys=("public.key", "relin.key"),
+            client_keys=("public.key", "secret.key"),
+            rotation_keys=("rotation.key",),
+        ),
     }
 )
 """The rows by the name that `he_backend.run(..., backend=...)` takes."""
+
+
+def find(name: str) -> MachineRow:
+    """The row of a machine. Raises BackendError if there is none of this name."""
+    if name not in MACHINES:
+        known = " or ".join(map(repr, MACHINES))
+        raise BackendError(f"backend {name!r} is unknown; use {known}")
+    return MACHINES[name]

@@ -25,6 +25,7 @@ from he_backend.errors import (
     RunFolderWarning,
     from_message,
 )
+from he_backend.machines.table import find
 from he_backend.processes.exchange import begin_attempt
 from he_backend.processes.folders import clean_environment, module_command
 from he_backend.processes.identity import Claimed
@@ -80,6 +81,7 @@ class Processes:
         self._tell(
             link,
             {
+                "machine": job.machine,
                 "run": str(folders.server),
                 "name": self.claimed.name,
                 "digests": [self.claimed.circuit, *self.claimed.operands],
@@ -104,6 +106,7 @@ class Processes:
                 stacklevel=2,
             )
         config = {
+            "machine": job.machine,
             "circuit": str(folders.client_circuit),
             "circuit_digest": self.claimed.circuit,
             "client": str(folders.client),
@@ -135,7 +138,7 @@ class Processes:
         with open(folder / f"{name.replace(' ', '')}.log", "ab") as log:
             start = log.tell()
             child = subprocess.Popen(
-                module_command(module),
+                module_command(module, find(self.job.machine).interpreter),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,

@@ -28,6 +28,8 @@ from he_backend.errors import (
 )
 from he_backend.execute import operands_of, placed
 from he_backend.keyholder import KeyHolder
+from he_backend.machines.protocol import Machine
+from he_backend.machines.table import find
 from he_backend.processes.exchange import Exchange, requested
 from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
 from he_backend.processes.memory import peak_bytes
@@ -174,16 +176,13 @@ def _circuit(config: dict[str, Any]) -> Circuit:
     return Circuit.load(path)
 
 
-def _machine(circuit: Circuit, config: dict[str, Any], folders: Folders) -> Any:
+def _machine(circuit: Circuit, config: dict[str, Any], folders: Folders) -> Machine:
     """The machine with the keys of this run. Raises BlobError if a key file was altered."""
-    from he_backend.machines.pyfhel.machine import PyfhelMachine
     from he_backend.processes.keys import params_of
 
     verify_files(folders.client, read_manifest(folders.client_keys)["files"])
-    machine = PyfhelMachine(params_of(config["params"]), circuit.slots, cache_bytes=0)
-    machine.load_public_key(folders.client / "public.key")
-    machine.load_secret_key(folders.secret_key)
-    return machine
+    kind = find(config.get("machine", "pyfhel")).load()
+    return kind.key_holder(params_of(config["params"]), circuit.slots, folders.client)
 
 
 def _inputs(folders: Folders, count: int, digests: Sequence[str] | None) -> list[np.ndarray]:

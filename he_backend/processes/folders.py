@@ -225,6 +225,10 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-def module_command(module: str) -> list[str]:
-    """Command line that runs one of our modules without putting the current folder on the path."""
-    return [sys.executable, "-P", "-m", module]
+def module_command(module: str, interpreter: str | None = None) -> list[str]:
+    """Command line that runs one of our modules without putting the current folder on the path.
+
+    Args:
+      module: its name. interpreter: the Python that runs it; the caller's by default.
+    """
+    return [interpreter or sys.executable, "-P", "-m", module]

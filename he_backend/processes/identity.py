@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import RunFolderError, RunFolderWarning
+from he_backend.machines.table import find
 from he_backend.processes.folders import Folders, digest_of, read_json
 from he_backend.processes.store import bound_digest, storing, write_array
 from hesim.circuit.circuit import Circuit
@@ -30,6 +31,7 @@ _FORMAT = 2
 
 _DIFFERENCES = {
     "format": "the version of this package that wrote it",
+    "machine": "backend",
     "circuit": "program or parameters",
     "operands": "public arguments",
     "inputs": "encrypted arguments",
@@ -60,6 +62,7 @@ def claim(
     inputs: Sequence[np.ndarray],
     deliver: Sequence[int],
     task_seconds: float,
+    machine: str = "pyfhel",
 ) -> Claimed:
     """Write a job's files, after checking that the folders hold this very job or none.
 
@@ -77,6 +80,7 @@ def claim(
         circuit.save(fresh)
     identity = {
         "format": _FORMAT,
+        "machine": machine,
         "circuit": digest_of(fresh),
         "operands": _digest(operands),
         "task_seconds": task_seconds,
@@ -152,7 +156,7 @@ def _held_name(folders: Folders, identity: dict[str, Any], secret: dict[str, Any
             f"{folders.identity} is gone, so nobody knows of which computation the work beside it "
             f"is; put it back, or {both}"
         )
-    _warn_of_lost_run(folders, held)
+    _warn_of_lost_run(folders, held, find(identity["machine"]).client_keys)
     return ""
 
 
@@ -173,14 +177,14 @@ def _own_digest(side: str, found: dict[str, Any]) -> str:
     return bound_digest(str(found.get("name")), f"run.json of the {side}", text).hex()
 
 
-def _warn_of_lost_run(folders: Folders, held: dict[str, Any]) -> None:
+def _warn_of_lost_run(folders: Folders, held: dict[str, Any], keys: Sequence[str]) -> None:
     """A client's folder whose server's folder is empty or gone. RunFolderError if it is not."""
     home = Path(str(held.get("server", folders.server)))
     if home != folders.server and (home / folders.identity.name).exists():
         raise RunFolderError(
             f"{folders.client} holds the keys of the run in {home}; choose another client_dir"
         )
-    if not folders.secret_key.exists():
+    if not any((folders.client / name).exists() for name in keys):
         return
     warnings.warn(
         f"{folders.client} holds the keys of a run that is no longer in {home}: new keys replace "

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +19,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from he_backend.errors import (
     BackendError,
@@ -31,6 +29,7 @@ from he_backend.errors import (
     from_message,
     to_message,
 )
+from he_backend.machines.table import MachineRow, find
 from he_backend.processes.folders import (
     Folders,
     clean_environment,
@@ -44,17 +43,18 @@ from he_backend.processes.store import storing
 from hesim.files import write_whole
 from hesim.params import CKKSParams
 
-if TYPE_CHECKING:
-    from he_backend.machines.pyfhel.machine import PyfhelMachine
-
 __all__ = ["ensure_keys", "params_of"]
 
-_SERVER_FILES = ("public.key", "relin.key", "rotation.key")
-_CLIENT_FILES = ("public.key", "secret.key")
 _PR_SET_PDEATHSIG = 1
 
 
-def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int], run: str = "") -> float:
+def ensure_keys(
+    folders: Folders,
+    params: CKKSParams,
+    steps: Iterable[int],
+    run: str = "",
+    machine: str = "pyfhel",
+) -> float:
     """Make the keys of a run unless they are there already.
 
     Args:
@@ -62,6 +62,7 @@ def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int], run:
       params: ring and primes.
       steps: rotation steps, in slots to the left.
       run: name of the run, to which the keys are bound.
+      machine: whose keys they are.
 
     Returns:
       Seconds it took, 0 if the keys were there.
@@ -76,7 +77,7 @@ def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int], run:
       BackendError: the key process failed.
     """
     wanted = {"params": dataclasses.asdict(params), "steps": sorted({int(s) for s in steps} - {0})}
-    wanted["run"] = run
+    wanted |= {"run": run, "machine": machine}
     if folders.key_manifest.exists() and folders.client_keys.exists():
         _verify(folders, wanted)
         return 0.0
@@ -91,7 +92,7 @@ def ensure_keys(folders: Folders, params: CKKSParams, steps: Iterable[int], run:
         "parent": os.getpid(),
     }
     done = subprocess.run(
-        module_command("he_backend.processes.keys"),
+        module_command("he_backend.processes.keys", find(machine).interpreter),
         input=json.dumps(job),
         capture_output=True,
         text=True,
@@ -112,8 +113,9 @@ def _verify(folders: Folders, wanted: dict[str, Any]) -> None:
     """
     found, held = read_manifest(folders.key_manifest), read_manifest(folders.client_keys)
     again = f"remove {folders.key_manifest} to make new keys, which starts the run afresh"
-    needed = {_SERVER_FILES[:2]: found, _CLIENT_FILES: held}
-    if any(not set(names) <= set(manifest["files"]) for names, manifest in needed.items()):
+    row = find(wanted["machine"])
+    needed = ((_server_files(row, wanted["steps"]), found), (row.client_keys, held))
+    if any(not set(names) <= set(manifest["files"]) for names, manifest in needed):
         raise RunFolderError(f"a keys.json lists too few files; {again}")
     differ = [name for name in wanted if found.get(name) != wanted[name]]
     if differ:
@@ -123,7 +125,7 @@ def _verify(folders: Folders, wanted: dict[str, Any]) -> None:
             f"{again}"
         )
     verify_files(folders.keys, found["files"])
-    verify_files(folders.client, {name: held["files"][name] for name in _CLIENT_FILES})
+    verify_files(folders.client, {name: held["files"][name] for name in row.client_keys})
     if held.get("run") != wanted["run"] or held.get("pair") != found["files"]:
         raise BlobError(
             f"the keys in {folders.client} and those in {folders.keys} are of different pairs; put "
@@ -175,39 +177,32 @@ def main() -> None:
 
 
 def _make(job: dict[str, Any]) -> None:
-    from he_backend.machines.pyfhel.machine import PyfhelMachine
-
     started = time.monotonic()
+    row = find(job["machine"])
     keys, client = Path(job["keys"]), Path(job["client"])
-    machine = PyfhelMachine.generate(params_of(job["params"]), job["steps"])
-    written = [*(keys / name for name in _SERVER_FILES), *(client / name for name in _CLIENT_FILES)]
+    written = [keys / name for name in (*row.server_keys, *row.rotation_keys)]
+    written += [client / name for name in row.client_keys]
     for path in written:
         path.unlink(missing_ok=True)  # an existing file would keep its mode
     try:
         with storing(keys):
-            _save(machine, keys, client)
+            row.load().make_keys(params_of(job["params"]), job["steps"], keys, client)
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
         raise
-    files = _manifest(keys, [name for name in _SERVER_FILES if (keys / name).exists()])
-    held = {"run": job["run"], "files": _manifest(client, _CLIENT_FILES), "pair": files}
-    found = {name: job[name] for name in ("run", "params", "steps")}
+    files = _manifest(keys, _server_files(row, job["steps"]))
+    held = {"run": job["run"], "files": _manifest(client, row.client_keys), "pair": files}
+    found = {name: job[name] for name in ("run", "machine", "params", "steps")}
     found |= {"files": files, "seconds": time.monotonic() - started}
     for path, manifest in ((client / "keys.json", held), (keys / "keys.json", found)):
         with storing(path):
             write_whole(path, json.dumps(manifest, indent=1).encode())
 
 
-def _save(machine: PyfhelMachine, keys: Path, client: Path) -> None:
-    """Write all key files. Raises OSError, of which SEAL says nothing but that there was one."""
-    paths = [keys / name for name in _SERVER_FILES] + [client / "secret.key"]
-    try:
-        machine.save_keys(*paths)
-    except RuntimeError as error:
-        begun = [path for path in paths if path.exists()] or paths
-        raise OSError(errno.EIO, str(error), str(begun[-1])) from error
-    shutil.copyfile(keys / "public.key", client / "public.key")
+def _server_files(row: MachineRow, steps: Iterable[int]) -> tuple[str, ...]:
+    """Names of the key files that the server is given."""
+    return (*row.server_keys, *(row.rotation_keys if list(steps) else ()))
 
 
 def _manifest(folder: Path, names: Iterable[str]) -> dict[str, list]:

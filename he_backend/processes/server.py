@@ -34,7 +34,8 @@ from he_backend.errors import (
     to_message,
 )
 from he_backend.execute import Spent, components_of
-from he_backend.machines.protocol import Machine
+from he_backend.machines.protocol import Evaluator
+from he_backend.machines.table import find
 from he_backend.processes.admission import Admission
 from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
 from he_backend.processes.keys import params_of
@@ -87,7 +88,7 @@ class Server:
         self.circuit = Circuit.load(folders.circuit)
         operands = [folders.operands / f"{k}.npy" for k in range(self.circuit.operand_count)]
         _verify(operands, digests[1:])
-        self.machine = _load_machine(self.circuit, folders)
+        self.machine = _load_machine(self.circuit, folders, str(config.get("machine", "pyfhel")))
         self.store = Store(folders.store, run)
         self.store.clean()
         self.schedule: Schedule = plan(self.circuit, config["deliver"], config["task_seconds"])
@@ -443,20 +444,16 @@ def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:
             raise RunFolderError(f"{path} was altered while the run began; run again")
 
 
-def _load_machine(circuit: Circuit, folders: Folders) -> Machine:
-    from he_backend.machines.pyfhel.machine import PyfhelMachine
-
+def _load_machine(circuit: Circuit, folders: Folders, name: str) -> Evaluator:
     manifest = read_manifest(folders.key_manifest)
     verify_files(folders.keys, manifest["files"])
-    machine = PyfhelMachine(params_of(manifest["params"]), circuit.slots)
-    machine.load_public_key(folders.keys / "public.key")
-    machine.load_evaluation_keys(
-        folders.keys / "relin.key", folders.keys / "rotation.key", manifest["steps"]
-    )
     vectors = [not pack.scalar for pack in circuit.packs]
     used = np.array(vectors, dtype=bool)[circuit.plain_pack] if vectors else np.zeros(0, bool)
-    machine.prepare_encoders(int(l) for l in np.unique(circuit.plain_level[used]))
-    return machine
+    levels = [int(l) for l in np.unique(circuit.plain_level[used])]
+    params = params_of(manifest["params"])
+    return (
+        find(name).load().evaluator(params, circuit.slots, folders.keys, manifest["steps"], levels)
+    )
 
 
 def main() -> None:

@@ -73,11 +73,17 @@ def execute(job: Job) -> Result:
     """
     with _held(job.folders):
         claimed = claim(
-            job.folders, job.circuit, job.operands, job.inputs, job.deliver, job.task_seconds
+            job.folders,
+            job.circuit,
+            job.operands,
+            job.inputs,
+            job.deliver,
+            job.task_seconds,
+            job.machine,
         )
         _announce_keys(job)
         key_seconds = ensure_keys(
-            job.folders, job.circuit.params, job.circuit.rotation_steps, claimed.name
+            job.folders, job.circuit.params, job.circuit.rotation_steps, claimed.name, job.machine
         )
         with Processes(job, claimed) as processes:
             finished, jax_loaded = processes.listen()
@@ -98,7 +104,7 @@ def execute(job: Job) -> Result:
 
 def _announce_keys(job: Job) -> None:
     """Say how many keys will be made, and how large they are, before making them."""
-    if job.progress is not None and not job.folders.secret_key.exists():
+    if job.progress is not None and not job.folders.client_keys.exists():
         ledger = job.circuit.ledger
         size = f"{ledger.key_bytes / 1e6:.0f} MB"
         op = f"making {ledger.rotation_keys} rotation keys and the relinearization key, {size}"

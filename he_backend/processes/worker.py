@@ -18,7 +18,7 @@ import numpy as np
 from he_backend.errors import ProtocolError, to_message
 from he_backend.execute import Executor, Spent, components_of
 from he_backend.machines.cache import ByteCache
-from he_backend.machines.protocol import Machine
+from he_backend.machines.protocol import Evaluator
 from he_backend.processes.memory import peak_bytes, resident_bytes
 from he_backend.processes.messages import receive, send
 from he_backend.processes.store import Store
@@ -42,7 +42,7 @@ class TaskRunner:
     def __init__(
         self,
         circuit: Circuit,
-        machine: Machine,
+        machine: Evaluator,
         operands: Sequence[np.ndarray],
         store: Store,
         cache_bytes: int = _CIPHER_CACHE,

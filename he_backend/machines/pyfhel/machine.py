@@ -11,8 +11,10 @@ primes left; scalars need no encoder at all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
+import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -113,6 +115,47 @@ class PyfhelMachine:
         if self.rotation_steps:
             self._he.save_rotate_key(str(rotation), "none")
         self._he.save_secret_key(str(secret), "none")
+
+    @classmethod
+    def make_keys(
+        cls, params: CKKSParams, rotation_steps: Iterable[int], server: Path, client: Path
+    ) -> None:
+        """Write fresh keys: all but the secret one to the server's folder, that and the public one
+        to the client's. Raises OSError, of which SEAL says nothing but that there was one.
+        """
+        machine = cls.generate(params, rotation_steps)
+        public, relin, rotation = (server / f"{k}.key" for k in ("public", "relin", "rotation"))
+        paths = (public, relin, rotation, client / "secret.key")
+        try:
+            machine.save_keys(*paths)
+        except RuntimeError as error:
+            begun = [path for path in paths if path.exists()] or [public]
+            raise OSError(errno.EIO, str(error), str(begun[-1])) from error
+        shutil.copyfile(public, client / "public.key")
+
+    @classmethod
+    def key_holder(cls, params: CKKSParams, slots: int, client: Path) -> PyfhelMachine:
+        """A machine with the keys that encrypt and decrypt. It encodes nothing twice."""
+        machine = cls(params, slots, cache_bytes=0)
+        machine.load_public_key(client / "public.key")
+        machine.load_secret_key(client / "secret.key")
+        return machine
+
+    @classmethod
+    def evaluator(
+        cls,
+        params: CKKSParams,
+        slots: int,
+        server: Path,
+        rotation_steps: Iterable[int],
+        levels: Iterable[int] = (),
+    ) -> PyfhelMachine:
+        """A machine with all keys but the secret one, its encoders for `levels` made."""
+        machine = cls(params, slots)
+        machine.load_public_key(server / "public.key")
+        machine.load_evaluation_keys(server / "relin.key", server / "rotation.key", rotation_steps)
+        machine.prepare_encoders(levels)
+        return machine
 
     def load_public_key(self, public: Path) -> None:
         """Load the key that encrypts. Raises BlobError if SEAL finds it malformed."""

@@ -290,7 +290,7 @@ def test_a_failing_process_leaves_its_last_words(gone, job, monkeypatch):
     log = job.folders.server / "server.log"
     log.write_text("Traceback (most recent call last)\nOldError: of an earlier attempt\n")
     monkeypatch.setattr(
-        "he_backend.processes.children.module_command", lambda _: [sys.executable, "-c", "1/0"]
+        "he_backend.processes.children.module_command", lambda *_: [sys.executable, "-c", "1/0"]
     )
     monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: 0.0)
     with pytest.raises(BackendError, match="server process ended .*ZeroDivisionError"):
