@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
+from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import ParameterError, ValueOverflowWarning
 from hesim.noise.placement import Placement, Schedule, canonical
 from hesim.noise.profiles import NoiseProfile
@@ -62,11 +63,14 @@ class Prediction:
       ops: one per ``program.ops``, cumulative: the error of the result from all causes before it.
       outputs: simulated result under the first key, float64 NumPy arrays in fn's structure.
       exact: exact result, likewise.
+      names, sources: of the operations; sources are the caller's file and line.
     """
 
     ops: tuple[OpPrediction, ...]
     outputs: Any
     exact: Any
+    names: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     @property
     def overflows(self) -> float:
@@ -75,6 +79,28 @@ class Prediction:
         """
         spare = np.array([op.spare_bits for op in self.ops if op.spare_bits])
         return float(np.mean(spare.min(0) <= 0)) if spare.size else 0.0
+
+    def table(self) -> str:
+        """Operations with their predicted errors, as text."""
+        return text_table(self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("operation", "level", "std", "log2", "q999", "source")]
+        blank = ("",) * len(self.ops)
+        names, sources = self.names or blank, self.sources or blank
+        for op, name, source in zip(self.ops, names, sources, strict=True):
+            bits = f"{math.log2(op.std):.2f}" if op.std > 0 else "-"
+            rows.append((name, str(op.level), f"{op.std:.2e}", bits, f"{op.q999:.2e}", source))
+        return rows
+
+    __str__ = table
+
+    _repr_pretty_ = shown_as_text
+
+    def _repr_html_(self) -> str:
+        keys = max((len(op.by_key) for op in self.ops), default=0)
+        title = f"Predicted errors over {keys} keys, cumulative; nothing is encrypted"
+        return html_block(title, inner=html_table(self._rows()))
 
 
 def predict(
@@ -155,7 +181,13 @@ def predict(
     outputs, exact = (
         tree_util.tree_unflatten(program.out_tree, results[0][place]) for place in (2, 3)
     )
-    return Prediction(tuple(ops), outputs, exact)
+    return Prediction(
+        tuple(ops),
+        outputs,
+        exact,
+        tuple(equation.name for equation in program.ops),
+        tuple(str(equation.source) if equation.source else "" for equation in program.ops),
+    )
 
 
 @lru_cache(maxsize=8)

@@ -359,7 +359,8 @@ class Program:
         public = [v for v in self.inputs if not v.encrypted]
         secret = [v for v in self.inputs if v.encrypted]
         return html_block(
-            f"{self.name}: {len(self.ops)} operations on encrypted values, depth {self.depth}",
+            f"{self.name}: {len(self.ops)} operations on encrypted values, depth {self.depth} "
+            "without refreshes",
             "encrypted: " + (", ".join(self._signature(secret)) or "none"),
             "public: " + (", ".join(self._signature(public)) or "none"),
             inner=html_table(rows),

@@ -238,10 +238,12 @@ class Ledger:
     def _totals(self) -> list[tuple[str, str]]:
         names = [f.name for f in dataclasses.fields(self) if f.name != "operations"]
         values = [(name, getattr(self, name)) for name in names]
-        return [
+        shown = [
             (name.replace("_", " "), f"{x:,.1f}" if isinstance(x, float) else f"{x:,}")
             for name, x in values
         ]
+        # A Program's depth leaves refreshes out, this one starts again at each.
+        return [(name, f"{x} between refreshes" if name == "depth" else x) for name, x in shown]
 
     def __str__(self) -> str:
         return text_table(self._totals())

@@ -77,7 +77,8 @@ def test_a_circuit_and_its_ledger_are_told_without_their_arrays(traced):
     rows = Table(circuit._repr_html_()).rows
     assert ["rotations", str(circuit.ledger.rotations)] in rows
     assert [row[0] for row in rows[-3:]] == ["mul", "polynomial", "sub"]
-    assert str(circuit.ledger).splitlines()[0].split() == ["depth", str(circuit.ledger.depth)]
+    depth = str(circuit.ledger).splitlines()[0].split()
+    assert depth == ["depth", str(circuit.ledger.depth), "between", "refreshes"]
 
 
 def test_a_terminal_of_ipython_shows_the_text(traced):
@@ -106,6 +107,10 @@ def test_suggestions_calibrations_and_certificates_have_their_tables(traced):
     program, circuit, x = traced
     met = hesim.calibrate(program, [(x,)])
     assert [row[0] for row in Table(met._repr_html_()).rows][2:] == ["mul", "polynomial", "sub"]
+    predicted = hesim.predict(program, PARAMS, (x,), keys=2)
+    rows = Table(predicted._repr_html_()).rows
+    assert [row[0] for row in rows[1:]] == ["mul", "polynomial", "sub"]
+    assert f"{predicted.ops[-1].std:.2e}" in rows[-1] and "test_display.py" in rows[-1][-1]
     found = hesim.certify(circuit, (x,), keys=2)
     assert [row[0] for row in Table(found._repr_html_()).rows[1:]] == ["mul", "polynomial", "sub"]
     suggestion = hesim.suggest(program, bits=10, rings=(13,))

@@ -140,5 +140,5 @@ def test_rows_that_run_away_are_named():
     x = np.ones((4, 8))
     x[2] = 2.0**13
     program = trace(lambda x: (x * x) * (x * x), x)
-    with pytest.warns(UserWarning, match=r"test_predictions\.py.* wrap around.*in rows 2:"):
+    with pytest.warns(UserWarning, match=r"test_predict\.py.* wrap around.*in rows 2:"):
         predict(program, params, (x,), keys=1)
