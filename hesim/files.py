@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import BinaryIO
 
 from hesim.errors import FolderInUseError
 
-__all__ = ["alone_in", "replacing", "sweep", "write_whole"]
+__all__ = ["alone_in", "bound_digest", "replacing", "sweep", "write_whole"]
 
 LOCK = "lock"
 """Name of the file by which a folder is held."""
@@ -68,6 +70,17 @@ def sweep(folder: Path) -> None:
     for left in folder.glob(".*.[0-9]*"):
         if left.name.rpartition(".")[2].isdigit() and left.is_file():
             left.unlink(missing_ok=True)
+
+
+def bound_digest(owner: str, name: str, content: bytes | memoryview) -> bytes:
+    """32 bytes of SHA-256 over a file's content, its name and what it belongs to.
+
+    A file that carries it is told from one that was altered, and from another one of the same form.
+    """
+    place = json.dumps([owner, name]).encode()
+    total = hashlib.sha256(len(place).to_bytes(8, "little") + place)
+    total.update(content)
+    return total.digest()
 
 
 @contextlib.contextmanager

@@ -6,12 +6,14 @@
                                                            with the client's state beside it
     <run>/report.html     the result
 
-A file appears complete or not at all: it is written beside its place and then renamed.
+A file appears complete or not at all: it is written beside its place and then renamed. It carries a
+digest over content, name and settings, so that figures that were altered since are not shown.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -24,11 +26,14 @@ import numpy as np
 from experiments.demo.settings import Settings, code_digest
 from experiments.errors import ExperimentError
 from experiments.lock import alone_in
-from hesim.files import replacing, write_whole
+from hesim.files import bound_digest, write_whole
 
 __all__ = ["RunFolder"]
 
 _IDENTITY = "settings.json"
+_DIGEST = "digest"
+_ARRAYS = "digest of the arrays"
+_OF_OTHERS = "choose another --run-dir, or remove the folder"
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class RunFolder:
                 shutil.rmtree(path)
         identity = {"settings": settings.plain(), "code": code_digest()}
         if known.exists():
-            found = _read(known)
+            found = _read(known, "", _OF_OTHERS)
             if found != identity:
                 what = "settings" if found.get("settings") != identity["settings"] else "code"
                 raise ExperimentError(
@@ -75,7 +80,7 @@ class RunFolder:
                 )
         else:
             path.mkdir(parents=True, exist_ok=True)
-            write_whole(known, json.dumps(identity, indent=1).encode())
+            _write(known, "", identity)
         return cls(path, identity["settings"])
 
     @classmethod
@@ -84,7 +89,7 @@ class RunFolder:
         path = Path(path)
         if not (path / _IDENTITY).exists():
             raise ExperimentError(f"{path} holds no run; `hesim demo --run-dir DIR` makes one")
-        return cls(path, _read(path / _IDENTITY)["settings"])
+        return cls(path, _read(path / _IDENTITY, "", _OF_OTHERS)["settings"])
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from working in this folder; ExperimentError if one does."""
@@ -98,26 +103,49 @@ class RunFolder:
         self, name: str, figures: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
     ) -> None:
         """Note a finished stage; its arrays are there before its figures are."""
+        noted = dict(figures)
         if arrays is not None:
-            target = self.path / f"{name}.npz"
-            with replacing(target) as file:
-                named: dict[str, Any] = dict(arrays)
-                np.savez_compressed(file, **named)
-        text = json.dumps(figures, indent=1, allow_nan=True)
-        write_whole(self.path / f"{name}.json", text.encode())
+            packed = io.BytesIO()
+            named: dict[str, Any] = dict(arrays)
+            np.savez_compressed(packed, **named)
+            content = packed.getvalue()
+            write_whole(self.path / f"{name}.npz", content)
+            noted[_ARRAYS] = self._digest(f"{name}.npz", content)
+        _write(self.path / f"{name}.json", self._owner, noted)
 
     def figures(self, name: str) -> dict[str, Any]:
-        """The figures of a finished stage."""
+        """The figures of a finished stage. Raises ExperimentError if they are gone or altered."""
         if not self.done(name):
             raise ExperimentError(
                 f"{self.path} holds no finished {name}; run `hesim demo` to its end first"
             )
-        return _read(self.path / f"{name}.json")
+        found = self._read(name)
+        found.pop(_ARRAYS, None)
+        return found
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a finished stage."""
-        with np.load(self.path / f"{name}.npz", allow_pickle=False) as data:
+        """The arrays of a finished stage. Raises ExperimentError if they are gone or altered."""
+        path = self.path / f"{name}.npz"
+        remedy = f"remove {name}.json beside it and run `hesim demo` again, which makes both anew"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ExperimentError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
+        if self._read(name).get(_ARRAYS) != self._digest(path.name, content):
+            raise ExperimentError(f"{path} is damaged, or not of this run: {remedy}")
+        with np.load(io.BytesIO(content), allow_pickle=False) as data:
             return {key: data[key] for key in data.files}
+
+    def _read(self, name: str) -> dict[str, Any]:
+        remedy = "remove it and run `hesim demo` again, which makes it anew"
+        return _read(self.path / f"{name}.json", self._owner, remedy)
+
+    def _digest(self, name: str, content: bytes) -> str:
+        return bound_digest(self._owner, name, content).hex()
+
+    @property
+    def _owner(self) -> str:
+        return json.dumps(self.settings, sort_keys=True)
 
     def checkpoints(self, seed: int) -> Path:
         """Where the training of a seed keeps its checkpoints."""
@@ -134,5 +162,27 @@ class RunFolder:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _write(path: Path, owner: str, content: Mapping[str, Any]) -> None:
+    """An object as JSON, with a digest that binds it to its name and its owner."""
+    plain = json.loads(json.dumps(content))  # keys as JSON has them, hence their order
+    whole = {**plain, _DIGEST: _own_digest(path, owner, plain)}
+    write_whole(path, json.dumps(whole, indent=1).encode())
+
+
+def _read(path: Path, owner: str, remedy: str) -> dict[str, Any]:
+    """What `_write` wrote. Raises ExperimentError, with the remedy, if it is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExperimentError(f"{path} cannot be read ({error}): {remedy}") from None
+    told = found.pop(_DIGEST, None) if isinstance(found, dict) else None
+    if told is None or told != _own_digest(path, owner, found):
+        raise ExperimentError(
+            f"{path} was altered, is of another run, or of an earlier version: {remedy}"
+        )
+    return found
+
+
+def _own_digest(path: Path, owner: str, content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True).encode()
+    return bound_digest(owner, path.name, text).hex()

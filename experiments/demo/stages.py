@@ -22,6 +22,7 @@ from experiments.console import Display, Update
 from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
+from he_backend.errors import RunFolderWarning
 from he_backend.processes.memory import peak_bytes
 from he_backend.report.environment import environment
 from hesim.circuit.circuit import Circuit
@@ -288,7 +289,8 @@ def _encrypt_one(
     title = "encrypted" if settings.backend == "pyfhel" else "on plain vectors"
     title += f", batch {k + 1} of {planned.batches}" if planned.batches > 1 else ""
     with display.bar(title, 1.0) as update, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are in the report
+        warnings.simplefilter("ignore", UserWarning)  # they are in the report, but for work lost
+        warnings.simplefilter("default", RunFolderWarning)
         report = he_backend.run(
             planned.program,
             *planned.arguments(k),

@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,10 +43,30 @@ class Logbook:
             with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
                 reader = csv.DictReader(file)
                 self._columns = list(reader.fieldnames or self._columns)
-                self._rows = [row for row in reader if _step_of(row) <= self._from_step]
+                rows: list[Any] = list(reader)
+            self._rows = [row for row in rows if _step_of(row) <= self._from_step]
+            self._tell_of_lost(rows)
         self._rewrite()
         purged = self._from_step + 1 if self._from_step else None
         return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=purged)
+
+    def _tell_of_lost(self, rows: Sequence[Mapping[str | None, Any]]) -> None:
+        """Warn if rows before `from_step` are damaged, or missing at the end.
+
+        A kill cuts off the last line at most, and that one is of a step after the checkpoint.
+        """
+        damaged = sum(_step_of(row) == math.inf for row in rows[:-1])
+        steps = [0, *(int(row["step"]) for row in self._rows)]
+        apart = max((b - a for a, b in zip(steps, steps[1:])), default=self._from_step)
+        lost = [f"{damaged} of its rows cannot be read"] if damaged else []
+        if self._from_step - steps[-1] > max(apart, 1):
+            lost.append(f"no row is left after step {steps[-1]}")
+        if lost:
+            warnings.warn(
+                f"{self.path} was damaged: {' and '.join(lost)}, though the training was at step "
+                f"{self._from_step}; these figures stay lost, the training goes on",
+                stacklevel=4,
+            )
 
     def __enter__(self) -> Logbook:
         return self

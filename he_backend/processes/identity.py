@@ -20,9 +20,9 @@ import numpy as np
 from he_backend.errors import RunFolderError, RunFolderWarning
 from he_backend.machines.table import find
 from he_backend.processes.folders import Folders, digest_of, read_json
-from he_backend.processes.store import bound_digest, storing, write_array
+from he_backend.processes.store import storing, write_array
 from hesim.circuit.circuit import Circuit
-from hesim.files import sweep, write_whole
+from hesim.files import bound_digest, sweep, write_whole
 
 __all__ = ["Claimed", "claim"]
 

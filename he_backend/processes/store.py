@@ -8,7 +8,6 @@ that lies under another's name, is taken for absent where it can be made again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import shutil
@@ -21,12 +20,11 @@ import numpy as np
 
 from he_backend.errors import RunFolderError, StorageError
 from he_backend.execute import Spent
-from hesim.files import sweep, write_whole
+from hesim.files import bound_digest, sweep, write_whole
 
 __all__ = [
     "Journal",
     "Store",
-    "bound_digest",
     "bound_line",
     "read_line",
     "read_values",
@@ -37,14 +35,6 @@ __all__ = [
 
 _DIGEST_BYTES = 32
 _LINE_DIGITS = 32
-
-
-def bound_digest(run: str, name: str, content: bytes | memoryview) -> bytes:
-    """32 bytes of SHA-256 over a file's content, its name and the run that it belongs to."""
-    place = json.dumps([run, name]).encode()
-    total = hashlib.sha256(len(place).to_bytes(8, "little") + place)
-    total.update(content)
-    return total.digest()
 
 
 @contextlib.contextmanager

@@ -92,6 +92,43 @@ def test_a_folder_of_other_settings_or_files_is_refused(
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("name", ["settings", "training", "plan", "encrypted-0", "encrypted-1"])
+@pytest.mark.parametrize("how", ["digit", "cut", "another's", "list"])
+def test_altered_figures_are_named_and_never_shown(
+    finished: Finished, tmp_path: Path, name: str, how: str
+) -> None:
+    path = shutil.copytree(finished[1].path, tmp_path / "run")
+    file = path / f"{name}.json"
+    content = file.read_bytes()
+    if how == "digit":
+        place = next(k for k, c in enumerate(content) if chr(c).isdigit())
+        content = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    elif how == "cut":
+        content = content[:-20]
+    elif how == "list":
+        content = b"[" * 5000
+    else:
+        other = "encrypted-0" if name == "encrypted-1" else "encrypted-1"
+        content = (path / f"{other}.json").read_bytes()
+    file.write_bytes(content)
+    with pytest.raises(ExperimentError, match=rf"{file}.* remove "):
+        Results.load(RunFolder.find(path))
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "another's"])
+def test_altered_arrays_are_named_and_can_be_made_again(
+    finished: Finished, settings: Settings, tmp_path: Path, how: str
+) -> None:
+    path = shutil.copytree(finished[1].path, tmp_path / "run")
+    file, other = path / "encrypted-0.npz", path / "encrypted-1.npz"
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(other.read_bytes() if how == "another's" else file.read_bytes()[:-20])
+    with pytest.raises(ExperimentError, match=rf"{file}.* remove encrypted-0\.json"):
+        Results.load(RunFolder.find(path))
+
+
 def test_two_processes_do_not_share_a_folder(settings: Settings, tmp_path: Path) -> None:
     folder = RunFolder.claim(tmp_path / "run", settings)
     with folder.held(), pytest.raises(ExperimentError, match="another process"):

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +233,25 @@ def test_a_second_signal_is_not_held_back():
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("step,loss\n10,1.0\n20,0.5\n30,0.4\n40,0.", False),
+        ("step,loss\n10,1.0\n20,0.5\n30,0.4\n", False),
+        ("step,loss\n10,1.0\n\x00\x00,0.5\n30,0.4\n40,0.3\n", True),
+        ("step,loss\n10,1.0\n2", True),
+    ],
+)
+def test_rows_that_damage_cost_are_told_from_those_of_a_kill(
+    tmp_path: Path, text: str, lost: bool
+) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
+    with warnings.catch_warnings(record=True) as caught, Logbook(tmp_path, from_step=30) as log:
+        warnings.simplefilter("always")
+        log.write(40, {"loss": 0.25})
+    told = [str(w.message) for w in caught if "metrics.csv was damaged" in str(w.message)]
+    assert len(told) == lost
+    kept = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert kept[0] == "step,loss" and kept[1] == "10,1.0" and kept[-1] == "40,0.25"
