@@ -1,7 +1,7 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
-`noise` measures for the better part of an hour, `training` compiles and `reviews` trains for
-minutes; these have to be named.
+`noise` and `shared_errors` measure for the better part of an hour, `training` compiles and
+`reviews` trains for minutes; these have to be named.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks import (
     noise,
     operations,
     reviews,
+    shared_errors,
     simulation,
     suggest,
     training,
@@ -31,11 +32,12 @@ ALL = {
     "simulation": lambda: simulation.main([]),
     "noise": noise.main,
     "circuits": lambda: circuits.main([]),
+    "shared_errors": lambda: shared_errors.main([]) == 0,
     "suggest": lambda: suggest.main([]),
     "training": training.main,
     "reviews": lambda: reviews.main([]),
 }
-LONG = ("noise", "training", "reviews")
+LONG = ("noise", "shared_errors", "training", "reviews")
 
 
 def main(names: list[str]) -> int:

@@ -40,7 +40,7 @@ from hesim.noise.placement import of_circuit
 from hesim.params import CKKSParams
 from hesim.predict import predict
 
-__all__ = ["Row", "main", "rings", "study"]
+__all__ = ["Row", "main", "measured", "rings", "study"]
 
 _KEYS = 48
 """Keys of every prediction: those cost little, and results of few elements vary from key to key."""
@@ -152,6 +152,17 @@ def study(
     }
 
 
+def measured(
+    case: CircuitCase, circuit: Circuit, keys: int, path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean squares of the errors of every tensor, results first, under each key (keys, tensors),
+    kept in `path`; and standard errors in bits of the stds over keys.
+    """
+    runs = _measure(case, circuit, keys, path, certified=False)
+    squares = np.array([run["squares"] for run in runs])
+    return squares, _errors(squares)
+
+
 def _errors(squares: np.ndarray) -> np.ndarray:
     """Standard errors in bits of the stds whose mean squares under each key are (keys, tensors)."""
     keys, mean = len(squares), squares.mean(axis=0)
@@ -161,9 +172,11 @@ def _errors(squares: np.ndarray) -> np.ndarray:
     return spread / 2 / math.log(2)
 
 
-def _measure(case: CircuitCase, circuit: Circuit, keys: int, path: Path) -> list[dict[str, Any]]:
+def _measure(
+    case: CircuitCase, circuit: Circuit, keys: int, path: Path, *, certified: bool = True
+) -> list[dict[str, Any]]:
     """Mean squares of the errors of every tensor, key by key, kept in `path`, with seconds of the
-    run and of a certificate made after it.
+    run and, if it is to be `certified`, of a certificate made after it.
     """
     identity = _identity(circuit, case)
     found: dict[str, Any] = {"identity": identity, "runs": []}
@@ -188,13 +201,16 @@ def _measure(case: CircuitCase, circuit: Circuit, keys: int, path: Path) -> list
             float(np.nanmean(np.square(tap.read(vectors) - exact.ops[tap.op])))
             for _, tap in tensors
         ]
-        started = time.perf_counter()
-        hesim.certify(circuit, case.args, keys=_TIMED)
-        certified = (time.perf_counter() - started) / _TIMED
-        found["runs"].append({"squares": squares, "seconds": seconds, "certify_seconds": certified})
+        run: dict[str, Any] = {"squares": squares, "seconds": seconds}
+        if certified:
+            started = time.perf_counter()
+            hesim.certify(circuit, case.args, keys=_TIMED)
+            run["certify_seconds"] = (time.perf_counter() - started) / _TIMED
+        found["runs"].append(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(found).encode())
-        print(f"  key {len(found['runs'])} of {keys}: {seconds:.1f} s", flush=True)
+        if certified:
+            print(f"  key {len(found['runs'])} of {keys}: {seconds:.1f} s", flush=True)
     return found["runs"]
 
 

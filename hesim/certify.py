@@ -167,14 +167,8 @@ class _Walk:
 
     def run(self) -> None:
         c = self.circuit
-        last = np.full(len(c), -1, np.int64)
-        for i in range(len(c)):
-            part = c.args(i)
-            last[c.arg[part]] = i
-            if c.kind[i] == Kind.DOT:
-                last[c.arg2[part]] = i
         ends: dict[int, list[int]] = {}
-        for cipher, i in enumerate(last.tolist()):
+        for cipher, i in enumerate(c.last_uses.tolist()):
             ends.setdefault(max(i, cipher), []).append(cipher)
         for i in range(len(c)):
             self._step(i)

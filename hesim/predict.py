@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
+from hesim.certify import certify
 from hesim.display import html_block, html_table, shown_as_text, text_table
-from hesim.errors import ParameterError, ValueOverflowWarning
-from hesim.noise.placement import Placement, Schedule, canonical
+from hesim.errors import ParameterError, ValueOverflowError, ValueOverflowWarning
+from hesim.noise.placement import CircuitSchedule, Placement, Schedule, canonical
 from hesim.noise.profiles import NoiseProfile
 from hesim.noise.profiles import profile as find_profile
 from hesim.program import need_program, widened
@@ -29,6 +30,9 @@ __all__ = ["OpPrediction", "Prediction", "predict"]
 
 _SAMPLE = 8192
 """Elements of a tensor, at most, that enter its quantile from each key."""
+
+_WALK_BYTES = 5e8
+"""Errors that a walk over a Circuit holds at a time; more keys than fit are walked in turns."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,14 @@ def predict(
     seed: int = 0,
     tier: str = "predict",
     jit: bool = True,
+    walk: bool = True,
 ) -> Prediction:
     """Predicted error of every operation, by simulation in float64 under several random keys.
+
+    With the schedule of a compiled Circuit, errors of operations are those that ``hesim.certify``
+    carries through the Circuit's own instructions: tensors do not say which slots' errors meet
+    again where operands are shared, nor that a rotation across the end of the effective slots reads
+    another of their copies in the ring. Values, and what of them wraps around, are simulated.
 
     Args:
       program: from ``hesim.trace``.
@@ -131,6 +141,8 @@ def predict(
       jit: compile the program as a whole, for this schedule. Otherwise its operations run one by
         one, each compiled once for all schedules: of many schedules with few keys each, only the
         first takes long.
+      walk: carry errors through the Circuit where `schedule` is one's and `tier` is "predict";
+        otherwise tensors are simulated as in training, but for errors drawn where they are made.
 
     What is compiled is kept for the last few programs, parameters and schedules, so another call
     with other values, keys or seed compiles nothing. A warning names the first operation whose
@@ -163,6 +175,7 @@ def predict(
         known = program.public_values(flat)
         results = [run(key, flat, known) for key in jax.random.split(jax.random.key(seed), keys)]
         results = jax.device_get(results)
+    walked = _walked(program, plan, args, keys, library, seed) if walk and tier == "predict" else {}
     ops = []
     for k, equation in enumerate(program.ops):
         each = np.array([r[0][k] for r in results])
@@ -176,6 +189,7 @@ def predict(
             _spare_bits(params, place, float(x)) for x in largest.max(axis=1, initial=0.0)
         )
         rows = _lost(params, place, largest) if min(spare) <= 0 else ()
+        std, quantile, by_key = walked.get(k, (std, quantile, by_key))
         ops.append(OpPrediction(std, quantile, place.level, by_key, spare, rows))
     _warn(program, ops)
     outputs, exact = (
@@ -188,6 +202,40 @@ def predict(
         tuple(equation.name for equation in program.ops),
         tuple(str(equation.source) if equation.source else "" for equation in program.ops),
     )
+
+
+def _walked(
+    program: Program,
+    schedule: Schedule,
+    args: Sequence[Any],
+    keys: int,
+    profile: NoiseProfile,
+    seed: int,
+) -> dict[int, tuple[float, float, tuple[float, ...]]]:
+    """By operation, (std, 99.9 % quantile, std under each key) from a walk over the Circuit whose
+    schedule this is; of none if it is another's, or if values wrap around, which is said elsewhere.
+    """
+    if not isinstance(schedule, CircuitSchedule) or schedule.program is not program:
+        return {}
+    circuit = schedule.circuit
+    bytes_per_key = 8 * circuit.params.slots * circuit.most_alive
+    each = max(1, min(keys, int(_WALK_BYTES // bytes_per_key)))
+    parts = [min(each, keys - start) for start in range(0, keys, each)]
+    try:
+        found = [
+            certify(circuit, args, keys=n, profile=profile, seed=seed + k)
+            for k, n in enumerate(parts)
+        ]
+    except ValueOverflowError:
+        return {}
+    walked = {}
+    for k in range(len(program.ops)):
+        ops = [certificate.ops[k] for certificate in found]
+        if ops[0].level >= 0:
+            by_key = tuple(std for op in ops for std in op.by_key)
+            quantile = float(np.average([op.q999 for op in ops], weights=parts))
+            walked[k] = float(np.sqrt(np.mean(np.square(by_key)))), quantile, by_key
+    return walked
 
 
 @lru_cache(maxsize=8)

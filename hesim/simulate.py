@@ -18,8 +18,9 @@ Over keys, pools are independent, and both errors shrink with their number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -33,8 +34,9 @@ from jax.extend import core
 from hesim.circuit.circuit import Circuit
 from hesim.errors import ParameterError
 from hesim.noise import formulas
+from hesim.noise.copies import Copies, Part
 from hesim.noise.dc_slots import Origin, Peaks, places
-from hesim.noise.placement import Schedule, canonical, of_circuit, transferred
+from hesim.noise.placement import Placement, Schedule, canonical, of_circuit, transferred
 from hesim.noise.pools import Draws
 from hesim.noise.profiles import NoiseProfile
 from hesim.noise.profiles import profile as find_profile
@@ -71,9 +73,11 @@ def simulate(
         shared between its elements), or "predict", every error where it is made. Under a Circuit
         whose key switches have peaks (``hesim.noise.dc_slots``) both draw those of a result too.
       circuit: of ``hesim.compile`` on a trace of `fn`, on a batch of any size: its levels,
-        refreshes, rotations and masks are then simulated, to a few hundredths of a bit. By default
-        they are guessed from the operations alone (``hesim.noise.placement.canonical``), which
-        knows nothing of layouts and may be a bit off where an operation rotates much or not at all.
+        refreshes, rotations and masks are then simulated, mostly to a tenth of a bit. Sums in which
+        errors that operands share cancel may be a third of a bit off (``hesim.noise.circuit``);
+        ``predict`` carries errors through the Circuit instead. By default all is guessed from the
+        operations alone (``hesim.noise.placement.canonical``), which knows nothing of layouts and
+        may be a bit off where an operation rotates much, or not at all.
 
     Returns:
       ``f(key, *args)``: the noisy result, of fn's structure; ``key`` is a JAX random key and stands
@@ -247,6 +251,7 @@ class _Walk:
         self.lowered: dict[tuple[int, int], Any] = {}
         self.gains: dict[int, float] = {}
         self.early: dict[int, Any] = {}
+        self.copies = Copies(self._drawn)
         self.peaks: dict[int, Any] = {}
         self.origins = {origin: k for k, origin in enumerate(_origins(self.schedule))}
         #: What each switching key does near ζ = 1, the same in all its uses.
@@ -268,16 +273,24 @@ class _Walk:
             return self.read(operand)
         return self.early[operand.id]
 
-    def fresh(self, value: Any, level: int, gain: float = 1.0) -> Any:
-        """A value encoded and encrypted at this level, its slots holding value / gain."""
+    def fresh(self, value: Any, level: int, gain: float = 1.0, copies: float = 1.0) -> Any:
+        """A value encoded and encrypted at this level, its slots holding value / gain; of the
+        errors of several copies, with their mean.
+        """
         noise = formulas.fresh(self.params.n, self.profile)
-        return value + gain * self.draws.noise(value, noise, self.params.scale(level))
+        scale = self.params.scale(level) * math.sqrt(copies)
+        return value + gain * self.draws.noise(value, noise, scale)
 
-    def refreshed(self, value: Any, level: int, gain: float = 1.0) -> Any:
+    def refreshed(self, value: Any, level: int, gain: float = 1.0, copies: float = 1.0) -> Any:
         """A value after a refresh: encrypted again, or by the law of the profile's bootstrap."""
         if self.profile.bootstrap is None:
-            return self.fresh(value, level, gain)
-        return bootstrapped(self.draws, value, self.profile.bootstrap, gain)
+            return self.fresh(value, level, gain, copies)
+        return bootstrapped(self.draws, value, self.profile.bootstrap, gain, copies=copies)
+
+    def _drawn(self, shape: tuple[int, ...], dtype: Any, std: float) -> Any:
+        """Errors of rescales and refreshes."""
+        rounding = formulas.rescale(self.profile)
+        return std * self.draws.unit(jnp.broadcast_to(jnp.zeros((), dtype), shape), rounding)
 
     def step(self, equation: Equation) -> list[Any]:
         """Results of one equation, with the noise that it adds."""
@@ -286,7 +299,9 @@ class _Walk:
             args = [self.unrefreshed(v) for v in equation.inputs]
             self._carry_peaks(equation, args)
             if shared:
-                return _evaluate(equation, self.wide, args)
+                self._share_copies(equation)
+                return self._spread(equation, _evaluate(equation, self.wide, args), early=True)
+            self._own_copies(equation)
             return self._peaked(equation, self._noisy(equation))
         return bind(equation, [self.read(v) for v in equation.inputs], False)
 
@@ -298,11 +313,92 @@ class _Walk:
             if place.refreshed_after or place.shared:
                 self.early.update({v.id: x for v, x in zip(equation.outputs, out, strict=True)})
             if place.refreshed_after:
-                out = [self.refreshed(x, place.level, place.gain) for x in out]
+                out = [self.refreshed(x, place.level, place.gain, place.copies) for x in out]
             elif place.shared:
                 args = [self.read(v) for v in equation.inputs]
-                out = _evaluate(equation, self.wide, args)
+                out = self._spread(equation, _evaluate(equation, self.wide, args), early=False)
         self.values.update({v.id: x for v, x in zip(equation.outputs, out, strict=True)})
+
+    def _own_copies(self, equation: Equation) -> None:
+        """Notes what each copy of a result has of its own, once it is refreshed too."""
+        place = self.schedule[equation.index]
+        for var in equation.outputs:
+            made = Part(place.gain * place.apart_std, ("made", var.id))
+            again = Part(0.0, ("refreshed", var.id))
+            if place.refreshed_after and place.copies > 1.0:
+                std = formulas.refresh_std(self.params, place.level, self.profile)
+                again = again._replace(std=self._apart(place.gain * std, place.copies))
+            self.copies.keep(var.id, (made, again), (made,), place.copies)
+
+    def _share_copies(self, equation: Equation) -> None:
+        """Notes the copies of a result that lies in its operands' ciphertexts."""
+        place = self.schedule[equation.index]
+        names = [v.id for v in equation.inputs if isinstance(v, Var) and v.encrypted]
+        for var in equation.outputs:
+            late, early = (self._noisiest(names, place.gain, early) for early in (False, True))
+            self.copies.keep(var.id, late, early, place.copies)
+
+    def _noisiest(self, names: list[int], gain: float, early: bool) -> tuple[Part, ...]:
+        """Of several operands' copies, as in a concatenation, those with the largest errors."""
+        found = [
+            Copies.scaled(self.copies.of(i, early=early), gain / self.gains.get(i, 1.0))
+            for i in names
+        ]
+        return max(found, key=Copies.std, default=())
+
+    def _spread(self, equation: Equation, out: list[Any], *, early: bool) -> list[Any]:
+        """Results that are themselves the copies, each with what it has of its own."""
+        operand, var = equation.inputs[0], equation.outputs[0]
+        grown = equation.name in ("broadcast_in_dim", "tile") and var.size > np.size(
+            self.read(operand)
+        )
+        if not grown:
+            return out
+        out = [self.copies.read(self.copies.of(var.id, early=early), out[0], out[0].shape)]
+        if not early:
+            self.copies.keep(var.id, (), (), self.schedule[equation.index].copies)
+        return out
+
+    @staticmethod
+    def _apart(std: float, copies: float) -> float:
+        """What each of several independent errors has besides their mean."""
+        return std * math.sqrt(1.0 - 1.0 / copies)
+
+    def _with_copies(
+        self, equation: Equation, args: list[Any], folded: bool
+    ) -> tuple[list[Any], tuple[float, ...]]:
+        """Operands with what each copy has of its own, in the shape in which they are read; or
+        where that is drawn with the result, its standard deviations.
+        """
+        place = self.schedule[equation.index]
+        inside = place.operand_apart_stds or (0.0,) * len(args)
+        met = equation.name in ("mul", "add", "add_any", "sub")
+        later = equation.name == "dot_general" or folded and (met or equation.name == "reduce_sum")
+        shape = np.broadcast_shapes(*(np.shape(x) for x in args)) if met else None
+        found: dict[int, Any] = {}
+        stds = []
+        for k, v in enumerate(equation.inputs):
+            std = inside[k] * (place.operand_gains[k] if place.operand_gains else 1.0)
+            parts = self._parts_of(v, place)
+            if parts and later:
+                std = math.hypot(std, Copies.std(parts))
+            elif parts and isinstance(v, Var) and v.id not in found:
+                found[v.id] = self.copies.read(parts, args[k], shape or np.shape(args[k]))
+            stds.append(std)
+        args = [found.get(getattr(v, "id", -1), x) for v, x in zip(equation.inputs, args)]
+        return args, tuple(stds)
+
+    def _parts_of(self, operand: Var | Literal, place: Placement) -> tuple[Part, ...]:
+        """Of the copies of an operand, brought to the operation's level."""
+        if isinstance(operand, Literal) or not operand.encrypted:
+            return ()
+        parts, copies = self.copies.of(operand.id), self.copies.counts.get(operand.id, 1.0)
+        if operand.id in place.lowered and copies > 1.0:
+            rounding, level = formulas.rescale(self.profile), place.operand_level
+            std = formulas.value_std(rounding, self.params, level, self.profile)
+            std = self._apart(self.gains.get(operand.id, 1.0) * std, copies)
+            parts = (*parts, Part(std, ("lowered", operand.id, level)))
+        return parts
 
     def _noisy(self, equation: Equation) -> list[Any]:
         place = self.schedule[equation.index]
@@ -329,12 +425,17 @@ class _Walk:
         )
         drawn = place.lowered - lowered
         args = [self._at(v, place.operand_level, drawn) for v in equation.inputs]
-        return apply(operation, args)
+        args, apart = self._with_copies(equation, args, folded)
+        return apply(replace(operation, apart=apart), args)
 
     def as_read(self, operands: Sequence[Var | Literal], values: list[Any]) -> list[Any]:
         """Values with the errors of the slots in which they are read."""
         names = [v.id if isinstance(v, Var) else -1 for v in operands]
-        return [self._read_there(i, x) for i, x in zip(names, values, strict=True)]
+        there = [self._read_there(i, x) for i, x in zip(names, values, strict=True)]
+        return [
+            self.copies.read(self.copies.of(i, early=True), x, np.shape(x))
+            for i, x in zip(names, there, strict=True)
+        ]
 
     def _read_there(self, name: int, value: Any) -> Any:
         return value + self.peaks[name] if name in self.peaks else value
@@ -404,9 +505,8 @@ class _Walk:
         place = operand.id, level
         if place not in self.lowered:
             value = self.values[operand.id]
-            noise = self.draws.noise(
-                value, formulas.rescale(self.profile), self.params.scale(level)
-            )
+            scale = self.params.scale(level) * math.sqrt(self.copies.counts.get(operand.id, 1.0))
+            noise = self.draws.noise(value, formulas.rescale(self.profile), scale)
             self.lowered[place] = value + self.gains.get(operand.id, 1.0) * noise
         return self.lowered[place]
 

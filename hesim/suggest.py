@@ -310,6 +310,7 @@ class _Trial:
                 self.profile,
                 schedule=schedule,
                 jit=False,
+                walk=False,
             )
         leaves = (tree_util.tree_leaves(tree) for tree in (prediction.outputs, prediction.exact))
         found, exact = ([np.asarray(x) for x in side] for side in leaves)

@@ -379,6 +379,25 @@ class Circuit:
         """(pack, row) of each input row number."""
         return tuple((k, r) for k, pack in enumerate(self.inputs) for r in range(len(pack.index)))
 
+    @cached_property
+    def last_uses(self) -> np.ndarray:
+        """int64 (I,): the last instruction that reads each ciphertext, -1 if none does."""
+        last = np.full(len(self.kind), -1)
+        consumer = np.repeat(np.arange(len(self.kind)), np.diff(self.arg_ptr))
+        dots = np.repeat(self.kind == Kind.DOT, np.diff(self.arg_ptr))
+        np.maximum.at(last, self.arg, consumer)
+        np.maximum.at(last, self.arg2[dots], consumer[dots])
+        return last
+
+    @cached_property
+    def most_alive(self) -> int:
+        """Ciphertexts at a time, at most, that are still to be read."""
+        change = np.zeros(len(self.kind) + 1, np.int64)
+        change[:-1] += 1
+        ends = np.maximum(self.last_uses, np.arange(len(self.kind)))
+        np.add.at(change, ends + 1, -1)
+        return int(np.cumsum(change).max(initial=0))
+
     def args(self, i: int) -> slice:
         """Range of `arg`, `arg2` and `factor` that belongs to instruction i."""
         return slice(int(self.arg_ptr[i]), int(self.arg_ptr[i + 1]))

@@ -4,33 +4,58 @@ Between the operands and the result of one operation lie rescales, rotations and
 number depends on the layout. Their variances are followed through the operation's own
 instructions: errors made before its products, or before a sum of two tensors, count as errors of
 the operands, errors made after them as errors of the result. Slots are taken as independent, so
-sums add variances.
+sums add variances, column by column where masks have kept some of them.
 
-Where a small operand of a sum is spread over many slots by x + rotated x, again and again, its
-copies have most of their error in common: T copies get the sum of T slots' errors, and of a
-rotation's own errors each is in as many copies as there were doublings after it. The part of their
-variance that is in the mean over all copies counts as the operand's, the rest as the result's.
+A small tensor that larger ones meet lies in many slots, and what copies of an element share depends
+on how they came about. Made by x + rotated x, again and again, T copies get the sum of T slots'
+errors, and of a rotation's own errors each is in as many copies as there were doublings after it;
+what a rescale or a refresh then rounds, it rounds in every copy by itself. The part of the variance
+that is in the mean over all copies counts as the tensor's, the rest as each copy's own.
+
+What this leaves out: where the effective slots are fewer than the ring's, a rotation across their
+end reads the next of their copies in the ring, whose errors are others. So the copies that a sum
+over a whole cycle makes are sums over different windows of errors. A tensor's errors are taken as
+the same in all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
 from hesim.noise import slots_read
 from hesim.noise.circuit_plans import CircuitPlan, circuit_plan
+from hesim.noise.columns import Columns, factors
 from hesim.noise.dc_products import SlotValues
 from hesim.noise.dc_slots import RELINEARIZED, Amplitudes, Factor, Origin, Peaks, at_elements
 from hesim.noise.dc_slots import variance as peak_variance
 from hesim.noise.instructions import InstructionNoise
 from hesim.noise.profiles import NoiseProfile
+from hesim.noise.slot_errors import NO_ERRORS, SlotErrors, mean, summed
 
-__all__ = ["OperationNoise"]
+__all__ = ["OperationNoise", "Result"]
 
 _TINY = 1e-300
 """Under every variance that is not zero."""
+
+
+class Result(NamedTuple):
+    """What the instructions of one operation add to its result, in slot values squared.
+
+    Attributes:
+      variance: in the mean over elements, without `peaks`.
+      apart: the part of it that is each copy's own where elements are held in several.
+      copies: columns in which an element is needed, in the mean.
+      peaks: what single slots have besides.
+    """
+
+    variance: float
+    apart: float
+    copies: float
+    peaks: Peaks | None
 
 
 class OperationNoise:
@@ -41,7 +66,9 @@ class OperationNoise:
         those of `peaks`.
       peaks: by ciphertext, the errors in single slots that have far more, beside `variance`.
       operands: per operation, mean variance that its own instructions add before they compute
-        anything, by moves, masks and refreshes, by the ciphertext of a whole tensor that is moved.
+        anything, by moves, masks and refreshes, by the ciphertext of a whole tensor that is moved;
+        where several copies of an element are read, of what they have in common.
+      copied: likewise, of what each copy has of its own.
       rescales: per operation, number of rescales, those that only correct a scale left out.
       inner_refreshes: per operation, refreshes between its operands and its result over rescales,
         by how many rescales lie between the operands and what is refreshed.
@@ -55,7 +82,6 @@ class OperationNoise:
         count = len(circuit.op_names)
         self._first = np.append(circuit.arg, -1)[circuit.arg_ptr[:-1]]
         self._corrections = self._find_corrections()
-        self._packs = [_weight(p) for p in circuit.packs]
         self._largest = [_largest(p) for p in circuit.packs]
         refreshes = np.flatnonzero(kind == Kind.REFRESH)
         self.refreshed = {int(self._first[r]): int(r) for r in refreshes}
@@ -71,26 +97,44 @@ class OperationNoise:
         self.peaks: dict[int, Amplitudes] = {}
         self._used: dict[int, np.ndarray] = {}  # bool[slots] that masks have left, all if absent
         self.operands: list[dict[int, float]] = [{} for _ in range(count)]
+        self.copied: list[dict[int, float]] = [{} for _ in range(count)]
         self._events = InstructionNoise(circuit.params, profile)
         self._tensor = self._tensors()
         self._values = SlotValues(circuit, self._tensor)
-        self._follow(self._events)
+        self._columns = Columns(circuit)
+        self._errors: dict[int, SlotErrors] = {}
+        self._follow()
         inner = [int(r) for r in refreshes if int(self._first[r]) not in results]
         self.inner_refreshes = self._by_depth(inner)
 
-    def result(self, tap: Tap, held: Collection[int] = ()) -> tuple[float, Peaks | None]:
-        """Mean variance over a result's elements, and what single slots have besides.
+    def result(self, tap: Tap, held: Collection[int] = ()) -> Result:
+        """What a result's own instructions add, in the mean over its elements.
 
         held: ciphertexts of it that operands lie in as well, whose errors come with these.
         """
-        if not len(tap.ciphers):
-            return 0.0, None
-        computed = tap.cipher[tap.cipher > -2]
-        made = (computed >= 0) & ~np.isin(computed, list(held))
-        flat = float(np.where(made, self.variance[computed], 0.0).mean())
-        if not self.peaks:
-            return flat, None
-        return flat, at_elements(tap, self.peaks, self._in_use(tap), flat, self._values.element)
+        variances = apart = copies = 0.0
+        elements = tap.cipher[tap.cipher > -2]
+        for cipher in tap.ciphers.tolist():
+            columns = tap.column[tap.cipher == cipher]
+            times = max(self._columns.needed[cipher].sum() / len(np.unique(columns)), 1.0)
+            copies += times * len(columns)
+            if cipher in held or cipher not in self._errors:
+                continue
+            errors = self._errors[cipher]
+            own = (
+                errors.variance[columns].sum()
+                if np.ndim(errors.variance)
+                else errors.variance * len(columns)
+            )
+            variances += own
+            if times > 1.0:
+                common = mean(errors.total, self._columns.needed[cipher]) / times
+                apart += max(own - common * len(columns), 0.0)
+        count = max(len(elements), 1)
+        flat, peaks = variances / count, None
+        if self.peaks and len(tap.ciphers):
+            peaks = at_elements(tap, self.peaks, self._in_use(tap), flat, self._values.element)
+        return Result(flat, apart / count, max(copies / count, 1.0), peaks)
 
     def plan(self, ciphers: np.ndarray, operand_gain: float) -> CircuitPlan | None:
         """The arithmetic between an operand and a result that these ciphertexts hold, if it is one
@@ -113,7 +157,7 @@ class OperationNoise:
         units = single[one[c.plain_pack[c.arg2[c.arg_ptr[single]]]]]
         return np.flatnonzero((c.kind == Kind.RESCALE) & np.isin(self._first, units))
 
-    def _products(self) -> set[int]:
+    def _find_products(self) -> set[int]:
         """Operations that multiply two ciphertexts once; a scalar in them only applies a gain."""
         c = self._circuit
         dots = {int(op) for op in c.source[c.kind == Kind.DOT] if op >= 0}
@@ -125,7 +169,7 @@ class OperationNoise:
         rotated = len(terms) == 2 and self._circuit.kind[other] == Kind.ROTATE
         return bool(rotated and self._first[other] == one)
 
-    def _sums(self) -> set[int]:
+    def _find_sums(self) -> set[int]:
         """Operations that add two tensors."""
         names = self._circuit.op_names
         return {op for op, name in enumerate(names) if name in ("add", "add_any", "sub")}
@@ -172,102 +216,181 @@ class OperationNoise:
                 lowered.setdefault(int(consumer[place]), set()).add(cipher)
         return lowered
 
-    def _follow(self, events: InstructionNoise) -> None:
-        c, variance = self._circuit, self.variance
-        corrections = set(self._corrections.tolist())
+    def _follow(self) -> None:
+        c, whole = self._circuit, self._holds_tensor
         # What is rotated or masked for one operation may serve others too: whatever holds no whole
         # tensor counts as made by the operation that uses it.
-        inside = ~self._holds_tensor
-        root = np.arange(len(c.kind))
-        computed = np.zeros(len(c.kind), bool)
-        depth = np.zeros(len(c.kind), np.int64)
-        applied = np.ones(len(c.kind))
-        # Of the errors summed over all copies of a tensor: variance over the number of copies.
-        common, copies = np.zeros(len(c.kind)), np.ones(len(c.kind))
-        products, sums = self._products(), self._sums()
-        tensor = self._tensor
-        factors: list[dict[int, list[float]]] = [{} for _ in self.operands]
+        self._root = np.arange(len(c.kind))
+        self._computed = np.zeros(len(c.kind), bool)
+        self._depth = np.zeros(len(c.kind), np.int64)
+        self._applied = np.ones(len(c.kind))
+        self._products, self._sums = self._find_products(), self._find_sums()
+        self._noted = [_Noted() for _ in self.operands]
+        last = c.last_uses
+        corrections = set(self._corrections.tolist())
         for i in range(len(c.kind)):
-            op = int(c.source[i])
-            kind, where = int(c.kind[i]), c.args(i)
-            arg = c.arg[where]
-            if inside[i] and len(arg):
-                root[i], applied[i] = root[arg[0]], applied[arg[0]]
-            below = depth[arg][c.source[arg] == op]
-            depth[i] = below.max(initial=0)
-            made = computed[arg] & (c.source[arg] == op)
-            computed[i] = bool(np.any(made))
-            if op < 0 or i in corrections:
+            op, part = int(c.source[i]), c.args(i)
+            arg = c.arg[part]
+            if not whole[i] and len(arg):
+                self._root[i], self._applied[i] = self._root[arg[0]], self._applied[arg[0]]
+            self._depth[i] = self._depth[arg][c.source[arg] == op].max(initial=0)
+            made = self._computed[arg] & (c.source[arg] == op)
+            self._computed[i] = bool(np.any(made))
+            if op >= 0 and not (i in corrections and whole[self._before(i)]):
+                self._errors[i] = self._step(i, arg, made)
+            used = [*arg.tolist(), *(c.arg2[part].tolist() if c.kind[i] == Kind.DOT else ())]
+            for a in {a for a in used if last[a] == i and not whole[a]}:
+                self._errors.pop(a, None)
+        self._depth = np.where(self._computed, self._depth, 0)
+        for i, errors in self._errors.items():
+            self.variance[i] = mean(errors.variance, self._columns.needed[i])
+        self.operands = [noted.means(noted.common) for noted in self._noted]
+        self.copied = [noted.means(noted.apart) for noted in self._noted]
+
+    def _step(self, i: int, arg: np.ndarray, made: np.ndarray) -> SlotErrors:
+        """Errors of instruction i; `made`: which of its arguments its operation computed."""
+        c, op, kind = self._circuit, int(self._circuit.source[i]), int(self._circuit.kind[i])
+        near = ~self._holds_tensor[arg] | (c.source[arg] == op)
+        own = [
+            self._errors.get(a, NO_ERRORS) if n else NO_ERRORS for a, n in zip(arg.tolist(), near)
+        ]
+        peaks = [self.peaks.get(a, {}) if n else {} for a, n in zip(arg.tolist(), near)]
+        if self._events.peaked:
+            self._use(i, near)
+        self._depth[i] += kind == Kind.RESCALE and self._computed[i]
+        if kind == Kind.DOT:
+            return self._product(i, arg, made, own, peaks)
+        if kind == Kind.DOT_PLAIN:
+            return self._plain_product(i, arg, made, own, peaks)
+        if kind == Kind.ADD:
+            return self._sum(i, arg, made, own, peaks)
+        level, scale, step = int(c.level[i]), float(c.scale[i]), int(c.param[i])
+        added = self._events.variance(kind, level, scale)
+        key = step % c.slots if kind == Kind.ROTATE else RELINEARIZED
+        near_one = self._events.peaks(kind, level, scale, key)
+        if kind == Kind.ROTATE:
+            peaks = [self._rotated(p, step) for p in peaks]
+            own = [own[0].rotated(step * self._columns.count // c.slots)]
+        self._gather(i, np.ones(len(arg) + 1), [*peaks, near_one])
+        return own[0].plus(added, added + self._mean(i, near_one))
+
+    def _sum(
+        self,
+        i: int,
+        arg: np.ndarray,
+        made: np.ndarray,
+        own: list[SlotErrors],
+        peaks: list[Amplitudes],
+    ) -> SlotErrors:
+        c, op, needed = self._circuit, int(self._circuit.source[i]), self._columns.needed[i]
+        factors = c.factor[c.args(i)].astype(float)
+        self._gather(i, factors, peaks)
+        tensors = set(self._tensor[self._root[arg]].tolist())
+        if op not in self._sums or len(tensors) < 2:
+            return summed(own, factors, doubled=self._doubles(arg))
+        # Peaks stay where they are: those of one key are alike in all copies as it is.
+        self._computed[i] = True
+        left = []
+        for a, errors, m, more in zip(
+            arg.tolist(), own, made, self._means(arg, peaks), strict=True
+        ):
+            variance = mean(errors.variance, needed)
+            copies = errors.copies(needed, self._elements(a))
+            # What masks and peaks leave is a mean over slots in use, and copies may be few.
+            common = (
+                0.0
+                if m
+                else min(mean(errors.total, needed) / copies / max(variance + more, _TINY), 1.0)
+            )
+            if not m:
+                self._noted[op].add(self._root[a], common * variance / self._applied[a] ** 2)
+            left.append(errors.scaled(1.0 - common))
+        return summed(left, factors, doubled=False).alone()
+
+    def _product(
+        self,
+        i: int,
+        arg: np.ndarray,
+        made: np.ndarray,
+        own: list[SlotErrors],
+        peaks: list[Amplitudes],
+    ) -> SlotErrors:
+        c, op = self._circuit, int(self._circuit.source[i])
+        other = c.arg2[c.args(i)]
+        held = ~self._holds_tensor[other] | (c.source[other] == op)
+        beside = [
+            self._errors.get(b, NO_ERRORS) if h else NO_ERRORS for b, h in zip(other.tolist(), held)
+        ]
+        theirs = [self.peaks.get(b, {}) if h else {} for b, h in zip(other.tolist(), held)]
+        done = self._computed[other] & ~self._holds_tensor[other]
+        rest = self._multiply(i, [*peaks, *theirs], ~np.append(made, done))
+        self._depth[i] = max(self._depth[i], self._depth[other].max())
+        for ciphers, errors, m, more in (
+            (arg, own, made, rest[: len(arg)]),
+            (other, beside, done, rest[len(arg) :]),
+        ):
+            self._note(i, ciphers, errors, m, self._means(ciphers, more))
+        self._computed[i] = True
+        return NO_ERRORS
+
+    def _plain_product(
+        self,
+        i: int,
+        arg: np.ndarray,
+        made: np.ndarray,
+        own: list[SlotErrors],
+        peaks: list[Amplitudes],
+    ) -> SlotErrors:
+        c, op = self._circuit, int(self._circuit.source[i])
+        plains = c.arg2[c.args(i)]
+        packs = [c.packs[p] for p in c.plain_pack[plains].tolist()]
+        rows = c.plain_row[plains].tolist()
+        known = [factors(p, r, self._columns.count) for p, r in zip(packs, rows, strict=True)]
+        scalars = all(p.scalar for p in packs)
+        unknown = any(k is None for k in known)
+        if unknown or scalars and op not in self._products and op not in self._sums:
+            self._note(i, arg, own, made, self._means(arg, peaks))
+            self._computed[i] = True
+        if unknown:
+            return NO_ERRORS
+        self._applied[i] *= max(self._largest[p] for p in c.plain_pack[plains]) or 1.0
+        self._gather(i, np.ones(len(arg)), self._masked(plains, peaks))
+        masked = [errors.times(k) for errors, k in zip(own, known, strict=True) if k is not None]
+        found = summed(masked, np.ones(len(arg)), doubled=False)
+        more = self._mean(i, self.peaks.get(i, {}))
+        return found if scalars else found.alone(more)
+
+    def _note(
+        self,
+        i: int,
+        ciphers: np.ndarray,
+        own: list[SlotErrors],
+        made: np.ndarray,
+        more: np.ndarray,
+    ) -> None:
+        """Notes errors of factors that were only moved, what was computed being the plan's: what
+        all copies of an element have in common, and what each has besides.
+        """
+        op, needed = int(self._circuit.source[i]), self._columns.needed[i]
+        for a, errors, m, peak in zip(ciphers.tolist(), own, made, more, strict=True):
+            if m:
                 continue
-            near = inside[arg] | (c.source[arg] == op)
-            peaks = [self.peaks.get(a, {}) if held else {} for a, held in zip(arg.tolist(), near)]
-            own = np.where(near, variance[arg], 0.0)
-            whole = own + self._means(arg, peaks)
-            alike = np.where(inside[arg], common[arg], 0.0)
-            spread = np.where(inside[arg], copies[arg], 1.0)
-            copies[i] = spread.max(initial=1.0)
-            if events.peaked:
-                self._use(i, near)
-            depth[i] += kind == Kind.RESCALE and computed[i]
-            if kind == Kind.DOT:
-                depth[i] = max(depth[i], depth[c.arg2[where]].max())
-            if kind == Kind.ADD and op in sums and len(set(tensor[root[arg]].tolist())) > 1:
-                # Peaks stay where they are: those of one key are alike in all copies as it is.
-                shared = np.where(made, 0.0, alike / spread) / np.maximum(whole, _TINY)
-                # What masks and peaks leave is a mean over slots in use, and copies may be few.
-                shared = np.minimum(shared, 1.0)
-                _note(factors[op], root[arg], shared * own / applied[arg] ** 2, ~made)
-                variance[i] = np.dot(c.factor[where].astype(float) ** 2 * (1.0 - shared), own)
-                self._gather(i, c.factor[where].astype(float), peaks)
-                computed[i] = True
-            elif kind == Kind.ADD:
-                squares = c.factor[where].astype(float) ** 2
-                variance[i] = np.dot(squares, own)
-                self._gather(i, c.factor[where].astype(float), peaks)
-                common[i] = np.dot(squares, alike)
-                if self._doubles(arg):
-                    common[i], copies[i] = 3.0 * alike[0] + alike[1], 2.0 * spread[0]
-            elif kind == Kind.DOT:
-                other = c.arg2[where]
-                held = inside[other] | (c.source[other] == op)
-                theirs = [self.peaks.get(b, {}) if h else {} for b, h in zip(other.tolist(), held)]
-                moved = ~(computed[other] & inside[other])
-                errors = self._multiply(i, [*peaks, *theirs], np.append(~made, moved))
-                whole = own + self._means(arg, errors[: len(arg)])
-                beside = np.where(held, variance[other], 0.0)
-                beside += self._means(other, errors[len(arg) :])
-                _note(factors[op], root[arg], whole / applied[arg] ** 2, ~made)
-                _note(factors[op], root[other], beside / applied[other] ** 2, moved)
-                computed[i] = True
-            elif kind == Kind.DOT_PLAIN:
-                packs = c.plain_pack[c.arg2[where]]
-                weights = np.array([self._packs[p] for p in packs])
-                unknown = np.any(np.isnan(weights))
-                scalars = all(c.packs[p].scalar for p in packs)
-                if unknown or (scalars and op not in products and op not in sums):
-                    _note(factors[op], root[arg], whole / applied[arg] ** 2, ~made)
-                    computed[i] = True
-                if not unknown:
-                    largest = max(self._largest[p] for p in packs) or 1.0
-                    weights = weights / largest**2
-                    variance[i] = np.dot(weights, own) / min(1.0, max(weights.sum(), 1e-9))
-                    variance[i] *= largest**2
-                    applied[i] *= largest
-                    self._gather(i, np.ones(len(arg)), self._masked(c.arg2[where], peaks))
-                    common[i] = variance[i] + self._mean(i, self.peaks.get(i, {}))
-            else:
-                added = events.variance(kind, int(c.level[i]), float(c.scale[i]))
-                key = int(c.param[i]) % c.slots if kind == Kind.ROTATE else RELINEARIZED
-                near_one = events.peaks(kind, int(c.level[i]), float(c.scale[i]), key)
-                moved = [self._rotated(p, int(c.param[i])) for p in peaks]
-                self._gather(
-                    i, np.ones(len(arg) + 1), [*(moved if kind == Kind.ROTATE else peaks), near_one]
-                )
-                variance[i] = own.sum() + added
-                common[i] = alike.sum() + added + self._mean(i, near_one)
-        for op, found in enumerate(factors):
-            self.operands[op] = {cipher: float(np.mean(v)) for cipher, v in found.items()}
-        self._depth = np.where(computed, depth, 0)
+            variance = mean(errors.variance, needed)
+            copies = errors.copies(needed, self._elements(a))
+            common = min(mean(errors.total, needed) / copies, variance)
+            size = self._applied[a] ** 2
+            self._noted[op].add(self._root[a], (common + peak) / size, (variance - common) / size)
+
+    def _elements(self, cipher: int) -> int:
+        """Columns in which elements of the tensor lie that a ciphertext is made of."""
+        root = int(self._root[cipher])
+        read = self._columns.read.get(root, self._columns.read.get(int(self._first[root])))
+        return self._columns.count if read is None else int(read.sum())
+
+    def _before(self, correction: int) -> int:
+        """The ciphertext that a rescale of `_corrections` brings down."""
+        before = int(self._first[self._first[correction]])
+        return int(self._first[before]) if self._circuit.kind[before] == Kind.DROP else before
 
     def _use(self, i: int, near: np.ndarray) -> None:
         """Slots in use of instruction i: those of any argument, where masks leave them; of an
@@ -359,27 +482,26 @@ def _times(
     return {term: factor * amplitude for term, amplitude in errors.items()}
 
 
-def _note(
-    found: dict[int, list[float]], roots: np.ndarray, variances: np.ndarray, moved: np.ndarray
-) -> None:
-    """Notes variances by root, of those that were only moved: what was computed is the plan's."""
-    for root, variance in zip(roots[moved].tolist(), variances[moved].tolist(), strict=True):
-        found.setdefault(root, []).append(variance)
+class _Noted:
+    """Variances of operands of one operation, by the ciphertext of a whole tensor."""
+
+    def __init__(self) -> None:
+        self.common: dict[int, list[float]] = {}
+        self.apart: dict[int, list[float]] = {}
+
+    def add(self, root: Any, common: Any, apart: Any = 0.0) -> None:
+        self.common.setdefault(int(root), []).append(float(common))
+        self.apart.setdefault(int(root), []).append(float(apart))
+
+    @staticmethod
+    def means(found: dict[int, list[float]]) -> dict[int, float]:
+        return {root: float(np.mean(values)) for root, values in found.items()}
 
 
 def _is_unit(pack: Pack) -> bool:
     literal = pack.literal
     one = literal is not None and bool(np.all(literal == 1.0))
     return pack.operand < 0 and pack.index.shape == (1, 1) and one
-
-
-def _weight(pack: Pack) -> float:
-    """Mean square of a plaintext of known numbers over all slots; NaN for public operands."""
-    if pack.operand >= 0 or pack.literal is None:
-        return float("nan")
-    asked = pack.index >= 0
-    values = np.where(asked, pack.literal[np.where(asked, pack.index, 0)] * pack.gain, 0.0)
-    return float(np.mean(values**2))
 
 
 def _largest(pack: Pack) -> float:

@@ -19,7 +19,7 @@ from hesim.circuit import gains as pending
 from hesim.circuit.circuit import Circuit, Kind, Tap
 from hesim.depth import operation_depth
 from hesim.errors import LevelError, ParameterError
-from hesim.noise.circuit import OperationNoise
+from hesim.noise.circuit import OperationNoise, Result
 from hesim.noise.circuit_plans import CircuitPlan
 from hesim.noise.dc_slots import Peaks
 from hesim.noise.profiles import NoiseProfile
@@ -31,7 +31,7 @@ from hesim.program import Literal, Var
 if TYPE_CHECKING:
     from hesim.program import Equation, Program
 
-__all__ = ["Placement", "Schedule", "canonical", "of_circuit", "transferred"]
+__all__ = ["CircuitSchedule", "Placement", "Schedule", "canonical", "of_circuit", "transferred"]
 
 _CONTRACTIONS = frozenset({"dot_general", "conv_general_dilated", "reduce_sum", "cumsum"})
 
@@ -60,6 +60,10 @@ class Placement:
       peaks: what its instructions add to the result in single slots, beside `added_std`.
       aligned: for each operand, whether the result has the errors of the slots in which the operand
         is read; empty where no key switch has peaks.
+      copies: of each element of the result that are read, in the mean.
+      apart_std, operand_apart_stds: standard deviation of what each copy of an element has of its
+        own, of the result and of each operand; `added_std` and `operand_stds` are of what they
+        share.
       plan: of a polynomial or a power, the instructions that carry it out, where they are known.
     """
 
@@ -78,11 +82,25 @@ class Placement:
     added_std: float | None = None
     peaks: Peaks | None = None
     aligned: tuple[bool, ...] = ()
+    copies: float = 1.0
+    apart_std: float = 0.0
+    operand_apart_stds: tuple[float, ...] = ()
     plan: CircuitPlan | None = None
 
 
 #: Placements by index of the equation in ``program.equations``; encrypted equations only.
 Schedule = Mapping[int, Placement]
+
+
+class CircuitSchedule(dict[int, Placement]):
+    """The schedule that a Circuit follows, with the Circuit and the Program it was made of."""
+
+    def __init__(
+        self, placements: Mapping[int, Placement], program: Program, circuit: Circuit
+    ) -> None:
+        super().__init__(placements)
+        self.program = program
+        self.circuit = circuit
 
 
 def canonical(program: Program, params: CKKSParams) -> dict[int, Placement]:
@@ -149,7 +167,7 @@ def _ended(level: int, depth: int, top: int) -> tuple[int, tuple[float, ...]]:
 
 def of_circuit(
     program: Program, circuit: Circuit, profile: str | NoiseProfile = "seal"
-) -> dict[int, Placement]:
+) -> CircuitSchedule:
     """The schedule that a compiled Circuit of this Program follows, as its instructions say.
 
     Where one operation spreads over ciphertexts at several levels, the lowest counts.
@@ -180,7 +198,8 @@ def of_circuit(
         lowered = {v for c in facts.lowered.get(made, ()) for v in owner.get(c, ())} & operands
         sign_and_gain = 1.0 if tap is None else tap.gain
         planned = equation.name in ("polynomial", "integer_pow")
-        added, peaks = facts.result(tap, held) if own and tap is not None else (0.0, None)
+        result = None if tap is None else facts.result(tap, held)
+        added = result if own and result is not None else Result(0.0, 0.0, 1.0, None)
         schedule[equation.index] = Placement(
             level=after,
             operand_level=min(after + depth, circuit.params.levels),
@@ -193,8 +212,11 @@ def of_circuit(
             shared=bool(len(ciphers)) and not own,
             inner_refreshes=facts.inner_refreshes[k],
             operand_stds=_operand_stds(equation, facts.operands[made], owner),
-            added_std=math.sqrt(added),
-            peaks=peaks,
+            added_std=math.sqrt(added.variance - added.apart),
+            peaks=added.peaks,
+            copies=1.0 if result is None else result.copies,
+            apart_std=math.sqrt(added.apart),
+            operand_apart_stds=_operand_stds(equation, facts.copied[made], owner),
             aligned=_aligned(equation, place, read, facts) if facts.peaks else (),
             plan=facts.plan(ciphers, _operand_gain(equation, signed)) if own and planned else None,
         )
@@ -207,7 +229,7 @@ def of_circuit(
         _own(owner, facts, ciphers, names)
         if len(equation.outputs) > 1:  # moves, of which the tap shows the first result only
             _own(owner, facts, [c for c, v in owner.items() if v & operands], names)
-    return schedule
+    return CircuitSchedule(schedule, program, circuit)
 
 
 def transferred(schedule: Schedule, source: Program, target: Program) -> dict[int, Placement]:

@@ -52,6 +52,8 @@ class Operation:
       draws, params, profile: where the noise comes from.
       folded: whether errors of operands are drawn with the result, as in the training tier.
       lowered: with `folded`, for each operand, whether it is brought to a lower level first.
+      apart: for each operand, the standard deviation of errors that each copy of an element has of
+        its own, in values.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Operation:
     profile: NoiseProfile
     folded: bool = False
     lowered: tuple[bool, ...] = ()
+    apart: tuple[float, ...] = ()
 
     @property
     def product_of_ciphertexts(self) -> bool:
@@ -132,7 +135,18 @@ class Operation:
         if self.lowered and self.lowered[number]:
             rounding = formulas.rescale(self.profile)
             drop = formulas.value_std(rounding, self.params, level, self.profile)
-        return self._operand_gain(number) ** 2 * (std**2 + drop**2)
+        return self._operand_gain(number) ** 2 * (std**2 + drop**2) + self.apart_std(number) ** 2
+
+    def apart_std(self, number: int) -> float:
+        """Of `apart`; 0 for operands that have no copies."""
+        return self.apart[number] if self.apart else 0.0
+
+    def spread(self, number: int, x: Any, shape: tuple[int, ...]) -> Any:
+        """An operand as copies of its elements meet a result of this shape, each with errors of its
+        own.
+        """
+        std = self.apart_std(number)
+        return x + self.known(jnp.broadcast_to(x, shape), std) if std else x
 
     def operand(self, number: int, x: Any) -> Any:
         """An operand with what the operation adds to it: key switches, or the encoding error."""
@@ -255,17 +269,19 @@ class Operation:
         return formulas.rescale(self.profile)
 
 
-def bootstrapped(draws: Draws, value: Any, name: str, gain: float, share: float = 1.0) -> Any:
+def bootstrapped(
+    draws: Draws, value: Any, name: str, gain: float, share: float = 1.0, copies: float = 1.0
+) -> Any:
     """A value after a bootstrap by the named law, its slots holding value / gain; a failure, one
     event for the whole tensor, adds noise as large as the message range. Of several ciphertexts
-    only a `share` may be bootstrapped.
+    only a `share` may be bootstrapped, and of the errors of several `copies` their mean is added.
     """
     chosen = law(name)
     slots = value / gain
     size = chosen.std
     if chosen.fails:
         size = jnp.where(draws.event(2.0**chosen.log2_failure), 1.0, size)
-    added = math.sqrt(share) * size * draws.plain(value, 1.0)
+    added = math.sqrt(share / copies) * size * draws.plain(value, 1.0)
     return value + gain * (share * chosen.deviation(slots) + added)
 
 
@@ -273,9 +289,13 @@ Rule = Callable[[Operation, list[Any]], list[Any]]
 
 
 def _operands(op: Operation, args: list[Any]) -> list[Any]:
+    shapes = [np.shape(x) for x in args]
+    if op.name == "mul":
+        shapes = [np.broadcast_shapes(*shapes)] * 2
+    first = op.spread(0, op.operand(0, args[0]), shapes[0])
     if len(args) == 2 and args[0] is args[1]:  # one ciphertext, one error
-        return [op.operand(0, args[0])] * 2
-    return [op.operand(number, x) for number, x in enumerate(args)]
+        return [first, first]
+    return [first, *(op.spread(k, op.operand(k, args[k]), shapes[k]) for k in range(1, len(args)))]
 
 
 def _moved(op: Operation, args: list[Any]) -> list[Any]:
@@ -295,13 +315,15 @@ def _combination(op: Operation, args: list[Any]) -> list[Any]:
     """Sums of two tensors: operands that a Circuit spreads over more slots bring one error to all
     their copies; that of an operand as large as the result is drawn with the result in a fold.
     """
-    if op.place.operand_stds is None or not any(op.place.operand_stds):
+    if not any(op.place.operand_stds or ()) and not any(op.apart):
         return _moved(op, args)
     largest = max(np.size(x) for x in args)
     alone = [
         op.encrypted[k] and not (op.folded and np.size(x) == largest) for k, x in enumerate(args)
     ]
+    # What copies have of their own, the result's elements have, from whichever operand.
     carried = sum(op.operand_variance(k) for k in range(len(args)) if not alone[k])
+    carried += sum(op.apart_std(k) ** 2 for k in range(len(args)) if alone[k])
     (out,) = op.bind([op.operand(k, x) if alone[k] else x for k, x in enumerate(args)])
     return [op.rescaled_with(out, carried)]
 
@@ -310,8 +332,23 @@ def _product(op: Operation, args: list[Any]) -> list[Any]:
     """Products of two ciphertexts or by public values, summed at double scale: one rescale."""
     if op.folded and op.name in ("mul", "dot_general"):
         return _folded_product(op, args)
+    if op.name == "dot_general" and any(op.apart):
+        return _met_apart(op, args)
     (out,) = op.bind(_operands(op, args))
     return [op.rescaled(out, switched=op.product_of_ciphertexts)]
+
+
+def _met_apart(op: Operation, args: list[Any]) -> list[Any]:
+    """A contraction whose operands are read in several copies: what each copy has of its own is
+    drawn with the result.
+    """
+    carried: Any = 0.0
+    for number in (0, 1):
+        std = op.apart_std(number)
+        if std:
+            carried = carried + std**2 * _squares(op, args, 1 - number)
+    (out,) = op.bind([op.operand(number, x) for number, x in enumerate(args)])
+    return [op.rescaled_with(out, carried, switched=op.product_of_ciphertexts)]
 
 
 def _folded_product(op: Operation, args: list[Any]) -> list[Any]:
@@ -365,7 +402,7 @@ def _sum(op: Operation, args: list[Any]) -> list[Any]:
         (out,) = op.bind(args)
         terms = args[0].size // max(out.size, 1)
         return [op.rescaled_with(out, terms * op.operand_variance(0))]
-    (out,) = op.bind([op.operand(0, args[0])])
+    (out,) = op.bind([op.operand(0, op.spread(0, args[0], np.shape(args[0])))])
     return [op.rescaled(out)]
 
 
