@@ -7,6 +7,7 @@ another host.
 from __future__ import annotations
 
 import html
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -17,18 +18,32 @@ TOOLS = Path(__file__).resolve().parent
 _SCRIPT = re.compile(r"<script\b[^>]*>.*?</script>", re.DOTALL)
 _VERBATIM = re.compile(r"(<(pre|code|style|script|svg)\b.*?</\2>|<[^>]*>)", re.DOTALL)
 _FORMULA = re.compile(r"\$([^$\n]+)\$")
+_ENTRY = re.compile(r"^::: (\w+)\.(\w+)$", re.MULTILINE)
 _SYMBOLS = {r"\approx": "≈", r"\le": "≤", r"\leftarrow": "←", r"\Delta": "Δ", r"\cdot": "·"}
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Fills in the generated page."""
+    sys.path[:0] = [str(TOOLS), str(TOOLS.parents[1])]
     if page.file.src_uri == "command-line.md":
-        sys.path.insert(0, str(TOOLS))
         import command_line
 
         return markdown.replace("<!-- commands -->", command_line.markdown())
+    if page.file.src_uri.startswith("api/"):
+        markdown = _ENTRY.sub(_entry, markdown)
     # Files of the top folder name pages as they are seen from there.
     return re.sub(r"\]\(docs/", "](", markdown)
+
+
+def _entry(line: re.Match[str]) -> str:
+    """A public name by its home, since a module of its name would be taken for it otherwise."""
+    package, name = line.groups()
+    found = importlib.import_module(package)
+    table = getattr(found, "_HOMES", None) or found._HOME
+    home = table[name] if table[name].startswith(f"{package}.") else f"{package}.{table[name]}"
+    title = f"heading: {package}.{name}\n      toc_label: {name}"
+    anchor = f"[](){{ #{package}.{name} }}"
+    return f"{anchor}\n\n::: {home}.{name}\n    options:\n      {title}"
 
 
 def on_page_content(content: str, *, page: Any, **_: Any) -> str:

@@ -80,6 +80,11 @@ def test_every_formula_of_the_notebooks_can_be_drawn(tool: Tool) -> None:
     assert count > 20
 
 
+def test_a_public_name_is_shown_and_not_the_module_of_its_name(tool: Tool) -> None:
+    found = tool("hooks").on_page_markdown("::: hesim.trace\n", page=_page("api/hesim.md"))
+    assert "\n::: hesim.trace.trace\n" in found and "heading: hesim.trace\n" in found
+
+
 def test_links_of_root_files_work_within_the_pages(tool: Tool) -> None:
     found = tool("hooks").on_page_markdown("[a](docs/a.md) `docs/a.md`", page=_page("security.md"))
     assert found == "[a](a.md) `docs/a.md`"
