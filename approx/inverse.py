@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ def _shallowest(
     return best
 
 
+@lru_cache(maxsize=64)
 def _seed(name: str, hull: Interval, degree: int, weight: Callable[[Any], Any]) -> Polynomial:
     """The seed of least relative error, in float64 coefficients alone; claims nothing itself."""
     from approx.fitting import fit

@@ -10,6 +10,7 @@ step serves a whole training.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -53,6 +54,7 @@ Update = Callable[..., tuple[Params, optax.OptState, Seen]]
 the public `rate` is what the optimizer gets as its keyword `progress`, if it takes one."""
 
 
+@functools.lru_cache(maxsize=16)
 def training_sites(classes: int, fit: FitSettings = DEFAULT_FIT) -> Sites:
     """The approximations of a step beside the model's own: exp and 1/x of the loss's softmax over
     `classes` logits, none for one (a regression), and AdamW-HE's 1/sqrt.
