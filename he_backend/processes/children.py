@@ -31,7 +31,7 @@ from he_backend.processes.folders import clean_environment, module_command
 from he_backend.processes.identity import Claimed
 from he_backend.processes.job import Job
 from he_backend.processes.messages import Progress, receive, send
-from he_backend.processes.store import read_values
+from he_backend.processes.store import read_values, storing
 
 __all__ = ["Processes"]
 
@@ -63,9 +63,9 @@ class Processes:
 
     def __enter__(self) -> Processes:
         place = tempfile.gettempdir()
-        self.sockets = Path(
-            tempfile.mkdtemp(prefix="he-", dir=place if len(place) < _SOCKET_PATH else "/tmp")
-        )
+        place = place if len(place) < _SOCKET_PATH else "/tmp"
+        with storing(Path(place, "he-")):
+            self.sockets = Path(tempfile.mkdtemp(prefix="he-", dir=place))
         try:
             self._start()
         except BaseException:
@@ -135,7 +135,8 @@ class Processes:
 
     def _spawn(self, name: str, module: str, folder: Path) -> socket.socket:
         ours, theirs = socket.socketpair()
-        with open(folder / f"{name.replace(' ', '')}.log", "ab") as log:
+        path = folder / f"{name.replace(' ', '')}.log"
+        with storing(path), open(path, "ab") as log:
             start = log.tell()
             child = subprocess.Popen(
                 module_command(module, find(self.job.machine).interpreter),

@@ -135,10 +135,7 @@ def _verify(folders: Folders, wanted: dict[str, Any]) -> None:
 
 def _warn_of_lost_work(folders: Folders) -> None:
     """Say what new keys cost, if anything was computed under those whose keys.json is gone."""
-    try:
-        tasks = folders.journal.read_bytes().count(b'{"task":')
-    except FileNotFoundError:
-        tasks = 0
+    tasks = max(_count(folders.journal, b'{"task":'), _count(folders.exchange, b'{"kind":'))
     if tasks:
         gone = [p for p in (folders.key_manifest, folders.client_keys) if not p.exists()]
         warnings.warn(
@@ -147,6 +144,13 @@ def _warn_of_lost_work(folders: Folders) -> None:
             RunFolderWarning,
             stacklevel=2,
         )
+
+
+def _count(path: Path, beginning: bytes) -> int:
+    """Lines of a file that begin so; 0 if it is not there."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes().count(beginning)
+    return 0
 
 
 def _failure(done: subprocess.CompletedProcess[str]) -> BackendError:
