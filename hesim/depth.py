@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-import numpy as np
+from hesim.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
     from hesim.program import Equation, Program
 
 __all__ = ["operation_depth", "program_depth"]
 
-_PRODUCTS = frozenset({"mul", "square", "dot_general", "div", "select_n", "conv_general_dilated"})
-
 
 def operation_depth(equation: Equation) -> int:
     """Levels between the operands and the result of one operation, in the best layout."""
-    name, params = equation.name, equation.params
-    if name in _PRODUCTS:
-        return 1
-    if name == "polynomial":
-        return params["poly"].depth
-    if name == "integer_pow":
-        return math.ceil(math.log2(params["y"])) if params["y"] > 1 else 0
-    if name == "reduce_prod":
-        operand = equation.inputs[0]
-        terms = int(np.prod([operand.shape[a] for a in params["axes"]], dtype=np.int64))
-        return math.ceil(math.log2(terms)) if terms > 1 else 0
-    return 0
+    return PRIMITIVES[equation.name].depth(equation)
 
 
 def program_depth(program: Program) -> int:

@@ -11,7 +11,7 @@ from jax.extend import core
 
 from hesim.errors import Obstacle
 from hesim.frames import Frame, layer_of, remedy_of
-from hesim.primitives import SUPPORTED
+from hesim.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
     from hesim.program import Literal, Var
@@ -134,7 +134,7 @@ def _objection(eqn: Any, secret: Sequence[bool]) -> Objection | None:
     found = _of_operands(eqn, secret)
     if found is not None:
         return found
-    if name not in SUPPORTED:
+    if name not in PRIMITIVES:
         return _unsupported(eqn)
     for v in eqn.outvars:
         if not jnp.issubdtype(v.aval.dtype, jnp.floating):

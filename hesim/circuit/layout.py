@@ -16,7 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Tensor", "input_count", "input_tables", "ranks", "stripped", "unique_rows"]
+__all__ = [
+    "Tensor",
+    "input_count",
+    "input_tables",
+    "linear_index",
+    "ranks",
+    "stripped",
+    "unique_rows",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,3 +154,32 @@ def ranks(classes: np.ndarray) -> np.ndarray:
     out = np.empty(len(classes), np.int64)
     out[order] = np.arange(len(classes)) - np.repeat(starts, lengths)
     return out
+
+
+def linear_index(index: np.ndarray, axis: int | None) -> tuple[np.ndarray, int] | None:
+    """Splits flat indices into those of the first member and a constant stride per member.
+
+    Args:
+      index: integers of the full shape, -1 where there is no element (in every member alike).
+      axis: the batch axis, None if there is none.
+
+    Returns:
+      (index of the first member, stride), or None if the members differ otherwise.
+    """
+    if axis is None:
+        return index, 0
+    first = index.take(0, axis=axis)
+    if index.shape[axis] == 1:
+        return first, 0
+    live = first >= 0
+    every = np.expand_dims(live, axis)
+    stride = (index.take(1, axis=axis).astype(np.int64) - first)[live]
+    if np.any((index >= 0) != every):
+        return None
+    step = int(stride.flat[0]) if stride.size else 0
+    view = [1] * index.ndim
+    view[axis] = index.shape[axis]
+    along = np.arange(index.shape[axis]).reshape(view) * step
+    if np.any((index != np.expand_dims(first, axis) + along) & every):
+        return None
+    return first, step

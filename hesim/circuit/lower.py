@@ -8,20 +8,16 @@ import math
 import numpy as np
 
 from hesim.circuit import gains, sizes
-from hesim.circuit.batching import linear_index
 from hesim.circuit.builder import Builder
 from hesim.circuit.kernels import elementwise, product
-from hesim.circuit.layout import Tensor, stripped
+from hesim.circuit.layout import Tensor, linear_index, stripped
 from hesim.circuit.publics import Publics
-from hesim.circuit.rules import RULES
 from hesim.errors import LayoutError
+from hesim.primitives import PRIMITIVES
 from hesim.program import Equation, Literal, Program, Var
 from hesim.progress import CompileWatch
 
 __all__ = ["Lowering"]
-
-_SUMS = frozenset({"reduce_sum", "dot_general", "conv_general_dilated"})
-"""Operations that are zero on tensors without elements."""
 
 
 class Lowering:
@@ -74,11 +70,10 @@ class Lowering:
 
     def _lowered(self, eqn: Equation) -> list[Tensor]:
         nothing = all(v.size == 0 for v in eqn.outputs)
-        if nothing or eqn.name in _SUMS and any(0 in v.shape for v in eqn.inputs):
+        row = PRIMITIVES[eqn.name]
+        if nothing or row.zero_if_empty and any(0 in v.shape for v in eqn.inputs):
             return [self.zero(v) for v in eqn.outputs]
-        rule = RULES.get(eqn.name)
-        assert rule is not None, f"no rule for {eqn.name}"
-        return rule(self, eqn)
+        return row.lower(self, eqn)
 
     # --- what the rules share -------------------------------------------------------------------
 

@@ -13,36 +13,25 @@ from hesim.program import Equation
 from hesim.tracing.moves import finite
 from hesim.tracing.scatters import targets
 
-__all__ = ["FREE_MOVES", "INDEXED_MOVES", "index_places", "move_table", "scatter_targets"]
+__all__ = ["index_places", "move_table", "scatter_targets"]
 
 _UNCHANGED = frozenset(
-    {"copy", "copy_p", "optimization_barrier", "stop_gradient", "sharding_constraint"}
-)
-_RESHAPES = frozenset({"reshape", "squeeze", "expand_dims"})
-
-FREE_MOVES = frozenset(
     {
-        *("broadcast_in_dim", "transpose", "slice", "rev", "split", "tile", "concatenate"),
-        *("stack", "pad", *_RESHAPES, *_UNCHANGED),
+        *("copy", "copy_p", "device_put", "name", "reshard", "layout_constraint", "stop_gradient"),
+        *("optimization_barrier", "sharding_constraint"),
     }
 )
-"""Moves whose places are written in their parameters."""
-
-INDEXED_MOVES = frozenset({"dynamic_slice", "gather", "scatter", "dynamic_update_slice"})
-"""Moves whose places are operands."""
+_RESHAPES = frozenset({"reshape", "squeeze", "expand_dims"})
 
 _OUTSIDE = -2
 
 
 def index_places(eqn: Equation) -> tuple[int, ...]:
     """Numbers of the operands of a move that say where; empty if its parameters do."""
-    if eqn.name in FREE_MOVES:
-        return ()
-    if eqn.name == "dynamic_slice":
-        return tuple(range(1, len(eqn.inputs)))
-    if eqn.name == "dynamic_update_slice":
-        return tuple(range(2, len(eqn.inputs)))
-    return (1,)
+    if eqn.name in ("gather", "scatter"):
+        return (1,)
+    first = {"dynamic_slice": 1, "dynamic_update_slice": 2}.get(eqn.name, len(eqn.inputs))
+    return tuple(range(first, len(eqn.inputs)))
 
 
 def move_table(
@@ -54,7 +43,7 @@ def move_table(
     """Applies a move to integer tables instead of to values.
 
     Args:
-      eqn: an equation of FREE_MOVES or INDEXED_MOVES.
+      eqn: an equation whose primitive moves elements.
       tables: per operand, the table to move (integers of its shape, not negative), or None if it
         is an index.
       operands: per operand, the value of an index operand, or None.

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from hesim.circuit.layout import stripped
-from hesim.circuit.moves import FREE_MOVES, index_places, move_table, scatter_targets
+from hesim.circuit.moves import index_places, move_table, scatter_targets
 from hesim.errors import HesimError
+from hesim.primitives import moves_by_parameters
 from hesim.program import Equation, Literal, Program, Var
 
 __all__ = ["NonFiniteOperandError", "Publics", "View"]
@@ -80,7 +81,7 @@ class Publics:
     def _root(self, value: Var | Literal) -> tuple[Var | Literal, np.ndarray]:
         if isinstance(value, Var) and value.id in self._made:
             eqn = self._made[value.id]
-            if eqn.name in FREE_MOVES and len(eqn.inputs) == 1:
+            if len(eqn.inputs) == 1 and moves_by_parameters(eqn.name):
                 root, index = self._root(eqn.inputs[0])
                 which = [v.id for v in eqn.outputs].index(value.id)
                 table = move_table(eqn, [np.arange(index.size).reshape(index.shape)], [None])[which]

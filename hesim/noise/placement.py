@@ -26,14 +26,13 @@ from hesim.noise.profiles import NoiseProfile
 from hesim.noise.profiles import profile as find_profile
 from hesim.noise.slots_read import within
 from hesim.params import CKKSParams
+from hesim.primitives import PRIMITIVES
 from hesim.program import Literal, Var
 
 if TYPE_CHECKING:
     from hesim.program import Equation, Program
 
 __all__ = ["CircuitSchedule", "Placement", "Schedule", "canonical", "of_circuit", "transferred"]
-
-_CONTRACTIONS = frozenset({"dot_general", "conv_general_dilated", "reduce_sum", "cumsum"})
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def canonical(program: Program, params: CKKSParams) -> dict[int, Placement]:
             level=after,
             operand_level=low,
             rescaled=depth > 0,
-            rotated=_contracts(equation),
+            rotated=PRIMITIVES[equation.name].contracts(equation),
             gain=gain,
             operand_gains=_operand_gains(equation, gains),
             refreshed=refreshed,
@@ -404,17 +403,3 @@ def _depth(program: Program, equation: Equation) -> int:
 
 def _encrypted(equation: Equation) -> list[Var]:
     return [v for v in equation.inputs if not isinstance(v, Literal) and v.encrypted]
-
-
-def _contracts(equation: Equation) -> bool:
-    """Whether the operation sums elements of one operand over more than one position."""
-    if equation.name not in _CONTRACTIONS:
-        return False
-    first = equation.inputs[0]
-    if equation.name == "dot_general":
-        axes = equation.params["dimension_numbers"][0][0]
-    elif equation.name == "conv_general_dilated":
-        return True
-    else:
-        axes = equation.params.get("axes", (equation.params.get("axis", 0),))
-    return any(first.shape[a] > 1 for a in axes)

@@ -35,7 +35,6 @@ from hesim.noise.plans import Node, expand, gain, power_plan, values
 from hesim.noise.pools import Draws
 from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
-from hesim.primitives import IDENTITIES
 
 __all__ = ["FOLDED", "RULES", "Operation", "apply", "bootstrapped"]
 
@@ -459,7 +458,9 @@ FOLDED = frozenset({"mul", "dot_general", "integer_pow", "polynomial"})
 
 #: From primitive name to rule, one for each primitive that encrypted values may pass through.
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(IDENTITIES, _moved),
+    **dict.fromkeys(("copy", "copy_p", "device_put", "name", "reshard"), _moved),
+    **dict.fromkeys(("layout_constraint", "stop_gradient", "optimization_barrier"), _moved),
+    **dict.fromkeys(("sharding_constraint", "reduce_precision"), _moved),
     **dict.fromkeys(("convert_element_type", "neg", "reshape", "transpose", "squeeze"), _moved),
     **dict.fromkeys(("slice", "dynamic_slice", "expand_dims", "concatenate", "split"), _moved),
     **dict.fromkeys(("stack", "tile", "pad", "rev", "gather", "dynamic_update_slice"), _moved),

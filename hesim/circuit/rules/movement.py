@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hesim.circuit.batching import linear_index
 from hesim.circuit.kernels import elementwise, linear, matmul
-from hesim.circuit.layout import Tensor, ranks, stripped, unique_rows
+from hesim.circuit.layout import Tensor, linear_index, ranks, stripped, unique_rows
 from hesim.circuit.moves import index_places, move_table, scatter_targets
 from hesim.circuit.rules.contraction import check_size
 from hesim.errors import LayoutError

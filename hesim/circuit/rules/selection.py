@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hesim.circuit.batching import linear_index
 from hesim.circuit.kernels import elementwise
-from hesim.circuit.layout import Tensor
+from hesim.circuit.layout import Tensor, linear_index
 from hesim.program import Equation, Var
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from jax import lax
 
 import approx
 from hesim import compile, trace
-from hesim.circuit.batching import linear_index
+from hesim.circuit.layout import linear_index
 
 W = np.random.default_rng(1).normal(size=(3, 3))
 
