@@ -29,6 +29,7 @@ from hesim.circuit.scalar_groups import scalar_groups
 from hesim.errors import ParameterError, TraceError, ValueOverflowError
 from hesim.noise import embedding, formulas
 from hesim.noise.bootstrap import law
+from hesim.noise.cancelled import hiding_noise
 from hesim.noise.formulas import Noise
 from hesim.noise.normals import Normals
 from hesim.noise.profiles import NoiseProfile
@@ -154,6 +155,7 @@ class _Walk:
         self.normals = Normals(self.rng, self.weight.size)
         self.groups = scalar_groups(circuit, range(len(circuit)))
         self.products: dict[int, np.ndarray] = {}
+        self.hidden = hiding_noise(circuit, profile)
 
     def checked(self, embeddings: Any, name: str) -> np.ndarray:
         """One embedding per key, or a ValueError."""
@@ -223,6 +225,8 @@ class _Walk:
         elif kind == Kind.REFRESH:
             m[i], e[i] = m[arg[0]], self._refreshed(arg[0], scale)
             self.components[i] = 2
+        if i in self.hidden:
+            e[i] = e[i] + self._drawn(self.hidden[i], scale)
 
     def _dot(self, i: int, left: list[int], right: list[int], factors: list[float]) -> None:
         m, e = self.messages, self.errors

@@ -51,7 +51,8 @@ class Plain(Protocol):
 class Evaluator(Protocol):
     """Computes on ciphertexts, without a secret key.
 
-    No method changes its arguments; every result is a new ciphertext. Vectors are float64 of
+    No method changes its arguments; every result is a new ciphertext, and hides what it holds: a
+    sum whose ciphertexts cancel has a fresh encryption of zero added. Vectors are float64 of
     `slots` values, tiled over the ring, so rotations are cyclic modulo `slots`. A refused operation
     raises CircuitError, MissingRotationKey, EncodeError or BlobError.
 

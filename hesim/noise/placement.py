@@ -19,6 +19,7 @@ from hesim.circuit import gains as pending
 from hesim.circuit.circuit import Circuit, Kind, Tap
 from hesim.depth import operation_depth
 from hesim.errors import LevelError, ParameterError
+from hesim.noise.cancelled import hiding_variances
 from hesim.noise.circuit import OperationNoise, Result
 from hesim.noise.circuit_plans import CircuitPlan
 from hesim.noise.dc_slots import Peaks
@@ -171,7 +172,8 @@ def of_circuit(
 
     Where one operation spreads over ciphertexts at several levels, the lowest counts.
     """
-    facts = OperationNoise(circuit, find_profile(profile))
+    library = find_profile(profile)
+    facts, hidden = OperationNoise(circuit, library), hiding_variances(circuit, library)
     taps = {tap.op: tap for tap in circuit.taps}
     owner = _input_owners(program, circuit)
     gains = {v.id: 1.0 for v in program.inputs if v.encrypted}
@@ -211,7 +213,7 @@ def of_circuit(
             shared=bool(len(ciphers)) and not own,
             inner_refreshes=facts.inner_refreshes[k],
             operand_stds=_operand_stds(equation, facts.operands[made], owner),
-            added_std=math.sqrt(added.variance - added.apart),
+            added_std=math.sqrt(added.variance - added.apart + hidden.get(k, 0.0)),
             peaks=added.peaks,
             copies=1.0 if result is None else result.copies,
             apart_std=math.sqrt(added.apart),
