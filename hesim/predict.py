@@ -218,7 +218,7 @@ def _walked(
     if not isinstance(schedule, CircuitSchedule) or schedule.program is not program:
         return {}
     circuit = schedule.circuit
-    bytes_per_key = 8 * circuit.params.slots * circuit.most_alive
+    bytes_per_key = 8 * circuit.params.slots * max(circuit.most_alive, 1)
     each = max(1, min(keys, int(_WALK_BYTES // bytes_per_key)))
     parts = [min(each, keys - start) for start in range(0, keys, each)]
     try:
