@@ -128,7 +128,7 @@ notebooks: setup
 	  $(TEST_ENV) $(BIN)/jupyter execute --timeout=1200 "$$notebook"
 	done
 
-# Notebooks are executed once, and again when they change; the site opens from disk.
+# Notebooks are executed once, and again when they change or after `make clean`; the site opens from disk.
 docs: setup $(STAMPS)/docs
 	@$(TEST_ENV) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
 	$(BIN)/python docs/tools/check_site.py site
