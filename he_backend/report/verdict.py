@@ -25,7 +25,7 @@ def verdict(ops: Sequence[OpRecord]) -> str:
     count = f"{len(judged)} of {len(ops)} operations judged"
     sampled = sum(op.elements < op.size for op in judged)
     if sampled:
-        count += f" ({sampled} by a sample of their ciphertexts)"
+        count += f" ({sampled} by a part of their elements)"
     if not outside:
         nearest = min(judged, key=lambda op: op.chance)
         unlikely = (

@@ -203,9 +203,9 @@ def test_results_of_which_a_part_was_decrypted_are_counted(params):
     program = hesim.trace(lambda x: x * x, x)
     report = he_backend.run(program, x, params=params, backend="slots", compare=True)
     assert (report.ops[0].elements, report.ops[0].size) == (x.size, x.size)
-    assert "by a sample" not in report.verdict()
+    assert "by a part" not in report.verdict()
     record = dataclasses.replace(report.ops[0], elements=7)
-    assert "(1 by a sample of their ciphertexts)" in verdict([record])
+    assert "(1 by a part of their elements)" in verdict([record])
 
 
 def test_values_that_are_no_numbers_are_far_outside(traced, monkeypatch):
