@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hesim.circuit import gains
 from hesim.circuit.kernels import elementwise
 from hesim.circuit.kernels import polynomial as chebyshev
 from hesim.circuit.layout import Tensor
@@ -77,8 +78,19 @@ def _scaled(lo: Lowering, var: Var, x: Tensor, value: Var | Literal, kind: str) 
     if number is not None and np.isfinite(number) and number != 0.0:
         return lo.times(var, x, number if kind == "value" else 1.0 / number)
     operand, index, stride = lo.public(value, var.shape, lo.axis(var), kind)
-    node, column = elementwise.scaled_by_public(lo.b, lo.source, x, operand, index, stride, 1.0)
-    return lo.result(var, node, column, x.gain)
+    size = _far_from_one(lo.publics.magnitude(value)) if kind == "value" else 1.0
+    node, column = elementwise.scaled_by_public(
+        lo.b, lo.source, x, operand, index, stride, 1.0 / size
+    )
+    return lo.times(var, lo.result(var, node, column, x.gain), size)
+
+
+def _far_from_one(magnitude: float) -> float:
+    """Of public factors all far from 1, the size that is kept as a gain: encoded as they are, small
+    ones would leave the slots below their noise, which a later large factor makes large.
+    """
+    usable = magnitude > 0.0 and gains.representable(magnitude)
+    return 1.0 if not usable or gains.stays_pending(magnitude) else magnitude
 
 
 def _squared(lo: Lowering, var: Var, a: Tensor, b: Tensor) -> Tensor:

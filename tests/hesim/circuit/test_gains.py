@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hesim import certify
+
 X = np.linspace(-1.0, 1.0, 8)
 
 
@@ -49,3 +51,11 @@ def test_sums_of_small_multiples_cost_no_level(check):
     """A step of gradient descent with momentum keeps its gains pending."""
     circuit = check(lambda x, g: 0.001 * x + 0.001 * g, X, X[::-1], encrypted=(0, 1))
     assert circuit.ledger.depth == 0
+
+
+def test_small_public_factors_keep_their_precision(check):
+    """Encoded as they are they would drown in the noise that the large ones then magnify."""
+    small, large = 1e-13 * np.arange(1.0, 9.0), 1e13 * np.arange(8.0, 0.0, -1.0)
+    circuit = check(lambda x: (x * small) * large, X)
+    found = certify(circuit, (X,)).ops[-1]
+    assert found.std < 1e-5
