@@ -24,7 +24,7 @@ from he_backend.report.compare import Vectors, op_records
 from he_backend.report.report import Report, Subject
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
-from hesim.program import Program
+from hesim.program import Program, need_program
 from hesim.progress import Reporter, reporting
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def run(
       >>> report.outputs, report.encrypted
       (array([0.25  , 0.0625]), False)
     """
+    need_program(program, "run")
     encrypts = find(backend).encrypts
     if outside not in ("error", "warn"):
         raise BackendError(f"outside={outside!r} must be 'error' or 'warn'")

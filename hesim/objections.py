@@ -105,6 +105,11 @@ _FOREIGN = frozenset(
         *("dot_product_attention_fwd", "cudnn_fusion", "scaled_dot", "scaled_matmul", "run_state"),
     }
 )
+_COMPLEX = (
+    "it computes with complex numbers, and ciphertexts carry real ones here.",
+    "Write it with the real and imaginary parts apart: a discrete Fourier transform is two "
+    "products, x @ cos and x @ sin, by public matrices.",
+)
 _CUMULATIVE = {"cumlogsumexp": ("logs of sums of exponentials", "exp and log")}
 
 
@@ -136,6 +141,8 @@ def _objection(eqn: Any, secret: Sequence[bool]) -> Objection | None:
         return found
     if name not in PRIMITIVES:
         return _unsupported(eqn)
+    if _is_complex(eqn):
+        return _COMPLEX
     for v in eqn.outvars:
         if not jnp.issubdtype(v.aval.dtype, jnp.floating):
             return (
@@ -268,17 +275,18 @@ def _of_kind(eqn: Any, name: str) -> Objection:
             "it is a kernel whose operations cannot be read.",
             "Use the same computation written with jnp, e.g. jnp.einsum.",
         )
-    if any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in (*eqn.invars, *eqn.outvars)):
-        return (
-            "it computes with complex numbers, and CKKS carries real numbers only here.",
-            "Write it with the real and imaginary parts apart: a discrete Fourier transform is two "
-            "products, x @ cos and x @ sin, by public matrices.",
-        )
+    if _is_complex(eqn):
+        return _COMPLEX
     return (
         "additions and products cannot express it.",
         "Compute it on public values before the encrypted part or after decryption, or replace it "
         "by a polynomial: approx.fit(callable, (low, high), depth=...).",
     )
+
+
+def _is_complex(eqn: Any) -> bool:
+    values = (*eqn.invars, *eqn.outvars)
+    return any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in values)
 
 
 def _meets_zero(eqn: Any) -> bool:

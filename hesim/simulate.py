@@ -32,7 +32,7 @@ from jax import tree_util
 from jax.extend import core
 
 from hesim.circuit.circuit import Circuit
-from hesim.errors import ParameterError
+from hesim.errors import ParameterError, TraceError
 from hesim.noise import formulas
 from hesim.noise.copies import Copies, Part
 from hesim.noise.dc_slots import Origin, Peaks, places
@@ -110,6 +110,7 @@ def simulate(
     name = getattr(fn, "__name__", type(fn).__name__)
 
     def simulated(key: Any, *args: Any) -> Any:
+        _check_key(key, name)
         leaves, tree = tree_util.tree_flatten(args)
         shapes = tuple((np.shape(x), jnp.result_type(x).name) for x in leaves)
         cache_key = (tree, shapes, jax.config.read("jax_enable_x64"))
@@ -132,6 +133,17 @@ def simulate(
 
     simulated.__name__ = f"simulated_{name}"
     return simulated
+
+
+def _check_key(key: Any, name: str) -> None:
+    """TraceError for arguments that begin with anything but a random key."""
+    dtype = getattr(key, "dtype", None)
+    raw = dtype == np.uint32 and np.shape(key)[-1:] == (2,)
+    if dtype is None or not (raw or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise TraceError(
+            f"{name}, simulated, takes a random key before its arguments, not "
+            f"{type(key).__name__}: simulated(jax.random.key(0), ...)."
+        )
 
 
 def _known_schedule(

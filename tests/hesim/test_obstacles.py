@@ -14,7 +14,16 @@ import scipy.special
 from flax import nnx
 from jax import lax
 
-from hesim import Circuit, NotHomomorphicError, ParameterError, TraceError, trace
+from he_backend import run
+from hesim import (
+    Circuit,
+    CKKSParams,
+    NotHomomorphicError,
+    ParameterError,
+    TraceError,
+    simulate,
+    trace,
+)
 
 X = np.linspace(-1.0, 1.0, 16).reshape(2, 8)
 W = np.ones((8, 3))
@@ -206,3 +215,11 @@ def test_a_foreign_file_is_no_circuit(tmp_path):
     with pytest.raises(ParameterError, match="holds no Circuit") as caught:
         Circuit.load(path)
     assert "pickle" not in str(caught.value)
+
+
+def test_functions_that_are_no_programs_and_simulations_without_a_key():
+    params = CKKSParams(13, 2, 30, 40, 50)
+    with pytest.raises(TraceError, match="run takes a Program, not a function"):
+        run(lambda x: x, X, params=params, backend="slots")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TraceError, match="random key before its arguments"):
+        simulate(jnp.square, params)(X)

@@ -77,7 +77,7 @@ def refused(fn: Callable, *args, encrypted=(0,)) -> NotHomomorphicError:
         (lambda x: 2.0**x, "pow", "approx.fit(lambda x: x**a"),
         (lambda x: x.astype(jnp.int32), "convert_element_type", "Keep encrypted values floating"),
         (jnp.floor, "floor", 'approx.composite("sign"'),
-        (lambda x: jnp.fft.fft(x), "convert_element_type", "Keep encrypted values floating"),
+        (lambda x: jnp.fft.fft(x), "convert_element_type", "x @ cos"),
     ],
 )
 def test_refusal_names_operation_line_and_remedy(fn, operation, advice):
