@@ -109,13 +109,7 @@ def run(
         circuit = _compiled(program, params, refresh_price, circuit, reporter)
         reporter.phase("evaluating the exact twin")
         exact = exact_twin.evaluate(program, args, keep_ops=compare)
-        if exact.outside and outside == "error":
-            raise exact.outside[0]
-        if calibration is not None:
-            calibration.check(circuit.params, circuit)
-            exact.outside.extend(exact_twin.unlike(program, exact, calibration))
-            if exact.outside and outside == "error":
-                raise exact.outside[0]
+        _check_values(program, circuit, exact, calibration, outside)
         for message in exact.outside:
             warnings.warn(str(message), stacklevel=2)
         operands = circuit.publics.evaluate(program.flatten(args))
@@ -153,35 +147,69 @@ def run(
             reporter.phase(f"predicting the error under {keys} keys")
             prediction = _predicted(program, circuit, args, keys)
             reporter.phase("comparing")
-        return Report(
-            outputs=_outputs(program, circuit, outcome.vectors, exact.outputs),
-            exact=exact.outputs,
+        return _report(program, circuit, args, exact, outcome, prediction, backend, compare)
+
+
+def _check_values(
+    program: Program,
+    circuit: Circuit,
+    exact: exact_twin.Exact,
+    calibration: Calibration | None,
+    outside: str,
+) -> None:
+    """Raises what is known to go wrong before anything runs: values outside of a polynomial's
+    domain, unlike those of the calibration, or too large for the modulus. The first two are only
+    noted in `exact.outside` if `outside` is "warn".
+    """
+    if exact.outside and outside == "error":
+        raise exact.outside[0]
+    if calibration is not None:
+        calibration.check(circuit.params, circuit)
+        exact.outside.extend(exact_twin.unlike(program, exact, calibration))
+        if exact.outside and outside == "error":
+            raise exact.outside[0]
+
+
+def _report(
+    program: Program,
+    circuit: Circuit,
+    args: Sequence[Any],
+    exact: exact_twin.Exact,
+    outcome: _Outcome,
+    prediction: Any,
+    backend: str,
+    compare: bool,
+) -> Report:
+    encrypts = find(backend).encrypts
+    return Report(
+        outputs=_outputs(program, circuit, outcome.vectors, exact.outputs),
+        exact=exact.outputs,
+        encrypted=encrypts,
+        backend=backend,
+        params=circuit.params,
+        ledger=circuit.ledger,
+        counts={name: outcome.spent.counts.get(name, 0) for name in circuit.ledger.counts()},
+        seconds=outcome.seconds,
+        key_seconds=outcome.key_seconds,
+        core_seconds=sum(outcome.spent.seconds.values()),
+        peak_bytes=outcome.peak_bytes,
+        ops=op_records(
+            circuit,
+            exact,
+            outcome.vectors if compare else None,
+            prediction,
+            outcome.spent,
             encrypted=encrypts,
-            backend=backend,
-            params=circuit.params,
-            ledger=circuit.ledger,
-            counts={name: outcome.spent.counts.get(name, 0) for name in circuit.ledger.counts()},
-            seconds=outcome.seconds,
-            key_seconds=outcome.key_seconds,
-            core_seconds=sum(outcome.spent.seconds.values()),
-            peak_bytes=outcome.peak_bytes,
-            ops=op_records(
-                circuit,
-                exact,
-                outcome.vectors if compare else None,
-                prediction,
-                outcome.spent,
-                encrypted=encrypts,
-            ),
-            compared=compare,
-            outside=tuple(str(message) for message in exact.outside),
-            tasks=outcome.tasks,
-            skipped=outcome.skipped,
-            replaced=outcome.replaced,
-            imported_jax=outcome.imported_jax,
-            subject=Subject.of(program, circuit),
-            simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
-        )
+        ),
+        compared=compare,
+        outside=tuple(str(message) for message in exact.outside),
+        tasks=outcome.tasks,
+        skipped=outcome.skipped,
+        replaced=outcome.replaced,
+        imported_jax=outcome.imported_jax,
+        subject=Subject.of(program, circuit),
+        simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
+    )
 
 
 def _told(

@@ -336,9 +336,7 @@ def _name_operations(axes: Axes, ops: Sequence[OpRecord]) -> None:
     axes.set_xlim(-1, len(ops))
     named = list(range(len(ops)))
     if len(ops) > _NAMED:
-        some = [k for k, op in enumerate(ops) if op.function or op.refreshes]
-        step = math.ceil(len(some or named) / _NAMED)
-        named = (some or named)[::step]
+        named = _spread(ops)
         axes.set_xlabel("operation, in program order (polynomials and refreshed ones are named)")
     labels = [f"{k}  {ops[k].function or ops[k].name}" for k in named]
     if len(ops) <= _UPRIGHT:
@@ -351,6 +349,18 @@ def _name_operations(axes: Axes, ops: Sequence[OpRecord]) -> None:
         if ops[k].function:
             label.set_color(INK)
             label.set_fontweight("bold")
+
+
+def _spread(ops: Sequence[OpRecord]) -> list[int]:
+    """Polynomials, then what ciphertexts were refreshed for, as far as their names do not meet."""
+    room = len(ops) / _NAMED
+    chosen: list[int] = []
+    some = [k for k, op in enumerate(ops) if op.function]
+    some += [k for k, op in enumerate(ops) if op.refreshes and not op.function]
+    for k in some or range(len(ops)):
+        if all(abs(k - other) >= room for other in chosen):
+            chosen.append(k)
+    return sorted(chosen)
 
 
 def _write_ends(
