@@ -94,7 +94,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
     with open(Path(folder) / LOCK, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise FolderInUseError(f"another process is using {folder}") from error
         yield
 

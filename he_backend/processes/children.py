@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from he_backend.processes.job import Job
 from he_backend.processes.messages import Progress, receive, send
 from he_backend.processes.store import read_values, storing
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "well_formed"]
 
 _STOP_SECONDS = 20.0
 _LAST_WORDS_SECONDS = 2.0
@@ -119,12 +120,15 @@ class Processes:
             "inputs": len(job.inputs),
             "ranges": {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in job.ranges.items()},
         }
-        self.pids = dict(self.ready["processes"])
+        with well_formed("server"):
+            self.pids = {str(name): int(pid) for name, pid in self.ready["processes"].items()}
+            self.jax_loaded = bool(self.ready["jax"])
         for k in range(job.clients):
             link = self._spawn(f"client {k}", "he_backend.processes.client", folders.client)
             self._tell(link, config)
         for child in self.children[1:]:
-            self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
+            with well_formed(child.name):
+                self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
 
     def _missing(self) -> list[int]:
         """Ciphertexts to deliver whose decrypted values are not there, or damaged."""
@@ -158,8 +162,8 @@ class Processes:
 
     def _first(self, link: socket.socket, name: str) -> dict[str, Any]:
         header = self._receive(link, name)
-        if header["type"] == "error":
-            raise from_message(header["error"])
+        if header.get("type") == "error":
+            raise self._explained(name, header)
         return header
 
     def _receive(self, link: socket.socket, name: str) -> dict[str, Any]:
@@ -198,9 +202,10 @@ class Processes:
             child.link.settimeout(2.0)
             with contextlib.suppress(OSError, ProtocolError):
                 header = receive(child.link, ())[0]
-                while header["type"] != "error":
+                while header.get("type") != "error":
                     header = receive(child.link, ())[0]
-                return from_message(header["error"])
+                with well_formed(child.name):
+                    return from_message(header["error"])
         return None
 
     def listen(self) -> tuple[dict[str, Any], bool]:
@@ -212,17 +217,20 @@ class Processes:
                 for key, _ in selector.select():
                     child: _Child = key.data
                     header = self._receive(child.link, child.name)
-                    if header["type"] == "error":
-                        raise self._explained(child.name, header["error"])
-                    if header["type"] == "progress":
+                    if header.get("type") == "error":
+                        raise self._explained(child.name, header)
+                    if child.name != "server":
+                        continue
+                    if header.get("type") == "progress":
                         self._progress(header)
                         self._tell(child.link, {"type": "heard"})
-                    elif header["type"] == "finished":
-                        return header, bool(self.ready["jax"])
+                    elif header.get("type") == "finished":
+                        return header, self.jax_loaded
 
-    def _explained(self, name: str, message: dict[str, Any]) -> BackendError:
+    def _explained(self, name: str, header: dict[str, Any]) -> BackendError:
         """What became of a client, if it is one that the server complains of."""
-        error = from_message(message)
+        with well_formed(name):
+            error = from_message(header["error"])
         if name != "server" or not isinstance(error, ClientRefusedError):
             return error
         told = self._pending_error(name)
@@ -239,25 +247,27 @@ class Processes:
         return [c.name for c in clients if c.process.poll() is not None]
 
     def _progress(self, header: dict[str, Any]) -> None:
-        if self.job.progress is None:
-            return
+        if self.job.progress is not None:
+            with well_formed("server"):
+                progress = self._told(header)
+            self.job.progress(progress)
+
+    def _told(self, header: dict[str, Any]) -> Progress:
         done, total = float(header["done"]), float(header["total"])
         elapsed = float(header["elapsed"])
         earlier = float(header["done_before"])
         fresh = done - earlier
         eta = elapsed * (total - done) / fresh if fresh > 0 else float("nan")
-        self.pids.update(header["processes"])
-        self.job.progress(
-            Progress(
-                done=done,
-                total=total,
-                tasks_done=int(header["tasks_done"]),
-                tasks_total=int(header["tasks_total"]),
-                elapsed=elapsed,
-                eta=eta,
-                op=str(header["op"]),
-                processes=dict(self.pids),
-            )
+        self.pids.update((str(name), int(pid)) for name, pid in header["processes"].items())
+        return Progress(
+            done=done,
+            total=total,
+            tasks_done=int(header["tasks_done"]),
+            tasks_total=int(header["tasks_total"]),
+            elapsed=elapsed,
+            eta=eta,
+            op=str(header["op"]),
+            processes=dict(self.pids),
         )
 
     def stop_clients(self) -> int:
@@ -265,9 +275,9 @@ class Processes:
         peak = 0
         for child in self.children:
             if child.name.startswith("client"):
-                send(child.link, {"type": "stop"})
                 child.link.settimeout(_STOP_SECONDS)
                 with contextlib.suppress(ProtocolError):
+                    send(child.link, {"type": "stop"})
                     header = receive(child.link, ())[0]
                     while header["type"] != "stopped":
                         header = receive(child.link, ())[0]
@@ -303,6 +313,19 @@ def _last_words(child: _Child | None, log: Path) -> str:
         text = file.read().decode(errors="replace")
     _, traceback, words = text.rpartition("Traceback (most recent call last)")
     return f" ({words.strip().splitlines()[-1]})" if traceback and words.strip() else ""
+
+
+@contextlib.contextmanager
+def well_formed(name: str) -> Iterator[None]:
+    """ProtocolError, instead of what Python says, for a process whose message has another form."""
+    try:
+        yield
+    except BackendError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ProtocolError(
+            f"the {name} process sent a message that is none of its own ({error!r})"
+        ) from error
 
 
 def _finite(bound: float) -> float | None:

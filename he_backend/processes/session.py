@@ -15,7 +15,7 @@ import numpy as np
 
 from he_backend.errors import RunFolderError
 from he_backend.execute import Spent
-from he_backend.processes.children import Processes
+from he_backend.processes.children import Processes, well_formed
 from he_backend.processes.folders import Folders
 from he_backend.processes.identity import claim
 from he_backend.processes.job import Job
@@ -87,19 +87,20 @@ def execute(job: Job) -> Result:
         )
         with Processes(job, claimed) as processes:
             finished, jax_loaded = processes.listen()
-            peak = int(finished["peak"]) + processes.stop_clients()
-    return Result(
-        spent=Spent.from_message(finished["spent"]),
-        seconds=float(finished["seconds"]),
-        key_seconds=key_seconds,
-        peak_bytes=peak,
-        tasks=int(finished["tasks"]),
-        skipped=int(finished["skipped"]),
-        replaced=int(finished["replaced"]),
-        imported_jax=jax_loaded,
-        values=job.folders.values,
-        run=claimed.name,
-    )
+            peak = processes.stop_clients()
+    with well_formed("server"):
+        return Result(
+            spent=Spent.from_message(finished["spent"]),
+            seconds=float(finished["seconds"]),
+            key_seconds=key_seconds,
+            peak_bytes=peak + int(finished["peak"]),
+            tasks=int(finished["tasks"]),
+            skipped=int(finished["skipped"]),
+            replaced=int(finished["replaced"]),
+            imported_jax=jax_loaded,
+            values=job.folders.values,
+            run=claimed.name,
+        )
 
 
 def _announce_keys(job: Job) -> None:

@@ -56,7 +56,8 @@ def _made() -> Iterator[Path]:
         for _ in range(_ATTEMPTS):
             with storing(place / _PREFIX):
                 top = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-            with contextlib.suppress(FolderInUseError, FileNotFoundError):  # swept by another run
+            swept = contextlib.suppress(FolderInUseError, FileNotFoundError)  # by another run
+            with storing(top), swept:
                 held.enter_context(alone_in(top))
                 if top.exists():
                     break

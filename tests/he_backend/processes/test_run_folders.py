@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ import pytest
 from he_backend.errors import (
     BackendError,
     BlobError,
+    ProtocolError,
     RunFolderError,
     RunFolderWarning,
     StorageError,
@@ -294,6 +296,35 @@ def test_a_failing_process_leaves_its_last_words(gone, job, monkeypatch):
     )
     monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: 0.0)
     with pytest.raises(BackendError, match="server process ended .*ZeroDivisionError"):
+        execute(job)
+
+
+_ODD_SERVER = """
+import json, socket, time
+from he_backend.processes.messages import receive, send
+control = socket.socket(fileno=0)
+receive(control)
+send(control, json.loads(%r))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "error", "error": [1]},
+        {"type": "error", "error": {"kind": "MissingRotationKey", "step": "five"}},
+        {"type": "ready"},
+        {"type": "ready", "processes": [1], "jax": False},
+        {"error": {}},
+    ],
+)
+def test_a_server_that_says_something_else_is_named(job, monkeypatch, message):
+    code = _ODD_SERVER % json.dumps(message)
+    monkeypatch.setattr(children, "module_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(children, "_STOP_SECONDS", 0.1)
+    monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: 0.0)
+    with pytest.raises(ProtocolError, match="the server process sent a message"):
         execute(job)
 
 
