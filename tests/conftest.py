@@ -28,7 +28,7 @@ QUICK_XLA = (
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_XLA))
 
-KEPT_BYTES = 600 << 20
+KEPT_BYTES = 1000 << 20
 """By how much a process may grow before it drops what JAX compiled."""
 
 settings.register_profile(
