@@ -100,7 +100,7 @@ class Builder:
         self._budget = budget
         self._spent = 0.0
         self._held = 0
-        self._asked = 0
+        self._asked = _STEP_BYTES
 
     def reserve(self, size: int) -> None:
         """TooLargeError if tables of `size` bytes do not fit into memory."""
