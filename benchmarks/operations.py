@@ -13,7 +13,8 @@ import numpy as np
 
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from hesim.circuit.circuit import Kind
-from hesim.circuit.cost import instruction_seconds, refresh_seconds
+from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.refresher import KEY_HOLDER
 from hesim.params import CKKSParams
 
 TERMS = 16
@@ -90,5 +91,5 @@ def _calls(machine: PyfhelMachine, level: int) -> list[tuple[str, Callable[[], o
         def refresh() -> object:
             return machine.encrypt(machine.decrypt(a), top, params.scale(top))
 
-        calls.append(("refresh", refresh, refresh_seconds(0, top, params.log_n)))
+        calls.append(("refresh", refresh, KEY_HOLDER.seconds(0, top, params.log_n)))
     return calls

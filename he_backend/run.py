@@ -107,6 +107,7 @@ def run(
     _check_counts(keys=(keys, 1), sampled=(sampled, 0))
     with reporting(progress) as reporter:
         circuit = _compiled(program, params, refresh_price, circuit, reporter)
+        _check_refresher(circuit, backend, encrypts)
         reporter.phase("evaluating the exact twin")
         exact = exact_twin.evaluate(program, args, keep_ops=compare)
         _check_values(program, circuit, exact, calibration, outside)
@@ -250,6 +251,18 @@ class _Outcome:
         self.peak_bytes = 0
         self.tasks = self.skipped = self.replaced = 0
         self.imported_jax = False
+
+
+def _check_refresher(circuit: Circuit, backend: str, encrypts: bool) -> None:
+    """Refuses a Circuit whose refreshes the machine cannot serve; plain vectors need none."""
+    refresher = circuit.refresher
+    if encrypts and circuit.ledger.refreshes and not refresher.interactive:
+        raise BackendError(
+            f"the circuit was planned for refreshes by a {refresher.name}, and {backend} does not "
+            "bootstrap: compile it with hesim.KEY_HOLDER, who refreshes in round trips "
+            "(refresh_price='bootstrap' plans as few as a bootstrap would), or run it with "
+            "backend='slots'"
+        )
 
 
 def _compiled(

@@ -25,7 +25,10 @@ _HOMES = {
     "Suggestion": "hesim.suggest",
     "TraceError": "hesim.errors",
     "ValueOverflowError": "hesim.calibrate",
+    "KEY_HOLDER": "hesim.circuit.refresher",
+    "Refresher": "hesim.circuit.refresher",
     "WorstInput": "hesim.worst_input",
+    "bootstrap": "hesim.circuit.refresher",
     "calibrate": "hesim.calibrate",
     "certify": "hesim.certify",
     "compile": "hesim.circuit.compile",
@@ -44,16 +47,19 @@ __all__ = [
     "Certificate",
     "Circuit",
     "HesimError",
+    "KEY_HOLDER",
     "LayoutError",
     "LevelError",
     "NoiseProfile",
     "NotHomomorphicError",
     "ParameterError",
     "Program",
+    "Refresher",
     "Suggestion",
     "TraceError",
     "ValueOverflowError",
     "WorstInput",
+    "bootstrap",
     "calibrate",
     "certify",
     "compile",
@@ -70,6 +76,7 @@ if TYPE_CHECKING:
     from hesim.certify import Certificate, certify
     from hesim.circuit.circuit import Circuit
     from hesim.circuit.compile import compile
+    from hesim.circuit.refresher import KEY_HOLDER, Refresher, bootstrap
     from hesim.errors import (
         HesimError,
         LayoutError,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,13 +27,13 @@ import numpy as np
 from hesim.certificates import Certificate, OpCertificate, Record
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.scalar_groups import scalar_groups
-from hesim.errors import ParameterError, TraceError, ValueOverflowError
+from hesim.errors import ParameterError, TraceError, ValueOverflowError, ValueOverflowWarning
 from hesim.noise import embedding, formulas
 from hesim.noise.bootstrap import law
 from hesim.noise.cancelled import hiding_noise
 from hesim.noise.formulas import Noise
 from hesim.noise.normals import Normals
-from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 
 __all__ = ["RELINEARIZATION", "Certificate", "OpCertificate", "certify"]
@@ -100,9 +101,11 @@ def certify(
         raise ParameterError(
             "give args of a Circuit compiled in this process, or both inputs and operands"
         )
-    walk = _Walk(circuit, inputs, operands, find_profile(profile), keys, secrets, seed)
+    library = refreshed_by(find_profile(profile), circuit.refresher.error)
+    walk = _Walk(circuit, inputs, operands, library, keys, secrets, seed)
     walk.given = {step: walk.checked(e, "switches") for step, e in (switches or {}).items()}
     walk.run()
+    walk.warn_of_range()
     names = list(zip(circuit.op_names, circuit.op_sources, strict=True))
     ops = [OpCertificate(n, s, -1, math.nan, math.inf, math.nan, ()) for n, s in names]
     for tap, record in zip(circuit.taps, walk.records, strict=False):
@@ -144,6 +147,8 @@ class _Walk:
         self.components = np.full(len(circuit), 2, np.int8)
         self.roundings: dict[Noise, np.ndarray] = {}
         self.spare_bits: dict[int, float] = {}
+        #: The largest message that is refreshed, and by which instruction.
+        self.refreshed = (0.0, -1)
         taps = [*circuit.taps, *(t for t in circuit.outputs if t is not None)]
         self.records = [Record(circuit, tap, self.keys) for tap in taps]
         self.watchers: dict[int, list[Record]] = {}
@@ -179,6 +184,18 @@ class _Walk:
                 record.add(i, self._transformed(i, self.errors[i]))
             for cipher in ends.get(i, ()):
                 del self.messages[cipher], self.errors[cipher]
+
+    def warn_of_range(self) -> None:
+        """Says so if a refresh is given more than it is made for."""
+        refresher, (largest, i) = self.circuit.refresher, self.refreshed
+        if i >= 0 and largest > refresher.value_range:
+            warnings.warn(
+                f"{self.circuit.describe(i)}: the {refresher.name} refreshes slots of up to "
+                f"{largest:.4g} and is made for {refresher.value_range:g}: its error is not known "
+                f"there. Scale the values down, or give the range that it really has",
+                ValueOverflowWarning,
+                stacklevel=3,
+            )
 
     def _step(self, i: int) -> None:
         c, part = self.circuit, self.circuit.args(i)
@@ -224,6 +241,7 @@ class _Walk:
             m[i], e[i] = m[arg[0]], e[arg[0]]
         elif kind == Kind.REFRESH:
             m[i], e[i] = m[arg[0]], self._refreshed(arg[0], scale)
+            self.refreshed = max(self.refreshed, (float(np.max(np.abs(m[i]))), i))
             self.components[i] = 2
         if i in self.hidden:
             e[i] = e[i] + self._drawn(self.hidden[i], scale)

@@ -18,7 +18,7 @@ from hesim.certify import certify
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import ParameterError, ValueOverflowError, ValueOverflowWarning
 from hesim.noise.placement import CircuitSchedule, Placement, Schedule, canonical
-from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 from hesim.program import need_program, widened
 
@@ -171,6 +171,8 @@ def predict(
     with jax.enable_x64(True):
         placements = tuple(sorted(plan.items()))
         library = find_profile(profile)
+        if isinstance(plan, CircuitSchedule):
+            library = refreshed_by(library, plan.circuit.refresher.error)
         run = (_compiled if jit else _errors)(program, params, library, placements, tier)
         known = program.public_values(flat)
         results = [run(key, flat, known) for key in jax.random.split(jax.random.key(seed), keys)]

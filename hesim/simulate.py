@@ -38,7 +38,7 @@ from hesim.noise.copies import Copies, Part
 from hesim.noise.dc_slots import Origin, Peaks, places
 from hesim.noise.placement import Placement, Schedule, canonical, of_circuit, transferred
 from hesim.noise.pools import Draws
-from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 from hesim.noise.resolution import warn_if_swallowed
 from hesim.noise.rules import FOLDED, Operation, apply, bootstrapped
@@ -104,6 +104,8 @@ def simulate(
     """
     _check_tier(tier)
     library = find_profile(profile)
+    if circuit is not None:
+        library = refreshed_by(library, circuit.refresher.error)
     known = None if circuit is None else _known_schedule(circuit, params, library)
     programs: dict[Any, tuple[Program, Schedule]] = {}
     told: set[bool] = set()

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.demo.results import LOGIT_ERROR, Results, bits
 from he_backend.report.html import Row, power_of_two
-from hesim.circuit.cost import BOOTSTRAP_SECONDS
+from hesim.circuit.refresher import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

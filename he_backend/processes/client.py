@@ -36,7 +36,7 @@ from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.privacy import keep_private
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.circuit.cost import refresh_seconds
+from hesim.circuit.refresher import KEY_HOLDER
 
 __all__ = ["main"]
 
@@ -152,7 +152,7 @@ class _Client:
         for i in numbers:
             refreshed = circuit.kind[i] == Kind.REFRESH
             below = int(circuit.level[operands_of(circuit, i)[0] if refreshed else i])
-            total += refresh_seconds(below, int(circuit.level[i]), circuit.params.log_n)
+            total += KEY_HOLDER.seconds(below, int(circuit.level[i]), circuit.params.log_n)
         return total
 
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from he_backend.execute import operands_of, scalar_groups
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.circuit.cost import instruction_seconds, refresh_seconds
+from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.refresher import KEY_HOLDER
 
 __all__ = ["CLIENT_BATCH", "Schedule", "Task", "plan", "predicted_seconds"]
 
@@ -98,7 +99,7 @@ def predicted_seconds(circuit: Circuit) -> np.ndarray:
         kind, level = int(circuit.kind[i]), int(circuit.level[i])
         below = int(circuit.level[circuit.arg[part.start]]) if part.stop > part.start else level
         if kind == Kind.REFRESH:
-            seconds[i] = refresh_seconds(below, level, log_n)
+            seconds[i] = circuit.refresher.seconds(below, level, log_n)
         else:
             seconds[i] = instruction_seconds(kind, below, part.stop - part.start, log_n)
         if i in grouped:
@@ -228,7 +229,7 @@ def _deliveries(
     for start in range(0, len(ordered), CLIENT_BATCH):
         batch = tuple(sorted(ordered[start : start + CLIENT_BATCH]))
         cost = sum(
-            refresh_seconds(int(circuit.level[c]), 0, circuit.params.log_n) / 2 for c in batch
+            KEY_HOLDER.seconds(int(circuit.level[c]), 0, circuit.params.log_n) / 2 for c in batch
         )
         op = int(circuit.source[batch[0]])
         tasks.append(Task(first + len(tasks), "deliver", batch, batch, (), cost, op))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from he_backend.report import figures
 from he_backend.report.intervals import CONFIDENCE
 from he_backend.report.verdict import percent
-from hesim.circuit.cost import BOOTSTRAP_SECONDS
+from hesim.circuit.refresher import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

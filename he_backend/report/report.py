@@ -14,7 +14,7 @@ import numpy as np
 
 from he_backend.report.environment import environment
 from he_backend.report.verdict import verdict
-from hesim.circuit.cost import BOOTSTRAP_SECONDS
+from hesim.circuit.refresher import BOOTSTRAP_SECONDS
 from hesim.display import html_block, html_table, shown_as_text
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import reading
 from hesim.params import CKKSParams
@@ -313,6 +314,7 @@ class Circuit:
       outputs: one Tap per result leaf, None where the leaf is public.
       taps: one Tap per operation of which anything is computed as a tensor.
       input_labels: name of each encrypted leaf.
+      refresher: who serves its refreshes.
       ledger: what it spends.
       program: what it was compiled from; None once loaded.
       publics: what evaluates its public operands; None once loaded.
@@ -351,6 +353,7 @@ class Circuit:
     taps: tuple[Tap, ...]
     input_labels: tuple[str, ...]
     ledger: Ledger
+    refresher: Refresher = KEY_HOLDER
     program: Any = field(default=None, repr=False)
     publics: Any = field(default=None, repr=False)
 
@@ -420,6 +423,7 @@ class Circuit:
             "op_sources": self.op_sources,
             "input_labels": self.input_labels,
             "ledger": dataclasses.asdict(self.ledger),
+            "refresher": dataclasses.asdict(self.refresher),
         }
         for group in ("packs", "inputs"):
             entries = []
@@ -488,6 +492,7 @@ class Circuit:
                 op_names=tuple(meta["op_names"]),
                 op_sources=tuple(meta["op_sources"]),
                 input_labels=tuple(meta["input_labels"]),
+                refresher=Refresher(**meta.get("refresher", dataclasses.asdict(KEY_HOLDER))),
                 ledger=_ledger(meta["ledger"]),
                 **{name: data[name] for name in _ARRAYS},
                 **groups,

@@ -14,11 +14,11 @@ from hesim.circuit import levels, sizes
 from hesim.circuit.batching import batch_axes, candidates
 from hesim.circuit.builder import Builder, Overspent
 from hesim.circuit.circuit import Circuit, Pack, Tap
-from hesim.circuit.cost import BOOTSTRAP_SECONDS
 from hesim.circuit.layout import Tensor, input_count, input_tables, stripped
 from hesim.circuit.ledger import ledger
 from hesim.circuit.lower import Lowering
 from hesim.circuit.publics import Publics
+from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.errors import LayoutError, ParameterError, TraceError
 from hesim.params import CKKSParams
 from hesim.program import Program, Var
@@ -47,6 +47,7 @@ def compile(
     params: CKKSParams,
     *,
     refresh_price: float | str | None = None,
+    refresher: Refresher = KEY_HOLDER,
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
     progress: bool | Callable[[CompileProgress], None] | Reporter | None = None,
@@ -57,8 +58,10 @@ def compile(
       program: from `hesim.trace`.
       params: ring and prime chain.
       refresh_price: what a refresh of one ciphertext counts while planning, in seconds: None for
-        the key holder's own cost, "bootstrap" for 10 s, a number, or `math.inf` to forbid them.
+        the refresher's own cost, "bootstrap" for 10 s, a number, or `math.inf` to forbid them.
         `hesim.refresh` in the program is always obeyed.
+      refresher: who refreshes, from which level, to which, how well and at what cost: the key
+        holder, or `hesim.bootstrap(law, ...)`.
       batch: lay the members of a batch side by side in the slots where nothing mixes them.
       layouts: per encrypted input, the axes (without the batch axis) that go on slots, outermost
         first; chosen by predicted cost if None.
@@ -86,6 +89,7 @@ def compile(
             program,
             params,
             refresh_price=refresh_price,
+            refresher=refresher,
             batch=batch,
             layouts=layouts,
             watch=watch,
@@ -99,6 +103,7 @@ def planned(
     params: CKKSParams,
     *,
     refresh_price: float | str | None = None,
+    refresher: Refresher = KEY_HOLDER,
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
     watch: CompileWatch | None = None,
@@ -120,17 +125,32 @@ def planned(
         if watch is not None:
             watch.layout(number, len(choices))
         try:
-            plan = Planned(program, params, choice, price, best[0] if best else math.inf, watch)
+            budget = best[0] if best else math.inf
+            plan = Planned(program, params, choice, price, budget, watch, refresher)
         except Overspent:
             continue
         except LayoutError as error:
             failure = error.with_traceback(None)  # its frames hold the tables
             continue
+        filled = choice.columns * choice.width
+        if plan.schedule.refreshed and filled > (refresher.slots or filled):
+            failure = LayoutError(
+                f"{program.name} fills {filled:,} slots, and the {refresher.name} refreshes "
+                f"{refresher.slots:,}: use more levels, so that nothing is refreshed, or split it"
+            )
+            continue
         if best is None or plan.schedule.seconds < best[0]:
             best = (plan.schedule.seconds, plan)
     if best is None and batch and layouts is None and any(v.encrypted for v in program.inputs):
         # What cannot be laid out for one member at a time may be for all of them as one tensor.
-        return planned(program, params, refresh_price=refresh_price, batch=False, watch=watch)
+        return planned(
+            program,
+            params,
+            refresh_price=refresh_price,
+            refresher=refresher,
+            batch=False,
+            watch=watch,
+        )
     if best is None:
         raise failure or _nothing_to_lay_out(program, params)
     return best[1]
@@ -258,8 +278,10 @@ class Planned:
         price: float | None,
         budget: float,
         watch: CompileWatch | None = None,
+        refresher: Refresher = KEY_HOLDER,
     ):
         self.program, self.choice, self.price = program, choice, price
+        self.refresher = refresher
         self._ring = params.log_n, params.levels
         self.publics = Publics(program)
         self.builder = b = Builder(
@@ -289,6 +311,7 @@ class Planned:
             nodes,
             lambda s: f"{ops[s].name} at {ops[s].source}" if s >= 0 else "an input",
             price,
+            refresher,
         )
         self.schedule = self.planner.greedy()
 
@@ -384,7 +407,10 @@ class Planned:
             outputs=outputs,
             taps=tuple(taps),
             input_labels=tuple(labels),
-            ledger=ledger(params, data, packs, len(decrypted), self.price, names, sources),
+            ledger=ledger(
+                params, data, packs, len(decrypted), self.price, names, sources, self.refresher
+            ),
+            refresher=self.refresher,
             program=program,
             publics=self.publics,
             **data,

@@ -12,15 +12,9 @@ import math
 import numpy as np
 
 from hesim.circuit.circuit import Kind
+from hesim.circuit.refresher import ring_size
 
-__all__ = ["BOOTSTRAP_SECONDS", "instruction_seconds", "refresh_seconds", "relative_cost"]
-
-BOOTSTRAP_SECONDS = 10.0
-"""Price of a bootstrap of one ciphertext on a CPU: about what open libraries need at N = 2^16."""
-
-
-def _ring(log_n: int) -> float:
-    return 2.0 ** (log_n - 14) * log_n / 14
+__all__ = ["instruction_seconds", "relative_cost"]
 
 
 def instruction_seconds(
@@ -32,7 +26,7 @@ def instruction_seconds(
     """
     k = level + 1.0
     if kind == Kind.DOT_PLAIN and scalar:
-        return 0.055 * k * terms * 1e-3 * _ring(log_n)
+        return 0.055 * k * terms * 1e-3 * ring_size(log_n)
     ms = {
         Kind.INPUT: 4.0 + 1.3 * k,
         Kind.ADD: 0.04 * k * max(terms - 1, 0),
@@ -45,16 +39,7 @@ def instruction_seconds(
         Kind.DROP: 0.1 * k,
         Kind.REFRESH: 0.0,
     }[kind]
-    return ms * 1e-3 * _ring(log_n)
-
-
-def refresh_seconds(below: int, above: int, log_n: int) -> float:
-    """Seconds of one refresh by the key holder, from level `below` to level `above`."""
-    decrypt = 0.9 * (below + 1)
-    encode = 1.3 + 0.1 * above
-    encrypt = 2.3 + 1.2 * (above + 1)
-    transport = 1.0 + 0.2 * (above + below + 2)
-    return (decrypt + encode + encrypt + transport) * 1e-3 * _ring(log_n)
+    return ms * 1e-3 * ring_size(log_n)
 
 
 def relative_cost(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from hesim.circuit.circuit import Kind, Ledger, Pack, Spending
-from hesim.circuit.cost import BOOTSTRAP_SECONDS, instruction_seconds, refresh_seconds
+from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.params import CKKSParams
 
 __all__ = ["ledger"]
@@ -21,6 +22,7 @@ def ledger(
     price: float | None,
     names: Sequence[str],
     sources: Sequence[str],
+    refresher: Refresher = KEY_HOLDER,
 ) -> Ledger:
     """Counts and predicted seconds.
 
@@ -29,6 +31,7 @@ def ledger(
       outputs: ciphertexts that are decrypted at the end.
       price: seconds of a refresh where the caller set one, for `seconds_bootstrapped`.
       names, sources: of the program's operations.
+      refresher: who refreshes.
     """
     kind, level, ptr, arg = data["kind"], data["level"], data["arg_ptr"], data["arg"]
     terms = np.diff(ptr)
@@ -47,7 +50,7 @@ def ledger(
             rounds[i] = rounds[args].max()
         below = int(level[args[0]]) if len(args) else int(level[i])
         if k == Kind.REFRESH:
-            each[i] = refresh_seconds(below, int(level[i]), log_n)
+            each[i] = refresher.seconds(below, int(level[i]), log_n)
             consumed[i] = 0
             rounds[i] += 1
         else:
@@ -69,7 +72,7 @@ def ledger(
         return int(np.sum(terms[kind == k]))
 
     refreshes = count(Kind.REFRESH)
-    bootstrap = BOOTSTRAP_SECONDS if price is None or not np.isfinite(price) else price
+    bootstrap = _bootstrap_price(price, refresher)
     return Ledger(
         depth=int(consumed.max(initial=0)),
         refreshes=refreshes,
@@ -96,6 +99,13 @@ def ledger(
         seconds_bootstrapped=seconds + refreshes * bootstrap,
         operations=_operations(data, each, ("input", *names), ("", *sources)),
     )
+
+
+def _bootstrap_price(price: float | None, refresher: Refresher) -> float:
+    """Seconds of a refresh as a bootstrap: the caller's, the refresher's own, or the usual."""
+    if price is not None and np.isfinite(price):
+        return price
+    return BOOTSTRAP_SECONDS if refresher.price is None else refresher.price
 
 
 def _operations(

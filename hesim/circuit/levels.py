@@ -1,9 +1,10 @@
 """Levels, scales and refreshes: from stages to the instructions of a Circuit.
 
 A stage's outputs are wanted at the highest level at which a later stage uses them, so every stage
-runs as low as it can: cost follows the level. A refreshed stage ends at level 0, and its consumers
-start from whatever level they need. Which stages to refresh is found by local search from greedy
-starts, on predicted seconds with the refresh at the price that the caller sets.
+runs as low as it can: cost follows the level. A refreshed stage ends at the level from which the
+refresher starts, 0 for the key holder, and its consumers start from whatever level they need that
+it reaches. Which stages to refresh is found by local search from greedy starts, on predicted
+seconds with the refresh at the price that the caller sets.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import numpy as np
 
 from hesim.circuit.builder import Builder, Node, Stage
 from hesim.circuit.circuit import Kind
-from hesim.circuit.cost import instruction_seconds, refresh_seconds
+from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.errors import LevelError
 from hesim.params import CKKSParams
 
 __all__ = ["Emitted", "Planner", "Schedule", "arrays", "emit"]
+
+_NEVER = 10**9
+"""A level that no chain has: of a refresh whose result is wanted above what it reaches."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,16 @@ class Schedule:
 class _Costs:
     """Seconds of each stage at each level, of dropping its outputs, and of refreshing them."""
 
-    def __init__(self, b: Builder, params: CKKSParams, live: set[int], price: float | None):
+    def __init__(
+        self,
+        b: Builder,
+        params: CKKSParams,
+        live: set[int],
+        price: float | None,
+        refresher: Refresher,
+    ):
+        self.refresher = refresher
+        self.highest = refresher.highest(params.levels)
         self.stages = [s for s in b.stages if any(n in live for n in s.nodes)]
         self.order = [s.id for s in self.stages]
         self.params = params
@@ -95,7 +109,7 @@ class _Costs:
         return self.width[stage] * each
 
     def refresh(self, stage: int, level: int) -> float:
-        each = refresh_seconds(0, level, self.log_n)
+        each = self.refresher.seconds(self.refresher.min_input_level, level, self.log_n)
         if self.price is not None:
             each = max(each, self.price)
         return self.width[stage] * each
@@ -116,8 +130,9 @@ class Planner:
     Args:
       outputs: nodes that are decrypted at the end.
       describe: names a source operation, for errors.
-      refresh_price: seconds per refreshed ciphertext; None for the key holder's own; infinity
+      refresh_price: seconds per refreshed ciphertext; None for the refresher's own; infinity
         forbids refreshes.
+      refresher: who refreshes, from which level and to which.
 
     Attributes:
       live: nodes that the outputs depend on.
@@ -130,11 +145,12 @@ class Planner:
         outputs: Iterable[int],
         describe: Callable[[int], str],
         refresh_price: float | None,
+        refresher: Refresher = KEY_HOLDER,
     ):
         self.live = _live(b, [int(n) for n in outputs])
         self.top = params.levels
         self._describe = describe
-        self._costs = _Costs(b, params, self.live, refresh_price)
+        self._costs = _Costs(b, params, self.live, refresh_price, refresher)
         self._stages = {s.id: s for s in self._costs.stages}
         self._forced = frozenset(s.id for s in self._costs.stages if s.refreshed)
         self._forbidden = refresh_price is not None and math.isinf(refresh_price)
@@ -150,15 +166,23 @@ class Planner:
             found = _levels(costs, stages, forced, self.top, cap=None)
             if isinstance(found, Schedule):
                 return found
-            need = _levels(costs, stages, forced, 10**6, cap=None)
-            assert isinstance(need, Schedule)
+            need = _levels(costs, stages, forced, _NEVER - 1, cap=None)
+            levels = max(need.level) if isinstance(need, Schedule) else f"more than {self.top}"
             raise LevelError(
-                f"the computation needs {max(need.level)} levels but the parameters have "
+                f"the computation needs {levels} levels but the parameters have "
                 f"{self.top}; levels run out at {self._describe(stages[found].source)}. Use more "
                 "levels (a larger ring), allow refreshes, or lower the degrees of the polynomials "
                 "on that path."
             )
+        lowest = costs.refresher.min_input_level
         deepest = next((s for s in costs.stages if s.drop > self.top), None)
+        most = max((s.drop for s in costs.stages), default=0)
+        if deepest is None and most and costs.highest < most + lowest:
+            raise LevelError(
+                f"a refresh by the {costs.refresher.name} ends at level {costs.highest} at most "
+                f"and starts from level {lowest} at least, which leaves no level in between to "
+                f"multiply in. Use at least levels={self.top + most + lowest - costs.highest}."
+            )
         if deepest is not None:
             raise LevelError(
                 f"the parameters have {self.top} levels, and {self._describe(deepest.source)} "
@@ -207,7 +231,7 @@ def _levels(
         run, need, uses = _run(costs, stages, s, level, s in chosen)
         if cap is not None and run > cap and costs.inputs[s]:
             chosen.add(s)
-            run = stages[s].drop
+            run, need, uses = _run(costs, stages, s, level, True)
         if run > top:
             return s
         want[s], level[s] = need, run
@@ -227,7 +251,10 @@ def _run(
     """The level at which a stage runs, that of its outputs, and those of its users."""
     uses = {level[u] for u in costs.users[s]}
     need = max(uses, default=0)
-    return stages[s].drop + (0 if refreshed else need), need, uses
+    if not refreshed:
+        return stages[s].drop + need, need, uses
+    run = stages[s].drop + costs.refresher.min_input_level
+    return run if need <= costs.highest else _NEVER, need, uses
 
 
 def _improve(costs, stages, forced, top, start: Schedule, sweeps: int) -> Schedule:

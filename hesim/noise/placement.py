@@ -23,7 +23,7 @@ from hesim.noise.cancelled import hiding_variances
 from hesim.noise.circuit import OperationNoise, Result
 from hesim.noise.circuit_plans import CircuitPlan
 from hesim.noise.dc_slots import Peaks
-from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 from hesim.noise.slots_read import within
 from hesim.params import CKKSParams
@@ -172,7 +172,7 @@ def of_circuit(
 
     Where one operation spreads over ciphertexts at several levels, the lowest counts.
     """
-    library = find_profile(profile)
+    library = refreshed_by(find_profile(profile), circuit.refresher.error)
     facts, hidden = OperationNoise(circuit, library), hiding_variances(circuit, library)
     taps = {tap.op: tap for tap in circuit.taps}
     owner = _input_owners(program, circuit)

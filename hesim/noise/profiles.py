@@ -6,12 +6,12 @@ The formulas in ``hesim.noise.formulas`` read these fields; adding a library mea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hesim.errors import ParameterError
 from hesim.noise.bootstrap import law
 
-__all__ = ["PROFILES", "NoiseProfile", "profile"]
+__all__ = ["PROFILES", "NoiseProfile", "profile", "refreshed_by"]
 
 #: Kinds of encryption: with the public key over Q·P and a division by P, with the public key over
 #: Q, or with the secret key.
@@ -158,6 +158,11 @@ PROFILES: dict[str, NoiseProfile] = {
         centred_digits=True,
     ),
 }
+
+
+def refreshed_by(library: NoiseProfile, error: str | None) -> NoiseProfile:
+    """The profile with refreshes by another law, by name; the same where `error` is None."""
+    return library if error is None else replace(library, bootstrap=error)
 
 
 def profile(name: str | NoiseProfile) -> NoiseProfile:

@@ -1,0 +1,138 @@
+"""What a refresh is: one description, which the planner, noise, cost, executor and report read.
+
+A refresh gives a ciphertext its levels back. The key holder does it in a round trip, by decrypting
+and encrypting again; a library that bootstraps does it on the server. Both are instances of
+`Refresher`. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hesim.errors import ParameterError
+from hesim.noise.bootstrap import law
+
+__all__ = ["BOOTSTRAP_SECONDS", "KEY_HOLDER", "Refresher", "bootstrap", "ring_size"]
+
+BOOTSTRAP_SECONDS = 10.0
+"""Price of a bootstrap of one ciphertext on a CPU: about what open libraries need at N = 2^16."""
+
+
+def ring_size(log_n: int) -> float:
+    """N log N over that of N = 2^14, where seconds were measured."""
+    return 2.0 ** (log_n - 14) * log_n / 14
+
+
+@dataclass(frozen=True)
+class Refresher:
+    """One way to refresh a ciphertext.
+
+    Attributes:
+      name: for reports.
+      interactive: whether the key holder takes part in it.
+      min_input_level: level that its operand needs at least.
+      output_level: level at which its result can be at most; None for the top of the chain, less
+        `depth`.
+      depth: levels of the chain that it uses up itself.
+      price: seconds for one ciphertext on one core; None for the key holder's, which depend on the
+        levels.
+      error: name of the law of ``hesim.noise.bootstrap`` by which it errs; None for the error of a
+        fresh encryption, or that of the noise profile's own bootstrap.
+      value_range: largest absolute slot value that it is made for.
+      slots: effective slots that it refreshes, at most; None for all that the ring has.
+
+    Raises:
+      ParameterError: negative levels, depth or price, no range or slots, or an unknown law.
+
+    Examples:
+      >>> import hesim
+      >>> hesim.Refresher("bootstrap of ours", interactive=False, depth=15, price=4.0).highest(20)
+      5
+    """
+
+    name: str
+    interactive: bool
+    min_input_level: int = 0
+    output_level: int | None = None
+    depth: int = 0
+    price: float | None = None
+    error: str | None = None
+    value_range: float = math.inf
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_input_level < 0 or self.depth < 0 or (self.output_level or 0) < 0:
+            raise ParameterError(f"levels and depth of the refresher {self.name!r} are at least 0")
+        if self.price is not None and not self.price >= 0.0:
+            raise ParameterError(f"price={self.price} of {self.name!r} is seconds, at least 0")
+        if not self.value_range > 0.0 or (self.slots is not None and self.slots < 1):
+            raise ParameterError(f"value_range and slots of {self.name!r} must be above 0")
+        if self.error is not None:
+            law(self.error)
+
+    def highest(self, levels: int) -> int:
+        """The highest level of a result, in a chain of this many levels; below 0 if it is too short
+        for this refresher.
+        """
+        top = levels - self.depth
+        return top if self.output_level is None else min(top, self.output_level)
+
+    def seconds(self, below: int, above: int, log_n: int) -> float:
+        """Seconds of one refresh on one core, from level `below` to level `above`."""
+        if self.price is not None:
+            return self.price
+        decrypt = 0.9 * (below + 1)
+        encode = 1.3 + 0.1 * above
+        encrypt = 2.3 + 1.2 * (above + 1)
+        transport = 1.0 + 0.2 * (above + below + 2)
+        return (decrypt + encode + encrypt + transport) * 1e-3 * ring_size(log_n)
+
+
+KEY_HOLDER = Refresher("key holder", interactive=True)
+"""A refresh by the key holder: a round trip in which a ciphertext is decrypted, encoded and
+encrypted again, to any level.
+
+Examples:
+  >>> import hesim
+  >>> hesim.KEY_HOLDER.interactive, hesim.KEY_HOLDER.highest(levels=7)
+  (True, 7)
+"""
+
+
+def bootstrap(
+    error: str,
+    *,
+    seconds: float = BOOTSTRAP_SECONDS,
+    depth: int = 0,
+    min_input_level: int = 0,
+    value_range: float = 1.0,
+    slots: int | None = None,
+) -> Refresher:
+    """The bootstrap of a published law (``hesim.noise.bootstrap.LAWS``), on the server.
+
+    Args:
+      error: name of the law.
+      seconds: of one ciphertext on one core.
+      depth: levels of the chain that it uses up; 0 if the parameters leave out its primes.
+      min_input_level, value_range, slots: as for `Refresher`; laws are of messages in [-1, 1].
+
+    Raises:
+      ParameterError: there is no such law, or a number cannot be.
+
+    Examples:
+      >>> import hesim
+      >>> refresher = hesim.bootstrap("lattigo_40", seconds=6.0, depth=2)
+      >>> refresher.interactive, refresher.highest(levels=5), refresher.seconds(0, 3, log_n=16)
+      (False, 3, 6.0)
+    """
+    return Refresher(
+        f"bootstrap ({error})",
+        interactive=False,
+        min_input_level=min_input_level,
+        depth=depth,
+        price=seconds,
+        error=error,
+        value_range=value_range,
+        slots=slots,
+    )

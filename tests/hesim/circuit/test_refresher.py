@@ -1,0 +1,113 @@
+"""One description of a refresh: the planner, the noise, the cost and the ledger read it."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import hesim
+from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
+from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
+from hesim.noise.bootstrap import law
+
+PARAMS = hesim.CKKSParams(14, 5, 40, 50, 60)
+X = np.random.default_rng(0).uniform(-1, 1, 64)
+
+
+def power(x):
+    for _ in range(7):
+        x = x * X
+    return x
+
+
+PROGRAM = hesim.trace(power, X, encrypted=(0,))
+
+
+def refreshes(circuit):
+    """(levels below, levels above) of its refreshes."""
+    made = np.flatnonzero(circuit.kind == Kind.REFRESH)
+    below = circuit.level[circuit.arg[circuit.arg_ptr[made]]]
+    return below.tolist(), circuit.level[made].tolist()
+
+
+def test_the_key_holder_refreshes_from_0_to_any_level():
+    circuit = hesim.compile(PROGRAM, PARAMS)
+    below, above = refreshes(circuit)
+    assert set(below) == {0} and max(above) <= PARAMS.levels
+    assert circuit.refresher is KEY_HOLDER and KEY_HOLDER.interactive
+
+
+def test_a_bootstrap_is_planned_within_its_levels():
+    refresher = hesim.bootstrap("lattigo_40", depth=2, min_input_level=1, seconds=3.0)
+    circuit = hesim.compile(PROGRAM, PARAMS, refresher=refresher)
+    below, above = refreshes(circuit)
+    assert below and set(below) == {1} and max(above) <= 3
+    price = 3.0 * circuit.ledger.refreshes
+    assert circuit.ledger.seconds > price
+    assert circuit.ledger.seconds_bootstrapped == pytest.approx(circuit.ledger.seconds)
+    capped = dataclasses.replace(refresher, output_level=2)
+    below, above = refreshes(hesim.compile(PROGRAM, PARAMS, refresher=capped))
+    assert below and max(above) <= 2
+
+
+def test_a_bootstrap_that_leaves_no_level_is_refused():
+    refresher = hesim.bootstrap("lattigo_40", depth=4, min_input_level=1)
+    with pytest.raises(LevelError, match="no level in between"):
+        hesim.compile(PROGRAM, PARAMS, refresher=refresher)
+
+
+def test_layouts_keep_to_the_slots_that_it_refreshes():
+    narrow = hesim.bootstrap("lattigo_40", slots=8)
+    circuit = hesim.compile(PROGRAM, PARAMS, refresher=narrow)
+    assert circuit.slots <= 8 < hesim.compile(PROGRAM, PARAMS).slots
+    with pytest.raises(LayoutError, match="refreshes 8"):
+        hesim.compile(PROGRAM, PARAMS, refresher=narrow, layouts=[(0,)], batch=False)
+
+
+def test_its_errors_are_those_of_its_law_whatever_predicts_them():
+    circuit = hesim.compile(PROGRAM, PARAMS, refresher=hesim.bootstrap("lattigo_30"))
+    certified = hesim.certify(circuit, (X,), keys=8)
+    assert certified.ops[-1].std > law("lattigo_30").std / 100
+    plain = hesim.compile(PROGRAM, PARAMS)
+    assert hesim.certify(plain, (X,), keys=2).ops[-1].std < certified.ops[-1].std / 100
+    from hesim.noise.placement import of_circuit
+
+    schedule = of_circuit(PROGRAM, circuit)
+    for tier in ("predict", "train"):
+        found = hesim.predict(
+            PROGRAM, PARAMS, (X,), 8, schedule=schedule, tier=tier, jit=False, seed=1
+        )
+        assert abs(math.log2(found.ops[-1].std / certified.ops[-1].std)) < 0.5
+
+
+def test_values_beyond_its_range_are_said():
+    circuit = hesim.compile(PROGRAM, PARAMS, refresher=hesim.bootstrap("lattigo_40"))
+    with pytest.warns(ValueOverflowWarning, match="made for 1"):
+        hesim.certify(circuit, (X * 1e2,), keys=1)
+
+
+def test_it_is_saved_with_the_circuit(tmp_path):
+    refresher = hesim.bootstrap("lattigo_40", depth=2, slots=4096)
+    hesim.compile(PROGRAM, PARAMS, refresher=refresher).save(tmp_path / "circuit.npz")
+    assert Circuit.load(tmp_path / "circuit.npz").refresher == refresher
+
+
+def test_prices_and_what_cannot_be():
+    assert hesim.bootstrap("openfhe").seconds(0, 9, 16) == BOOTSTRAP_SECONDS
+    assert KEY_HOLDER.seconds(0, 2, 14) < KEY_HOLDER.seconds(0, 2, 15) < 0.1
+    assert KEY_HOLDER.highest(7) == 7
+    with pytest.raises(ParameterError, match="lattigo_40"):
+        hesim.bootstrap("magic")
+    with pytest.raises(ParameterError, match="price"):
+        Refresher("odd", interactive=False, price=-1.0)
+
+
+def test_a_machine_that_cannot_bootstrap_refuses():
+    he_backend = pytest.importorskip("he_backend")
+    circuit = hesim.compile(PROGRAM, PARAMS, refresher=hesim.bootstrap("lattigo_40"))
+    report = he_backend.run(PROGRAM, X, circuit=circuit, backend="slots")
+    np.testing.assert_allclose(report.outputs, X**8, atol=1e-6)
+    with pytest.raises(he_backend.BackendError, match="does not bootstrap"):
+        he_backend.run(PROGRAM, X, circuit=circuit, backend="pyfhel")
