@@ -13,7 +13,7 @@ import os
 import sysconfig
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Remedy:
     """What to use instead of a library function.
 
     Attributes:
-      name: of the function or layer, for messages.
+      name: of the function or layer, for messages; {function} in texts stands for its own name.
       frames: "path of a file within its library's folder:function", the function as it begins.
       reason, instead: sentences.
       operations: primitives that it is about; empty for all.
@@ -47,6 +47,11 @@ class Remedy:
     reason: str
     instead: str
     operations: tuple[str, ...] = ()
+
+    def named(self, function: str) -> Remedy:
+        """The same with the function's name where its texts leave room for it."""
+        texts = {key: getattr(self, key) for key in ("name", "reason", "instead")}
+        return replace(self, **{k: t.replace("{function}", function) for k, t in texts.items()})
 
     def about(self, frame: Frame) -> bool:
         """Whether it is about a function that this frame belongs to."""
@@ -134,7 +139,7 @@ def remedy_of(operation: str, trail: Sequence[Frame]) -> Remedy | None:
         for remedy in registered().remedies:
             fits = not remedy.operations or operation in remedy.operations
             if fits and remedy.about(frame):
-                return remedy
+                return remedy.named(frame.function.split(".")[0])
     return None
 
 

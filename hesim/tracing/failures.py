@@ -27,6 +27,10 @@ _OTHERS = {
 """What to use for objects of NumPy and SciPy that have no namesake in JAX."""
 
 
+_UNKNOWN = "NumPy or SciPy", "the function of that name in jax.numpy or jax.scipy"
+"""What is said of a function that cannot be found in the caller's line."""
+
+
 @contextmanager
 def explained(name: str, fn: Any, traced_at: Source | None) -> Iterator[None]:
     """TraceError with the caller's line, for what JAX and libraries raise about traced values.
@@ -48,6 +52,8 @@ def explained(name: str, fn: Any, traced_at: Source | None) -> Iterator[None]:
             "be known when tracing. Use jnp.where(mask, x, 0), or a mask that is no argument."
         ) from error
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
+        if _numpy_call(error) != _UNKNOWN:  # a function of `math`, or NumPy, wants a float
+            raise TraceError(_of_numpy(name, fn, error, at(error))) from error
         raise TraceError(
             f"{name} needs the number in a traced value at {at(error)}: a Python `if`, `while` or "
             "int() cannot ask for what is not known when tracing. Use a product with a mask, "
@@ -89,15 +95,14 @@ def _module(function: Any) -> str:
 
 
 def _foreign(function: Any) -> bool:
-    return _module(function).startswith(("numpy", "scipy"))
+    return _module(function).startswith(("numpy", "scipy", "math"))
 
 
 def _numpy_call(error: BaseException) -> tuple[str, str]:
     """(the function that was called, what to use instead), read from the caller's line."""
-    plain = "NumPy or SciPy", "the function of that name in jax.numpy or jax.scipy"
     found = _callers_frame(error.__traceback__)
     if found is None:
-        return plain
+        return _UNKNOWN
     tb, summary = found
     names = {**tb.tb_frame.f_builtins, **tb.tb_frame.f_globals, **tb.tb_frame.f_locals}
     for call in _calls(summary):
@@ -110,7 +115,7 @@ def _numpy_call(error: BaseException) -> tuple[str, str]:
             continue
         own = getattr(function, "__name__", type(function).__name__)
         return text, _in_jax(own, _module(function))
-    return plain
+    return _UNKNOWN
 
 
 def _looked_up(node: ast.expr, names: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 
 import jax
@@ -50,6 +51,7 @@ def here() -> int:
         (lambda x: np.linalg.norm(x), "np.linalg.norm", "jnp.linalg.norm"),
         (lambda x: np.asarray(x) * 2, "np.asarray", "jnp.asarray"),
         (lambda x: np.fft.fft(x), "np.fft.fft", "jnp.fft.fft"),
+        (lambda x: x * math.sqrt(x.sum()), "math.sqrt", "jnp.sqrt"),
     ],
 )
 def test_functions_of_numpy_are_named_with_their_namesakes(fn, called, instead):
@@ -92,6 +94,9 @@ def test_arguments_by_name():
         (jax.nn.log_softmax, "jax.nn.log_softmax", "Drop the shift"),
         (jax.nn.softplus, "jax.nn.softplus", 'approx.fit("softplus"'),
         (jnp.linalg.norm, "jnp.linalg.norm", "sum of squares"),
+        (jax.nn.elu, "jax.nn.elu", "approx.fit(jax.nn.elu, "),
+        (jnp.nan_to_num, "jnp.nan_to_num", "Leave it out"),
+        (jnp.median, "jnp.median", "after decryption"),
         (nnx.LayerNorm(8, rngs=RNGS), "Flax's LayerNorm", "1/sqrt on (low, high)"),
         (nnx.RMSNorm(8, rngs=RNGS), "Flax's RMSNorm", "1/sqrt on (low, high)"),
         (lambda x: nnx.max_pool(x[None], (2,), (2,)), "Flax's max_pool", "avg_pool"),
