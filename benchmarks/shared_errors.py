@@ -1,10 +1,10 @@
 """Random circuits that share operands, encrypted: is the predicted error the measured one?
 
-`python -m benchmarks.shared_errors [--circuits 40] [--keys 8] [--most 64] [--out FOLDER]` runs
-circuits 0, 1, ... of ``benchmarks.shared_cases`` through Pyfhel at N = 2^13, each under 8 fresh
-keys, or as many as it takes. It prints one line for each: log2 of the measured standard deviation
-of the result, pooled over keys, and by how much it is above each prediction, log2(measured /
-predicted):
+`python -m benchmarks.shared_errors [--circuits 40] [--first 0] [--keys 8] [--most 64] [--out DIR]`
+runs circuits 0, 1, ... of ``benchmarks.shared_cases`` through Pyfhel at N = 2^13, each under 8
+fresh keys, or as many as it takes. It prints one line for each: log2 of the measured standard
+deviation of the result, pooled over keys, and by how much it is above each prediction,
+log2(measured / predicted):
 
 - `certify`, `hesim.certify` under 64 keys;
 - `predict`, `hesim.predict` with the Circuit's schedule, as a comparing run uses it;
@@ -43,6 +43,9 @@ _KEYS = 64
 
 _SETTLED = 0.03
 """Bits of standard error above which a circuit is encrypted under more keys."""
+
+_SECONDS = 100.0
+"""Predicted seconds of encrypted runs of one circuit, beyond which no more keys are taken."""
 
 LIMITS = {"certify": 0.06, "predict": 0.2, "training": 0.2}
 """Bits, by prediction."""
@@ -89,6 +92,7 @@ def compared(number: int, keys: int, most: int, folder: Path) -> Line:
     circuit = hesim.compile(case.program, PARAMS)
     path = folder / f"circuit{number}.json"
     squares, errors = measured(case, circuit, keys, path)
+    most = min(most, int(_SECONDS / circuit.ledger.seconds))
     while len(squares) < most and errors[0] > _SETTLED:
         squares, errors = measured(case, circuit, min(2 * len(squares), most), path)
     std = math.sqrt(float(squares[:, 0].mean()))
@@ -126,7 +130,8 @@ def _row(line: Line) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table and write `shared_errors.json`; 1 if a prediction is off."""
     parser = argparse.ArgumentParser(description="Errors of circuits that share operands.")
-    parser.add_argument("--circuits", type=int, default=40, help="how many, from number 0 on")
+    parser.add_argument("--circuits", type=int, default=40, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="number of the first")
     parser.add_argument("--keys", type=int, default=8, help="fresh keys, at least 2")
     parser.add_argument("--most", type=int, default=64, help="keys where these do not settle it")
     parser.add_argument("--out", type=Path, default=Path("runs/shared_errors"), help="folder")
@@ -139,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         + f" {'±':>6}"
     )
     lines = []
-    for number in range(chosen.circuits):
+    for number in range(chosen.first, chosen.first + chosen.circuits):
         lines.append(compared(number, chosen.keys, chosen.most, chosen.out))
         print(_row(lines[-1]), flush=True)
         summary = chosen.out / "shared_errors.json"

@@ -36,8 +36,7 @@ class Columns:
         self._circuit = circuit
         self.count = column_count(circuit)
         self._every = np.ones(self.count, bool)
-        self._known: dict[bytes, np.ndarray] = {}
-        self.needed = [np.zeros(self.count, bool)] * len(circuit)
+        self.needed = _Packed(len(circuit), self.count)
         #: Columns in which elements are read, by ciphertext of a tensor or an input.
         self.read: dict[int, np.ndarray] = {}
         self._read()
@@ -73,8 +72,7 @@ class Columns:
                 self._note(a, held)
 
     def _note(self, cipher: int, held: np.ndarray) -> None:
-        found = self.needed[cipher] | held
-        self.needed[cipher] = self._known.setdefault(found.tobytes(), found)
+        self.needed[cipher] = self.needed[cipher] | held
 
     def _mask(self, pack: int, row: int) -> np.ndarray:
         data = self._circuit.packs[pack]
@@ -87,3 +85,21 @@ class Columns:
             if len(held) in (1, self.count)
             else self._every
         )
+
+
+class _Packed:
+    """bool[columns] by ciphertext, as bits, and once what is alike: there may be a million."""
+
+    def __init__(self, ciphers: int, columns: int) -> None:
+        self._columns = columns
+        nothing = np.packbits(np.zeros(columns, bool)).tobytes()
+        self._bits = [nothing] * ciphers
+        self._known = {nothing: nothing}
+
+    def __getitem__(self, cipher: int) -> np.ndarray:
+        bits = np.frombuffer(self._bits[cipher], np.uint8)
+        return np.unpackbits(bits, count=self._columns).view(bool)
+
+    def __setitem__(self, cipher: int, held: np.ndarray) -> None:
+        bits = np.packbits(held).tobytes()
+        self._bits[cipher] = self._known.setdefault(bits, bits)
