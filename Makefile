@@ -19,7 +19,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 SOURCES := $(wildcard approx hesim models he_backend experiments tests benchmarks docs/tools)
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-script-location
+PIP_INSTALL := $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --no-warn-script-location
+# Of what pip says, a line now and then; its errors are on standard error and come through.
+PIP_SAYS := | awk '/^Collecting/ { if (++n % 20 == 0) print "  " n " packages found" } /^ *Building wheel|^Installing/ { print "  " substr($$0, 1, 72); fflush() }'
 
 # One thread a process: the tests and the encrypted workers already fill the cores with processes.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JAX_PLATFORMS=cpu PYTHONHASHSEED=0
@@ -40,9 +42,13 @@ $(STAMPS)/venv:
 	@chosen=""
 	notes=""
 	for python in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3.14 python3 python); do
-	  command -v "$$python" >/dev/null 2>&1 || continue
-	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue
-	  if ! "$$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then
+	  if ! command -v "$$python" >/dev/null 2>&1; then
+	    $(if $(PYTHON),notes="  there is no program $$python.\n")
+	    continue
+	  fi
+	  if ! said=$$("$$python" -c 'import sys; print("it is Python", sys.version.split()[0]); sys.exit(sys.version_info < (3, 11))' 2>&1); then
+	    notes="$$notes  $$python does not serve: $$(head -n 3 <<<"$$said" | tr '\n' ' ')\n"
+	  elif ! "$$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then
 	    notes="$$notes  $$python has no venv/ensurepip: install its venv package (Debian: apt-get install python3-venv).\n"
 	  elif ! "$$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' >/dev/null 2>&1; then
 	    notes="$$notes  $$python has no C headers, which Pyfhel is compiled against: install its dev package (Debian: apt-get install python3-dev).\n"
@@ -67,18 +73,18 @@ $(STAMPS)/venv:
 # Build tools come first and from a lock of their own, so that nothing unpinned is fetched for an isolated build.
 $(STAMPS)/build: requirements/build.lock $(STAMPS)/venv
 	@echo "setup: build tools"
-	$(PIP_INSTALL) --require-hashes -r requirements/build.lock
+	$(PIP_INSTALL) --require-hashes -r requirements/build.lock $(PIP_SAYS)
 	touch $@
 
 $(STAMPS)/dependencies: requirements/dev.lock requirements/pyfhel.cmake $(STAMPS)/build
 	@echo "setup: dependencies (the first time Pyfhel is compiled, 2 to 3 minutes)"
 	export PATH="$(CURDIR)/$(BIN):$$PATH" CMAKE_TOOLCHAIN_FILE="$(CURDIR)/requirements/pyfhel.cmake"
-	$(PIP_INSTALL) --no-build-isolation --require-hashes -r requirements/dev.lock
+	$(PIP_INSTALL) --no-build-isolation --require-hashes -r requirements/dev.lock $(PIP_SAYS)
 	$(BIN)/python -c 'import Pyfhel, jax' >/dev/null
 	touch $@
 
 $(STAMPS)/project: pyproject.toml $(STAMPS)/dependencies
-	@$(PIP_INSTALL) --no-build-isolation --no-deps --editable .
+	@$(PIP_INSTALL) --no-build-isolation --no-deps --editable . $(PIP_SAYS)
 	touch $@
 	echo "setup: done"
 
@@ -89,7 +95,7 @@ setup: $(STAMPS)/project
 $(STAMPS)/docs: requirements/docs.lock $(STAMPS)/project
 	@echo "setup: the documentation's tools"
 	export PATH="$(CURDIR)/$(BIN):$$PATH" CMAKE_TOOLCHAIN_FILE="$(CURDIR)/requirements/pyfhel.cmake"
-	$(PIP_INSTALL) --no-build-isolation --require-hashes -r requirements/docs.lock
+	$(PIP_INSTALL) --no-build-isolation --require-hashes -r requirements/docs.lock $(PIP_SAYS)
 	touch $@
 
 # ---------------------------------------------------------------- what it is for

@@ -60,3 +60,29 @@ def test_each_documented_target_exists() -> None:
             ["make", "--dry-run", target], cwd=TOP, capture_output=True, text=True, check=False
         )
         assert dry.returncode == 0, dry.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "echo 'shim: python3.12 is not installed' >&2; exit 127",
+            "shim: python3.12 is not installed",
+        ),
+        ("echo it is Python 3.9.1; exit 1", "it is Python 3.9.1"),
+        (None, "there is no program"),
+    ],
+)
+def test_an_interpreter_that_does_not_serve_speaks_for_itself(
+    tmp_path: Path, script: str | None, said: str
+) -> None:
+    shim = tmp_path / "python3.12"
+    if script is not None:
+        shim.write_text(f"#!/bin/sh\n{script}\n")
+        shim.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "requirements"):
+        (tmp_path / name).symlink_to(TOP / name)
+    command = ["make", "-C", str(tmp_path), "setup", f"PYTHON={shim}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and f"no usable Python >= 3.11 found at {shim}" in done.stderr
+    assert said in done.stderr
