@@ -89,7 +89,11 @@ def read_sections(folder: str | Path) -> Iterator[Section]:
 
 def is_held_out(name: str, share: float) -> bool:
     """Whether the section of this name is held out: its SHA-256 as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < share
+    return _place(name) < share
+
+
+def _place(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,28 +177,39 @@ class Corpus:
             raise DataError(f"held_out={held_out} is a share between 0 and 1.")
         say = report if report is not None else lambda text: None
         files = text_files(folder)
-        digest = _digest(files, vocabulary, held_out)
-        store = None if cache is None else Path(cache) / f"corpus-{digest[:16]}"
-        found = None if store is None else _load(store, say)
-        if found is None:
-            tokenizer, parts = _encode_all(Path(folder), vocabulary, held_out, say)
-            if store is not None:
-                _save(store, tokenizer, parts)
-        else:
-            say(f"encoded text found in {store}")
-            tokenizer, parts = found
-        train, held = (Stream(part, length, tokenizer.cls_id) for part in parts)
-        if not (train.rows and held.rows):
-            raise DataError(
-                f"{folder} holds {len(train.tokens):,} training and {len(held.tokens):,} held-out "
-                f"tokens: too little text for one row of {length} tokens of each."
-            )
         names = tuple(p.relative_to(folder).as_posix() for p in files)
-        return cls(train, held, tokenizer, digest, names)
+        for paragraphs in (False, True):
+            if paragraphs:
+                say("few sections of text: what is held out is picked by paragraphs")
+            digest = _digest(files, vocabulary, held_out, length if paragraphs else 0)
+            store = None if cache is None else Path(cache) / f"corpus-{digest[:16]}"
+            found = None if store is None else _load(store, say)
+            if found is None:
+                split = split_paragraphs if paragraphs else split_sections
+                parted = split(list(read_sections(folder)), held_out, length)
+                tokenizer, parts = _encode_all(parted, vocabulary, say)
+                if store is not None:
+                    _save(store, tokenizer, parts)
+            else:
+                say(f"encoded text found in {store}")
+                tokenizer, parts = found
+            train, held = (Stream(part, length, tokenizer.cls_id) for part in parts)
+            if train.rows and held.rows:
+                return cls(train, held, tokenizer, digest, names)
+        raise DataError(
+            f"{folder} holds {len(train.tokens):,} training and {len(held.tokens):,} held-out "
+            f"tokens: too little text for one row of {length} tokens of each. Add text, in "
+            f"paragraphs of a line each, shorten the rows (length), or hold out more (held_out, "
+            f"now {held_out:g})."
+        )
 
 
-def _digest(files: Sequence[Path], vocabulary: int | Tokenizer, held_out: float) -> str:
-    total = hashlib.sha256(f"{SECTION} {held_out}".encode())
+def _digest(
+    files: Sequence[Path], vocabulary: int | Tokenizer, held_out: float, length: int
+) -> str:
+    """Of the text and its split; length: of the rows where paragraphs are split, else 0."""
+    by = f"paragraphs {length}" if length else f"{SECTION}"
+    total = hashlib.sha256(f"{by} {held_out}".encode())
     if isinstance(vocabulary, Tokenizer):
         total.update(repr(sorted(vocabulary.vocabulary.items())).encode())
         if not vocabulary.plain:
@@ -207,25 +222,49 @@ def _digest(files: Sequence[Path], vocabulary: int | Tokenizer, held_out: float)
     return total.hexdigest()
 
 
+_Parted = tuple[list[str], list[str]]  # paragraphs to train on, and held out
+
+
+def split_sections(sections: Sequence[Section], share: float, length: int) -> _Parted:
+    """Whole sections, each by its name."""
+    del length
+    parts: _Parted = ([], [])
+    for section in sections:
+        parts[is_held_out(section.name, share)].extend(section.paragraphs)
+    return parts
+
+
+def split_paragraphs(sections: Sequence[Section], share: float, length: int) -> _Parted:
+    """Single paragraphs by their names: the share of them, and of those next to it as many as one
+    row of this many tokens takes; never the last one that could be trained on.
+    """
+    named = [(f"{s.name}.{k}", text) for s in sections for k, text in enumerate(s.paragraphs)]
+    ranked = sorted(range(len(named)), key=lambda k: _place(named[k][0]))
+    held: set[int] = set()
+    words = 0  # with the [SEP] behind each paragraph, of which a row takes length - 1
+    for k in ranked[:-1]:
+        if words >= length - 1 and _place(named[k][0]) >= share:
+            break
+        held.add(k)
+        words += len(named[k][1].split()) + 1
+    parts: _Parted = ([], [])
+    for k, (_, text) in enumerate(named):
+        parts[k in held].append(text)
+    return parts
+
+
 def _encode_all(
-    folder: Path, vocabulary: int | Tokenizer, share: float, say: Callable[[str], None]
+    parted: _Parted, vocabulary: int | Tokenizer, say: Callable[[str], None]
 ) -> tuple[Tokenizer, tuple[np.ndarray, np.ndarray]]:
-    sections = list(read_sections(folder))
-    parts = (
-        [s for s in sections if not is_held_out(s.name, share)],
-        [s for s in sections if is_held_out(s.name, share)],
-    )
     if isinstance(vocabulary, Tokenizer):
         tokenizer = vocabulary
     else:
-        say(f"learning a vocabulary of {vocabulary:,} on {len(parts[0]):,} sections")
+        say(f"learning a vocabulary of {vocabulary:,} on {len(parted[0]):,} paragraphs")
         tokenizer = Tokenizer.train(
-            (p.replace(_UNKNOWN, " ") for s in parts[0] for p in s.paragraphs), size=vocabulary
+            (text.replace(_UNKNOWN, " ") for text in parted[0]), size=vocabulary
         )
-    say(f"encoding {len(sections):,} sections")
-    train, held = (
-        encode_stream(tokenizer, [p for s in part for p in s.paragraphs]) for part in parts
-    )
+    say(f"encoding {sum(map(len, parted)):,} paragraphs")
+    train, held = (encode_stream(tokenizer, part) for part in parted)
     return tokenizer, (train, held)
 
 

@@ -128,3 +128,38 @@ def test_bad_lengths_and_shares_are_refused(tmp_path):
         Corpus.read(tmp_path, length=4)
     with pytest.raises(DataError, match="share"):
         Corpus.read(tmp_path, held_out=1.0)
+
+
+def few(folder, paragraphs, words=30):
+    rng = np.random.default_rng(0)
+    known = ["sea", "old", "boat", "wind", "shore", "light"]
+    text = "\n\n".join(f"{k} " + " ".join(rng.choice(known, words)) for k in range(paragraphs))
+    (folder / "a.txt").write_text(text)
+
+
+def test_a_small_file_holds_out_paragraphs(tmp_path):
+    """400 paragraphs are 10 sections, of which a hundredth is none."""
+    few(tmp_path, 400)
+    said: list[str] = []
+    cache = tmp_path / "cache"
+    corpus = Corpus.read(tmp_path, length=32, vocabulary=120, cache=cache, report=said.append)
+    assert corpus.held_out.rows >= 1 and corpus.train.rows > 300
+    assert any("by paragraphs" in line for line in said)
+    again = Corpus.read(tmp_path, length=32, vocabulary=120, cache=cache)
+    np.testing.assert_array_equal(again.held_out.tokens, corpus.held_out.tokens)
+    train, held = (
+        {tuple(part) for part in np.split(s.tokens, np.flatnonzero(s.tokens == 3) + 1)[:-1]}
+        for s in (corpus.train, corpus.held_out)
+    )
+    assert corpus.tokenizer.sep_id == 3 and not train & held
+    longer = Corpus.read(tmp_path, length=200, vocabulary=120, cache=cache)
+    assert longer.held_out.rows >= 1
+
+
+def test_two_paragraphs_are_enough_and_one_says_what_to_change(tmp_path):
+    few(tmp_path, 2)
+    corpus = Corpus.read(tmp_path, length=16, vocabulary=60)
+    assert corpus.train.rows and corpus.held_out.rows
+    few(tmp_path, 1)
+    with pytest.raises(DataError, match=r"too little.*Add text.*length.*held_out, now 0\.01"):
+        Corpus.read(tmp_path, length=16, vocabulary=60)
