@@ -86,17 +86,27 @@ class Display:
 
     def _lines(self, title: str, total: float) -> Update:
         started = time.monotonic()
-        last = -math.inf
+        last = (
+            waited
+        ) = -math.inf  # a line of work, and one of waiting, as for a step to be compiled
+        began, before = started, 0.0  # when the work began that is measured, and what was done then
 
         def update(done: float, note: str, left: float | None) -> None:
-            nonlocal last
+            nonlocal last, waited, began, before
             now = time.monotonic()
-            if now - last < _LINE_SECONDS and done < total:
+            if done <= before:
+                began, before = now, done
+                if not note or now - waited < _LINE_SECONDS:
+                    waited = waited if note else -math.inf
+                    return
+                waited = now
+            elif now - last < _LINE_SECONDS and done < total:
                 return
-            last = now
+            else:
+                last = now
             elapsed = now - started
-            if left is None and done > 0:
-                left = elapsed * (total - done) / done
+            if left is None and done > before:
+                left = (now - began) * (total - done) / (done - before)
             share = f"{100 * done / total:3.0f} %" if total else ""
             self.say(f"{title} {share}  {clock(elapsed)} so far, {clock(left)} left  {note}")
 

@@ -7,6 +7,8 @@ An error that one of our packages raises on purpose is one message on standard e
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,11 +95,12 @@ def demo(
     from experiments.demo.run import run_demo
     from experiments.demo.settings import FAST, Settings
     from experiments.demo.table import render
+    from models.data.datasets import task_spec
 
     base = FAST if fast else Settings()
     settings = dataclasses.replace(
         base,
-        data=data,
+        data=task_spec(data),
         data_dir=str(data_dir) if data_dir is not None else None,
         sentences=min(sentences, base.sentences) if fast else sentences,
         seed=seed,
@@ -177,9 +180,9 @@ def fit(
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(help="reviews, reviews-regression, or glue/TASK.")] = (
-        "reviews"
-    ),
+    name: Annotated[
+        str, typer.Argument(help="reviews, reviews-regression, or a task of GLUE, such as rte.")
+    ] = "reviews",
     data_dir: DataDirOption = None,
 ) -> None:
     """Fetch a data set if need be, and describe it."""
@@ -245,7 +248,20 @@ def _price(text: str | None) -> float | str | None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry of the console script. Exits 0 if all went well, else as `BROKEN`, `REFUSED` say."""
     given = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_run(app, given))
+    code = _run(app, given)
+    _leave_what_compiles(code)
+    sys.exit(code)
+
+
+def _leave_what_compiles(code: int) -> None:
+    """Ends the process at once if a step that was left is still being compiled: the interpreter
+    would wait for it.
+    """
+    compiling = sys.modules.get("models.train.compiling")
+    if compiling is not None and compiling.pending():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _run(command: Callable[..., Any], arguments: list[str]) -> int:
@@ -257,12 +273,31 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except Exception as error:
+        hidden = _hidden() if isinstance(error, ImportError) else None
+        if hidden is not None and not debug:
+            make_console(error=True, whole=True).print(f"hesim: {hidden}", style="red")
+            return REFUSED
         if debug or not _is_ours(error):
             raise
         name = type(error).__name__
         make_console(error=True, whole=True).print(f"hesim: {name}: {error}", style="red")
         return REFUSED
     return 0
+
+
+def _hidden() -> str | None:
+    """Which of our packages another one of its name hides, and what to do; None if none is."""
+    home = Path(__file__).resolve().parent.parent.parent
+    for name in ("approx", "hesim", "models", "he_backend"):
+        spec = importlib.util.find_spec(name)
+        places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+        found = [Path(place).resolve() for place in places if place]
+        if found and not any(path.is_relative_to(home / name) for path in found):
+            return (
+                f"the package {name} at {found[0]} hides the one that hesim brings: start from "
+                "another folder, take that one off PYTHONPATH, or rename it"
+            )
+    return None
 
 
 def _is_ours(error: Exception) -> bool:

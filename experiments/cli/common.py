@@ -45,7 +45,10 @@ class Backend(StrEnum):
 
 
 DataOption = Annotated[
-    str, typer.Option(help="reviews, reviews-regression, or glue/TASK with --data-dir.")
+    str,
+    typer.Option(
+        help="reviews, reviews-regression, or a task of GLUE, such as rte, with --data-dir."
+    ),
 ]
 DataDirOption = Annotated[
     Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)

@@ -96,8 +96,9 @@ def glue(
     from experiments.studies.glue import COLUMNS, TASKS, GlueStudy, run_glue, write_csv
     from experiments.studies.glue_report import plot, summary, table
     from experiments.studies.tasks import Stopped
-    from experiments.training.finetune_settings import read_table, task_spec
+    from experiments.training.finetune_settings import read_table
     from experiments.training.signals import until_signalled
+    from models.data.datasets import task_spec
 
     say = _teller(make_console())
     rows, twin = read_table(settings)
@@ -198,8 +199,8 @@ def attention(
     from experiments.studies.attention import STARTS, AttentionStudy, run_attention, write_csv
     from experiments.studies.attention_report import plot, table
     from experiments.studies.tasks import Stopped
-    from experiments.training.finetune_settings import task_spec
     from experiments.training.signals import until_signalled
+    from models.data.datasets import task_spec
 
     study = AttentionStudy(
         starts={"gaussian": start_gaussian, "softmax": start_softmax},

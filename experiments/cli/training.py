@@ -20,8 +20,9 @@ def pretrain(
     config: Annotated[
         Path | None, typer.Option(help="TOML file of settings; --template prints one.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of .txt or .tokens files.", file_okay=False)
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", "--data", help="Folder of .txt or .tokens files.", file_okay=False),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Where checkpoints and log are kept and resumed from.")
@@ -33,15 +34,16 @@ def pretrain(
     """Pre-train on plain text: an encoder by hidden words, a decoder by the next one."""
     from experiments.console import Display
     from experiments.training.pretrain import read_job, run_pretraining, settings_template
+    from models.train.compiling import Abandoned
 
     if template:
         typer.echo(settings_template(), nl=False)
         return
-    if data is None:
-        raise typer.BadParameter("name the folder of texts with --data")
+    if text is None:
+        raise typer.BadParameter("name the folder of texts with --text")
     display = Display()
-    with resumable(out):
-        result = run_pretraining(read_job(config), data, out, display)
+    with resumable(out, Abandoned):
+        result = run_pretraining(read_job(config), text, out, display)
     if not result.finished:
         display.say(f"stopped at step {result.step:,}; the same command goes on from {out}")
         raise typer.Exit(INTERRUPTED)
@@ -100,7 +102,8 @@ def distil(
         Path | None, typer.Argument(help="Folder of a model, as `hesim convert` writes it.")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="A data set whose texts are learned on; repeatable.")
+        list[str] | None,
+        typer.Option(help="A data set whose texts are learned on, such as rte; repeatable."),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
@@ -121,6 +124,7 @@ def distil(
     """Let a student learn what its teacher computes: hidden states, attention, logits."""
     from experiments.console import Display
     from experiments.training.distil import distil_template, read_distilling, run_distilling
+    from models.train.compiling import Abandoned
 
     if template:
         typer.echo(distil_template(), nl=False)
@@ -128,7 +132,7 @@ def distil(
     if teacher is None or student is None:
         raise typer.BadParameter("name the folders of teacher and student")
     display = Display()
-    with resumable(out):
+    with resumable(out, Abandoned):
         done = run_distilling(
             read_distilling(config),
             teacher,
@@ -149,7 +153,9 @@ def distil(
 def publish(
     run: Annotated[Path, typer.Argument(help="Folder of a finished pre-training.")],
     to: Annotated[Path, typer.Option(help="Model folder to write; it must not exist.")],
-    data: Annotated[Path, typer.Option(help="Folder of its texts.", file_okay=False)],
+    text: Annotated[
+        Path, typer.Option("--text", "--data", help="Folder of its texts.", file_okay=False)
+    ],
     config: Annotated[Path | None, typer.Option(help="TOML file of its settings.")] = None,
 ) -> None:
     """Write a pre-trained encoder as a model folder with a model card."""
@@ -158,7 +164,7 @@ def publish(
     from experiments.training.publish import publish as write
 
     display = Display()
-    facts = write(read_job(config), data, run, to, display)
+    facts = write(read_job(config), text, run, to, display)
     display.say(
         f"{to}: {facts['held_out_loss']:.3f} nats a held-out word after {facts['steps']:,} steps"
     )

@@ -20,7 +20,7 @@ from experiments.training.options import Option, options_of, read_options, templ
 from experiments.training.signals import until_signalled
 from models.checks import check_range
 from models.data import metrics
-from models.data.corpus import is_held_out, read_sections
+from models.data.corpus import read_sections, split_paragraphs, split_sections
 from models.data.datasets import Dataset, Split, load
 from models.data.tokenizer import Tokenizer
 from models.nn.encoder import Model
@@ -209,22 +209,28 @@ def read_texts(
     folder.
     """
     if not specs and folder is None:
-        raise ExperimentError("name texts: --data glue/TASK (repeat for several), or --text FOLDER")
+        raise ExperimentError(
+            "name texts: --data TASK, such as rte (repeat for several), or --text FOLDER"
+        )
     datasets = tuple(load(spec, data_dir=data_dir) for spec in specs)
     parts: dict[bool, list[Batch]] = {False: [], True: []}
     for dataset in datasets:
         for held, split in ((False, dataset.train), (True, dataset.validation)):
             parts[held] += _rows(tokenizer, split, options["length"], types)
     if folder is not None:
-        found: dict[bool, list[str]] = {False: [], True: []}
-        for section in read_sections(folder):
-            found[is_held_out(section.name, options["held_out"])] += section.paragraphs
-        for held, texts in found.items():
+        sections = list(read_sections(folder))
+        parted = split_sections(sections, options["held_out"], options["length"])
+        if not (datasets or all(parted)):
+            parted = split_paragraphs(sections, options["held_out"], options["length"])
+        for held, texts in zip((False, True), parted, strict=True):
             if texts:
                 parts[held].append(_encoded(tokenizer, texts, None, options["length"], types))
     joined = {held: _joined(batches) for held, batches in parts.items() if batches}
     if len(joined) < 2:
-        raise ExperimentError("too little text: there is none to train on, or none held out")
+        raise ExperimentError(
+            "too little text: there is none to train on, or none held out; name more data sets or "
+            "files, or hold out another share of the text ([text] held_out)"
+        )
     return Texts(
         _some(joined[False], options["rows"], seed),
         _some(joined[True], options["held_out_rows"], 0),
@@ -317,6 +323,7 @@ def _distil(
             out,
             held_out=texts.held_out,
             report=report,
+            waiting=lambda note: update(0.0, note, None),
             stop=stop,
             mesh=mesh,
         )

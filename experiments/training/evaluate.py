@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from experiments.errors import ExperimentError
-from experiments.training.finetune import MODEL
+from experiments.training.finetune import MODEL, remembered
 from experiments.training.twin import read_encryption, ring_of
 from models.data import metrics
 from models.data.tasks import TaskData, baseline, prepare_task
@@ -110,6 +110,8 @@ def evaluate_folder(
 ) -> Answers:
     """Evaluate the model that `hesim finetune` wrote (its run folder or the model in it).
 
+    data_dir: GLUE's folder, by default where the training read it, as its run folder knows.
+
     how: ring, degrees, margins and domains of the twin of a model that was trained in the clear, by
     default `AFTER_TRAINING`; one that was trained as encrypted brings its polynomials along and, by
     default, its ring. Or a TOML file with the sections `encrypted` and `twin`, which says what is
@@ -167,7 +169,7 @@ def _task(saved: Saved, path: Path, data_dir: str | None) -> tuple[TaskData, tup
         notes["task"],
         saved.tokenizer,
         notes["length"],
-        data_dir=data_dir,
+        data_dir=data_dir or remembered(path),
         train_rows=notes.get("train_rows") or None,
         token_types=notes.get("token_types", 0),  # before there was a note, all were 0
         pairs=saved.config.pairs,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from experiments.training.finetune_settings import Job
 from experiments.training.logbook import Logbook
 from experiments.training.signals import until_signalled
 from experiments.training.twin import said_ring
+from hesim.files import write_whole
 from models.config import EncoderConfig, preset
 from models.data.datasets import load
 from models.data.tasks import TaskData, baseline, prepare_task
@@ -24,6 +27,7 @@ from models.nn.lora import Params
 from models.recipes.classify import Progress
 from models.recipes.finetune import FineTuned, finetune
 from models.train.checkpoint import Checkpoints, sites_to_json
+from models.train.compiling import Abandoned
 from models.weights.folder import save_model
 from models.weights.shipped import load_pretrained
 
@@ -32,6 +36,7 @@ __all__ = ["Start", "describe", "load_start", "run_finetuning"]
 MODEL = "model"
 """Folder of the finished model within the folder of a run."""
 
+_PLACES = "places.json"
 _SCRATCH_WORDS = 8192
 
 
@@ -106,7 +111,29 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
             'set pairs = "apart" under [training] to go on as it was'
         )
     with alone_in(out):
+        remember(out, data_dir)
         return _train(job, start, data, out, display, mesh)
+
+
+def remember(out: Path, data_dir: str | None) -> None:
+    """Notes in a run folder where its data were read, if that is no place of the package's own."""
+    where = data_dir or os.environ.get("HESIM_GLUE_DIR")
+    if where:
+        content = {"data_dir": str(Path(where).expanduser().absolute())}
+        write_whole(out / _PLACES, json.dumps(content).encode())
+
+
+def remembered(folder: Path) -> str | None:
+    """The data folder of the training whose run folder, or model in it, this is; None if it is
+    not known, or no more there.
+    """
+    for run in (folder, folder.parent):
+        try:
+            where = json.loads((run / _PLACES).read_text(encoding="utf-8"))["data_dir"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return where if isinstance(where, str) and Path(where).is_dir() else None
+    return None
 
 
 def _train(
@@ -128,16 +155,20 @@ def _train(
             )
             update(progress.step / progress.steps, f"step {progress.step:,}, {shown}", None)
 
-        done = finetune(
-            start.config,
-            start.params,
-            data,
-            settings,
-            report=report,
-            stop=stop,
-            checkpoints=out / "checkpoints",
-            mesh=mesh,
-        )
+        try:
+            done = finetune(
+                start.config,
+                start.params,
+                data,
+                settings,
+                report=report,
+                waiting=lambda note: update(0.0, note, None),
+                stop=stop,
+                checkpoints=out / "checkpoints",
+                mesh=mesh,
+            )
+        except Abandoned:
+            return FineTuned(Model(start.config), start.params, 0, [], finished=False)
     if done.finished:
         _save(out / MODEL, job, done, start.tokenizer, data)
     return done

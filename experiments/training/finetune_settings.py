@@ -19,7 +19,7 @@ from experiments.training.options import (
 from experiments.training.twin import RING, TWIN, as_encrypted_of
 from models.checks import check_range
 from models.config import Pairs, Pooling
-from models.data.datasets import GLUE, DataError
+from models.data.datasets import GLUE, DataError, task_spec
 from models.encrypted.settings import AsEncrypted
 from models.recipes.finetune import FineTune
 from models.sites.sites import Range
@@ -146,13 +146,6 @@ def _table_values(path: str | Path | None) -> dict[str, dict[str, Any]]:
         for option in (*options_of(TaskSettings(), name, _ROW), _multiplier(name))
     ]
     return read_options(GLUE_TABLE if path is None else path, (*options, *RING, *TWIN))
-
-
-def task_spec(name: str) -> str:
-    """A data set as `models.data.datasets.load` wants it: rte becomes glue/RTE."""
-    known = {key.lower().replace("-", ""): key for key in GLUE}
-    short = name.removeprefix("glue/").lower().replace("-", "").replace("_", "")
-    return f"glue/{known[short]}" if short in known else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +296,7 @@ def read_job(
             encrypted=how,
         )
     except (ValueError, TypeError) as error:
-        raise ExperimentError(f"{path or 'the settings'}: {error}") from error
+        raise ExperimentError(f"{_blamed(path, said, table)}: {error}") from error
     check_length(values["task"]["length"], settings.buckets)
     if values["task"]["train_rows"] < 0:
         raise ExperimentError(f"train_rows is {values['task']['train_rows']}, but at least 0 (all)")
@@ -324,6 +317,23 @@ def read_job(
         settings=settings,
         devices=devices_of(values),
     )
+
+
+def _blamed(path: str | Path | None, said: Mapping[str, Any], table: str | Path | None) -> str:
+    """Where settings that do not go together come from: the file alone, or the options."""
+    options = {name: value for name, value in said.items() if name != "task.task"}
+    if not options:
+        return str(path or "the settings")
+    if path is not None:
+        try:
+            read_job(path, {name: v for name, v in said.items() if name not in options}, table)
+        except ExperimentError:
+            return str(path)
+    flags = " ".join(
+        f"--{name.rpartition('.')[2]}" + ("" if value is True else f" {value}")
+        for name, value in options.items()
+    )
+    return flags if path is None else f"{flags} with {path}"
 
 
 def check_length(length: int, buckets: Sequence[int], where: str = "") -> None:

@@ -312,4 +312,12 @@ def _train(job: Job, data: Path, out: Path, display: Display) -> Pretrained:
             speed = progress.figures["tokens_per_second"]
             update(progress.share, f"{shown}, {speed:,.0f} tokens/s", None)
 
-        return pretrain(job.settings, corpus, out, report=report, stop=stop, mesh=mesh)
+        return pretrain(
+            job.settings,
+            corpus,
+            out,
+            report=report,
+            waiting=lambda note: update(0.0, note, None),
+            stop=stop,
+            mesh=mesh,
+        )

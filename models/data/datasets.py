@@ -159,10 +159,11 @@ def _split(rows: Sequence[_Row], task: Task) -> Split:
 
 
 def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """The data set named by `spec`: "reviews", "reviews-regression" or "glue/<task>".
+    """The data set named by `spec`: "reviews", "reviews-regression", or a GLUE task.
 
     Args:
-      spec: GLUE tasks are CoLA, MRPC, RTE, STS-B, SST-2 and QNLI, in any case.
+      spec: GLUE tasks are CoLA, MRPC, RTE, STS-B, SST-2 and QNLI, in any case, with or without
+        "glue/" before them and the hyphen (`task_spec`).
       data_dir: the folder of GLUE's task folders; by default the variable HESIM_GLUE_DIR.
 
     Raises:
@@ -175,6 +176,7 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
           ...
       models.data.datasets.DataError: ...
     """
+    spec = task_spec(spec)
     if spec == "reviews":
         return load_reviews("classification")
     if spec == "reviews-regression":
@@ -189,9 +191,16 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         return load_glue(spec[len("glue/") :], folder)
     raise DataError(
         f"No data set is called {spec!r}. Known: reviews, reviews-regression, "
-        + ", ".join(f"glue/{name}" for name in GLUE)
-        + "."
+        + ", ".join(name.lower() for name in GLUE)
+        + " (also glue/RTE and so on)."
     )
+
+
+def task_spec(name: str) -> str:
+    """The one name of a data set: rte, RTE and glue/rte are glue/RTE; others stay as they are."""
+    short = name[len("glue/") :] if name.lower().startswith("glue/") else name
+    known = {_key(task): task for task in GLUE}
+    return f"glue/{known[_key(short)]}" if _key(short) in known else name
 
 
 # ------------------------------------------------------------------ movie reviews

@@ -34,6 +34,7 @@ from models.recipes.agreement import agreement, compared, layer_pairs
 from models.sites.sites import Range, targets_of
 from models.train.checkpoint import CheckpointError, Checkpoints, digest_of
 from models.train.classifier import Batch, compute_type
+from models.train.compiling import announced
 from models.train.diagnose import origin
 from models.train.loop import Progress, Rhythm, range_figures, spend_budget
 from models.train.schedules import Budget, Clock, one_cycle, scale_by_progress
@@ -263,6 +264,7 @@ def distil(
     *,
     held_out: Batch | None = None,
     report: Callable[[Progress], None] | None = None,
+    waiting: Callable[[str], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     mesh: Mesh | None = None,
 ) -> Distilled:
@@ -350,7 +352,7 @@ def distil(
             return origin(student, combine(part, frozen), batch)
 
         state = spend_budget(
-            step,
+            announced(step, stop, waiting),
             state,
             batch_of,
             clock,

@@ -58,6 +58,7 @@ from models.train.classifier import (
     make_step,
     run_steps,
 )
+from models.train.compiling import announced, beside
 from models.train.diagnose import origin
 from models.train.loop import range_figures
 from models.train.optim import scale_by_adam_he
@@ -245,6 +246,7 @@ def finetune(
     settings: FineTune,
     *,
     report: Callable[[Progress], None] | None = None,
+    waiting: Callable[[str], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     checkpoints: str | Path | None = None,
     mesh: Mesh | None = None,
@@ -252,15 +254,17 @@ def finetune(
     """Fine-tune `start`, the parameters of an encoder of this configuration, on a task.
 
     Pooler, head and adapters are fresh, drawn from the seed. report is called four times an epoch,
-    the last time with the validation scores and the ranges met there. checkpoints: a folder;
-    written after each epoch, every `save_seconds` within one, and where `stop`, asked before each
-    step, says so. mesh: devices, of several hosts where they are joined, over which batches and
-    model are spread (`sharding.make_mesh`); a training may go on with another, to the same numbers
-    up to rounding.
+    the last time with the validation scores and the ranges met there. waiting is called with a
+    phrase while the step is compiled, when `stop` is asked, too, and then with "". checkpoints: a
+    folder; written after each epoch, every `save_seconds` within one, and where `stop`, asked
+    before each step, says so. mesh: devices, of several hosts where they are joined, over which
+    batches and model are spread (`sharding.make_mesh`); a training may go on with another, to the
+    same numbers up to rounding.
 
     Raises:
       TrainingError: the loss or the gradient stops being finite; it names the site.
       CheckpointError: a folder that holds another training, or a start of another shape.
+      Abandoned: with `waiting`, `stop` said so before the first step was made.
       ParameterError: a rank above the model's number of features; softmax attention as encrypted;
         rows of another form than `settings.pairs`; a range of a site that the model has not; a mesh
         that does not divide the rows of a step, the heads or the features.
@@ -289,7 +293,9 @@ def finetune(
     model = Model(adapted)
     params = overlay(model.init(key), start)
     if settings.encrypted is not None:
-        model = twin_of(model, params, data.train, settings.buckets, settings.encrypted)
+        how, exact = settings.encrypted, model
+        fitted = lambda: twin_of(exact, params, data.train, settings.buckets, how)
+        model = beside(fitted, stop, waiting, "fitting polynomials to what the model meets ...")
     chosen = is_adapter_or_head if settings.method == "lora" else _anything
     trained, frozen = partition(params, chosen)
     per_epoch = -(-len(data.train.tokens) // settings.batch)
@@ -330,6 +336,7 @@ def finetune(
             if not several:  # of several hosts each evaluates by itself
                 frozen = place_state(frozen, mesh)
         step = _watched(compiled, fixed, names) if watched else _closed(compiled, fixed)
+        step = announced(step, stop, waiting)
         saved = time.monotonic()
 
         def save(state: TrainState) -> None:

@@ -44,6 +44,7 @@ from models.sites.sites import Range, function_of, join_ranges, met_ranges, site
 from models.start.corpus import corpus_start, obstacle
 from models.train.checkpoint import Checkpoints
 from models.train.classifier import batch_rows
+from models.train.compiling import announced
 from models.train.diagnose import origin
 from models.train.loop import Progress, Rhythm, range_figures, spend_budget
 from models.train.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
@@ -317,6 +318,7 @@ def pretrain(
     folder: str | Path,
     *,
     report: Callable[[Progress], None] | None = None,
+    waiting: Callable[[str], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     keep: int = 3,
     mesh: Mesh | None = None,
@@ -388,7 +390,7 @@ def pretrain(
             return figures | range_figures(evaluated.ranges)
 
         state = spend_budget(
-            step,
+            announced(step, stop, waiting),
             state,
             batch_of,
             clock,

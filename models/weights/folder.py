@@ -192,6 +192,11 @@ def load_model(folder: str | os.PathLike[str]) -> Saved:
       models.train.checkpoint.CheckpointError: ... is no saved model: ...
     """
     source = Path(folder)
+    if _is_foreign(source):
+        raise CheckpointError(
+            f"{source} is somebody else's BERT, not a model of ours: run `hesim convert {source} "
+            "--out DIR` first, and name DIR"
+        )
     try:
         config = EncoderConfig.from_json((source / _CONFIG).read_text())
         notes = json.loads((source / _NOTES).read_text())
@@ -211,6 +216,15 @@ def load_model(folder: str | os.PathLike[str]) -> Saved:
             f"{config.vocabulary}"
         )
     return Saved(config, checked(config, leaves, source), tokenizer, notes)
+
+
+def _is_foreign(source: Path) -> bool:
+    """Whether a folder's configuration is that of another library."""
+    try:
+        found = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and bool({"model_type", "architectures"} & found.keys())
 
 
 def _hint(source: Path) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 from rich.console import Console
@@ -25,6 +26,7 @@ from experiments.demo.folder import RunFolder
 from experiments.demo.results import Check, Results
 from experiments.demo.settings import Settings
 from experiments.xla_cache import keep_compiled
+from models.data.datasets import DataError
 
 Finished = tuple[Results, RunFolder, str]
 
@@ -63,9 +65,25 @@ def test_every_package_refuses_clearly(
     assert re.search(message, error) and "Traceback" not in error
 
 
-def test_debug_shows_where_an_error_came_from() -> None:
-    from models.data.datasets import DataError
+@pytest.mark.parametrize("command", ["pretrain", "publish x --to y"])
+def test_a_folder_of_texts_has_one_name_in_all_commands(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--text, as of `hesim distil`; --data, its name before, is read too."""
+    asked: list[Path] = []
 
+    def note(*given: object, **_: object) -> None:
+        asked.extend(path for path in given if isinstance(path, Path) and path == tmp_path)
+        raise DataError("enough")
+
+    monkeypatch.setattr("experiments.training.pretrain.run_pretraining", note)
+    monkeypatch.setattr("experiments.training.publish.publish", note)
+    for name in ("--text", "--data"):
+        assert hesim(*command.split(), name, str(tmp_path)) == common.REFUSED
+    assert asked == [tmp_path, tmp_path]
+
+
+def test_debug_shows_where_an_error_came_from() -> None:
     with pytest.raises(DataError):
         main(["data", "nonsense", "--debug"])
 
@@ -169,19 +187,21 @@ def test_validate_looks_at_every_polynomial(
     assert code == (0 if shown.count("none") == len(finished[0].sites) else common.BROKEN)
 
 
-def commands() -> dict[str, click.Command]:
+def commands() -> dict[str, Any]:
     """Every command by its words, studies included."""
-    found: dict[str, click.Command] = {}
+    found: dict[str, Any] = {}
 
-    def walk(command: click.Command, words: tuple[str, ...]) -> None:
-        if isinstance(command, click.Group):
-            for name, child in command.commands.items():
-                walk(child, (*words, name))
-        else:
-            found[" ".join(words)] = command
+    def walk(command: Any, words: tuple[str, ...]) -> None:
+        found[" ".join(words)] = command
+        for name, child in getattr(command, "commands", {}).items():
+            walk(child, (*words, name))
 
     walk(typer.main.get_command(app), ())
     return found
+
+
+def test_there_are_all_the_commands() -> None:
+    assert {"demo", "fit", "finetune", "distil", "study glue"} <= set(commands())
 
 
 @pytest.mark.parametrize("name", commands())
@@ -200,7 +220,9 @@ def test_help_shows_every_description_and_default(
         if isinstance(default, str):
             assert f"[default: ({default})]" in shown
         elif default and option.default is not None and option.default is not False:
-            assert f"[default: {getattr(option.default, 'value', option.default)}]" in shown
+            value = getattr(option.default, "value", option.default)
+            said = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            assert f"[default: {said}]" in shown
 
 
 def test_help_of_fit_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,3 +262,36 @@ def test_consoles_are_made_in_one_place() -> None:
     for path in Path(experiments.__file__).parent.rglob("*.py"):
         if path.name != "console.py":
             assert not re.search(r"(?<!make_)(?<!\w)Console\(", path.read_text()), path
+
+
+def test_a_wait_before_the_work_is_no_part_of_the_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("experiments.console.time.monotonic", lambda: now[0])
+    file = io.StringIO()
+    with Display(Console(file=file, width=120)).bar("full", 1.0) as update:
+        update(0.0, "compiling the step ...", None)
+        now[0] = 120.0
+        update(0.0, "", None)
+        now[0] = 140.0
+        update(0.25, "step 5", None)
+    lines = file.getvalue().splitlines()
+    assert "compiling the step" in lines[0] and "? left" in lines[0]
+    assert "2:20 so far, 1:00 left" in lines[-1]
+
+
+def test_a_package_that_hides_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    top = Path(experiments.__file__ or "").parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "data", "reviews"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{top}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == common.REFUSED
+    assert f"the package models at {tmp_path / 'models'}" in done.stderr
+    assert "rename it" in done.stderr and "Traceback" not in done.stderr

@@ -20,7 +20,7 @@ from experiments.training.devices import Devices
 from experiments.training.distil import read_distilling
 from experiments.training.evaluate import AFTER_TRAINING, evaluate_folder
 from experiments.training.evaluate import _task as task_of
-from experiments.training.finetune import load_start, run_finetuning
+from experiments.training.finetune import load_start, remember, remembered, run_finetuning
 from experiments.training.finetune_settings import (
     GLUE_TABLE,
     job_template,
@@ -36,7 +36,7 @@ from models.data.tokenizer import Tokenizer
 from models.nn.encoder import Model
 from models.recipes.finetune import FineTune
 from models.sites.sites import fit_ranges
-from models.train.checkpoint import sites_to_json
+from models.train.checkpoint import CheckpointError, sites_to_json
 from models.weights.folder import load_model, save_model
 
 SETTINGS = """
@@ -253,6 +253,43 @@ def test_a_folder_serves_one_process_and_is_no_file(
     assert "another process is working in" in capsys.readouterr().err
     assert main_exits([*command, str(settings)]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+def test_options_that_do_not_go_with_the_file_are_blamed_and_not_the_file(tmp_path: Path):
+    full = tmp_path / "full.toml"
+    full.write_text('[training]\nmethod = "full"\n')
+    with pytest.raises(ExperimentError, match=r"^--method full --simulate: "):
+        read_job(None, {"training.method": "full", "encrypted.simulate": True})
+    with pytest.raises(ExperimentError, match=rf"^--simulate with {full}: "):
+        read_job(full, {"task.task": "rte", "encrypted.simulate": True})
+    full.write_text('[training]\nmethod = "full"\n[encrypted]\nsimulate = true\n')
+    with pytest.raises(ExperimentError, match=rf"^{full}: "):
+        read_job(full, {"training.seed": 3})
+    with pytest.raises(ExperimentError, match=r"^the settings: |^--seed"):
+        read_job(None, {"training.seed": "x"})
+
+
+def test_an_evaluation_knows_where_the_training_read_its_data(
+    finished: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("HESIM_GLUE_DIR", raising=False)
+    assert remembered(finished) == remembered(finished / "model") == str(glue.absolute())
+    assert remembered(tmp_path) is None
+    remember(tmp_path, None)
+    assert remembered(tmp_path) is None
+    remember(tmp_path, str(tmp_path / "gone"))
+    assert remembered(tmp_path) is None
+    monkeypatch.setenv("HESIM_GLUE_DIR", str(glue))
+    remember(tmp_path, None)
+    assert remembered(tmp_path) == str(glue)
+    monkeypatch.delenv("HESIM_GLUE_DIR")
+    assert evaluate_folder(finished).data.name == "glue/SST-2"
+
+
+def test_a_start_of_somebody_else_is_sent_to_convert(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
+    with pytest.raises(CheckpointError, match=rf"run `hesim convert {tmp_path} --out DIR` first"):
+        load_start(str(tmp_path), "gaussian", "rte", 16, None)
 
 
 def test_a_start_is_a_folder_or_scratch(encoder: Path, glue: Path):

@@ -191,8 +191,8 @@ def interrupted(*arguments: str | Path) -> Done:
     ("module", "job", "command"),
     [
         ("pretrain", "run_pretraining", ("pretrain", "--data", ".")),
-        ("distilling", "run_distilling", ("distil", "a", "b")),
-        ("finetuning", "run_finetuning", ("finetune",)),
+        ("distil", "run_distilling", ("distil", "a", "b")),
+        ("finetune", "run_finetuning", ("finetune",)),
     ],
 )
 def test_ctrl_c_before_the_first_step_says_how_to_go_on(

@@ -383,3 +383,12 @@ def test_the_published_glue_files(task: str, train: int, dev: int) -> None:
     assert sum(sizes) == train + dev
     if train:
         assert sizes[2] == dev
+
+
+@pytest.mark.parametrize("name", ["rte", "RTE", "glue/RTE", "glue/rte", "GLUE/Rte"])
+def test_a_task_has_one_name_however_it_is_written(name: str) -> None:
+    assert datasets.task_spec(name) == "glue/RTE"
+    assert datasets.task_spec("sst2") == datasets.task_spec("glue/sst_2") == "glue/SST-2"
+    assert datasets.task_spec("reviews") == "reviews"
+    with pytest.raises(DataError, match=r"glue/RTE is read from a folder|no folder RTE"):
+        load(name, data_dir="/nowhere" if name == "rte" else None)
