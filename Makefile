@@ -136,7 +136,8 @@ notebooks: setup
 
 # Notebooks are executed once, and again when they change or after `make clean`; the site opens from disk.
 docs: setup $(STAMPS)/docs
-	@$(TEST_ENV) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+	@$(TEST_ENV) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS) \
+	  2> >(grep -v "Kernel is running over TCP" >&2)  # on this machine only, while notebooks run
 	$(BIN)/python docs/tools/check_site.py site
 	echo "site/index.html"
 

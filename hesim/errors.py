@@ -66,7 +66,8 @@ class TraceError(HesimError, ValueError):
 
     Examples:
       >>> import hesim, numpy as np
-      >>> hesim.trace(lambda x: x if x > 0 else -x, np.float32(1))
+      >>> one = np.float32(1)
+      >>> hesim.trace(lambda x: x if x > 0 else -x, one)
       Traceback (most recent call last):
           ...
       hesim.errors.TraceError: <lambda> needs the number in a traced value at ...
