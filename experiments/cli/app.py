@@ -80,7 +80,9 @@ def demo(
     ] = False,
     refresh_price: Annotated[
         str | None,
-        typer.Option(help="Plan as if a refresh cost this: 'bootstrap', or seconds."),
+        typer.Option(
+            help="Plan as if a refresh cost this: 'bootstrap' (its price; none is run), or seconds."
+        ),
     ] = None,
     fast: Annotated[
         bool,
