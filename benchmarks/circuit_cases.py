@@ -18,9 +18,10 @@ import approx
 import hesim
 from hesim.program import Program
 from models.config import EncoderConfig
+from models.data.batches import Batch
 from models.nn.encoder import Model
 from models.sites.sites import FitSettings, fit_ranges
-from models.train.classifier import Batch, collect_ranges
+from models.train.evaluate import collect_ranges
 
 __all__ = ["CASES", "CircuitCase"]
 

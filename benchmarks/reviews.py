@@ -23,8 +23,8 @@ from scipy import optimize, sparse, special
 from models.data import metrics
 from models.data.datasets import Dataset, Split, load
 from models.data.tasks import prepare_task
-from models.encrypted.settings import make_evaluate_task
 from models.recipes.finetune import FineTune, finetune
+from models.train.evaluate import make_evaluate
 from models.weights.shipped import load_pretrained
 
 __all__ = ["Baseline", "TfIdf", "baseline", "fit_logistic", "main"]
@@ -195,7 +195,7 @@ def _fine_tuned(
     model, params, tokenizer, _ = load_pretrained(start, lm_head="none")
     data = prepare_task("reviews", tokenizer, length, train_rows=rows)
     done = finetune(model.config, params, data, settings)
-    found = make_evaluate_task(done.model, settings.buckets)(done.params, data.test)
+    found = make_evaluate(done.model, buckets=settings.buckets)(done.params, data.test)
     held_out = metrics.score(found.answers, data.test.targets)["accuracy"]
     return float(done.history[-1]["accuracy"]), held_out
 

@@ -22,16 +22,13 @@ from experiments.demo.settings import DEMO_RING
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
 from models.config import preset
+from models.data.batches import Batch
+from models.encrypted.forward import forward_circuit, simulated_forward
 from models.nn.encoder import Model
 from models.sites.sites import fit_ranges
-from models.train.classifier import (
-    Batch,
-    collect_ranges,
-    forward_circuit,
-    initial_state,
-    make_step,
-    simulated_forward,
-)
+from models.train.classifier import make_step
+from models.train.evaluate import collect_ranges
+from models.train.step import initial_state
 
 BATCHES = {"demo": 64, "paper": 4}
 """Sentences of a step, by preset; 8 for the others."""

@@ -25,6 +25,7 @@ import hesim
 from benchmarks.circuit_cases import CASES, CircuitCase
 from experiments.demo.settings import Settings
 from models.config import EncoderConfig
+from models.data.batches import Batch
 from models.encrypted.update import (
     PolynomialSoftmax,
     encrypted_arguments,
@@ -34,7 +35,7 @@ from models.encrypted.update import (
 from models.nn.encoder import Model
 from models.nn.lora import is_adapter_or_head, partition
 from models.sites.sites import FitSettings, fit_ranges
-from models.train.classifier import Batch, collect_ranges
+from models.train.evaluate import collect_ranges
 from models.train.optim import adamw_he
 
 __all__ = ["PROGRAMS", "main"]

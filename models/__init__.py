@@ -8,6 +8,7 @@ from hesim.lazy import attach
 
 if TYPE_CHECKING:
     from models.config import PRESETS, EncoderConfig, preset
+    from models.data.batches import Batch, shuffled
     from models.data.corpus import Corpus
     from models.data.datasets import Dataset, load
     from models.data.tokenizer import Tokenizer
@@ -25,27 +26,19 @@ if TYPE_CHECKING:
     from models.recipes.pretrain import Pretraining
     from models.sites.sites import EXACT, FitSettings, Sites, fit_ranges, site_names
     from models.train.checkpoint import Checkpoints
-    from models.train.classifier import (
-        Batch,
-        TrainState,
-        collect_ranges,
-        fit_sites,
-        initial_state,
-        make_evaluate,
-        make_step,
-        run_steps,
-        shuffled,
-    )
+    from models.train.classifier import make_step
+    from models.train.evaluate import collect_ranges, fit_sites, make_evaluate
+    from models.train.loop import run_steps
     from models.train.optim import adamw_he, scale_by_adam_he
     from models.train.ranges import check_ranges
     from models.train.schedules import Budget
-    from models.train.step import StepOptions, make_update
+    from models.train.step import StepOptions, TrainState, initial_state, make_update
     from models.weights.bert import Bert, load_bert
     from models.weights.folder import Saved, load_model, save_model
     from models.weights.shipped import load_pretrained, shipped_names
 
 _HOMES = {
-    "Batch": "models.train.classifier",
+    "Batch": "models.data.batches",
     "Bert": "models.weights.bert",
     "Budget": "models.train.schedules",
     "Checkpoints": "models.train.checkpoint",
@@ -68,18 +61,18 @@ _HOMES = {
     "Trained": "models.recipes.classify",
     "adamw_he": "models.train.optim",
     "check_ranges": "models.train.ranges",
-    "collect_ranges": "models.train.classifier",
+    "collect_ranges": "models.train.evaluate",
     "combine": "models.nn.lora",
     "cross_entropy": "models.objectives.losses",
     "cross_entropy_polynomial": "models.objectives.losses",
     "fit_ranges": "models.sites.sites",
-    "fit_sites": "models.train.classifier",
+    "fit_sites": "models.train.evaluate",
     "initial_state": "models.train.step",
     "load": "models.data.datasets",
     "load_bert": "models.weights.bert",
     "load_model": "models.weights.folder",
     "load_pretrained": "models.weights.shipped",
-    "make_evaluate": "models.train.classifier",
+    "make_evaluate": "models.train.evaluate",
     "make_step": "models.train.classifier",
     "make_update": "models.train.step",
     "mean_squared_error": "models.objectives.losses",
@@ -87,11 +80,11 @@ _HOMES = {
     "partition": "models.nn.lora",
     "preset": "models.config",
     "range_penalty": "models.objectives.losses",
-    "run_steps": "models.train.classifier",
+    "run_steps": "models.train.loop",
     "save_model": "models.weights.folder",
     "scale_by_adam_he": "models.train.optim",
     "shipped_names": "models.weights.shipped",
-    "shuffled": "models.train.classifier",
+    "shuffled": "models.data.batches",
     "site_names": "models.sites.sites",
     "squared_error": "models.objectives.losses",
     "train_classifier": "models.recipes.classify",

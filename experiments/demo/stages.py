@@ -29,13 +29,16 @@ from hesim.circuit.circuit import Circuit
 from hesim.program import Equation, Program
 from models.config import EncoderConfig
 from models.data import metrics
+from models.data.batches import Batch, select_rows
 from models.data.datasets import Dataset, load
 from models.data.tokenizer import Tokenizer
+from models.encrypted.forward import forward_circuit, simulated_forward
 from models.nn.encoder import Model
 from models.recipes import classify
 from models.recipes.classify import Trained
 from models.sites.sites import site_names
-from models.train.classifier import Batch, forward_circuit, make_evaluate, simulated_forward, take
+from models.train.evaluate import make_evaluate
+from models.train.loop import Progress
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +90,7 @@ def forward_arguments(
 
     The embedding is looked up by the client, in the clear.
     """
-    chosen = take(sentences, rows)
+    chosen = select_rows(sentences, rows)
     x = trained.model.embed(trained.params, chosen.tokens, chosen.types)
     return trained.params, np.asarray(x), chosen.mask
 
@@ -108,7 +111,7 @@ def prepare(settings: Settings) -> Prepared:
     train, validation, test = (classify.encode(tokenizer, s, config.sequence) for s in splits)
     # Files are sorted: the first held-out reviews, which are encrypted, are nearly all positive.
     order = np.random.default_rng(0).permutation(len(dataset.test))
-    return Prepared(dataset, config, train, validation, take(test, order))
+    return Prepared(dataset, config, train, validation, select_rows(test, order))
 
 
 def train(settings: Settings, data: Prepared, folder: RunFolder, display: Display) -> Trained:
@@ -170,7 +173,7 @@ def _train_one(
         switch = chosen.steps - chosen.polynomial_steps
         update(0.0, "compiling the step", None)
 
-        def report(p: classify.Progress) -> None:
+        def report(p: Progress) -> None:
             watch.note()
             score = p.figures.get(name, float("nan"))
             note = f"step {p.step} ({p.phase}), loss {p.figures['loss']:.3f}, {name} {score:.3f}"
@@ -203,7 +206,7 @@ def plan(
     """Trace the forward pass of one batch and compile it. Writes "plan" and `program.txt`."""
     started = time.monotonic()
     batch = min(settings.batch, settings.sentences)
-    sentences = take(data.test, np.arange(settings.sentences))
+    sentences = select_rows(data.test, np.arange(settings.sentences))
     circuit = _circuit(settings, trained.model)
     program = circuit.program
     assert program is not None

@@ -17,9 +17,10 @@ from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.demo.stages import prepare, train
 from models.data import metrics
+from models.data.batches import Batch, batches_of, select_rows
 from models.objectives.losses import share_outside
 from models.recipes.classify import Trained
-from models.train.classifier import Batch, batches, make_evaluate, take
+from models.train.evaluate import make_evaluate
 
 __all__ = ["validate_run"]
 
@@ -60,8 +61,8 @@ def _outside(trained: Trained, data: Batch) -> dict[str, float]:
     unit, fitted = trained.model.units(), trained.ranges_fitted
     total: dict[str, float] = dict.fromkeys(fitted, 0.0)
     size = min(256, len(data.tokens))
-    for batch, real in batches(data, size):
-        some = take(batch, np.arange(real))
+    for batch, real in batches_of(data, size):
+        some = select_rows(batch, np.arange(real))
         x = trained.model.embed(trained.params, some.tokens, some.types)
         _, values = trained.model.forward_with_values(trained.params, x, some.mask)
         for name, share in share_outside(values, unit, fitted).items():

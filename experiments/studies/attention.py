@@ -33,13 +33,14 @@ from experiments.xla_cache import keep_compiled
 from hesim.files import write_whole
 from models.config import EncoderConfig
 from models.data import metrics
+from models.data.batches import select_rows
 from models.data.datasets import sample
 from models.data.tasks import TaskData, baseline, prepare_task
-from models.encrypted.settings import AsEncrypted, make_evaluate_task
+from models.encrypted.settings import AsEncrypted
 from models.nn.encoder import Model
 from models.recipes.finetune import FineTune, FineTuned, finetune
 from models.sites.sites import FitSettings, Range, fit_ranges, function_of, site_names
-from models.train.classifier import take
+from models.train.evaluate import make_evaluate
 
 __all__ = [
     "STARTS",
@@ -302,13 +303,13 @@ def _run(
     done = finetune(start.config, start.params, data, settings, stop=stop, checkpoints=checkpoints)
     if not done.finished:
         raise Stopped
-    evaluate = make_evaluate_task(done.model, settings.buckets)
+    evaluate = make_evaluate(done.model, buckets=settings.buckets)
     exact = evaluate(done.params, data.test)
     ways = {n: w for n, w in WAYS.items() if w.attention == attention and attention != "softmax"}
     met: dict[str, Range] = {}
     if ways:
         rows = sample(len(data.train.tokens), study.how.range_rows)
-        met = evaluate(done.params, take(data.train, rows)).ranges
+        met = evaluate(done.params, select_rows(data.train, rows)).ranges
     return Run(
         task=task,
         attention=attention,
@@ -336,8 +337,8 @@ def _twin(
     fit = study.fit(way, done.model.config, met)
     twin = done.model.with_sites(fit_ranges(done.model.config, met, fit))
     buckets = study.training.buckets
-    polynomial = make_evaluate_task(twin, buckets)(done.params, data.test)
-    noisy = make_evaluate_task(twin, buckets, study.how)(done.params, data.test)
+    polynomial = make_evaluate(twin, buckets=buckets)(done.params, data.test)
+    noisy = make_evaluate(twin, buckets=buckets, how=study.how)(done.params, data.test)
     return Twin(
         polynomial=_points(polynomial.answers, data),
         simulated=_points(noisy.answers, data),

@@ -34,10 +34,10 @@ from hesim.params import CKKSParams
 from hesim.predict import predict
 from hesim.program import Program
 from models.config import EncoderConfig
+from models.data.batches import Batch, select_rows
 from models.data.datasets import Split, load
 from models.data.tokenizer import Tokenizer
 from models.recipes.classify import encode
-from models.train.classifier import Batch, take
 from models.train.fingerprint import described, differing
 
 __all__ = [
@@ -196,7 +196,7 @@ def batched(sentences: Batch, count: int, size: int) -> list[Batch]:
         raise ExperimentError(
             f"{count} sentences make no whole batches of {size}: take a multiple of that"
         )
-    return [take(sentences, rows) for rows in np.arange(count).reshape(-1, size)]
+    return [select_rows(sentences, rows) for rows in np.arange(count).reshape(-1, size)]
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -234,7 +234,7 @@ def reviews(config: EncoderConfig, held_out: int) -> tuple[EncoderConfig, Senten
         return encode(tokenizer, split, config.sequence)
 
     rows = np.random.default_rng(0).permutation(len(found.test))[:held_out]
-    test = take(numbers(found.test), rows)
+    test = select_rows(numbers(found.test), rows)
     return config, (numbers(found.train), numbers(found.validation), test)
 
 

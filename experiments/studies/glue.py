@@ -28,9 +28,11 @@ from hesim.files import write_whole
 from models.data import metrics
 from models.data.datasets import GLUE
 from models.data.tasks import TaskData, baseline
-from models.encrypted.settings import AsEncrypted, make_evaluate_task, merged
+from models.encrypted.settings import AsEncrypted
+from models.encrypted.twin import merged
 from models.recipes.finetune import FineTune, FineTuned, finetune
 from models.train.checkpoint import digest_of
+from models.train.evaluate import make_evaluate
 from models.train.fingerprint import described, differing
 
 __all__ = ["COLUMNS", "TASKS", "Column", "GlueStudy", "Run", "read_runs", "run_glue", "write_csv"]
@@ -265,7 +267,9 @@ def _held_out(
     model, params = done.model, done.params
     if settings.encrypted is None:
         model, params = merged(model, params)
-    found = make_evaluate_task(model, settings.buckets, settings.encrypted)(params, data.test)
+    found = make_evaluate(model, buckets=settings.buckets, how=settings.encrypted)(
+        params, data.test
+    )
     outside = {name: share for name, share in found.outside.items() if share > 0}
     return metrics.score(found.answers, data.test.targets), outside
 

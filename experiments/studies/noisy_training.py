@@ -37,9 +37,10 @@ from experiments.studies.blind import (
 from hesim.files import write_whole
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
+from models.data.batches import Batch
+from models.encrypted.forward import simulated_forward
 from models.recipes.classify import Recipe, Trained, train_classifier
 from models.sites.sites import FitSettings
-from models.train.classifier import Batch, simulated_forward
 
 __all__ = ["NOISE_STUDY", "Arm", "NoiseStudy", "difference", "run_noise_study", "table"]
 

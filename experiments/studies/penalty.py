@@ -29,14 +29,16 @@ from experiments.training.finetune import Start, load_start
 from experiments.training.finetune_settings import TaskSettings, read_table
 from hesim.files import write_whole
 from models.data import metrics
-from models.data.buckets import cut, lengths_of, whole
+from models.data.batches import Batch
+from models.data.buckets import bucket_batches, lengths_of, trim
 from models.data.tasks import TaskData
-from models.encrypted.settings import AsEncrypted, Evaluated, make_evaluate_task, twin_of
+from models.encrypted.settings import AsEncrypted
+from models.encrypted.twin import twin_of
 from models.nn.encoder import Model
 from models.objectives.losses import share_outside
 from models.recipes.finetune import FineTuned, finetune, overlay
 from models.sites.sites import FitSettings, Range, Sites
-from models.train.classifier import Batch
+from models.train.evaluate import Evaluated, make_evaluate
 
 __all__ = ["Arm", "PenaltyStudy", "read_arms", "run_penalty", "write_csv"]
 
@@ -188,9 +190,9 @@ def _run(
     done = finetune(start.config, start.params, data, settings, stop=stop, checkpoints=checkpoints)
     if not done.finished:
         raise Stopped
-    exact = make_evaluate_task(done.model, study.buckets)(done.params, data.test)
+    exact = make_evaluate(done.model, buckets=study.buckets)(done.params, data.test)
     twin = done.model.with_sites(sites)
-    noisy = make_evaluate_task(twin, study.buckets, study.how)(done.params, data.test)
+    noisy = make_evaluate(twin, buckets=study.buckets, how=study.how)(done.params, data.test)
     return Arm(
         task=task,
         seed=seed,
@@ -223,8 +225,8 @@ def _outside(
         return share_outside(values, unit, domains)
 
     total = dict.fromkeys(domains, 0.0)
-    for plan in whole(lengths_of(rows), size, buckets):
-        batch = cut(rows, plan)
+    for plan in bucket_batches(lengths_of(rows), size, buckets):
+        batch = trim(rows, plan)
         found = run(done.params, batch)
         for name, share in found.items():
             total[name] += float(share) * plan.count / len(rows.tokens)

@@ -41,11 +41,12 @@ from he_backend.report import twin as exact_twin
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
 from models.data import metrics
+from models.data.batches import Batch, select_rows
 from models.nn.encoder import Model
 from models.nn.lora import Params, combine, is_adapter, partition
 from models.recipes.classify import Recipe, train_classifier
 from models.sites.sites import FitSettings, Range, fit_ranges
-from models.train.classifier import Batch, collect_ranges, make_evaluate, take
+from models.train.evaluate import collect_ranges, make_evaluate
 
 __all__ = ["GUESSES", "STUDY", "Ranked", "Study", "Variant", "agreement", "run_study"]
 
@@ -354,5 +355,5 @@ def _train(config: EncoderConfig, parts: Sentences, recipe: Recipe, folder: Path
     place = folder / f"{config.layers}-{config.activation}-{config.lora_rank}"
     trained = train_classifier(config, parts[0], parts[1], recipe, checkpoints=place)
     model, rows = Model(config), np.arange(min(512, len(parts[0].tokens)))
-    met = collect_ranges(model, trained.params, take(parts[0], rows))
+    met = collect_ranges(model, trained.params, select_rows(parts[0], rows))
     return _Trained(model, trained.params, met)

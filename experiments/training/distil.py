@@ -20,6 +20,7 @@ from experiments.training.options import Option, options_of, read_options, templ
 from experiments.training.signals import until_signalled
 from models.checks import check_range
 from models.data import metrics
+from models.data.batches import Batch, select_rows
 from models.data.corpus import read_sections, split_paragraphs, split_sections
 from models.data.datasets import Dataset, Split, load
 from models.data.tokenizer import Tokenizer
@@ -30,7 +31,6 @@ from models.recipes.distill import Distillation, Distilled, distil
 from models.sites.sites import function_of, site_names
 from models.start.softmax_to_gaussian import warm_start
 from models.train.checkpoint import CheckpointError, Checkpoints
-from models.train.classifier import Batch, take
 from models.train.loop import Progress
 from models.train.schedules import Budget
 from models.weights.bert import load_bert
@@ -471,4 +471,4 @@ def _joined(batches: Sequence[Batch]) -> Batch:
 def _some(rows: Batch, most: int, seed: int) -> Batch:
     """At most so many rows (0: all), in the order of a shuffle."""
     order = np.random.default_rng(seed).permutation(len(rows.tokens))
-    return take(rows, order[: most or None])
+    return select_rows(rows, order[: most or None])

@@ -17,9 +17,11 @@ from experiments.training.finetune import MODEL, remembered
 from experiments.training.twin import read_encryption, ring_of
 from models.data import metrics
 from models.data.tasks import TaskData, baseline, prepare_task
-from models.encrypted.settings import AsEncrypted, Evaluated, make_evaluate_task, merged, twin_of
+from models.encrypted.settings import AsEncrypted
+from models.encrypted.twin import merged, twin_of
 from models.nn.encoder import Model
 from models.train.checkpoint import sites_from_json
+from models.train.evaluate import Evaluated, make_evaluate
 from models.weights.folder import Saved, load_model
 
 __all__ = ["AFTER_TRAINING", "Answers", "TwinAnswers", "evaluate_folder", "render"]
@@ -133,7 +135,7 @@ def evaluate_folder(
     data, buckets = _task(saved, path, data_dir)
     model = Model(saved.config, low_rank=saved.config.lora_rank > 0)
     targets = data.test.targets
-    plain = make_evaluate_task(merged(model, saved.params)[0], buckets)
+    plain = make_evaluate(merged(model, saved.params)[0], buckets=buckets)
     exact = plain(merged(model, saved.params)[1], data.test)
     answers = Answers(data, baseline(data), metrics.score(exact.answers, targets), None)
     if saved.config.attention == "softmax":
@@ -142,8 +144,8 @@ def evaluate_folder(
         twin = model.with_sites(sites_from_json(saved.notes["sites"]))
     else:
         twin = twin_of(model, saved.params, data.train, buckets, chosen)
-    polynomial = make_evaluate_task(twin, buckets)(saved.params, data.test)
-    noisy = make_evaluate_task(twin, buckets, chosen)(saved.params, data.test)
+    polynomial = make_evaluate(twin, buckets=buckets)(saved.params, data.test)
+    noisy = make_evaluate(twin, buckets=buckets, how=chosen)(saved.params, data.test)
     found = TwinAnswers(
         metrics.score(polynomial.answers, targets),
         metrics.score(noisy.answers, targets),

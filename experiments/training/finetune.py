@@ -24,10 +24,10 @@ from models.data.tasks import TaskData, baseline, prepare_task
 from models.data.tokenizer import Tokenizer
 from models.nn.encoder import Model
 from models.nn.lora import Params
-from models.recipes.classify import Progress
 from models.recipes.finetune import FineTuned, finetune
 from models.train.checkpoint import Checkpoints, sites_to_json
 from models.train.compiling import Abandoned
+from models.train.loop import Progress
 from models.weights.folder import save_model
 from models.weights.shipped import load_pretrained
 

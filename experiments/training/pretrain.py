@@ -18,10 +18,11 @@ from experiments.training.signals import until_signalled
 from models.checks import check_range
 from models.config import PRESETS, EncoderConfig, preset
 from models.data.corpus import Corpus
-from models.recipes.pretrain import Pretrained, Pretraining, Progress, pretrain
+from models.recipes.pretrain import Pretrained, Pretraining, pretrain
 from models.sites.sites import function_of, site_names
 from models.start.corpus import obstacle
 from models.train.checkpoint import Checkpoints
+from models.train.loop import Progress
 from models.train.schedules import Budget
 
 __all__ = [

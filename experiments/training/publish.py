@@ -17,9 +17,9 @@ from experiments.training.pretrain import Job, objective, read_corpus
 from models.data.corpus import Corpus
 from models.nn.encoder import Model
 from models.nn.lora import Params, count
-from models.recipes.pretrain import Evaluated, Guessing, evaluate, guessing_of, make_optimizer
+from models.recipes.pretrain import Guessing, HeldOut, evaluate, guessing_of, make_optimizer
 from models.train.checkpoint import Checkpoints
-from models.train.schedules import Budget, Clock
+from models.train.schedules import Budget, BudgetClock
 from models.train.step import initial_state
 from models.weights.folder import save_model
 from models.weights.shipped import rounded
@@ -89,7 +89,7 @@ def publish(job: Job, data: Path, run: Path, target: Path, display: Display) -> 
 
 
 def _check_ended(budget: Budget, step: int, seconds: float, run: Path) -> None:
-    share = Clock(budget, seconds).progress(step)
+    share = BudgetClock(budget, seconds).progress(step)
     if share < 1:
         raise ExperimentError(
             f"the training in {run} is at {100 * share:.0f} % of its budget: its learning rate has "
@@ -99,7 +99,7 @@ def _check_ended(budget: Budget, step: int, seconds: float, run: Path) -> None:
 
 def _evaluated(
     model: Model, params: Params, corpus: Corpus, guessing: Guessing, job: Job
-) -> Evaluated:
+) -> HeldOut:
     rows = corpus.held_out.rows
     return evaluate(model, params, corpus, guessing, rows=rows, batch=min(rows, job.settings.batch))
 

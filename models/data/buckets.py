@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from models.data.batches import Batch, select_rows
 from models.data.datasets import DataError
-from models.train.classifier import Batch, take
 
-__all__ = ["Plan", "cut", "lengths_of", "plan_epoch", "whole"]
+__all__ = ["Plan", "bucket_batches", "lengths_of", "plan_epoch", "trim"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def plan_epoch(
     return tuple(plans[i] for i in random.permutation(len(plans)))
 
 
-def whole(lengths: np.ndarray, batch: int, buckets: Sequence[int]) -> Iterator[Plan]:
+def bucket_batches(lengths: np.ndarray, batch: int, buckets: Sequence[int]) -> Iterator[Plan]:
     """Batches that hold every row once, bucket by bucket; a bucket's last one is padded by
     repeating its rows, and `count` says how many are its own.
     """
@@ -94,9 +94,9 @@ def whole(lengths: np.ndarray, batch: int, buckets: Sequence[int]) -> Iterator[P
             yield Plan(np.resize(own, batch), len(own), edge)
 
 
-def cut(data: Batch, plan: Plan) -> Batch:
+def trim(data: Batch, plan: Plan) -> Batch:
     """The rows of a batch; tokens, mask and types cut to its length."""
-    chosen = take(data, plan.rows)
+    chosen = select_rows(data, plan.rows)
     return chosen._replace(
         tokens=chosen.tokens[..., : plan.length],
         mask=chosen.mask[..., : plan.length],

@@ -1,36 +1,17 @@
-"""A fine-tuned model's answers, in the clear and as encryption gives them: the polynomial twin over
-the ranges that the pre-trained model meets, and evaluation under simulated noise.
-"""
+"""What is simulated of an encrypted run: the ring, the library, and the twin's polynomials."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any
 
-import jax
-import numpy as np
-
-import hesim
 from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
 from models.checks import check_numbers
-from models.data.buckets import cut, lengths_of, whole
-from models.data.datasets import sample
-from models.nn.encoder import Model
-from models.nn.lora import Params, combine, is_adapter, is_adapter_or_head, merge, partition
-from models.objectives.losses import share_outside
 from models.sites.sites import (
     FitSettings,
-    Range,
-    fit_ranges,
-    join_ranges,
-    met_ranges,
 )
-from models.train.classifier import Batch, Forward, exact_forward, simulated_forward, take
 
-__all__ = ["AsEncrypted", "Evaluated", "make_evaluate_task", "merged", "twin_of"]
+__all__ = ["AsEncrypted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,106 +52,3 @@ class AsEncrypted:
     def __post_init__(self) -> None:
         check_numbers(self, positive=("loss_scale", "range_rows"))
         profile(self.profile)  # knows the names
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """Logits (n, classes), and per site the canonical range met and the share of values outside
-    the polynomial's domain (empty for an exact model).
-
-    A row whose polynomials ran away has logits that are no numbers. lost: the numbers of these
-    rows. answers: the logits with these rows at 0: class 0, or a rating of 0.
-    """
-
-    logits: np.ndarray
-    ranges: dict[str, Range]
-    outside: dict[str, float]
-
-    @property
-    def lost(self) -> np.ndarray:
-        return np.flatnonzero(~np.isfinite(self.logits).all(axis=-1))
-
-    @property
-    def answers(self) -> np.ndarray:
-        finite = np.isfinite(self.logits).all(axis=-1, keepdims=True)
-        return np.where(finite, self.logits, np.float32(0))
-
-
-def merged(model: Model, params: Params) -> tuple[Model, Params]:
-    """The same function without adapters: each added to its matrix."""
-    if not model.config.lora_rank:
-        return model, params
-    plain, _ = partition(merge(params, model.config.lora_scale), lambda path: not is_adapter(path))
-    return dataclasses.replace(model, config=model.config.replace(lora_rank=0)), plain
-
-
-def twin_of(
-    model: Model, params: Params, train: Batch, buckets: tuple[int, ...], how: AsEncrypted
-) -> Model:
-    """The model with polynomials over the ranges that it meets on training rows, each widened;
-    adapters kept as two thin products.
-    """
-    rows = sample(len(train.tokens), how.range_rows)
-    plain, weights = merged(model, params)
-    met = make_evaluate_task(plain, buckets)(weights, take(train, rows)).ranges
-    sites = fit_ranges(model.config, met, how.fit)
-    return Model(model.config, sites, low_rank=True)
-
-
-@functools.lru_cache(maxsize=64)
-def make_evaluate_task(
-    model: Model, buckets: tuple[int, ...], how: AsEncrypted | None = None, size: int = 128
-) -> Callable[[Params, Batch], Evaluated]:
-    """A function (params, data) -> `Evaluated`, compiled once per bucket (tokens), `size` rows at
-    a time.
-
-    how: None without noise. As encrypted, each batch is answered under the noise of a fresh key;
-    the sentences are encrypted and, of a model with adapters, whatever LoRA trained.
-    """
-    forward: Forward = exact_forward(model) if how is None else _noisy(model, how)
-    unit, domains = model.units(), model.sites.ranges()
-
-    @jax.jit
-    def run(key: jax.Array, params: Params, batch: Batch):
-        x = model.embed(params, batch.tokens, batch.types)
-        logits, values = forward(key, params, x, batch.mask)
-        return logits, met_ranges(values, unit), share_outside(values, unit, domains)
-
-    def evaluate(params: Params, data: Batch) -> Evaluated:
-        logits = np.zeros((len(data.tokens), model.config.classes), np.float32)
-        ranges: list[Mapping[str, Any]] = []
-        outside: dict[str, float] = {}
-        for number, plan in enumerate(whole(lengths_of(data), size, buckets)):
-            batch = cut(data, plan)
-            found, met, share = run(jax.random.key(number), params, batch)
-            own = plan.rows[: plan.count]
-            logits[own] = np.asarray(found)[: plan.count]
-            ranges.append(met)
-            for name, value in share.items():
-                weight = plan.count / len(data.tokens)
-                outside[name] = outside.get(name, 0.0) + weight * float(value)
-        return Evaluated(logits, join_ranges(ranges), outside)
-
-    return evaluate
-
-
-def _noisy(model: Model, how: AsEncrypted) -> Forward:
-    """The forward pass under noise, with whatever LoRA trains encrypted beside the sentences."""
-    if not model.config.lora_rank:
-        return simulated_forward(model, how.ckks, how.profile)
-
-    def forward(key: jax.Array, params: Params, x: jax.Array, mask: jax.Array):
-        trained, frozen = partition(params, is_adapter_or_head)
-        flags = combine(
-            jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, frozen)
-        )
-        noisy = hesim.simulate(
-            model.forward_with_values,
-            how.ckks,
-            encrypted=(flags, True, False),
-            profile=how.profile,
-            tier="train",
-        )
-        return noisy(key, params, x, mask)
-
-    return forward

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.data.buckets import cut, lengths_of, whole
+from models.data.batches import Batch
+from models.data.buckets import bucket_batches, lengths_of, trim
 from models.nn.encoder import LayerOutputs, Model
 from models.nn.lora import Params
 from models.sites.sites import Range, join_ranges, met_ranges
-from models.train.classifier import Batch
 
 __all__ = [
     "Agreement",
@@ -126,8 +126,8 @@ def agreement(
     run = _measure(teacher, student)
     sums: dict[str, np.ndarray] = {}
     met: list[Mapping[str, Any]] = []
-    for plan in whole(lengths_of(rows), batch, buckets):
-        part = cut(rows, plan)
+    for plan in bucket_batches(lengths_of(rows), batch, buckets):
+        part = trim(rows, plan)
         counted = (np.arange(len(plan.rows)) < plan.count).astype(np.float32)
         terms, ranges = run(teacher_params, params, part, counted)
         for name, pair in terms.items():
@@ -166,8 +166,8 @@ def embeddings(
 ) -> np.ndarray:
     """Means of the final states over real tokens, of length 1: (n, hidden)."""
     out = np.zeros((len(rows.tokens), model.config.hidden), np.float32)
-    for plan in whole(lengths_of(rows), batch, buckets):
-        part = cut(rows, plan)
+    for plan in bucket_batches(lengths_of(rows), batch, buckets):
+        part = trim(rows, plan)
         found = _embed(model)(params, part)
         out[plan.rows[: plan.count]] = np.asarray(found)[: plan.count]
     return out

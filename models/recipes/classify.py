@@ -18,27 +18,18 @@ import optax
 
 from models.config import EncoderConfig
 from models.data import metrics
+from models.data.batches import Batch, select_rows, shuffled
 from models.data.datasets import Split, sample
 from models.data.tokenizer import Tokenizer
 from models.nn.encoder import Model
 from models.nn.lora import Params
 from models.sites.sites import FitSettings, Range, Sites, targets_of
 from models.train.checkpoint import Checkpoints, sites_from_json, sites_to_json
-from models.train.classifier import (
-    Batch,
-    Forward,
-    Regularisation,
-    Step,
-    TrainState,
-    fit_sites,
-    initial_state,
-    make_evaluate,
-    make_step,
-    run_steps,
-    shuffled,
-    take,
-)
+from models.train.classifier import Forward, Regularisation, make_step
 from models.train.diagnose import origin
+from models.train.evaluate import fit_sites, make_evaluate
+from models.train.loop import Progress, next_multiple, run_rounds
+from models.train.step import Step, TrainState, initial_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +103,6 @@ class Recipe:
 
 
 DEFAULT_RECIPE = Recipe()
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """One report of a running training: `phase` is "exact" or "polynomial"; figures by name."""
-
-    step: int
-    steps: int
-    phase: str
-    figures: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,34 +249,37 @@ def train_classifier(
 
         def advance(state: TrainState, model: Model, step: Step, until: int) -> TrainState:
             phase = "polynomial" if model.sites.entries else "exact"
-            every = recipe.evaluate_every
-            while int(state.step) < until:
-                goal = min(until, (int(state.step) // every + 1) * every)
-                figures: dict[str, float] = {}
-                state = run_steps(
-                    step,
-                    state,
-                    shuffled(train, recipe.batch, recipe.seed),
-                    until=goal,
-                    report=lambda _, found, into=figures: into.update(found),
-                    report_every=every,
-                    diagnose=lambda params, batch: origin(model, params, batch),
-                )
+
+            def goal_of(number: int) -> int | None:
+                goal = min(until, next_multiple(number, recipe.evaluate_every))
+                return goal if number < until else None
+
+            def at_goal(state: TrainState, figures: dict[str, float]) -> None:
+                goal = int(state.step)
                 logits = make_evaluate(model)(state.params, validation).logits
                 figures |= metrics.score(logits, validation.targets)
                 history.append({"step": goal, "phase": phase, **figures})
                 if report is not None:
-                    report(Progress(goal, recipe.steps, phase, figures))
+                    share = goal / recipe.steps
+                    report(Progress(goal, share, figures, phase=phase, steps=recipe.steps))
                 if store is not None and (goal % recipe.save_every == 0 or goal == until):
                     written = "" if sites is None else sites_to_json(sites)
                     store.save(goal, state, {**identity, "history": history, "sites": written})
-            return state
+
+            return run_rounds(
+                step,
+                state,
+                shuffled(train, recipe.batch, recipe.seed),
+                goal_of=goal_of,
+                at_goal=at_goal,
+                diagnose=lambda params, batch: origin(model, params, batch),
+            )
 
         if sites is None:
             step = _noiseless_step(exact, seedless)
             state = advance(state, exact, step, recipe.steps - recipe.polynomial_steps)
             rows = sample(len(train.tokens), recipe.range_rows)
-            sites = fit_sites(exact, state.params, take(train, rows), recipe.fit)
+            sites = fit_sites(exact, state.params, select_rows(train, rows), recipe.fit)
         twin = exact.with_sites(sites)
         if simulate is None:
             step = _noiseless_step(twin, seedless)

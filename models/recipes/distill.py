@@ -26,18 +26,19 @@ import optax
 from jax.sharding import Mesh
 
 from models.checks import check_numbers
-from models.data.buckets import check_buckets, cut, lengths_of, plan_epoch
+from models.data.batches import Batch
+from models.data.buckets import check_buckets, lengths_of, plan_epoch, trim
 from models.nn.encoder import LayerOutputs, Model
 from models.nn.lora import Params, combine, partition
 from models.objectives.losses import range_penalty
 from models.recipes.agreement import agreement, compared, layer_pairs
 from models.sites.sites import Range, targets_of
 from models.train.checkpoint import CheckpointError, Checkpoints, digest_of
-from models.train.classifier import Batch, compute_type
+from models.train.classifier import compute_type
 from models.train.compiling import announced
 from models.train.diagnose import origin
-from models.train.loop import Progress, Rhythm, range_figures, spend_budget
-from models.train.schedules import Budget, Clock, one_cycle, scale_by_progress
+from models.train.loop import Intervals, Progress, range_figures, spend_budget
+from models.train.schedules import Budget, BudgetClock, one_cycle, scale_by_progress
 from models.train.sharding import (
     agreed,
     check_config,
@@ -317,14 +318,14 @@ def distil(
             if not several:  # of several hosts each evaluates by itself
                 teacher_params, frozen = fixed["teacher"], place_state(frozen, mesh)
         step = _closed(make_update(loss, optimizer, settings.options()), fixed)
-        clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
+        clock = BudgetClock(settings.budget, float(notes.get("seconds", 0.0)))
 
         def save(state: TrainState) -> None:
             store.save(int(state.step), state, {**identity, "seconds": clock.seconds})
 
         def batch_of(number: int) -> DistilBatch:
             epoch, place = divmod(number, per_epoch)
-            part = cut(rows, plans(epoch)[place])
+            part = trim(rows, plans(epoch)[place])
             mask, progress = np.asarray(part.mask, np.float32), np.float32(clock.progress(number))
             batch = DistilBatch(part.tokens, mask, progress, part.types)
             return batch if mesh is None else place_batch(batch, mesh)
@@ -356,7 +357,7 @@ def distil(
             state,
             batch_of,
             clock,
-            Rhythm(settings.log_every, settings.evaluate_every, settings.save_seconds),
+            Intervals(settings.log_every, settings.evaluate_every, settings.save_seconds),
             learning_rate=lambda share: settings.rate * float(rates(share)),
             evaluate=figures_of,
             save=save,

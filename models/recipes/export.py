@@ -17,11 +17,12 @@ import optax
 
 from hesim.errors import ParameterError
 from models.config import EncoderConfig
+from models.data.batches import Batch
 from models.nn.encoder import Model
 from models.nn.lora import is_adapter_or_head, partition
 from models.objectives.mlm import MaskedBatch
 from models.recipes.pretrain import Pretraining, make_loss, make_optimizer
-from models.train.classifier import Batch, make_task_loss
+from models.train.classifier import make_task_loss
 from models.train.step import PLAIN_STEP, StepOptions, initial_state, update_function
 
 __all__ = [

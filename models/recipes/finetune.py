@@ -26,15 +26,11 @@ from hesim.errors import ParameterError
 from models.checks import check_numbers
 from models.config import EncoderConfig, Pairs, Pooling
 from models.data import metrics
-from models.data.buckets import check_buckets, cut, lengths_of, plan_epoch
+from models.data.batches import Batch
+from models.data.buckets import check_buckets, lengths_of, plan_epoch, trim
 from models.data.tasks import TaskData
-from models.encrypted.settings import (
-    AsEncrypted,
-    Evaluated,
-    make_evaluate_task,
-    merged,
-    twin_of,
-)
+from models.encrypted.settings import AsEncrypted
+from models.encrypted.twin import merged, twin_of
 from models.encrypted.update import (
     PolynomialSoftmax,
     lora_update,
@@ -47,20 +43,13 @@ from models.nn.encoder import Model
 from models.nn.lora import Params, combine, is_adapter_or_head, partition
 from models.nn.lora import Path as Place
 from models.objectives.losses import cross_entropy, mean_squared_error, share_outside
-from models.recipes.classify import Progress
 from models.sites.sites import TRAINING_SITES, Range, Sites, met_ranges, site_names, targets_of
 from models.train.checkpoint import CheckpointError, Checkpoints, digest_of
-from models.train.classifier import (
-    Batch,
-    Regularisation,
-    TrainingError,
-    exact_forward,
-    make_step,
-    run_steps,
-)
+from models.train.classifier import Regularisation, exact_forward, make_step
 from models.train.compiling import announced, beside
 from models.train.diagnose import origin
-from models.train.loop import range_figures
+from models.train.evaluate import Evaluated, make_evaluate
+from models.train.loop import Progress, TrainingError, next_multiple, range_figures, run_rounds
 from models.train.optim import scale_by_adam_he
 from models.train.schedules import ramp, scale_by_progress
 from models.train.sharding import (
@@ -83,12 +72,10 @@ from models.train.step import (
 
 __all__ = [
     "AsEncrypted",
-    "Evaluated",
     "FineTune",
     "FineTuned",
     "finetune",
     "learning_rates",
-    "make_evaluate_task",
 ]
 
 
@@ -320,7 +307,7 @@ def finetune(
 
     def tell(at: int, figures: Mapping[str, float]) -> None:
         if report is not None:
-            report(Progress(at, steps, phase, dict(figures)))
+            report(Progress(at, at / steps, dict(figures), phase=phase, steps=steps))
 
     with contextlib.ExitStack() as stack:
         store = None
@@ -349,41 +336,35 @@ def finetune(
             if time.monotonic() - saved >= settings.save_seconds:
                 save(state)
 
-        while int(state.step) < steps:
-            goal = (int(state.step) // per_epoch + 1) * per_epoch
-            figures: dict[str, float] = {}
+        def goal_of(number: int) -> int | None:
+            return next_multiple(number, per_epoch) if number < steps else None
 
-            def seen(
-                at: int, met: dict[str, float], last: int = goal, into: dict[str, float] = figures
-            ) -> None:
-                into.update(met)
-                if at < last:
-                    tell(at, met)
-
-            state = run_steps(
-                step,
-                state,
-                batch_of,
-                until=goal,
-                stop=agreed(stop),
-                report=seen,
-                report_every=max(1, per_epoch // 4),
-                save=None if store is None else save_in_time,
-                save_every=1,
-                diagnose=None if watched or several else diagnose,
-            )
+        def at_goal(state: TrainState, figures: dict[str, float]) -> None:
+            _check_finite(state, figures)
+            scores = _evaluate(model, combine(state.params, frozen), data.validation, settings)
+            figures |= metrics.score(scores.answers, data.validation.targets)
+            figures |= range_figures(scores.ranges)
             done = int(state.step)
-            if (bad := _not_finite(state.params)) is not None:
-                raise TrainingError(_ended_wrong(done, bad, figures.get("outside", 0.0)))
-            if done == goal:
-                scores = _evaluate(model, combine(state.params, frozen), data.validation, settings)
-                figures |= metrics.score(scores.answers, data.validation.targets)
-                figures |= range_figures(scores.ranges)
-                history.append({"step": goal, "phase": phase, **figures})
-                tell(goal, figures)
+            history.append({"step": done, "phase": phase, **figures})
+            tell(done, figures)
             save(state)
-            if done < goal:
-                break
+
+        state = run_rounds(
+            step,
+            state,
+            batch_of,
+            goal_of=goal_of,
+            at_goal=at_goal,
+            between=tell,
+            report_every=max(1, per_epoch // 4),
+            stop=agreed(stop),
+            save=None if store is None else save_in_time,
+            save_every=1,
+            diagnose=None if watched or several else diagnose,
+        )
+        if int(state.step) < steps:
+            _check_finite(state, {})
+            save(state)
     count = sum(int(leaf.size) for leaf in jax.tree.leaves(state.params))
     finished = int(state.step) == steps
     training = Sites()
@@ -415,7 +396,7 @@ def _evaluate(model: Model, params: Params, data: Batch, settings: FineTune) -> 
     """Exact models without their adapters, so that one compilation serves both methods."""
     if settings.encrypted is None:
         model, params = merged(model, params)
-    return make_evaluate_task(model, settings.buckets, settings.encrypted)(params, data)
+    return make_evaluate(model, buckets=settings.buckets, how=settings.encrypted)(params, data)
 
 
 def _closed(step: Step, frozen: Params) -> Step:
@@ -542,6 +523,13 @@ def _not_finite(params: Params) -> str | None:
     return None
 
 
+def _check_finite(state: TrainState, figures: Mapping[str, float]) -> None:
+    """Raises TrainingError where a step of finite loss left a parameter that is not finite."""
+    if (bad := _not_finite(state.params)) is not None:
+        outside = figures.get("outside", 0.0)
+        raise TrainingError(_ended_wrong(int(state.step), bad, outside))
+
+
 def _ended_wrong(step: int, name: str, outside: float) -> str:
     """What to say of a parameter that a step, whose own loss was finite, left without value.
     outside: the largest share of values out of a domain.
@@ -570,7 +558,7 @@ def _doses(
 
     def batch_of(number: int) -> _Dose:
         epoch, place = divmod(number, per_epoch)
-        dose = _Dose(*cut(data, plans(epoch)[place]), rates[number], penalties[number])
+        dose = _Dose(*trim(data, plans(epoch)[place]), rates[number], penalties[number])
         return dose if mesh is None else place_batch(dose, mesh)
 
     return batch_of

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from hesim.errors import ParameterError
 from models.checks import check_numbers
 from models.config import EncoderConfig, preset
+from models.data.batches import batch_rows
 from models.data.corpus import Corpus
 from models.data.tokenizer import Tokenizer
 from models.nn.encoder import Model
@@ -43,11 +44,10 @@ from models.objectives.next_word import NextWord
 from models.sites.sites import Range, function_of, join_ranges, met_ranges, site_names, targets_of
 from models.start.corpus import corpus_start, obstacle
 from models.train.checkpoint import Checkpoints
-from models.train.classifier import batch_rows
 from models.train.compiling import announced
 from models.train.diagnose import origin
-from models.train.loop import Progress, Rhythm, range_figures, spend_budget
-from models.train.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
+from models.train.loop import Intervals, Progress, range_figures, spend_budget
+from models.train.schedules import Budget, BudgetClock, one_cycle, ramp, scale_by_progress
 from models.train.sharding import (
     agreed,
     check_config,
@@ -67,12 +67,11 @@ from models.train.step import (
 )
 
 __all__ = [
-    "Evaluated",
+    "HeldOut",
     "Guessing",
     "Initial",
     "Pretrained",
     "Pretraining",
-    "Progress",
     "evaluate",
     "guessing_of",
     "pretrain",
@@ -204,7 +203,7 @@ class Pretraining:
         return dict(targets_of(self.config, self.targets))
 
 
-class Evaluated(NamedTuple):
+class HeldOut(NamedTuple):
     """Held-out text: loss in nats a guessed word, share guessed right, canonical ranges met."""
 
     loss: float
@@ -220,7 +219,7 @@ class Pretrained(NamedTuple):
     step: int
     seconds: float
     finished: bool
-    evaluated: Evaluated | None
+    evaluated: HeldOut | None
 
 
 def make_optimizer(settings: Pretraining) -> optax.GradientTransformation:
@@ -296,7 +295,7 @@ def _scores(model: Model) -> Callable[[Params, MaskedBatch], Any]:
 
 def evaluate(
     model: Model, params: Params, corpus: Corpus, guessing: Guessing, *, rows: int, batch: int
-) -> Evaluated:
+) -> HeldOut:
     """Loss, accuracy and ranges on the first `rows` held-out rows, always with the same words to
     guess; whole batches only, so a few rows may be left out.
     """
@@ -309,7 +308,7 @@ def evaluate(
         sums = {name: sums[name] + float(found[name]) for name in sums}
         met.append(ranges)
     words = max(sums["words"], 1.0)
-    return Evaluated(sums["loss"] / words, sums["right"] / words, join_ranges(met))
+    return HeldOut(sums["loss"] / words, sums["right"] / words, join_ranges(met))
 
 
 def pretrain(
@@ -363,7 +362,7 @@ def pretrain(
         state, notes = store.resume(state, identity)
         if mesh is not None:
             state = place_state(state, mesh)
-        clock = Clock(settings.budget, float(notes.get("seconds", 0.0)))
+        clock = BudgetClock(settings.budget, float(notes.get("seconds", 0.0)))
 
         def save(state: TrainState) -> None:
             store.save(int(state.step), state, {**identity, "seconds": clock.seconds})
@@ -374,7 +373,7 @@ def pretrain(
             batch = guessing.batch(corpus.train, rows, settings.seed, number, share)
             return batch if mesh is None else place_batch(batch, mesh)
 
-        evaluated: Evaluated | None = None
+        evaluated: HeldOut | None = None
 
         def figures_of(state: TrainState) -> dict[str, float]:
             nonlocal evaluated
@@ -394,7 +393,7 @@ def pretrain(
             state,
             batch_of,
             clock,
-            Rhythm(settings.log_every, settings.evaluate_every, settings.save_seconds),
+            Intervals(settings.log_every, settings.evaluate_every, settings.save_seconds),
             learning_rate=lambda share: settings.rate * float(rates(share)),
             evaluate=figures_of,
             save=save,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["Budget", "Clock", "one_cycle", "ramp", "scale_by_progress"]
+__all__ = ["Budget", "BudgetClock", "one_cycle", "ramp", "scale_by_progress"]
 
 Schedule = Callable[[Any], Any]
 """From the share of the training that is behind (number or array in [0, 1]) to a factor."""
@@ -102,7 +102,7 @@ class Budget:
             raise ValueError(f"a budget has steps >= 1 and finite seconds >= 0, got {self}")
 
 
-class Clock:
+class BudgetClock:
     """How much of a budget is spent; `spent` are the seconds that earlier runs used of it."""
 
     def __init__(

@@ -14,9 +14,9 @@ from experiments.errors import ExperimentError
 from experiments.studies import noisy_training
 from experiments.studies.noisy_training import Arm, NoiseStudy, difference, run_noise_study, table
 from models.config import EncoderConfig
+from models.data.batches import Batch
 from models.recipes.classify import Recipe
 from models.sites.sites import FitSettings
-from models.train.classifier import Batch
 
 TINY = NoiseStudy(
     seeds=(0,),

@@ -10,8 +10,8 @@ from experiments.studies import blind
 from experiments.studies.ranking import STUDY, Ranked, Study, Variant, agreement, run_study
 from experiments.studies.ranking_report import agreement_table, plot, table, text, write_csv
 from models.config import EncoderConfig
+from models.data.batches import Batch
 from models.recipes.classify import Recipe
-from models.train.classifier import Batch
 
 SMALL = Study(
     (

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from models.config import EncoderConfig, preset
+from models.data.batches import Batch
 from models.data.tasks import TaskData
 from models.encrypted.settings import AsEncrypted
 from models.nn.encoder import Model
@@ -28,7 +29,6 @@ from models.recipes.distill import Distillation, distil
 from models.recipes.finetune import FineTune, finetune
 from models.sites.sites import FitSettings
 from models.train.checkpoint import sites_to_json
-from models.train.classifier import Batch
 from models.train.schedules import Budget
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -11,9 +11,10 @@ import pytest
 import he_backend
 import hesim
 from models.config import EncoderConfig, preset
+from models.data.batches import Batch
 from models.nn.encoder import Model
 from models.sites.sites import FitSettings, Sites, fit_ranges, function_of, site_names
-from models.train.classifier import Batch, fit_sites
+from models.train.evaluate import fit_sites
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -19,11 +19,11 @@ from test_distill import SETTINGS as DISTILLATION
 from test_distill import STUDENT, TEACHER, rows, started, teacher
 from test_finetune import CONFIG, SETTINGS, encrypted_settings, task
 
+from models.data.batches import select_rows
 from models.nn.encoder import Model
 from models.recipes.distill import distil
 from models.recipes.finetune import finetune
 from models.train.checkpoint import digest_of
-from models.train.classifier import take
 from models.train.schedules import Budget
 from models.train.sharding import make_mesh, start_hosts
 
@@ -60,7 +60,7 @@ def train(how: str, folder: Path, mesh: Mesh | None) -> dict[str, Any]:
         if how == "full":
             settings = dataclasses.replace(settings, method="full")
         elif how == "encrypted":
-            data = dataclasses.replace(data, train=take(data.train, np.arange(32)))
+            data = dataclasses.replace(data, train=select_rows(data.train, np.arange(32)))
             settings = dataclasses.replace(encrypted_settings(epochs=1), save_seconds=0.0)
         start = Model(CONFIG).init(jax.random.key(7))
         done = finetune(CONFIG, start, data, settings, report=report, checkpoints=folder, mesh=mesh)

@@ -14,10 +14,12 @@ import hesim
 from hesim.errors import ParameterError
 from models.config import EncoderConfig
 from models.data import metrics
-from models.data.buckets import cut, lengths_of, plan_epoch, whole
+from models.data.batches import Batch
+from models.data.buckets import bucket_batches, lengths_of, plan_epoch, trim
 from models.data.datasets import DataError
 from models.data.tasks import TaskData, baseline
-from models.encrypted.settings import AsEncrypted, make_evaluate_task, merged
+from models.encrypted.settings import AsEncrypted
+from models.encrypted.twin import merged
 from models.encrypted.update import (
     PolynomialSoftmax,
     encrypted_arguments,
@@ -33,8 +35,10 @@ from models.recipes.finetune import FineTune, finetune, learning_rates, overlay,
 from models.recipes.finetune import _watched as watched
 from models.sites.sites import FitSettings
 from models.train.checkpoint import CheckpointError, Checkpoints
-from models.train.classifier import Batch, TrainingError, TrainState, fit_sites
+from models.train.evaluate import fit_sites, make_evaluate
+from models.train.loop import TrainingError
 from models.train.optim import adamw_he
+from models.train.step import TrainState
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -80,7 +84,7 @@ def test_an_epoch_meets_every_row_in_a_bucket_that_holds_it():
     assert set(met) == set(range(205)) and len(met) == 208
     for plan in plans:
         assert lengths[plan.rows].max() <= plan.length
-        assert cut(data, plan).tokens.shape == (16, plan.length)
+        assert trim(data, plan).tokens.shape == (16, plan.length)
     assert {plan.length for plan in plans} == {4, 8, 12}
     again = plan_epoch(lengths, 16, (4, 8, 12), seed=0, epoch=0)
     assert all(np.array_equal(a.rows, b.rows) for a, b in zip(plans, again, strict=True))
@@ -90,7 +94,7 @@ def test_an_epoch_meets_every_row_in_a_bucket_that_holds_it():
 
 def test_whole_meets_every_row_once():
     data = rows(50, 0)
-    own = [plan.rows[: plan.count] for plan in whole(lengths_of(data), 16, (4, 8, 12))]
+    own = [plan.rows[: plan.count] for plan in bucket_batches(lengths_of(data), 16, (4, 8, 12))]
     assert sorted(np.concatenate(own)) == list(range(50))
 
 
@@ -102,7 +106,7 @@ def test_a_sequence_that_no_bucket_holds_is_refused():
 def test_cutting_to_a_bucket_changes_no_logit():
     model = Model(CONFIG)
     params, data = model.init(jax.random.key(0)), rows(60, 3)
-    found = make_evaluate_task(model, (4, 8, 12), size=16)(params, data).logits
+    found = make_evaluate(model, size=16, buckets=(4, 8, 12))(params, data).logits
     expected = model.predict(params, data.tokens, data.mask)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -110,10 +114,10 @@ def test_cutting_to_a_bucket_changes_no_logit():
 def test_full_training_and_then_lora_learn_a_task():
     data = task()
     least = max(baseline(data)["accuracy"] + 0.25, 0.85)
-    full = make_evaluate_task(Model(CONFIG), (12,))(start(), data.test).logits
+    full = make_evaluate(Model(CONFIG), buckets=(12,))(start(), data.test).logits
     assert metrics.score(full, data.test.targets)["accuracy"] > least
     result = finetune(CONFIG, start(), data, SETTINGS)
-    logits = make_evaluate_task(result.model, (12,))(result.params, data.test).logits
+    logits = make_evaluate(result.model, buckets=(12,))(result.params, data.test).logits
     assert metrics.score(logits, data.test.targets)["accuracy"] > least
 
 
@@ -137,7 +141,7 @@ def test_token_types_reach_training_and_answers(how):
     met = done.history[0]["loss"]
     assert met == pytest.approx(loss(data.train, data.train.types), abs=1e-3)
     assert abs(met - loss(data.train, None)) > 1e-2
-    answers = make_evaluate_task(done.model, (12,))(done.params, data.test)
+    answers = make_evaluate(done.model, buckets=(12,))(done.params, data.test)
     expected = done.model.predict(done.params, data.test.tokens, data.test.mask, data.test.types)
     np.testing.assert_allclose(answers.logits, expected, atol=1e-4)
 
@@ -160,7 +164,7 @@ def test_pairs_read_apart_are_learned_and_cut_to_buckets():
         SETTINGS, method="full", epochs=8, learning_rate=5e-3, buckets=(6, 12), pairs="apart"
     )
     done = finetune(CONFIG, Model(CONFIG).init(jax.random.key(5)), data, settings)
-    answers = make_evaluate_task(done.model, (6, 12))(done.params, data.test)
+    answers = make_evaluate(done.model, buckets=(6, 12))(done.params, data.test)
     assert metrics.score(answers.answers, data.test.targets)["accuracy"] > 0.9
     expected = done.model.predict(done.params, data.test.tokens, data.test.mask)
     np.testing.assert_allclose(answers.logits, expected, atol=1e-4)
@@ -189,7 +193,7 @@ def test_pairs_read_apart_are_trained_and_answered_as_encrypted():
     loss = float(cross_entropy(logits, jnp.asarray(data.train.targets)))
     assert done.history[0]["loss"] == pytest.approx(loss, abs=1e-3)
     expected = done.model.predict(done.params, data.test.tokens, data.test.mask)
-    answers = make_evaluate_task(done.model, (12,), how)(done.params, data.test)
+    answers = make_evaluate(done.model, buckets=(12,), how=how)(done.params, data.test)
     assert 0 < np.abs(answers.logits - expected).max() < 1e-3
 
 
@@ -217,7 +221,8 @@ def test_as_encrypted_ends_where_the_exact_training_ends(regression):
     name = "pearson" if regression else "accuracy"
     scores = [
         metrics.score(
-            make_evaluate_task(r.model, (12,), how)(r.params, data.test).logits, data.test.targets
+            make_evaluate(r.model, buckets=(12,), how=how)(r.params, data.test).logits,
+            data.test.targets,
         )
         for r, how in ((noisy, settings.encrypted), (exact, None))
     ]
@@ -499,7 +504,7 @@ def test_a_training_with_the_mean_reads_words_that_the_first_token_cannot_see():
     data = task().test
     token = dataclasses.replace(done.model, config=done.model.config.replace(pooling="token"))
     found, other = (
-        make_evaluate_task(*merged(m, done.params)[:1], (12,))(
+        make_evaluate(*merged(m, done.params)[:1], buckets=(12,))(
             merged(m, done.params)[1], data
         ).logits
         for m in (done.model, token)

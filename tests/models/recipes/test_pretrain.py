@@ -18,8 +18,9 @@ from hesim.errors import ParameterError
 from models.config import EncoderConfig
 from models.data.corpus import Corpus
 from models.objectives.next_word import NextWord
-from models.recipes.pretrain import Pretrained, Pretraining, Progress, guessing_of, pretrain
+from models.recipes.pretrain import Pretrained, Pretraining, guessing_of, pretrain
 from models.train.checkpoint import CheckpointError
+from models.train.loop import Progress
 from models.train.schedules import Budget
 
 CONFIG = EncoderConfig(

@@ -19,10 +19,10 @@ import numpy as np
 import optax
 
 from models.config import EncoderConfig
+from models.data.batches import Batch
 from models.nn.encoder import Model
 from models.nn.lora import combine, is_adapter, partition
 from models.train.checkpoint import Checkpoints
-from models.train.classifier import Batch
 from models.train.sharding import make_mesh, place_batch, place_frozen, place_state
 from models.train.step import StepOptions, TrainState, initial_state, make_update
 

@@ -19,8 +19,8 @@ from models.train.checkpoint import (
     sites_from_json,
     sites_to_json,
 )
-from models.train.classifier import initial_state
 from models.train.fingerprint import described
+from models.train.step import initial_state
 
 CONFIG = EncoderConfig(layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=9, pooler=(4,))
 

@@ -12,24 +12,16 @@ from hesim.certify import certify
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
 from models.data import metrics
+from models.data.batches import Batch, batch_rows, batches_of, shuffled
+from models.encrypted.forward import forward_circuit, simulated_forward
 from models.nn.encoder import Model
-from models.recipes.classify import Progress, Recipe, train_classifier
+from models.recipes.classify import Recipe, train_classifier
 from models.sites.sites import function_of, site_names
 from models.train.checkpoint import CheckpointError
-from models.train.classifier import (
-    Batch,
-    Regularisation,
-    TrainingError,
-    batch_rows,
-    batches,
-    forward_circuit,
-    initial_state,
-    make_evaluate,
-    make_step,
-    run_steps,
-    shuffled,
-    simulated_forward,
-)
+from models.train.classifier import Regularisation, make_step
+from models.train.evaluate import make_evaluate
+from models.train.loop import Progress, TrainingError, run_steps
+from models.train.step import initial_state
 
 CONFIG = EncoderConfig(layers=1, hidden=16, heads=2, ffn=16, sequence=6, vocabulary=12, pooler=(8,))
 RECIPE = Recipe(
@@ -78,7 +70,7 @@ def test_evaluation_does_not_depend_on_the_batch_size():
     assert whole.logits.shape == (13, 2)
     for name in site_names(CONFIG):
         np.testing.assert_allclose(whole.ranges[name], parts.ranges[name], rtol=1e-5)
-    assert [n for _, n in batches(data, 5)] == [5, 5, 3]
+    assert [n for _, n in batches_of(data, 5)] == [5, 5, 3]
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +172,8 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     key = jax.random.key(0)
     state = initial_state(model.init(key), optimizer, key)
     with pytest.raises(ValueError, match="step"):
-        batches = shuffled(synthetic(64, 0), 16, 0)
-        run_steps(make_step(model, optimizer), state, batches, until=5)
+        batches_of = shuffled(synthetic(64, 0), 16, 0)
+        run_steps(make_step(model, optimizer), state, batches_of, until=5)
 
 
 def test_noise_that_runs_away_stops_the_training_with_the_site_that_was_left():

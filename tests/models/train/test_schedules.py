@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from models.train.schedules import Budget, Clock, one_cycle, ramp, scale_by_progress
+from models.train.schedules import Budget, BudgetClock, one_cycle, ramp, scale_by_progress
 
 
 def test_one_cycle_rises_once_and_falls_to_its_floor():
@@ -42,9 +42,9 @@ def test_updates_are_scaled_by_the_progress_of_the_step():
 
 def test_a_clock_counts_steps_or_seconds_whichever_is_further():
     now = [100.0]
-    clock = Clock(Budget(steps=10, seconds=50.0), spent=5.0, now=lambda: now[0])
+    clock = BudgetClock(Budget(steps=10, seconds=50.0), spent=5.0, now=lambda: now[0])
     assert clock.progress(0) == pytest.approx(0.1)
     assert clock.progress(7) == pytest.approx(0.7)
     now[0] += 100
     assert clock.seconds == 105 and clock.progress(7) == 1.0
-    assert Clock(Budget(steps=10), now=lambda: now[0]).progress(3) == pytest.approx(0.3)
+    assert BudgetClock(Budget(steps=10), now=lambda: now[0]).progress(3) == pytest.approx(0.3)

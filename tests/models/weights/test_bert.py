@@ -16,12 +16,12 @@ import pytest
 from scipy.special import erf
 from scipy.stats import spearmanr
 
+from models.data.batches import Batch
 from models.data.datasets import load
 from models.nn.encoder import Model
 from models.recipes.agreement import embeddings
 from models.start.convert import convert
 from models.train.checkpoint import CheckpointError
-from models.train.classifier import Batch
 from models.weights.bert import Bert, load_bert, read_tensors
 from models.weights.folder import load_model
 from models.weights.onnx import read_onnx

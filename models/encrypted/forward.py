@@ -1,0 +1,72 @@
+"""The forward pass as it runs encrypted: simulated, or the Circuit that a server executes."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+import hesim
+from hesim.circuit.circuit import Circuit
+from hesim.params import CKKSParams
+from models.nn.encoder import Model
+from models.nn.lora import Params, combine, is_adapter_or_head, partition
+from models.train.classifier import Forward
+
+if TYPE_CHECKING:
+    from models.encrypted.settings import AsEncrypted
+
+__all__ = ["encrypted_forward", "forward_circuit", "simulated_forward"]
+
+
+def simulated_forward(
+    model: Model, ckks: CKKSParams, profile: str = "seal", circuit: Circuit | None = None
+) -> Forward:
+    """The model's forward with the noise of an encrypted run under these parameters.
+
+    circuit: as for `hesim.simulate`, that of `forward_circuit`: the noise is then that of the
+    circuit's own levels, refreshes and rotations, for batches of any size.
+    """
+    return hesim.simulate(
+        model.forward_with_values, ckks, encrypted=(1,), profile=profile, circuit=circuit
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def forward_circuit(
+    model: Model, ckks: CKKSParams, sentences: int, refresh_price: float | str | None = None
+) -> Circuit:
+    """The Circuit of `model.encrypted_forward` for a batch of this many sentences, rows encrypted,
+    weights and mask public; kept for the last two calls. Needs no weights, only their shapes, and
+    seconds to compile a small model. Raises as `hesim.compile` does.
+    """
+    config = model.config
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    mask = jax.ShapeDtypeStruct((sentences, config.sequence), np.float32)
+    rows = jax.ShapeDtypeStruct((*mask.shape, config.hidden), np.float32)
+    program = hesim.trace(model.encrypted_forward, params, rows, mask, encrypted=(1,))
+    return hesim.compile(program, ckks, refresh_price=refresh_price)
+
+
+def encrypted_forward(model: Model, how: AsEncrypted) -> Forward:
+    """The forward pass under noise, with whatever LoRA trains encrypted beside the sentences."""
+    if not model.config.lora_rank:
+        return simulated_forward(model, how.ckks, how.profile)
+
+    def forward(key: jax.Array, params: Params, x: jax.Array, mask: jax.Array):
+        trained, frozen = partition(params, is_adapter_or_head)
+        flags = combine(
+            jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, frozen)
+        )
+        noisy = hesim.simulate(
+            model.forward_with_values,
+            how.ckks,
+            encrypted=(flags, True, False),
+            profile=how.profile,
+            tier="train",
+        )
+        return noisy(key, params, x, mask)
+
+    return forward

@@ -1,0 +1,36 @@
+"""A fine-tuned model's polynomial twin, over the ranges that it meets; without its adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from models.data.batches import Batch, select_rows
+from models.data.datasets import sample
+from models.encrypted.settings import AsEncrypted
+from models.nn.encoder import Model
+from models.nn.lora import Params, is_adapter, merge, partition
+from models.sites.sites import fit_ranges
+from models.train.evaluate import make_evaluate
+
+__all__ = ["merged", "twin_of"]
+
+
+def merged(model: Model, params: Params) -> tuple[Model, Params]:
+    """The same function without adapters: each added to its matrix."""
+    if not model.config.lora_rank:
+        return model, params
+    plain, _ = partition(merge(params, model.config.lora_scale), lambda path: not is_adapter(path))
+    return dataclasses.replace(model, config=model.config.replace(lora_rank=0)), plain
+
+
+def twin_of(
+    model: Model, params: Params, train: Batch, buckets: tuple[int, ...], how: AsEncrypted
+) -> Model:
+    """The model with polynomials over the ranges that it meets on training rows, each widened;
+    adapters kept as two thin products.
+    """
+    rows = sample(len(train.tokens), how.range_rows)
+    plain, weights = merged(model, params)
+    met = make_evaluate(plain, buckets=buckets)(weights, select_rows(train, rows)).ranges
+    sites = fit_ranges(model.config, met, how.fit)
+    return Model(model.config, sites, low_rank=True)
