@@ -125,7 +125,16 @@ def certify(
 class _Walk:
     """Messages float64 (effective slots) and errors float64 (keys, slots) by ciphertext."""
 
-    def __init__(self, circuit, inputs, operands, profile, keys, secrets, seed):
+    def __init__(
+        self,
+        circuit: Circuit,
+        inputs: Sequence[np.ndarray],
+        operands: Sequence[np.ndarray],
+        profile: NoiseProfile,
+        keys: int,
+        secrets: np.ndarray | None,
+        seed: int,
+    ):
         self.circuit: Circuit = circuit
         self.inputs, self.operands, self.profile = inputs, operands, profile
         self.params = circuit.params

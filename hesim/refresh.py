@@ -15,7 +15,7 @@ refresh_p.def_impl(lambda x: x)
 refresh_p.def_abstract_eval(lambda x: x.update(weak_type=False))
 
 
-def _jvp(primals, tangents):
+def _jvp(primals: tuple[Any], tangents: tuple[Any]):
     (x,), (t,) = primals, tangents
     return refresh_p.bind(x), t
 

@@ -166,7 +166,16 @@ def _known_schedule(
     return lambda program: transferred(schedule, source, program)
 
 
-def _closed_over_tracers(fn, params, encrypted, profile, tier, circuit, key, args) -> Any:
+def _closed_over_tracers(
+    fn: Callable[..., Any],
+    params: CKKSParams,
+    encrypted: Any,
+    profile: NoiseProfile,
+    tier: str,
+    circuit: Circuit | None,
+    key: Any,
+    args: tuple[Any, ...],
+) -> Any:
     """Simulates an fn that closes over tracers (of an enclosing grad, say), as public arguments."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     tree = tree_util.tree_structure(shape)

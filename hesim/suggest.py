@@ -230,7 +230,16 @@ def suggest(
 class _Trial:
     """Compiles and predicts candidates for one Program."""
 
-    def __init__(self, program, args, bits, memory, refresh_price, profile, keys):
+    def __init__(
+        self,
+        program: Program,
+        args: Sequence[Any],
+        bits: float,
+        memory: float | None,
+        refresh_price: float | str | None,
+        profile: str | NoiseProfile,
+        keys: int,
+    ):
         self.program, self.args, self.bits, self.memory = program, args, bits, memory
         self.refresh_price, self.profile, self.keys = refresh_price, profile, keys
         self.lost: float | None = None

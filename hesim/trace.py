@@ -84,7 +84,7 @@ def trace(
             )
     out_tree = None
 
-    def flat_fn(*leaves):
+    def flat_fn(*leaves: Any):
         nonlocal out_tree
         out = fn(*tree_util.tree_unflatten(in_tree, leaves))
         flat, out_tree = tree_util.tree_flatten(out)
@@ -173,7 +173,14 @@ def _without_dead(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
 
 
 def _build(
-    name, closed, flags, in_tree, out_tree, labels, inline: Inliner, traced_at: Source | None
+    name: str,
+    closed: Any,
+    flags: Sequence[bool],
+    in_tree: Any,
+    out_tree: Any,
+    labels: tuple[str, ...],
+    inline: Inliner,
+    traced_at: Source | None,
 ) -> Program:
     jaxpr = closed.jaxpr
     env: dict[Any, Var] = {}

@@ -19,7 +19,7 @@ from jax import tree_util
 
 from hesim.circuit.compile import compile
 from hesim.errors import ParameterError
-from hesim.noise.placement import of_circuit
+from hesim.noise.placement import Schedule, of_circuit
 from hesim.noise.profiles import NoiseProfile
 from hesim.noise.profiles import profile as find_profile
 from hesim.predict import predict
@@ -310,7 +310,15 @@ def _is_pair(bounds: Any) -> bool:
 class _Search:
     """Both searches over one score, at one budget of evaluations."""
 
-    def __init__(self, score, box: _Box, keys, rng: np.random.Generator, steps: int, starts: int):
+    def __init__(
+        self,
+        score: Callable[[Any, Any], Any],
+        box: _Box,
+        keys: Any,
+        rng: np.random.Generator,
+        steps: int,
+        starts: int,
+    ):
         self.score, self.box, self.keys, self.rng = score, box, keys, rng
         self.steps, self.starts = steps, starts
         self.budget = steps * starts * _GRADIENT_COST
@@ -354,7 +362,15 @@ class _Search:
         return best, history, float(pooled[middle]), np.concatenate(drawn)[middle]
 
 
-def _score(program, params, profile, schedule, objective, flat, box) -> Callable[[Any, Any], Any]:
+def _score(
+    program: Program,
+    params: CKKSParams,
+    profile: NoiseProfile,
+    schedule: Schedule,
+    objective: str,
+    flat: Sequence[Any],
+    box: _Box,
+) -> Callable[[Any, Any], Any]:
     """(vector, keys) -> log of the rms error of the outputs, or the worst position in a domain."""
     secret = [isinstance(v, Var) and v.encrypted for v in program.outputs]
     known = program.public_values(flat)
@@ -399,7 +415,13 @@ def _positions(program: Program, flat: Sequence[Any], known: Mapping[int, Any]) 
     return jnp.stack(found) if found else jnp.zeros(0)
 
 
-def _hit(program, objective, polynomials, positions, operations) -> tuple[str, str]:
+def _hit(
+    program: Program,
+    objective: str,
+    polynomials: Sequence[Equation],
+    positions: np.ndarray,
+    operations: Sequence[tuple[Any, ...]],
+) -> tuple[str, str]:
     """Name and source of the operation that the input hits."""
     order = {e.index: k for k, e in enumerate(program.ops)}
     left = [e for e, p in zip(polynomials, positions, strict=True) if p > 1.0 + 1e-9]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Node:
     """One ciphertext-to-be. `terms` are (factor, node, second): a node, a Plain or None."""
 
     kind: int
-    terms: tuple[tuple[int, int, int | Plain | None], ...]
+    terms: tuple[tuple[int, int, Any], ...]  # the third by kind: a node, a Plain, nothing
     param: int
     stage: int
     size: int = 2
@@ -144,7 +145,17 @@ class Builder:
         }
         return max(below, default=0)
 
-    def _add(self, kind, terms, param=0, *, size=2, double=False, support, period) -> int:
+    def _add(
+        self,
+        kind: int,
+        terms: Sequence[Any],
+        param: int = 0,
+        *,
+        size: int = 2,
+        double: bool = False,
+        support: np.ndarray,
+        period: int,
+    ) -> int:
         stage = self._open
         assert stage is not None
         self._spent += instruction_seconds(kind, 1, len(terms), self._log_n)

@@ -185,7 +185,9 @@ def _price(refresh_price: float | str | None) -> float | None:
     return float(refresh_price)
 
 
-def _choices(program: Program, params: CKKSParams, batch: bool, layouts) -> Iterator[_Choice]:
+def _choices(
+    program: Program, params: CKKSParams, batch: bool, layouts: Sequence[Sequence[int]] | None
+) -> Iterator[_Choice]:
     secret = [v for v in program.inputs if v.encrypted]
     if not secret:
         return
@@ -204,7 +206,13 @@ def _choices(program: Program, params: CKKSParams, batch: bool, layouts) -> Iter
         yield from _layouts(secret, params, {v.id: None for v in secret}, 1, layouts)
 
 
-def _layouts(secret: list[Var], params, axes, size: int, layouts) -> Iterator[_Choice]:
+def _layouts(
+    secret: list[Var],
+    params: CKKSParams,
+    axes: dict[int, int | None],
+    size: int,
+    layouts: Sequence[Sequence[int]] | None,
+) -> Iterator[_Choice]:
     width = 1 << (size - 1).bit_length()
     room = params.slots // width
     shapes = [stripped(v.shape, axes[v.id]) for v in secret]
@@ -236,7 +244,9 @@ def _layouts(secret: list[Var], params, axes, size: int, layouts) -> Iterator[_C
         yield _Choice(axes, size, width, columns, useful, ciphers)
 
 
-def _checked(layouts, shapes: list[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+def _checked(
+    layouts: Sequence[Sequence[int]], shapes: list[tuple[int, ...]]
+) -> tuple[tuple[int, ...], ...]:
     chosen = tuple(tuple(int(a) for a in axes) for axes in layouts)
     if len(chosen) != len(shapes):
         raise LayoutError(

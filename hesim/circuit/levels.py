@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -257,7 +257,14 @@ def _run(
     return run if need <= costs.highest else _NEVER, need, uses
 
 
-def _improve(costs, stages, forced, top, start: Schedule, sweeps: int) -> Schedule:
+def _improve(
+    costs: _Costs,
+    stages: dict[int, Stage],
+    forced: Collection[int],
+    top: int,
+    start: Schedule,
+    sweeps: int,
+) -> Schedule:
     search = _Search(costs, stages, start, top)
     candidates = [s for s in costs.order if costs.inputs[s] and s not in forced]
     for _ in range(sweeps):
@@ -363,7 +370,15 @@ class Emitted:
         self._versions: dict[tuple[int, int, bool], int] = {}
         self._rotations: dict[tuple[int, int], int] = {}
 
-    def push(self, kind, level, scale, terms, param, source) -> int:
+    def push(
+        self,
+        kind: int,
+        level: int,
+        scale: float,
+        terms: Sequence[tuple[int, int, int]],
+        param: int,
+        source: int,
+    ) -> int:
         self.kind.append(kind)
         self.level.append(level)
         self.scale.append(scale)
@@ -397,7 +412,15 @@ def emit(
     return out
 
 
-def _emit_stage(b, out: Emitted, params, stage: Stage, schedule: Schedule, live, unit_pack) -> None:
+def _emit_stage(
+    b: Builder,
+    out: Emitted,
+    params: CKKSParams,
+    stage: Stage,
+    schedule: Schedule,
+    live: Collection[int],
+    unit_pack: int,
+) -> None:
     level = schedule.level[stage.id]
     local: dict[int, int] = {}
     members = [n for n in stage.nodes if n in live]
@@ -487,7 +510,7 @@ def _only_meets_plaintexts(b: Builder, stage: Stage, members: list[int]) -> set[
 
 
 def _version(
-    out: Emitted, params, n: int, level: int, loose: bool, source: int, unit_pack: int
+    out: Emitted, params: CKKSParams, n: int, level: int, loose: bool, source: int, unit_pack: int
 ) -> int:
     cipher = out.fresh[n]
     have = out.level[cipher]

@@ -214,7 +214,13 @@ class Lowering:
             x = self.with_gain(x, math.copysign(1.0, x.gain))
         return self.result(var, x.node, x.column, x.gain * number)
 
-    def product(self, var: Var, left, right, gain: float) -> Tensor:
+    def product(
+        self,
+        var: Var,
+        left: product.Places,
+        right: product.Places,
+        gain: float,
+    ) -> Tensor:
         """Sum over the last axis of left * right, each (node, column) of shape (results, terms)."""
         node, column, times = product.apply(self.b, self.source, left, right)
         return self.result(var, node, column, gain * times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,9 @@ def _broadcast(x: np.ndarray, shape: tuple[int, ...], dimensions: tuple[int, ...
     return np.broadcast_to(x.reshape(view), shape)
 
 
-def _bound(eqn: Equation, tables, operands, outside: int) -> np.ndarray:
+def _bound(
+    eqn: Equation, tables: Sequence[np.ndarray | None], operands: Sequence[Any], outside: int
+) -> np.ndarray:
     """Any other move: the primitive itself, run on the integers."""
     params = dict(eqn.params)
     args = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -178,8 +178,10 @@ def _origin(what: Var | Literal, made: dict[int, Equation]) -> str:
     return "an argument: clean it first" if eqn is None else f"made by {eqn.name} at {eqn.source}"
 
 
-def _derive(kind, what, extra, known, producers) -> np.ndarray:
-    def value(v):
+def _derive(
+    kind: str, what: Any, extra: Any, known: Mapping[int, Any], producers: Mapping[int, Equation]
+) -> np.ndarray:
+    def value(v: Any):
         return np.asarray(v.value if isinstance(v, Literal) else known[v.id])
 
     if kind == "value":
@@ -201,7 +203,13 @@ def _derive(kind, what, extra, known, producers) -> np.ndarray:
     return np.where(chosen, case, 0.0)
 
 
-def _one_hot(eqn: Equation, value, operand: int, axis_in, axis_out) -> np.ndarray:
+def _one_hot(
+    eqn: Equation,
+    value: Callable[[Any], np.ndarray],
+    operand: int,
+    axis_in: int | None,
+    axis_out: int | None,
+) -> np.ndarray:
     inner = stripped(eqn.inputs[operand].shape, axis_in)
     size = int(np.prod(inner, dtype=np.int64))
     if eqn.name == "scatter-add":
@@ -217,7 +225,7 @@ def _one_hot(eqn: Equation, value, operand: int, axis_in, axis_out) -> np.ndarra
     return (table.reshape(-1)[:, None] == np.arange(1, size + 1)[None, :]).astype(np.float64)
 
 
-def _moved(eqn: Equation, value, operand: int) -> np.ndarray:
+def _moved(eqn: Equation, value: Callable[[Any], np.ndarray], operand: int) -> np.ndarray:
     given = value(eqn.inputs[operand]).astype(np.float64)
     if eqn.name == "scatter-add":
         if operand == 0:
@@ -231,7 +239,9 @@ def _moved(eqn: Equation, value, operand: int) -> np.ndarray:
     return np.concatenate([np.zeros(1), given.reshape(-1)])[table]
 
 
-def _moved_numbers(eqn: Equation, value, operand: int, numbers: np.ndarray) -> np.ndarray:
+def _moved_numbers(
+    eqn: Equation, value: Callable[[Any], np.ndarray], operand: int, numbers: np.ndarray
+) -> np.ndarray:
     """Where the numbers of one operand land; 0 where something else does."""
     places = index_places(eqn)
     indices = [value(v) if k in places else None for k, v in enumerate(eqn.inputs)]

@@ -6,7 +6,7 @@ selections, and what `REWRITINGS` has a row for is written in other operations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -182,7 +182,9 @@ class Inliner:
         closed = jax.make_jaxpr(fn)(*shapes)
         return self._enter(closed, operands, trail)
 
-    def _repeated(self, params, operands: Sequence[Value], trail: Trail) -> list[Value] | None:
+    def _repeated(
+        self, params: Mapping[str, Any], operands: Sequence[Value], trail: Trail
+    ) -> list[Value] | None:
         """A `while` whose steps are known while tracing; None if they are not."""
         first, second = params["cond_nconsts"], params["body_nconsts"]
         asked, fixed = operands[:first], operands[first : first + second]
@@ -199,7 +201,9 @@ class Inliner:
             f"steps, each of which would be operations of its own: use fewer."
         )
 
-    def _unrolled(self, params, operands: Sequence[Value], trail: Trail) -> list[Value]:
+    def _unrolled(
+        self, params: Mapping[str, Any], operands: Sequence[Value], trail: Trail
+    ) -> list[Value]:
         n_consts, n_carry, length = params["num_consts"], params["num_carry"], params["length"]
         fixed, xs = operands[:n_consts], operands[n_consts + n_carry :]
         carry = list(operands[n_consts : n_consts + n_carry])
@@ -227,7 +231,9 @@ class Inliner:
             return Value(row, x.secret)
         return Value(row, x.secret, Known(x.known.value()[i]))
 
-    def _chosen(self, branches, operands: Sequence[Value], trail: Trail) -> list[Value]:
+    def _chosen(
+        self, branches: Sequence[Any], operands: Sequence[Value], trail: Trail
+    ) -> list[Value]:
         """A choice by a public predicate: only the branch that is taken if that is known."""
         index, rest = operands[0], operands[1:]
         last = np.int32(len(branches) - 1)

@@ -68,7 +68,7 @@ def add(
     return nodes[klass].reshape(shape).astype(np.int32), column.reshape(shape).astype(np.int32)
 
 
-def _triples(b: Builder, an, ac, bn, bc):
+def _triples(b: Builder, an: np.ndarray, ac: np.ndarray, bn: np.ndarray, bc: np.ndarray):
     period = np.asarray([*b.period, b.columns])
     both = (an >= 0) & (bn >= 0)
     shift = np.where(both, (bc - ac) % b.columns % period[bn], 0)
@@ -131,7 +131,7 @@ def _lined_up(b: Builder, x: Tensor, index: np.ndarray):
     return out.reshape(x.node.shape), table, rows[:, 0]
 
 
-def _packs(b: Builder, table, operand, stride, gain, *, add: bool):
+def _packs(b: Builder, table: np.ndarray, operand: int, stride: int, gain: float, *, add: bool):
     """Plaintext per row: a scalar where one public value serves a whole ciphertext."""
     plains: list[tuple[int, int]] = [(-1, -1)] * len(table)
     scalar = np.zeros(len(table), bool)

@@ -144,7 +144,14 @@ def _diagonals(b: Builder, t: Terms) -> _Diagonals:
     return _Diagonals(out, node, shift, table, _whole(b, out, node, shift, table, wanted), results)
 
 
-def _whole(b: Builder, out, node, shift, table, wanted) -> np.ndarray:
+def _whole(
+    b: Builder,
+    out: np.ndarray,
+    node: np.ndarray,
+    shift: np.ndarray,
+    table: np.ndarray,
+    wanted: np.ndarray,
+) -> np.ndarray:
     """Diagonals that may carry one coefficient everywhere: where it is not asked for, the result
     has no element, or the operand is zero."""
     asked = table >= 0
@@ -188,7 +195,9 @@ def _encode(b: Builder, d: _Diagonals, giant: np.ndarray, coefficients: Coeffici
     return plains
 
 
-def _fewest_rotations(out, node, shift, columns: int) -> tuple[int, int]:
+def _fewest_rotations(
+    out: np.ndarray, node: np.ndarray, shift: np.ndarray, columns: int
+) -> tuple[int, int]:
     """(rotations, baby-step modulus), modulus 0 meaning no giant steps."""
     pairs = np.unique(node[shift > 0].astype(np.int64) * columns + shift[shift > 0])
     best, chosen = len(pairs), 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,14 @@ def apply(
 
 
 def _direct(
-    b: Builder, source: int, node, column, weight, coefficients, key, at
+    b: Builder,
+    source: int,
+    node: np.ndarray,
+    column: np.ndarray,
+    weight: np.ndarray,
+    coefficients: Any,
+    key: np.ndarray,
+    at: np.ndarray,
 ) -> tuple[float, Emit]:
     """Cost and emission where result (r, n) goes to column `at` of the ciphertext of its `key`."""
     r, n, c = weight.shape
@@ -93,7 +101,14 @@ def _direct(
     return linear.estimate(b, terms, True) if len(used) else 0.0, emit
 
 
-def _reduced(b: Builder, source: int, node, column, weight, coefficients) -> tuple[float, Emit]:
+def _reduced(
+    b: Builder,
+    source: int,
+    node: np.ndarray,
+    column: np.ndarray,
+    weight: np.ndarray,
+    coefficients: Any,
+) -> tuple[float, Emit]:
     r, n, c = weight.shape
     row = np.repeat(np.arange(r), c)
     again = ranks(unique_rows(np.stack([row, node.reshape(-1), column.reshape(-1)], 1))[1])

@@ -90,7 +90,16 @@ def _column_groups(column: np.ndarray, node: np.ndarray) -> list[np.ndarray]:
 class _Plan:
     """One way to align: everything about it but the emission."""
 
-    def __init__(self, column, klass, members, counts, triples, step, cost):
+    def __init__(
+        self,
+        column: np.ndarray,
+        klass: np.ndarray,
+        members: list[np.ndarray],
+        counts: list[np.ndarray],
+        triples: np.ndarray,
+        step: int,
+        cost: float,
+    ):
         self.column = column
         self.klass = klass
         self.members = members

@@ -116,7 +116,16 @@ def _rotated_sum(b: Builder, node: int, steps: list[int]) -> int:
     return b.add([(1, inner), (1, b.rotate(node, steps[-1]))])
 
 
-def _weighted(b, source, node, out_column, pairs, klass, members, counts):
+def _weighted(
+    b: Builder,
+    source: int,
+    node: np.ndarray,
+    out_column: np.ndarray,
+    pairs: np.ndarray,
+    klass: np.ndarray,
+    members: list[np.ndarray],
+    counts: list[np.ndarray],
+):
     """Summands that occur unequally often (a sum over a partly broadcast axis): one level."""
     live = [k for k in range(len(members)) if len(members[k])]
     number = {k: i for i, k in enumerate(live)}

@@ -33,7 +33,14 @@ def dot_general(lo: Lowering, eqn: Equation) -> list[Tensor]:
     return [_dot_public(lo, var, lo.tensor(b), a, letters[1], letters[0], letters[2])]
 
 
-def _dimensions(rank_a, rank_b, ca, cb, ba, bb) -> tuple[list[int], list[int], list[int]]:
+def _dimensions(
+    rank_a: int,
+    rank_b: int,
+    ca: Sequence[int],
+    cb: Sequence[int],
+    ba: Sequence[int],
+    bb: Sequence[int],
+) -> tuple[list[int], list[int], list[int]]:
     """Labels of the dimensions of both operands and of the result, as in einsum."""
     labels_a: list[int] = [-1] * rank_a
     labels_b: list[int] = [-1] * rank_b
@@ -65,7 +72,9 @@ def _arranged(
     return np.broadcast_to(view, [sizes[x] for x in order])
 
 
-def _dot_encrypted(lo: Lowering, var: Var, a: Tensor, b: Tensor, letters) -> Tensor:
+def _dot_encrypted(
+    lo: Lowering, var: Var, a: Tensor, b: Tensor, letters: tuple[list[int], list[int], list[int]]
+) -> Tensor:
     la, lb, out = letters
     x, y = lo.bounded(a), lo.bounded(b)
     batch = lo.axis(var)
@@ -78,14 +87,15 @@ def _dot_encrypted(lo: Lowering, var: Var, a: Tensor, b: Tensor, letters) -> Ten
     terms = int(np.prod([sizes[k] for k in summed], dtype=np.int64))
     results = int(np.prod([sizes[k] for k in out], dtype=np.int64))
     check_size(lo, terms * results)
-    left, right = (
-        tuple(
-            _arranged(table, labels, order, sizes).reshape(results, terms).astype(np.int64)
-            for table in (t.node, t.column)
-        )
-        for t, labels in ((x, la), (y, lb))
-    )
-    return lo.product(var, left, right, x.gain * y.gain)
+
+    def places(t: Tensor, labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        def laid(table: np.ndarray) -> np.ndarray:
+            arranged = _arranged(table, labels, order, sizes)
+            return arranged.reshape(results, terms).astype(np.int64)
+
+        return laid(t.node), laid(t.column)
+
+    return lo.product(var, places(x, la), places(y, lb), x.gain * y.gain)
 
 
 def check_size(lo: Lowering, terms: int) -> None:
@@ -99,7 +109,15 @@ def check_size(lo: Lowering, terms: int) -> None:
     lo.b.reserve(TERM_BYTES * terms)
 
 
-def _dot_public(lo: Lowering, var: Var, x: Tensor, public: Var | Literal, ls, lp, out) -> Tensor:
+def _dot_public(
+    lo: Lowering,
+    var: Var,
+    x: Tensor,
+    public: Var | Literal,
+    ls: list[int],
+    lp: list[int],
+    out: list[int],
+) -> Tensor:
     batch = lo.axis(var)
     batch_label = out[batch] if batch is not None else None
     where = lp.index(batch_label) if batch_label in lp else None

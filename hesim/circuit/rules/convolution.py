@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def convolution(lo: Lowering, eqn: Equation) -> list[Tensor]:
         at_all.append(at.reshape(batch, -1, outs))
     inverse = np.argsort(spec.out_spec)
 
-    def shaped(parts):
+    def shaped(parts: Sequence[np.ndarray]):
         whole = np.concatenate(parts, axis=2).transpose(0, 2, 1).reshape(batch, -1, *spatial)
         whole = whole.transpose(inverse)
         return whole if t.batch_axis is None else whole.take(0, axis=lo.axis(var))
@@ -68,7 +69,9 @@ def convolution(lo: Lowering, eqn: Equation) -> list[Tensor]:
     return [lo.result(var, shaped(made_all), shaped(at_all), t.gain)]
 
 
-def _patches(places: np.ndarray, kernel_shape, rhs_spec, p) -> np.ndarray:
+def _patches(
+    places: np.ndarray, kernel_shape: Sequence[int], rhs_spec: Sequence[int], p: Mapping[str, Any]
+) -> np.ndarray:
     """Indices under each kernel tap: (N, C, *out spatial, *kernel spatial), -1 outside."""
     dims = places.ndim - 2
     for k in range(dims):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +53,9 @@ def _of_one_member(
     return first if np.all(whole == np.expand_dims(first, axis)) else None
 
 
-def _picked(lo: Lowering, eqn: Equation, var: Var, chosen: np.ndarray, cases) -> Tensor:
+def _picked(
+    lo: Lowering, eqn: Equation, var: Var, chosen: np.ndarray, cases: Sequence[Any]
+) -> Tensor:
     secret = [k for k, case in enumerate(cases) if case.encrypted and np.any(chosen == k)]
     tensors = [lo.tensor(cases[k]) for k in secret]
     gain = max((x.gain for x in tensors if len(x.nodes)), key=abs, default=1.0)
@@ -68,7 +71,9 @@ def _picked(lo: Lowering, eqn: Equation, var: Var, chosen: np.ndarray, cases) ->
     return _plus_public_cases(lo, eqn, var, total, cases)
 
 
-def _plus_public_cases(lo: Lowering, eqn: Equation, var: Var, total: Tensor, cases) -> Tensor:
+def _plus_public_cases(
+    lo: Lowering, eqn: Equation, var: Var, total: Tensor, cases: Sequence[Any]
+) -> Tensor:
     for k, case in enumerate(cases):
         if not case.encrypted and lo.publics.uniform(case) != 0.0:
             index = np.arange(var.size).reshape(var.shape)
