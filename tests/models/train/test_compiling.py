@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from models.train.classifier import run_steps
 from models.train.compiling import COMPILING, Abandoned, announced, pending
+from models.train.loop import run_steps
 from models.train.step import initial_state, make_update
 
 
