@@ -47,7 +47,7 @@ from models.sites.sites import TRAINING_SITES, Range, Sites, met_ranges, site_na
 from models.train.checkpoint import CheckpointError, Checkpoints, digest_of
 from models.train.classifier import Regularisation, exact_forward, make_step
 from models.train.compiling import announced, beside
-from models.train.diagnose import origin
+from models.train.diagnose import ended_wrong, gone_wrong, not_finite, origin
 from models.train.evaluate import Evaluated, make_evaluate
 from models.train.loop import Progress, TrainingError, next_multiple, range_figures, run_rounds
 from models.train.optim import scale_by_adam_he
@@ -416,7 +416,7 @@ def _watched(step: Step, frozen: Params, sites: Sequence[str]) -> Step:
         met: dict[str, Any] = dict(found)
         outside = {name: float(share) for name, share in met["outside"].items()}
         if not np.isfinite(float(met["loss"])):
-            raise TrainingError(_gone_wrong(int(state.step), before, outside, sites))
+            raise TrainingError(gone_wrong(int(state.step), before, outside, sites))
         before.update(outside)
         figures = {"loss": met["loss"], "outside": max(outside.values())}
         figures |= {f"outside/{name}": share for name, share in outside.items() if share > 0}
@@ -493,52 +493,11 @@ def _scaled(settings: FineTune, how: AsEncrypted) -> tuple[float, float]:
     return settings.epsilon * how.loss_scale**2, multiplier / how.loss_scale**2
 
 
-def _gone_wrong(
-    step: int, before: Mapping[str, float], now: Mapping[str, float], sites: Sequence[str]
-) -> str:
-    """What to say of a loss that is not finite, given the shares outside in the step before and in
-    this one, where the first site that was left took the others along.
-    """
-    met = sorted((-share, name) for name, share in before.items() if share > 0)
-    first = next((name for name in sites if now.get(name, 0.0) > 0), None)
-    said = []
-    if met:
-        names = ", ".join(f"{name} ({-share:.2%} of its values)" for share, name in met[:4])
-        said.append(f"in the step before, these left their polynomial's domain: {names}")
-    if first is not None:
-        said.append(f"in this step {first} was the first to leave it ({now[first]:.2%})")
-    if not said:
-        return f"the loss is not finite at step {step}: lower the learning rate"
-    return (
-        f"the loss is not finite at step {step}; {'; '.join(said)}. Widen the domain (for "
-        "optimizer.inv_sqrt: a larger epsilon), or lower the learning rate"
-    )
-
-
-def _not_finite(params: Params) -> str | None:
-    """The first parameter with a NaN or an infinity."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.isfinite(leaf).all():
-            return jax.tree_util.keystr(path, simple=True, separator=".")
-    return None
-
-
 def _check_finite(state: TrainState, figures: Mapping[str, float]) -> None:
     """Raises TrainingError where a step of finite loss left a parameter that is not finite."""
-    if (bad := _not_finite(state.params)) is not None:
+    if (bad := not_finite(state.params)) is not None:
         outside = figures.get("outside", 0.0)
-        raise TrainingError(_ended_wrong(int(state.step), bad, outside))
-
-
-def _ended_wrong(step: int, name: str, outside: float) -> str:
-    """What to say of a parameter that a step, whose own loss was finite, left without value.
-    outside: the largest share of values out of a domain.
-    """
-    left = f"; {outside:.2%} of a site's values had left their domain" if outside else ""
-    return (
-        f"step {step} left the parameter {name} not finite{left}: lower the learning rate, or "
-        "widen the domains (for optimizer.inv_sqrt: a larger epsilon)"
-    )
+        raise TrainingError(ended_wrong(int(state.step), bad, outside))
 
 
 def _anything(path: Place) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from models.nn.encoder import Model
 from models.nn.lora import Params
 from models.objectives.losses import share_outside
 
-__all__ = ["origin"]
+__all__ = ["ended_wrong", "gone_wrong", "not_finite", "origin"]
 
 
 def origin(model: Model, params: Params, batch: Any) -> str:
@@ -50,3 +51,44 @@ def origin(model: Model, params: Params, batch: Any) -> str:
 
 def _finite(array: Any) -> bool:
     return bool(np.isfinite(np.asarray(array, np.float32)).all())
+
+
+def gone_wrong(
+    step: int, before: Mapping[str, float], now: Mapping[str, float], sites: Sequence[str]
+) -> str:
+    """What to say of a loss that is not finite, given the shares outside in the step before and in
+    this one, where the first site that was left took the others along.
+    """
+    met = sorted((-share, name) for name, share in before.items() if share > 0)
+    first = next((name for name in sites if now.get(name, 0.0) > 0), None)
+    said = []
+    if met:
+        names = ", ".join(f"{name} ({-share:.2%} of its values)" for share, name in met[:4])
+        said.append(f"in the step before, these left their polynomial's domain: {names}")
+    if first is not None:
+        said.append(f"in this step {first} was the first to leave it ({now[first]:.2%})")
+    if not said:
+        return f"the loss is not finite at step {step}: lower the learning rate"
+    return (
+        f"the loss is not finite at step {step}; {'; '.join(said)}. Widen the domain (for "
+        "optimizer.inv_sqrt: a larger epsilon), or lower the learning rate"
+    )
+
+
+def not_finite(params: Params) -> str | None:
+    """The first parameter with a NaN or an infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.isfinite(leaf).all():
+            return jax.tree_util.keystr(path, simple=True, separator=".")
+    return None
+
+
+def ended_wrong(step: int, name: str, outside: float) -> str:
+    """What to say of a parameter that a step, whose own loss was finite, left without value.
+    outside: the largest share of values out of a domain.
+    """
+    left = f"; {outside:.2%} of a site's values had left their domain" if outside else ""
+    return (
+        f"step {step} left the parameter {name} not finite{left}: lower the learning rate, or "
+        "widen the domains (for optimizer.inv_sqrt: a larger epsilon)"
+    )
