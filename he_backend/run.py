@@ -209,6 +209,7 @@ def _report(
         replaced=outcome.replaced,
         imported_jax=outcome.imported_jax,
         subject=Subject.of(program, circuit),
+        refresher=circuit.refresher,
         simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
     )
 

@@ -163,7 +163,7 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     )
     cards.append(
         (f"{report.refresh_rounds}", "refresh rounds", f"{report.refreshes:,} ciphertexts in them")
-        if report.interactive
+        if report.refreshes
         else ("none", "refreshes", "the key holder was not needed")
     )
     cards.append(

@@ -14,7 +14,7 @@ import numpy as np
 
 from he_backend.report.environment import environment
 from he_backend.report.verdict import verdict
-from hesim.circuit.refresher import BOOTSTRAP_SECONDS
+from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.display import html_block, html_table, shown_as_text
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ class Report:
       imported_jax: whether a worker imported JAX, which none should.
       simulate: computes `simulated`.
       subject: what was run, when, and by which versions.
+      refresher: who refreshed.
 
     Examples:
       >>> import he_backend, hesim, numpy as np
@@ -223,6 +224,7 @@ class Report:
     replaced: int = 0
     imported_jax: bool = False
     subject: Subject | None = None
+    refresher: Refresher = KEY_HOLDER
     simulate: Callable[[], Any] = field(default=lambda: None, repr=False)
 
     @property
@@ -243,7 +245,7 @@ class Report:
     @property
     def interactive(self) -> bool:
         """Whether the key holder had to help during the evaluation."""
-        return self.ledger.refreshes > 0
+        return self.ledger.refreshes > 0 and self.refresher.interactive
 
     @cached_property
     def simulated(self) -> Any:
@@ -289,6 +291,8 @@ class Report:
             f"interactive: {self.refreshes} ciphertexts refreshed by the key holder in "
             f"{self.refresh_rounds} rounds"
             if self.interactive
+            else f"{self.refreshes} ciphertexts refreshed by {self.refresher.name}"
+            if self.refreshes
             else "no refresh"
         )
         lines = [

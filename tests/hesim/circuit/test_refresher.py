@@ -109,5 +109,6 @@ def test_a_machine_that_cannot_bootstrap_refuses():
     circuit = hesim.compile(PROGRAM, PARAMS, refresher=hesim.bootstrap("lattigo_40"))
     report = he_backend.run(PROGRAM, X, circuit=circuit, backend="slots")
     np.testing.assert_allclose(report.outputs, X**8, atol=1e-6)
+    assert report.refreshes and not report.interactive and "bootstrap" in str(report)
     with pytest.raises(he_backend.BackendError, match="does not bootstrap"):
         he_backend.run(PROGRAM, X, circuit=circuit, backend="pyfhel")
