@@ -23,7 +23,8 @@ from scipy import optimize, sparse, special
 from models.data import metrics
 from models.data.datasets import Dataset, Split, load
 from models.data.tasks import prepare_task
-from models.recipes.finetune import FineTune, finetune
+from models.recipes.finetune import finetune
+from models.recipes.finetune_settings import FineTune
 from models.train.evaluate import make_evaluate
 from models.weights.shipped import load_pretrained
 

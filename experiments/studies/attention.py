@@ -38,7 +38,8 @@ from models.data.datasets import sample
 from models.data.tasks import TaskData, baseline, prepare_task
 from models.encrypted.settings import AsEncrypted
 from models.nn.encoder import Model
-from models.recipes.finetune import FineTune, FineTuned, finetune
+from models.recipes.finetune import FineTuned, finetune
+from models.recipes.finetune_settings import FineTune
 from models.sites.sites import FitSettings, Range, fit_ranges, function_of, site_names
 from models.train.evaluate import make_evaluate
 

@@ -30,7 +30,8 @@ from models.data.datasets import GLUE
 from models.data.tasks import TaskData, baseline
 from models.encrypted.settings import AsEncrypted
 from models.encrypted.twin import merged
-from models.recipes.finetune import FineTune, FineTuned, finetune
+from models.recipes.finetune import FineTuned, finetune
+from models.recipes.finetune_settings import FineTune
 from models.train.checkpoint import digest_of
 from models.train.evaluate import make_evaluate
 from models.train.fingerprint import described, differing

@@ -21,7 +21,7 @@ from models.checks import check_range
 from models.config import Pairs, Pooling
 from models.data.datasets import GLUE, DataError, task_spec
 from models.encrypted.settings import AsEncrypted
-from models.recipes.finetune import FineTune
+from models.recipes.finetune_settings import FineTune
 from models.sites.sites import Range
 from models.weights.shipped import shipped_names
 

@@ -34,7 +34,7 @@ from models.data.datasets import load
 from models.data.tokenizer import Tokenizer
 from models.encrypted.settings import AsEncrypted
 from models.nn.encoder import Model
-from models.recipes.finetune import FineTune
+from models.recipes.finetune_settings import FineTune
 from models.sites.sites import FitSettings
 from models.weights.folder import save_model
 

@@ -34,7 +34,7 @@ from models.config import preset
 from models.data.datasets import DataError, load
 from models.data.tokenizer import Tokenizer
 from models.nn.encoder import Model
-from models.recipes.finetune import FineTune
+from models.recipes.finetune_settings import FineTune
 from models.sites.sites import fit_ranges
 from models.train.checkpoint import CheckpointError, sites_to_json
 from models.weights.folder import load_model, save_model

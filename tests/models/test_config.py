@@ -6,7 +6,7 @@ import pytest
 from models.config import PRESETS, EncoderConfig, preset
 from models.nn.encoder import Model
 from models.nn.lora import count, is_adapter_or_head, partition
-from models.recipes.finetune import FineTune
+from models.recipes.finetune_settings import FineTune
 
 
 @pytest.mark.parametrize(

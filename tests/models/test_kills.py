@@ -26,7 +26,8 @@ from models.encrypted.settings import AsEncrypted
 from models.nn.encoder import Model
 from models.nn.lora import Params
 from models.recipes.distill import Distillation, distil
-from models.recipes.finetune import FineTune, finetune
+from models.recipes.finetune import finetune
+from models.recipes.finetune_settings import FineTune
 from models.sites.sites import FitSettings
 from models.train.checkpoint import sites_to_json
 from models.train.schedules import Budget

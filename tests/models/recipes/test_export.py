@@ -16,9 +16,9 @@ from models.encrypted.settings import AsEncrypted
 from models.nn.encoder import Model
 from models.nn.lora import is_adapter_or_head, partition
 from models.recipes.export import export_step, has_float64, pretraining_arguments, task_arguments
-from models.recipes.finetune import FineTune
-from models.recipes.finetune import _Dose as Dose
-from models.recipes.finetune import _step as step_of
+from models.recipes.finetune_settings import FineTune
+from models.recipes.finetune_step import TaskBatch as Dose
+from models.recipes.finetune_step import compiled_step as step_of
 from models.recipes.pretrain import Pretraining
 from models.sites.sites import FitSettings, fit_ranges
 from models.train.optim import AdamHEState

@@ -31,8 +31,10 @@ from models.encrypted.update import (
 from models.nn.encoder import Model
 from models.nn.lora import is_adapter, is_adapter_or_head, partition
 from models.objectives.losses import cross_entropy, share_outside
-from models.recipes.finetune import FineTune, finetune, learning_rates, overlay, penalty_factors
 from models.recipes.finetune import _watched as watched
+from models.recipes.finetune import finetune, overlay
+from models.recipes.finetune_settings import FineTune
+from models.recipes.finetune_step import learning_rates, penalty_factors
 from models.sites.sites import FitSettings
 from models.train.checkpoint import CheckpointError, Checkpoints
 from models.train.evaluate import fit_sites, make_evaluate

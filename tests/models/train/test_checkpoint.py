@@ -11,7 +11,7 @@ import pytest
 
 from models.config import EncoderConfig
 from models.nn.encoder import Model
-from models.recipes.finetune import FineTune
+from models.recipes.finetune_settings import FineTune
 from models.sites.sites import fit_ranges, function_of, site_names
 from models.train.checkpoint import (
     CheckpointError,
