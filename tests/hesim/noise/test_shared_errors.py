@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,10 +13,11 @@ from benchmarks.shared_errors import Line
 from hesim.noise.circuit import OperationNoise
 from hesim.noise.columns import Columns
 from hesim.noise.placement import CircuitSchedule, of_circuit
+from hesim.noise.pools import Draws
 from hesim.noise.profiles import profile
 from hesim.noise.slot_errors import SlotErrors, summed
 from hesim.params import CKKSParams
-from hesim.simulate import TIERS
+from hesim.simulate import TIERS, simulate_program
 
 pytestmark = pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
 
@@ -121,3 +123,16 @@ def test_columns_that_are_needed_are_those_that_masks_and_readings_leave():
     assert columns.read[int(cipher)].sum() == 1 and columns.needed[int(cipher)].sum() >= 4
     facts = OperationNoise(circuit, profile("seal"))
     assert facts.result(mean).copies == columns.needed[int(cipher)].sum()
+
+
+@pytest.mark.parametrize("seed", [7, 11])
+def test_training_draws_at_most_once_a_tensor(seed, monkeypatch):
+    """Copies, refreshes and lowered operands included."""
+    case = random_case(seed)
+    schedule = of_circuit(case.program, hesim.compile(case.program, PARAMS))
+    drawn = []
+    normal = Draws._normal
+    monkeypatch.setattr(Draws, "_normal", lambda self, n: drawn.append(n) or normal(self, n))
+    flat = [np.asarray(leaf) for leaf in case.program.flatten(case.args)]
+    simulate_program(case.program, PARAMS, jax.random.key(0), flat, schedule=schedule, tier="train")
+    assert 0 < len(drawn) <= len(case.program.ops) + len(case.program.inputs)
