@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -342,7 +342,8 @@ def _relu_graph(
     name: str = "relu",
 ) -> Composite:
     """x (1 + s(x)) / 2, or x s(x) for name "abs"."""
-    chain, _ = stages(degrees, gap)
+    # A value in the gap is as good as any other here: x times a sign that still rises is bounded.
+    chain = [replace(p, intervals=(p.hull,)) for p in stages(degrees, gap)[0]]
     chain[0] = chain[0].rescaled(1.0 / half_width)
     share, constant = (0.5, 0.5) if name == "relu" else (1.0, 0.0)
     if multiplied == "early" and len(chain) > 1:

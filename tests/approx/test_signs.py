@@ -131,3 +131,14 @@ def test_a_traced_relu_has_the_depth_and_the_values_of_the_graph(multiplied):
     with jax.enable_x64(True):
         x = jnp.linspace(-1, 1, 101)
         assert np.allclose(jax.jit(c)(x), c(np.asarray(x)), rtol=0, atol=1e-13)
+
+
+def test_a_relu_holds_its_domain_without_a_gap_and_a_sign_keeps_its_own():
+    """What is small is no fault of relu's, whose domain has 0 in it; sign is asked around a gap."""
+
+    def stages(name: str, domain):
+        nodes = approx.composite(name, domain, tol=1e-2).nodes
+        return [node.polynomial for node in nodes if node.polynomial is not None]
+
+    assert all(p.contains(0.0) for p in stages("relu", (-2.0, 2.0)))
+    assert not stages("sign", [(-1.0, -0.1), (0.1, 1.0)])[0].contains(0.05)
