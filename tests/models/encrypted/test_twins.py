@@ -108,7 +108,7 @@ def test_every_twin_is_traced_compiled_and_run_on_slots(ring, changes: dict, set
     report = he_backend.run(program, params, x, mask, params=ring, backend="slots")
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, x, mask))
-        exact = np.asarray(twin.encrypted_forward(*wide))
+        exact = np.asarray(jax.jit(twin.encrypted_forward)(*wide))
     np.testing.assert_allclose(np.asarray(report.outputs), exact, rtol=1e-5, atol=1e-6)
 
 

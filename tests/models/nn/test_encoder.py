@@ -241,7 +241,7 @@ def test_twin_traces_to_polynomial_operations_without_affine_levels():
         == (attention + norm + ffn) + (norm + attention + norm + ffn) + norm + 1 + 3 + 1
     )
     np.testing.assert_allclose(
-        program(params, x, mask), twin.predict(params, tokens, mask), rtol=1e-5, atol=1e-6
+        jax.jit(program)(params, x, mask), twin.predict(params, tokens, mask), rtol=1e-5, atol=1e-6
     )
 
 
@@ -276,10 +276,8 @@ def test_gradient_of_encrypted_adapters_traces():
         jnp.eye(2)[jnp.array([0, 1, 1])],
     )
     program = hesim.trace(jax.grad(loss), *arguments, encrypted=(0, 2, 4))
-    exact = jax.grad(loss)(*arguments)
-    for ours, theirs in zip(
-        jax.tree.leaves(program(*arguments)), jax.tree.leaves(exact), strict=True
-    ):
+    exact, found = jax.jit(jax.grad(loss))(*arguments), jax.jit(program)(*arguments)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(exact))
 
@@ -357,7 +355,7 @@ def test_pairs_read_apart_are_two_sentences_compared(pooling, norm_order):
     model, params = Model(config), random_params(config)
     tokens, mask = (x.reshape(2, 2, -1) for x in inputs(config, 4))
     mask[1, 1, 3:] = 0
-    states, _ = model.hidden_states(params, model.embed(params, tokens), mask)
+    states, _ = jax.jit(model.hidden_states)(params, model.embed(params, tokens), mask)
     flat = mask.reshape(4, -1)
     pooled = states[:, 0]
     if pooling == "mean":
@@ -373,7 +371,7 @@ def test_pairs_read_apart_are_two_sentences_compared(pooling, norm_order):
     alone = Model(config.replace(pairs="joint"))
     np.testing.assert_allclose(
         states,
-        alone.hidden_states(params, alone.embed(params, tokens.reshape(4, -1)), flat)[0],
+        jax.jit(alone.hidden_states)(params, alone.embed(params, tokens.reshape(4, -1)), flat)[0],
         rtol=1e-5,
         atol=1e-5,
     )
@@ -395,7 +393,7 @@ def test_a_twin_that_reads_pairs_apart_compiles_to_a_circuit():
     circuit = hesim.compile(program, hesim.CKKSParams(13, 6, 40, 50, 60, security=None))
     report = he_backend.run(program, *arguments, circuit=circuit, backend="slots")
     np.testing.assert_allclose(
-        report.outputs, twin.encrypted_forward(*arguments), rtol=1e-4, atol=1e-5
+        report.outputs, jax.jit(twin.encrypted_forward)(*arguments), rtol=1e-4, atol=1e-5
     )
 
 
@@ -404,8 +402,8 @@ def test_twin_has_the_states_of_the_exact_model():
     model, params = Model(config), Model(config).init(jax.random.key(3))
     twin = model.with_sites(twin_of(model, 31))
     tokens, mask = inputs(config)
-    exact, _ = model.hidden_states(params, model.embed(params, tokens), mask)
-    ours, _ = twin.hidden_states(params, twin.embed(params, tokens), mask)
+    exact, _ = jax.jit(model.hidden_states)(params, model.embed(params, tokens), mask)
+    ours, _ = jax.jit(twin.hidden_states)(params, twin.embed(params, tokens), mask)
     np.testing.assert_allclose(ours, exact, atol=1e-3)
 
 

@@ -95,8 +95,8 @@ def test_rematerialisation_changes_no_number_and_computes_again():
     plain_gradient = jax.grad(lambda p: loss(p, {}, batch, KEY)[0])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        jax.grad(again)(params, batch),
-        plain_gradient(params),
+        jax.jit(jax.grad(again))(params, batch),
+        jax.jit(plain_gradient)(params),
     )
     counts = [
         str(jax.make_jaxpr(gradient)(params)).count(" exp ")
