@@ -6,15 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from approx.choosing import Choice, Front, choose
-    from approx.composing import composite, maximum
-    from approx.composites import Composite
+    from approx.choice.choosing import Choice, Front, choose
+    from approx.choice.reporting import Report, report
+    from approx.composites.composing import composite, maximum
+    from approx.composites.graph import Composite
     from approx.errors import ApproxError, DomainError, ToleranceError
     from approx.fitting import fit
     from approx.noise import amplification
     from approx.plan import Plan, Step
     from approx.polynomial import Polynomial
-    from approx.reporting import Report, report
 
 __all__ = [
     "ApproxError",
@@ -37,21 +37,21 @@ __all__ = [
 
 _HOME = {
     "ApproxError": "errors",
-    "Choice": "choosing",
-    "Composite": "composites",
+    "Choice": "choice.choosing",
+    "Composite": "composites.graph",
     "DomainError": "errors",
-    "Front": "choosing",
+    "Front": "choice.choosing",
     "Plan": "plan",
     "Polynomial": "polynomial",
-    "Report": "reporting",
+    "Report": "choice.reporting",
     "Step": "plan",
     "ToleranceError": "errors",
     "amplification": "noise",
-    "choose": "choosing",
-    "composite": "composing",
+    "choose": "choice.choosing",
+    "composite": "composites.composing",
     "fit": "fitting",
-    "maximum": "composing",
-    "report": "reporting",
+    "maximum": "composites.composing",
+    "report": "choice.reporting",
 }
 
 

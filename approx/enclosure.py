@@ -25,7 +25,7 @@ from approx.polynomial import Polynomial
 from approx.remez import grid, split
 
 if TYPE_CHECKING:
-    from approx.composites import Composite, Node
+    from approx.composites.graph import Composite, Node
 
 _DEGREE = 10  # of the models
 _ANGLES = 1000

@@ -17,7 +17,7 @@ from approx.plan import Plan
 from approx.polynomial import Polynomial
 
 if TYPE_CHECKING:
-    from approx.composites import Composite
+    from approx.composites.graph import Composite
 
 _UNIT = 1e-7  # small against the values, large against float64's rounding
 _TRIALS = 16

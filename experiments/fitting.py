@@ -45,7 +45,7 @@ def fit_and_show(
     if out is not None and str(out) != "-":
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
-        from approx.plots import error_curve
+        from approx.choice.plots import error_curve
 
         error_curve(p, target).savefig(plot, dpi=150)
     show = console if console is not None else make_console()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hesim.frames import Frame, registered
+from hesim.tracing.frames import Frame, registered
 
 __all__ = ["Frame", "Source", "frames_of", "of_frames"]
 

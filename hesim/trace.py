@@ -16,12 +16,12 @@ from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
 from hesim.errors import NotHomomorphicError, Obstacle, TraceError
-from hesim.frames import Frame, registered
-from hesim.objections import obstacle
 from hesim.program import Equation, Literal, Program, Var, is_key
 from hesim.source import Source, of_frames
 from hesim.tracing.failures import explained
+from hesim.tracing.frames import Frame, registered
 from hesim.tracing.inline import Inliner
+from hesim.tracing.objections import obstacle
 
 __all__ = ["trace"]
 

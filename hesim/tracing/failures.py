@@ -15,8 +15,8 @@ import jax.scipy.linalg
 import jax.scipy.special
 
 from hesim.errors import TraceError
-from hesim.frames import Frame, registered
 from hesim.source import Source, of_frames
+from hesim.tracing.frames import Frame, registered
 
 __all__ = ["explained"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from approx.composites import Composite
+from approx.composites.graph import Composite
 from approx.polynomial import IDENTITY, ONE_MINUS_SQUARE, Polynomial
 
 _OF_VALUE: dict[str, Polynomial] = {

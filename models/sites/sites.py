@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import approx
-from approx.composites import Composite
+from approx.composites.graph import Composite
 from approx.polynomial import Polynomial
 from hesim.errors import ParameterError
 from models.config import EncoderConfig

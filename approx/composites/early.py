@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from approx import plan
-from approx.composites import Node
+from approx.composites.graph import Node
 from approx.plan import Structure, divide
 
 _INFINITE = 10**9

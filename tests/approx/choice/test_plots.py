@@ -3,7 +3,7 @@
 import numpy as np
 
 import approx
-from approx import plots
+from approx.choice import plots
 
 
 def test_error_curve_marks_the_equioscillation():

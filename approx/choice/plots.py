@@ -17,10 +17,10 @@ from approx.targets import find
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from approx.choosing import Front
-    from approx.composites import Composite
+    from approx.choice.choosing import Front
+    from approx.choice.reporting import Report
+    from approx.composites.graph import Composite
     from approx.polynomial import Polynomial
-    from approx.reporting import Report
 
 
 def error_curve(approximation: Polynomial | Composite, target: Any, count: int = 4001) -> Figure:

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from approx.composites import Composite, Node
+from approx.composites.graph import Composite, Node
 from approx.enclosure import SPARED, certified, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.polynomial import Interval

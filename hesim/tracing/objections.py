@@ -10,8 +10,8 @@ import numpy as np
 from jax.extend import core
 
 from hesim.errors import Obstacle
-from hesim.frames import Frame, layer_of, remedy_of
 from hesim.primitives import PRIMITIVES
+from hesim.tracing.frames import Frame, layer_of, remedy_of
 
 if TYPE_CHECKING:
     from hesim.program import Literal, Var

@@ -20,7 +20,7 @@ from typing import NamedTuple
 __all__ = ["Frame", "Registered", "Remedy", "layer_of", "registered", "remedy_of"]
 
 _FILE = "hesim_frames.toml"
-_BESIDE = Path(__file__).resolve().parent.parent
+_BESIDE = Path(__file__).resolve().parents[2]
 
 
 class Frame(NamedTuple):

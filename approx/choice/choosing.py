@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from approx import certify
-from approx.candidates import candidates, ranges
-from approx.composites import Composite
+from approx.choice.candidates import candidates, ranges
+from approx.composites.graph import Composite
 from approx.errors import ApproxError, ToleranceError
 from approx.noise import amplification
 from approx.polynomial import Polynomial
@@ -171,7 +171,7 @@ class Front:
 
     def plot(self) -> Figure:
         """Error against levels, a mark a choice."""
-        from approx.plots import pareto
+        from approx.choice.plots import pareto
 
         return pareto(self)
 

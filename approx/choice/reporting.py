@@ -17,7 +17,7 @@ from approx.targets import NAMED, Target, find
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from approx.composites import Composite
+    from approx.composites.graph import Composite
 
 MARGINS = (0.01, 0.05, 0.10, 0.25)
 _TARGET_OF = {"exp_squaring": "exp"}  # composites named otherwise than their target
@@ -108,7 +108,7 @@ class Report:
 
     def plot(self) -> Figure:
         """Error of the samples over x, their density below, the domain shaded."""
-        from approx.plots import damage
+        from approx.choice.plots import damage
 
         return damage(self)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from approx.composites import Composite, Node
+from approx.composites.graph import Composite, Node
 from approx.enclosure import SPARED, certified, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.plan import minimal_depth

@@ -2,8 +2,8 @@
 
 With E the error of degree d and g the gap, log(E / (1 - E)) is a smooth function of
 log((1 - g) / g), so a few Chebyshev coefficients a degree give E to a part in ten thousand.
-``python -m approx.sign_table`` measures them again and writes sign_table.json. Only searches read
-the table: whatever they choose is fitted, and its error bounded, afresh.
+``python -m approx.composites.sign_table`` measures them again and writes sign_table.json. Only
+searches read the table: whatever they choose is fitted, and its error bounded, afresh.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from approx import certify, early, plan, planning, remez, sign_table
-from approx.composites import Composite, Node
+from approx import certify, plan, planning, remez
+from approx.composites import early, sign_table
+from approx.composites.graph import Composite, Node
 from approx.enclosure import certified, estimate
 from approx.errors import ApproxError, DomainError, ToleranceError
 from approx.polynomial import Interval, Polynomial
@@ -95,7 +96,7 @@ def chains(
       wanted: largest final error of sign, below 1.
       levels: where to stop.
       multiplied: whether a product with the input is counted: "" no, "after" the last stage (its
-        level is not counted here), "early" inside the last stage (``approx.early``).
+        level is not counted here), "early" inside the last stage (``approx.composites.early``).
     """
     reached: list[list[Chain]] = [[Chain(0, 0, (1.0 - wanted) / (1.0 + wanted), ())]]
     yield reached[0]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import approx
-from approx import early, plan, planning, sign_table, signs
+from approx import plan, planning
+from approx.composites import early, sign_table, signs
 
 
 @pytest.mark.parametrize("degree", [3, 7, 15, 31, 63])

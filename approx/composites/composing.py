@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from approx import inverse, requests, signs, squaring
-from approx.composites import Composite
+from approx import requests
+from approx.composites import inverse, signs, squaring
+from approx.composites.graph import Composite
 from approx.errors import ApproxError
 from approx.polynomial import Polynomial
 

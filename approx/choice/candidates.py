@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from approx import certify
-from approx.composing import composite
-from approx.composites import Composite
+from approx.composites.composing import composite
+from approx.composites.graph import Composite
 from approx.errors import ApproxError
 from approx.fitting import fit, guarded
 from approx.plan import minimal_depth

@@ -1,0 +1,1 @@
+"""Composites: small graphs of polynomials, products and sums under one name."""
