@@ -15,6 +15,7 @@ import hesim
 from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
 from hesim.circuit.ledger import ledger
 from hesim.circuit.levels import Emitted, arrays
+from hesim.circuit.refresher import KEY_HOLDER
 from hesim.params import CKKSParams
 
 __all__ = ["DISTRIBUTIONS", "NAMES", "Case", "build", "values"]
@@ -260,6 +261,7 @@ class _Writer:
             taps=taps,
             input_labels=tuple(f"input {i}" for i in range(len(inputs))),
             ledger=ledger(self.params, data, self.packs, len(taps), None, names, sources),
+            refresher=KEY_HOLDER,
             **data,
         )
         return Case(name, circuit, inputs, operands)
