@@ -371,7 +371,7 @@ def _check_ledger(circuit: Circuit, spent: Spent) -> None:
 
 def _predicted(program: Program, circuit: Circuit, args: Sequence[Any], keys: int) -> Any:
     from hesim.noise import placement
-    from hesim.simulate import predict
+    from hesim.predict import predict
 
     placed = placement.of_circuit(program, circuit)
     return predict(program, circuit.params, args, keys=keys, schedule=placed)

@@ -32,7 +32,7 @@ _HOMES = {
     "calibrate": "hesim.calibrate",
     "certify": "hesim.certify",
     "compile": "hesim.circuit.compile",
-    "predict": "hesim.simulate",
+    "predict": "hesim.predict",
     "refresh": "hesim.refresh",
     "simulate": "hesim.simulate",
     "suggest": "hesim.suggest",
@@ -88,9 +88,10 @@ if TYPE_CHECKING:
     from hesim.noise.bootstrap import BootstrapLaw
     from hesim.noise.profiles import NoiseProfile
     from hesim.params import CKKSParams
+    from hesim.predict import predict
     from hesim.program import Program
     from hesim.refresh import refresh
-    from hesim.simulate import predict, simulate
+    from hesim.simulate import simulate
     from hesim.suggest import Suggestion, suggest
     from hesim.trace import trace
     from hesim.worst_input import WorstInput, worst_input

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hesim.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
-    from hesim.program import Equation, Program
+    from hesim.program import Equation
 
-__all__ = ["operation_depth", "program_depth"]
+__all__ = ["longest_path", "operation_depth"]
 
 
 def operation_depth(equation: Equation) -> int:
@@ -17,11 +18,13 @@ def operation_depth(equation: Equation) -> int:
     return PRIMITIVES[equation.name].depth(equation)
 
 
-def program_depth(program: Program) -> int:
-    """Levels on the longest path, counting anew after each `refresh`."""
+def longest_path(equations: Iterable[Equation]) -> int:
+    """Levels on the longest path through encrypted values, counting anew after each `refresh`."""
     depth: dict[int, int] = {}
     longest = 0
-    for equation in program.ops:
+    for equation in equations:
+        if not equation.encrypted:
+            continue
         before = max((depth.get(getattr(v, "id", -1), 0) for v in equation.inputs), default=0)
         after = 0 if equation.name == "refresh" else before + operation_depth(equation)
         longest = max(longest, after)

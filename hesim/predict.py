@@ -21,6 +21,7 @@ from hesim.noise.placement import CircuitSchedule, Placement, Schedule, canonica
 from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 from hesim.program import need_program, widened
+from hesim.simulate import simulate_program
 
 if TYPE_CHECKING:
     from hesim.params import CKKSParams
@@ -262,8 +263,6 @@ def _errors(
     outputs and exact outputs, and largest absolute values of operations: of each row where the
     first axis is as long as the first output's, else of all.
     """
-    from hesim.simulate import simulate_program
-
     schedule = dict(placements)
 
     def errors(key: Any, flat: list[Any], known: dict[int, Any]) -> tuple[list[Any], ...]:

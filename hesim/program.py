@@ -111,6 +111,7 @@ class Program:
       outputs: one Var or Literal per flattened result leaf.
       in_tree, out_tree: pytree structures of the arguments (a tuple) and the result.
       labels: a readable name per input leaf, e.g. `args[0]['kernel']`.
+      depth: levels on the longest path: a lower bound, before layouts ask for masks.
 
     Examples:
       >>> import hesim, numpy as np
@@ -130,19 +131,13 @@ class Program:
     in_tree: Any
     out_tree: Any
     labels: tuple[str, ...]
+    depth: int
     _constants: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def ops(self) -> tuple[Equation, ...]:
         """The equations whose result is encrypted, in order."""
         return tuple(e for e in self.equations if e.encrypted)
-
-    @property
-    def depth(self) -> int:
-        """Levels on the longest path: a lower bound, before layouts ask for masks."""
-        from hesim.depth import program_depth
-
-        return program_depth(self)
 
     def finite(self, args: Sequence[Any]) -> list[Any]:
         """Leaves as of `flatten`, of which the encrypted ones must be finite.

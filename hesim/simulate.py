@@ -43,11 +43,10 @@ from hesim.noise.profiles import profile as find_profile
 from hesim.noise.resolution import warn_if_swallowed
 from hesim.noise.rules import FOLDED, Operation, apply, bootstrapped
 from hesim.params import CKKSParams
-from hesim.predict import OpPrediction, Prediction, predict
 from hesim.program import Equation, Literal, Program, Var, bind, wide_array
 from hesim.trace import trace
 
-__all__ = ["TIERS", "OpPrediction", "Prediction", "predict", "simulate", "simulate_program"]
+__all__ = ["TIERS", "simulate", "simulate_program"]
 
 TIERS = ("train", "predict")
 

@@ -15,6 +15,7 @@ from jax import tree_util
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
+from hesim.depth import longest_path
 from hesim.errors import NotHomomorphicError, Obstacle, TraceError
 from hesim.program import Equation, Literal, Program, Var, is_key
 from hesim.source import Source, of_frames
@@ -222,7 +223,8 @@ def _build(
         raise NotHomomorphicError.of(list(obstacles.values()))
     results = tuple(map(read, jaxpr.outvars))
     kept = _alive(equations, results)
-    return Program(name, kept, inputs, consts, results, in_tree, out_tree, labels)
+    depth = longest_path(kept)
+    return Program(name, kept, inputs, consts, results, in_tree, out_tree, labels, depth)
 
 
 def _carried(value: Var | Literal) -> bool:
