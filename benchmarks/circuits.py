@@ -34,7 +34,7 @@ from benchmarks.circuit_cases import CASES, CircuitCase
 from he_backend.local import run_local
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.report import twin as exact_twin
-from hesim.circuit.circuit import Circuit, Tap
+from hesim.circuit.circuit import Circuit, TensorLocation
 from hesim.files import write_whole
 from hesim.noise.placement import of_circuit
 from hesim.params import CKKSParams
@@ -214,7 +214,7 @@ def _measure(
     return found["runs"]
 
 
-def _tensors(circuit: Circuit) -> list[tuple[int, Tap]]:
+def _tensors(circuit: Circuit) -> list[tuple[int, TensorLocation]]:
     """(operation, where it lies): results as -1, -2, ..., then all that have ciphertexts."""
     results = [(-1 - k, tap) for k, tap in enumerate(circuit.outputs) if tap is not None]
     return results + [(tap.op, tap) for tap in circuit.taps if tap.op >= 0 and len(tap.ciphers)]

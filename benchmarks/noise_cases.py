@@ -12,7 +12,7 @@ import numpy as np
 
 import approx
 import hesim
-from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
+from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
 from hesim.circuit.ledger import ledger
 from hesim.circuit.levels import Emitted, arrays
 from hesim.circuit.refresher import KEY_HOLDER
@@ -188,10 +188,12 @@ class _Writer:
         self.out = Emitted(params, 1)
         every = np.arange(params.slots, dtype=np.int32)[None, :]
 
-        def pack(number: int) -> Pack:
-            return Pack(number, every, 0, 1, 1, params.slots)
+        def pack(number: int) -> PlaintextFamily:
+            return PlaintextFamily(number, every, 0, 1, 1, params.slots)
 
-        one = Pack(-1, np.zeros((1, 1), np.int32), 0, 1, 1, params.slots, literal=np.ones(1))
+        one = PlaintextFamily(
+            -1, np.zeros((1, 1), np.int32), 0, 1, 1, params.slots, literal=np.ones(1)
+        )
         self.inputs = tuple(pack(i) for i in range(inputs))
         self.packs = (one, *(pack(i) for i in range(operands)))
         self.rows: dict[str, int] = {}
@@ -244,7 +246,7 @@ class _Writer:
         slots = self.params.slots
         every = np.arange(slots, dtype=np.int32)
         taps = tuple(
-            Tap(k, (slots,), -1, np.full(slots, c, np.int32), every, 1.0, 1, 1)
+            TensorLocation(k, (slots,), -1, np.full(slots, c, np.int32), every, 1.0, 1, 1)
             for k, c in enumerate(self.rows.values())
         )
         data = arrays(self.out)

@@ -143,7 +143,9 @@ class Executor:
         if rule is None:
             raise BackendError("inputs and refreshes belong to the client")
         result = rule(i, ciphers)
-        return self.machine.settle(result, int(self.circuit.level[i]), float(self.circuit.scale[i]))
+        return self.machine.set_exact_scale(
+            result, int(self.circuit.level[i]), float(self.circuit.scale[i])
+        )
 
     def _add(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
         part = self.circuit.args(i)
@@ -205,7 +207,7 @@ class Executor:
         scale = float(circuit.plain_scale[circuit.arg2[parts[0]][0]])
         results = self.machine.dot_scalars(terms, rows, scale)
         return {
-            i: self.machine.settle(result, int(circuit.level[i]), float(circuit.scale[i]))
+            i: self.machine.set_exact_scale(result, int(circuit.level[i]), float(circuit.scale[i]))
             for i, result in zip(group, results, strict=True)
         }
 

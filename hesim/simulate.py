@@ -50,7 +50,7 @@ __all__ = ["TIERS", "simulate", "simulate_program"]
 
 TIERS = ("train", "predict")
 
-Tap = Callable[[Equation, list[Any]], None]
+Observer = Callable[[Equation, list[Any]], None]
 
 
 def simulate(
@@ -204,7 +204,7 @@ def simulate_program(
     key: Any,
     flat_args: Sequence[Any],
     profile: str | NoiseProfile = "seal",
-    tap: Tap | None = None,
+    tap: Observer | None = None,
     *,
     schedule: Schedule | None = None,
     wide: bool = False,

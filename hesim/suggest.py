@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from hesim.circuit.compile import Planned, planned
+from hesim.circuit.compile import Candidate, planned
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
 from hesim.noise.placement import of_circuit
@@ -210,7 +210,7 @@ def suggest(
     for log_n in rings:
         if 1 << (log_n - 1) >= slots:
             for levels in _lengths(program, log_n, bits, headroom, security):
-                found += trial.settle(log_n, levels, headroom, security)
+                found += trial.set_exact_scale(log_n, levels, headroom, security)
     found.sort(key=lambda a: (a.seconds, a.key_bytes, a.params.scale_bits))
     fitting = [a for a in found if a.fits]
     if not fitting:
@@ -243,7 +243,7 @@ class _Trial:
         self.program, self.args, self.bits, self.memory = program, args, bits, memory
         self.refresh_price, self.profile, self.keys = refresh_price, profile, keys
         self.lost: float | None = None
-        self._plan: Planned | None = None
+        self._plan: Candidate | None = None
 
     def _guess(self, log_n: int) -> int:
         """A scale by what the last candidate lost; noise grows by at most a bit with the ring."""
@@ -251,7 +251,7 @@ class _Trial:
             return _first_scale(self.bits, log_n)
         return max(math.ceil(self.bits + log_n + self.lost - _MARGIN_BITS), log_n + 6)
 
-    def settle(
+    def set_exact_scale(
         self, log_n: int, levels: int, headroom: int, security: int
     ) -> Iterator[Alternative]:
         """Candidates of this ring and length: a first guess of the scale, then the one it implies,

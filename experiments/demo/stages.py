@@ -42,7 +42,7 @@ from models.train.loop import Progress
 
 _ROOT = Path(__file__).resolve().parents[2]
 
-__all__ = ["Planned", "Prepared", "encrypt", "plan", "prepare", "train"]
+__all__ = ["PlannedRun", "Prepared", "encrypt", "plan", "prepare", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """The traced forward pass of one batch, its Circuit, and what it is called with."""
 
     program: Program
@@ -202,7 +202,7 @@ def held_out(trained: Trained, data: Prepared) -> tuple[np.ndarray, np.ndarray]:
 
 def plan(
     settings: Settings, data: Prepared, trained: Trained, folder: RunFolder, display: Display
-) -> Planned:
+) -> PlannedRun:
     """Trace the forward pass of one batch and compile it. Writes "plan" and `program.txt`."""
     started = time.monotonic()
     batch = min(settings.batch, settings.sentences)
@@ -210,7 +210,7 @@ def plan(
     circuit = _circuit(settings, trained.model)
     program = circuit.program
     assert program is not None
-    planned = Planned(program, circuit, trained, sentences, batch)
+    planned = PlannedRun(program, circuit, trained, sentences, batch)
     (folder.path / "program.txt").write_text(f"{program}\n", encoding="utf-8")
     kinds = Counter(equation.name for equation in program.ops)
     tap = circuit.outputs[0]
@@ -275,7 +275,7 @@ def _say_plan(display: Display, figures: dict[str, Any], folder: RunFolder) -> N
     )
 
 
-def encrypt(settings: Settings, planned: Planned, folder: RunFolder, display: Display) -> None:
+def encrypt(settings: Settings, planned: PlannedRun, folder: RunFolder, display: Display) -> None:
     """Every batch encrypted, evaluated, decrypted and compared. Writes "encrypted-<k>" for each."""
     for k in range(planned.batches):
         if folder.done(f"encrypted-{k}"):
@@ -286,7 +286,7 @@ def encrypt(settings: Settings, planned: Planned, folder: RunFolder, display: Di
 
 
 def _encrypt_one(
-    settings: Settings, planned: Planned, folder: RunFolder, display: Display, k: int
+    settings: Settings, planned: PlannedRun, folder: RunFolder, display: Display, k: int
 ) -> None:
     started = time.monotonic()
     title = "encrypted" if settings.backend == "pyfhel" else "on plain vectors"

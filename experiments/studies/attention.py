@@ -36,7 +36,7 @@ from models.data import metrics
 from models.data.batches import select_rows
 from models.data.datasets import sample
 from models.data.tasks import TaskData, baseline, prepare_task
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.nn.encoder import Model
 from models.recipes.finetune import FineTuned, finetune
 from models.recipes.finetune_settings import FineTune
@@ -110,7 +110,7 @@ class AttentionStudy:
     squarings: int = 8
     seed_degree: int = 15
     relative: float = 0.01
-    how: AsEncrypted = AsEncrypted(
+    how: EncryptionSettings = EncryptionSettings(
         fit=FitSettings(
             degrees=(
                 ("exp", 31),

@@ -28,7 +28,7 @@ from hesim.files import write_whole
 from models.data import metrics
 from models.data.datasets import GLUE
 from models.data.tasks import TaskData, baseline
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.encrypted.twin import merged
 from models.recipes.finetune import FineTuned, finetune
 from models.recipes.finetune_settings import FineTune
@@ -76,7 +76,7 @@ class GlueStudy:
     seeds: tuple[int, ...] = (0, 1, 2)
     table: Mapping[str, TaskSettings] = dataclasses.field(default_factory=lambda: read_table()[0])
     length: int = 128
-    encrypted: AsEncrypted = AsEncrypted()
+    encrypted: EncryptionSettings = EncryptionSettings()
 
     def __post_init__(self) -> None:
         check_names("task", self.tasks, self.table)

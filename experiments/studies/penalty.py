@@ -32,7 +32,7 @@ from models.data import metrics
 from models.data.batches import Batch
 from models.data.buckets import bucket_batches, lengths_of, trim
 from models.data.tasks import TaskData
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.encrypted.twin import twin_of
 from models.nn.encoder import Model
 from models.objectives.losses import share_outside
@@ -59,7 +59,7 @@ class PenaltyStudy:
     inner: float = 0.9
     length: int = 64
     buckets: tuple[int, ...] = (32, 64)
-    how: AsEncrypted = AsEncrypted(
+    how: EncryptionSettings = EncryptionSettings(
         fit=FitSettings(
             degrees=(("exp", 15), ("gelu", 15), ("inv_sqrt", 15), ("relu", 15), ("tanh", 31)),
             margin=0.1,

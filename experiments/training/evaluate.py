@@ -17,7 +17,7 @@ from experiments.training.finetune import MODEL, remembered
 from experiments.training.twin import read_encryption, ring_of
 from models.data import metrics
 from models.data.tasks import TaskData, baseline, prepare_task
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.encrypted.twin import merged, twin_of
 from models.nn.encoder import Model
 from models.train.checkpoint import sites_from_json
@@ -26,7 +26,9 @@ from models.weights.folder import Saved, load_model
 
 __all__ = ["AFTER_TRAINING", "Answers", "TwinAnswers", "evaluate_folder", "render"]
 
-AFTER_TRAINING = AsEncrypted(fit=dataclasses.replace(AsEncrypted().fit, margin=0.25, ranges=()))
+AFTER_TRAINING = EncryptionSettings(
+    fit=dataclasses.replace(EncryptionSettings().fit, margin=0.25, ranges=())
+)
 """The twin of a model that was trained in the clear: every domain is what the finished model meets
 on training rows, widened by a quarter, since no training moves its values any more."""
 
@@ -68,7 +70,7 @@ class TwinAnswers:
     noisy: Evaluated
     fitted: dict[str, tuple[float, float]]
     own: bool
-    how: AsEncrypted
+    how: EncryptionSettings
     unused: bool = False
 
     @property
@@ -108,7 +110,10 @@ class TwinAnswers:
 
 
 def evaluate_folder(
-    folder: str | Path, *, data_dir: str | None = None, how: AsEncrypted | str | Path | None = None
+    folder: str | Path,
+    *,
+    data_dir: str | None = None,
+    how: EncryptionSettings | str | Path | None = None,
 ) -> Answers:
     """Evaluate the model that `hesim finetune` wrote (its run folder or the model in it).
 
@@ -126,7 +131,7 @@ def evaluate_folder(
     path = Path(folder)
     saved = load_model(path / MODEL if (path / MODEL).is_dir() else path)
     own, unused = bool(saved.notes.get("sites")), False
-    if isinstance(how, AsEncrypted):
+    if isinstance(how, EncryptionSettings):
         chosen = how
     else:
         ring = saved.notes.get("encrypted")

@@ -20,7 +20,7 @@ from experiments.training.twin import RING, TWIN, as_encrypted_of
 from models.checks import check_range
 from models.config import Pairs, Pooling
 from models.data.datasets import GLUE, DataError, task_spec
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.recipes.finetune_settings import FineTune
 from models.sites.sites import Range
 from models.weights.shipped import shipped_names
@@ -122,7 +122,9 @@ def _multiplier(section: str, value: float | None = None) -> Option:
     )
 
 
-def read_table(path: str | Path | None = None) -> tuple[dict[str, TaskSettings], AsEncrypted]:
+def read_table(
+    path: str | Path | None = None,
+) -> tuple[dict[str, TaskSettings], EncryptionSettings]:
     """A row for every GLUE task from a TOML file with a section a task, by default `GLUE_TABLE`,
     and ring and twin of its sections `encrypted` and `twin`: ranges that are given serve all tasks,
     whose simulations are then compiled once. ExperimentError names what is wrong.

@@ -10,12 +10,12 @@ from typing import Any
 from experiments.errors import ExperimentError
 from experiments.training.options import Option, options_of, read_options, with_defaults
 from models.checks import check_range
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.sites.sites import Range
 
 __all__ = ["RING", "TWIN", "as_encrypted_of", "read_encryption", "ring_of", "said_ring"]
 
-_DEFAULT = AsEncrypted()
+_DEFAULT = EncryptionSettings()
 
 RING = (
     *options_of(
@@ -107,8 +107,8 @@ TWIN = (
 
 
 def as_encrypted_of(
-    values: Mapping[str, Mapping[str, Any]], how: AsEncrypted = _DEFAULT
-) -> AsEncrypted:
+    values: Mapping[str, Mapping[str, Any]], how: EncryptionSettings = _DEFAULT
+) -> EncryptionSettings:
     """What the sections `encrypted` and `twin` of a file say, which `read_options` has read; where
     they give no range, those of `how`. ExperimentError names what is wrong.
     """
@@ -157,7 +157,7 @@ def as_encrypted_of(
         raise ExperimentError(str(error)) from error
 
 
-def read_encryption(path: str | Path | None, how: AsEncrypted) -> AsEncrypted:
+def read_encryption(path: str | Path | None, how: EncryptionSettings) -> EncryptionSettings:
     """`how` with what a file of the sections `encrypted` and `twin` says; `how` itself for None.
     ExperimentError names what is wrong.
     """
@@ -167,7 +167,7 @@ def read_encryption(path: str | Path | None, how: AsEncrypted) -> AsEncrypted:
     return as_encrypted_of(read_options(path, with_defaults((*RING, *TWIN), own)), how)
 
 
-def said_ring(how: AsEncrypted) -> dict[str, Any]:
+def said_ring(how: EncryptionSettings) -> dict[str, Any]:
     """Ring, profile and factor of the loss by the names of a file's section `encrypted`."""
     return {
         option.name: getattr(how if hasattr(how, option.name) else how.ckks, option.name)
@@ -175,7 +175,7 @@ def said_ring(how: AsEncrypted) -> dict[str, Any]:
     }
 
 
-def ring_of(said: Mapping[str, Any], how: AsEncrypted) -> AsEncrypted:
+def ring_of(said: Mapping[str, Any], how: EncryptionSettings) -> EncryptionSettings:
     """`how` with the ring and the profile that `said_ring` noted of another."""
     primes = {name: said[name] for name in said if hasattr(how.ckks, name)}
     others = {name: said[name] for name in said if name not in primes}

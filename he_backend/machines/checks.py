@@ -12,10 +12,10 @@ from he_backend.errors import BackendError, CircuitError, EncodeError, ValueRang
 from hesim.params import CKKSParams
 
 __all__ = [
-    "DUST",
+    "SCALE_TOLERANCE",
     "carried",
     "components_are",
-    "encodable",
+    "checked_values",
     "fits_level",
     "product_fits",
     "same_level",
@@ -23,7 +23,7 @@ __all__ = [
     "tile",
 ]
 
-DUST = 2.0**-40
+SCALE_TOLERANCE = 2.0**-40
 """Relative difference of two scales that floating point alone can cause."""
 
 
@@ -39,7 +39,7 @@ def same_level(ciphers: Sequence[Any]) -> int:
 
 def same_scale(first: float, second: float) -> None:
     """Raises CircuitError if two scales differ by more than floating-point dust."""
-    if not abs(first / second - 1.0) <= DUST:
+    if not abs(first / second - 1.0) <= SCALE_TOLERANCE:
         bits = math.log2(first / second)
         raise CircuitError(
             f"scales differ: 2^{math.log2(first):.6f} and 2^{math.log2(second):.6f} "
@@ -80,7 +80,7 @@ def tile(values: np.ndarray, slots: int, total: int) -> np.ndarray:
     return np.tile(values, total // slots) if slots != total else values
 
 
-def encodable(
+def checked_values(
     params: CKKSParams, slots: int, values: np.ndarray | float, level: int, scale: float
 ) -> np.ndarray:
     """`values` as float64[slots] or float64[], checked.

@@ -108,7 +108,7 @@ class Evaluator(Protocol):
         """The same message and scale at a lower `level`."""
         ...
 
-    def settle(self, cipher: Any, level: int, scale: float) -> Any:
+    def set_exact_scale(self, cipher: Any, level: int, scale: float) -> Any:
         """`cipher`, its level checked, its scale set to exactly `scale`; only dust may differ."""
         ...
 

@@ -100,11 +100,11 @@ class SlotsMachine:
         return cls(params, slots, rotation_steps)
 
     def encode(self, values: np.ndarray | float, level: int, scale: float) -> SlotsPlain:
-        array = checks.encodable(self.params, self.slots, values, level, scale)
+        array = checks.checked_values(self.params, self.slots, values, level, scale)
         return SlotsPlain(array, level, scale, not np.any(array))
 
     def encrypt(self, values: np.ndarray | float, level: int, scale: float) -> SlotsCipher:
-        array = checks.encodable(self.params, self.slots, values, level, scale)
+        array = checks.checked_values(self.params, self.slots, values, level, scale)
         return SlotsCipher(np.broadcast_to(array, (self.slots,)), level, scale)
 
     def decrypt(self, cipher: SlotsCipher) -> np.ndarray:
@@ -147,7 +147,7 @@ class SlotsMachine:
         for cipher in ciphers:
             checks.same_scale(ciphers[0].scale, cipher.scale)
         for value in (float(np.max(rows, initial=0.0)), float(np.min(rows, initial=0.0))):
-            checks.encodable(self.params, self.slots, value, level, scale)
+            checks.checked_values(self.params, self.slots, value, level, scale)
         product = checks.product_fits(self.params, level, ciphers[0].scale, scale)
         values = np.asarray(rows, dtype=np.float64) @ np.stack([c.values for c in ciphers])
         components = max(c.components for c in ciphers)
@@ -175,8 +175,8 @@ class SlotsMachine:
             raise CircuitError(f"cannot drop from level {cipher.level} to level {level}")
         return self._result(cipher.values, level, cipher.scale, cipher.components)
 
-    def settle(self, cipher: SlotsCipher, level: int, scale: float) -> SlotsCipher:
-        settled(cipher, level, scale)
+    def set_exact_scale(self, cipher: SlotsCipher, level: int, scale: float) -> SlotsCipher:
+        check_level_and_scale(cipher, level, scale)
         return SlotsCipher(cipher.values, level, scale, cipher.components)
 
     def to_bytes(self, cipher: SlotsCipher) -> bytes:
@@ -208,7 +208,7 @@ class SlotsMachine:
         return SlotsCipher(values, level, scale, components)
 
 
-def settled(cipher, level: int, scale: float) -> None:
+def check_level_and_scale(cipher, level: int, scale: float) -> None:
     """Raises CircuitError unless `cipher` is at `level` and, up to dust, at `scale`."""
     if cipher.level != level:
         raise CircuitError(f"the Circuit says level {level}, the ciphertext is at {cipher.level}")

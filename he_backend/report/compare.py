@@ -12,7 +12,7 @@ import numpy as np
 from he_backend.execute import Spent
 from he_backend.report.intervals import TOLERANCE_BITS, chance, interval
 from he_backend.report.report import OpRecord
-from hesim.circuit.circuit import Circuit, Tap
+from hesim.circuit.circuit import Circuit, TensorLocation
 from hesim.noise import formulas as noise_formulas
 from hesim.noise.profiles import profile
 
@@ -148,7 +148,7 @@ class _Judged:
 
 def _judge(
     circuit: Circuit,
-    tap: Tap,
+    tap: TensorLocation,
     error: np.ndarray,
     exact: Exact,
     k: int,
@@ -179,7 +179,7 @@ def _judge(
     return _Judged(low if encrypted else 0.0, high, probability)
 
 
-def _of_zero(circuit: Circuit, tap: Tap, values: tuple[float, float]) -> float:
+def _of_zero(circuit: Circuit, tap: TensorLocation, values: tuple[float, float]) -> float:
     """Largest std of an error that is predicted as none.
 
     A machine that knows a ciphertext's contents holds an encryption of them all the same: a fresh
@@ -214,13 +214,13 @@ def _operands(circuit: Circuit, k: int) -> list[int]:
     return [made[i] for i in ids if i in made]
 
 
-def _level(circuit: Circuit, tap: Tap | None) -> int:
+def _level(circuit: Circuit, tap: TensorLocation | None) -> int:
     if tap is None or not len(tap.ciphers):
         return -1
     return int(circuit.level[tap.ciphers].min())
 
 
-def _error(tap: Tap, vectors: Mapping[int, np.ndarray], exact: np.ndarray) -> np.ndarray:
+def _error(tap: TensorLocation, vectors: Mapping[int, np.ndarray], exact: np.ndarray) -> np.ndarray:
     """Differences of the elements that were decrypted; a client refuses NaN, so NaN is absent."""
     found: Any = tap.read(vectors)
     present = ~np.isnan(found)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hesim.circuit import sizes
-from hesim.circuit.circuit import Kind, Pack
+from hesim.circuit.circuit import Kind, PlaintextFamily
 from hesim.circuit.cost import instruction_seconds
 
 __all__ = ["Builder", "Node", "Overspent", "Plain", "Stage"]
@@ -90,7 +90,7 @@ class Builder:
         self.batch = batch
         self.nodes: list[Node] = []
         self.stages: list[Stage] = []
-        self.packs: list[Pack] = []
+        self.packs: list[PlaintextFamily] = []
         self.support: list[np.ndarray] = []
         self.period: list[int] = []
         self.growth: list[float] = []
@@ -182,7 +182,7 @@ class Builder:
             return sum(abs(factor) * self.growth[first] for factor, first, _ in terms)
         return 1.0
 
-    def pack(self, pack: Pack) -> int:
+    def pack(self, pack: PlaintextFamily) -> int:
         """Registers a family of plaintexts; returns its number."""
         self.packs.append(pack)
         return len(self.packs) - 1

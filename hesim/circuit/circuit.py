@@ -17,7 +17,7 @@ from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import reading
 from hesim.params import CKKSParams
 
-__all__ = ["KINDS", "Circuit", "Kind", "Ledger", "Pack", "Spending", "Tap"]
+__all__ = ["KINDS", "Circuit", "Kind", "Ledger", "PlaintextFamily", "Spending", "TensorLocation"]
 
 KINDS = (
     "input",
@@ -53,7 +53,7 @@ class Kind:
 
 
 @dataclass(frozen=True, eq=False)
-class Pack:
+class PlaintextFamily:
     """A family of slot vectors cut out of one tensor.
 
     Slot `column * width + b` of row r holds `values[index[r, column] + b * stride]` for the batch
@@ -112,7 +112,7 @@ class Pack:
 
 
 @dataclass(frozen=True, eq=False)
-class Tap:
+class TensorLocation:
     """Where the elements of one encrypted tensor lie.
 
     Attributes:
@@ -123,7 +123,7 @@ class Tap:
         -2: not computed, since no result depends on it.
       column: int32, column of each element.
       gain: the tensor's value is gain * slot value.
-      batch, width: as in Pack.
+      batch, width: as in PlaintextFamily.
     """
 
     op: int
@@ -344,13 +344,13 @@ class Circuit:
     plain_row: np.ndarray
     plain_level: np.ndarray
     plain_scale: np.ndarray
-    packs: tuple[Pack, ...]
-    inputs: tuple[Pack, ...]
+    packs: tuple[PlaintextFamily, ...]
+    inputs: tuple[PlaintextFamily, ...]
     operand_count: int
     op_names: tuple[str, ...]
     op_sources: tuple[str, ...]
-    outputs: tuple[Tap | None, ...]
-    taps: tuple[Tap, ...]
+    outputs: tuple[TensorLocation | None, ...]
+    taps: tuple[TensorLocation, ...]
     input_labels: tuple[str, ...]
     ledger: Ledger
     refresher: Refresher = KEY_HOLDER
@@ -457,7 +457,7 @@ class Circuit:
             groups: dict[str, Any] = {}
             for group in ("packs", "inputs"):
                 groups[group] = tuple(
-                    Pack(
+                    PlaintextFamily(
                         operand=entry[0],
                         index=data[f"{group}{k}"],
                         stride=entry[1],
@@ -473,7 +473,7 @@ class Circuit:
                 groups[group] = tuple(
                     None
                     if entry is None
-                    else Tap(
+                    else TensorLocation(
                         op=entry[0],
                         shape=tuple(entry[1]),
                         batch_axis=entry[2],

@@ -13,7 +13,7 @@ import numpy as np
 from hesim.circuit import levels, sizes
 from hesim.circuit.batching import batch_axes, candidates
 from hesim.circuit.builder import Builder, Overspent
-from hesim.circuit.circuit import Circuit, Pack, Tap
+from hesim.circuit.circuit import Circuit, PlaintextFamily, TensorLocation
 from hesim.circuit.layout import Tensor, input_count, input_tables, stripped
 from hesim.circuit.ledger import ledger
 from hesim.circuit.lower import Lowering
@@ -24,7 +24,7 @@ from hesim.params import CKKSParams
 from hesim.program import Program, Var
 from hesim.progress import CompileProgress, CompileWatch, Reporter, watching
 
-__all__ = ["Planned", "compile", "planned"]
+__all__ = ["Candidate", "compile", "planned"]
 
 _MOST_INPUTS = 20_000
 """Input ciphertexts beyond which a layout is not tried."""
@@ -107,7 +107,7 @@ def planned(
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
     watch: CompileWatch | None = None,
-) -> Planned:
+) -> Candidate:
     """What `compile` decides before it writes instructions: layouts and levels, which serve all
     parameters with this ring and as many levels. Arguments and errors are those of `compile`;
     `watch` is told of every layout and operation.
@@ -118,7 +118,7 @@ def planned(
             f"{type(params).__name__}: program = hesim.trace(fn, *example_args)."
         )
     price = _price(refresh_price)
-    best: tuple[float, Planned] | None = None
+    best: tuple[float, Candidate] | None = None
     failure: Exception | None = None
     choices = sorted(_choices(program, params, batch, layouts), key=lambda choice: choice.ciphers)
     for number, choice in enumerate(choices, 1):
@@ -126,7 +126,7 @@ def planned(
             watch.layout(number, len(choices))
         try:
             budget = best[0] if best else math.inf
-            plan = Planned(program, params, choice, price, budget, watch, refresher)
+            plan = Candidate(program, params, choice, price, budget, watch, refresher)
         except Overspent:
             continue
         except LayoutError as error:
@@ -277,7 +277,7 @@ def _policies(shapes: list[tuple[int, ...]]):
             yield policy(axes)
 
 
-class Planned:
+class Candidate:
     """One layout choice, lowered and scheduled. From `planned`."""
 
     def __init__(
@@ -301,7 +301,7 @@ class Planned:
         self.inputs = self._place_inputs()
         self.lowering.run(watch)
         self.unit = b.pack(
-            Pack(
+            PlaintextFamily(
                 -1,
                 np.zeros((1, 1), np.int32),
                 0,
@@ -315,7 +315,7 @@ class Planned:
         self.results = [v for v in program.outputs if isinstance(v, Var) and v.encrypted]
         nodes = {int(n) for v in self.results for n in self.lowering.values[v.id].nodes}
         ops = program.ops
-        self.planner = levels.Planner(
+        self.planner = levels.LevelPlanner(
             b,
             params,
             nodes,
@@ -325,7 +325,7 @@ class Planned:
         )
         self.schedule = self.planner.greedy()
 
-    def _place_inputs(self) -> tuple[Pack, ...]:
+    def _place_inputs(self) -> tuple[PlaintextFamily, ...]:
         b, choice = self.builder, self.choice
         packs = []
         row = 0
@@ -344,7 +344,9 @@ class Planned:
             table[cipher.reshape(-1), column.reshape(-1)] = first.reshape(-1)
             if choice.columns == 1 and axis is None:
                 stride = 0
-            packs.append(Pack(number, table, stride, choice.batch, choice.width, choice.columns))
+            packs.append(
+                PlaintextFamily(number, table, stride, choice.batch, choice.width, choice.columns)
+            )
             b.begin(-1)
             nodes = b.end([b.input(row + k, table[k] >= 0) for k in range(count)])
             row += count
@@ -379,9 +381,9 @@ class Planned:
         ops = program.ops
         number = {v.id: k for k, eqn in enumerate(ops) for v in eqn.outputs}
 
-        def tap(var: Var) -> Tap:
+        def tap(var: Var) -> TensorLocation:
             x = self.lowering.values[var.id]
-            return Tap(
+            return TensorLocation(
                 number.get(var.id, -1),
                 var.shape,
                 -1 if x.batch_axis is None else x.batch_axis,
@@ -427,7 +429,7 @@ class Planned:
         )
 
 
-def _used_packs(packs: tuple[Pack, ...], data: dict[str, np.ndarray]):
+def _used_packs(packs: tuple[PlaintextFamily, ...], data: dict[str, np.ndarray]):
     """Leaves out packs that no plaintext uses (of dead stages), renumbering the rest."""
     used = np.unique(data["plain_pack"])
     number = np.full(len(packs) + 1, -1, np.int32)

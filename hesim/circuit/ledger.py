@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hesim.circuit.circuit import Kind, Ledger, Pack, Spending
+from hesim.circuit.circuit import Kind, Ledger, PlaintextFamily, Spending
 from hesim.circuit.cost import instruction_seconds
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.params import CKKSParams
@@ -17,7 +17,7 @@ __all__ = ["ledger"]
 def ledger(
     params: CKKSParams,
     data: dict[str, np.ndarray],
-    packs: tuple[Pack, ...],
+    packs: tuple[PlaintextFamily, ...],
     outputs: int,
     price: float | None,
     names: Sequence[str],

@@ -23,7 +23,7 @@ from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.errors import LevelError
 from hesim.params import CKKSParams
 
-__all__ = ["Emitted", "Planner", "Schedule", "arrays", "emit"]
+__all__ = ["Emitted", "LevelPlanner", "Schedule", "arrays", "emit"]
 
 _NEVER = 10**9
 """A level that no chain has: of a refresh whose result is wanted above what it reaches."""
@@ -124,7 +124,7 @@ def _scalar(b: Builder, node: Node) -> bool:
     return b.packs[second[0]].scalar
 
 
-class Planner:
+class LevelPlanner:
     """Chooses the levels and refreshes of one builder's stages.
 
     Args:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hesim.circuit.circuit import Circuit, Kind, Pack, Tap
+from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
 from hesim.noise import slots_read
 from hesim.noise.circuit_plans import CircuitPlan, circuit_plan
 from hesim.noise.columns import Columns, factors
@@ -107,7 +107,7 @@ class OperationNoise:
         inner = [int(r) for r in refreshes if int(self._first[r]) not in results]
         self.inner_refreshes = self._by_depth(inner)
 
-    def result(self, tap: Tap, held: Collection[int] = ()) -> Result:
+    def result(self, tap: TensorLocation, held: Collection[int] = ()) -> Result:
         """What a result's own instructions add, in the mean over its elements.
 
         held: ciphertexts of it that operands lie in as well, whose errors come with these.
@@ -407,7 +407,7 @@ class OperationNoise:
         if found and not np.all(used := np.any(found, axis=0)):
             self._used[i] = used
 
-    def _in_use(self, tap: Tap) -> dict[int, np.ndarray]:
+    def _in_use(self, tap: TensorLocation) -> dict[int, np.ndarray]:
         """bool[slots] by ciphertext of a tensor."""
         every = np.ones(self._circuit.slots, bool)
         return {c: self._used.get(c, every) for c in tap.ciphers.tolist()}
@@ -468,7 +468,7 @@ class OperationNoise:
         if found:
             self.peaks[i] = found
 
-    def made_of(self, tap: Tap) -> dict[int, np.ndarray]:
+    def made_of(self, tap: TensorLocation) -> dict[int, np.ndarray]:
         """bool[slots] by ciphertext of whole tensors: those in use of which the slots that a result
         is read in are made.
         """
@@ -498,13 +498,13 @@ class _Noted:
         return {root: float(np.mean(values)) for root, values in found.items()}
 
 
-def _is_unit(pack: Pack) -> bool:
+def _is_unit(pack: PlaintextFamily) -> bool:
     literal = pack.literal
     one = literal is not None and bool(np.all(literal == 1.0))
     return pack.operand < 0 and pack.index.shape == (1, 1) and one
 
 
-def _largest(pack: Pack) -> float:
+def _largest(pack: PlaintextFamily) -> float:
     """Largest absolute value of a plaintext of known numbers, 1 if unknown."""
     if pack.operand >= 0 or pack.literal is None:
         return 1.0

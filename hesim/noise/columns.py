@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hesim.circuit.circuit import Circuit, Kind, Pack
+from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily
 
 __all__ = ["Columns", "column_count", "factors"]
 
@@ -18,7 +18,7 @@ def column_count(circuit: Circuit) -> int:
     return circuit.slots // widths[0] if widths else circuit.slots
 
 
-def factors(pack: Pack, row: int, columns: int) -> np.ndarray | None:
+def factors(pack: PlaintextFamily, row: int, columns: int) -> np.ndarray | None:
     """By column, the numbers of a plaintext, or one for all; None where operands hold them."""
     if pack.operand >= 0 or pack.literal is None or pack.stride:
         return None

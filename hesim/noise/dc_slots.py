@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hesim.circuit.circuit import Tap
+from hesim.circuit.circuit import TensorLocation
 from hesim.noise import embedding, formulas, slots_read
 from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
@@ -157,7 +157,7 @@ def key_switch_peaks(params: CKKSParams, level: int, profile: NoiseProfile) -> d
 
 
 def at_elements(
-    tap: Tap,
+    tap: TensorLocation,
     slots: Mapping[int, Amplitudes],
     used: Mapping[int, np.ndarray],
     flat: float,
@@ -211,7 +211,7 @@ def at_elements(
     )
 
 
-def _elements(tap: Tap, cipher: int, slot: int) -> list[Element]:
+def _elements(tap: TensorLocation, cipher: int, slot: int) -> list[Element]:
     """Those that are read in a slot."""
     column, member = divmod(slot, tap.width)
     if member >= (tap.batch if tap.batch_axis >= 0 else 1):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hesim.circuit import gains as pending
-from hesim.circuit.circuit import Circuit, Kind, Tap
+from hesim.circuit.circuit import Circuit, Kind, TensorLocation
 from hesim.depth import operation_depth
 from hesim.errors import LevelError, ParameterError
 from hesim.noise.cancelled import hiding_variances
@@ -180,7 +180,7 @@ def of_circuit(
     signed = dict(gains)
     levels = dict.fromkeys(gains, circuit.params.levels)
     summed = _summed(program, taps)
-    read: dict[int, Tap] = {}
+    read: dict[int, TensorLocation] = {}
     schedule: dict[int, Placement] = {}
     for k, equation in enumerate(program.ops):
         # A product without ciphertexts is made by the instructions of the sum that takes it in.
@@ -279,7 +279,7 @@ def _input_owners(program: Program, circuit: Circuit) -> dict[int, set[int]]:
     return {int(i): {encrypted[number]} for i, number in zip(made, numbers, strict=True)}
 
 
-def _summed(program: Program, taps: Mapping[int, Tap]) -> dict[int, int]:
+def _summed(program: Program, taps: Mapping[int, TensorLocation]) -> dict[int, int]:
     """From products that have no tensor of their own to the sum that computes them."""
     uses = {v.id: k for k, e in enumerate(program.ops) for v in _encrypted(e)}
     found = {}
@@ -312,7 +312,10 @@ def _operand_stds(
 
 
 def _aligned(
-    equation: Equation, tap: Tap | None, read: dict[int, Tap], facts: OperationNoise
+    equation: Equation,
+    tap: TensorLocation | None,
+    read: dict[int, TensorLocation],
+    facts: OperationNoise,
 ) -> tuple[bool, ...]:
     """For each operand, whether the slots in which the result in `tap` is read are made of slots in
     which the operand is read, not of other copies. One without ciphertexts of its own is what it

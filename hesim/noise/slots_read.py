@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hesim.circuit.circuit import Circuit, Kind, Tap
+from hesim.circuit.circuit import Circuit, Kind, TensorLocation
 
 __all__ = ["masks", "read", "sources", "within"]
 
 
-def read(tap: Tap, cipher: int, slots: int) -> np.ndarray:
+def read(tap: TensorLocation, cipher: int, slots: int) -> np.ndarray:
     """bool[slots]: where a ciphertext's elements are read. Slots beyond the batch repeat a member
     and nothing is made of them: they count as well.
     """
@@ -21,7 +21,7 @@ def read(tap: Tap, cipher: int, slots: int) -> np.ndarray:
     return found.reshape(-1)
 
 
-def within(tap: Tap, slots: Mapping[int, np.ndarray]) -> bool:
+def within(tap: TensorLocation, slots: Mapping[int, np.ndarray]) -> bool:
     """Whether all these slots, bool[slots] by ciphertext, are read as the tensor's elements."""
     return not any(np.any(held & ~read(tap, c, len(held))) for c, held in slots.items())
 
@@ -42,7 +42,7 @@ def masks(circuit: Circuit, i: int) -> list[np.ndarray]:
     return found
 
 
-def sources(circuit: Circuit, tap: Tap, whole: np.ndarray) -> dict[int, np.ndarray]:
+def sources(circuit: Circuit, tap: TensorLocation, whole: np.ndarray) -> dict[int, np.ndarray]:
     """bool[slots] by ciphertext of whole tensors, bool[instructions]: those of which the slots that
     the result of ``tap.op`` is read in are made.
     """

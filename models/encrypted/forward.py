@@ -16,7 +16,7 @@ from models.nn.lora import Params, combine, is_adapter_or_head, partition
 from models.train.classifier import Forward
 
 if TYPE_CHECKING:
-    from models.encrypted.settings import AsEncrypted
+    from models.encrypted.settings import EncryptionSettings
 
 __all__ = ["encrypted_forward", "forward_circuit", "simulated_forward"]
 
@@ -50,7 +50,7 @@ def forward_circuit(
     return hesim.compile(program, ckks, refresh_price=refresh_price)
 
 
-def encrypted_forward(model: Model, how: AsEncrypted) -> Forward:
+def encrypted_forward(model: Model, how: EncryptionSettings) -> Forward:
     """The forward pass under noise, with whatever LoRA trains encrypted beside the sentences."""
     if not model.config.lora_rank:
         return simulated_forward(model, how.ckks, how.profile)

@@ -11,11 +11,11 @@ from models.sites.sites import (
     FitSettings,
 )
 
-__all__ = ["AsEncrypted"]
+__all__ = ["EncryptionSettings"]
 
 
 @dataclasses.dataclass(frozen=True)
-class AsEncrypted:
+class EncryptionSettings:
     """The ring that is simulated, and the polynomials of the twin.
 
     fit: degrees, composites, and how far beyond the ranges met by the pre-trained model they must

@@ -6,7 +6,7 @@ import dataclasses
 
 from models.data.batches import Batch, select_rows
 from models.data.datasets import sample
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.nn.encoder import Model
 from models.nn.lora import Params, is_adapter, merge, partition
 from models.sites.sites import fit_ranges
@@ -24,7 +24,7 @@ def merged(model: Model, params: Params) -> tuple[Model, Params]:
 
 
 def twin_of(
-    model: Model, params: Params, train: Batch, buckets: tuple[int, ...], how: AsEncrypted
+    model: Model, params: Params, train: Batch, buckets: tuple[int, ...], how: EncryptionSettings
 ) -> Model:
     """The model with polynomials over the ranges that it meets on training rows, each widened;
     adapters kept as two thin products.

@@ -24,7 +24,7 @@ from flax import nnx
 from models.config import EncoderConfig
 from models.nn.layers import LayerNorm, centred
 from models.nn.lora import Linear
-from models.sites.sites import Probe, norm_scale
+from models.sites.sites import SiteRecorder, norm_scale
 
 MASKED = -1e9
 
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
         keys: jax.Array,
         mask: jax.Array,
         norm: LayerNorm | None,
-        probe: Probe,
+        probe: SiteRecorder,
         *,
         causal: bool = False,
         low_rank: bool = False,
@@ -112,7 +112,7 @@ class Attention(nnx.Module):
         mixed = self._mix(name, q, k, v, mask, probe, causal)
         return self._write(join_heads(mixed), c, low_rank)
 
-    def _near(self, name: str, features: int, probe: Probe) -> tuple[float, float]:
+    def _near(self, name: str, features: int, probe: SiteRecorder) -> tuple[float, float]:
         """Factors that are folded into the projections to queries and keys."""
         if self.gaussian:
             factor = (2 * features**0.5 * probe.unit(f"{name}.exp")) ** -0.5
@@ -126,7 +126,7 @@ class Attention(nnx.Module):
         k: jax.Array,
         v: jax.Array,
         mask: jax.Array,
-        probe: Probe,
+        probe: SiteRecorder,
         causal: bool,
     ) -> jax.Array:
         """Values mixed by the scores: q and k (batch, heads, ., d), v (batch, tokens, hidden) ->

@@ -21,7 +21,7 @@ from models.config import EncoderConfig
 from models.nn.attention import Attention
 from models.nn.layers import Embedding, FeedForward, LayerNorm, WordHead
 from models.nn.lora import Linear, Params
-from models.sites.sites import EXACT, Probe, Sites, norm_scale, units
+from models.sites.sites import EXACT, SiteRecorder, Sites, norm_scale, units
 
 Array = jax.Array | np.ndarray
 Pick = Callable[[jax.Array], jax.Array]
@@ -46,7 +46,7 @@ class Block(nnx.Module):
         name: str,
         x: jax.Array,
         mask: jax.Array,
-        probe: Probe,
+        probe: SiteRecorder,
         *,
         pending: LayerNorm | None,
         low_rank: bool,
@@ -80,7 +80,7 @@ class Block(nnx.Module):
         name: str,
         x: jax.Array,
         mask: jax.Array,
-        probe: Probe,
+        probe: SiteRecorder,
         pending: LayerNorm | None,
         low_rank: bool,
         pick: Pick | None,
@@ -168,7 +168,7 @@ class Encoder(nnx.Module):
         Where one token is pooled, only that one goes on in the last layer: the first, or the last
         real one if causal. Pairs that are read apart are rows (batch, 2, tokens, hidden).
         """
-        probe = Probe(sites)
+        probe = SiteRecorder(sites)
         x, mask = self._sentences(x, mask)
         x = self.body(x, mask, probe, low_rank=low_rank, pick=self._pick(mask))
         return self.pooled(x, mask, probe), probe.values
@@ -189,7 +189,13 @@ class Encoder(nnx.Module):
         return functools.partial(last_token, mask=mask) if self.causal else first_token
 
     def body(
-        self, x: jax.Array, mask: jax.Array, probe: Probe, *, low_rank: bool, pick: Pick | None
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        probe: SiteRecorder,
+        *,
+        low_rank: bool,
+        pick: Pick | None,
     ) -> jax.Array:
         """The stream (post-LN: its normalised rows) after all blocks: (batch, tokens, hidden), or
         (batch, 1, hidden) of the token that `pick` chooses, which spares the last layer the others'
@@ -210,13 +216,13 @@ class Encoder(nnx.Module):
             pending = block.ffn_norm
         return x
 
-    def normalised(self, x: jax.Array, probe: Probe) -> tuple[jax.Array, LayerNorm]:
+    def normalised(self, x: jax.Array, probe: SiteRecorder) -> tuple[jax.Array, LayerNorm]:
         """Normalised rows of the result of `body`, and the LayerNorm whose affine part pends."""
         if self.final_norm is None:
             return x, self.blocks[-1].ffn_norm
         return x * self.final_norm.inverse("final_norm.inv_sqrt", x, probe), self.final_norm
 
-    def pooled(self, x: jax.Array, mask: jax.Array, probe: Probe) -> jax.Array:
+    def pooled(self, x: jax.Array, mask: jax.Array, probe: SiteRecorder) -> jax.Array:
         """Rows of `body`, the pooled token's (batch, 1, hidden) or all tokens' where their mean is
         pooled -> logits (batch, classes).
         """
@@ -241,7 +247,7 @@ class Encoder(nnx.Module):
         tokens, hidden), values met at each site on the way). Of pairs that are read apart, a batch
         twice as long: one sentence after the other.
         """
-        probe = Probe(sites)
+        probe = SiteRecorder(sites)
         x, mask = self._sentences(x, mask)
         x = self.body(x, mask, probe, low_rank=low_rank, pick=None)
         x, norm = self.normalised(x, probe)
@@ -253,7 +259,7 @@ class Encoder(nnx.Module):
         """Rows of `embed` and mask -> what every layer computes for all tokens; of pairs that are
         read apart as `hidden` does.
         """
-        probe = Probe(sites)
+        probe = SiteRecorder(sites)
         x, mask = self._sentences(x, mask)
         x = self.body(x, mask, probe, low_rank=low_rank, pick=None)
         c = norm_scale(sites, x.shape[-1])

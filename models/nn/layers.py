@@ -18,7 +18,7 @@ from flax import nnx
 
 from models.config import EncoderConfig
 from models.nn.lora import Linear
-from models.sites.sites import Probe, norm_multiple, norm_scale, norm_unit
+from models.sites.sites import SiteRecorder, norm_multiple, norm_scale, norm_unit
 
 
 def centred(weight: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((config.hidden,)))
         self.epsilon = config.norm_epsilon
 
-    def inverse(self, name: str, x: jax.Array, probe: Probe) -> jax.Array:
+    def inverse(self, name: str, x: jax.Array, probe: SiteRecorder) -> jax.Array:
         """1 / sqrt(variance + epsilon) of c x: (..., hidden) -> (..., 1), in 1 level plus the
         polynomial's.
         """
@@ -59,11 +59,11 @@ class LayerNorm(nnx.Module):
         u = multiple(total, norm_multiple(probe.sites, name)) + self.epsilon / unit
         return probe(name, u, unit)
 
-    def gain(self, probe: Probe) -> jax.Array:
+    def gain(self, probe: SiteRecorder) -> jax.Array:
         """scale / c: what the following matrix multiplies its rows by, (hidden,)."""
         return self.scale[...] / norm_scale(probe.sites, self.scale.shape[0])
 
-    def residual(self, x: jax.Array, probe: Probe) -> jax.Array:
+    def residual(self, x: jax.Array, probe: SiteRecorder) -> jax.Array:
         """c (scale * n + bias) minus its mean over the features, of normalised rows x = c n:
         (..., hidden), one level.
 
@@ -91,7 +91,7 @@ class FeedForward(nnx.Module):
         self.down = Linear(inner, config.hidden, rngs=rngs, std=std, gain=0.5, bias=bias)
         self.activation = config.activation
 
-    def __call__(self, name: str, x: jax.Array, norm: LayerNorm, probe: Probe) -> jax.Array:
+    def __call__(self, name: str, x: jax.Array, norm: LayerNorm, probe: SiteRecorder) -> jax.Array:
         """Normalised rows (..., hidden) -> update of the stream (..., hidden), scaled by c."""
         gamma, beta = norm.gain(probe), norm.bias[...]
         kind = self.activation.removeprefix("glu_")

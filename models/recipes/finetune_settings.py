@@ -8,7 +8,7 @@ from typing import Literal
 from models.checks import check_numbers
 from models.config import EncoderConfig, Pairs, Pooling
 from models.data.buckets import check_buckets
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.sites.sites import Range
 from models.train.step import (
     StepOptions,
@@ -66,7 +66,7 @@ class FineTune:
     precision: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     save_seconds: float = 180.0
-    encrypted: AsEncrypted | None = None
+    encrypted: EncryptionSettings | None = None
 
     def __post_init__(self) -> None:
         for name in ("adapted", "buckets"):  # lists too, but settings have a hash

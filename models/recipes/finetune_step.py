@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from models.data.batches import Batch
 from models.data.buckets import lengths_of, plan_epoch, trim
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.encrypted.update import (
     PolynomialSoftmax,
     lora_update,
@@ -115,7 +115,7 @@ def _shared(settings: FineTune) -> FineTune:
     return dataclasses.replace(settings, **{name: fields[name] for name in names})
 
 
-def _scaled(settings: FineTune, how: AsEncrypted) -> tuple[float, float]:
+def _scaled(settings: FineTune, how: EncryptionSettings) -> tuple[float, float]:
     """Epsilon and multiplier of the root for gradients that are `loss_scale` times as large."""
     low, _ = training_sites(1, how.fit).ranges()[_ROOT]
     multiplier = low / settings.epsilon if settings.multiplier is None else settings.multiplier

@@ -10,7 +10,7 @@ is folded into a public weight so that the map onto [-1, 1] costs no level. The 
 pre-scale M: `prescaled` turns an approximation on a standard range into one on M times that range.
 
 Beside the model's own sites, `site_names`, there are those of training: `loss.exp` and `loss.inv`
-of the cross-entropy's gradient and `optimizer.inv_sqrt` of AdamW-HE; `Probe.at` gives their
+of the cross-entropy's gradient and `optimizer.inv_sqrt` of AdamW-HE; `SiteRecorder.at` gives their
 functions.
 """
 
@@ -279,7 +279,7 @@ Examples:
 """
 
 
-class Probe:
+class SiteRecorder:
     """The sites of one forward call, and what was met on the way: `values[name]` holds u of a site,
     `outputs[name]` what a layer or its attention computed, where `keep` was told.
     """

@@ -29,7 +29,7 @@ import numpy as np
 from models.config import EncoderConfig
 from models.nn.encoder import Encoder, Model, bind
 from models.nn.lora import Params, merge
-from models.sites.sites import EXACT, Probe
+from models.sites.sites import EXACT, SiteRecorder
 from models.train.checkpoint import CheckpointError
 
 __all__ = ["balanced", "warm_start"]
@@ -99,7 +99,7 @@ def _projections(
     @jax.jit
     def run(params: Params, tokens: Any, mask: Any, types: Any) -> dict[str, jax.Array]:
         encoder: Encoder = bind(model.config, params)
-        probe = Probe(EXACT)
+        probe = SiteRecorder(EXACT)
         encoder.body(model.embed(params, tokens, types), mask, probe, low_rank=False, pick=None)
         root = model.config.head_dim**0.25
         heads = model.config.heads

@@ -28,7 +28,7 @@ from models.sites.sites import (
 from models.train.classifier import Forward, exact_forward
 
 if TYPE_CHECKING:
-    from models.encrypted.settings import AsEncrypted
+    from models.encrypted.settings import EncryptionSettings
 
 __all__ = ["Evaluated", "collect_ranges", "fit_sites", "make_evaluate"]
 
@@ -62,7 +62,7 @@ def make_evaluate(
     size: int = 128,
     *,
     buckets: tuple[int, ...] | None = None,
-    how: AsEncrypted | None = None,
+    how: EncryptionSettings | None = None,
 ) -> Callable[[Params, Batch], Evaluated]:
     """A function that runs a model over rows, compiled once for each length of them.
 

@@ -32,7 +32,7 @@ from hesim.params import CKKSParams
 from models.config import preset
 from models.data.datasets import load
 from models.data.tokenizer import Tokenizer
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.nn.encoder import Model
 from models.recipes.finetune_settings import FineTune
 from models.sites.sites import FitSettings
@@ -118,7 +118,7 @@ def study(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> AttentionStud
         length=8,
         training=FineTune(method="full", epochs=4, learning_rate=3e-2, buckets=(8,)),
         squarings=6,
-        how=AsEncrypted(
+        how=EncryptionSettings(
             ckks=CKKSParams(15, 12, 42, 50, 60),
             fit=FitSettings(
                 degrees=(("exp", 7), ("inv_sqrt", 7), ("relu", 7), ("tanh", 7)), margin=0.25

@@ -10,7 +10,7 @@ import pytest
 
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
-from hesim.circuit.circuit import Circuit, Kind, Ledger, Pack, Tap
+from hesim.circuit.circuit import Circuit, Kind, Ledger, PlaintextFamily, TensorLocation
 from hesim.params import CKKSParams
 
 LEDGER = {
@@ -32,8 +32,8 @@ class Draft:
         self.rows: list[tuple] = []
         self.terms: list[list[tuple[int, int, int]]] = []
         self.plains: list[tuple[int, int, float]] = []
-        self.packs: list[Pack] = []
-        self.inputs: list[Pack] = []
+        self.packs: list[PlaintextFamily] = []
+        self.inputs: list[PlaintextFamily] = []
         self.input_values: list[np.ndarray] = []
         self.operands: list[np.ndarray] = []
         self.counts: Counter[str] = Counter()
@@ -55,9 +55,9 @@ class Draft:
     def scale(self, c: int) -> float:
         return self.rows[c][2]
 
-    def _vector_pack(self, operand: int) -> Pack:
+    def _vector_pack(self, operand: int) -> PlaintextFamily:
         index = np.arange(self.slots, dtype=np.int32)[None]
-        return Pack(operand, index, 0, 1, 1, self.slots)
+        return PlaintextFamily(operand, index, 0, 1, 1, self.slots)
 
     def input(self, values: np.ndarray, level: int | None = None) -> int:
         level = self.params.levels if level is None else level
@@ -74,7 +74,9 @@ class Draft:
             self.operands.append(np.asarray(values, np.float64))
         else:
             index = np.zeros((1, 1), np.int32)
-            self.packs.append(Pack(-1, index, 0, 1, 1, self.slots, literal=np.array([values])))
+            self.packs.append(
+                PlaintextFamily(-1, index, 0, 1, 1, self.slots, literal=np.array([values]))
+            )
         self.plains.append((len(self.packs) - 1, level, scale))
         return len(self.plains) - 1
 
@@ -124,7 +126,7 @@ class Draft:
 
     def circuit(self, *outputs: int) -> Circuit:
         taps = tuple(
-            Tap(
+            TensorLocation(
                 op=max(self.rows[c][4], 0),
                 shape=(self.slots,),
                 batch_axis=-1,

@@ -87,7 +87,7 @@ def test_parameters_whose_values_run_away_are_not_suggested():
     trial._bits = lambda params, circuit: math.nan
     entry = trial._try(found.params)
     assert not entry.fits and "run away" in entry.lacks
-    tried = list(trial.settle(13, 2, 10, 128))
+    tried = list(trial.set_exact_scale(13, 2, 10, 128))
     assert len(tried) == 1 and trial.lost is not None  # it was tried again at a larger scale
     assert tried[0].params.scale_bits >= _first_scale(10, 13) + 8
 

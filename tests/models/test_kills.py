@@ -22,7 +22,7 @@ import pytest
 from models.config import EncoderConfig, preset
 from models.data.batches import Batch
 from models.data.tasks import TaskData
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.nn.encoder import Model
 from models.nn.lora import Params
 from models.recipes.distill import Distillation, distil
@@ -52,7 +52,9 @@ FIT = FitSettings(degrees=(("exp", 7), ("inv_sqrt", 7), ("relu", 7), ("tanh", 7)
 FINE_TUNINGS = {
     "full": SETTINGS,
     "lora": dataclasses.replace(SETTINGS, method="lora", save_seconds=3600.0),
-    "encrypted": dataclasses.replace(SETTINGS, method="lora", encrypted=AsEncrypted(fit=FIT)),
+    "encrypted": dataclasses.replace(
+        SETTINGS, method="lora", encrypted=EncryptionSettings(fit=FIT)
+    ),
 }
 """Checkpoints after every step, and at the ends of epochs alone."""
 DISTILLATION = Distillation(

@@ -29,7 +29,7 @@ from he_backend.machines import checks
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.pyfhel import residues
 from he_backend.machines.pyfhel.seal_bytes import SealBytes
-from he_backend.machines.slots import missing_key, settled
+from he_backend.machines.slots import check_level_and_scale, missing_key
 from hesim.params import CKKSParams
 
 __all__ = ["PyfhelCipher", "PyfhelMachine", "PyfhelPlain"]
@@ -181,7 +181,7 @@ class PyfhelMachine:
     # Encoding and encryption
 
     def encode(self, values: np.ndarray | float, level: int, scale: float) -> PyfhelPlain:
-        array = checks.encodable(self.params, self.slots, values, level, scale)
+        array = checks.checked_values(self.params, self.slots, values, level, scale)
         if array.ndim == 0:
             integer = round(float(array) * scale)
             key = (integer, level, scale)
@@ -194,7 +194,7 @@ class PyfhelMachine:
         )
 
     def encrypt(self, values: np.ndarray | float, level: int, scale: float) -> PyfhelCipher:
-        array = checks.encodable(self.params, self.slots, values, level, scale)
+        array = checks.checked_values(self.params, self.slots, values, level, scale)
         vector = np.broadcast_to(array, (self.slots,))
         handle = self._encode_handle(vector, level, scale)
         return PyfhelCipher(self._he.encryptPtxt(handle), level, scale)
@@ -267,7 +267,7 @@ class PyfhelMachine:
             checks.same_scale(ciphers[0].scale, cipher.scale)
             checks.components_are(cipher, (components,), "one sum")
         for value in (float(np.max(rows, initial=0.0)), float(np.min(rows, initial=0.0))):
-            checks.encodable(self.params, self.slots, value, level, scale)
+            checks.checked_values(self.params, self.slots, value, level, scale)
         integers = np.rint(np.asarray(rows, dtype=np.float64) * scale)
         blobs = [c.handle.to_bytes() for c in ciphers]
         inputs = [self._bytes.residues(blob, components, level) for blob in blobs]
@@ -318,8 +318,8 @@ class PyfhelMachine:
             self._he.mod_switch_to_next_ctxt(handle)
         return PyfhelCipher(PyCtxt(copy_ctxt=handle), level, cipher.scale, cipher.components)
 
-    def settle(self, cipher: PyfhelCipher, level: int, scale: float) -> PyfhelCipher:
-        settled(cipher, level, scale)
+    def set_exact_scale(self, cipher: PyfhelCipher, level: int, scale: float) -> PyfhelCipher:
+        check_level_and_scale(cipher, level, scale)
         if cipher.handle.scale != scale:
             cipher.handle.set_scale(scale)
         return PyfhelCipher(cipher.handle, level, scale, cipher.components)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hesim.circuit.builder import Builder
-from hesim.circuit.circuit import Pack
+from hesim.circuit.circuit import PlaintextFamily
 from hesim.circuit.cost import relative_cost
 from hesim.circuit.kernels import spread as spreading
 from hesim.circuit.layout import Tensor, ranks, unique_rows
@@ -153,7 +153,7 @@ def _packs(b: Builder, table: np.ndarray, operand: int, stride: int, gain: float
         index = table[chosen]
         if scalar[chosen[0]]:
             index = index.max(axis=1, keepdims=True)
-        number = b.pack(Pack(index=np.ascontiguousarray(index), batch=b.batch, **common))
+        number = b.pack(PlaintextFamily(index=np.ascontiguousarray(index), batch=b.batch, **common))
         for row, k in enumerate(chosen):
             plains[k] = (number, row)
     return plains
@@ -166,7 +166,7 @@ def scaled(b: Builder, source: int, nodes: np.ndarray, factor: float) -> dict[in
         made = b.end([b.add([(int(factor), int(n))]) for n in nodes])
     else:
         number = b.pack(
-            Pack(
+            PlaintextFamily(
                 -1,
                 np.zeros((1, 1), np.int32),
                 0,
@@ -210,7 +210,7 @@ def cleaned(b: Builder, source: int, x: Tensor) -> Tensor:
         return x
     b.begin(source)
     table = np.stack([np.where(asked[n], 0, -1) for n in asked]).astype(np.int32)
-    number = b.pack(Pack(-1, table, 0, b.batch, b.width, b.columns, 1.0, np.ones(1)))
+    number = b.pack(PlaintextFamily(-1, table, 0, b.batch, b.width, b.columns, 1.0, np.ones(1)))
     made = b.end([b.rescale(b.dot_plain([(n, (number, k))])) for k, n in enumerate(asked)])
     renamed = np.full(len(b.nodes) + 1, -1, np.int32)
     renamed[list(asked)] = made

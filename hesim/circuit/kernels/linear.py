@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hesim.circuit.builder import Builder
-from hesim.circuit.circuit import Pack
+from hesim.circuit.circuit import PlaintextFamily
 from hesim.circuit.cost import relative_cost
 from hesim.circuit.layout import ranks, unique_rows
 
@@ -188,7 +188,9 @@ def _encode(b: Builder, d: _Diagonals, giant: np.ndarray, coefficients: Coeffici
         else:
             index = np.stack([np.roll(table[k], int(giant[k])) for k in chosen])
         number = b.pack(
-            Pack(index=np.ascontiguousarray(index), stride=c.stride, batch=b.batch, **common)
+            PlaintextFamily(
+                index=np.ascontiguousarray(index), stride=c.stride, batch=b.batch, **common
+            )
         )
         for row, k in enumerate(chosen):
             plains[k] = (number, row)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hesim.circuit.builder import Builder
-from hesim.circuit.circuit import Pack
+from hesim.circuit.circuit import PlaintextFamily
 from hesim.circuit.kernels.elementwise import cleaned
 from hesim.circuit.layout import Tensor
 
@@ -45,7 +45,9 @@ def _affine(b: Builder, source: int, x: Tensor, nodes: list[int], p: Any) -> lis
     numbers = _literals(b, [slope])
     table = np.stack([np.where(asked[n], 0, -1) for n in nodes]).astype(np.int32)
     full = table.min(axis=1) >= 0
-    vectors = b.pack(Pack(-1, table, 0, b.batch, b.width, b.columns, 1.0, np.array([shift])))
+    vectors = b.pack(
+        PlaintextFamily(-1, table, 0, b.batch, b.width, b.columns, 1.0, np.array([shift]))
+    )
     (scalar,) = _literals(b, [shift])
     for k, n in enumerate(nodes):
         node = n
@@ -100,6 +102,8 @@ def _step(b: Builder, source: int, registers: dict[int, list[int]], step: Any) -
 def _literals(b: Builder, values: list[float]) -> list[tuple[int, int]]:
     index = np.arange(len(values), dtype=np.int32)[:, None]
     number = b.pack(
-        Pack(-1, index, 0, b.batch, b.width, b.columns, 1.0, np.asarray(values, dtype=np.float64))
+        PlaintextFamily(
+            -1, index, 0, b.batch, b.width, b.columns, 1.0, np.asarray(values, dtype=np.float64)
+        )
     )
     return [(number, k) for k in range(len(values))]

@@ -60,7 +60,7 @@ def _copied(b: Builder, source: int, anchor: Places, other: Places, bound: float
     if cost >= bound:
         return None
 
-    def make() -> _Plan:
+    def make() -> _Alignment:
         table = np.full(len(b.nodes) + 1, -1, np.int64)
         for old, new in spread.emit(b, source).items():
             table[old] = new
@@ -87,7 +87,7 @@ def _column_groups(column: np.ndarray, node: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(group == g) for g in range(int(group.max()) + 1)]
 
 
-class _Plan:
+class _Alignment:
     """One way to align: everything about it but the emission."""
 
     def __init__(
@@ -132,7 +132,7 @@ class _Plan:
         return parts[0] if len(parts) == 1 else b.add([(1, n) for n in parts])
 
 
-def _plan(b: Builder, anchor: Places, other: Places) -> _Plan:
+def _plan(b: Builder, anchor: Places, other: Places) -> _Alignment:
     groups = _column_groups(anchor[1], anchor[0])
     results = len(anchor[0])
     most = max(len(g) for g in groups)
@@ -158,7 +158,7 @@ def _plan(b: Builder, anchor: Places, other: Places) -> _Plan:
     step, cost = _baby_steps(b, triples, members)
     if len(groups) > 1:
         cost += relative_cost(rotations=len(members) / len(groups) * np.log2(len(groups)))
-    return _Plan(column, klass.reshape(shape[:2]), members, counts, triples, step, cost)
+    return _Alignment(column, klass.reshape(shape[:2]), members, counts, triples, step, cost)
 
 
 def _baby_steps(b: Builder, triples: np.ndarray, members: list[np.ndarray]) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hesim.circuit.builder import Builder
-from hesim.circuit.circuit import Pack
+from hesim.circuit.circuit import PlaintextFamily
 from hesim.circuit.cost import relative_cost
 from hesim.circuit.kernels import linear
 from hesim.circuit.kernels.reduce import rotate_and_sum
@@ -61,7 +61,7 @@ class Spread:
             table[k, self.regular[n][0]] = 0
         if all(not np.any(b.support[n] & (table[k] < 0)) for k, n in enumerate(nodes)):
             return nodes
-        number = b.pack(Pack(-1, table, 0, b.batch, b.width, b.columns, 1.0, np.ones(1)))
+        number = b.pack(PlaintextFamily(-1, table, 0, b.batch, b.width, b.columns, 1.0, np.ones(1)))
         b.begin(source)
         return b.end([b.rescale(b.dot_plain([(n, (number, k))])) for k, n in enumerate(nodes)])
 

@@ -76,7 +76,7 @@ def test_three_components_decrypt(machine, rng):
 def test_canonical_scale_after_rescale(machine, rng):
     _, (a,) = fresh(machine, rng, 3)
     result = machine.rescale(machine.relinearize(machine.dot([a], [a], [1])))
-    settled = machine.settle(result, 2, machine.params.scale(2))
+    settled = machine.set_exact_scale(result, 2, machine.params.scale(2))
     assert settled.scale == machine.params.scale(2)
 
 
@@ -256,7 +256,9 @@ def test_levels_and_scales_must_agree(machine, rng):
     with pytest.raises(CircuitError, match="different levels"):
         machine.add([a, b], [1, 1])
     with pytest.raises(CircuitError, match="scales differ"):
-        machine.add([machine.drop(a, 1), machine.settle(b, 1, b.scale * 1.0000001)], [1, 1])
+        machine.add(
+            [machine.drop(a, 1), machine.set_exact_scale(b, 1, b.scale * 1.0000001)], [1, 1]
+        )
     with pytest.raises(CircuitError, match="different levels"):
         machine.add_plain(a, machine.encode(1.0, 1, a.scale))
     with pytest.raises(CircuitError, match="scales differ"):
@@ -286,11 +288,11 @@ def test_three_components_do_not_rotate_or_multiply(machine, rng):
 
 def test_settle_refuses_more_than_dust(machine, rng):
     _, (a,) = fresh(machine, rng, 2)
-    assert machine.settle(a, 2, a.scale * (1 + 2.0**-48)).scale == a.scale * (1 + 2.0**-48)
+    assert machine.set_exact_scale(a, 2, a.scale * (1 + 2.0**-48)).scale == a.scale * (1 + 2.0**-48)
     with pytest.raises(CircuitError, match="scales differ"):
-        machine.settle(a, 2, a.scale * (1 + 2.0**-30))
+        machine.set_exact_scale(a, 2, a.scale * (1 + 2.0**-30))
     with pytest.raises(CircuitError, match="level"):
-        machine.settle(a, 1, a.scale)
+        machine.set_exact_scale(a, 1, a.scale)
 
 
 def test_bytes_come_back(machine, rng):

@@ -6,7 +6,7 @@ import numpy as np
 
 import hesim
 from hesim.certify import certify
-from hesim.circuit.circuit import Kind, Tap
+from hesim.circuit.circuit import Kind, TensorLocation
 from hesim.noise.placement import of_circuit
 from hesim.noise.slots_read import masks, read, sources, within
 from hesim.params import CKKSParams
@@ -29,11 +29,11 @@ def weighted(x, y):
 
 def test_slots_in_which_no_element_is_read_are_copies():
     cipher, column = np.array([0, 0], np.int32), np.array([0, 2], np.int32)
-    tap = Tap(0, (3, 2), 0, cipher, column, 1.0, batch=3, width=4)
+    tap = TensorLocation(0, (3, 2), 0, cipher, column, 1.0, batch=3, width=4)
     every, half = np.ones(16, bool), np.repeat([True, False, True, False], 4)
     np.testing.assert_array_equal(read(tap, 0, 16), half)
     assert within(tap, {0: half}) and not within(tap, {0: every})
-    alone = Tap(0, (2,), -1, cipher, column, 1.0, batch=1, width=4)
+    alone = TensorLocation(0, (2,), -1, cipher, column, 1.0, batch=1, width=4)
     assert np.flatnonzero(read(alone, 0, 16)).tolist() == [0, 8]
     assert not within(alone, {0: half})
 

@@ -24,7 +24,7 @@ from models.sites.derivatives import CheapComposite, cheap
 from models.sites.sites import (
     TRAINING_SITES,
     FitSettings,
-    Probe,
+    SiteRecorder,
     Sites,
     fit_ranges,
     function_of,
@@ -218,7 +218,7 @@ def test_sites_of_training_are_recorded_and_may_be_polynomial():
 
     def gradient(sites: Sites) -> tuple[jax.Array, dict[str, jax.Array]]:
         def loss(z: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            probe = Probe(sites)
+            probe = SiteRecorder(sites)
             exp, inverse = probe.at("loss.exp"), probe.at("loss.inv")
             return cross_entropy_polynomial(z, onehot, exp, inverse), probe.values
 
@@ -239,7 +239,7 @@ def test_sites_of_training_are_recorded_and_may_be_polynomial():
     np.testing.assert_allclose(gradient(sites)[0], exact, atol=1e-3)
     assert sites.norm_half_width() is None
 
-    probe = Probe(sites)
+    probe = SiteRecorder(sites)
     optimizer = scale_by_adam_he(eps=0.04, inv_sqrt=probe.at("optimizer.inv_sqrt"))
     grads = {"a": jnp.ones((2, 3)) * 0.3, "b": jnp.ones(4) * 0.5}
     steps, _ = optimizer.update(grads, optimizer.init(grads))

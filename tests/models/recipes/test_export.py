@@ -12,7 +12,7 @@ from jax import export
 
 from hesim.errors import ParameterError
 from models.config import PRESETS, EncoderConfig, preset
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.nn.encoder import Model
 from models.nn.lora import is_adapter_or_head, partition
 from models.recipes.export import export_step, has_float64, pretraining_arguments, task_arguments
@@ -56,7 +56,7 @@ RANGES = (
     ("relu", (-4.0, 4.0)),
     ("tanh", (-5.0, 5.0)),
 )
-SIMULATED = AsEncrypted(fit=FitSettings(degrees=DEGREES, ranges=RANGES))
+SIMULATED = EncryptionSettings(fit=FitSettings(degrees=DEGREES, ranges=RANGES))
 
 
 def lora_arguments(config: EncoderConfig, settings: FineTune, rows: int = 4) -> tuple[Any, Any]:

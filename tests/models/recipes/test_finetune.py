@@ -18,7 +18,7 @@ from models.data.batches import Batch
 from models.data.buckets import bucket_batches, lengths_of, plan_epoch, trim
 from models.data.datasets import DataError
 from models.data.tasks import TaskData, baseline
-from models.encrypted.settings import AsEncrypted
+from models.encrypted.settings import EncryptionSettings
 from models.encrypted.twin import merged
 from models.encrypted.update import (
     PolynomialSoftmax,
@@ -49,7 +49,7 @@ CONFIG = EncoderConfig(
 )
 SETTINGS = FineTune(epochs=4, batch=16, learning_rate=2e-2, buckets=(12,))
 FIT = FitSettings(degrees=(("exp", 7), ("inv_sqrt", 7), ("relu", 7), ("tanh", 7)), margin=1.0)
-HOW = AsEncrypted(fit=dataclasses.replace(FIT, ranges=(("tanh", (-5.0, 5.0)),)))
+HOW = EncryptionSettings(fit=dataclasses.replace(FIT, ranges=(("tanh", (-5.0, 5.0)),)))
 
 
 def rows(n: int, seed: int) -> Batch:
@@ -177,7 +177,7 @@ def test_pairs_read_apart_are_learned_and_cut_to_buckets():
 def test_pairs_read_apart_are_trained_and_answered_as_encrypted():
     parts = [apart(n, seed) for n, seed in ((64, 0), (40, 1), (60, 2))]
     data = dataclasses.replace(task(), train=parts[0], validation=parts[1], test=parts[2])
-    how = AsEncrypted(fit=FIT)
+    how = EncryptionSettings(fit=FIT)
     settings = dataclasses.replace(
         SETTINGS,
         epochs=1,
@@ -325,7 +325,7 @@ def test_a_whole_lora_step_traces_and_its_noise_is_small():
     arguments = (trained, state, frozen, x, data.mask, y, np.float32(1))
     program = hesim.trace(update, *arguments, encrypted=encrypted_arguments(state))
     assert {"polynomial", "dot_general"} <= {op.name for op in program.ops}
-    ckks = AsEncrypted().ckks
+    ckks = EncryptionSettings().ckks
     # One layout, since what is tested is not which one is cheapest.
     layouts = [
         (len(v.shape) - 2,) if len(v.shape) > 1 else () for v in program.inputs if v.encrypted
@@ -377,9 +377,9 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(CheckpointError, match="shape"):
         overlay(start(), wider)
     with pytest.raises(ValueError, match="lora"):
-        FineTune(method="full", encrypted=AsEncrypted())
+        FineTune(method="full", encrypted=EncryptionSettings())
     with pytest.raises(ValueError, match="dropout"):
-        FineTune(dropout=0.1, encrypted=AsEncrypted())
+        FineTune(dropout=0.1, encrypted=EncryptionSettings())
     with pytest.raises(ValueError, match="softmax"):
         lora_update(Model(CONFIG), optax.sgd(0.1), None)
     with pytest.raises(ParameterError, match="lora_rank=17 is more than hidden=16"):
@@ -459,7 +459,7 @@ def test_few_steps_and_no_warm_up_train_at_some_rate(warmup: float, steps: int):
 )
 def test_an_encryption_that_cannot_be_is_named(name: str, value):
     with pytest.raises(ValueError, match=name.removesuffix("_rows")):
-        AsEncrypted(**{name: value})
+        EncryptionSettings(**{name: value})
 
 
 def test_a_stopped_training_saves_where_it_was_and_ends_with_the_same_bits(tmp_path):
