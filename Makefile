@@ -125,7 +125,7 @@ test: setup lint
 	@$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: setup data
-	@$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+	@$(TEST_ENV) XLA_FLAGS= $(BIN)/python -m pytest -m slow $(ARGS)
 
 notebooks: setup
 	@shopt -s nullglob

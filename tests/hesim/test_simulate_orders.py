@@ -108,7 +108,7 @@ print("orders:", count)
     ("which", "orders"), [("some", 15), pytest.param("all", 23, marks=pytest.mark.slow)]
 )
 def test_transformations_in_all_orders_on_eight_devices(which, orders):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    flags = f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, which], env=environment, capture_output=True, text=True

@@ -223,7 +223,7 @@ def test_four_devices_train_as_one_and_one_goes_on(texts, whole, tmp_path):
     code = SPREAD.format(
         here=str(Path(__file__).parent), texts=str(texts), folder=str(tmp_path / "run")
     )
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    flags = f"--xla_force_host_platform_device_count=4 {os.environ['XLA_FLAGS']}"
     env = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True

@@ -49,7 +49,7 @@ def start(
 ) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
     if not optimise:
-        flags = f"{os.environ['XLA_FLAGS']} {flags}"
+        flags = f"{flags} {os.environ['XLA_FLAGS']}"
     environment = {
         **os.environ,
         "XLA_FLAGS": flags,
