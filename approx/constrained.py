@@ -57,6 +57,7 @@ def corrected(
         missing = (np.array([v for _, v in through]) - start(fixed)) / size
         prescribed = (np.column_stack([basis(indices, fixed), np.zeros(len(fixed))]), missing)
     low_points, high_points = u, u
+    series = np.zeros(max(indices) + 1)
     for _ in range(_ROUNDS):
         rows = [np.column_stack([table, -ones]), np.column_stack([-table, -ones])]
         limits = [error, -error]
@@ -78,7 +79,6 @@ def corrected(
             raise ToleranceError(
                 "No polynomial of this degree meets the constraints; raise it or relax them."
             )
-        series = np.zeros(max(indices) + 1)
         series[list(indices)] = size * solved.x[:-1]
         values = start(dense) + basis(indices, dense) @ series[list(indices)]
         under = dense[values < bounds[0] - 1e-8 * size] if bounds[0] is not None else dense[:0]

@@ -358,6 +358,7 @@ class _Problem:
         if resolution.known(self.target):
             return remez.minimax(function, spans, indices, weight, kinks, floor=floor)
         seen = resolution.points(function, spans, len(indices))
+        found = None
         for _ in range(_LOOKS):
             found = remez.minimax(function, spans, indices, weight, kinks, floor=floor, seen=seen)
             series = tuple(found.coefficients.tolist())
@@ -370,6 +371,7 @@ class _Problem:
             if len(missed) == 0:
                 break
             seen = np.union1d(seen, missed)
+        assert found is not None
         if found.error > _LOOSE * found.level and found.error > _REFINE_BELOW * size:
             raise ToleranceError(
                 f"No minimax polynomial of degree {degree} was found for {self.target.name}: the "

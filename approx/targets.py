@@ -80,6 +80,7 @@ class Target:
         k = int(np.argmax(np.abs(values)))
         low, high = points[max(k - 1, 0)], points[min(k + 1, len(points) - 1)]
         start, top, growing = abs(values[k]), abs(values[k]), 0
+        x, j = points, k
         for _ in range(40):
             x = np.linspace(low, high, 33)
             heights = np.abs(self(x))

@@ -83,6 +83,7 @@ def measure(name: str, step: str, rows: int, runs: int = 0) -> dict[str, float]:
         state, *rest = jax.tree.map(_example, arguments)
         state = state._replace(optimizer=jax.tree.map(jnp.zeros_like, state.optimizer))
         seconds: list[float] = []
+        metrics: dict[str, Any] = {}
         for _ in range(runs + 1):
             started = time.perf_counter()
             state, metrics = jax.block_until_ready(compiled(state, *rest))

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from he_backend.errors import RunFolderError
 from he_backend.processes.folders import Folders
 from he_backend.processes.store import storing
 from hesim.errors import FolderInUseError
@@ -61,6 +62,11 @@ def _made() -> Iterator[Path]:
                 held.enter_context(alone_in(top))
                 if top.exists():
                     break
+        else:
+            raise RunFolderError(
+                f"no folder for this run could be kept in {place}: other runs' clean-up removed "
+                f"each of {_ATTEMPTS}. Set TMPDIR to another folder, or give run_dir."
+            )
         yield top
 
 

@@ -17,7 +17,7 @@ import optax
 class AdamHEState(NamedTuple):
     """Step count (int32, public) and both moments, each a tree like the parameters."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] # as optax calls it
     mean: optax.Updates
     square: optax.Updates
 

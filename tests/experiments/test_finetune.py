@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import os
@@ -86,17 +87,10 @@ def finished(settings: Path, glue: Path, tmp_path_factory: pytest.TempPathFactor
     job = read_job(settings)
 
     class Killing(Display):
+        @contextlib.contextmanager
         def bar(self, title, total):
             del title, total
-
-            class Context:
-                def __enter__(self):
-                    return lambda done, note, left: os.kill(os.getpid(), signal.SIGTERM)
-
-                def __exit__(self, *error):
-                    return None
-
-            return Context()
+            yield lambda done, note, left: os.kill(os.getpid(), signal.SIGTERM)
 
     first = run_finetuning(job, out, Killing(quiet=True), str(glue))
     assert not first.finished and not (out / "model").exists()

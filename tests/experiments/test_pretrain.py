@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -77,24 +78,16 @@ def finished(job_files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = read_job(config)
 
     class Killing(Display):
+        @contextlib.contextmanager
         def bar(self, title, total):
-            inner = super().bar(title, total)
+            with super().bar(title, total) as update:
 
-            class Context:
-                def __enter__(self):
-                    update = inner.__enter__()
+                def seen(done, note, left):
+                    update(done, note, left)
+                    if done >= 0.25:
+                        os.kill(os.getpid(), signal.SIGTERM)
 
-                    def seen(done, note, left):
-                        update(done, note, left)
-                        if done >= 0.25:
-                            os.kill(os.getpid(), signal.SIGTERM)
-
-                    return seen
-
-                def __exit__(self, *error):
-                    return inner.__exit__(*error)
-
-            return Context()
+                yield seen
 
     before = signal.getsignal(signal.SIGTERM)
     first = run_pretraining(job, texts, out, Killing(quiet=True))
@@ -144,8 +137,8 @@ def lines_of(job: Job, texts: Path, out: Path) -> str:
     class Heard(Display):
         said = ""
 
-        def say(self, text: str) -> None:
-            self.said += text + "\n"
+        def say(self, text: str, dim: str = "") -> None:
+            self.said += text + dim + "\n"
 
     display = Heard(quiet=True)
     assert run_pretraining(job, texts, out, display).finished
