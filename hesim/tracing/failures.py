@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import linecache
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,13 +107,10 @@ def _numpy_call(error: BaseException) -> tuple[str, str]:
     tb, summary = found
     names = {**tb.tb_frame.f_builtins, **tb.tb_frame.f_globals, **tb.tb_frame.f_locals}
     for call in _calls(summary):
-        try:
-            function = eval(compile(ast.Expression(call), "<call>", "eval"), names)
-        except Exception:
+        function = _looked_up(call, names)
+        if function is None or not _foreign(function):
             continue
         text = ast.unparse(call)
-        if not _foreign(function):
-            continue
         own = getattr(function, "__name__", type(function).__name__)
         return text, _in_jax(own, _module(function))
     return _UNKNOWN
@@ -146,21 +144,23 @@ def _callers_frame(
 def _calls(summary: traceback.FrameSummary) -> list[ast.expr]:
     """Names (with dots) that are called in the part of a line that failed, or in the line."""
     line = summary.line or ""
-    raw = getattr(summary, "_original_line", line) or line
-    texts = []
+    raw = linecache.getline(summary.filename, summary.lineno or 0) or line
     if summary.colno is not None and summary.end_colno is not None:
-        texts.append(raw.encode()[summary.colno : summary.end_colno].decode(errors="ignore"))
-    texts += [line, line.split("=", 1)[-1].strip(), line.removeprefix("return ").strip()]
-    found: list[ast.expr] = []
-    for text in texts:
-        try:
-            tree = ast.parse(text.strip())
-        except SyntaxError:
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
-                found.append(node.func)
-    return found
+        part = raw.encode()[summary.colno : summary.end_colno].decode(errors="ignore")
+        if (found := _called_in(part)) is not None:
+            return found
+    texts = (line, line.split("=", 1)[-1], line.removeprefix("return "))
+    return [node for text in texts for node in _called_in(text) or ()]
+
+
+def _called_in(text: str) -> list[ast.expr] | None:
+    """Names (with dots) that are called in a piece of source; None where it is no whole piece."""
+    try:
+        tree = ast.parse(text.strip())
+    except SyntaxError:
+        return None
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [function for function in calls if isinstance(function, (ast.Name, ast.Attribute))]
 
 
 def _in_jax(name: str, module: str) -> str:

@@ -63,6 +63,11 @@ def test_functions_of_numpy_are_named_with_their_namesakes(fn, called, instead):
     assert f"{Path(__file__).name}:{fn.__code__.co_firstlineno} (" in text
 
 
+def test_a_call_of_numpy_beside_what_failed_is_not_blamed():
+    with pytest.raises(TraceError, match="needs the number in a traced value"):
+        trace(lambda x: x if x > 0 else -x, np.float32(1))
+
+
 def test_a_function_of_numpy_that_is_traced_itself():
     with pytest.raises(TraceError, match=r"to sin at .*sin, traced here.*use jnp\.sin"):
         trace(np.sin, X)
