@@ -250,11 +250,25 @@ class RunFolderError(BackendError):
 
 
 class StorageError(RunFolderError, OSError):
-    """A file that the system refuses to write: the disk is full, or nobody may write there."""
+    """A file that the system refuses to write: the disk is full, or nobody may write there.
+
+    The run that it ended goes on from its folder once there is room.
+
+    Examples:
+      >>> import he_backend
+      >>> issubclass(he_backend.StorageError, (he_backend.RunFolderError, OSError))
+      True
+    """
 
 
 class RunFolderWarning(UserWarning):
-    """Work of earlier attempts, or keys, that a run cannot use and replaces."""
+    """Work of earlier attempts, or keys, that a run cannot use and replaces.
+
+    Examples:
+      >>> import he_backend, warnings
+      >>> with warnings.catch_warnings():  # lost work is to end the run
+      ...     warnings.simplefilter("error", he_backend.RunFolderWarning)
+    """
 
 
 _NAMED_ROWS = 8

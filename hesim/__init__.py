@@ -23,8 +23,9 @@ _HOMES = {
     "ParameterError": "hesim.errors",
     "Program": "hesim.program",
     "Suggestion": "hesim.suggest",
+    "TooLargeError": "hesim.errors",
     "TraceError": "hesim.errors",
-    "ValueOverflowError": "hesim.calibrate",
+    "ValueOverflowError": "hesim.errors",
     "KEY_HOLDER": "hesim.circuit.refresher",
     "Refresher": "hesim.circuit.refresher",
     "WorstInput": "hesim.worst_input",
@@ -41,13 +42,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "KEY_HOLDER",
     "BootstrapLaw",
     "CKKSParams",
     "Calibration",
     "Certificate",
     "Circuit",
     "HesimError",
-    "KEY_HOLDER",
     "LayoutError",
     "LevelError",
     "NoiseProfile",
@@ -56,6 +57,7 @@ __all__ = [
     "Program",
     "Refresher",
     "Suggestion",
+    "TooLargeError",
     "TraceError",
     "ValueOverflowError",
     "WorstInput",
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
         LevelError,
         NotHomomorphicError,
         ParameterError,
+        TooLargeError,
         TraceError,
     )
     from hesim.noise.bootstrap import BootstrapLaw

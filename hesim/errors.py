@@ -194,7 +194,14 @@ class TooLargeError(LayoutError, MemoryError):
 
     Attributes:
       operation: name and place of the operation.
-      size: bytes that it would take. free: bytes that it may take.
+      size: bytes that it would take.
+      free: bytes that it may take.
+
+    Examples:
+      >>> import hesim
+      >>> error = hesim.TooLargeError("`add` at model.py:7", 23_000_000_000, 8_000_000_000)
+      >>> isinstance(error, (hesim.LayoutError, MemoryError)), "23.0 GB" in str(error)
+      (True, True)
     """
 
     def __init__(self, operation: str, size: int, free: int):

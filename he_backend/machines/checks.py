@@ -14,8 +14,8 @@ from hesim.params import CKKSParams
 __all__ = [
     "SCALE_TOLERANCE",
     "carried",
-    "components_are",
     "checked_values",
+    "components_are",
     "fits_level",
     "product_fits",
     "same_level",
