@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,17 @@ def test_outputs_are_stripped(path: Path) -> None:
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_it_imports_is_there(path: Path) -> None:
+    import nbformat
+
+    cells = nbformat.read(path, as_version=4).cells
+    code = "\n".join(c.source for c in cells if c.cell_type == "code" and "%" not in c.source)
+    found = [n for n in ast.parse(code).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert found
+    exec(compile(ast.Module(found, []), path.name, "exec"), {})
 
 
 @pytest.mark.slow
