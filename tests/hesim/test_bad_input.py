@@ -123,7 +123,7 @@ def test_python_control_flow_on_traced_values_is_named_with_its_line():
         return -x
 
     line = branching.__code__.co_firstlineno + 2
-    with pytest.raises(TraceError, match=rf"test_bad_input.py:{line} \(branching\)"):
+    with pytest.raises(TraceError, match=rf"test_bad_input.py:{line} \(.*branching\)"):
         hesim.trace(branching, X)
 
 
