@@ -31,11 +31,12 @@ def main(settings: Path, texts: Path, out: Path, *how: str) -> dict[str, Any]:
     plain = pretraining.pretrain
 
     def stopped(after: int, folder: Path) -> Pretrained:
-        """A run that is stopped when it has asked that often."""
+        """A run that is stopped after so many steps."""
 
         def until(*args: Any, **named: Any) -> Pretrained:
             asked = iter(range(1000))
-            return plain(*args, **{**named, "stop": lambda: next(asked) > after})
+            counted = {"stop": lambda: next(asked) >= after, "waiting": None}  # once a step
+            return plain(*args, **{**named, **counted})
 
         pretraining.pretrain = until
         done = run_pretraining(job, texts, folder, show)
@@ -55,7 +56,7 @@ def main(settings: Path, texts: Path, out: Path, *how: str) -> dict[str, Any]:
             print(json.dumps({"error": str(error)}), flush=True)
         os._exit(0)  # the ordinary way out waits for the other host
     whole = run_pretraining(job, texts, out / "whole", show)
-    first = stopped(5, out / "parts")
+    first = stopped(4, out / "parts")
     kept = sorted(path.name for path in (out / "parts" / "checkpoints").iterdir())
     second = run_pretraining(job, texts, out / "parts", show)
     with open(out / "whole" / "metrics.csv", newline="") as file:
