@@ -31,7 +31,9 @@ def test_what_it_imports_is_there(path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     lines = [line for c in cells if c.cell_type == "code" for line in c.source.splitlines()]
     code = "\n".join(line for line in lines if not line.startswith(("%", "!")))
-    found = [n for n in ast.parse(code).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    found: list[ast.stmt] = [
+        n for n in ast.parse(code).body if isinstance(n, ast.Import | ast.ImportFrom)
+    ]
     assert found
     exec(compile(ast.Module(found, []), path.name, "exec"), {})
 
