@@ -50,9 +50,9 @@ from models.train.sharding import (
 )
 from models.train.step import (
     Loss,
-    Step,
     StepOptions,
     TrainState,
+    closed,
     initial_state,
     make_update,
     rematerialised,
@@ -317,7 +317,7 @@ def distil(
             fixed = {name: place_frozen(tree, mesh) for name, tree in fixed.items()}
             if not several:  # of several hosts each evaluates by itself
                 teacher_params, frozen = fixed["teacher"], place_state(frozen, mesh)
-        step = _closed(make_update(loss, optimizer, settings.options()), fixed)
+        step = closed(make_update(loss, optimizer, settings.options()), fixed)
         clock = BudgetClock(settings.budget, float(notes.get("seconds", 0.0)))
 
         def save(state: TrainState) -> None:
@@ -368,7 +368,3 @@ def distil(
         number = int(state.step)
         finished = clock.progress(number) >= 1
         return Distilled(student, combine(state.params, frozen), number, clock.seconds, finished)
-
-
-def _closed(step: Step, frozen: Params) -> Step:
-    return lambda state, batch: step(state, batch, frozen)

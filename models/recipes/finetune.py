@@ -51,6 +51,7 @@ from models.train.sharding import (
 from models.train.step import (
     Step,
     TrainState,
+    closed,
     initial_state,
 )
 
@@ -170,7 +171,7 @@ def finetune(
             fixed = place_frozen(frozen, mesh, halves=not watched)
             if not several:  # of several hosts each evaluates by itself
                 frozen = place_state(frozen, mesh)
-        step = _watched(compiled, fixed, names) if watched else _closed(compiled, fixed)
+        step = _watched(compiled, fixed, names) if watched else closed(compiled, fixed)
         step = announced(step, stop, waiting)
         saved = time.monotonic()
 
@@ -226,10 +227,6 @@ def _evaluate(model: Model, params: Params, data: Batch, settings: FineTune) -> 
     if settings.encrypted is None:
         model, params = merged(model, params)
     return make_evaluate(model, buckets=settings.buckets, how=settings.encrypted)(params, data)
-
-
-def _closed(step: Step, frozen: Params) -> Step:
-    return lambda state, batch: step(state, batch, frozen)
 
 
 def _watched(step: Step, frozen: Params, sites: Sequence[str]) -> Step:

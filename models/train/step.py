@@ -22,6 +22,7 @@ __all__ = [
     "Step",
     "StepOptions",
     "TrainState",
+    "closed",
     "initial_state",
     "make_update",
     "rematerialised",
@@ -263,3 +264,8 @@ def _accumulated(
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     total, _ = jax.lax.scan(one, zeros, (jnp.arange(parts), stacked))
     return total
+
+
+def closed(step: Step, frozen: Params) -> Step:
+    """The step of (state, batch) that always uses, and never trains, the parameters `frozen`."""
+    return lambda state, batch: step(state, batch, frozen)
