@@ -5,11 +5,13 @@ two of the values so far, the newest among them, and multiplies, adds or subtrac
 or reverses one, centres it along an axis, sums it, or contracts two; then a constant brings the
 result to a mean square of 1, as layers keep their values. No value is of a degree above 8 in the
 input: beyond that a few elements would have all of the error, and no number of keys would settle
-it. The seed says it all.
+it. No product wraps around the modulus: slots hold it before constants that are still pending. The
+seed says it all.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +21,15 @@ import numpy as np
 
 import hesim
 from benchmarks.circuit_cases import CircuitCase
+from hesim.circuit.gains import stays_pending
 
 __all__ = ["STEPS", "random_case"]
 
 _DEGREE = 8
 _MOST_STEPS = 12
+
+_LARGEST = 2.0**15
+"""Root mean square of a product in slots: half of a first prime of 50 bits over a scale of 32."""
 
 #: By name: the degrees of the operands that a step multiplies, 0 for those that it only adds, and
 #: the step on stacks of square matrices along an axis.
@@ -66,11 +72,12 @@ def random_case(seed: int) -> CircuitCase:
     x = (np.sqrt(3.0) * rng.uniform(-1.0, 1.0, shape)).astype(np.float32)
     weight = (rng.normal(size=(size, size)) / np.sqrt(size)).astype(np.float32)
     steps: list[_Step] = []
-    values, degrees = [x.astype(np.float64)], [1]
+    values, degrees, pending = [x.astype(np.float64)], [1], [1.0]
     for _ in range(int(rng.integers(2, _MOST_STEPS + 1))):
-        step, degree = _step(rng, values, degrees, weight)
+        step, degree, constant = _step(rng, values, degrees, pending, weight)
         steps.append(step)
         degrees.append(degree)
+        pending.append(constant)
         values.append(np.asarray(_run(step, values, weight)))
     summed = seed % 3 == 0
 
@@ -84,10 +91,14 @@ def random_case(seed: int) -> CircuitCase:
 
 
 def _step(
-    rng: np.random.Generator, values: list[Any], degrees: list[int], weight: Any
-) -> tuple[_Step, int]:
+    rng: np.random.Generator,
+    values: list[Any],
+    degrees: list[int],
+    pending: list[float],
+    weight: Any,
+) -> tuple[_Step, int, float]:
     """A step on the newest value, with the constant that brings its result to a mean square of 1,
-    and the degree of that result.
+    the degree of that result, and the constant by which its slots are still to be multiplied.
     """
     chance = 2.0 ** np.arange(len(values))
     while True:
@@ -100,8 +111,20 @@ def _step(
         size = float(
             np.sqrt(np.mean(np.square(_run(_Step(name, operands, axis, 1.0), values, weight))))
         )
-        if degree <= _DEGREE and 0.05 < size < 20.0:
-            return _Step(name, operands, axis, 1.0 / round(size, 2)), degree
+        waiting = _waiting(times, [pending[k] for k in operands])
+        if degree <= _DEGREE and 0.05 < size < 20.0 and size / waiting < _LARGEST:
+            factor = 1.0 / round(size, 2)
+            kept = waiting * factor if stays_pending(waiting * factor) else 1.0
+            return _Step(name, operands, axis, factor), degree, kept
+
+
+def _waiting(times: tuple[int, ...], pending: list[float]) -> float:
+    """The constant that a step's slots lack before its own: of all factors of a product, or of the
+    newest value.
+    """
+    if not any(times):
+        return pending[0]
+    return math.prod(constant**n for n, constant in zip(times, pending, strict=True))
 
 
 def _run(step: _Step, values: list[Any], weight: Any) -> Any:

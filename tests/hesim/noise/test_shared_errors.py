@@ -85,6 +85,14 @@ def test_random_circuits_agree_with_their_certificates(seed):
         assert abs(math.log2(found.ops[-1].std / certified.std)) < limit
 
 
+@pytest.mark.slow
+def test_products_of_random_circuits_stay_below_the_modulus():
+    """Number 30 draws a product that would wrap around, and takes another step instead."""
+    case = random_case(30)
+    certified = hesim.certify(hesim.compile(case.program, PARAMS), case.args, keys=1)
+    assert min(certified.spare_bits.values()) > 1.0
+
+
 def test_a_line_is_off_beyond_its_limit_and_chance():
     line = Line(0, 5, 1, 8, -20.0, 0.05, 0.16, 0.34, 0.0, 0.01)
     assert not line.off("certify") and not line.off("predict") and not line.off("training")
