@@ -26,7 +26,7 @@ from hesim.files import bound_digest, sweep, write_whole
 
 __all__ = ["Claimed", "claim"]
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when files of a run folder change their form: older ones are refused, not misread."""
 
 _DIFFERENCES = {

@@ -224,7 +224,7 @@ class Builder:
                 supports.append(self.support[n])
                 period = max(period, self.period[n])
             else:
-                supports.append(self.support[n] & (data.index[row] >= 0))
+                supports.append(self.support[n] & (data.row(row) >= 0))
                 period = self.columns
         return self._add(
             Kind.DOT_PLAIN,
@@ -236,7 +236,7 @@ class Builder:
 
     def add_plain(self, node: int, plain: Plain) -> int:
         data = self.packs[plain[0]]
-        where = np.ones(self.columns, bool) if data.scalar else data.index[plain[1]] >= 0
+        where = np.ones(self.columns, bool) if data.scalar else data.row(plain[1]) >= 0
         return self._add(
             Kind.ADD_PLAIN,
             [(1, node, plain)],

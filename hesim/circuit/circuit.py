@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from hesim.circuit import plain_rows
 from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.display import html_block, html_table, shown_as_text, text_table
-from hesim.errors import reading
+from hesim.errors import ParameterError, reading
 from hesim.params import CKKSParams
 
 __all__ = ["KINDS", "Circuit", "Kind", "Ledger", "PlaintextFamily", "Spending", "TensorLocation"]
@@ -52,17 +53,18 @@ class Kind:
     INPUT, ADD, DOT, DOT_PLAIN, ADD_PLAIN, ROTATE, RELINEARIZE, RESCALE, DROP, REFRESH = range(10)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class PlaintextFamily:
     """A family of slot vectors cut out of one tensor.
 
-    Slot `column * width + b` of row r holds `values[index[r, column] + b * stride]` for the batch
-    members b < batch, and zero where the index is negative. Slots beyond the batch repeat its first
+    Slot `column * width + b` of row r holds `values[row(r)[column] + b * stride]` for the batch
+    members b < batch, and zero where the row is negative. Slots beyond the batch repeat its first
     member, so that whatever runs on them stays inside the ranges of real data.
 
     Attributes:
       operand: index into the public operands (or the encrypted leaves, for inputs); -1: `literal`.
-      index: int32 (rows, columns); one column only means the same scalar in every slot.
+      rows: what gives the rows, or their table, int32 (rows, columns), which may also be named
+        `index`; one column only means the same scalar in every slot.
       stride: elements between batch members in the flattened operand; 0: shared.
       batch: members of the batch.
       width: slots per column, a power of two, at least `batch`.
@@ -72,24 +74,55 @@ class PlaintextFamily:
     """
 
     operand: int
-    index: np.ndarray
+    rows: plain_rows.Rows
     stride: int
     batch: int
     width: int
     columns: int
-    gain: float = 1.0
-    literal: np.ndarray | None = None
+    gain: float
+    literal: np.ndarray | None
+
+    def __init__(
+        self,
+        operand: int,
+        rows: plain_rows.Rows | np.ndarray | None = None,
+        stride: int = 0,
+        batch: int = 1,
+        width: int = 1,
+        columns: int = 1,
+        gain: float = 1.0,
+        literal: np.ndarray | None = None,
+        *,
+        index: np.ndarray | None = None,
+    ):
+        given = index if rows is None else rows
+        assert given is not None, "a family has rows"
+        held = (operand, plain_rows.rows_of(given), stride, batch, width, columns, gain, literal)
+        for f, value in zip(dataclasses.fields(self), held, strict=True):
+            object.__setattr__(self, f.name, value)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, r: int) -> np.ndarray:
+        """int32 (columns,), or (1,): the element in each column of row r, negative for zero."""
+        return self.rows.row(r)
+
+    @property
+    def index(self) -> np.ndarray:
+        """int32 (rows, columns): all rows, made anew unless they are a table: `row` gives one."""
+        return self.rows.block(np.arange(len(self)))
 
     @property
     def scalar(self) -> bool:
         """Whether every row is one number in all slots."""
-        return self.index.shape[1] == 1 and self.stride == 0
+        return self.rows.columns == 1 and self.stride == 0
 
     def vector(self, row: int, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray | float:
         """Slot values of one row.
 
         Args:
-          row: row of `index`.
+          row: its number.
           values: the public operands (arrays of any shape), indexed by `operand`.
 
         Returns:
@@ -100,15 +133,17 @@ class PlaintextFamily:
             flat = self.literal
         else:
             flat = np.asarray(values[self.operand], dtype=np.float64).reshape(-1)
-        line = self.index[row].astype(np.int64)
+        line = self.row(row)
         if self.scalar:
             return float(flat[line[0]] * self.gain) if line[0] >= 0 else 0.0
-        out = np.zeros((self.columns, self.width))
-        places = line[:, None] + self.stride * np.arange(self.batch)[None, :]
-        taken = np.where(line[:, None] >= 0, flat[np.where(line[:, None] >= 0, places, 0)], 0.0)
+        members = self.batch if self.stride else 1
+        places = np.maximum(line, 0).astype(np.int64)[:, None] + self.stride * np.arange(members)
+        taken = np.where(line[:, None] >= 0, flat[places], 0.0)
+        out = np.empty((self.columns, self.width))
         out[:] = taken[:, :1]
-        out[:, : self.batch] = taken
-        return out.reshape(-1) * self.gain
+        out[:, :members] = taken
+        flat_out = out.reshape(-1)
+        return flat_out if self.gain == 1.0 else flat_out * self.gain
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +323,10 @@ _ARRAYS = (
 )
 
 
+_FORMAT = 2
+"""Of files: 2 names what gives plaintexts their rows; 1, which is read as well, has tables only."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
     """Instructions over numbered ciphertexts; instruction i makes ciphertext i.
@@ -380,7 +419,7 @@ class Circuit:
     @cached_property
     def input_rows(self) -> tuple[tuple[int, int], ...]:
         """(pack, row) of each input row number."""
-        return tuple((k, r) for k, pack in enumerate(self.inputs) for r in range(len(pack.index)))
+        return tuple((k, r) for k, pack in enumerate(self.inputs) for r in range(len(pack)))
 
     @cached_property
     def last_uses(self) -> np.ndarray:
@@ -416,6 +455,7 @@ class Circuit:
         """Writes the Circuit to one .npz file (no pickle); the Program is not part of it."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         meta: dict[str, Any] = {
+            "format": _FORMAT,
             "params": dataclasses.asdict(self.params),
             "slots": self.slots,
             "operand_count": self.operand_count,
@@ -428,12 +468,12 @@ class Circuit:
         for group in ("packs", "inputs"):
             entries = []
             for k, pack in enumerate(getattr(self, group)):
-                arrays[f"{group}{k}"] = pack.index
+                own = pack.rows.arrays()
+                arrays.update({f"{group}{k}_{name}": array for name, array in own.items()})
                 if pack.literal is not None:
                     arrays[f"{group}{k}_literal"] = pack.literal
-                entries.append(
-                    [pack.operand, pack.stride, pack.batch, pack.width, pack.columns, pack.gain]
-                )
+                sizes = [pack.stride, pack.batch, pack.width, pack.columns, pack.gain]
+                entries.append([pack.operand, *sizes, pack.rows.kind, list(own)])
             meta[group] = entries
         for group in ("outputs", "taps"):
             entries = []
@@ -454,12 +494,14 @@ class Circuit:
         """Reads what `save` wrote; ParameterError if it is something else or damaged."""
         with reading(path, "Circuit"), np.load(path, allow_pickle=False) as data:
             meta = json.loads(data["meta"].tobytes().decode())
+            if meta.get("format", 1) > _FORMAT:
+                raise ParameterError("a later version wrote it: update to read it")
             groups: dict[str, Any] = {}
             for group in ("packs", "inputs"):
                 groups[group] = tuple(
                     PlaintextFamily(
                         operand=entry[0],
-                        index=data[f"{group}{k}"],
+                        rows=_rows(data, f"{group}{k}", entry),
                         stride=entry[1],
                         batch=entry[2],
                         width=entry[3],
@@ -497,6 +539,13 @@ class Circuit:
                 **{name: data[name] for name in _ARRAYS},
                 **groups,
             )
+
+
+def _rows(data: Mapping[str, np.ndarray], name: str, entry: list[Any]) -> plain_rows.Rows:
+    if len(entry) < 7:  # format 1
+        return plain_rows.rows_of(data[name])
+    kind, own = entry[6:]
+    return plain_rows.from_arrays(kind, {array: data[f"{name}_{array}"] for array in own})
 
 
 def _ledger(entry: dict[str, Any]) -> Ledger:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hesim.circuit import plain_rows
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
 from hesim.noise import slots_read
 from hesim.noise.circuit_plans import CircuitPlan, circuit_plan
@@ -501,12 +502,12 @@ class _Noted:
 def _is_unit(pack: PlaintextFamily) -> bool:
     literal = pack.literal
     one = literal is not None and bool(np.all(literal == 1.0))
-    return pack.operand < 0 and pack.index.shape == (1, 1) and one
+    return pack.operand < 0 and len(pack) == pack.rows.columns == 1 and one
 
 
 def _largest(pack: PlaintextFamily) -> float:
     """Largest absolute value of a plaintext of known numbers, 1 if unknown."""
     if pack.operand >= 0 or pack.literal is None:
         return 1.0
-    used = pack.literal[pack.index[pack.index >= 0]]
+    used = pack.literal[plain_rows.entries(pack.rows)]
     return float(np.max(np.abs(used), initial=0.0) * abs(pack.gain))

@@ -141,6 +141,6 @@ def _number(circuit: Circuit, p: int) -> float | None:
     pack = circuit.packs[int(circuit.plain_pack[p])]
     if pack.operand >= 0 or pack.literal is None or pack.stride:
         return None
-    asked = pack.index[int(circuit.plain_row[p])]
+    asked = pack.row(int(circuit.plain_row[p]))
     found = np.unique(pack.literal[asked[asked >= 0]])
     return float(found[0]) * pack.gain if len(found) == 1 else None

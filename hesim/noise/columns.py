@@ -22,7 +22,7 @@ def factors(pack: PlaintextFamily, row: int, columns: int) -> np.ndarray | None:
     """By column, the numbers of a plaintext, or one for all; None where operands hold them."""
     if pack.operand >= 0 or pack.literal is None or pack.stride:
         return None
-    line = pack.index[row]
+    line = pack.row(row)
     values = np.where(line >= 0, pack.literal[np.maximum(line, 0)] * pack.gain, 0.0)
     return values if len(line) in (1, columns) else None
 
@@ -47,7 +47,7 @@ class Columns:
         c = self._circuit
         for i in np.flatnonzero(c.kind == Kind.INPUT):
             number, row = c.input_rows[int(c.param[i])]
-            held = c.inputs[number].index[row] >= 0
+            held = c.inputs[number].row(row) >= 0
             self.read[int(i)] = np.broadcast_to(held, self._every.shape)
         for tap in (*c.taps, *(t for t in c.outputs if t is not None)):
             for cipher in tap.ciphers.tolist():
@@ -79,7 +79,7 @@ class Columns:
         known = factors(data, row, self.count)
         if known is not None:
             return np.broadcast_to(known != 0.0, self._every.shape)
-        held = data.index[row] >= 0
+        held = data.row(row) >= 0
         return (
             np.broadcast_to(held, self._every.shape)
             if len(held) in (1, self.count)

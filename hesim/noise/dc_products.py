@@ -125,7 +125,8 @@ class SlotValues:
         number, row = c.input_rows[int(c.param[cipher])]
         pack = c.inputs[number]
         column, member = divmod(slot, pack.width)
-        first = int(pack.index[row, column % pack.index.shape[1]])
+        line = pack.row(row)
+        first = int(line[column % len(line)])
         axis = self._batch_axis(number)
         if axis is None or first < 0 or member >= (pack.batch if axis >= 0 else 1):
             return None

@@ -37,7 +37,7 @@ def masks(circuit: Circuit, i: int) -> list[np.ndarray]:
         if pack.operand < 0 and pack.literal is not None:
             held = np.asarray(pack.vector(row, ())) != 0.0
         else:
-            held = np.repeat(pack.index[row] >= 0, circuit.slots // pack.index.shape[1])
+            held = np.repeat(pack.row(row) >= 0, circuit.slots // pack.rows.columns)
         found.append(np.broadcast_to(held, circuit.slots))
     return found
 

@@ -1,0 +1,333 @@
+"""What gives a family of plaintexts its rows: a table, masks as bits, or the rule of a linear map.
+
+A row says, column by column, which element of a tensor a plaintext holds there: int32 (columns,),
+negative where the plaintext is zero. A table needs 4 bytes a column and row; a layer of a large
+model has a hundred thousand rows of thousands of columns, so a rule makes them when they are asked
+for. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from hesim.errors import ParameterError
+
+__all__ = [
+    "LiteralRows",
+    "MapRows",
+    "MaskRows",
+    "Rows",
+    "blocks",
+    "entries",
+    "from_arrays",
+    "rows_of",
+]
+
+_BLOCK_CELLS = 2**20
+"""Entries that are looked at in one go: 4 MB."""
+
+
+class Rows(Protocol):
+    """Rows of a family of plaintexts.
+
+    Attributes:
+      kind: name of the rule, in files.
+      columns: entries of a row; 1 if every row is one entry for all columns.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def columns(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def row(self, r: int) -> np.ndarray:
+        """int32 (columns,): row r; not to be written to."""
+        ...
+
+    def block(self, rows: np.ndarray) -> np.ndarray:
+        """int32 (len(rows), columns): several rows."""
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that `from_arrays` makes it from again."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Rows: ...
+
+
+class LiteralRows:
+    """Rows out of a table.
+
+    Args:
+      index: int32 (rows, columns), or (rows, 1).
+    """
+
+    kind: ClassVar[str] = "table"
+
+    def __init__(self, index: np.ndarray):
+        self.index = np.asarray(index)
+        if self.index.ndim != 2:
+            raise ParameterError(f"a table of rows has two axes, not shape {self.index.shape}")
+
+    @property
+    def columns(self) -> int:
+        return self.index.shape[1]
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    def row(self, r: int) -> np.ndarray:
+        return self.index[r]
+
+    def block(self, rows: np.ndarray) -> np.ndarray:
+        return self.index[rows]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"index": self.index}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> LiteralRows:
+        return cls(arrays["index"])
+
+
+class MaskRows:
+    """Masks: element 0 where a bit is set, zero elsewhere. One bit a column.
+
+    Args:
+      held: bool (rows, columns).
+    """
+
+    kind: ClassVar[str] = "mask"
+
+    def __init__(self, held: np.ndarray):
+        held = np.asarray(held, bool)
+        if held.ndim != 2:
+            raise ParameterError(f"masks have two axes, not shape {held.shape}")
+        self._columns = held.shape[1]
+        self.bits = np.packbits(held, axis=1)
+
+    @property
+    def columns(self) -> int:
+        return self._columns
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def row(self, r: int) -> np.ndarray:
+        return np.unpackbits(self.bits[r], count=self._columns).astype(np.int32) - 1
+
+    def block(self, rows: np.ndarray) -> np.ndarray:
+        found = np.unpackbits(self.bits[rows], axis=1, count=self._columns)
+        return found.astype(np.int32) - 1
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"bits": self.bits, "columns": np.array(self._columns, np.int64)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> MaskRows:
+        found = cls(np.zeros((0, int(arrays["columns"])), bool))
+        found.bits = arrays["bits"]
+        return found
+
+
+class MapRows:
+    """Rows of a public linear map from one layout to another: its diagonals.
+
+    A column of an operand's ciphertext meets a column of a result's where both have the same key
+    (the coordinates that the map leaves alone); which coefficient they meet by is the sum of what
+    the two places say of it. Column q of row r, with p = q - roll[r] modulo the columns, is
+
+      out_part[out[r], p] + in_part[into[r], p + shift[r]]
+
+    if the keys there are equal and not negative, else -1; `weight`, if given, has the entry under
+    that number.
+
+    Args:
+      out_key, out_part: int32 (result's ciphertexts, columns); a negative key: nothing lies there.
+      in_key, in_part: int32 (operand's ciphertexts, columns).
+      out, into: int32 (rows,): ciphertext of the result and of the operand, from 0.
+      shift: int32 (rows,): columns from the result's place to the operand's.
+      roll: int32 (rows,): columns by which the row is moved up (what a giant step undoes).
+      weight: int32, one axis, or None.
+
+    Raises:
+      ParameterError: shapes that do not belong together, or a ciphertext that is not there.
+    """
+
+    kind: ClassVar[str] = "map"
+
+    def __init__(
+        self,
+        out_key: np.ndarray,
+        out_part: np.ndarray,
+        in_key: np.ndarray,
+        in_part: np.ndarray,
+        out: np.ndarray,
+        into: np.ndarray,
+        shift: np.ndarray,
+        roll: np.ndarray,
+        weight: np.ndarray | None = None,
+    ):
+        _check_pair("out", out_key, out_part)
+        _check_pair("in", in_key, in_part)
+        if out_key.shape[1] != in_key.shape[1]:
+            raise ParameterError(
+                f"results have {out_key.shape[1]} columns and operands {in_key.shape[1]}; one map "
+                f"has as many of both"
+            )
+        self._columns = out_key.shape[1]
+        self.out, self.into = _numbers(out), _numbers(into)
+        self.shift = _numbers(np.asarray(shift) % self._columns)
+        self.roll = _numbers(np.asarray(roll) % self._columns)
+        if len({a.shape for a in (self.out, self.into, self.shift, self.roll)}) != 1:
+            raise ParameterError("out, into, shift and roll have one entry a row each")
+        for name, chosen, there in (("out", self.out, out_key), ("into", self.into, in_key)):
+            if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(there):
+                raise ParameterError(f"`{name}` names a ciphertext that is not one of {len(there)}")
+        self.weight = None if weight is None else _numbers(weight)
+        if self.weight is not None and not len(self.weight):
+            raise ParameterError("weight has no entries; None means that there is no such table")
+        # Keys of nothing differ between the two, so that one comparison tells. Twice side by side,
+        # so that what is turned is a window.
+        self._out_key = _twice(np.where(np.asarray(out_key) < 0, -1, out_key))
+        self._in_key = _twice(np.where(np.asarray(in_key) < 0, -2, in_key))
+        self._out_part, self._in_part = _twice(out_part), _twice(in_part)
+
+    @property
+    def columns(self) -> int:
+        return self._columns
+
+    def __len__(self) -> int:
+        return len(self.out)
+
+    def row(self, r: int) -> np.ndarray:
+        o, i = self.out[r], self.into[r]
+        at = slice(int(-self.roll[r] % self._columns), None)
+        to = slice(int((self.shift[r] - self.roll[r]) % self._columns), None)
+        part = slice(0, self._columns)
+        return self._joined(
+            self._out_key[o, at][part],
+            self._in_key[i, to][part],
+            self._out_part[o, at][part],
+            self._in_part[i, to][part],
+        )
+
+    def block(self, rows: np.ndarray) -> np.ndarray:
+        o, i = self.out[rows], self.into[rows]
+        at = -self.roll[rows] % self._columns
+        to = (self.shift[rows] - self.roll[rows]) % self._columns
+        return self._joined(
+            self._windows(self._out_key)[o, at],
+            self._windows(self._in_key)[i, to],
+            self._windows(self._out_part)[o, at],
+            self._windows(self._in_part)[i, to],
+        )
+
+    def rows_any(self) -> np.ndarray:
+        """bool (rows,): which rows have any entry that is not negative."""
+        which = np.stack([self.out, self.into, self.shift], 1)
+        distinct, first, place = np.unique(which, axis=0, return_index=True, return_inverse=True)
+        found = np.zeros(len(distinct), bool)
+        step = max(1, _BLOCK_CELLS // max(self._columns, 1))
+        for start in range(0, len(distinct), step):
+            part = slice(start, start + step)
+            if self._shown_by_keys:
+                o, i, shift = distinct[part].T
+                same = self._out_key[o, : self._columns] == self._windows(self._in_key)[i, shift]
+                found[part] = np.any(same, axis=1)
+            else:
+                found[part] = np.any(self.block(first[part]) >= 0, axis=1)
+        return found[place.reshape(-1)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        columns = slice(0, self._columns)
+        found = {
+            "out_key": self._out_key[:, columns],
+            "out_part": self._out_part[:, columns],
+            "in_key": self._in_key[:, columns],
+            "in_part": self._in_part[:, columns],
+            "out": self.out,
+            "into": self.into,
+            "shift": self.shift,
+            "roll": self.roll,
+        }
+        return found if self.weight is None else {**found, "weight": self.weight}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> MapRows:
+        return cls(**arrays)
+
+    @cached_property
+    def _shown_by_keys(self) -> bool:
+        """Whether entries are not negative wherever the keys agree."""
+        if self.weight is not None:
+            return bool(np.all(self.weight >= 0))
+        return bool(np.all(self._out_part >= 0) and np.all(self._in_part >= 0))
+
+    def _windows(self, twice: np.ndarray) -> np.ndarray:
+        return sliding_window_view(twice, self._columns, axis=1)
+
+    def _joined(
+        self, out_key: np.ndarray, in_key: np.ndarray, out_part: np.ndarray, in_part: np.ndarray
+    ) -> np.ndarray:
+        same = out_key == in_key
+        found = out_part + in_part
+        if self.weight is not None:
+            found = self.weight[np.where(same, found, 0)]
+        return np.where(same, found, np.int32(-1))
+
+
+def rows_of(rows: Rows | np.ndarray) -> Rows:
+    """Rows as they are, or those of a table."""
+    return LiteralRows(rows) if isinstance(rows, np.ndarray) else rows
+
+
+def blocks(rows: Rows) -> Iterator[np.ndarray]:
+    """All rows in order, int32 (some, columns) at a time: a few MB each."""
+    step = max(1, _BLOCK_CELLS // max(rows.columns, 1))
+    for start in range(0, len(rows), step):
+        yield rows.block(np.arange(start, min(start + step, len(rows))))
+
+
+def entries(rows: Rows) -> np.ndarray:
+    """int32: the elements that occur in any row, each once, ascending."""
+    found = np.zeros(0, np.int32)
+    for block in blocks(rows):
+        found = np.union1d(found, block[block >= 0])
+    return found
+
+
+def from_arrays(kind: str, arrays: Mapping[str, np.ndarray]) -> Rows:
+    """The rows of this kind that `arrays` came from. ParameterError if there is no such kind."""
+    for rule in (LiteralRows, MaskRows, MapRows):
+        if rule.kind == kind:
+            return rule.from_arrays(arrays)
+    raise ParameterError(f"there are no rows of kind {kind!r}: a later version wrote them; update")
+
+
+def _check_pair(name: str, key: np.ndarray, part: np.ndarray) -> None:
+    if np.ndim(key) != 2 or np.shape(key) != np.shape(part):
+        raise ParameterError(
+            f"{name}_key and {name}_part have shape (ciphertexts, columns) both, not "
+            f"{np.shape(key)} and {np.shape(part)}"
+        )
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    found = np.ascontiguousarray(values, dtype=np.int32)
+    if found.ndim != 1:
+        raise ParameterError(f"one entry a row has one axis, not shape {found.shape}")
+    return found
+
+
+def _twice(table: np.ndarray) -> np.ndarray:
+    single = np.asarray(table, np.int32)
+    return np.concatenate([single, single], axis=1)
