@@ -1,8 +1,10 @@
 """The builder: ciphertext operations in stages, before levels and scales are decided.
 
-A stage is a set of operations that run at one level: it takes canonical ciphertexts, may multiply
-once, and then rescales all its results (or none). Levels, drops and refreshes between stages are
-decided afterwards (`levels`), so a kernel says only what happens to the data.
+A stage is a set of operations that start at one level: it takes canonical ciphertexts, may
+multiply, and then rescales all its results (or none). Between a mask and the product of what it
+leaves no rescale is needed: such products are summed at three times the bits of one scale, and
+then rescaled twice. Levels, drops and refreshes between stages are decided afterwards (`levels`),
+so a kernel says only what happens to the data.
 """
 
 from __future__ import annotations
@@ -35,14 +37,19 @@ Plain = tuple[int, int]
 
 @dataclass(slots=True)
 class Node:
-    """One ciphertext-to-be. `terms` are (factor, node, second): a node, a Plain or None."""
+    """One ciphertext-to-be. `terms` are (factor, node, second): a node, a Plain or None.
+
+    `size` is its components, `power` how many canonical scales are multiplied in its own (1 to 3),
+    `below` how many levels under the start of its stage it is.
+    """
 
     kind: int
     terms: tuple[tuple[int, int, Any], ...]  # the third by kind: a node, a Plain, nothing
     param: int
     stage: int
     size: int = 2
-    double: bool = False
+    power: int = 1
+    below: int = 0
 
 
 @dataclass
@@ -53,7 +60,9 @@ class Stage:
       source: index of the program operation it belongs to, -1 for inputs.
       nodes: its nodes in order. outputs: those that later stages may use.
       inputs: stages whose outputs it uses.
-      drop: levels between its operands and its outputs, 0 or 1.
+      drop: levels between its operands and its outputs, 0 to 2 by one product or a masked one.
+      unscaled: nodes at double scale that are multiplied by ciphertexts; their plaintexts bring the
+        scale that makes the product's rescales end at the canonical one.
       refreshed: the outputs are refreshed because the user asked for it.
     """
 
@@ -64,6 +73,7 @@ class Stage:
     inputs: set[int] = field(default_factory=set)
     drop: int = 0
     refreshed: bool = False
+    unscaled: frozenset[int] = frozenset()
 
 
 class Overspent(Exception):
@@ -127,23 +137,39 @@ class Builder:
         assert stage is not None
         outputs = list(outputs)
         stage.outputs = sorted(set(outputs))
-        dropped = {self._levels_below(n, stage.id) for n in stage.outputs}
+        for n in stage.outputs:
+            node = self.nodes[n]
+            assert node.stage == stage.id, "a stage's output is made in it"
+            assert node.power == 1 and node.size == 2, "a stage's outputs are rescaled"
+        dropped = {self.nodes[n].below for n in stage.outputs}
         assert len(dropped) <= 1, "outputs of one stage share a level"
         stage.drop = dropped.pop() if dropped else 0
         stage.refreshed = refreshed
+        stage.unscaled = self._find_unscaled(stage)
         self.stages.append(stage)
         self._open = None
         return outputs
 
-    def _levels_below(self, node: int, stage: int) -> int:
-        n = self.nodes[node]
-        assert n.stage == stage, "a stage's output is made in it"
-        if n.kind == Kind.RESCALE:
-            return 1
-        below = {
-            self._levels_below(a, stage) for _, a, _ in n.terms if self.nodes[a].stage == stage
-        }
-        return max(below, default=0)
+    def _find_unscaled(self, stage: Stage) -> frozenset[int]:
+        """See `Stage`; empty where no product is at triple scale."""
+        if not any(self.nodes[n].power == 3 for n in stage.nodes):
+            return frozenset()
+        found: set[int] = set()
+        scaled: set[int] = set()
+        for n in reversed(stage.nodes):
+            node = self.nodes[n]
+            used = {a for _, a, _ in node.terms}
+            fixed = node.kind in (Kind.DOT, Kind.RESCALE)
+            assert not (fixed and n in found), "only masked nodes are multiplied once more"
+            if node.kind == Kind.DOT:
+                used |= {c for _, _, c in node.terms if isinstance(c, int)}
+            double = {a for a in used if self.nodes[a].power == 2}
+            if node.kind == Kind.DOT or node.kind != Kind.DOT_PLAIN and n in found:
+                found |= double
+            elif node.kind == Kind.RESCALE or n in scaled:
+                scaled |= double
+        assert not found & scaled, "a node is multiplied by ciphertexts or rescaled, not both"
+        return frozenset(found)
 
     def _add(
         self,
@@ -152,7 +178,7 @@ class Builder:
         param: int = 0,
         *,
         size: int = 2,
-        double: bool = False,
+        power: int = 1,
         support: np.ndarray,
         period: int,
     ) -> int:
@@ -161,21 +187,31 @@ class Builder:
         self._spent += instruction_seconds(kind, 1, len(terms), self._log_n)
         if self._spent > self._budget:
             raise Overspent
+        below = self._below(kind, terms, stage)
         self._held += self.columns + _NODE_BYTES
         if self._held > self._asked:
             sizes.reserve(self.operation, 2 * _STEP_BYTES, self._held)
             self._asked = self._held + _STEP_BYTES
         node = len(self.nodes)
-        self.nodes.append(Node(kind, tuple(terms), param, stage.id, size, double))
+        self.nodes.append(Node(kind, tuple(terms), param, stage.id, size, power, below))
         self.support.append(support)
         self.period.append(period)
         self.growth.append(self._grown(kind, terms))
         stage.nodes.append(node)
-        for _, first, second in terms:
-            for used in (first, second if kind == Kind.DOT else None):
-                if used is not None and used >= 0 and self.nodes[used].stage != stage.id:
-                    stage.inputs.add(self.nodes[used].stage)
         return node
+
+    def _below(self, kind: int, terms: Sequence[tuple], stage: Stage) -> int:
+        """How far under the start of the stage a result is; notes the stages of operands."""
+        nodes, own = self.nodes, set()
+        for _, first, second in terms:
+            for used in (first, second) if kind == Kind.DOT else (first,):
+                node = nodes[used]
+                if node.stage == stage.id:
+                    own.add(node.below)
+                else:
+                    stage.inputs.add(node.stage)
+        assert len(own) <= 1, "operands made in one stage have as many rescales behind them"
+        return (own.pop() if own else 0) + (kind == Kind.RESCALE)
 
     def _grown(self, kind: int, terms: Sequence[tuple]) -> float:
         if kind in (Kind.ADD, Kind.ADD_PLAIN, Kind.ROTATE):
@@ -193,30 +229,38 @@ class Builder:
         return self._add(Kind.INPUT, (), row, support=support, period=self.columns)
 
     def add(self, terms: Sequence[tuple[int, int]]) -> int:
-        """Sum of factor * node."""
-        first = self.nodes[terms[0][1]]
+        """Sum of factor * node, all at one scale."""
         return self._add(
             Kind.ADD,
             [(f, n, None) for f, n in terms],
             size=max(self.nodes[n].size for _, n in terms),
-            double=first.double,
+            power=self._power(n for _, n in terms),
             support=_union(self.support[n] for _, n in terms),
             period=max(self.period[n] for _, n in terms),
         )
 
     def dot(self, terms: Sequence[tuple[int, int, int]]) -> int:
-        """Sum of factor * node * node, three components, at double scale."""
+        """Sum of factor * node * node, three components, at the product of the scales.
+
+        One factor may be at double scale, by a product with plaintexts. Then the sum is at triple
+        scale, and what it holds must be smaller: see `CKKSParams.capacity`.
+        """
+        power = self._power(a for _, a, _ in terms) + self._power(b for _, _, b in terms)
+        assert power <= 3, "a product is at triple scale at most"
+        assert all(self.nodes[n].size == 2 for _, a, b in terms for n in (a, b)), "relinearize"
         return self._add(
             Kind.DOT,
             terms,
             size=3,
-            double=True,
+            power=power,
             support=_union(self.support[a] & self.support[b] for _, a, b in terms),
             period=max(max(self.period[a], self.period[b]) for _, a, b in terms),
         )
 
     def dot_plain(self, terms: Sequence[tuple[int, Plain]]) -> int:
-        """Sum of node * plaintext, at double scale."""
+        """Sum of node * plaintext, at double scale; at triple scale if the nodes are at double."""
+        power = self._power(n for n, _ in terms) + 1
+        assert power <= 3, "a product is at triple scale at most"
         supports, period = [], 1
         for n, (pack, row) in terms:
             data = self.packs[pack]
@@ -229,7 +273,8 @@ class Builder:
         return self._add(
             Kind.DOT_PLAIN,
             [(1, n, plain) for n, plain in terms],
-            double=True,
+            size=max(self.nodes[n].size for n, _ in terms),
+            power=power,
             support=_union(supports),
             period=period,
         )
@@ -241,7 +286,7 @@ class Builder:
             Kind.ADD_PLAIN,
             [(1, node, plain)],
             size=self.nodes[node].size,
-            double=self.nodes[node].double,
+            power=self.nodes[node].power,
             support=self.support[node] | where,
             period=self.period[node] if data.scalar else self.columns,
         )
@@ -251,39 +296,53 @@ class Builder:
         step %= self.period[node]
         if step == 0:
             return node
+        assert self.nodes[node].size == 2, "relinearize before a rotation"
         key = (node, step)
         if key not in self._rotated:
             self._rotated[key] = self._add(
                 Kind.ROTATE,
                 [(1, node, None)],
                 step,
-                double=self.nodes[node].double,
+                power=self.nodes[node].power,
                 support=np.roll(self.support[node], -step),
                 period=self.period[node],
             )
         return self._rotated[key]
 
     def relinearize(self, node: int) -> int:
-        return self._unary(Kind.RELINEARIZE, node, double=True)
+        return self._unary(Kind.RELINEARIZE, node, power=self.nodes[node].power)
 
     def rescale(self, node: int) -> int:
-        """Relinearizes first if needed: a 3-component rescale is a hundred times noisier."""
-        if self.nodes[node].size == 3:
-            node = self.relinearize(node)
-        return self._unary(Kind.RESCALE, node, double=False)
+        """Brings a node to the canonical scale, and to two components, by as many rescales as it
+        needs.
+
+        Relinearizes before the last of them: rescaled to its final scale first, a ciphertext of 3
+        components is a hundred times noisier. Not earlier, since cost follows the level.
+        """
+        while (power := self.nodes[node].power) > 1:
+            if self.nodes[node].size == 3 and power == 2:
+                node = self.relinearize(node)
+            node = self._unary(Kind.RESCALE, node, size=self.nodes[node].size, power=power - 1)
+        return node
 
     def refresh(self, node: int) -> int:
         """The identity; the stage that holds it is marked as refreshed."""
-        return self._unary(Kind.ADD, node, double=False)
+        return self._unary(Kind.ADD, node)
 
-    def _unary(self, kind: int, node: int, *, double: bool) -> int:
+    def _unary(self, kind: int, node: int, *, size: int = 2, power: int = 1) -> int:
         return self._add(
             kind,
             [(1, node, None)],
-            double=double,
+            size=size,
+            power=power,
             support=self.support[node],
             period=self.period[node],
         )
+
+    def _power(self, nodes: Iterable[int]) -> int:
+        powers = {self.nodes[n].power for n in nodes}
+        assert len(powers) == 1, "operands have different scales"
+        return powers.pop()
 
 
 def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:

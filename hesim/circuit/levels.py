@@ -70,16 +70,13 @@ class _Costs:
         self.inputs: dict[int, list[int]] = {}
         self._memo: dict[tuple[int, int], float] = {}
         for s in self.stages:
-            after: set[int] = set()
             rows: dict[tuple[int, int, int, bool], int] = {}
             for n in s.nodes:
                 if n not in live:
                     continue
                 node = b.nodes[n]
-                below = node.kind != Kind.RESCALE and any(a in after for _, a, _ in node.terms)
-                if node.kind == Kind.RESCALE or below:
-                    after.add(n)
-                key = (node.kind, len(node.terms), int(below), _scalar(b, node))
+                below = node.below - (node.kind == Kind.RESCALE)
+                key = (node.kind, len(node.terms), below, _scalar(b, node))
                 rows[key] = rows.get(key, 0) + 1
             self._shape[s.id] = list(rows.items())
             self.width[s.id] = sum(n in live for n in s.outputs)
@@ -425,18 +422,16 @@ def _emit_stage(
     local: dict[int, int] = {}
     members = [n for n in stage.nodes if n in live]
     loose = _only_meets_plaintexts(b, stage, members)
-    squared = params.scale(level) ** 2
 
     def use(n: int, at: int) -> int:
         if n in local:
             return local[n]
         return _version(out, params, n, at, n in loose, stage.source, unit_pack)
 
-    below: set[int] = set()
     for n in members:
         node = b.nodes[n]
-        inner = any(a in below for _, a, _ in node.terms)
-        at = level - 1 if inner else level
+        at = level - node.below + (node.kind == Kind.RESCALE)
+        scale = _scale(params, level - node.below, node.power, n in stage.unscaled)
         source = stage.source
         if node.kind == Kind.INPUT:
             at = schedule.want[stage.id]
@@ -444,14 +439,14 @@ def _emit_stage(
             continue
         if node.kind == Kind.DOT:
             terms = [(f, use(a, at), use(c, at)) for f, a, c in node.terms]
-            local[n] = out.push(Kind.DOT, at, squared, terms, 0, source)
+            local[n] = out.push(Kind.DOT, at, scale, terms, 0, source)
         elif node.kind == Kind.DOT_PLAIN:
             terms = []
             for _, a, (pack, row) in node.terms:
                 cipher = use(a, at)
-                plain = out.plain(pack, row, at, squared / out.scale[cipher])
+                plain = out.plain(pack, row, at, scale / out.scale[cipher])
                 terms.append((1, cipher, plain))
-            local[n] = out.push(Kind.DOT_PLAIN, at, squared, terms, 0, source)
+            local[n] = out.push(Kind.DOT_PLAIN, at, scale, terms, 0, source)
         elif node.kind == Kind.ADD_PLAIN:
             ((_, a, (pack, row)),) = node.terms
             cipher = use(a, at)
@@ -461,11 +456,7 @@ def _emit_stage(
             )
         elif node.kind == Kind.RESCALE:
             cipher = use(node.terms[0][1], at)
-            local[n] = out.push(
-                Kind.RESCALE, at - 1, params.scale(at - 1), [(1, cipher, -1)], at - 1, source
-            )
-            below.add(n)
-            continue
+            local[n] = out.push(Kind.RESCALE, at - 1, scale, [(1, cipher, -1)], at - 1, source)
         elif node.kind == Kind.ROTATE:
             cipher = use(node.terms[0][1], at)
             step = node.param * out.step
@@ -479,8 +470,6 @@ def _emit_stage(
             terms = [(f, use(a, at), -1) for f, a, _ in node.terms]
             scale = out.scale[terms[0][1]]
             local[n] = out.push(node.kind, at, scale, terms, 0, source)
-        if inner:
-            below.add(n)
     for n in stage.outputs:
         if n not in live:
             continue
@@ -490,6 +479,19 @@ def _emit_stage(
             out.fresh[n] = out.push(
                 Kind.REFRESH, want, params.scale(want), [(1, local[n], -1)], want, stage.source
             )
+
+
+def _scale(params: CKKSParams, level: int, power: int, unscaled: bool) -> float:
+    """The exact scale from which the rescales that are left end at the canonical one.
+
+    unscaled: a ciphertext at the canonical scale is multiplied in first.
+    """
+    scale = params.scale(level)
+    if power == 1:
+        return scale
+    if power == 2:
+        return scale * params.scale(level - 1) if unscaled else scale**2
+    return scale**2 * params.scale(level - 1)
 
 
 def _only_meets_plaintexts(b: Builder, stage: Stage, members: list[int]) -> set[int]:
