@@ -19,11 +19,16 @@ import numpy as np
 from hesim.circuit import sizes
 from hesim.circuit.circuit import Kind, PlaintextFamily
 from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.plain_rows import MapRows
+from hesim.circuit.supports import Supports
 
 __all__ = ["Builder", "Node", "Overspent", "Plain", "Stage"]
 
 _NODE_BYTES = 1000
 """Of one node, or one plaintext, beside its columns."""
+
+_TERM_BYTES = 200
+"""Of one term of a node."""
 
 _CELL_BYTES = 10
 """Of one column of one plaintext: its coefficient, as found and as encoded."""
@@ -85,7 +90,9 @@ class Builder:
 
     Attributes:
       columns: columns of every ciphertext; rotations are cyclic modulo it.
-      support: per node, bool (columns,): where the content may differ from zero.
+      support: per node, bool (columns,): where the content may differ from zero; not to be written
+        to, since nodes share it.
+      supports: what the operations make these sets by.
       period: per node, the period of its content in columns (`columns` if it has none).
       growth: per node, how many times larger than its operands sums alone have made it, at most;
         products start anew.
@@ -102,6 +109,7 @@ class Builder:
         self.stages: list[Stage] = []
         self.packs: list[PlaintextFamily] = []
         self.support: list[np.ndarray] = []
+        self.supports = Supports(columns)
         self.period: list[int] = []
         self.growth: list[float] = []
         self.operation: Callable[[], str] = lambda: "the inputs"
@@ -188,13 +196,14 @@ class Builder:
         if self._spent > self._budget:
             raise Overspent
         below = self._below(kind, terms, stage)
-        self._held += self.columns + _NODE_BYTES
-        if self._held > self._asked:
-            sizes.reserve(self.operation, 2 * _STEP_BYTES, self._held)
-            self._asked = self._held + _STEP_BYTES
+        self._held += _NODE_BYTES + _TERM_BYTES * len(terms)
+        held = self._held + self.supports.size
+        if held > self._asked:
+            sizes.reserve(self.operation, 2 * _STEP_BYTES, held)
+            self._asked = held + _STEP_BYTES
         node = len(self.nodes)
         self.nodes.append(Node(kind, tuple(terms), param, stage.id, size, power, below))
-        self.support.append(support)
+        self.support.append(self.supports.shared(support))
         self.period.append(period)
         self.growth.append(self._grown(kind, terms))
         stage.nodes.append(node)
@@ -228,18 +237,25 @@ class Builder:
     def input(self, row: int, support: np.ndarray) -> int:
         return self._add(Kind.INPUT, (), row, support=support, period=self.columns)
 
-    def add(self, terms: Sequence[tuple[int, int]]) -> int:
-        """Sum of factor * node, all at one scale."""
+    def add(self, terms: Sequence[tuple[int, int]], *, support: np.ndarray | None = None) -> int:
+        """Sum of factor * node, all at one scale.
+
+        Args:
+          support: here and below, where the result may differ from zero, if the caller knows it
+            better than what it is made of tells, or without a look at every term.
+        """
         return self._add(
             Kind.ADD,
             [(f, n, None) for f, n in terms],
             size=max(self.nodes[n].size for _, n in terms),
             power=self._power(n for _, n in terms),
-            support=_union(self.support[n] for _, n in terms),
+            support=self._joined(support, (self.support[n] for _, n in terms)),
             period=max(self.period[n] for _, n in terms),
         )
 
-    def dot(self, terms: Sequence[tuple[int, int, int]]) -> int:
+    def dot(
+        self, terms: Sequence[tuple[int, int, int]], *, support: np.ndarray | None = None
+    ) -> int:
         """Sum of factor * node * node, three components, at the product of the scales.
 
         One factor may be at double scale, by a product with plaintexts. Then the sum is at triple
@@ -253,41 +269,43 @@ class Builder:
             terms,
             size=3,
             power=power,
-            support=_union(self.support[a] & self.support[b] for _, a, b in terms),
+            support=self._joined(
+                support,
+                (self.supports.common(self.support[a], self.support[b]) for _, a, b in terms),
+            ),
             period=max(max(self.period[a], self.period[b]) for _, a, b in terms),
         )
 
-    def dot_plain(self, terms: Sequence[tuple[int, Plain]]) -> int:
-        """Sum of node * plaintext, at double scale; at triple scale if the nodes are at double."""
+    def dot_plain(
+        self, terms: Sequence[tuple[int, Plain]], *, support: np.ndarray | None = None
+    ) -> int:
+        """Sum of node * plaintext, at double scale; at triple scale if the nodes are at double.
+
+        Rows of a map are taken to be nowhere zero: to find out costs as much as to make them.
+        """
         power = self._power(n for n, _ in terms) + 1
         assert power <= 3, "a product is at triple scale at most"
-        supports, period = [], 1
-        for n, (pack, row) in terms:
-            data = self.packs[pack]
-            if data.scalar:
-                supports.append(self.support[n])
-                period = max(period, self.period[n])
-            else:
-                supports.append(self.support[n] & (data.row(row) >= 0))
-                period = self.columns
+        scalar = all(self.packs[pack].scalar for _, (pack, _) in terms)
         return self._add(
             Kind.DOT_PLAIN,
             [(1, n, plain) for n, plain in terms],
             size=max(self.nodes[n].size for n, _ in terms),
             power=power,
-            support=_union(supports),
-            period=period,
+            support=self._joined(
+                support,
+                (self.supports.common(self.support[n], self._where(p)) for n, p in terms),
+            ),
+            period=max(self.period[n] for n, _ in terms) if scalar else self.columns,
         )
 
-    def add_plain(self, node: int, plain: Plain) -> int:
+    def add_plain(self, node: int, plain: Plain, *, support: np.ndarray | None = None) -> int:
         data = self.packs[plain[0]]
-        where = np.ones(self.columns, bool) if data.scalar else data.row(plain[1]) >= 0
         return self._add(
             Kind.ADD_PLAIN,
             [(1, node, plain)],
             size=self.nodes[node].size,
             power=self.nodes[node].power,
-            support=self.support[node] | where,
+            support=self._joined(support, [self.support[node], self._where(plain)]),
             period=self.period[node] if data.scalar else self.columns,
         )
 
@@ -304,7 +322,7 @@ class Builder:
                 [(1, node, None)],
                 step,
                 power=self.nodes[node].power,
-                support=np.roll(self.support[node], -step),
+                support=self.supports.rotated(self.support[node], step),
                 period=self.period[node],
             )
         return self._rotated[key]
@@ -339,15 +357,17 @@ class Builder:
             period=self.period[node],
         )
 
+    def _where(self, plain: Plain) -> np.ndarray:
+        """Columns in which a plaintext may differ from zero."""
+        data = self.packs[plain[0]]
+        if data.scalar or isinstance(data.rows, MapRows):
+            return self.supports.everywhere
+        return np.broadcast_to(data.row(plain[1]) >= 0, self.columns)
+
+    def _joined(self, known: np.ndarray | None, parts: Iterable[np.ndarray]) -> np.ndarray:
+        return self.supports.joined(parts) if known is None else known
+
     def _power(self, nodes: Iterable[int]) -> int:
         powers = {self.nodes[n].power for n in nodes}
         assert len(powers) == 1, "operands have different scales"
         return powers.pop()
-
-
-def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    out: np.ndarray | None = None
-    for array in arrays:
-        out = array if out is None else out | array
-    assert out is not None
-    return out

@@ -188,7 +188,7 @@ def explicit(b: Builder, source: int, x: Tensor) -> Tensor:
         return x
     count = int(absent.sum())
     (zero,) = scaled(b, source, np.zeros(1, int), 0.0).values()
-    b.support[zero] = np.zeros(b.columns, bool)
+    b.support[zero] = b.supports.shared(np.zeros(b.columns, bool))
     b.period[zero] = b.columns
     node, column = x.node.reshape(-1).copy(), x.column.reshape(-1).copy()
     node[absent] = zero
