@@ -13,8 +13,8 @@ import numpy as np
 import approx
 import hesim
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
+from hesim.circuit.emission import Emitted, arrays
 from hesim.circuit.ledger import ledger
-from hesim.circuit.levels import Emitted, arrays
 from hesim.circuit.refresher import KEY_HOLDER
 from hesim.params import CKKSParams
 

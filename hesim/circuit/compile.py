@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hesim.circuit import levels, sizes
+from hesim.circuit import emission, levels, sizes
 from hesim.circuit.batching import batch_axes, candidates
 from hesim.circuit.builder import Builder, Overspent
 from hesim.circuit.circuit import Circuit, PlaintextFamily, TensorLocation
@@ -371,8 +371,8 @@ class Candidate:
             )
         b, choice, program = self.builder, self.choice, self.program
         schedule = self._settled
-        emitted = levels.emit(b, params, schedule, self.planner.live, self.unit)
-        data = levels.arrays(emitted)
+        emitted = emission.emit(b, params, schedule, self.planner.live, self.unit)
+        data = emission.arrays(emitted)
         packs, data = _used_packs(tuple(b.packs), data)
         where = np.full(len(b.nodes) + 1, -2, np.int32)  # not computed
         where[-1] = -1

@@ -27,7 +27,7 @@ def ledger(
     """Counts and predicted seconds.
 
     Args:
-      data: instruction arrays (`levels.arrays`).
+      data: instruction arrays (`emission.arrays`).
       outputs: ciphertexts that are decrypted at the end.
       price: seconds of a refresh where the caller set one, for `seconds_bootstrapped`.
       names, sources: of the program's operations.

@@ -13,8 +13,9 @@ from jax import numpy as jnp
 from hesim import trace
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
+from hesim.circuit.emission import arrays, emit
 from hesim.circuit.ledger import ledger
-from hesim.circuit.levels import LevelPlanner, arrays, emit
+from hesim.circuit.levels import LevelPlanner
 from hesim.circuit.publics import Publics
 
 M = 4

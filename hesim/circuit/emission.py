@@ -1,0 +1,237 @@
+"""Emission: from stages at known levels to the instructions of a Circuit, at exact scales."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hesim.circuit.builder import Builder, Stage
+from hesim.circuit.circuit import Kind
+from hesim.params import CKKSParams
+
+if TYPE_CHECKING:
+    from hesim.circuit.levels import Schedule
+
+__all__ = ["Emitted", "arrays", "emit"]
+
+
+class Emitted:
+    """Instruction arrays under construction, and where each node ended up."""
+
+    def __init__(self, params: CKKSParams, width: int):
+        self.params = params
+        self.step = width
+        self.kind: list[int] = []
+        self.level: list[int] = []
+        self.scale: list[float] = []
+        self.arg_ptr: list[int] = [0]
+        self.arg: list[int] = []
+        self.arg2: list[int] = []
+        self.factor: list[int] = []
+        self.param: list[int] = []
+        self.source: list[int] = []
+        self.plains: dict[tuple[int, int, int, float], int] = {}
+        self.made: dict[int, int] = {}
+        self.fresh: dict[int, int] = {}
+        self._versions: dict[tuple[int, int, bool], int] = {}
+        self._rotations: dict[tuple[int, int], int] = {}
+
+    def push(
+        self,
+        kind: int,
+        level: int,
+        scale: float,
+        terms: Sequence[tuple[int, int, int]],
+        param: int,
+        source: int,
+    ) -> int:
+        self.kind.append(kind)
+        self.level.append(level)
+        self.scale.append(scale)
+        for factor, first, second in terms:
+            self.factor.append(factor)
+            self.arg.append(first)
+            self.arg2.append(second)
+        self.arg_ptr.append(len(self.arg))
+        self.param.append(param)
+        self.source.append(source)
+        return len(self.kind) - 1
+
+    def plain(self, pack: int, row: int, level: int, scale: float) -> int:
+        return self.plains.setdefault((pack, row, level, scale), len(self.plains))
+
+
+def emit(
+    b: Builder, params: CKKSParams, schedule: Schedule, live: set[int], unit_pack: int
+) -> Emitted:
+    """Writes the instructions: every operand at the level of its stage, at exact scales.
+
+    A ciphertext k levels too high is dropped k - 1 levels and multiplied by 1 at the correcting
+    scale; where it only meets plaintexts it is dropped k levels, and they are encoded to correct
+    it.
+    """
+    out = Emitted(params, b.width)
+    for stage in b.stages:
+        if stage.id >= len(schedule.level) or schedule.level[stage.id] < 0:
+            continue
+        _emit_stage(b, out, params, stage, schedule, live, unit_pack)
+    return out
+
+
+def _emit_stage(
+    b: Builder,
+    out: Emitted,
+    params: CKKSParams,
+    stage: Stage,
+    schedule: Schedule,
+    live: Collection[int],
+    unit_pack: int,
+) -> None:
+    level = schedule.level[stage.id]
+    local: dict[int, int] = {}
+    members = [n for n in stage.nodes if n in live]
+    loose = _only_meets_plaintexts(b, stage, members)
+
+    def use(n: int, at: int) -> int:
+        if n in local:
+            return local[n]
+        return _version(out, params, n, at, n in loose, stage.source, unit_pack)
+
+    for n in members:
+        node = b.nodes[n]
+        at = level - node.below + (node.kind == Kind.RESCALE)
+        scale = _scale(params, level - node.below, node.power, n in stage.unscaled)
+        source = stage.source
+        if node.kind == Kind.INPUT:
+            at = schedule.want[stage.id]
+            local[n] = out.push(Kind.INPUT, at, params.scale(at), (), node.param, source)
+            continue
+        if node.kind == Kind.DOT:
+            terms = [(f, use(a, at), use(c, at)) for f, a, c in node.terms]
+            local[n] = out.push(Kind.DOT, at, scale, terms, 0, source)
+        elif node.kind == Kind.DOT_PLAIN:
+            terms = []
+            for _, a, (pack, row) in node.terms:
+                cipher = use(a, at)
+                plain = out.plain(pack, row, at, scale / out.scale[cipher])
+                terms.append((1, cipher, plain))
+            local[n] = out.push(Kind.DOT_PLAIN, at, scale, terms, 0, source)
+        elif node.kind == Kind.ADD_PLAIN:
+            ((_, a, (pack, row)),) = node.terms
+            cipher = use(a, at)
+            plain = out.plain(pack, row, at, out.scale[cipher])
+            local[n] = out.push(
+                Kind.ADD_PLAIN, at, out.scale[cipher], [(1, cipher, plain)], 0, source
+            )
+        elif node.kind == Kind.RESCALE:
+            cipher = use(node.terms[0][1], at)
+            local[n] = out.push(Kind.RESCALE, at - 1, scale, [(1, cipher, -1)], at - 1, source)
+        elif node.kind == Kind.ROTATE:
+            cipher = use(node.terms[0][1], at)
+            step = node.param * out.step
+            key = (cipher, step)
+            if key not in out._rotations:
+                out._rotations[key] = out.push(
+                    Kind.ROTATE, at, out.scale[cipher], [(1, cipher, -1)], step, source
+                )
+            local[n] = out._rotations[key]
+        else:
+            terms = [(f, use(a, at), -1) for f, a, _ in node.terms]
+            scale = out.scale[terms[0][1]]
+            local[n] = out.push(node.kind, at, scale, terms, 0, source)
+    for n in stage.outputs:
+        if n not in live:
+            continue
+        out.made[n] = out.fresh[n] = local[n]
+        if stage.id in schedule.refreshed:
+            want = schedule.want[stage.id]
+            out.fresh[n] = out.push(
+                Kind.REFRESH, want, params.scale(want), [(1, local[n], -1)], want, stage.source
+            )
+
+
+def _scale(params: CKKSParams, level: int, power: int, unscaled: bool) -> float:
+    """The exact scale from which the rescales that are left end at the canonical one.
+
+    unscaled: a ciphertext at the canonical scale is multiplied in first.
+    """
+    scale = params.scale(level)
+    if power == 1:
+        return scale
+    if power == 2:
+        return scale * params.scale(level - 1) if unscaled else scale**2
+    return scale**2 * params.scale(level - 1)
+
+
+def _only_meets_plaintexts(b: Builder, stage: Stage, members: list[int]) -> set[int]:
+    """Operands from other stages that go into plaintext products only (rotated first, or not)."""
+    inside = set(members)
+    strict: set[int] = set()
+    for n in reversed(members):
+        node = b.nodes[n]
+        if node.kind == Kind.DOT_PLAIN or node.kind == Kind.ROTATE and n not in strict:
+            if node.kind == Kind.ROTATE and n in stage.outputs:
+                strict.update(a for _, a, _ in node.terms)
+            continue
+        strict.update(a for _, a, _ in node.terms)
+        if node.kind == Kind.DOT:
+            strict.update(c for _, _, c in node.terms if isinstance(c, int))
+    operands = {a for n in members for _, a, _ in b.nodes[n].terms if a not in inside}
+    return operands - strict
+
+
+def _version(
+    out: Emitted, params: CKKSParams, n: int, level: int, loose: bool, source: int, unit_pack: int
+) -> int:
+    cipher = out.fresh[n]
+    have = out.level[cipher]
+    if have == level:
+        return cipher
+    assert have > level, "operands are wanted at the highest level of their uses"
+    key = (n, level, loose)
+    if key in out._versions:
+        return out._versions[key]
+    target = level if loose else level + 1
+    scale = out.scale[cipher]
+    if have > target:
+        shared = (n, target, True)
+        if shared not in out._versions:
+            out._versions[shared] = out.push(
+                Kind.DROP, target, scale, [(1, cipher, -1)], target, source
+            )
+        cipher = out._versions[shared]
+    if not loose:
+        correcting = params.scale(level) * params.primes[target] / scale
+        plain = out.plain(unit_pack, 0, target, correcting)
+        product = out.push(
+            Kind.DOT_PLAIN, target, scale * correcting, [(1, cipher, plain)], 0, source
+        )
+        cipher = out.push(
+            Kind.RESCALE, level, params.scale(level), [(1, product, -1)], level, source
+        )
+        out._versions[key] = cipher
+    return out._versions.get(key, cipher)
+
+
+def arrays(out: Emitted) -> dict[str, np.ndarray]:
+    """The instruction arrays of a Circuit."""
+    plains = np.array(
+        [(p, r, level, scale) for p, r, level, scale in out.plains], dtype=np.float64
+    ).reshape(-1, 4)
+    return {
+        "kind": np.asarray(out.kind, np.uint8),
+        "level": np.asarray(out.level, np.int16),
+        "scale": np.asarray(out.scale, np.float64),
+        "arg_ptr": np.asarray(out.arg_ptr, np.int64),
+        "arg": np.asarray(out.arg, np.int32),
+        "arg2": np.asarray(out.arg2, np.int32),
+        "factor": np.asarray(out.factor, np.int32),
+        "param": np.asarray(out.param, np.int32),
+        "source": np.asarray(out.source, np.int32),
+        "plain_pack": plains[:, 0].astype(np.int32),
+        "plain_row": plains[:, 1].astype(np.int32),
+        "plain_level": plains[:, 2].astype(np.int16),
+        "plain_scale": plains[:, 3].copy(),
+    }
