@@ -18,6 +18,7 @@ from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.domains import inside, public_polynomials
 from hesim.errors import ParameterError, ValueOverflowError, reading
 from hesim.noise.placement import canonical
+from hesim.params import larger_capacity
 from hesim.program import Equation, Literal, Program, Var, need_program, widened
 
 if TYPE_CHECKING:
@@ -220,12 +221,12 @@ class Calibration:
         """Raises ValueOverflowError if values met in calibration wrap around; see ``overflow``."""
         for entry in self.overflow(params, circuit):
             if entry.largest > entry.capacity:
-                more = math.ceil(-entry.spare_bits) + 1
+                scale = params.scale(entry.level)
                 raise ValueOverflowError(
                     f"`{entry.name}` at {entry.source or 'an unknown place'} holds "
                     f"{entry.largest:.4g} in a slot at level {entry.level}, whose modulus wraps "
-                    f"above {entry.capacity:.4g}: raise first_bits (and special_bits) by {more}, "
-                    f"lower scale_bits by {more}, or scale the values down"
+                    f"above {entry.capacity:.4g}: "
+                    f"{larger_capacity(params, -entry.spare_bits, entry.level, scale)}"
                 )
 
     def _placed(

@@ -35,6 +35,7 @@ from hesim.noise.formulas import Noise
 from hesim.noise.normals import Normals
 from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
+from hesim.params import larger_capacity
 
 __all__ = ["RELINEARIZATION", "Certificate", "OpCertificate", "certify"]
 
@@ -447,12 +448,11 @@ class _Walk:
             largest = float(np.max(np.abs(exact)))
         spare = room - math.log2(largest)
         if spare <= 0.0:
-            more = math.ceil(-spare) + 1
             raise ValueOverflowError(
                 f"{self.circuit.describe(i)}: a message of up to {np.max(np.abs(message)):.4g} in "
-                f"its slots wraps around the modulus at level {level} by {-spare:.1f} bits: raise "
-                f"first_bits (and special_bits) by {more}, lower scale_bits by {more}, or scale "
-                f"the values down"
+                f"its slots wraps around the modulus at level {level} and scale "
+                f"2^{math.log2(scale):.1f} by {-spare:.1f} bits: "
+                f"{larger_capacity(self.params, -spare, level, scale)}"
             )
         self.spare_bits[level] = min(spare, self.spare_bits.get(level, math.inf))
 

@@ -26,6 +26,7 @@ __all__ = [
     "SECURITY_LIMITS",
     "CKKSParams",
     "InsecureParametersWarning",
+    "larger_capacity",
     "largest_levels",
     "smallest_ring",
 ]
@@ -203,6 +204,52 @@ def smallest_ring(
         if _secure(chain, log_n, security):
             return log_n
     return None
+
+
+def larger_capacity(params: CKKSParams, bits: float, level: int, scale: float) -> str:
+    """What makes room for ``bits`` more bits in values at this level and scale, for errors: changes
+    of the parameters that exist and are as secure, and smaller values.
+
+    Examples:
+      >>> import hesim
+      >>> params = hesim.CKKSParams(14, 7, 40, 50, 60)
+      >>> larger_capacity(params, 4.5, level=0, scale=params.scale(0))
+      'take first_bits=56, or scale_bits=34, or scale the values down'
+    """
+    log_n, levels, scale_bits, first_bits, special_bits = params._shape
+    more = math.ceil(bits) + 1
+    first, found = first_bits + more, []
+    for special in sorted({max(first, special_bits), min(special_bits + more, _MAX_PRIME_BITS)}):
+        if _exists((log_n, levels, scale_bits, first, special), params.security):
+            also = f" with special_bits={special}" if special != special_bits else ""
+            found.append(f"first_bits={first}{also}")
+            break
+    smaller = scale_bits - more
+    # A smaller scale takes as many bits from each prime: values gain where there are fewer of them.
+    if round(math.log2(scale) / scale_bits) > level and _exists(
+        (log_n, levels, smaller, first_bits, special_bits), params.security
+    ):
+        found.append(f"scale_bits={smaller}")
+    return (
+        f"take {', or '.join(found)}, or scale the values down"
+        if found
+        else (
+            "scale the values down: no larger first_bits or smaller scale_bits makes that much room"
+        )
+    )
+
+
+def _exists(shape: tuple[int, int, int, int, int], security: int | None) -> bool:
+    """Whether there are such parameters."""
+    log_n, _, *sizes = shape
+    low = max(_MIN_PRIME_BITS, log_n + 2)
+    if not low <= sizes[0] <= sizes[1] <= sizes[2] <= _MAX_PRIME_BITS:
+        return False
+    try:
+        chain = _chain(shape)
+    except ParameterError:
+        return False
+    return security is None or _secure(chain, log_n, security)
 
 
 def _limit(log_n: int, security: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import BackendError, CircuitError, EncodeError, ValueRangeError
-from hesim.params import CKKSParams
+from hesim.params import CKKSParams, larger_capacity
 
 __all__ = [
     "SCALE_TOLERANCE",
@@ -119,10 +119,11 @@ def _check_magnitude(
     mean = float(np.mean(np.abs(array))) if array.size else 0.0
     if mean > 0 and math.log2(mean) + math.log2(scale) >= params.log_q(level) - 1:
         limit = 2.0 ** (params.log_q(level) - 1 - math.log2(scale))
+        bits = math.log2(mean) + math.log2(scale) - (params.log_q(level) - 1)
         found = error(
             f"values of mean magnitude {mean:.4g} are too large for level {level} at scale "
-            f"2^{math.log2(scale):.1f}, which holds less than {limit:.4g}; scale them down, take a "
-            f"larger first_bits, or work at a higher level"
+            f"2^{math.log2(scale):.1f}, which holds less than {limit:.4g}: "
+            f"{larger_capacity(params, bits, level, scale)}"
         )
         found.slots = tuple(np.flatnonzero(np.abs(np.atleast_1d(array)) >= limit).tolist())
         raise found

@@ -179,7 +179,7 @@ def of_circuit(
     gains = {v.id: 1.0 for v in program.inputs if v.encrypted}
     signed = dict(gains)
     levels = dict.fromkeys(gains, circuit.params.levels)
-    summed = _summed(program, taps)
+    summed, multiplied = _summed(program, taps), _multiplied(program, circuit)
     read: dict[int, TensorLocation] = {}
     schedule: dict[int, Placement] = {}
     for k, equation in enumerate(program.ops):
@@ -203,7 +203,7 @@ def of_circuit(
         added = result if own and result is not None else Result(0.0, 0.0, 1.0, None)
         schedule[equation.index] = Placement(
             level=after,
-            operand_level=min(after + depth, circuit.params.levels),
+            operand_level=min(max(after + depth, multiplied[k]), circuit.params.levels),
             rescaled=depth > 0,
             rotated=False,
             gain=abs(sign_and_gain),
@@ -288,6 +288,17 @@ def _summed(program: Program, taps: Mapping[int, TensorLocation]) -> dict[int, i
         if k not in taps and user is not None and program.ops[user].name == "reduce_sum":
             found[k] = user
     return found
+
+
+def _multiplied(program: Program, circuit: Circuit) -> list[int]:
+    """For each operation that multiplies ciphertexts once, the highest level at which it does: with
+    a mask before, it is two above the result's. -1 for others.
+    """
+    found = np.full(len(program.ops), -1)
+    dots = (circuit.kind == Kind.DOT) & (circuit.source >= 0)
+    np.maximum.at(found, circuit.source[dots], circuit.level[dots])
+    once = [e.name not in ("polynomial", "integer_pow", "reduce_prod") for e in program.ops]
+    return np.where(once, found, -1).tolist()
 
 
 def _own(

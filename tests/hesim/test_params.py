@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pickle
+import re
 import warnings
 
 import pytest
@@ -14,6 +15,7 @@ from hesim.params import (
     SCALE_TOLERANCE_BITS,
     CKKSParams,
     InsecureParametersWarning,
+    larger_capacity,
     largest_levels,
     smallest_ring,
 )
@@ -154,6 +156,26 @@ def test_params_are_plain_data():
     assert pickle.loads(pickle.dumps(p)) == p
     assert CKKSParams(**dataclasses.asdict(p)).moduli == p.moduli
     assert hash(p) == hash(dataclasses.replace(p))
+
+
+@pytest.mark.parametrize("bits", [0.2, 4.0, 25.0])
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_parameters_that_are_advised_exist_and_hold_so_much_more(bits, power):
+    def room(p, level):
+        return p.log_q(level) - power * p.scale_bits
+
+    for shape in [(14, 4, 40, 50, 60), (13, 2, 40, 50, 60), (14, 4, 40, 58, 60)]:
+        p = CKKSParams(*shape)
+        for level in range(power - 1, p.levels + 1):
+            advice = larger_capacity(p, bits, level, 2.0 ** (power * p.scale_bits))
+            assert "scale the values down" in advice
+            for changes in re.findall(
+                r"((?:(?:first|special|scale)_bits=\d+(?: with )?)+)", advice
+            ):
+                change = {n: int(x) for n, x in re.findall(r"(\w+)=(\d+)", changes)}
+                better = dataclasses.replace(p, **change)  # as secure, or it would be refused
+                assert room(better, level) >= room(p, level) + bits
+            assert ("scale_bits=" in advice) == (level < power and p.scale_bits - bits > 20)
 
 
 def test_seal_accepts_the_primes():

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from hesim import trace
+from he_backend.errors import ValueRangeError
+from he_backend.local import run_local
+from he_backend.machines.pyfhel.machine import PyfhelMachine
+from hesim import ValueOverflowError, certify, predict, trace
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
 from hesim.circuit.emission import arrays, emit
 from hesim.circuit.ledger import ledger
 from hesim.circuit.levels import LevelPlanner
 from hesim.circuit.publics import Publics
+from hesim.noise.placement import of_circuit
 
-M = 4
+M = 8
 """Tokens, and features: both lie in slots, features above."""
 
 Q, K = np.random.default_rng(3).normal(size=(2, M, M))
@@ -175,6 +179,47 @@ def test_a_circuit_with_triple_scales_is_saved_and_loaded(small_params, run_slot
     again = dataclasses.replace(loaded, program=circuit.program, publics=circuit.publics)
     ((found,), _) = run_slots(again, (Q, K))
     np.testing.assert_allclose(found, Q @ K.T, atol=1e-12)
+
+
+def encrypted(circuit: Circuit) -> np.ndarray:
+    """The result under a new key."""
+    (tap,) = circuit.outputs
+    assert tap is not None
+    machine = PyfhelMachine.generate(circuit.params, circuit.rotation_steps, circuit.slots)
+    vectors, spent = run_local(circuit, machine, [Q, K], [], tap.ciphers.tolist())
+    assert {k: spent.counts[k] for k in circuit.ledger.counts()} == circuit.ledger.counts()
+    return tap.read(vectors)
+
+
+def test_encrypted_masked_products_err_as_predicted(small_params, run_slots):
+    params = small_params(log_n=12, levels=2)
+    _, circuit = masked(params, scores)
+    errors = [encrypted(circuit) - Q @ K.T for _ in range(8)]
+    certified = certify(circuit, (Q, K), keys=16).outputs[0]
+    assert certified is not None
+    # Either figure is off by 3 % among so few keys.
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(certified.std, rel=0.2)
+    schedule = of_circuit(circuit.program, circuit)
+    (place,) = schedule.values()
+    assert (place.level, place.operand_level) == (0, 2)
+    tensors = predict(circuit.program, params, (Q, K), 16, schedule=dict(schedule)).ops[-1]
+    assert tensors.std == pytest.approx(certified.std, rel=0.2)
+    _, circuit = masked(params, distances)
+    ((found,), _) = run_slots(circuit, (Q, K))
+    np.testing.assert_allclose(encrypted(circuit), found, atol=1e-6)
+
+
+def test_sums_at_triple_scale_have_a_range_of_their_own(small_params, run_slots):
+    params = small_params(levels=2)
+    _, circuit = masked(params, scores)
+    x = np.full((M, M), 7.0)
+    assert certify(circuit, (x, x), keys=2).spare_bits[2] > 0  # 8 * 49 = 392 in every slot
+    advice = r"level 2 (and|at) scale 2\^120.*take .*scale_bits=3\d, or scale the values down"
+    with pytest.raises(ValueOverflowError, match="dot_general.*" + advice):
+        certify(circuit, (x, 3.0 * x), keys=2)
+    with pytest.raises(ValueRangeError, match=advice) as caught:
+        run_slots(circuit, (x, 3.0 * x))
+    assert caught.value.operation == "dot_general"
 
 
 def test_scales_that_cannot_meet_are_refused():
