@@ -21,14 +21,15 @@ from hesim.circuit.circuit import Kind, PlaintextFamily
 from hesim.circuit.cost import instruction_seconds
 from hesim.circuit.plain_rows import MapRows
 from hesim.circuit.supports import Supports
+from hesim.circuit.terms import Term, Terms, compact
 
 __all__ = ["Builder", "Node", "Overspent", "Plain", "Stage"]
 
 _NODE_BYTES = 1000
 """Of one node, or one plaintext, beside its columns."""
 
-_TERM_BYTES = 200
-"""Of one term of a node."""
+_TERM_BYTES = 60
+"""Of one term of a node, as built and as emitted."""
 
 _CELL_BYTES = 10
 """Of one column of one plaintext: its coefficient, as found and as encoded."""
@@ -49,12 +50,23 @@ class Node:
     """
 
     kind: int
-    terms: tuple[tuple[int, int, Any], ...]  # the third by kind: a node, a Plain, nothing
+    terms: Sequence[Term]
     param: int
     stage: int
     size: int = 2
     power: int = 1
     below: int = 0
+
+    @property
+    def first(self) -> list[int]:
+        """The node of each term; the first one of a product."""
+        terms = self.terms
+        return terms.first if isinstance(terms, Terms) else [node for _, node, _ in terms]
+
+    @property
+    def second(self) -> list[int]:
+        """The second node of each product of two; none of other kinds."""
+        return [node for _, _, node in self.terms] if self.kind == Kind.DOT else []
 
 
 @dataclass
@@ -166,11 +178,9 @@ class Builder:
         scaled: set[int] = set()
         for n in reversed(stage.nodes):
             node = self.nodes[n]
-            used = {a for _, a, _ in node.terms}
+            used = {*node.first, *node.second}
             fixed = node.kind in (Kind.DOT, Kind.RESCALE)
             assert not (fixed and n in found), "only masked nodes are multiplied once more"
-            if node.kind == Kind.DOT:
-                used |= {c for _, _, c in node.terms if isinstance(c, int)}
             double = {a for a in used if self.nodes[a].power == 2}
             if node.kind == Kind.DOT or node.kind != Kind.DOT_PLAIN and n in found:
                 found |= double
@@ -195,32 +205,31 @@ class Builder:
         self._spent += instruction_seconds(kind, 1, len(terms), self._log_n)
         if self._spent > self._budget:
             raise Overspent
-        below = self._below(kind, terms, stage)
+        node = Node(kind, compact(kind, terms), param, stage.id, size, power)
+        node.below = self._below(node, stage)
         self._held += _NODE_BYTES + _TERM_BYTES * len(terms)
         held = self._held + self.supports.size
         if held > self._asked:
             sizes.reserve(self.operation, 2 * _STEP_BYTES, held)
             self._asked = held + _STEP_BYTES
-        node = len(self.nodes)
-        self.nodes.append(Node(kind, tuple(terms), param, stage.id, size, power, below))
+        self.nodes.append(node)
         self.support.append(self.supports.shared(support))
         self.period.append(period)
         self.growth.append(self._grown(kind, terms))
-        stage.nodes.append(node)
-        return node
+        stage.nodes.append(len(self.nodes) - 1)
+        return stage.nodes[-1]
 
-    def _below(self, kind: int, terms: Sequence[tuple], stage: Stage) -> int:
+    def _below(self, made: Node, stage: Stage) -> int:
         """How far under the start of the stage a result is; notes the stages of operands."""
         nodes, own = self.nodes, set()
-        for _, first, second in terms:
-            for used in (first, second) if kind == Kind.DOT else (first,):
-                node = nodes[used]
-                if node.stage == stage.id:
-                    own.add(node.below)
-                else:
-                    stage.inputs.add(node.stage)
+        for used in {*made.first, *made.second}:
+            node = nodes[used]
+            if node.stage == stage.id:
+                own.add(node.below)
+            else:
+                stage.inputs.add(node.stage)
         assert len(own) <= 1, "operands made in one stage have as many rescales behind them"
-        return (own.pop() if own else 0) + (kind == Kind.RESCALE)
+        return (own.pop() if own else 0) + (made.kind == Kind.RESCALE)
 
     def _grown(self, kind: int, terms: Sequence[tuple]) -> float:
         if kind in (Kind.ADD, Kind.ADD_PLAIN, Kind.ROTATE):
@@ -355,6 +364,41 @@ class Builder:
             power=power,
             support=self.support[node],
             period=self.period[node],
+        )
+
+    def dot_rows(
+        self,
+        nodes: np.ndarray,
+        pack: int,
+        rows: np.ndarray,
+        *,
+        support: np.ndarray | None = None,
+    ) -> int:
+        """`dot_plain` of nodes[k] with row rows[k] of one pack, for sums of many terms.
+
+        Args:
+          nodes, rows: int (terms,), at least one.
+          support: as in `add`; without it every term is looked at, unless the rows are numbers.
+        """
+        data, distinct = self.packs[pack], np.unique(nodes).tolist()
+        power = self._power(distinct) + 1
+        assert power <= 3, "a product is at triple scale at most"
+        if support is None and data.scalar:
+            support = self.supports.joined(self.support[n] for n in distinct)
+        elif support is None:
+            each = zip(np.asarray(nodes).tolist(), np.asarray(rows).tolist(), strict=True)
+            support = self.supports.joined(
+                self.supports.common(self.support[n], self._where((pack, r))) for n, r in each
+            )
+        table = np.empty((3, len(nodes)), np.int32)
+        table[0], table[1], table[2] = nodes, pack, rows
+        return self._add(
+            Kind.DOT_PLAIN,
+            Terms(table, plain=True),
+            size=max(self.nodes[n].size for n in distinct),
+            power=power,
+            support=support,
+            period=max(self.period[n] for n in distinct) if data.scalar else self.columns,
         )
 
     def _where(self, plain: Plain) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from hesim.circuit.builder import Builder, Stage
 from hesim.circuit.circuit import Kind
+from hesim.circuit.plain_numbers import PlainNumbers
+from hesim.circuit.terms import Terms
 from hesim.params import CKKSParams
 
 if TYPE_CHECKING:
@@ -27,12 +30,10 @@ class Emitted:
         self.level: list[int] = []
         self.scale: list[float] = []
         self.arg_ptr: list[int] = [0]
-        self.arg: list[int] = []
-        self.arg2: list[int] = []
-        self.factor: list[int] = []
+        self.arg, self.arg2, self.factor = array("i"), array("i"), array("i")
         self.param: list[int] = []
         self.source: list[int] = []
-        self.plains: dict[tuple[int, int, int, float], int] = {}
+        self.plains = PlainNumbers()
         self.made: dict[int, int] = {}
         self.fresh: dict[int, int] = {}
         self._versions: dict[tuple[int, int, bool], int] = {}
@@ -47,20 +48,32 @@ class Emitted:
         param: int,
         source: int,
     ) -> int:
-        self.kind.append(kind)
-        self.level.append(level)
-        self.scale.append(scale)
         for factor, first, second in terms:
             self.factor.append(factor)
             self.arg.append(first)
             self.arg2.append(second)
+        return self._push(kind, level, scale, param, source)
+
+    def push_products(
+        self, level: int, scale: float, ciphers: Sequence[int], plains: np.ndarray, source: int
+    ) -> int:
+        """A sum of ciphertexts times plaintexts."""
+        self.factor.extend([1] * len(ciphers))
+        self.arg.extend(ciphers)
+        self.arg2.frombytes(plains.astype(np.int32).tobytes())
+        return self._push(Kind.DOT_PLAIN, level, scale, 0, source)
+
+    def _push(self, kind: int, level: int, scale: float, param: int, source: int) -> int:
+        self.kind.append(kind)
+        self.level.append(level)
+        self.scale.append(scale)
         self.arg_ptr.append(len(self.arg))
         self.param.append(param)
         self.source.append(source)
         return len(self.kind) - 1
 
     def plain(self, pack: int, row: int, level: int, scale: float) -> int:
-        return self.plains.setdefault((pack, row, level, scale), len(self.plains))
+        return self.plains.one(pack, row, level, scale)
 
 
 def emit(
@@ -94,10 +107,15 @@ def _emit_stage(
     members = [n for n in stage.nodes if n in live]
     loose = _only_meets_plaintexts(b, stage, members)
 
+    versions: dict[int, dict[int, int]] = {}
+
     def use(n: int, at: int) -> int:
         if n in local:
             return local[n]
-        return _version(out, params, n, at, n in loose, stage.source, unit_pack)
+        found = versions.setdefault(at, {})
+        if n not in found:
+            found[n] = _version(out, params, n, at, n in loose, stage.source, unit_pack)
+        return found[n]
 
     for n in members:
         node = b.nodes[n]
@@ -111,6 +129,12 @@ def _emit_stage(
         if node.kind == Kind.DOT:
             terms = [(f, use(a, at), use(c, at)) for f, a, c in node.terms]
             local[n] = out.push(Kind.DOT, at, scale, terms, 0, source)
+        elif node.kind == Kind.DOT_PLAIN and isinstance(node.terms, Terms):
+            ciphers = [use(a, at) for a in node.first]
+            scales = scale / np.array([out.scale[c] for c in ciphers])
+            _, packs, rows = node.terms.table
+            plains = out.plains.many(packs, rows, at, scales)
+            local[n] = out.push_products(at, scale, ciphers, plains, source)
         elif node.kind == Kind.DOT_PLAIN:
             terms = []
             for _, a, (pack, row) in node.terms:
@@ -173,13 +197,11 @@ def _only_meets_plaintexts(b: Builder, stage: Stage, members: list[int]) -> set[
         node = b.nodes[n]
         if node.kind == Kind.DOT_PLAIN or node.kind == Kind.ROTATE and n not in strict:
             if node.kind == Kind.ROTATE and n in stage.outputs:
-                strict.update(a for _, a, _ in node.terms)
+                strict.update(node.first)
             continue
-        strict.update(a for _, a, _ in node.terms)
-        if node.kind == Kind.DOT:
-            strict.update(c for _, _, c in node.terms if isinstance(c, int))
-    operands = {a for n in members for _, a, _ in b.nodes[n].terms if a not in inside}
-    return operands - strict
+        strict.update(node.first, node.second)
+    operands = {a for n in members for a in b.nodes[n].first}
+    return operands - inside - strict
 
 
 def _version(
@@ -217,9 +239,6 @@ def _version(
 
 def arrays(out: Emitted) -> dict[str, np.ndarray]:
     """The instruction arrays of a Circuit."""
-    plains = np.array(
-        [(p, r, level, scale) for p, r, level, scale in out.plains], dtype=np.float64
-    ).reshape(-1, 4)
     return {
         "kind": np.asarray(out.kind, np.uint8),
         "level": np.asarray(out.level, np.int16),
@@ -230,8 +249,5 @@ def arrays(out: Emitted) -> dict[str, np.ndarray]:
         "factor": np.asarray(out.factor, np.int32),
         "param": np.asarray(out.param, np.int32),
         "source": np.asarray(out.source, np.int32),
-        "plain_pack": plains[:, 0].astype(np.int32),
-        "plain_row": plains[:, 1].astype(np.int32),
-        "plain_level": plains[:, 2].astype(np.int16),
-        "plain_scale": plains[:, 3].copy(),
+        **out.plains.arrays(),
     }

@@ -203,11 +203,7 @@ def _live(b: Builder, outputs: list[int]) -> set[int]:
     for n in range(len(b.nodes) - 1, -1, -1):
         if n in live:
             node = b.nodes[n]
-            for _, first, second in node.terms:
-                live.add(first)
-                if node.kind == Kind.DOT:
-                    assert isinstance(second, int)
-                    live.add(second)
+            live.update(node.first, node.second)
     return live
 
 
