@@ -14,14 +14,15 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from hesim.circuit.builder import Builder, Node, Stage
+from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Kind
 from hesim.circuit.cost import instruction_seconds
 from hesim.circuit.refresher import KEY_HOLDER, Refresher
+from hesim.circuit.shape import StageShape, stage_shapes
 from hesim.errors import LevelError
 from hesim.params import CKKSParams
 
-__all__ = ["LevelPlanner", "Schedule"]
+__all__ = ["LevelPlanner", "Schedule", "ShapePlanner"]
 
 _NEVER = 10**9
 """A level that no chain has: of a refresh whose result is wanted above what it reaches."""
@@ -49,47 +50,33 @@ class _Costs:
 
     def __init__(
         self,
-        b: Builder,
+        shapes: Mapping[int, StageShape],
         params: CKKSParams,
-        live: set[int],
         price: float | None,
         refresher: Refresher,
     ):
         self.refresher = refresher
         self.highest = refresher.highest(params.levels)
-        self.stages = [s for s in b.stages if any(n in live for n in s.nodes)]
-        self.order = [s.id for s in self.stages]
-        self.params = params
+        self.shapes = shapes
+        self.order = sorted(shapes)
         self.log_n = params.log_n
         self.price = price
-        self.width: dict[int, int] = {}
-        self._shape: dict[int, list[tuple[tuple[int, int, int, bool], int]]] = {}
-        self.users: dict[int, list[int]] = {s.id: [] for s in self.stages}
+        self.users: dict[int, list[int]] = {s: [] for s in self.order}
         self.inputs: dict[int, list[int]] = {}
-        self._memo: dict[tuple[int, int], float] = {}
-        for s in self.stages:
-            rows: dict[tuple[int, int, int, bool], int] = {}
-            for n in s.nodes:
-                if n not in live:
-                    continue
-                node = b.nodes[n]
-                below = node.below - (node.kind == Kind.RESCALE)
-                key = (node.kind, len(node.terms), below, _scalar(b, node))
-                rows[key] = rows.get(key, 0) + 1
-            self._shape[s.id] = list(rows.items())
-            self.width[s.id] = sum(n in live for n in s.outputs)
-            self.inputs[s.id] = [i for i in sorted(s.inputs) if i in self.users]
-            for i in self.inputs[s.id]:
-                self.users[i].append(s.id)
+        for s in self.order:
+            self.inputs[s] = [i for i in shapes[s].inputs if i in shapes]
+            for i in self.inputs[s]:
+                assert i < s, "stages use the outputs of earlier ones"
+                self.users[i].append(s)
+        self._stage: dict[tuple[int, int], float] = {}
+        self._drop: dict[int, float] = {}
+        self._refresh: dict[int, float] = {}
 
     def stage(self, stage: int, level: int) -> float:
         key = (stage, level)
-        if key not in self._memo:
-            self._memo[key] = sum(
-                count * instruction_seconds(kind, level - below, terms, self.log_n, scalar=scalar)
-                for (kind, terms, below, scalar), count in self._shape[stage]
-            )
-        return self._memo[key]
+        if key not in self._stage:
+            self._stage[key] = self.shapes[stage].seconds(level, self.log_n)
+        return self._stage[key]
 
     def whole(self, stage: int, run: int, need: int, uses: set[int], refreshed: bool) -> float:
         """Of a stage at level `run` whose outputs are wanted at `need` and lower by `uses`."""
@@ -98,56 +85,42 @@ class _Costs:
         return seconds + sum(self.drop(stage, u) for u in uses if u < need)
 
     def drop(self, stage: int, level: int) -> float:
-        at = level + 1
-        each = instruction_seconds(Kind.DOT_PLAIN, at, 1, self.log_n)
-        each += instruction_seconds(Kind.RESCALE, at, 1, self.log_n)
-        return self.width[stage] * each
+        if level not in self._drop:
+            each = instruction_seconds(Kind.DOT_PLAIN, level + 1, 1, self.log_n)
+            each += instruction_seconds(Kind.RESCALE, level + 1, 1, self.log_n)
+            self._drop[level] = each
+        return self.shapes[stage].width * self._drop[level]
 
     def refresh(self, stage: int, level: int) -> float:
-        each = self.refresher.seconds(self.refresher.min_input_level, level, self.log_n)
-        if self.price is not None:
-            each = max(each, self.price)
-        return self.width[stage] * each
+        if level not in self._refresh:
+            each = self.refresher.seconds(self.refresher.min_input_level, level, self.log_n)
+            self._refresh[level] = each if self.price is None else max(each, self.price)
+        return self.shapes[stage].width * self._refresh[level]
 
 
-def _scalar(b: Builder, node: Node) -> bool:
-    """Whether a plaintext product takes numbers rather than vectors."""
-    if node.kind != Kind.DOT_PLAIN:
-        return False
-    second = node.terms[0][2]
-    assert isinstance(second, tuple)
-    return b.packs[second[0]].scalar
-
-
-class LevelPlanner:
-    """Chooses the levels and refreshes of one builder's stages.
+class ShapePlanner:
+    """Chooses the levels and refreshes of stages from their shapes.
 
     Args:
-      outputs: nodes that are decrypted at the end.
+      shapes: by number of the stage; what no other stage uses is a result.
       describe: names a source operation, for errors.
       refresh_price: seconds per refreshed ciphertext; None for the refresher's own; infinity
         forbids refreshes.
       refresher: who refreshes, from which level and to which.
-
-    Attributes:
-      live: nodes that the outputs depend on.
     """
 
     def __init__(
         self,
-        b: Builder,
+        shapes: Mapping[int, StageShape],
         params: CKKSParams,
-        outputs: Iterable[int],
         describe: Callable[[int], str],
         refresh_price: float | None,
         refresher: Refresher = KEY_HOLDER,
     ):
-        self.live = _live(b, [int(n) for n in outputs])
         self.top = params.levels
         self._describe = describe
-        self._costs = _Costs(b, params, self.live, refresh_price, refresher)
-        self._stages = {s.id: s for s in self._costs.stages}
-        self._forced = frozenset(s.id for s in self._costs.stages if s.refreshed)
+        self._costs = _Costs(shapes, params, refresh_price, refresher)
+        self._forced = frozenset(s for s, shape in shapes.items() if shape.refreshed)
         self._forbidden = refresh_price is not None and math.isinf(refresh_price)
 
     def greedy(self) -> Schedule:
@@ -156,22 +129,22 @@ class LevelPlanner:
         Raises:
           LevelError: levels run out, and refreshes are forbidden or there is no level at all.
         """
-        costs, stages, forced = self._costs, self._stages, self._forced
+        costs, shapes, forced = self._costs, self._costs.shapes, self._forced
         if self._forbidden:
-            found = _levels(costs, stages, forced, self.top, cap=None)
+            found = _levels(costs, forced, self.top, cap=None)
             if isinstance(found, Schedule):
                 return found
-            need = _levels(costs, stages, forced, _NEVER - 1, cap=None)
+            need = _levels(costs, forced, _NEVER - 1, cap=None)
             levels = max(need.level) if isinstance(need, Schedule) else f"more than {self.top}"
             raise LevelError(
                 f"the computation needs {levels} levels but the parameters have "
-                f"{self.top}; levels run out at {self._describe(stages[found].source)}. Use more "
+                f"{self.top}; levels run out at {self._describe(shapes[found].source)}. Use more "
                 "levels (a larger ring), allow refreshes, or lower the degrees of the polynomials "
                 "on that path."
             )
         lowest = costs.refresher.min_input_level
-        deepest = next((s for s in costs.stages if s.drop > self.top), None)
-        most = max((s.drop for s in costs.stages), default=0)
+        deepest = next((s for s in shapes.values() if s.drop > self.top), None)
+        most = max((s.drop for s in shapes.values()), default=0)
         if deepest is None and most and costs.highest < most + lowest:
             raise LevelError(
                 f"a refresh by the {costs.refresher.name} ends at level {costs.highest} at most "
@@ -187,7 +160,7 @@ class LevelPlanner:
         schedules = [
             found
             for cap in range(min(1, self.top), self.top + 1)
-            if isinstance(found := _levels(costs, stages, forced, self.top, cap=cap), Schedule)
+            if isinstance(found := _levels(costs, forced, self.top, cap=cap), Schedule)
         ]
         return min(schedules, key=lambda schedule: schedule.seconds)
 
@@ -195,7 +168,32 @@ class LevelPlanner:
         """Local search from `schedule`: refreshes added, left out, and moved by one stage."""
         if self._forbidden:
             return schedule
-        return _improve(self._costs, self._stages, self._forced, self.top, schedule, sweeps)
+        return _improve(self._costs, self._forced, self.top, schedule, sweeps)
+
+
+class LevelPlanner(ShapePlanner):
+    """Chooses the levels and refreshes of one builder's stages.
+
+    Args:
+      outputs: nodes that are decrypted at the end.
+      describe, refresh_price, refresher: as for `ShapePlanner`.
+
+    Attributes:
+      live: nodes that the outputs depend on.
+    """
+
+    def __init__(
+        self,
+        b: Builder,
+        params: CKKSParams,
+        outputs: Iterable[int],
+        describe: Callable[[int], str],
+        refresh_price: float | None,
+        refresher: Refresher = KEY_HOLDER,
+    ):
+        self.live = _live(b, [int(n) for n in outputs])
+        shapes = stage_shapes(b, self.live)
+        super().__init__(shapes, params, describe, refresh_price, refresher)
 
 
 def _live(b: Builder, outputs: list[int]) -> set[int]:
@@ -207,9 +205,7 @@ def _live(b: Builder, outputs: list[int]) -> set[int]:
     return live
 
 
-def _levels(
-    costs: _Costs, stages: dict[int, Stage], refreshed: frozenset[int], top: int, cap: int | None
-) -> Schedule | int:
+def _levels(costs: _Costs, refreshed: frozenset[int], top: int, cap: int | None) -> Schedule | int:
     """Levels for a set of refreshes; with `cap`, refreshes whatever would run above it.
 
     Returns the Schedule, or the stage at which levels run out.
@@ -219,10 +215,10 @@ def _levels(
     chosen = set(refreshed)
     seconds = 0.0
     for s in reversed(costs.order):
-        run, need, uses = _run(costs, stages, s, level, s in chosen)
+        run, need, uses = _run(costs, s, level, s in chosen)
         if cap is not None and run > cap and costs.inputs[s]:
             chosen.add(s)
-            run, need, uses = _run(costs, stages, s, level, True)
+            run, need, uses = _run(costs, s, level, True)
         if run > top:
             return s
         want[s], level[s] = need, run
@@ -237,26 +233,25 @@ def _levels(
 
 
 def _run(
-    costs: _Costs, stages: dict[int, Stage], s: int, level: Mapping[int, int], refreshed: bool
+    costs: _Costs, s: int, level: Mapping[int, int], refreshed: bool
 ) -> tuple[int, int, set[int]]:
     """The level at which a stage runs, that of its outputs, and those of its users."""
     uses = {level[u] for u in costs.users[s]}
     need = max(uses, default=0)
     if not refreshed:
-        return stages[s].drop + need, need, uses
-    run = stages[s].drop + costs.refresher.min_input_level
+        return costs.shapes[s].drop + need, need, uses
+    run = costs.shapes[s].drop + costs.refresher.min_input_level
     return run if need <= costs.highest else _NEVER, need, uses
 
 
 def _improve(
     costs: _Costs,
-    stages: dict[int, Stage],
     forced: Collection[int],
     top: int,
     start: Schedule,
     sweeps: int,
 ) -> Schedule:
-    search = _Search(costs, stages, start, top)
+    search = _Search(costs, start, top)
     candidates = [s for s in costs.order if costs.inputs[s] and s not in forced]
     for _ in range(sweeps):
         before = search.seconds
@@ -272,7 +267,7 @@ def _improve(
                     taken = toggled
         if search.seconds > before * 0.999:
             break
-    found = _levels(costs, stages, frozenset(search.refreshed), top, cap=None)
+    found = _levels(costs, frozenset(search.refreshed), top, cap=None)
     assert isinstance(found, Schedule), "a schedule of the search does not fit the levels"
     return found
 
@@ -284,10 +279,10 @@ class _Search:
       refreshed: stages. seconds: of the whole schedule, refreshes at the planning price.
     """
 
-    def __init__(self, costs: _Costs, stages: dict[int, Stage], start: Schedule, top: int):
+    def __init__(self, costs: _Costs, start: Schedule, top: int):
         self.refreshed = set(start.refreshed)
         self.seconds = start.seconds
-        self._costs, self._stages, self._top = costs, stages, top
+        self._costs, self._top = costs, top
         self._level = {s: start.level[s] for s in costs.order}
         self._place = {s: k for k, s in enumerate(costs.order)}
         self._cost = {s: self._at(s, s in self.refreshed)[1] for s in costs.order}
@@ -333,5 +328,5 @@ class _Search:
 
     def _at(self, s: int, refreshed: bool) -> tuple[int, float]:
         """Level at which a stage runs, and its seconds, given the levels of its users."""
-        run, need, uses = _run(self._costs, self._stages, s, self._level, refreshed)
+        run, need, uses = _run(self._costs, s, self._level, refreshed)
         return run, self._costs.whole(s, run, need, uses, refreshed)

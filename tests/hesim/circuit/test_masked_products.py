@@ -18,8 +18,9 @@ from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
 from hesim.circuit.emission import arrays, emit
 from hesim.circuit.ledger import ledger
-from hesim.circuit.levels import LevelPlanner
+from hesim.circuit.levels import LevelPlanner, ShapePlanner
 from hesim.circuit.publics import Publics
+from hesim.circuit.shape import stage_shapes
 from hesim.noise.placement import of_circuit
 
 M = 8
@@ -167,6 +168,10 @@ def test_masks_rescaled_by_themselves_cost_more(small_params, run_slots):
     assert one.ledger.rescales == 4
     assert two.ledger.rescales == 2 * M - 1 + 1 + 2  # one brings the other operand down
     assert one.ledger.seconds < two.ledger.seconds
+    for b, circuit in found[:1]:
+        planner = ShapePlanner(stage_shapes(b, range(len(b.nodes))), params, str, None)
+        spent = sum(op.seconds for op in circuit.ledger.operations)
+        assert planner.greedy().seconds == pytest.approx(spent)
 
 
 @pytest.mark.filterwarnings("ignore:INSECURE")
