@@ -22,13 +22,13 @@ from hesim.circuit.rules import (
 )
 
 if TYPE_CHECKING:
+    from hesim.circuit.context import Context
     from hesim.circuit.layout import Tensor
-    from hesim.circuit.lower import Lowering
     from hesim.program import Equation, Program
 
 __all__ = ["PRIMITIVES", "Primitive", "moves_by_parameters"]
 
-Lower = Callable[["Lowering", "Equation"], "list[Tensor]"]
+Lower = Callable[["Context", "Equation"], "list[Tensor]"]
 Batch = Callable[["Program", "Equation", batch_rules.Axes, int], list[int | None]]
 
 
@@ -37,7 +37,7 @@ class Primitive:
     """One primitive.
 
     Attributes:
-      lower: from tensors to kernels: a function of the lowering and the equation to one tensor a
+      lower: from tensors to kernels: a function of the context and the equation to one tensor a
         result.
       batch: where the batch axis of its results lies.
       depth: levels between its operands and its results, in the best layout.

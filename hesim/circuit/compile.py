@@ -14,9 +14,10 @@ from hesim.circuit import emission, levels, sizes
 from hesim.circuit.batching import batch_axes, candidates
 from hesim.circuit.builder import Builder, Overspent
 from hesim.circuit.circuit import Circuit, PlaintextFamily, TensorLocation
+from hesim.circuit.context import Context
 from hesim.circuit.layout import Tensor, input_count, input_tables, stripped
 from hesim.circuit.ledger import ledger
-from hesim.circuit.lower import Lowering
+from hesim.circuit.lower import lower
 from hesim.circuit.publics import Publics
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.errors import LayoutError, ParameterError, TraceError
@@ -297,9 +298,9 @@ class Candidate:
         self.builder = b = Builder(
             choice.columns, choice.width, choice.batch, log_n=params.log_n, budget=budget
         )
-        self.lowering = Lowering(program, self.publics, b, choice.axes)
+        self.context = Context(program, self.publics, b, choice.axes)
         self.inputs = self._place_inputs()
-        self.lowering.run(watch)
+        lower(self.context, watch)
         self.unit = b.pack(
             PlaintextFamily(
                 -1,
@@ -313,7 +314,7 @@ class Candidate:
             )
         )
         self.results = [v for v in program.outputs if isinstance(v, Var) and v.encrypted]
-        nodes = {int(n) for v in self.results for n in self.lowering.values[v.id].nodes}
+        nodes = {int(n) for v in self.results for n in self.context.values[v.id].nodes}
         ops = program.ops
         self.planner = levels.LevelPlanner(
             b,
@@ -350,7 +351,7 @@ class Candidate:
             b.begin(-1)
             nodes = b.end([b.input(row + k, table[k] >= 0) for k in range(count)])
             row += count
-            self.lowering.values[var.id] = Tensor(
+            self.context.values[var.id] = Tensor(
                 np.asarray(nodes, np.int32)[cipher], column, 1.0, axis, var.shape
             )
         return tuple(packs)
@@ -382,7 +383,7 @@ class Candidate:
         number = {v.id: k for k, eqn in enumerate(ops) for v in eqn.outputs}
 
         def tap(var: Var) -> TensorLocation:
-            x = self.lowering.values[var.id]
+            x = self.context.values[var.id]
             return TensorLocation(
                 number.get(var.id, -1),
                 var.shape,
@@ -396,7 +397,7 @@ class Candidate:
 
         taps = []
         for eqn in ops:
-            x = self.lowering.values.get(eqn.outputs[0].id)
+            x = self.context.values.get(eqn.outputs[0].id)
             if x is not None and (not len(x.nodes) or np.any(where[x.nodes] >= 0)):
                 taps.append(tap(eqn.outputs[0]))
         outputs = tuple(

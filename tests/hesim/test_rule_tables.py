@@ -40,7 +40,7 @@ def test_a_new_operation_is_a_row_in_each_of_two_tables(monkeypatch):
     with pytest.raises(hesim.NotHomomorphicError, match="`toy`"):
         hesim.trace(fn, x)
     row = Primitive(
-        lower=lambda lo, eqn: [lo.times(eqn.outputs[0], lo.tensor(eqn.inputs[0]), -2.0)],
+        lower=lambda ctx, eqn: [ctx.times(eqn.outputs[0], ctx.tensor(eqn.inputs[0]), -2.0)],
         batch=batch_rules.elementwise,
     )
     monkeypatch.setitem(PRIMITIVES, "toy", row)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hesim.circuit.context import Context
 from hesim.circuit.kernels import linear, matmul
 from hesim.circuit.layout import Tensor
 from hesim.circuit.sizes import TERM_BYTES
 from hesim.errors import LayoutError
 from hesim.program import Equation, Literal, Var
-
-if TYPE_CHECKING:
-    from hesim.circuit.lower import Lowering
 
 _LARGEST = 2 * 10**8
 """Terms of one contraction that the tables may hold."""
@@ -22,15 +19,15 @@ _LARGEST = 2 * 10**8
 __all__ = ["check_size", "dot_general"]
 
 
-def dot_general(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def dot_general(ctx: Context, eqn: Equation) -> list[Tensor]:
     (var,), (a, b) = eqn.outputs, eqn.inputs
     (ca, cb), (ba, bb) = eqn.params["dimension_numbers"]
     letters = _dimensions(len(a.shape), len(b.shape), ca, cb, ba, bb)
     if a.encrypted and b.encrypted:
-        return [_dot_encrypted(lo, var, lo.tensor(a), lo.tensor(b), letters)]
+        return [_dot_encrypted(ctx, var, ctx.tensor(a), ctx.tensor(b), letters)]
     if a.encrypted:
-        return [_dot_public(lo, var, lo.tensor(a), b, *letters)]
-    return [_dot_public(lo, var, lo.tensor(b), a, letters[1], letters[0], letters[2])]
+        return [_dot_public(ctx, var, ctx.tensor(a), b, *letters)]
+    return [_dot_public(ctx, var, ctx.tensor(b), a, letters[1], letters[0], letters[2])]
 
 
 def _dimensions(
@@ -73,11 +70,11 @@ def _arranged(
 
 
 def _dot_encrypted(
-    lo: Lowering, var: Var, a: Tensor, b: Tensor, letters: tuple[list[int], list[int], list[int]]
+    ctx: Context, var: Var, a: Tensor, b: Tensor, letters: tuple[list[int], list[int], list[int]]
 ) -> Tensor:
     la, lb, out = letters
-    x, y = lo.bounded(a), lo.bounded(b)
-    batch = lo.axis(var)
+    x, y = ctx.bounded(a), ctx.bounded(b)
+    batch = ctx.axis(var)
     la = [k for i, k in enumerate(la) if i != x.batch_axis]
     lb = [k for i, k in enumerate(lb) if i != y.batch_axis]
     out = [k for i, k in enumerate(out) if i != batch]
@@ -86,7 +83,7 @@ def _dot_encrypted(
     order = [*out, *summed]
     terms = int(np.prod([sizes[k] for k in summed], dtype=np.int64))
     results = int(np.prod([sizes[k] for k in out], dtype=np.int64))
-    check_size(lo, terms * results)
+    check_size(ctx, terms * results)
 
     def places(t: Tensor, labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
         def laid(table: np.ndarray) -> np.ndarray:
@@ -95,22 +92,22 @@ def _dot_encrypted(
 
         return laid(t.node), laid(t.column)
 
-    return lo.product(var, places(x, la), places(y, lb), x.gain * y.gain)
+    return ctx.product(var, places(x, la), places(y, lb), x.gain * y.gain)
 
 
-def check_size(lo: Lowering, terms: int) -> None:
+def check_size(ctx: Context, terms: int) -> None:
     """LayoutError for more terms of one operation than tables, or memory, can hold."""
     if terms > _LARGEST:
-        eqn = lo.program.ops[lo.source]
+        eqn = ctx.program.ops[ctx.source]
         raise LayoutError(
             f"{eqn.name} at {eqn.source} has {terms:,} terms for one batch member, more than the "
             f"{_LARGEST:,} that can be laid out; split the batch or the tensor."
         )
-    lo.b.reserve(TERM_BYTES * terms)
+    ctx.b.reserve(TERM_BYTES * terms)
 
 
 def _dot_public(
-    lo: Lowering,
+    ctx: Context,
     var: Var,
     x: Tensor,
     public: Var | Literal,
@@ -118,10 +115,10 @@ def _dot_public(
     lp: list[int],
     out: list[int],
 ) -> Tensor:
-    batch = lo.axis(var)
+    batch = ctx.axis(var)
     batch_label = out[batch] if batch is not None else None
     where = lp.index(batch_label) if batch_label in lp else None
-    operand, index, stride = lo.public(public, public.shape, where)
+    operand, index, stride = ctx.public(public, public.shape, where)
     lp = [k for k in lp if k != batch_label or where is None]
     ls = [k for i, k in enumerate(ls) if i != x.batch_axis]
     out = [k for i, k in enumerate(out) if i != batch]
@@ -133,17 +130,17 @@ def _dot_public(
     r, n, c = (
         int(np.prod([sizes[k] for k in group], dtype=np.int64)) for group in (rows, fresh, summed)
     )
-    check_size(lo, r * n * c)
+    check_size(ctx, r * n * c)
     node, column = (
         _arranged(t, ls, [*rows, *summed], sizes).reshape(r, c).astype(np.int64)
         for t in (x.node, x.column)
     )
     weight = _arranged(index, lp, order, sizes).reshape(r, n, c)
     made, at = matmul.apply(
-        lo.b, lo.source, node, column, weight, linear.Coefficients(operand, stride)
+        ctx.b, ctx.source, node, column, weight, linear.Coefficients(operand, stride)
     )
     shape = [sizes[k] for k in (*rows, *fresh)]
     perm = [[*rows, *fresh].index(k) for k in out]
-    return lo.result(
+    return ctx.result(
         var, made.reshape(shape).transpose(perm), at.reshape(shape).transpose(perm), x.gain
     )

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from hesim.circuit.context import Context
 from hesim.circuit.kernels import linear, matmul
 from hesim.circuit.layout import Tensor
 from hesim.circuit.rules.contraction import check_size
 from hesim.program import Equation
 
-if TYPE_CHECKING:
-    from hesim.circuit.lower import Lowering
-
 __all__ = ["convolution"]
 
 
-def convolution(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def convolution(ctx: Context, eqn: Equation) -> list[Tensor]:
     """A convolution is a move to patches and a product by the flattened kernel."""
     (var,), (x, kernel) = eqn.outputs, eqn.inputs
     p = eqn.params
     spec = p["dimension_numbers"]
     groups = p["feature_group_count"]
-    t = lo.tensor(x)
+    t = ctx.tensor(x)
     node, column = (
         np.expand_dims(a, t.batch_axis) if t.batch_axis is not None else a
         for a in (t.node, t.column)
@@ -42,7 +40,7 @@ def convolution(lo: Lowering, eqn: Equation) -> list[Tensor]:
     taps = int(np.prod(patches.shape[2 + len(spatial) :], dtype=np.int64))
     per_group = channels // groups
     patches = patches.reshape(batch, groups, per_group, int(np.prod(spatial, dtype=np.int64)), taps)
-    operand, index, stride = lo.public(kernel, kernel.shape, None)
+    operand, index, stride = ctx.public(kernel, kernel.shape, None)
     coefficients = linear.Coefficients(operand, stride)
     weights = index.transpose(spec.rhs_spec)  # out in spatial
     outs = weights.shape[0] // groups
@@ -53,9 +51,9 @@ def convolution(lo: Lowering, eqn: Equation) -> list[Tensor]:
     for g in range(groups):
         rows = patches[:, g].transpose(0, 2, 1, 3).reshape(-1, per_group * taps)
         weight = np.broadcast_to(weights[g][None], (len(rows), outs, per_group * taps))
-        check_size(lo, weight.size)
+        check_size(ctx, weight.size)
         made, at = matmul.apply(
-            lo.b, lo.source, flat_node[rows], flat_column[rows], weight, coefficients
+            ctx.b, ctx.source, flat_node[rows], flat_column[rows], weight, coefficients
         )
         made_all.append(made.reshape(batch, -1, outs))
         at_all.append(at.reshape(batch, -1, outs))
@@ -64,9 +62,9 @@ def convolution(lo: Lowering, eqn: Equation) -> list[Tensor]:
     def shaped(parts: Sequence[np.ndarray]):
         whole = np.concatenate(parts, axis=2).transpose(0, 2, 1).reshape(batch, -1, *spatial)
         whole = whole.transpose(inverse)
-        return whole if t.batch_axis is None else whole.take(0, axis=lo.axis(var))
+        return whole if t.batch_axis is None else whole.take(0, axis=ctx.axis(var))
 
-    return [lo.result(var, shaped(made_all), shaped(at_all), t.gain)]
+    return [ctx.result(var, shaped(made_all), shaped(at_all), t.gain)]
 
 
 def _patches(

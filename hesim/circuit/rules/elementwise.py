@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from hesim.circuit import gains
+from hesim.circuit.context import Context
 from hesim.circuit.kernels import elementwise
 from hesim.circuit.kernels import polynomial as chebyshev
 from hesim.circuit.layout import Tensor
 from hesim.program import Equation, Literal, Var
-
-if TYPE_CHECKING:
-    from hesim.circuit.lower import Lowering
 
 __all__ = [
     "add",
@@ -29,60 +25,60 @@ __all__ = [
 ]
 
 
-def identity(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def identity(ctx: Context, eqn: Equation) -> list[Tensor]:
     out = []
     for var, value in zip(eqn.outputs, eqn.inputs, strict=False):
-        x = lo.tensor(value)
-        out.append(lo.result(var, x.node, x.column, x.gain))
+        x = ctx.tensor(value)
+        out.append(ctx.result(var, x.node, x.column, x.gain))
     return out
 
 
-def add(lo: Lowering, eqn: Equation, sign: int = 1) -> list[Tensor]:
+def add(ctx: Context, eqn: Equation, sign: int = 1) -> list[Tensor]:
     (var,), (a, b) = eqn.outputs, eqn.inputs
     if a.encrypted and b.encrypted:
-        return [lo.sum(var, lo.spread(a, var), lo.spread(b, var), sign)]
+        return [ctx.sum(var, ctx.spread(a, var), ctx.spread(b, var), sign)]
     if a.encrypted:
-        return [lo.plus_public(var, lo.spread(a, var), b, float(sign))]
-    x = lo.spread(b, var)
+        return [ctx.plus_public(var, ctx.spread(a, var), b, float(sign))]
+    x = ctx.spread(b, var)
     turned = Tensor(x.node, x.column, sign * x.gain, x.batch_axis, x.shape)
-    return [lo.plus_public(var, turned, a, 1.0)]
+    return [ctx.plus_public(var, turned, a, 1.0)]
 
 
-def sub(lo: Lowering, eqn: Equation) -> list[Tensor]:
-    return add(lo, eqn, -1)
+def sub(ctx: Context, eqn: Equation) -> list[Tensor]:
+    return add(ctx, eqn, -1)
 
 
-def neg(lo: Lowering, eqn: Equation) -> list[Tensor]:
-    x = lo.tensor(eqn.inputs[0])
-    return [lo.result(eqn.outputs[0], x.node, x.column, -x.gain)]
+def neg(ctx: Context, eqn: Equation) -> list[Tensor]:
+    x = ctx.tensor(eqn.inputs[0])
+    return [ctx.result(eqn.outputs[0], x.node, x.column, -x.gain)]
 
 
-def mul(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def mul(ctx: Context, eqn: Equation) -> list[Tensor]:
     (var,), (a, b) = eqn.outputs, eqn.inputs
     if a.encrypted and b.encrypted:
-        left = lo.spread(a, var)
-        return _product(lo, var, left, left if a is b else lo.spread(b, var))
+        left = ctx.spread(a, var)
+        return _product(ctx, var, left, left if a is b else ctx.spread(b, var))
     secret, public = (a, b) if a.encrypted else (b, a)
-    return [_scaled(lo, var, lo.spread(secret, var), public, "value")]
+    return [_scaled(ctx, var, ctx.spread(secret, var), public, "value")]
 
 
-def div(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def div(ctx: Context, eqn: Equation) -> list[Tensor]:
     (var,), (x, divisor) = eqn.outputs, eqn.inputs
-    return [_scaled(lo, var, lo.spread(x, var), divisor, "inverse")]
+    return [_scaled(ctx, var, ctx.spread(x, var), divisor, "inverse")]
 
 
-def _scaled(lo: Lowering, var: Var, x: Tensor, value: Var | Literal, kind: str) -> Tensor:
-    number = lo.publics.uniform(value)
+def _scaled(ctx: Context, var: Var, x: Tensor, value: Var | Literal, kind: str) -> Tensor:
+    number = ctx.publics.uniform(value)
     if number == 0.0 and kind == "value":
-        return lo.zero(var)
+        return ctx.zero(var)
     if number is not None and np.isfinite(number) and number != 0.0:
-        return lo.times(var, x, number if kind == "value" else 1.0 / number)
-    operand, index, stride = lo.public(value, var.shape, lo.axis(var), kind)
-    size = _far_from_one(lo.publics.magnitude(value)) if kind == "value" else 1.0
+        return ctx.times(var, x, number if kind == "value" else 1.0 / number)
+    operand, index, stride = ctx.public(value, var.shape, ctx.axis(var), kind)
+    size = _far_from_one(ctx.publics.magnitude(value)) if kind == "value" else 1.0
     node, column = elementwise.scaled_by_public(
-        lo.b, lo.source, x, operand, index, stride, 1.0 / size
+        ctx.b, ctx.source, x, operand, index, stride, 1.0 / size
     )
-    return lo.times(var, lo.result(var, node, column, x.gain), size)
+    return ctx.times(var, ctx.result(var, node, column, x.gain), size)
 
 
 def _far_from_one(magnitude: float) -> float:
@@ -93,60 +89,60 @@ def _far_from_one(magnitude: float) -> float:
     return 1.0 if not usable or gains.stays_pending(magnitude) else magnitude
 
 
-def _squared(lo: Lowering, var: Var, a: Tensor, b: Tensor) -> Tensor:
+def _squared(ctx: Context, var: Var, a: Tensor, b: Tensor) -> Tensor:
     same = a is b
-    a = lo.bounded(a)
-    b = a if same else lo.bounded(b)
+    a = ctx.bounded(a)
+    b = a if same else ctx.bounded(b)
     left, right = (
         (t.node.reshape(-1, 1).astype(np.int64), t.column.reshape(-1, 1).astype(np.int64))
         for t in (a, b)
     )
-    return lo.product(var, left, right, a.gain * b.gain)
+    return ctx.product(var, left, right, a.gain * b.gain)
 
 
-def square(lo: Lowering, eqn: Equation) -> list[Tensor]:
-    x = lo.tensor(eqn.inputs[0])
-    return _product(lo, eqn.outputs[0], x, x)
+def square(ctx: Context, eqn: Equation) -> list[Tensor]:
+    x = ctx.tensor(eqn.inputs[0])
+    return _product(ctx, eqn.outputs[0], x, x)
 
 
-def _product(lo: Lowering, var: Var, a: Tensor, b: Tensor) -> list[Tensor]:
+def _product(ctx: Context, var: Var, a: Tensor, b: Tensor) -> list[Tensor]:
     """a * b; left to the sum where one follows, which then relinearizes and rescales once."""
-    if lo.only_summed(var):
-        lo.pending[var.id] = (a, b)
+    if ctx.only_summed(var):
+        ctx.pending[var.id] = (a, b)
         return []
-    return [_squared(lo, var, a, b)]
+    return [_squared(ctx, var, a, b)]
 
 
-def integer_pow(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def integer_pow(ctx: Context, eqn: Equation) -> list[Tensor]:
     (var,), y = eqn.outputs, eqn.params["y"]
-    powers = {1: lo.tensor(eqn.inputs[0])}
+    powers = {1: ctx.tensor(eqn.inputs[0])}
     if y == 0:
-        return [lo.constant(var, 1.0)]
+        return [ctx.constant(var, 1.0)]
 
     def power(k: int) -> Tensor:
         if k not in powers:
             half = 1 << ((k - 1).bit_length() - 1)
-            powers[k] = _squared(lo, var, power(half), power(k - half))
+            powers[k] = _squared(ctx, var, power(half), power(k - half))
         return powers[k]
 
     return [power(y)]
 
 
-def polynomial(lo: Lowering, eqn: Equation) -> list[Tensor]:
-    (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
+def polynomial(ctx: Context, eqn: Equation) -> list[Tensor]:
+    (var,), x = eqn.outputs, ctx.tensor(eqn.inputs[0])
     poly = eqn.params["poly"]
     if poly.degree == 0:
-        return [lo.constant(var, float(poly.coefficients[0]))]
-    out = chebyshev.apply(lo.b, lo.source, elementwise.explicit(lo.b, lo.source, x), poly)
-    return [lo.result(var, out.node, out.column, out.gain)]
+        return [ctx.constant(var, float(poly.coefficients[0]))]
+    out = chebyshev.apply(ctx.b, ctx.source, elementwise.explicit(ctx.b, ctx.source, x), poly)
+    return [ctx.result(var, out.node, out.column, out.gain)]
 
 
-def refresh(lo: Lowering, eqn: Equation) -> list[Tensor]:
-    (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
+def refresh(ctx: Context, eqn: Equation) -> list[Tensor]:
+    (var,), x = eqn.outputs, ctx.tensor(eqn.inputs[0])
     nodes = [int(n) for n in x.nodes]
     if not nodes:
         return [x]
-    lo.b.begin(lo.source)
-    made = lo.b.end([lo.b.refresh(n) for n in nodes], refreshed=True)
-    renamed = lo.renamed(x.node, dict(zip(nodes, made, strict=True)))
-    return [lo.result(var, renamed, x.column, x.gain)]
+    ctx.b.begin(ctx.source)
+    made = ctx.b.end([ctx.b.refresh(n) for n in nodes], refreshed=True)
+    renamed = ctx.renamed(x.node, dict(zip(nodes, made, strict=True)))
+    return [ctx.result(var, renamed, x.column, x.gain)]

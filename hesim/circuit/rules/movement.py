@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from hesim.circuit.context import Context
 from hesim.circuit.kernels import elementwise, linear, matmul
 from hesim.circuit.layout import Tensor, linear_index, ranks, stripped, unique_rows
 from hesim.circuit.moves import index_places, move_table, scatter_targets
@@ -13,27 +12,24 @@ from hesim.circuit.rules.contraction import check_size
 from hesim.errors import LayoutError
 from hesim.program import Equation, Literal, Var
 
-if TYPE_CHECKING:
-    from hesim.circuit.lower import Lowering
-
 __all__ = ["move", "scatter_add"]
 
 
-def move(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def move(ctx: Context, eqn: Equation) -> list[Tensor]:
     """Moves elements: indexing of the tables, and nothing for a ciphertext to do."""
     places = index_places(eqn)
-    indices = [lo.program.constant(v) if k in places else None for k, v in enumerate(eqn.inputs)]
+    indices = [ctx.program.constant(v) if k in places else None for k, v in enumerate(eqn.inputs)]
     if any(indices[k] is None for k in places):
-        return _by_matrix(lo, eqn)
+        return _by_matrix(ctx, eqn)
     # Every element gets a number: 0 stands for zero, then the encrypted ones, then the public ones.
     secret = [v for v in eqn.inputs if isinstance(v, Var) and v.encrypted]
-    gain = max((x.gain for x in map(lo.tensor, secret) if len(x.nodes)), key=abs, default=1.0)
+    gain = max((x.gain for x in map(ctx.tensor, secret) if len(x.nodes)), key=abs, default=1.0)
     nodes, columns = [np.full(1, -1, np.int64)], [np.zeros(1, np.int64)]
     tables: list[np.ndarray | None] = [None] * len(eqn.inputs)
     count = 1
     for k, v in enumerate(eqn.inputs):
         if v.encrypted:
-            x = lo.with_gain(lo.tensor(v), gain)
+            x = ctx.with_gain(ctx.tensor(v), gain)
             nodes.append(x.node.reshape(-1).astype(np.int64))
             columns.append(x.column.reshape(-1).astype(np.int64))
             table = np.arange(count, count + x.node.size, dtype=np.int32).reshape(x.node.shape)
@@ -51,21 +47,21 @@ def move(lo: Lowering, eqn: Equation) -> list[Tensor]:
     node, column = (np.concatenate(t) for t in (nodes, columns))
     out = []
     for var, table in zip(eqn.outputs, move_table(eqn, tables, indices), strict=True):
-        axis = lo.axis(var)
+        axis = ctx.axis(var)
         inner = table if axis is None else table.take(0, axis=axis)
         inner = np.where(inner < len(node), inner, 0)
-        moved = lo.result(var, node[inner], column[inner], gain)
+        moved = ctx.result(var, node[inner], column[inner], gain)
         for k, first in first_public.items():
             size = int(np.prod(eqn.inputs[k].shape, dtype=np.int64))
-            if lo.publics.uniform(eqn.inputs[k]) != 0.0:
+            if ctx.publics.uniform(eqn.inputs[k]) != 0.0:
                 taken = np.where((table >= first) & (table < first + size), table - first, -1)
-                moved = add_at(lo, var, moved, eqn.inputs[k], taken)
+                moved = add_at(ctx, var, moved, eqn.inputs[k], taken)
         out.append(moved)
     return out
 
 
 def add_at(
-    lo: Lowering, var: Var, total: Tensor, value: Var | Literal, taken: np.ndarray
+    ctx: Context, var: Var, total: Tensor, value: Var | Literal, taken: np.ndarray
 ) -> Tensor:
     """total + elements of a public value.
 
@@ -74,8 +70,8 @@ def add_at(
     """
     if not np.any(taken >= 0):
         return total
-    axis = lo.axis(var)
-    operand, index, _ = lo.public(value, value.shape, None)
+    axis = ctx.axis(var)
+    operand, index, _ = ctx.public(value, value.shape, None)
     wanted = np.where(taken >= 0, index.reshape(-1)[np.maximum(taken, 0)], -1)
     split = linear_index(wanted, axis)
     if split is None:
@@ -83,13 +79,13 @@ def add_at(
             "a public part is laid out irregularly along the batch; compile with batch=False"
         )
     first, stride = split
-    total = lo.open_to(total, lo.publics.magnitude(value))
+    total = ctx.open_to(total, ctx.publics.magnitude(value))
     live = first.reshape(-1) >= 0
     old, at = total.node.reshape(-1), total.column.reshape(-1)
     part = Tensor(np.where(live, old, -1), at, total.gain, total.batch_axis, total.shape)
     node, column = elementwise.add_public(
-        lo.b,
-        lo.source,
+        ctx.b,
+        ctx.source,
         part,
         operand,
         np.maximum(first.reshape(-1), 0),
@@ -97,7 +93,7 @@ def add_at(
         1.0 / total.gain,
     )
     made = _with_bystanders(old, at, live, node.reshape(-1))
-    return lo.result(var, made, np.where(live, column.reshape(-1), at), total.gain)
+    return ctx.result(var, made, np.where(live, column.reshape(-1), at), total.gain)
 
 
 def _with_bystanders(
@@ -120,10 +116,10 @@ def _with_bystanders(
     return out
 
 
-def _by_matrix(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def _by_matrix(ctx: Context, eqn: Equation) -> list[Tensor]:
     """A move to places known only at run time: products by public one-hot matrices."""
     (var,) = eqn.outputs
-    axis = lo.axis(var)
+    axis = ctx.axis(var)
     places = index_places(eqn)
     inner = stripped(var.shape, axis)
     size = int(np.prod(inner, dtype=np.int64))
@@ -131,41 +127,41 @@ def _by_matrix(lo: Lowering, eqn: Equation) -> list[Tensor]:
     for k, v in enumerate(eqn.inputs):
         if not v.encrypted:
             continue
-        x = lo.tensor(v)
+        x = ctx.tensor(v)
         weight = np.arange(size * x.node.size).reshape(1, size, x.node.size)
-        check_size(lo, weight.size)
-        part = lo.result(
+        check_size(ctx, weight.size)
+        part = ctx.result(
             var,
             *matmul.apply(
-                lo.b,
-                lo.source,
+                ctx.b,
+                ctx.source,
                 x.node.reshape(1, -1).astype(np.int64),
                 x.column.reshape(1, -1).astype(np.int64),
                 weight,
-                linear.Coefficients(lo.publics.one_hot(eqn, k, x.batch_axis, axis)),
+                linear.Coefficients(ctx.publics.one_hot(eqn, k, x.batch_axis, axis)),
             ),
             x.gain,
         )
-        total = part if total is None else lo.sum(var, total, part, 1)
+        total = part if total is None else ctx.sum(var, total, part, 1)
     assert total is not None
     for k, v in enumerate(eqn.inputs):
-        if not v.encrypted and k not in places and lo.publics.uniform(v) != 0.0:
+        if not v.encrypted and k not in places and ctx.publics.uniform(v) != 0.0:
             index = np.arange(var.size).reshape(var.shape)
-            total = lo.plus_operand(var, total, lo.publics.moved(eqn, k), index)
+            total = ctx.plus_operand(var, total, ctx.publics.moved(eqn, k), index)
     return [total]
 
 
-def scatter_add(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def scatter_add(ctx: Context, eqn: Equation) -> list[Tensor]:
     """operand + updates moved to their places; updates that share a place go in layers."""
     (var,) = eqn.outputs
     operand, indices, updates = eqn.inputs
-    where = lo.program.constant(indices)
+    where = ctx.program.constant(indices)
     if where is None:
-        return _add_by_matrix(lo, eqn)
+        return _add_by_matrix(ctx, eqn)
     target = scatter_targets(eqn, where).reshape(-1)
     layer = np.where(target >= 0, ranks(target), -1)
-    axis = lo.axis(var)
-    total: Tensor | None = lo.tensor(operand) if operand.encrypted else None
+    axis = ctx.axis(var)
+    total: Tensor | None = ctx.tensor(operand) if operand.encrypted else None
     size = int(np.prod(operand.shape, dtype=np.int64))
     for k in range(int(layer.max(initial=-1)) + 1):
         source = np.flatnonzero(layer == k)
@@ -174,23 +170,23 @@ def scatter_add(lo: Lowering, eqn: Equation) -> list[Tensor]:
         table = table.reshape(operand.shape)
         if not isinstance(updates, Var) or not updates.encrypted:
             assert total is not None
-            total = add_at(lo, var, total, updates, table)
+            total = add_at(ctx, var, total, updates, table)
             continue
-        x = lo.tensor(updates)
+        x = ctx.tensor(updates)
         pick = _first_member(table, axis, updates.shape, x.batch_axis).reshape(-1)
         taken = np.maximum(pick, 0)
-        part = lo.result(
+        part = ctx.result(
             var,
             np.where(pick >= 0, x.node.reshape(-1)[taken], -1),
             np.where(pick >= 0, x.column.reshape(-1)[taken], 0),
             x.gain,
         )
-        total = part if total is None else lo.sum(var, total, part, 1)
+        total = part if total is None else ctx.sum(var, total, part, 1)
     if total is None:  # no update falls inside
-        total = lo.zero(var)
-    if not operand.encrypted and lo.publics.uniform(operand) != 0.0:
-        total = lo.plus_public(var, total, operand, 1.0)
-    return [lo.result(var, total.node, total.column, total.gain)]
+        total = ctx.zero(var)
+    if not operand.encrypted and ctx.publics.uniform(operand) != 0.0:
+        total = ctx.plus_public(var, total, operand, 1.0)
+    return [ctx.result(var, total.node, total.column, total.gain)]
 
 
 def _first_member(
@@ -206,30 +202,30 @@ def _first_member(
     return np.where(first >= 0, flat, -1)
 
 
-def _add_by_matrix(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def _add_by_matrix(ctx: Context, eqn: Equation) -> list[Tensor]:
     """A scatter-add to places known only at run time."""
     (var,) = eqn.outputs
     operand, _, updates = eqn.inputs
     size = int(np.prod(operand.shape, dtype=np.int64))
-    total: Tensor | None = lo.tensor(operand) if operand.encrypted else None
+    total: Tensor | None = ctx.tensor(operand) if operand.encrypted else None
     if updates.encrypted:
-        x = lo.tensor(updates)
+        x = ctx.tensor(updates)
         weight = np.arange(size * x.node.size).reshape(1, size, x.node.size)
-        check_size(lo, weight.size)
+        check_size(ctx, weight.size)
         made = matmul.apply(
-            lo.b,
-            lo.source,
+            ctx.b,
+            ctx.source,
             x.node.reshape(1, -1).astype(np.int64),
             x.column.reshape(1, -1).astype(np.int64),
             weight,
-            linear.Coefficients(lo.publics.one_hot(eqn, 2, None, None)),
+            linear.Coefficients(ctx.publics.one_hot(eqn, 2, None, None)),
         )
-        part = lo.result(var, *made, x.gain)
-        total = part if total is None else lo.sum(var, total, part, 1)
+        part = ctx.result(var, *made, x.gain)
+        total = part if total is None else ctx.sum(var, total, part, 1)
     assert total is not None
     for k in (0, 2):
         value = eqn.inputs[k]
-        if not value.encrypted and lo.publics.uniform(value) != 0.0:
+        if not value.encrypted and ctx.publics.uniform(value) != 0.0:
             index = np.arange(size).reshape(operand.shape)
-            total = lo.plus_operand(var, total, lo.publics.moved(eqn, k), index)
+            total = ctx.plus_operand(var, total, ctx.publics.moved(eqn, k), index)
     return [total]

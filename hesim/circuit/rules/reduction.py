@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hesim.circuit.context import Context
 from hesim.circuit.kernels import elementwise, linear, matmul, product, reduce
 from hesim.circuit.layout import Tensor
 from hesim.circuit.rules.contraction import check_size
 from hesim.program import Equation, Var
 
-if TYPE_CHECKING:
-    from hesim.circuit.lower import Lowering
-
 __all__ = ["cumsum", "reduce_prod", "reduce_sum"]
 
 
-def reduce_sum(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def reduce_sum(ctx: Context, eqn: Equation) -> list[Tensor]:
     (var,), (operand,) = eqn.outputs, eqn.inputs
     assert isinstance(operand, Var)
-    if operand.id in lo.pending:
-        a, b = lo.pending.pop(operand.id)
+    if operand.id in ctx.pending:
+        a, b = ctx.pending.pop(operand.id)
         same = a is b
-        a = lo.bounded(a)
-        b = a if same else lo.bounded(b)
+        a = ctx.bounded(a)
+        b = a if same else ctx.bounded(b)
         left, right = _rows(a, eqn.params["axes"]), _rows(b, eqn.params["axes"])
-        check_size(lo, left[0].size)
-        return [lo.product(var, left, right, a.gain * b.gain)]
-    x = lo.tensor(operand)
+        check_size(ctx, left[0].size)
+        return [ctx.product(var, left, right, a.gain * b.gain)]
+    x = ctx.tensor(operand)
     node, column = _rows(x, eqn.params["axes"])
-    out_node, out_column, gain = reduce.apply(lo.b, lo.source, node, column)
-    return [lo.result(var, out_node, out_column, x.gain * gain)]
+    out_node, out_column, gain = reduce.apply(ctx.b, ctx.source, node, column)
+    return [ctx.result(var, out_node, out_column, x.gain * gain)]
 
 
 def _rows(x: Tensor, axes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -49,16 +46,16 @@ def _rows(x: Tensor, axes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return node, column
 
 
-def reduce_prod(lo: Lowering, eqn: Equation) -> list[Tensor]:
-    (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
+def reduce_prod(ctx: Context, eqn: Equation) -> list[Tensor]:
+    (var,), x = eqn.outputs, ctx.tensor(eqn.inputs[0])
     node, column = _rows(x, eqn.params["axes"])
     if not node.shape[1]:
-        return [lo.constant(var, 1.0)]
+        return [ctx.constant(var, 1.0)]
     parts = [(node[:, k : k + 1], column[:, k : k + 1], x.gain) for k in range(node.shape[1])]
     while len(parts) > 1:
         half = []
         for (n1, c1, g1), (n2, c2, g2) in zip(parts[::2], parts[1::2], strict=False):
-            made, at, gain = product.apply(lo.b, lo.source, (n1, c1), (n2, c2))
+            made, at, gain = product.apply(ctx.b, ctx.source, (n1, c1), (n2, c2))
             half.append(
                 (made[:, None].astype(np.int64), at[:, None].astype(np.int64), g1 * g2 * gain)
             )
@@ -66,12 +63,12 @@ def reduce_prod(lo: Lowering, eqn: Equation) -> list[Tensor]:
             half.append(parts[-1])
         parts = half
     n, c, gain = parts[0]
-    return [lo.result(var, n, c, gain)]
+    return [ctx.result(var, n, c, gain)]
 
 
-def cumsum(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def cumsum(ctx: Context, eqn: Equation) -> list[Tensor]:
     """Running sums: additions across ciphertexts, else a product by a triangle of ones."""
-    (var,), x = eqn.outputs, lo.tensor(eqn.inputs[0])
+    (var,), x = eqn.outputs, ctx.tensor(eqn.inputs[0])
     axis = eqn.params["axis"]
     axis -= x.batch_axis is not None and axis > x.batch_axis
     node, column = (np.moveaxis(t, axis, -1) for t in (x.node, x.column))
@@ -90,7 +87,7 @@ def cumsum(lo: Lowering, eqn: Equation) -> list[Tensor]:
             here = part(k)
             if total is not None:
                 here = Tensor(
-                    *elementwise.add(lo.b, lo.source, total, here, (1, 1)), 1.0, None, here.shape
+                    *elementwise.add(ctx.b, ctx.source, total, here, (1, 1)), 1.0, None, here.shape
                 )
             total = sums[k] = here
         made, at = (
@@ -99,8 +96,8 @@ def cumsum(lo: Lowering, eqn: Equation) -> list[Tensor]:
     else:
         reach = np.tri(n, dtype=bool).T if eqn.params["reverse"] else np.tri(n, dtype=bool)
         weight = np.broadcast_to(np.where(reach, 0, -1), (len(node), n, n))
-        check_size(lo, weight.size)
+        check_size(ctx, weight.size)
         ones = linear.Coefficients(-1, literal=np.ones(1))
-        made, at = matmul.apply(lo.b, lo.source, node, column, weight, ones)
+        made, at = matmul.apply(ctx.b, ctx.source, node, column, weight, ones)
     made, at = (np.moveaxis(t.reshape(shape), -1, axis) for t in (made, at))
-    return [lo.result(var, made, at, x.gain)]
+    return [ctx.result(var, made, at, x.gain)]

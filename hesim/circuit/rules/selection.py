@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from hesim.circuit.context import Context
 from hesim.circuit.kernels import elementwise
 from hesim.circuit.layout import Tensor, linear_index
 from hesim.program import Equation, Var
 
-if TYPE_CHECKING:
-    from hesim.circuit.lower import Lowering
-
 __all__ = ["select_n"]
 
 
-def select_n(lo: Lowering, eqn: Equation) -> list[Tensor]:
+def select_n(ctx: Context, eqn: Equation) -> list[Tensor]:
     """A choice that is known, and alike in all members, only picks places; another is a mask."""
     (var,) = eqn.outputs
     which, *cases = eqn.inputs
-    known = _of_one_member(lo.program.constant(which), var.shape, lo.axis(var))
+    known = _of_one_member(ctx.program.constant(which), var.shape, ctx.axis(var))
     if known is not None:
-        return [_picked(lo, eqn, var, known, cases)]
+        return [_picked(ctx, eqn, var, known, cases)]
     index = np.arange(var.size).reshape(var.shape)
-    split = linear_index(index, lo.axis(var))
+    split = linear_index(index, ctx.axis(var))
     assert split is not None, "masks have the result's own shape"
     total: Tensor | None = None
     for k, case in enumerate(cases):
         if not case.encrypted:
             continue
-        x = lo.spread(case, var)
-        operand = lo.publics.mask(eqn, k)
-        node, column = elementwise.scaled_by_public(lo.b, lo.source, x, operand, *split, 1.0)
-        part = lo.result(var, node, column, x.gain)
-        total = part if total is None else lo.sum(var, total, part, 1)
+        x = ctx.spread(case, var)
+        operand = ctx.publics.mask(eqn, k)
+        node, column = elementwise.scaled_by_public(ctx.b, ctx.source, x, operand, *split, 1.0)
+        part = ctx.result(var, node, column, x.gain)
+        total = part if total is None else ctx.sum(var, total, part, 1)
     assert total is not None
-    return [_plus_public_cases(lo, eqn, var, total, cases)]
+    return [_plus_public_cases(ctx, eqn, var, total, cases)]
 
 
 def _of_one_member(
@@ -54,28 +52,28 @@ def _of_one_member(
 
 
 def _picked(
-    lo: Lowering, eqn: Equation, var: Var, chosen: np.ndarray, cases: Sequence[Any]
+    ctx: Context, eqn: Equation, var: Var, chosen: np.ndarray, cases: Sequence[Any]
 ) -> Tensor:
     secret = [k for k, case in enumerate(cases) if case.encrypted and np.any(chosen == k)]
-    tensors = [lo.tensor(cases[k]) for k in secret]
+    tensors = [ctx.tensor(cases[k]) for k in secret]
     gain = max((x.gain for x in tensors if len(x.nodes)), key=abs, default=1.0)
     node = np.full(chosen.shape, -1, np.int64)
     column = np.zeros_like(node)
     for k in secret:
-        x = lo.with_gain(lo.spread(cases[k], var), gain)
+        x = ctx.with_gain(ctx.spread(cases[k], var), gain)
         node = np.where(chosen == k, x.node, node)
         column = np.where(chosen == k, x.column, column)
-    total = lo.result(var, node, column, gain)
+    total = ctx.result(var, node, column, gain)
     if all(case.encrypted or not np.any(chosen == k) for k, case in enumerate(cases)):
         return total
-    return _plus_public_cases(lo, eqn, var, total, cases)
+    return _plus_public_cases(ctx, eqn, var, total, cases)
 
 
 def _plus_public_cases(
-    lo: Lowering, eqn: Equation, var: Var, total: Tensor, cases: Sequence[Any]
+    ctx: Context, eqn: Equation, var: Var, total: Tensor, cases: Sequence[Any]
 ) -> Tensor:
     for k, case in enumerate(cases):
-        if not case.encrypted and lo.publics.uniform(case) != 0.0:
+        if not case.encrypted and ctx.publics.uniform(case) != 0.0:
             index = np.arange(var.size).reshape(var.shape)
-            total = lo.plus_operand(var, total, lo.publics.selected(eqn, k), index)
+            total = ctx.plus_operand(var, total, ctx.publics.selected(eqn, k), index)
     return total
