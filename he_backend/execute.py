@@ -23,9 +23,7 @@ from hesim.circuit.scalar_groups import scalar_groups
 __all__ = [
     "Executor",
     "Spent",
-    "components_of",
     "instruction_counts",
-    "operands_of",
     "placed",
     "rows_of",
     "scalar_groups",
@@ -182,7 +180,7 @@ class Executor:
         return self.machine.drop(self._only(i, ciphers), int(self.circuit.level[i]))
 
     def _only(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
-        return ciphers[int(self.circuit.arg[self.circuit.args(i)][0])]
+        return ciphers[self.circuit.operands(i)[0]]
 
     # Plaintexts
 
@@ -217,7 +215,7 @@ class Executor:
         last: dict[int, int] = {}
         for i in order:
             last[i] = i
-            for used in operands_of(self.circuit, i):
+            for used in self.circuit.operands(i):
                 last[used] = i
         uses: dict[int, list[int]] = {}
         for used, i in last.items():
@@ -245,15 +243,6 @@ def rows_of(circuit: Circuit, slots: Sequence[int]) -> tuple[int, ...]:
     return ()
 
 
-def operands_of(circuit: Circuit, i: int) -> list[int]:
-    """Ciphertexts that instruction i reads, each once."""
-    part = circuit.args(i)
-    used = set(circuit.arg[part].tolist())
-    if circuit.kind[i] == Kind.DOT:
-        used.update(circuit.arg2[part].tolist())
-    return sorted(used)
-
-
 def instruction_counts(circuit: Circuit, i: int) -> dict[str, int]:
     """What instruction i spends, by the ledger's names."""
     part = circuit.args(i)
@@ -266,16 +255,6 @@ def instruction_counts(circuit: Circuit, i: int) -> dict[str, int]:
     if kind == Kind.DOT_PLAIN:
         return {"plain_products": terms, "additions": terms - 1}
     return {_SINGLE[kind]: 1}
-
-
-def components_of(circuit: Circuit) -> np.ndarray:
-    """int8[instructions]: polynomials of each result, 2 or 3."""
-    found = np.full(len(circuit), 2, dtype=np.int8)
-    found[circuit.kind == Kind.DOT] = 3
-    inherit = (Kind.ADD, Kind.DOT_PLAIN, Kind.ADD_PLAIN, Kind.RESCALE, Kind.DROP)
-    for i in np.flatnonzero(np.isin(circuit.kind, inherit)):
-        found[i] = found[circuit.arg[circuit.args(int(i))]].max()
-    return found
 
 
 _SINGLE = {

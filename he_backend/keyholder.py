@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import BackendError, BlobError, ValueRangeError
-from he_backend.execute import components_of, operands_of, placed, rows_of
+from he_backend.execute import placed, rows_of
 from he_backend.machines.checks import carried
 from he_backend.machines.protocol import Machine
 from he_backend.processes.store import write_values
@@ -49,7 +49,7 @@ class KeyHolder:
         self.ranges = ranges or {}
         self.values = values
         self.run = run
-        self.components = components_of(circuit)
+        self.components = circuit.components
         self.decrypted: dict[int, np.ndarray] = {}
 
     # One at a time
@@ -139,7 +139,7 @@ class KeyHolder:
     # Parts
 
     def _argument(self, i: int) -> int:
-        return operands_of(self.circuit, i)[0]
+        return self.circuit.operands(i)[0]
 
     def _read(self, kind: str, numbers: Sequence[int]) -> list[int]:
         """The ciphertexts that come with a request."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.execute import Executor, Spent, operands_of
+from he_backend.execute import Executor, Spent
 from he_backend.keyholder import KeyHolder
 from he_backend.machines.protocol import Machine
 from hesim.circuit.circuit import Circuit, Kind
@@ -45,7 +45,7 @@ def run_local(
     """
     holder = KeyHolder(circuit, machine, list(inputs), ranges)
     executor = Executor(circuit, machine, operands)
-    last = _last_uses(circuit)
+    last = circuit.last_uses
     wanted = set(deliver)
     ciphers: dict[int, Any] = {}
     spent = Spent()
@@ -93,7 +93,7 @@ def _client_step(
 ) -> Any:
     if circuit.kind[i] == Kind.INPUT:
         return holder.encrypt_input(i)
-    argument = int(circuit.arg[circuit.args(i)][0])
+    argument = circuit.operands(i)[0]
     if taken is not None:
         taken(argument, holder.machine.decrypt(ciphers[argument]))
     return holder.refresh(i, ciphers[argument])
@@ -108,11 +108,3 @@ def _stretches(circuit: Circuit, longest: int = 512) -> list[tuple[int, int, boo
         for start in range(first, stop, longest):
             found.append((start, min(start + longest, stop), bool(client[start])))
     return found
-
-
-def _last_uses(circuit: Circuit) -> np.ndarray:
-    """int64[instructions]: the last instruction that reads each result; -1 if none does."""
-    last = np.full(len(circuit), -1, dtype=np.int64)
-    for i in range(len(circuit)):
-        last[operands_of(circuit, i)] = i
-    return last

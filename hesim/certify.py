@@ -154,7 +154,6 @@ class _Walk:
         self.others: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.messages: dict[int, np.ndarray] = {}
         self.errors: dict[int, np.ndarray] = {}
-        self.components = np.full(len(circuit), 2, np.int8)
         self.roundings: dict[Noise, np.ndarray] = {}
         self.spare_bits: dict[int, float] = {}
         #: The largest message that is refreshed, and by which instruction.
@@ -212,8 +211,6 @@ class _Walk:
         kind, level, scale = int(c.kind[i]), int(c.level[i]), float(c.scale[i])
         arg = c.arg[part].tolist()
         m, e = self.messages, self.errors
-        if arg:
-            self.components[i] = self.components[arg].max()
         if kind == Kind.INPUT:
             number, row = c.input_rows[int(c.param[i])]
             m[i] = np.broadcast_to(c.inputs[number].vector(row, self.inputs), (c.slots,))
@@ -242,17 +239,15 @@ class _Walk:
             m[i] = m[arg[0]]
             e[i] = self._switch(RELINEARIZATION, level, scale)
             e[i] += e[arg[0]]
-            self.components[i] = 2
         elif kind == Kind.RESCALE:
             m[i] = m[arg[0]]
-            e[i] = self._rounded(scale, int(self.components[i]))
+            e[i] = self._rounded(scale, int(c.components[i]))
             e[i] += e[arg[0]]
         elif kind == Kind.DROP:
             m[i], e[i] = m[arg[0]], e[arg[0]]
         elif kind == Kind.REFRESH:
             m[i], e[i] = m[arg[0]], self._refreshed(arg[0], scale)
             self.refreshed = max(self.refreshed, (float(np.max(np.abs(m[i]))), i))
-            self.components[i] = 2
         if i in self.hidden:
             e[i] = e[i] + self._drawn(self.hidden[i], scale)
 
@@ -266,7 +261,6 @@ class _Walk:
             else:
                 error += f * (self._full(m[a]) * e[b] + (self._full(m[b]) + e[b]) * e[a])
         m[i], e[i] = total, error
-        self.components[i] = 3
 
     def _dot_plain(self, i: int, ciphers: list[int], plains: list[int]) -> None:
         m, e = self.messages, self.errors

@@ -26,7 +26,7 @@ from he_backend.errors import (
     RunFolderError,
     to_message,
 )
-from he_backend.execute import operands_of, placed
+from he_backend.execute import placed
 from he_backend.keyholder import KeyHolder
 from he_backend.machines.protocol import Machine
 from he_backend.machines.table import find
@@ -151,7 +151,7 @@ class _Client:
         circuit, total = self.circuit, 0.0
         for i in numbers:
             refreshed = circuit.kind[i] == Kind.REFRESH
-            below = int(circuit.level[operands_of(circuit, i)[0] if refreshed else i])
+            below = int(circuit.level[circuit.operands(i)[0] if refreshed else i])
             total += KEY_HOLDER.seconds(below, int(circuit.level[i]), circuit.params.log_n)
         return total
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from he_backend.errors import ProtocolError
-from he_backend.execute import operands_of
 from he_backend.processes.store import bound_line, read_line, storing
 from he_backend.processes.tasks import CLIENT_BATCH
 from hesim.circuit.circuit import Circuit, Kind
@@ -133,7 +132,7 @@ class Exchange:
 
     def _possible(self, kind: str, i: int) -> bool:
         """Whether all inputs and refreshes that lead to i have been served."""
-        first = i if kind == "deliver" else operands_of(self.circuit, i)[0]
+        first = i if kind == "deliver" else self.circuit.operands(i)[0]
         stack, met = [first], {first}
         while stack:
             c = stack.pop()
@@ -141,7 +140,7 @@ class Exchange:
                 if c not in self.served:
                     return False
                 continue
-            for a in operands_of(self.circuit, c):
+            for a in self.circuit.operands(c):
                 if a not in met and not self._reached[a]:
                     met.add(a)
                     stack.append(a)

@@ -33,7 +33,7 @@ from he_backend.errors import (
     WorkerDied,
     to_message,
 )
-from he_backend.execute import Spent, components_of
+from he_backend.execute import Spent
 from he_backend.machines.protocol import Evaluator
 from he_backend.machines.table import find
 from he_backend.processes.admission import Admission
@@ -96,7 +96,7 @@ class Server:
         self.journal.keep(len(self.schedule.tasks))
         arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in operands]
         self.runner = TaskRunner(self.circuit, self.machine, arrays, self.store)
-        self.components = components_of(self.circuit)
+        self.components = self.circuit.components
         self.workers: list[_Peer] = []
         self.clients: list[_Peer] = []
         self.deaths: Counter[int] = Counter()
@@ -360,7 +360,7 @@ class Server:
         self._finish(task, spent)
 
     def _argument(self, i: int) -> int:
-        return int(self.circuit.arg[self.circuit.args(i)][0])
+        return self.circuit.operands(i)[0]
 
     def _size(self, i: int) -> int:
         return self.machine.cipher_size(2, int(self.circuit.level[i]))

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from he_backend.execute import operands_of, scalar_groups
+from he_backend.execute import scalar_groups
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.cost import instruction_seconds
 from hesim.circuit.refresher import KEY_HOLDER
@@ -116,7 +116,7 @@ def plan(circuit: Circuit, deliver: Iterable[int], target: float = 0.1) -> Sched
       target: seconds that a task should take, where the Circuit allows it.
     """
     seconds = predicted_seconds(circuit)
-    operands = [operands_of(circuit, i) for i in range(len(circuit))]
+    operands = [circuit.operands(i) for i in range(len(circuit))]
     client = np.isin(circuit.kind, (Kind.INPUT, Kind.REFRESH))
     rounds = _rounds(circuit, operands, client)
     pieces: list[list[int]] = []

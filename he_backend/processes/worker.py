@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import ProtocolError, to_message
-from he_backend.execute import Executor, Spent, components_of
+from he_backend.execute import Executor, Spent
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.protocol import Evaluator
 from he_backend.processes.memory import peak_bytes, resident_bytes
@@ -51,7 +51,7 @@ class TaskRunner:
         self.machine = machine
         self.store = store
         self.executor = Executor(circuit, machine, operands)
-        self._components = components_of(circuit)
+        self._components = circuit.components
         self._cache: ByteCache[Any] = ByteCache(cache_bytes)
 
     def run(self, task: Task) -> Spent:

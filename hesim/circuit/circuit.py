@@ -444,6 +444,24 @@ class Circuit:
         """Range of `arg`, `arg2` and `factor` that belongs to instruction i."""
         return slice(int(self.arg_ptr[i]), int(self.arg_ptr[i + 1]))
 
+    def operands(self, i: int) -> list[int]:
+        """Ciphertexts that instruction i reads, each once, ascending."""
+        part = self.args(i)
+        used = set(self.arg[part].tolist())
+        if self.kind[i] == Kind.DOT:
+            used.update(self.arg2[part].tolist())
+        return sorted(used)
+
+    @cached_property
+    def components(self) -> np.ndarray:
+        """int8 (I,): polynomials of each result, 2 or 3."""
+        found = np.full(len(self.kind), 2, np.int8)
+        found[self.kind == Kind.DOT] = 3
+        inherit = (Kind.ADD, Kind.DOT_PLAIN, Kind.ADD_PLAIN, Kind.RESCALE, Kind.DROP)
+        for i in np.flatnonzero(np.isin(self.kind, inherit)):
+            found[i] = found[self.arg[self.args(int(i))]].max()
+        return found
+
     def describe(self, i: int) -> str:
         """Operation name and source line behind instruction i."""
         op = int(self.source[i])

@@ -230,8 +230,7 @@ class OperationNoise:
         last = c.last_uses
         corrections = set(self._corrections.tolist())
         for i in range(len(c.kind)):
-            op, part = int(c.source[i]), c.args(i)
-            arg = c.arg[part]
+            op, arg = int(c.source[i]), c.arg[c.args(i)]
             if not whole[i] and len(arg):
                 self._root[i], self._applied[i] = self._root[arg[0]], self._applied[arg[0]]
             self._depth[i] = self._depth[arg][c.source[arg] == op].max(initial=0)
@@ -239,9 +238,9 @@ class OperationNoise:
             self._computed[i] = bool(np.any(made))
             if op >= 0 and not (i in corrections and whole[self._before(i)]):
                 self._errors[i] = self._step(i, arg, made)
-            used = [*arg.tolist(), *(c.arg2[part].tolist() if c.kind[i] == Kind.DOT else ())]
-            for a in {a for a in used if last[a] == i and not whole[a]}:
-                self._errors.pop(a, None)
+            for a in c.operands(i):
+                if last[a] == i and not whole[a]:
+                    self._errors.pop(a, None)
         self._depth = np.where(self._computed, self._depth, 0)
         for i, errors in self._errors.items():
             self.variance[i] = mean(errors.variance, self._columns.needed[i])

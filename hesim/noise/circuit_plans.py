@@ -62,13 +62,13 @@ def circuit_plan(
         return None
     uses = np.zeros(len(circuit), np.int64)
     for i in order:
-        np.add.at(uses, _arguments(circuit, i), 1)
+        np.add.at(uses, circuit.operands(i), 1)
     place = {entry: 0}
     nodes: list[Node] = []
     weights: list[float] = []
     refreshes: list[int] = []
     for i in order:
-        kind, arguments = int(circuit.kind[i]), _arguments(circuit, i)
+        kind, arguments = int(circuit.kind[i]), circuit.operands(i)
         if kind in _KEPT:
             before = place[arguments[0]]
             if before and uses[arguments[0]] == 1:
@@ -105,14 +105,8 @@ def _between(circuit: Circuit, result: int, whole: np.ndarray) -> tuple[list[int
         if circuit.kind[i] == Kind.ROTATE:
             return [], None
         found.add(i)
-        waiting.extend(_arguments(circuit, i))
+        waiting.extend(circuit.operands(i))
     return sorted(found), entries.pop() if len(entries) == 1 else None
-
-
-def _arguments(circuit: Circuit, i: int) -> list[int]:
-    part = circuit.args(i)
-    found = circuit.arg[part].tolist()
-    return found + circuit.arg2[part].tolist() if circuit.kind[i] == Kind.DOT else found
 
 
 def _node(circuit: Circuit, i: int, place: dict[int, int]) -> Node | None:

@@ -61,14 +61,13 @@ class Columns:
         """Notes what instruction i needs of its operands."""
         c, held = self._circuit, self.needed[i]
         part, kind = c.args(i), c.kind[i]
-        arg = c.arg[part].tolist()
         if kind == Kind.ROTATE:
-            self._note(arg[0], np.roll(held, int(c.param[i]) * self.count // c.slots))
+            self._note(c.operands(i)[0], np.roll(held, int(c.param[i]) * self.count // c.slots))
         elif kind == Kind.DOT_PLAIN:
-            for a, p in zip(arg, c.arg2[part].tolist(), strict=True):
+            for a, p in zip(c.arg[part].tolist(), c.arg2[part].tolist(), strict=True):
                 self._note(a, held & self._mask(int(c.plain_pack[p]), int(c.plain_row[p])))
         else:
-            for a in arg + (c.arg2[part].tolist() if kind == Kind.DOT else []):
+            for a in c.operands(i):
                 self._note(a, held)
 
     def _note(self, cipher: int, held: np.ndarray) -> None:

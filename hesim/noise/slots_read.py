@@ -67,12 +67,10 @@ def sources(circuit: Circuit, tap: TensorLocation, whole: np.ndarray) -> dict[in
 
 def _needed(circuit: Circuit, i: int, held: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Arguments of an instruction, and of which of their slots these of the result are made."""
-    part, kind = circuit.args(i), circuit.kind[i]
-    arg = circuit.arg[part].tolist()
+    kind = circuit.kind[i]
     if kind == Kind.ROTATE:
-        return [(arg[0], np.roll(held, int(circuit.param[i])))]
+        return [(circuit.operands(i)[0], np.roll(held, int(circuit.param[i])))]
     if kind == Kind.DOT_PLAIN:
+        arg = circuit.arg[circuit.args(i)].tolist()
         return [(a, held & mask) for a, mask in zip(arg, masks(circuit, i), strict=True)]
-    if kind == Kind.DOT:
-        arg += circuit.arg2[part].tolist()
-    return [(a, held) for a in arg]
+    return [(a, held) for a in circuit.operands(i)]

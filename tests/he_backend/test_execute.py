@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from he_backend.errors import BackendError, MissingRotationKey, ValueRangeError
-from he_backend.execute import Executor, components_of, scalar_groups
+from he_backend.execute import Executor, scalar_groups
 from he_backend.local import run_local, twin_ranges
 from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit, Kind
@@ -61,7 +61,7 @@ def test_three_components_through_add_rescale_and_drop(draft, rng, machine):
     pair = draft.add((1, draft.dot((1, a, b))), (-1, draft.dot((1, b, b))))
     c = draft.relinearize(draft.drop(draft.rescale(pair), 1))
     circuit = draft.circuit(c)
-    assert components_of(circuit).tolist() == [2, 2, 3, 3, 3, 3, 3, 2]
+    assert circuit.components.tolist() == [2, 2, 3, 3, 3, 3, 3, 2]
     check(circuit, machine, (x, y), [], (x * y - y * y,))
 
 

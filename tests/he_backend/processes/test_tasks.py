@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_backend.execute import operands_of
 from he_backend.processes.tasks import plan
 from hesim.circuit.circuit import Kind
 
@@ -38,7 +37,7 @@ def assert_sound(circuit, schedule, delivered):
         assert set(task.needs) <= made
         if task.kind != "deliver":
             for i in task.instructions:
-                assert set(operands_of(circuit, i)) <= set(task.needs) | set(task.instructions)
+                assert set(circuit.operands(i)) <= set(task.needs) | set(task.instructions)
                 assert (circuit.kind[i] in (Kind.INPUT, Kind.REFRESH)) == task.client
             made |= set(task.gives)
         done.add(task.id)
