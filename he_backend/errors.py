@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hesim.errors import HesimError
+from hesim.circuit.plain.errors import (
+    BackendError,
+    BlobError,
+    CircuitError,
+    EncodeError,
+    MissingRotationKey,
+    ValueRangeError,
+)
 
 __all__ = [
     "BackendError",
@@ -25,102 +32,6 @@ __all__ = [
 ]
 
 
-class BackendError(HesimError):
-    """Base class: something that a machine, the client or the server refuses to do.
-
-    Attributes:
-      operation: name of the Program operation, empty while unknown.
-      source: the caller's file and line, empty while unknown.
-      slots: the slots whose values are to blame, where values are.
-      rows: the members of the batch that lie in these slots, where tensors have a batch.
-
-    Examples:
-      >>> import he_backend, hesim, numpy as np
-      >>> program = hesim.trace(lambda x: x * x, np.ones(2))
-      >>> he_backend.run(program, np.ones(2), backend="paper")
-      Traceback (most recent call last):
-          ...
-      he_backend.errors.BackendError: backend 'paper' is unknown; ...
-    """
-
-    operation: str = ""
-    source: str = ""
-    slots: tuple[int, ...] = ()
-    rows: tuple[int, ...] = ()
-
-    def at(self, operation: str, source: str) -> BackendError:
-        """This error with its place added; a place that is already known stays."""
-        if not self.operation:
-            self.operation, self.source = operation, source
-        return self
-
-    def __str__(self) -> str:
-        text = super().__str__() + _blamed(self.rows)
-        if not self.operation:
-            return text
-        where = f" at {self.source}" if self.source else ""
-        return f"`{self.operation}`{where}: {text}"
-
-
-def _blamed(rows: tuple[int, ...]) -> str:
-    """A few rows by number; many are no one's fault, since what wraps around is lost as a whole."""
-    if not rows:
-        return ""
-    if len(rows) > _NAMED_ROWS:
-        return f"; it is so in {len(rows)} rows of the batch"
-    named = f"row {rows[0]}" if len(rows) == 1 else f"rows {', '.join(map(str, rows))}"
-    return f"; it is so in {named} of the batch, counted from 0: the others can go on without"
-
-
-class CircuitError(BackendError):
-    """An instruction that CKKS cannot execute as written: scales, levels or components disagree.
-
-    Examples:
-      >>> import hesim
-      >>> from he_backend.machines import SlotsMachine
-      >>> params = hesim.CKKSParams(
-      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
-      ... )
-      >>> machine = SlotsMachine(params)
-      >>> machine.rescale(machine.encrypt(0.5, 0, params.scale(0)))
-      Traceback (most recent call last):
-          ...
-      he_backend.errors.CircuitError: no level is left to rescale; refresh, or take more levels
-    """
-
-
-class EncodeError(BackendError, ValueError):
-    """A value that cannot be encoded: NaN, infinite, too long, or too large for the modulus.
-
-    Examples:
-      >>> import hesim
-      >>> from he_backend.machines import SlotsMachine
-      >>> params = hesim.CKKSParams(
-      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
-      ... )
-      >>> SlotsMachine(params).encrypt(float("nan"), 1, params.scale(1))
-      Traceback (most recent call last):
-          ...
-      he_backend.errors.EncodeError: ...
-    """
-
-
-class ValueRangeError(BackendError, ValueError):
-    """A decrypted or exact value is outside what its level can carry, or its calibrated range.
-
-    Examples:
-      >>> import he_backend, hesim, numpy as np
-      >>> params = hesim.CKKSParams(
-      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
-      ... )
-      >>> program = hesim.trace(lambda x: x * x, np.ones(2))
-      >>> he_backend.run(program, np.array([1.0, 1e3]), params=params, backend="slots")
-      Traceback (most recent call last):
-          ...
-      he_backend.errors.ValueRangeError: `mul` at ...
-    """
-
-
 class DomainError(BackendError, ValueError):
     """A polynomial is fed a value outside the interval on which it was fitted.
 
@@ -135,46 +46,6 @@ class DomainError(BackendError, ValueError):
       Traceback (most recent call last):
           ...
       he_backend.errors.DomainError: ...
-    """
-
-
-class MissingRotationKey(BackendError):
-    """A rotation by a step for which no key was generated.
-
-    Attributes:
-      step: the missing rotation, in slots to the left.
-
-    Examples:
-      >>> import hesim
-      >>> from he_backend.machines import SlotsMachine
-      >>> params = hesim.CKKSParams(
-      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
-      ... )
-      >>> machine = SlotsMachine(params, rotation_steps=(1, 2))
-      >>> machine.rotate(machine.encrypt(0.5, 1, params.scale(1)), 3)
-      Traceback (most recent call last):
-          ...
-      he_backend.errors.MissingRotationKey: there is no rotation key for step 3; ...
-    """
-
-    def __init__(self, message: str, step: int = 0):
-        super().__init__(message)
-        self.step = step
-
-
-class BlobError(BackendError, ValueError):
-    """Bytes that are not the ciphertext or key they should be: truncated, altered, or foreign.
-
-    Examples:
-      >>> import hesim
-      >>> from he_backend.machines import SlotsMachine
-      >>> params = hesim.CKKSParams(
-      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
-      ... )
-      >>> SlotsMachine(params).from_bytes(b"cut off", 1, params.scale(1))
-      Traceback (most recent call last):
-          ...
-      he_backend.errors.BlobError: the bytes are not the vector that was announced: ...
     """
 
 
@@ -270,8 +141,6 @@ class RunFolderWarning(UserWarning):
       ...     warnings.simplefilter("error", he_backend.RunFolderWarning)
     """
 
-
-_NAMED_ROWS = 8
 
 _KINDS = {name: globals()[name] for name in __all__}
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import BackendError, BlobError, ValueRangeError
-from he_backend.execute import placed, rows_of
-from he_backend.machines.checks import carried
 from he_backend.machines.protocol import Machine
 from he_backend.processes.store import write_values
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.plain.checks import check_range
+from hesim.circuit.plain.execute import rows_of, with_source
 
 __all__ = ["KeyHolder"]
 
@@ -73,14 +73,14 @@ class KeyHolder:
             vector = self._checked(self._argument(i), cipher)
             return self._encrypt_anew(i, vector)
         except BackendError as error:
-            raise placed(error, self.circuit, i) from error
+            raise with_source(error, self.circuit, i) from error
 
     def deliver(self, c: int, cipher: Any) -> np.ndarray:
         """Decrypt ciphertext c, keep its slot values, and return them."""
         try:
             vector = self._checked(c, cipher)
         except BackendError as error:
-            raise placed(error, self.circuit, c) from error
+            raise with_source(error, self.circuit, c) from error
         self._keep(c, vector)
         return vector
 
@@ -132,9 +132,9 @@ class KeyHolder:
             cipher = self.machine.from_bytes(blob, level, scale, int(self.components[c]))
             return self._checked(c, cipher)
         except BackendError as error:
-            return placed(error, self.circuit, i)
+            return with_source(error, self.circuit, i)
         except Exception as error:  # whatever it is, the server must see the same word
-            return placed(BackendError(f"{type(error).__name__}: {error}"), self.circuit, i)
+            return with_source(BackendError(f"{type(error).__name__}: {error}"), self.circuit, i)
 
     # Parts
 
@@ -147,7 +147,7 @@ class KeyHolder:
 
     def _checked(self, c: int, cipher: Any) -> np.ndarray:
         vector = self.machine.decrypt(cipher)
-        carried(self.circuit.params, vector, cipher.level, cipher.scale)
+        check_range(self.circuit.params, vector, cipher.level, cipher.scale)
         low, high = self.ranges.get(c, (-np.inf, np.inf))
         if float(vector.min()) < low or float(vector.max()) > high:
             error = ValueRangeError(

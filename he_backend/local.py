@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.execute import Executor, Spent
 from he_backend.keyholder import KeyHolder
 from he_backend.machines.protocol import Machine
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.plain.execute import Executor, Spent
 
 __all__ = ["run_local", "twin_ranges"]
 

@@ -12,7 +12,6 @@ import numpy as np
 from jax import tree_util
 
 from he_backend.errors import BackendError, LedgerMismatchError
-from he_backend.execute import Spent
 from he_backend.local import run_local, twin_ranges
 from he_backend.machines.slots import SlotsMachine
 from he_backend.machines.table import find
@@ -23,6 +22,7 @@ from he_backend.report import twin as exact_twin
 from he_backend.report.compare import Vectors, op_records
 from he_backend.report.report import Report, Subject
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.plain.execute import Spent
 from hesim.params import CKKSParams
 from hesim.program import Program, need_program
 from hesim.progress import Reporter, reporting

@@ -26,7 +26,6 @@ from he_backend.errors import (
     RunFolderError,
     to_message,
 )
-from he_backend.execute import placed
 from he_backend.keyholder import KeyHolder
 from he_backend.machines.protocol import Machine
 from he_backend.machines.table import find
@@ -36,6 +35,7 @@ from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.privacy import keep_private
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.plain.execute import with_source
 from hesim.circuit.refresher import KEY_HOLDER
 
 __all__ = ["main"]
@@ -128,7 +128,7 @@ class _Client:
         try:
             header, blobs = receive(self.server, sizes, SMALL)
         except BlobError as error:
-            raise placed(error, self.circuit, numbers[0]) from error
+            raise with_source(error, self.circuit, numbers[0]) from error
         self.exchange.claim(header["type"], numbers)
         return self.holder.answer(header["type"], numbers, blobs)
 

@@ -33,7 +33,6 @@ from he_backend.errors import (
     WorkerDied,
     to_message,
 )
-from he_backend.execute import Spent
 from he_backend.machines.protocol import Evaluator
 from he_backend.machines.table import find
 from he_backend.processes.admission import Admission
@@ -45,6 +44,7 @@ from he_backend.processes.store import Journal, Store
 from he_backend.processes.tasks import Schedule, Task, plan
 from he_backend.processes.worker import TaskRunner, fork_worker
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.plain.execute import Spent
 
 __all__ = ["Server", "main", "unfinished"]
 

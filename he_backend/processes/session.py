@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from he_backend.errors import RunFolderError
-from he_backend.execute import Spent
 from he_backend.processes.children import Processes, well_formed
 from he_backend.processes.folders import Folders
 from he_backend.processes.identity import claim
@@ -23,6 +22,7 @@ from he_backend.processes.keys import ensure_keys
 from he_backend.processes.messages import Progress
 from he_backend.processes.store import read_values
 from he_backend.processes.temporary import temporary_folders
+from hesim.circuit.plain.execute import Spent
 from hesim.errors import FolderInUseError
 from hesim.files import alone_in
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import RunFolderError, StorageError
-from he_backend.execute import Spent
+from hesim.circuit.plain.execute import Spent
 from hesim.files import bound_digest, sweep, write_whole
 
 __all__ = [

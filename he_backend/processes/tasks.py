@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-from he_backend.execute import scalar_groups
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.plain.execute import scalar_groups
 from hesim.circuit.refresher import KEY_HOLDER
 
 __all__ = ["CLIENT_BATCH", "Schedule", "Task", "plan", "predicted_seconds"]

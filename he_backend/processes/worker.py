@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import ProtocolError, to_message
-from he_backend.execute import Executor, Spent
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.protocol import Evaluator
 from he_backend.processes.memory import peak_bytes, resident_bytes
@@ -24,6 +23,7 @@ from he_backend.processes.messages import receive, send
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import Task
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.plain.execute import Executor, Spent
 
 __all__ = ["TaskRunner", "fork_worker"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from he_backend.execute import Spent
 from he_backend.report.intervals import TOLERANCE_BITS, chance, interval
 from he_backend.report.report import OpRecord
 from hesim.circuit.circuit import Circuit, TensorLocation
+from hesim.circuit.plain.execute import Spent
 from hesim.noise import formulas as noise_formulas
 from hesim.noise.profiles import profile
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from he_backend.errors import BackendError, MissingRotationKey, ValueRangeError
-from he_backend.execute import Executor, scalar_groups
 from he_backend.local import run_local, twin_ranges
 from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.plain.execute import Executor, scalar_groups
 
 TOLERANCE = 2.0**-20
 

@@ -25,11 +25,11 @@ import numpy as np
 from Pyfhel import PyCtxt, Pyfhel, PyPtxt
 
 from he_backend.errors import BackendError, BlobError, CircuitError, EncodeError
-from he_backend.machines import checks
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.pyfhel import residues
 from he_backend.machines.pyfhel.seal_bytes import SealBytes
-from he_backend.machines.slots import check_level_and_scale, missing_key
+from hesim.circuit.plain import checks
+from hesim.circuit.plain.slots import check_level_and_scale, missing_key
 from hesim.params import CKKSParams
 
 __all__ = ["PyfhelCipher", "PyfhelMachine", "PyfhelPlain"]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from he_backend.errors import BackendError, BlobError, ProtocolError, ValueRangeError
-from he_backend.execute import Executor
 from he_backend.keyholder import KeyHolder
 from he_backend.machines.slots import SlotsMachine
 from he_backend.processes.exchange import Exchange, begin_attempt, requested
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.plain.execute import Executor
 
 
 @pytest.fixture

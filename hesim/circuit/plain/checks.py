@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.errors import BackendError, CircuitError, EncodeError, ValueRangeError
+from hesim.circuit.plain.errors import BackendError, CircuitError, EncodeError, ValueRangeError
 from hesim.params import CKKSParams, larger_capacity
 
 __all__ = [
     "SCALE_TOLERANCE",
-    "carried",
+    "check_range",
     "checked_values",
     "components_are",
     "fits_level",
@@ -104,7 +104,7 @@ def checked_values(
     return array
 
 
-def carried(params: CKKSParams, values: np.ndarray, level: int, scale: float) -> None:
+def check_range(params: CKKSParams, values: np.ndarray, level: int, scale: float) -> None:
     """Raises ValueRangeError if a ciphertext's `values` are NaN or may have wrapped."""
     if not np.all(np.isfinite(values)):
         error = ValueRangeError("a value is NaN or infinite")

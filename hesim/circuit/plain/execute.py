@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.errors import BackendError
-from he_backend.machines.protocol import Evaluator
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.plain.errors import BackendError
+from hesim.circuit.plain.machine import Evaluator
 from hesim.circuit.scalar_groups import scalar_groups
 
 __all__ = [
     "Executor",
     "Spent",
     "instruction_counts",
-    "placed",
+    "with_source",
     "rows_of",
     "scalar_groups",
 ]
@@ -73,16 +73,6 @@ class Executor:
         self.circuit = circuit
         self.machine = machine
         self.operands = operands
-        self._rules: dict[int, Callable[[int, MutableMapping[int, Any]], Any]] = {
-            Kind.ADD: self._add,
-            Kind.DOT: self._dot,
-            Kind.DOT_PLAIN: self._dot_plain,
-            Kind.ADD_PLAIN: self._add_plain,
-            Kind.ROTATE: self._rotate,
-            Kind.RELINEARIZE: self._relinearize,
-            Kind.RESCALE: self._rescale,
-            Kind.DROP: self._drop,
-        }
 
     def run(
         self,
@@ -117,10 +107,10 @@ class Executor:
                 else:
                     ciphers[i] = self._one(i, ciphers)
             except BackendError as error:
-                raise placed(error, self.circuit, i) from error
+                raise with_source(error, self.circuit, i) from error
             except (RuntimeError, ValueError) as error:
                 told = BackendError(f"{type(error).__name__}: {error}")
-                raise placed(told, self.circuit, i) from error
+                raise with_source(told, self.circuit, i) from error
             spent.seconds[int(self.circuit.source[i])] += time.thread_time() - started  # type: ignore[assignment]
             spent.counts.update(self.counts(i))
             done.add(i)
@@ -137,10 +127,10 @@ class Executor:
     # One rule a kind
 
     def _one(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
-        rule = self._rules.get(int(self.circuit.kind[i]))
+        rule = _RULES.get(int(self.circuit.kind[i]))
         if rule is None:
             raise BackendError("inputs and refreshes belong to the client")
-        result = rule(i, ciphers)
+        result = rule(self, i, ciphers)
         return self.machine.set_exact_scale(
             result, int(self.circuit.level[i]), float(self.circuit.scale[i])
         )
@@ -223,7 +213,19 @@ class Executor:
         return uses
 
 
-def placed(error: BackendError, circuit: Circuit, i: int) -> BackendError:
+_RULES: dict[int, Callable[[Executor, int, MutableMapping[int, Any]], Any]] = {
+    Kind.ADD: Executor._add,
+    Kind.DOT: Executor._dot,
+    Kind.DOT_PLAIN: Executor._dot_plain,
+    Kind.ADD_PLAIN: Executor._add_plain,
+    Kind.ROTATE: Executor._rotate,
+    Kind.RELINEARIZE: Executor._relinearize,
+    Kind.RESCALE: Executor._rescale,
+    Kind.DROP: Executor._drop,
+}
+
+
+def with_source(error: BackendError, circuit: Circuit, i: int) -> BackendError:
     """The error with the operation and source line of instruction i, and the rows of its slots."""
     if error.slots and not error.rows:
         error.rows = rows_of(circuit, error.slots)

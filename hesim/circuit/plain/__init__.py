@@ -1,0 +1,1 @@
+"""Executes Circuits: instructions on any machine, and a machine on plain vectors."""
