@@ -26,7 +26,7 @@ import numpy as np
 
 from hesim.certificates import Certificate, OpCertificate, Record
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.circuit.scalar_groups import scalar_groups
+from hesim.circuit.scalar_groups import numbers, scalar_groups
 from hesim.errors import ParameterError, TraceError, ValueOverflowError, ValueOverflowWarning
 from hesim.noise import embedding, formulas
 from hesim.noise.bootstrap import law
@@ -289,8 +289,7 @@ class _Walk:
 
     def _multiply_group(self, group: list[int], ciphers: list[int]) -> None:
         """Errors of all sums of one list of ciphertexts by numbers: a matrix product."""
-        c = self.circuit
-        rows = np.array([[self._plain(int(p))[0] for p in c.arg2[c.args(i)]] for i in group])
+        rows = numbers(self.circuit, group, self.operands)
         products = np.empty((len(group), self.keys, self.params.slots))
         for key in range(self.keys):
             stacked = np.stack([self.errors[a][key] for a in ciphers])

@@ -128,11 +128,7 @@ class PlaintextFamily:
         Returns:
           float64 array of columns * width slots, or a float for a scalar row.
         """
-        if self.operand < 0:
-            assert self.literal is not None
-            flat = self.literal
-        else:
-            flat = np.asarray(values[self.operand], dtype=np.float64).reshape(-1)
+        flat = self._flat(values)
         line = self.row(row)
         if self.scalar:
             return float(flat[line[0]] * self.gain) if line[0] >= 0 else 0.0
@@ -142,8 +138,19 @@ class PlaintextFamily:
         out = np.empty((self.columns, self.width))
         out[:] = taken[:, :1]
         out[:, :members] = taken
-        flat_out = out.reshape(-1)
-        return flat_out if self.gain == 1.0 else flat_out * self.gain
+        slots = out.reshape(-1)
+        return slots if self.gain == 1.0 else slots * self.gain
+
+    def numbers(self, rows: np.ndarray, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """float64 (len(rows),): what `vector` returns for each of these rows of a scalar family."""
+        flat, line = self._flat(values), self.rows.block(rows)[:, 0]
+        return np.where(line >= 0, flat[np.maximum(line, 0)] * self.gain, 0.0)
+
+    def _flat(self, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        if self.operand < 0:
+            assert self.literal is not None
+            return self.literal
+        return np.asarray(values[self.operand], dtype=np.float64).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind
 
-__all__ = ["scalar_groups"]
+__all__ = ["numbers", "scalar_groups"]
 
 _GROUP_ROWS = 4
 _GROUP_TERMS = 4
@@ -34,3 +34,14 @@ def scalar_groups(circuit: Circuit, order: Iterable[int]) -> dict[int, list[int]
             key = (circuit.arg[part].tobytes(), float(scales[0]))
             found.setdefault(key, []).append(i)
     return {i: group for group in found.values() if len(group) >= _GROUP_ROWS for i in group}
+
+
+def numbers(circuit: Circuit, group: Sequence[int], operands: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 (instructions, terms): the factors of one of `scalar_groups`, of public operands."""
+    plains = np.stack([circuit.arg2[circuit.args(i)] for i in group])
+    families, rows = circuit.plain_pack[plains], circuit.plain_row[plains]
+    found = np.empty(plains.shape)
+    for number in np.unique(families).tolist():
+        here = families == number
+        found[here] = circuit.packs[number].numbers(rows[here], operands)
+    return found

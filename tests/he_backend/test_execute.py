@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from he_backend.local import run_local, twin_ranges
 from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.plain.execute import Executor, scalar_groups
+from hesim.circuit.plain_rows import MapRows, MaskRows
 
 TOLERANCE = 2.0**-20
 
@@ -93,6 +97,54 @@ def test_executor_keeps_no_more_than_asked(draft, rng, params):
     wanted = {int(tap.cipher[0]) for tap in circuit.outputs}
     Executor(circuit, machine, []).run(work, ciphers, wanted.__contains__)
     assert set(ciphers) == set(range(len(x))) | wanted
+
+
+class Counting(SlotsMachine):
+    """Counts the encoded vectors that are held at a time."""
+
+    def __init__(self, params, slots):
+        super().__init__(params, slots)
+        self.held, self.most, self.made = 0, 0, 0
+
+    def encode(self, values, level, scale):
+        plain = super().encode(values, level, scale)
+        self.made += 1
+        self.held += 1
+        self.most = max(self.most, self.held)
+        weakref.finalize(plain, self._let_go)
+        return plain
+
+    def _let_go(self):
+        self.held -= 1
+
+
+def test_plaintexts_of_a_long_sum_are_held_one_at_a_time(draft, rng, params):
+    x, w = rng.uniform(-1, 1, (2, 30, draft.slots))
+    ciphers = [draft.input(v) for v in x]
+    circuit = draft.circuit(draft.rescale(draft.dot_plain(*zip(ciphers, w, strict=True))))
+    machine = Counting(params, draft.slots)
+    check(circuit, machine, x, draft.operands, ((w * x).sum(0),))
+    assert machine.made == 30
+    assert machine.most <= 2
+
+
+@pytest.mark.parametrize("kind", [MapRows, MaskRows])
+def test_plaintexts_by_rule_are_those_of_the_table(draft, rng, machine, kind, tmp_path):
+    n = draft.slots
+    x, values = rng.uniform(-1, 1, n), rng.uniform(-1, 1, n)
+    if kind is MapRows:
+        key, part = np.arange(n)[None] % 3 - 1, np.arange(n)[None]
+        none = np.zeros(1, int)
+        rows = MapRows(key, part, key, 0 * part, none, none, none, none + 3)
+        place = np.arange(n) - 3
+        weights = np.where((place % n) % 3 > 0, values[place], 0.0)
+    else:
+        held = rng.uniform(size=(1, n)) < 0.5
+        rows, weights = MaskRows(held), np.where(held[0], values[0], 0.0)
+    circuit = draft.circuit(draft.rescale(draft.dot_plain((draft.input(x), values))))
+    packs = tuple(dataclasses.replace(pack, rows=rows) for pack in circuit.packs)
+    dataclasses.replace(circuit, packs=packs).save(tmp_path / "c.npz")
+    check(Circuit.load(tmp_path / "c.npz"), machine, [x], draft.operands, (weights * x,))
 
 
 def test_missing_key_names_operation_and_source(draft, rng, machine):

@@ -245,16 +245,19 @@ class PyfhelMachine:
         return self._total(total, level, scale, 3)
 
     def dot_plain(
-        self, ciphers: Sequence[PyfhelCipher], plains: Sequence[PyfhelPlain]
+        self, ciphers: Sequence[PyfhelCipher], plains: Iterable[PyfhelPlain]
     ) -> PyfhelCipher:
-        level = checks.same_level((*ciphers, *plains))
-        scale = checks.product_fits(self.params, level, ciphers[0].scale, plains[0].scale)
-        total = _Sum(self._he, scale)
+        level, total, scale = checks.same_level(ciphers), None, 0.0
         for cipher, plain in zip(ciphers, plains, strict=True):
+            checks.same_level((cipher, plain))
+            if total is None:
+                scale = checks.product_fits(self.params, level, cipher.scale, plain.scale)
+                total = _Sum(self._he, scale)
             checks.same_scale(scale, cipher.scale * plain.scale)
             if not plain.zero:
                 product = self._he.multiply_plain(cipher.handle, plain.handle, in_new_ctxt=True)
                 total.take(product)
+        assert total is not None, "an instruction has at least one term"
         return self._total(total, level, scale, max(c.components for c in ciphers))
 
     def dot_scalars(

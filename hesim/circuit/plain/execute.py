@@ -18,7 +18,7 @@ import numpy as np
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.plain.errors import BackendError
 from hesim.circuit.plain.machine import Evaluator
-from hesim.circuit.scalar_groups import scalar_groups
+from hesim.circuit.scalar_groups import numbers, scalar_groups
 
 __all__ = [
     "Executor",
@@ -150,7 +150,7 @@ class Executor:
         part = self.circuit.args(i)
         terms = [ciphers[int(a)] for a in self.circuit.arg[part]]
         plains = (self._plain(int(p)) for p in self.circuit.arg2[part])
-        return self.machine.dot_plain(terms, list(plains))
+        return self.machine.dot_plain(terms, plains)
 
     def _add_plain(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
         part = self.circuit.args(i)
@@ -191,7 +191,7 @@ class Executor:
         circuit = self.circuit
         parts = [circuit.args(i) for i in group]
         terms = [ciphers[int(a)] for a in circuit.arg[parts[0]]]
-        rows = np.array([[self._values(int(p)) for p in circuit.arg2[part]] for part in parts])
+        rows = numbers(circuit, group, self.operands)
         scale = float(circuit.plain_scale[circuit.arg2[parts[0]][0]])
         results = self.machine.dot_scalars(terms, rows, scale)
         return {

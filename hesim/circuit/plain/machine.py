@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -79,8 +79,12 @@ class Evaluator(Protocol):
         """Sum of factor · left · right: three components, the product of the scales, same level."""
         ...
 
-    def dot_plain(self, ciphers: Sequence[Any], plains: Sequence[Any]) -> Any:
-        """Sum of cipher · plain; zero plaintexts are left out. The product of the scales."""
+    def dot_plain(self, ciphers: Sequence[Any], plains: Iterable[Any]) -> Any:
+        """Sum of cipher · plain; zero plaintexts are left out. The product of the scales.
+
+        Plaintexts are taken one at a time, and let go of: a sum may have thousands, half a megabyte
+        each.
+        """
         ...
 
     def dot_scalars(self, ciphers: Sequence[Any], rows: np.ndarray, scale: float) -> list[Any]:

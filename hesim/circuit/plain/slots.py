@@ -110,11 +110,15 @@ class PlainMachine:
         return self._result(total, level, scale, 3)
 
     def dot_plain(
-        self, ciphers: Sequence[SlotsCipher], plains: Sequence[SlotsPlain]
+        self, ciphers: Sequence[SlotsCipher], plains: Iterable[SlotsPlain]
     ) -> SlotsCipher:
-        level = checks.same_level((*ciphers, *plains))
-        scale = self._products_scale(ciphers, plains, level)
-        total = _sum(c.values * p.values for c, p in zip(ciphers, plains, strict=True))
+        level, scale = checks.same_level(ciphers), 0.0
+        total = np.zeros(self.slots)
+        for cipher, plain in zip(ciphers, plains, strict=True):
+            checks.same_level((cipher, plain))
+            scale = scale or checks.product_fits(self.params, level, cipher.scale, plain.scale)
+            checks.same_scale(scale, cipher.scale * plain.scale)
+            total += cipher.values * plain.values
         return self._result(total, level, scale, max(c.components for c in ciphers))
 
     def dot_scalars(

@@ -88,6 +88,19 @@ def test_dot_plain_vectors_and_scalars(machine, rng):
     near(machine, machine.rescale(machine.dot_plain([a, b], plains)), w * x - 0.37 * y)
 
 
+def test_plaintexts_of_a_sum_are_taken_one_by_one(machine, rng):
+    (x, y), ciphers = fresh(machine, rng, 2, 2)
+    plains = (machine.encode(value, 2, ciphers[0].scale) for value in (0.5, -0.25))
+    near(machine, machine.rescale(machine.dot_plain(ciphers, plains)), 0.5 * x - 0.25 * y)
+
+
+def test_plaintexts_at_another_level_are_refused(machine, rng):
+    _, (a, b) = fresh(machine, rng, 2, 2)
+    plains = [machine.encode(np.ones(machine.slots), level, a.scale) for level in (2, 1)]
+    with pytest.raises(CircuitError, match="different levels"):
+        machine.dot_plain([a, b], plains)
+
+
 def test_dot_scalars_is_dot_plain_row_by_row(machine, rng):
     values, ciphers = fresh(machine, rng, 2, 5)
     rows = rng.uniform(-2, 2, (6, 5))

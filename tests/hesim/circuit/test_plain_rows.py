@@ -115,6 +115,16 @@ def test_vectors_are_those_of_the_table(kind, stride):
             np.testing.assert_array_equal(vector[column, :3], expected)
 
 
+@pytest.mark.parametrize("operand", [-1, 0])
+def test_numbers_are_those_of_single_rows(operand):
+    index = np.array([[3], [-1], [0], [2]], np.int32)
+    family = PlaintextFamily(operand, index, 0, 3, 4, 8, 0.5, np.arange(4.0) + 1)
+    values, rows = [np.arange(12.0).reshape(3, 4)], np.array([2, 0, 1, 0])
+    found = family.numbers(rows, values)
+    assert found.tolist() == [family.vector(r, values) for r in rows]
+    assert found[0] != 0.0 or operand == 0
+
+
 def with_rows(*rows) -> Circuit:
     """A Circuit with a family of plaintexts for each of these, beside its own."""
     circuit = hesim.compile(hesim.trace(lambda x: x * np.arange(8.0), np.ones(8)), PARAMS)
