@@ -19,9 +19,8 @@ import numpy as np
 from hesim.circuit import sizes
 from hesim.circuit.circuit import Kind, PlaintextFamily
 from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.nodes import Supports, Term, Terms, compact
 from hesim.circuit.plain_rows import MapRows
-from hesim.circuit.supports import Supports
-from hesim.circuit.terms import Term, Terms, compact
 
 __all__ = ["Builder", "Node", "Overspent", "Plain", "Stage"]
 

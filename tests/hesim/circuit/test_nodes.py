@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hesim
-from hesim.circuit import terms as held
+from hesim.circuit import nodes as held
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Kind, PlaintextFamily
-from hesim.circuit.plain_numbers import PlainNumbers
+from hesim.circuit.emission import PlainNumbers
+from hesim.circuit.nodes import Terms, compact
 from hesim.circuit.plain_rows import MaskRows
-from hesim.circuit.terms import Terms, compact
 
 WHOLE = st.integers(-(2**31), 2**31 - 1)
 NODE = st.integers(0, 2**31 - 1)
