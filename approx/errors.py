@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+__all__ = ["ApproxError", "DomainError", "HesimError", "ToleranceError"]
 
-class ApproxError(ValueError):
+
+class HesimError(Exception):
+    """Base class of every error that this package, and those above it, raise on purpose.
+
+    It is `hesim.HesimError` to them. Every error is one of Python's own besides.
+
+    Examples:
+      >>> import hesim
+      >>> try:
+      ...     hesim.CKKSParams(log_n=3, levels=1, scale_bits=40, first_bits=50, special_bits=60)
+      ... except hesim.HesimError as error:
+      ...     print(type(error).__name__)
+      ParameterError
+    """
+
+
+class ApproxError(HesimError, ValueError):
     """A request that no polynomial can meet, or that is malformed.
 
     Examples:

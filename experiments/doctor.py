@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from experiments.errors import ExperimentError
+
 __all__ = ["examine"]
 
 MEMORY_GB, DISK_GB = 6.0, 3.0
@@ -43,7 +45,9 @@ def _packages() -> Iterator[str]:
             yield f"{name} {version(name)}"
         except PackageNotFoundError:
             if name != "hesim":
-                raise RuntimeError(f"{name} is not installed; `make setup` installs it") from None
+                raise ExperimentError(
+                    f"{name} is not installed; `make setup` installs it"
+                ) from None
 
 
 def _pyfhel() -> Iterator[str]:
@@ -64,7 +68,7 @@ def _pyfhel() -> Iterator[str]:
         x, w = np.linspace(-1, 1, 4), np.arange(4.0) + 1
         report = run(program, x, w, params=ring)
     if not report.max_error < 1e-3:
-        raise RuntimeError(f"Pyfhel is wrong by {report.max_error:.1e} on a product")
+        raise ExperimentError(f"Pyfhel is wrong by {report.max_error:.1e} on a product")
     yield f"Pyfhel encrypts, multiplies and decrypts (error {report.max_error:.0e})"
 
 
@@ -73,14 +77,14 @@ def _memory() -> Iterator[str]:
 
     free = psutil.virtual_memory().available / 1e9
     if free < MEMORY_GB:
-        raise MemoryError(f"{free:.1f} GB of memory are free; the demo wants {MEMORY_GB:g} GB")
+        raise ExperimentError(f"{free:.1f} GB of memory are free; the demo wants {MEMORY_GB:g} GB")
     yield f"{free:.1f} GB of memory free"
 
 
 def _disk() -> Iterator[str]:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     if free < DISK_GB:
-        raise OSError(f"{free:.1f} GB are free on this disk; the demo wants {DISK_GB:g} GB")
+        raise ExperimentError(f"{free:.1f} GB are free on this disk; the demo wants {DISK_GB:g} GB")
     yield f"{free:.1f} GB of disk free"
 
 

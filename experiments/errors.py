@@ -7,7 +7,7 @@ from hesim.errors import HesimError
 __all__ = ["ExperimentError"]
 
 
-class ExperimentError(HesimError):
+class ExperimentError(HesimError, RuntimeError):
     """A job that was asked for something that cannot be done, or a folder of another job.
 
     Examples:

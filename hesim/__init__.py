@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hesim.lazy import attach
 
 _HOMES = {
+    "ArgumentError": "hesim.errors",
     "BootstrapLaw": "hesim.noise.bootstrap",
     "CKKSParams": "hesim.params",
     "Calibration": "hesim.calibrate",
@@ -42,6 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ArgumentError",
     "KEY_HOLDER",
     "BootstrapLaw",
     "CKKSParams",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from hesim.circuit.compile import compile
     from hesim.circuit.refresher import KEY_HOLDER, Refresher, bootstrap
     from hesim.errors import (
+        ArgumentError,
         HesimError,
         LayoutError,
         LevelError,

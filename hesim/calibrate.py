@@ -16,7 +16,7 @@ from jax import tree_util
 
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.domains import inside, public_polynomials
-from hesim.errors import ParameterError, ValueOverflowError, reading
+from hesim.errors import ArgumentError, ParameterError, ValueOverflowError, reading
 from hesim.noise.placement import canonical
 from hesim.params import larger_capacity
 from hesim.program import Equation, Literal, Program, Var, need_program, widened
@@ -161,12 +161,12 @@ class Calibration:
         by this part of their width each side.
 
         Raises:
-          ValueError: the function returns no encrypted value in a dictionary, or one twice.
+          ArgumentError: the function returns no encrypted value in a dictionary, or one twice.
         """
         named = [out for out in self.outputs if not out.name.startswith("result")]
         keys = {out.name for out in named}
         if not named or len(keys) < len(named):
-            raise ValueError(
+            raise ArgumentError(
                 "calibrate a function that returns the values to be penalised in one dictionary, "
                 f"each under a key of its own; {self.program_name} returns "
                 f"{', '.join(out.name for out in self.outputs) or 'nothing encrypted'}"
@@ -190,7 +190,7 @@ class Calibration:
             the canonical schedule of the Program does otherwise.
 
         Raises:
-          ValueError: neither a circuit nor the Program is there (after ``load``), or the circuit
+          ArgumentError: neither a circuit nor the Program is there (after ``load``), or the circuit
             is of another program.
         """
         worst: dict[int, LevelOverflow] = {}
@@ -242,7 +242,7 @@ class Calibration:
                     yield self.ops[tap.op], level, abs(tap.gain)
             return
         if self.program is None:
-            raise ValueError("a loaded Calibration carries no program: pass a circuit")
+            raise ArgumentError("a loaded Calibration carries no program: pass a circuit")
         for observed in self.inputs:
             yield observed, params.levels, 1.0
         schedule = canonical(self.program, params)

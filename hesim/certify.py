@@ -27,7 +27,13 @@ import numpy as np
 from hesim.certificates import Certificate, OpCertificate, Record
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.scalar_groups import numbers, scalar_groups
-from hesim.errors import ParameterError, TraceError, ValueOverflowError, ValueOverflowWarning
+from hesim.errors import (
+    ArgumentError,
+    ParameterError,
+    TraceError,
+    ValueOverflowError,
+    ValueOverflowWarning,
+)
 from hesim.noise import embedding, formulas
 from hesim.noise.bootstrap import law
 from hesim.noise.cancelled import hiding_noise
@@ -172,10 +178,10 @@ class _Walk:
         self.hidden = hiding_noise(circuit, profile)
 
     def checked(self, embeddings: Any, name: str) -> np.ndarray:
-        """One embedding per key, or a ValueError."""
+        """One embedding per key, or an ArgumentError."""
         array = np.asarray(embeddings)
         if array.shape != (self.keys, self.params.slots):
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} have shape {array.shape}, not (keys, slots) = "
                 f"({self.keys}, {self.params.slots}): one complex embedding per key"
             )

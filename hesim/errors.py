@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from approx.errors import HesimError
+
 if TYPE_CHECKING:
     from hesim.source import Source
 
 __all__ = [
+    "ArgumentError",
     "FolderInUseError",
     "HesimError",
     "LayoutError",
@@ -36,16 +39,20 @@ _MOST_SHOWN = 20
 _OF_BAD_FILES = (ValueError, LookupError, TypeError, AttributeError, EOFError)
 
 
-class HesimError(Exception):
-    """Base class of every error that hesim raises on purpose.
+class ArgumentError(HesimError, ValueError):
+    """An argument or a setting that a call cannot take, or that does not fit another one.
 
     Examples:
-      >>> import hesim
-      >>> try:
-      ...     hesim.CKKSParams(log_n=3, levels=1, scale_bits=40, first_bits=50, special_bits=60)
-      ... except hesim.HesimError as error:
-      ...     print(type(error).__name__)
-      ParameterError
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: x + 1, np.zeros(2))
+      >>> circuit = hesim.compile(program, params)
+      >>> hesim.certify(circuit, (np.zeros(2),), secrets=np.zeros((8, 5)))
+      Traceback (most recent call last):
+          ...
+      hesim.errors.ArgumentError: secrets have shape (8, 5), not (keys, slots) = (8, 2048): ...
     """
 
 
@@ -153,7 +160,7 @@ class FolderInUseError(HesimError, BlockingIOError):
     """Another process, or another thread of this one, is using a folder."""
 
 
-class LevelError(HesimError):
+class LevelError(HesimError, ValueError):
     """A computation needs more levels than the parameters carry, and a refresh is forbidden.
 
     Examples:
@@ -169,7 +176,7 @@ class LevelError(HesimError):
     """
 
 
-class LayoutError(HesimError):
+class LayoutError(HesimError, ValueError):
     """A tensor does not fit the slots, or two layouts do not agree.
 
     Examples:

@@ -140,7 +140,7 @@ def _flags(encrypted: Any, args: Sequence[Any], in_tree: Any, leaves: int) -> li
 
     def spread_over(flag: Any, part: Any) -> list[bool]:
         if not isinstance(flag, (bool, np.bool_)):
-            raise TypeError(f"{flag!r} is not a bool")
+            raise TraceError(f"{flag!r} is not a bool")
         return [bool(flag)] * len(jax.tree.leaves(part))
 
     try:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from hesim.errors import ArgumentError
+
 __all__ = ["check_numbers", "check_range"]
 
 
 def check_range(name: str, bounds: Sequence[float]) -> None:
-    """ValueError unless these are two finite numbers, the lower first; `name` is whose."""
+    """ArgumentError unless these are two finite numbers, the lower first; `name` is whose."""
     if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
-        raise ValueError(f"the range of {name} is {list(bounds)}: a low and a high number")
+        raise ArgumentError(f"the range of {name} is {list(bounds)}: a low and a high number")
 
 
 def check_numbers(
@@ -24,7 +26,7 @@ def check_numbers(
     below_1: Sequence[str] = (),
     seeds: Sequence[str] = (),
 ) -> None:
-    """ValueError naming the first of these attributes that is out of bounds or no finite number.
+    """ArgumentError naming the first of these attributes that is out of bounds or no finite number.
 
     shares lie in [0, 1], those of `below_1` in [0, 1), seeds of random numbers in
     [0, 2^63).
@@ -39,4 +41,4 @@ def check_numbers(
         for name in names:
             value = getattr(settings, name)
             if not (isinstance(value, int) or math.isfinite(value)) or not holds(value):
-                raise ValueError(f"{name} must be {wanted}, got {value}")
+                raise ArgumentError(f"{name} must be {wanted}, got {value}")

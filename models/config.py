@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from hesim.errors import ArgumentError
 from models.checks import check_numbers
 
 Attention = Literal["gaussian", "softmax", "gaussian_normalised", "power_softmax"]
@@ -90,7 +91,7 @@ class EncoderConfig:
         squares in place of absolute values). Tokens of such a model are (batch, 2, tokens).
 
     Raises:
-      ValueError: a number or a name that no model can have.
+      ArgumentError: a number or a name that no model can have.
 
     Examples:
       >>> from models import EncoderConfig
@@ -99,7 +100,7 @@ class EncoderConfig:
       >>> EncoderConfig(hidden=64, heads=3)
       Traceback (most recent call last):
           ...
-      ValueError: hidden=64 is not a multiple of heads=3
+      hesim.errors.ArgumentError: hidden=64 is not a multiple of heads=3
     """
 
     layers: int = 2
@@ -135,42 +136,42 @@ class EncoderConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for field in dataclasses.fields(self):
             if field.type == "int" and not hasattr(getattr(self, field.name), "__index__"):
-                raise ValueError(
+                raise ArgumentError(
                     f"{field.name} is a whole number, got {getattr(self, field.name)!r}"
                 )
         for name in ("layers", "hidden", "heads", "ffn", "sequence", "vocabulary", "classes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(
+                raise ArgumentError(
                     f"unknown {name} {getattr(self, name)!r}: it is one of {', '.join(known)}"
                 )
         if self.hidden % self.heads:
-            raise ValueError(f"hidden={self.hidden} is not a multiple of heads={self.heads}")
+            raise ArgumentError(f"hidden={self.hidden} is not a multiple of heads={self.heads}")
         if self.gated and self.ffn % 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"activation {self.activation!r} splits ffn={self.ffn} in two halves: make it even"
             )
         if self.attention_power < 2 or self.attention_power % 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"attention_power={self.attention_power} must be even and positive: an odd power "
                 "would weigh tokens negatively"
             )
         std = () if self.initial_std is None else ("initial_std",)
         check_numbers(self, positive=("norm_epsilon",), at_least_0=("lora_alpha", *std))
         if self.lora_rank < 0 or self.token_types < 0:
-            raise ValueError("lora_rank and token_types are at least 0")
+            raise ArgumentError("lora_rank and token_types are at least 0")
         if self.lora_rank > self.hidden:
-            raise ValueError(
+            raise ArgumentError(
                 f"lora_rank={self.lora_rank} is more than hidden={self.hidden}, the rank of the "
                 "matrices themselves: take a smaller one"
             )
         if not self.pooler or min(self.pooler) < 1:
-            raise ValueError("the pooler needs at least one width, each at least 1")
+            raise ArgumentError("the pooler needs at least one width, each at least 1")
         unknown = set(self.lora_targets) - set(_PROJECTIONS)
         if unknown:
-            raise ValueError(
+            raise ArgumentError(
                 f"no such projection for LoRA: {sorted(unknown)}; there are "
                 f"{', '.join(_PROJECTIONS)}"
             )
@@ -212,13 +213,13 @@ class EncoderConfig:
 
     @classmethod
     def from_json(cls, text: str) -> EncoderConfig:
-        """The configuration that `to_json` wrote; ValueError names fields that it does not know."""
+        """The configuration that `to_json` wrote; ArgumentError names fields it does not know."""
         fields: dict[str, Any] = json.loads(text)
         if not isinstance(fields, dict):
-            raise ValueError("a configuration is a JSON object")
+            raise ArgumentError("a configuration is a JSON object")
         unknown = sorted(fields.keys() - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"no such fields in a configuration: {', '.join(unknown)}")
+            raise ArgumentError(f"no such fields in a configuration: {', '.join(unknown)}")
         return cls(**fields)
 
 
@@ -282,7 +283,7 @@ def preset(name: str, **changes: Any) -> EncoderConfig:
       changes: fields of `EncoderConfig`.
 
     Raises:
-      ValueError: an unknown name, the message lists the presets; or a field that no model can
+      ArgumentError: an unknown name, the message lists the presets; or a field that no model can
         have.
 
     Examples:
@@ -292,8 +293,8 @@ def preset(name: str, **changes: Any) -> EncoderConfig:
       >>> preset("huge")
       Traceback (most recent call last):
           ...
-      ValueError: ...
+      hesim.errors.ArgumentError: ...
     """
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+        raise ArgumentError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
     return PRESETS[name].replace(**changes)

@@ -304,9 +304,7 @@ def _hidden() -> str | None:
 
 def _is_ours(error: Exception) -> bool:
     """Whether an error of our packages was raised on purpose and says what to do next."""
-    from approx.errors import ApproxError
     from hesim.errors import HesimError
 
-    named = type(error).__module__.partition(".")[0] == "models"  # CheckpointError is a ValueError
     # A file or folder that cannot be read or written is named by the system's own message.
-    return isinstance(error, HesimError | ApproxError | OSError) or named
+    return isinstance(error, HesimError | OSError)

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hesim.errors import ArgumentError
 from hesim.params import CKKSParams
 from models.config import EncoderConfig, preset
 from models.recipes.classify import Recipe
@@ -66,7 +67,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("sentences", "batch", "seeds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def recipe_of(self, seed: int) -> Recipe:
         """The training of one seed."""

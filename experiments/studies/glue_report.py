@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.studies.glue import COLUMNS, TASKS, Run
+from hesim.errors import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,9 +39,9 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """ValueError for no values."""
+    """ArgumentError for no values."""
     if not values:
-        raise ValueError("no values to take the mean of")
+        raise ArgumentError("no values to take the mean of")
     found, n = np.asarray(values, float), len(values)
     half = math.inf
     if n > 1:

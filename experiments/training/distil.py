@@ -18,19 +18,21 @@ from experiments.training.devices import DEVICES, ONE_DEVICE, Devices, devices_o
 from experiments.training.logbook import Logbook
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.signals import until_signalled
+from hesim.errors import ArgumentError
 from models.checks import check_range
 from models.data import metrics
 from models.data.batches import Batch, select_rows
 from models.data.corpus import read_sections, split_paragraphs, split_sections
 from models.data.datasets import Dataset, Split, load
 from models.data.tokenizer import Tokenizer
+from models.errors import CheckpointError
 from models.nn.encoder import Model
 from models.nn.lora import Params
 from models.recipes.agreement import Agreement, agreement, embeddings
 from models.recipes.distill import Distillation, Distilled, distil
 from models.sites.sites import function_of, site_names
 from models.start.softmax_to_gaussian import warm_start
-from models.train.checkpoint import CheckpointError, Checkpoints
+from models.train.checkpoint import Checkpoints
 from models.train.loop import Progress
 from models.train.schedules import Budget
 from models.weights.bert import load_bert
@@ -156,11 +158,11 @@ def read_distilling(path: str | Path | None) -> Job:
         for section, name in (("text", "rows"), ("text", "held_out_rows"), ("start", "rows")):
             least = 0 if (section, name) == ("text", "rows") else 1
             if values[section][name] < least:
-                raise ValueError(
+                raise ArgumentError(
                     f"{name} in [{section}] is {values[section][name]}, but at least {least}"
                 )
         if not 0 <= values["text"]["held_out"] < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"held_out is {values['text']['held_out']}: a share, at least 0 and below 1"
             )
         settings = Distillation(

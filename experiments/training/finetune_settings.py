@@ -17,10 +17,12 @@ from experiments.training.options import (
     with_defaults,
 )
 from experiments.training.twin import RING, TWIN, as_encrypted_of
+from hesim.errors import ArgumentError
 from models.checks import check_range
 from models.config import Pairs, Pooling
-from models.data.datasets import GLUE, DataError, task_spec
+from models.data.datasets import GLUE, task_spec
 from models.encrypted.settings import EncryptionSettings
+from models.errors import DataError
 from models.recipes.finetune_settings import FineTune
 from models.sites.sites import Range
 from models.weights.shipped import shipped_names
@@ -68,11 +70,13 @@ class TaskSettings:
     train_rows: int = 0
 
     def fine_tune(self, method: str, **changes: Any) -> FineTune:
-        """The settings of one method, "full" or "lora"; ValueError for another."""
+        """The settings of one method, "full" or "lora"; ArgumentError for another."""
         if self.lora_epochs < 0:
-            raise ValueError(f"lora_epochs is {self.lora_epochs}: give passes, or 0 for `epochs`")
+            raise ArgumentError(
+                f"lora_epochs is {self.lora_epochs}: give passes, or 0 for `epochs`"
+            )
         if self.train_rows < 0:
-            raise ValueError(f"train_rows is {self.train_rows}: give rows, or 0 for all")
+            raise ArgumentError(f"train_rows is {self.train_rows}: give rows, or 0 for all")
         if method == "full":
             epochs, rate = self.epochs, self.full_rate
         else:

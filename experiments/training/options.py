@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import ExperimentError
+from hesim.errors import ArgumentError
 
 __all__ = ["Option", "options_of", "read_options", "template", "with_defaults"]
 
@@ -44,7 +45,7 @@ def options_of(settings: Any, section: str, docs: Mapping[str, str]) -> tuple[Op
     names = {field.name for field in dataclasses.fields(settings)}
     missing = sorted(set(docs) - names)
     if missing:
-        raise ValueError(f"{type(settings).__name__} has no field {', '.join(missing)}")
+        raise ArgumentError(f"{type(settings).__name__} has no field {', '.join(missing)}")
     return tuple(Option(section, name, getattr(settings, name), doc) for name, doc in docs.items())
 
 

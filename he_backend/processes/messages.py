@@ -133,7 +133,7 @@ def _header(text: bytes) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ProtocolError(f"the message's header is not JSON: {name} is no number")
 
 
 def _read(link: socket.socket, length: int) -> bytes:

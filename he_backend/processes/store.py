@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.errors import RunFolderError, StorageError
+from he_backend.errors import BlobError, RunFolderError, StorageError
 from hesim.circuit.plain.execute import Spent
 from hesim.files import bound_digest, sweep, write_whole
 
@@ -105,10 +105,12 @@ def bound_line(run: str, name: str, record: dict[str, Any]) -> str:
 
 
 def read_line(run: str, name: str, line: bytes) -> dict[str, Any]:
-    """The record on a line, without its end. ValueError if it is not as the run wrote it."""
+    """The record on a line, without its end. ValueError, of which BlobError is one, if it is not as
+    the run wrote it.
+    """
     text, _, digits = line.rpartition(b"\t")
     if digits != _digits(run, name, text).encode():
-        raise ValueError("the line does not fit its digest")
+        raise BlobError("the line does not fit its digest")
     return json.loads(text)
 
 

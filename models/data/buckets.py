@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from models.data.batches import Batch, select_rows
-from models.data.datasets import DataError
+from models.errors import DataError
 
 __all__ = ["Plan", "bucket_batches", "lengths_of", "plan_epoch", "trim"]
 

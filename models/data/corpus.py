@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hesim.files import replacing
-from models.data.datasets import DataError
 from models.data.tokenizer import Tokenizer
+from models.errors import DataError
 
 __all__ = ["SUFFIXES", "Corpus", "Section", "Stream", "clean", "read_sections"]
 

@@ -27,8 +27,8 @@ from typing import Literal
 
 import numpy as np
 
-from hesim.errors import HesimError
 from hesim.files import write_whole
+from models.errors import DataError
 
 __all__ = [
     "DataError",
@@ -43,10 +43,6 @@ __all__ = [
 ]
 
 Task = Literal["classification", "regression"]
-
-
-class DataError(HesimError, RuntimeError):
-    """Data that is missing, unreachable or not in the layout that its name promises."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +170,7 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
       >>> load("glue/unknown")
       Traceback (most recent call last):
           ...
-      models.data.datasets.DataError: ...
+      models.errors.DataError: ...
     """
     spec = task_spec(spec)
     if spec == "reviews":

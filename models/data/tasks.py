@@ -15,8 +15,9 @@ import numpy as np
 from models.config import Pairs
 from models.data import metrics
 from models.data.batches import Batch
-from models.data.datasets import DataError, Split, load
+from models.data.datasets import Split, load
 from models.data.tokenizer import Tokenizer
+from models.errors import DataError
 
 __all__ = ["TaskData", "baseline", "prepare_task"]
 

@@ -24,7 +24,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, WordPiece
 
 from hesim.files import write_whole
-from models.data.datasets import DataError
+from models.errors import DataError
 
 __all__ = ["SPECIAL_TOKENS", "Encoded", "Tokenizer"]
 

@@ -21,6 +21,7 @@ import optax
 
 import hesim
 from hesim.circuit.circuit import Circuit
+from hesim.errors import ArgumentError
 from hesim.params import CKKSParams
 from models.nn.encoder import Model
 from models.nn.lora import Params, combine
@@ -161,7 +162,7 @@ def lora_update(
     softmax: PolynomialSoftmax | None = None,
     scale: float = 1.0,
 ) -> Update:
-    """The step without noise. ValueError for a regression model with a softmax or the reverse.
+    """The step without noise. ArgumentError for a regression model with a softmax or the reverse.
 
     scale: of the loss. Noise does not grow with it, gradients do; AdamW-HE takes the same steps
     with scale^2 times its epsilon.
@@ -171,7 +172,7 @@ def lora_update(
     be traced with encrypted arguments.
     """
     if (softmax is None) != model.config.regression:
-        raise ValueError("a softmax for classes, none for a regression")
+        raise ArgumentError("a softmax for classes, none for a regression")
     transform = optax.with_extra_args_support(optimizer)
 
     def update(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from hesim.errors import ArgumentError
 from models.config import EncoderConfig
 from models.nn.attention import Attention
 from models.nn.layers import Embedding, FeedForward, LayerNorm, WordHead
@@ -178,7 +179,7 @@ class Encoder(nnx.Module):
         if not self.apart:
             return x, mask
         if x.ndim != 4 or x.shape[1] != 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"a model with pairs='apart' reads rows (batch, 2, tokens, hidden), not {x.shape}"
             )
         return x.reshape(-1, *x.shape[2:]), mask.reshape(-1, mask.shape[-1])
@@ -280,7 +281,7 @@ class Encoder(nnx.Module):
     def words(self, states: jax.Array) -> jax.Array:
         """States (..., hidden) of `hidden` -> language-model logits (..., vocabulary)."""
         if self.lm_head is None:
-            raise ValueError(
+            raise ArgumentError(
                 'this model has no language-model head: set lm_head="tied" or "own" in its config'
             )
         return self.lm_head(states, self.embedding.word[...])
@@ -340,7 +341,7 @@ class Model:
     Hashable, hence static under `jax.jit`. Where the configuration reads the sentences of a pair
     apart, (batch, 2, tokens[, hidden]) stands for (batch, tokens[, hidden]) in every argument and
     in what `embed` returns; `hidden_states` and `layer_outputs` return states (2 batch, tokens,
-    hidden), one sentence after the other. ValueError for other shapes.
+    hidden), one sentence after the other. ArgumentError for other shapes.
 
     Attributes:
       config: the architecture.
@@ -388,7 +389,7 @@ class Model:
 
         types: token types (batch, tokens) of a model that has them, 0 by default. dropout: share of
         embedding features set to zero before the normalisation (training only; needs a key).
-        ValueError for more tokens than there are learned positions.
+        ArgumentError for more tokens than there are learned positions.
         """
         embedding = bind(self.config, params).embedding
         raw = embedding.raw(jnp.asarray(tokens), None if types is None else jnp.asarray(types))
@@ -428,7 +429,7 @@ class Model:
 
     def word_logits(self, params: Params, states: Array) -> jax.Array:
         """Language-model logits (..., vocabulary) of states (..., hidden), all tokens' or only
-        those of the masked places; ValueError if `config.lm_head` is "none".
+        those of the masked places; ArgumentError if `config.lm_head` is "none".
         """
         return bind(self.config, params).words(jnp.asarray(states))
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from hesim.errors import ArgumentError
 from models.config import EncoderConfig
 from models.nn.lora import Linear
 from models.sites.sites import SiteRecorder, norm_multiple, norm_scale, norm_unit
@@ -164,8 +165,8 @@ class Embedding(nnx.Module):
         return self.finish(self.raw(tokens, types))
 
     def raw(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
-        """Words plus positions and types before the normalisation; ValueError for more tokens than
-        there are learned positions, or for types that the model does not have.
+        """Words plus positions and types before the normalisation; ArgumentError for more tokens
+        than there are learned positions, or for types that the model does not have.
         """
         x = jnp.asarray(self.word[...]).at[tokens].get(mode="fill", fill_value=jnp.nan)
         length, hidden = x.shape[-2:]
@@ -174,7 +175,7 @@ class Embedding(nnx.Module):
             if self.kind == "sinusoidal":
                 table = table * sinusoids(length, hidden)
             elif length > len(table):
-                raise ValueError(
+                raise ArgumentError(
                     f"{length} tokens, but this model has learned {len(table)} positions: encode "
                     f"to a length of at most {len(table)}"
                 )
@@ -185,7 +186,7 @@ class Embedding(nnx.Module):
                 table[0] if types is None else table.at[types].get(mode="fill", fill_value=jnp.nan)
             )
         elif types is not None:
-            raise ValueError("this model has no token types: set token_types in its config")
+            raise ArgumentError("this model has no token types: set token_types in its config")
         return x
 
     def finish(self, x: jax.Array) -> jax.Array:

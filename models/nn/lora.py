@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hesim.errors import ArgumentError
+
 Params = dict[Any, Any]
 """Parameters as nested dictionaries (`nnx.to_pure_dict`); list positions are integer keys."""
 
@@ -173,7 +175,7 @@ def combine(first: Params, second: Params) -> Params:
       second: likewise, with other leaves.
 
     Raises:
-      ValueError: both hold the same leaf.
+      ArgumentError: both hold the same leaf.
 
     Examples:
       >>> from models import combine
@@ -187,7 +189,7 @@ def combine(first: Params, second: Params) -> Params:
         elif isinstance(child, dict) and isinstance(out[name], dict):
             out[name] = combine(out[name], child)
         else:
-            raise ValueError(f"both trees hold the parameter {name!r}")
+            raise ArgumentError(f"both trees hold the parameter {name!r}")
     return out
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hesim.errors import ArgumentError
 from models.data.corpus import Stream
 from models.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from models.nn.encoder import Model
@@ -75,9 +76,9 @@ class Masking:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise ValueError(f"share={self.share} of the tokens to guess is between 0 and 1")
+            raise ArgumentError(f"share={self.share} of the tokens to guess is between 0 and 1")
         if min(self.masked, self.replaced) < 0 or self.masked + self.replaced > 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"masked={self.masked} and replaced={self.replaced} are shares of the chosen words"
             )
 
@@ -145,7 +146,7 @@ def word_matrix(model: Model, params: Params) -> tuple[jax.Array, jax.Array]:
     `Model.word_logits`.
     """
     if model.config.lm_head == "none":
-        raise ValueError('the model has no language-model head: set lm_head="tied" or "own"')
+        raise ArgumentError('the model has no language-model head: set lm_head="tied" or "own"')
     head = params["lm_head"]
     tied = model.config.lm_head == "tied"
     return params["embedding"]["word"] if tied else head["linear"]["kernel"].T, head["bias"]

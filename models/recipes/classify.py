@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import optax
 
+from hesim.errors import ArgumentError
 from models.config import EncoderConfig
 from models.data import metrics
 from models.data.batches import Batch, select_rows, shuffled
@@ -56,7 +57,7 @@ class Recipe:
       save_every: steps between checkpoints.
 
     Raises:
-      ValueError: polynomial_steps are not below steps.
+      ArgumentError: polynomial_steps are not below steps.
 
     Examples:
       >>> from models import Recipe
@@ -92,7 +93,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.polynomial_steps < self.steps:
-            raise ValueError(
+            raise ArgumentError(
                 f"polynomial_steps={self.polynomial_steps} must be below steps={self.steps}: "
                 "ranges are measured on a model that has been trained exactly"
             )
@@ -230,7 +231,7 @@ def train_classifier(
       >>> train_classifier(config, rows, rows, recipe, checkpoints=folder)
       Traceback (most recent call last):
           ...
-      models.train.checkpoint.CheckpointError: ...
+      models.errors.CheckpointError: ...
     """
     exact = Model(config)
     seedless = dataclasses.replace(recipe, seed=0)  # one compiled step for all seeds

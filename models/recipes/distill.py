@@ -25,15 +25,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from hesim.errors import ArgumentError
 from models.checks import check_numbers
 from models.data.batches import Batch
 from models.data.buckets import check_buckets, lengths_of, plan_epoch, trim
+from models.errors import CheckpointError
 from models.nn.encoder import LayerOutputs, Model
 from models.nn.lora import Params, combine, partition
 from models.objectives.losses import range_penalty
 from models.recipes.agreement import agreement, compared, layer_pairs
 from models.sites.sites import Range, targets_of
-from models.train.checkpoint import CheckpointError, Checkpoints, digest_of
+from models.train.checkpoint import Checkpoints, digest_of
 from models.train.classifier import compute_type
 from models.train.compiling import announced
 from models.train.diagnose import origin
@@ -123,13 +125,15 @@ class Distillation:
     def __post_init__(self) -> None:
         for name in ("batch", "log_every", "evaluate_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
         weights = (self.states, self.attention, self.pooled, self.logits)
         check_numbers(self, at_least_0=("states", "attention", "pooled", "logits"))
         if not any(weights):
-            raise ValueError("states, attention, pooled and logits are all 0: nothing is learned")
+            raise ArgumentError(
+                "states, attention, pooled and logits are all 0: nothing is learned"
+            )
         if self.trained not in ("attention", "blocks", "all"):
-            raise ValueError(f"trained={self.trained!r} is attention, blocks or all")
+            raise ArgumentError(f"trained={self.trained!r} is attention, blocks or all")
         check_numbers(
             self,
             positive=("temperature", "rate", "clip"),
@@ -142,7 +146,9 @@ class Distillation:
         one_cycle(self.rise)
         self.options()
         if self.batch % self.accumulate:
-            raise ValueError(f"batch={self.batch} is no multiple of accumulate={self.accumulate}")
+            raise ArgumentError(
+                f"batch={self.batch} is no multiple of accumulate={self.accumulate}"
+            )
 
     def options(self) -> StepOptions:
         """How a step computes; the state handed to it is overwritten."""

@@ -29,17 +29,18 @@ from models.encrypted.twin import merged, twin_of
 from models.encrypted.update import (
     training_sites,
 )
+from models.errors import CheckpointError, TrainingError
 from models.nn.encoder import Model
 from models.nn.lora import Params, combine, is_adapter_or_head, partition
 from models.nn.lora import Path as Place
 from models.recipes.finetune_settings import FineTune
 from models.recipes.finetune_step import compiled_step, task_batches
 from models.sites.sites import TRAINING_SITES, Sites, site_names, targets_of
-from models.train.checkpoint import CheckpointError, Checkpoints, digest_of
+from models.train.checkpoint import Checkpoints, digest_of
 from models.train.compiling import announced, beside
 from models.train.diagnose import ended_wrong, gone_wrong, not_finite, origin
 from models.train.evaluate import Evaluated, make_evaluate
-from models.train.loop import Progress, TrainingError, next_multiple, range_figures, run_rounds
+from models.train.loop import Progress, next_multiple, range_figures, run_rounds
 from models.train.sharding import (
     agreed,
     check_config,

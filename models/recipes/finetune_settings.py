@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from hesim.errors import ArgumentError
 from models.checks import check_numbers
 from models.config import EncoderConfig, Pairs, Pooling
 from models.data.buckets import check_buckets
@@ -72,33 +73,35 @@ class FineTune:
         for name in ("adapted", "buckets"):  # lists too, but settings have a hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.method not in ("full", "lora"):
-            raise ValueError(f"method is 'full' or 'lora', not {self.method!r}")
+            raise ArgumentError(f"method is 'full' or 'lora', not {self.method!r}")
         if self.encrypted is not None and self.method != "lora":
-            raise ValueError(
+            raise ArgumentError(
                 "under encryption only adapters and head are trained: use method='lora'"
             )
         if self.encrypted is not None and self.dropout:
-            raise ValueError("there is no dropout in an encrypted step: set dropout to 0")
+            raise ArgumentError("there is no dropout in an encrypted step: set dropout to 0")
         if self.encrypted is not None and self.penalty:
-            raise ValueError("there is no range penalty in an encrypted step: set penalty to 0")
+            raise ArgumentError("there is no range penalty in an encrypted step: set penalty to 0")
         options = self.options  # knows what a step can do
         if self.encrypted is not None and (options != StepOptions(donate=True) or self.remat):
-            raise ValueError(
+            raise ArgumentError(
                 "an encrypted step is one whole of float32 numbers: accumulate=1, precision="
                 "'float32', and no remat"
             )
         if self.batch % self.accumulate:
-            raise ValueError(f"batch={self.batch} is no multiple of accumulate={self.accumulate}")
+            raise ArgumentError(
+                f"batch={self.batch} is no multiple of accumulate={self.accumulate}"
+            )
         if self.penalty and not self.ranges:
-            raise ValueError("the range penalty needs the ranges of sites")
+            raise ArgumentError("the range penalty needs the ranges of sites")
         if self.method == "lora" and self.rank < 1:
-            raise ValueError(f"LoRA's rank is at least 1, got {self.rank}")
+            raise ArgumentError(f"LoRA's rank is at least 1, got {self.rank}")
         if self.method == "lora" and not self.adapted:
-            raise ValueError("LoRA needs at least one projection in adapted")
+            raise ArgumentError("LoRA needs at least one projection in adapted")
         own = "token" if self.pooling == "model" else self.pooling
         EncoderConfig(lora_targets=self.adapted, pairs=self.pairs, pooling=own)  # knows the names
         if not 1 <= self.epochs <= _MOST_EPOCHS or self.batch < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"epochs={self.epochs} must be between 1 and {_MOST_EPOCHS:,}, batch={self.batch} "
                 "at least 1"
             )
@@ -120,8 +123,8 @@ class FineTune:
         return StepOptions(self.accumulate, self.precision, donate=True)
 
     def adapt(self, config: EncoderConfig) -> EncoderConfig:
-        """The configuration that is trained, of a pre-trained one. ValueError where a setting does
-        not fit it.
+        """The configuration that is trained, of a pre-trained one. ArgumentError where a setting
+        does not fit it.
         """
         return config.replace(
             lora_rank=self.rank if self.method == "lora" else 0,

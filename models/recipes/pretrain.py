@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from hesim.errors import ParameterError
+from hesim.errors import ArgumentError, ParameterError
 from models.checks import check_numbers
 from models.config import EncoderConfig, preset
 from models.data.batches import batch_rows
@@ -159,11 +159,11 @@ class Pretraining:
     def __post_init__(self) -> None:
         for name in ("batch", "log_every", "evaluate_every", "held_out_rows"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.config.lm_head == "none":
-            raise ValueError('pre-training guesses words: set lm_head="tied" or "own"')
+            raise ArgumentError('pre-training guesses words: set lm_head="tied" or "own"')
         if self.initial not in (None, *get_args(Initial)):
-            raise ValueError(f"initial={self.initial!r} is {' or '.join(get_args(Initial))}")
+            raise ArgumentError(f"initial={self.initial!r} is {' or '.join(get_args(Initial))}")
         self.starts_from()
         check_numbers(
             self,
@@ -176,12 +176,14 @@ class Pretraining:
         one_cycle(self.rise)
         self.options()
         if self.batch % self.accumulate:
-            raise ValueError(f"batch={self.batch} is no multiple of accumulate={self.accumulate}")
+            raise ArgumentError(
+                f"batch={self.batch} is no multiple of accumulate={self.accumulate}"
+            )
         unknown = {name for name, _ in self.targets} - {
             function_of(name) for name in site_names(self.config)
         }
         if unknown:
-            raise ValueError(f"the model has no site of {', '.join(sorted(unknown))}")
+            raise ArgumentError(f"the model has no site of {', '.join(sorted(unknown))}")
 
     def options(self) -> StepOptions:
         """How a step computes; the state handed to it is overwritten."""

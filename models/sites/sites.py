@@ -29,7 +29,7 @@ import numpy as np
 import approx
 from approx.composites.graph import Composite
 from approx.polynomial import Polynomial
-from hesim.errors import ParameterError
+from hesim.errors import ArgumentError, ParameterError
 from models.config import EncoderConfig
 from models.sites.derivatives import CheapComposite, cheap
 
@@ -116,11 +116,11 @@ def prescaled(kind: str, function: Any, m: float) -> Any:
 
     inv_sqrt: 1/sqrt(x) = 1/sqrt(x / M) / sqrt(M); inv: 1/x = (M / x) / M; relu: M relu(x / M).
     function: a `Polynomial`, or a `Composite` of these three kinds, which is built again from its
-    own knobs on the larger range. ValueError for other kinds, which have no such rule.
+    own knobs on the larger range. ArgumentError for other kinds, which have no such rule.
     """
     powers = {"inv_sqrt": -0.5, "inv": -1.0, "relu": 1.0}
     if kind not in powers or not m > 0:
-        raise ValueError(
+        raise ArgumentError(
             f"no pre-scale {m:g} for {kind}: M is positive and goes with {', '.join(powers)}"
         )
     if isinstance(function, Composite):
@@ -197,13 +197,13 @@ class Sites:
         return rescaled(function, unit)(u)
 
     def to_json(self) -> str:
-        """All approximations, coefficients to the last bit; ValueError for a function that is none
-        of `approx`'s.
+        """All approximations, coefficients to the last bit; ArgumentError for a function that is
+        none of `approx`'s.
         """
         rows: dict[str, Any] = {}
         for name, function in self.entries:
             if not hasattr(function, "to_dict"):
-                raise ValueError(
+                raise ArgumentError(
                     f"the site {name} holds {function!r}, which cannot be saved: "
                     "use approx.fit or approx.composite"
                 )

@@ -16,9 +16,9 @@ import jax
 
 from models.config import Activation, Attention, EncoderConfig, Pooling
 from models.data.tokenizer import Tokenizer
+from models.errors import CheckpointError
 from models.nn.encoder import Model
 from models.nn.lora import Params
-from models.train.checkpoint import CheckpointError
 from models.weights.bert import load_bert
 from models.weights.folder import flatten, save_model, unflatten
 

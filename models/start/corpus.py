@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import svds
 
+from hesim.errors import ArgumentError
 from models.config import EncoderConfig
 from models.nn.encoder import Model
 from models.nn.layers import position_rates
@@ -37,10 +38,12 @@ def word_vectors(tokens: np.ndarray, size: int, features: int, *, window: int = 
 
     tokens: word numbers (n,) in the order of the text. Words within `window` places of one another
     co-occur; contexts are smoothed by the power 3/4 (Levy, Goldberg and Dagan 2015). A word that
-    the text does not hold has the vector 0. Raises ValueError for features not below size.
+    the text does not hold has the vector 0. Raises ArgumentError for features not below size.
     """
     if not 0 < features < size:
-        raise ValueError(f"{features} features of {size} words: at least 1, and fewer than words")
+        raise ArgumentError(
+            f"{features} features of {size} words: at least 1, and fewer than words"
+        )
     words = np.asarray(tokens, np.int64)
     together = scipy.sparse.csr_array((size, size))
     for distance in range(1, min(window, len(words) - 1) + 1):
@@ -95,12 +98,12 @@ def corpus_start(config: EncoderConfig, params: Params, tokens: np.ndarray) -> P
     kernel's rows are not divided by their sum, the values are, by its mean over a few rows of the
     text. tokens: word numbers (n,) of the text.
 
-    Raises ValueError where there is an `obstacle`.
+    Raises ArgumentError where there is an `obstacle`.
     """
     fresh = np.array(params["embedding"]["word"])
     reason = obstacle(config, len(fresh))
     if reason:
-        raise ValueError(f"{reason}: start from random parameters instead")
+        raise ArgumentError(f"{reason}: start from random parameters instead")
     free = _kept_free(config)
     fresh[:, :free] = 0
     vectors = word_vectors(tokens, len(fresh), config.hidden - free)

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.config import EncoderConfig
+from models.errors import CheckpointError
 from models.nn.encoder import Encoder, Model, bind
 from models.nn.lora import Params, merge
 from models.sites.sites import EXACT, SiteRecorder
-from models.train.checkpoint import CheckpointError
 
 __all__ = ["balanced", "warm_start"]
 

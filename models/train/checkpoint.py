@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from models.errors import CheckpointError
 from models.sites.sites import Sites
 from models.train.fingerprint import described, differing
 from models.train.gated_halves import stored
@@ -28,10 +29,6 @@ from models.train.step import SpreadState, TrainState
 
 _DIGEST = "digest of the state"
 """Name in a checkpoint's notes that is no caller's."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing or belongs to another model."""
 
 
 def sites_to_json(sites: Sites) -> str:
@@ -234,7 +231,7 @@ class Checkpoints:
         with self._readable(number):
             found = self._manager.item_metadata(number)["state"]
             if found is None or not _leaves(found):
-                raise ValueError("it has no list of its arrays")
+                raise CheckpointError("it has no list of its arrays")
         expected = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(plain)}
         stored = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(found)}
         if expected != stored:
@@ -257,7 +254,7 @@ class Checkpoints:
                 number, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
             if digest not in (None, _digest(tree)):
-                raise ValueError("its numbers are not those that were saved")
+                raise CheckpointError("its numbers are not those that were saved")
         return tree
 
     @contextlib.contextmanager

@@ -127,7 +127,7 @@ def make_step(
       The step; batches have tokens (n, sequence), metrics shape ().
 
     Raises:
-      ValueError: from the step: rows that `accumulate` does not divide, or shapes that the
+      ArgumentError: from the step: rows that `accumulate` does not divide, or shapes that the
         configuration does not have.
 
     Examples:

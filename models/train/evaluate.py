@@ -79,7 +79,7 @@ def make_evaluate(
         at each site, and the share of values outside of each polynomial's domain.
 
     Raises:
-      ValueError: from the function: shapes that the configuration does not have.
+      ArgumentError: from the function: shapes that the configuration does not have.
 
     Examples:
       >>> import jax
@@ -140,7 +140,7 @@ def collect_ranges(model: Model, params: Params, data: Batch, size: int = 128) -
       (low, high) by site, of the function's own variable.
 
     Raises:
-      ValueError: shapes that the configuration does not have.
+      ArgumentError: shapes that the configuration does not have.
 
     Examples:
       >>> import jax

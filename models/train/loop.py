@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.errors import TrainingError
 from models.nn.lora import Params
 from models.sites.sites import Range
 from models.train.schedules import BudgetClock
@@ -197,10 +198,6 @@ def spend_budget(
     if int(state.step) != kept:
         save(state)
     return state
-
-
-class TrainingError(ValueError):
-    """A training whose numbers ceased to be finite."""
 
 
 def run_steps(

@@ -80,7 +80,7 @@ def check_ranges(
       A report: `str` of it names the sites with values outside.
 
     Raises:
-      ValueError: shapes that the configuration does not have.
+      ArgumentError: shapes that the configuration does not have.
 
     Examples:
       >>> import jax

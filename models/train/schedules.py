@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hesim.errors import ArgumentError
+
 __all__ = ["Budget", "BudgetClock", "one_cycle", "ramp", "scale_by_progress"]
 
 Schedule = Callable[[Any], Any]
@@ -26,10 +28,10 @@ def one_cycle(rise: float = 0.1, start: float = 0.05, floor: float = 0.0) -> Sch
     """A triangle: from `start` up to 1 at the share `rise`, then straight down to `floor` at 1.
 
     Source: the budgeted one-cycle of Geiping and Goldstein 2023 (section 4.2); Rho et al. 2025 use
-    it with rise = 0.25 and start = 0.25. ValueError unless 0 < rise < 1.
+    it with rise = 0.25 and start = 0.25. ArgumentError unless 0 < rise < 1.
     """
     if not 0 < rise < 1:
-        raise ValueError(f"rise={rise}, the share with the highest rate, is between 0 and 1")
+        raise ArgumentError(f"rise={rise}, the share with the highest rate, is between 0 and 1")
 
     def factor(progress: Any) -> Any:
         up = start + (1 - start) * progress / rise
@@ -44,7 +46,7 @@ def ramp(last: float) -> Schedule:
     and 1 to the end; 0 throughout for last = 0.
     """
     if not 0 <= last <= 1:
-        raise ValueError(f"last={last} is a share of the training, between 0 and 1")
+        raise ArgumentError(f"last={last} is a share of the training, between 0 and 1")
 
     def factor(progress: Any) -> Any:
         if last == 0:
@@ -82,7 +84,7 @@ class Budget:
       seconds: of running, over all attempts; 0 for no such limit.
 
     Raises:
-      ValueError: no step, or a time that is negative or not finite.
+      ArgumentError: no step, or a time that is negative or not finite.
 
     Examples:
       >>> from models import Budget
@@ -91,7 +93,7 @@ class Budget:
       >>> Budget(steps=0)
       Traceback (most recent call last):
           ...
-      ValueError: a budget has steps >= 1 and finite seconds >= 0, got Budget(steps=0, seconds=0.0)
+      hesim.errors.ArgumentError: a budget has steps >= 1 and finite seconds >= 0, got ...
     """
 
     steps: int
@@ -99,7 +101,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.seconds < math.inf:
-            raise ValueError(f"a budget has steps >= 1 and finite seconds >= 0, got {self}")
+            raise ArgumentError(f"a budget has steps >= 1 and finite seconds >= 0, got {self}")
 
 
 class BudgetClock:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hesim.errors import ArgumentError
 from models.nn.lora import Params
 from models.train.gated_halves import stored
 
@@ -92,7 +93,7 @@ class StepOptions:
       donate: the state handed in is overwritten, which saves its memory; nobody may use it again.
 
     Raises:
-      ValueError: accumulate below 1, or another precision.
+      ArgumentError: accumulate below 1, or another precision.
 
     Examples:
       >>> from models import StepOptions
@@ -106,9 +107,9 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+            raise ArgumentError(f"accumulate must be at least 1, got {self.accumulate}")
         if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
+            raise ArgumentError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
 
 
 PLAIN_STEP = StepOptions()
@@ -167,7 +168,7 @@ def make_update(
       (state, batch[, frozen parameters]) -> (state, metrics), `gradient_norm` among them.
 
     Raises:
-      ValueError: from the step: rows that `accumulate` does not divide.
+      ArgumentError: from the step: rows that `accumulate` does not divide.
 
     Examples:
       >>> import jax, optax
@@ -244,7 +245,7 @@ def _accumulated(
     def split(leaf: Any) -> Any:
         rows = jnp.asarray(leaf)
         if len(rows) % parts:
-            raise ValueError(f"{len(rows)} rows cannot be accumulated in {parts} equal parts")
+            raise ArgumentError(f"{len(rows)} rows cannot be accumulated in {parts} equal parts")
         return jnp.moveaxis(rows.reshape(len(rows) // parts, parts, *rows.shape[1:]), 1, 0)
 
     leaves, shape = jax.tree.flatten(batch)

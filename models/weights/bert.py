@@ -19,14 +19,13 @@ import jax
 import numpy as np
 
 from models.config import EncoderConfig
-from models.data.datasets import DataError
 from models.data.tokenizer import Tokenizer
+from models.errors import CheckpointError, DataError, TensorFileError
 from models.nn.encoder import Model
 from models.nn.lora import Params
-from models.train.checkpoint import CheckpointError
 from models.weights.folder import checked, flatten, raise_if, shapes
 from models.weights.onnx import read_onnx
-from models.weights.safetensors import TensorFileError, read_folder
+from models.weights.safetensors import read_folder
 from models.weights.tokenizer_files import read_tokenizer_folder
 
 ACTIVATIONS: Mapping[str, str] = {
@@ -118,7 +117,7 @@ def load_bert(
       >>> load_bert(tempfile.mkdtemp())
       Traceback (most recent call last):
           ...
-      models.train.checkpoint.CheckpointError: ...
+      models.errors.CheckpointError: ...
     """
     source = Path(folder)
     raw = _read_json(source / "config.json")

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.config import EncoderConfig
-from models.data.datasets import DataError
 from models.data.tokenizer import Tokenizer
+from models.errors import CheckpointError, DataError, TensorFileError
 from models.nn.encoder import Model
 from models.nn.lora import Params
-from models.train.checkpoint import CheckpointError
-from models.weights.safetensors import TensorFileError, read_safetensors, write_safetensors
+from models.weights.safetensors import read_safetensors, write_safetensors
 
 _CONFIG, _WEIGHTS, _TOKENS, _NOTES = (
     "config.json",
@@ -189,7 +188,7 @@ def load_model(folder: str | os.PathLike[str]) -> Saved:
       >>> load_model(tempfile.mkdtemp())
       Traceback (most recent call last):
           ...
-      models.train.checkpoint.CheckpointError: ... is no saved model: ...
+      models.errors.CheckpointError: ... is no saved model: ...
     """
     source = Path(folder)
     if _is_foreign(source):

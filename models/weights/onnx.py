@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models.weights.safetensors import TensorFileError
+from models.errors import TensorFileError
 
 __all__ = ["read_onnx"]
 

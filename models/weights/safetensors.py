@@ -15,15 +15,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from hesim.files import write_whole
+from models.errors import TensorFileError
 
 __all__ = ["TensorFileError", "read_folder", "read_safetensors", "write_safetensors"]
 
 _WHOLE, _TAIL = "model.safetensors", "safetensors.index.json"
 _INDEX = f"model.{_TAIL}"
-
-
-class TensorFileError(ValueError):
-    """A tensor file that cannot be read, is broken, or holds what it should not."""
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

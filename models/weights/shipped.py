@@ -20,9 +20,9 @@ import jax.numpy as jnp
 
 from models.config import EncoderConfig
 from models.data.tokenizer import Tokenizer
+from models.errors import CheckpointError
 from models.nn.encoder import Model
 from models.nn.lora import Params, is_adapter, is_adapter_or_head, merge
-from models.train.checkpoint import CheckpointError
 from models.weights.folder import Saved, checked, flatten, load_model
 
 __all__ = ["SHIPPED", "PretrainedModel", "load_pretrained", "rounded", "shipped_names"]
@@ -90,7 +90,7 @@ def load_pretrained(
       >>> load_pretrained("tiny-gauss")
       Traceback (most recent call last):
           ...
-      models.train.checkpoint.CheckpointError: there is no pre-trained model 'tiny-gauss' ...
+      models.errors.CheckpointError: there is no pre-trained model 'tiny-gauss' ...
     """
     folder = SHIPPED / name if str(name) in shipped_names() else Path(name)
     if not str(name) or not folder.is_dir():

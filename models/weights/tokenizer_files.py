@@ -15,8 +15,8 @@ from typing import Any
 
 import tokenizers
 
-from models.data.datasets import DataError
 from models.data.tokenizer import SPECIAL_TOKENS, Tokenizer, read_text
+from models.errors import DataError
 
 __all__ = ["read_tokenizer_folder"]
 

@@ -26,7 +26,7 @@ from experiments.demo.folder import RunFolder
 from experiments.demo.results import Check, Results
 from experiments.demo.settings import Settings
 from experiments.xla_cache import keep_compiled
-from models.data.datasets import DataError
+from models.errors import DataError
 
 Finished = tuple[Results, RunFolder, str]
 

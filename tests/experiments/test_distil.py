@@ -21,8 +21,8 @@ from experiments.training.distil import (
 )
 from models.config import preset
 from models.data.tokenizer import Tokenizer
+from models.errors import CheckpointError
 from models.nn.encoder import Model
-from models.train.checkpoint import CheckpointError
 from models.train.step import StepOptions
 from models.weights.folder import save_model
 from models.weights.shipped import load_pretrained

@@ -32,12 +32,13 @@ from experiments.training.finetune_settings import (
 from experiments.training.pretrain import read_job as read_pretraining
 from experiments.training.twin import read_encryption, said_ring
 from models.config import preset
-from models.data.datasets import DataError, load
+from models.data.datasets import load
 from models.data.tokenizer import Tokenizer
+from models.errors import CheckpointError, DataError
 from models.nn.encoder import Model
 from models.recipes.finetune_settings import FineTune
 from models.sites.sites import fit_ranges
-from models.train.checkpoint import CheckpointError, sites_to_json
+from models.train.checkpoint import sites_to_json
 from models.weights.folder import load_model, save_model
 
 SETTINGS = """

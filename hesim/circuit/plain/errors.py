@@ -16,7 +16,7 @@ __all__ = [
 _NAMED_ROWS = 8
 
 
-class BackendError(HesimError):
+class BackendError(HesimError, RuntimeError):
     """Base class: something that a machine, the client or the server refuses to do.
 
     Attributes:
@@ -118,7 +118,7 @@ class ValueRangeError(BackendError, ValueError):
     """
 
 
-class MissingRotationKey(BackendError):
+class MissingRotationKey(BackendError, LookupError):
     """A rotation by a step for which no key was generated.
 
     Attributes:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models.data.corpus import SECTION, Corpus, clean, encode_stream, is_held_out, read_sections
-from models.data.datasets import DataError
 from models.data.tokenizer import Tokenizer
+from models.errors import DataError
 
 SENTENCE = "the old sea captain looked at a small boat and said nothing more of it"
 

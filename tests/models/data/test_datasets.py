@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.data import datasets
-from models.data.datasets import DataError, Split, load, load_glue, load_reviews, split_of
+from models.data.datasets import Split, load, load_glue, load_reviews, split_of
 from models.data.tasks import prepare_task
 from models.data.tokenizer import Tokenizer
+from models.errors import DataError
 
 # ------------------------------------------------------------------ splits
 

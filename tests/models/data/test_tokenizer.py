@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data.datasets import DataError
 from models.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from models.errors import DataError
 
 CORPUS = [
     "A gripping, gorgeous film.",

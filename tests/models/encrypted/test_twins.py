@@ -18,6 +18,7 @@ from hesim.errors import ParameterError
 from hesim.params import InsecureParametersWarning
 from models.config import EncoderConfig
 from models.encrypted.update import training_sites
+from models.errors import CheckpointError
 from models.nn.encoder import Model
 from models.objectives.losses import cross_entropy_polynomial
 from models.sites.derivatives import CheapComposite, cheap
@@ -35,7 +36,7 @@ from models.sites.sites import (
     site_names,
     targets_of,
 )
-from models.train.checkpoint import CheckpointError, sites_from_json, sites_to_json
+from models.train.checkpoint import sites_from_json, sites_to_json
 from models.train.optim import scale_by_adam_he
 from models.train.ranges import check_ranges
 

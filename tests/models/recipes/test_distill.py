@@ -11,6 +11,7 @@ import pytest
 
 from models.config import EncoderConfig, preset
 from models.data.batches import Batch
+from models.errors import CheckpointError
 from models.nn.encoder import Model
 from models.nn.lora import Params
 from models.recipes.agreement import agreement, embeddings, layer_pairs
@@ -18,7 +19,6 @@ from models.recipes.distill import DistilBatch, Distillation, distil, make_loss
 from models.recipes.finetune import overlay
 from models.sites.sites import FitSettings
 from models.start.softmax_to_gaussian import balanced, warm_start
-from models.train.checkpoint import CheckpointError
 from models.train.evaluate import fit_sites
 from models.train.schedules import Budget
 from models.train.step import initial_state, update_function

@@ -16,7 +16,6 @@ from models.config import EncoderConfig
 from models.data import metrics
 from models.data.batches import Batch
 from models.data.buckets import bucket_batches, lengths_of, plan_epoch, trim
-from models.data.datasets import DataError
 from models.data.tasks import TaskData, baseline
 from models.encrypted.settings import EncryptionSettings
 from models.encrypted.twin import merged
@@ -28,6 +27,7 @@ from models.encrypted.update import (
     training_domains,
     training_sites,
 )
+from models.errors import CheckpointError, DataError, TrainingError
 from models.nn.encoder import Model
 from models.nn.lora import is_adapter, is_adapter_or_head, partition
 from models.objectives.losses import cross_entropy, share_outside
@@ -36,9 +36,8 @@ from models.recipes.finetune import finetune, overlay
 from models.recipes.finetune_settings import FineTune
 from models.recipes.finetune_step import learning_rates, penalty_factors
 from models.sites.sites import FitSettings
-from models.train.checkpoint import CheckpointError, Checkpoints
+from models.train.checkpoint import Checkpoints
 from models.train.evaluate import fit_sites, make_evaluate
-from models.train.loop import TrainingError
 from models.train.optim import adamw_he
 from models.train.step import TrainState
 

@@ -17,9 +17,9 @@ from jax.sharding import AbstractMesh
 from hesim.errors import ParameterError
 from models.config import EncoderConfig
 from models.data.corpus import Corpus
+from models.errors import CheckpointError
 from models.objectives.next_word import NextWord
 from models.recipes.pretrain import Pretrained, Pretraining, guessing_of, pretrain
-from models.train.checkpoint import CheckpointError
 from models.train.loop import Progress
 from models.train.schedules import Budget
 

@@ -10,15 +10,11 @@ import optax
 import pytest
 
 from models.config import EncoderConfig
+from models.errors import CheckpointError
 from models.nn.encoder import Model
 from models.recipes.finetune_settings import FineTune
 from models.sites.sites import fit_ranges, function_of, site_names
-from models.train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    sites_from_json,
-    sites_to_json,
-)
+from models.train.checkpoint import Checkpoints, sites_from_json, sites_to_json
 from models.train.fingerprint import described
 from models.train.step import initial_state
 

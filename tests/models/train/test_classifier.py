@@ -14,13 +14,13 @@ from models.config import EncoderConfig
 from models.data import metrics
 from models.data.batches import Batch, batch_rows, batches_of, shuffled
 from models.encrypted.forward import forward_circuit, simulated_forward
+from models.errors import CheckpointError, TrainingError
 from models.nn.encoder import Model
 from models.recipes.classify import Recipe, train_classifier
 from models.sites.sites import function_of, site_names
-from models.train.checkpoint import CheckpointError
 from models.train.classifier import Regularisation, make_step
 from models.train.evaluate import make_evaluate
-from models.train.loop import Progress, TrainingError, run_steps
+from models.train.loop import Progress, run_steps
 from models.train.step import initial_state
 
 CONFIG = EncoderConfig(layers=1, hidden=16, heads=2, ffn=16, sequence=6, vocabulary=12, pooler=(8,))

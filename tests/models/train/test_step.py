@@ -10,10 +10,11 @@ import pytest
 
 from models.config import EncoderConfig
 from models.data.batches import Batch, shuffled
+from models.errors import TrainingError
 from models.nn.encoder import Model
 from models.train.classifier import make_step, make_task_loss
 from models.train.diagnose import origin
-from models.train.loop import TrainingError, run_steps
+from models.train.loop import run_steps
 from models.train.step import StepOptions, initial_state, make_update, rematerialised
 
 CONFIG = EncoderConfig(layers=1, hidden=16, heads=2, ffn=16, sequence=6, vocabulary=12, pooler=(8,))

@@ -18,14 +18,14 @@ from scipy.stats import spearmanr
 
 from models.data.batches import Batch
 from models.data.datasets import load
+from models.errors import CheckpointError, TensorFileError
 from models.nn.encoder import Model
 from models.recipes.agreement import embeddings
 from models.start.convert import convert
-from models.train.checkpoint import CheckpointError
 from models.weights.bert import Bert, load_bert, read_tensors
 from models.weights.folder import load_model
 from models.weights.onnx import read_onnx
-from models.weights.safetensors import TensorFileError, write_safetensors
+from models.weights.safetensors import write_safetensors
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "sea", "##s", "old", "."]
 CONFIG = {

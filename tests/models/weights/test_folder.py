@@ -8,10 +8,10 @@ import pytest
 
 from models.config import EncoderConfig
 from models.data.tokenizer import Tokenizer
+from models.errors import CheckpointError, TensorFileError
 from models.nn.encoder import Model
-from models.train.checkpoint import CheckpointError
 from models.weights.folder import flatten, load_model, save_model, unflatten
-from models.weights.safetensors import TensorFileError, read_safetensors, write_safetensors
+from models.weights.safetensors import read_safetensors, write_safetensors
 
 CONFIG = EncoderConfig(
     layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=15, pooler=(4,), lm_head="own"

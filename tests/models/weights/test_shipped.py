@@ -13,11 +13,11 @@ import pytest
 
 from models.config import EncoderConfig
 from models.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from models.errors import CheckpointError
 from models.nn.encoder import Model
 from models.nn.lora import count
 from models.objectives.mlm import Masking
 from models.sites.sites import met_ranges, site_names
-from models.train.checkpoint import CheckpointError
 from models.weights.folder import save_model
 from models.weights.shipped import SHIPPED, PretrainedModel, load_pretrained, rounded, shipped_names
 

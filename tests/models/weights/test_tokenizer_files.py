@@ -8,7 +8,7 @@ import tokenizers
 
 from models.data.corpus import Corpus
 from models.data.tokenizer import Tokenizer
-from models.train.checkpoint import CheckpointError
+from models.errors import CheckpointError
 from models.weights.bert import read_tokenizer
 
 WORDS = """
