@@ -14,7 +14,7 @@ from jax import tree_util
 from he_backend.errors import BackendError, LedgerMismatchError
 from he_backend.local import run_local, twin_ranges
 from he_backend.machines.slots import SlotsMachine
-from he_backend.machines.table import find
+from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.processes import session
 from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import Progress
@@ -37,7 +37,7 @@ def run(
     program: Program,
     *args: Any,
     params: CKKSParams | None = None,
-    backend: str = "pyfhel",
+    backend: str = DEFAULT_MACHINE,
     compare: bool = False,
     refresh_price: float | str | None = None,
     circuit: Circuit | None = None,

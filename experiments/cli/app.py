@@ -19,7 +19,7 @@ import typer
 from experiments.cli.common import (
     BROKEN,
     REFUSED,
-    Backend,
+    BackendOption,
     DataDirOption,
     DataOption,
     resumable,
@@ -27,6 +27,7 @@ from experiments.cli.common import (
 from experiments.cli.studies import app as studies_app
 from experiments.cli.training import app as models_app
 from experiments.console import make_console
+from he_backend.machines.table import DEFAULT_MACHINE
 
 __all__ = ["app", "main"]
 
@@ -88,9 +89,7 @@ def demo(
         bool,
         typer.Option("--fast", help="A small model and 64 sentences, to see the machinery work."),
     ] = False,
-    backend: Annotated[
-        Backend, typer.Option(help="slots encrypts nothing; for debugging.")
-    ] = Backend.pyfhel,
+    backend: BackendOption = DEFAULT_MACHINE,
 ) -> None:
     """Train a transformer, run held-out sentences encrypted, compare, and write a report."""
     from experiments.console import Display
@@ -108,7 +107,7 @@ def demo(
         seed=seed,
         seeds=seeds,
         refresh_price=_price(refresh_price),
-        backend=backend.value,
+        backend=backend,
     )
     console = make_console()
     display = Display(console)

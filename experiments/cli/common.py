@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from experiments.console import make_console
+from he_backend.errors import BackendError
+from he_backend.machines import table
 
 __all__ = [
     "BROKEN",
     "INTERRUPTED",
     "REFUSED",
-    "Backend",
+    "BackendOption",
     "DataDirOption",
     "DataOption",
     "resumable",
@@ -39,11 +40,25 @@ def resumable(folder: Path, *stopped: type[Exception]) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-class Backend(StrEnum):
-    pyfhel = "pyfhel"
-    slots = "slots"
+def _machine(name: str) -> str:
+    """The name of a machine of the table. Raises BadParameter for any other."""
+    try:
+        table.find(name)
+    except BackendError as error:
+        raise typer.BadParameter(str(error)) from error
+    return name
 
 
+_OPEN = " and ".join(name for name, row in table.MACHINES.items() if not row.encrypts)
+
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(table.MACHINES),
+        callback=_machine,
+        help=f"Where it runs, encrypted but on {_OPEN}, for debugging.",
+    ),
+]
 DataOption = Annotated[
     str,
     typer.Option(

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.cli.common import Backend, DataDirOption, resumable
+from experiments.cli.common import BackendOption, DataDirOption, resumable
 from experiments.console import make_console
+from he_backend.machines.table import DEFAULT_MACHINE
 
 __all__ = ["app"]
 
@@ -47,9 +48,7 @@ def noisy_training(
     sentences: Annotated[
         int, typer.Option(min=256, help="Held-out sentences to encrypt, a multiple of 256.")
     ] = 256,
-    backend: Annotated[
-        Backend, typer.Option(help="slots encrypts nothing; for debugging.")
-    ] = Backend.pyfhel,
+    backend: BackendOption = DEFAULT_MACHINE,
 ) -> None:
     """Does training with simulated noise help the encrypted model? A paired study at a tiny
     scale. (About two minutes of one core; it may be stopped and goes on where it was.)"""
@@ -58,8 +57,8 @@ def noisy_training(
     study = dataclasses.replace(NOISE_STUDY, seeds=tuple(range(seeds)), sentences=sentences)
     say = _teller(make_console(whole=True))
     with resumable(out):
-        arms = run_noise_study(study, out, backend=backend.value, say=say)
-    say("\n" + table(arms, backend.value))
+        arms = run_noise_study(study, out, backend=backend, say=say)
+    say("\n" + table(arms, backend))
     say(f"\n{out / 'arms.csv'}, {out / 'arms.json'}")
 
 

@@ -14,6 +14,7 @@ from experiments.demo.folder import RunFolder
 from experiments.demo.results import Results
 from experiments.demo.settings import Settings
 from experiments.xla_cache import keep_compiled
+from he_backend.machines.table import find
 
 __all__ = ["run_demo"]
 
@@ -94,7 +95,7 @@ def _work(settings: Settings, folder: RunFolder, show: Display) -> None:
         )
     show.stage("3/4  Trace and compile")
     planned = stages.plan(settings, data, trained, folder, show)
-    encrypted = settings.backend == "pyfhel"
+    encrypted = find(settings.backend).encrypts
     show.stage(
         f"4/4  {settings.sentences} held-out sentences, "
         + ("encrypted" if encrypted else "on plain vectors: nothing is encrypted")

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from he_backend.machines.table import DEFAULT_MACHINE
 from hesim.errors import ArgumentError
 from hesim.params import CKKSParams
 from models.config import EncoderConfig, preset
@@ -43,7 +44,7 @@ class Settings:
       recipe: the training; its seed is replaced.
       ckks: ring and primes.
       refresh_price: as for `hesim.compile`.
-      backend: "pyfhel" (encrypted) or "slots" (plain vectors, nothing encrypted).
+      backend: a machine of the table: "pyfhel", or "slots" (plain vectors, nothing encrypted).
 
     Examples:
       >>> from experiments import Settings
@@ -62,7 +63,7 @@ class Settings:
     recipe: Recipe = Recipe(evaluate_every=50, save_every=50)
     ckks: CKKSParams = DEMO_RING
     refresh_price: float | str | None = None
-    backend: str = "pyfhel"
+    backend: str = DEFAULT_MACHINE
 
     def __post_init__(self) -> None:
         for name in ("sentences", "batch", "seeds"):

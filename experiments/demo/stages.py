@@ -23,6 +23,7 @@ from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
 from he_backend.errors import RunFolderWarning
+from he_backend.machines.table import find
 from he_backend.processes.memory import peak_bytes
 from he_backend.report.environment import environment
 from hesim.circuit.circuit import Circuit
@@ -289,7 +290,7 @@ def _encrypt_one(
     settings: Settings, planned: PlannedRun, folder: RunFolder, display: Display, k: int
 ) -> None:
     started = time.monotonic()
-    title = "encrypted" if settings.backend == "pyfhel" else "on plain vectors"
+    title = "encrypted" if find(settings.backend).encrypts else "on plain vectors"
     title += f", batch {k + 1} of {planned.batches}" if planned.batches > 1 else ""
     with display.bar(title, 1.0) as update, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are in the report, but for work lost
@@ -301,7 +302,7 @@ def _encrypt_one(
             backend=settings.backend,
             compare=True,
             outside="warn",
-            run_dir=folder.encrypted(k) if settings.backend == "pyfhel" else None,
+            run_dir=folder.encrypted(k) if find(settings.backend).encrypts else None,
             progress=_Shown(update),
         )
         simulated = np.asarray(report.simulated)

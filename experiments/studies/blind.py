@@ -23,10 +23,10 @@ from experiments.lock import alone_in
 from he_backend.errors import ValueRangeError
 from he_backend.local import run_local
 from he_backend.machines.protocol import Machine
-from he_backend.machines.pyfhel.machine import PyfhelMachine
-from he_backend.machines.slots import SlotsMachine
+from he_backend.machines.table import find
 from he_backend.report import twin as exact_twin
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.plain.slots import PlainMachine
 from hesim.errors import ValueOverflowWarning
 from hesim.files import write_whole
 from hesim.noise.placement import of_circuit
@@ -144,7 +144,7 @@ def measure(
     clear = [np.asarray(twin.outputs) for twin in twins]
     most = float(np.ptp(np.quantile(clear, (0.01, 0.99))))
     operands = [circuit.publics.evaluate(program.flatten(batch)) for batch in batches]
-    plain = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
+    plain = PlainMachine(circuit.params, circuit.slots, circuit.rotation_steps)
 
     def simulated() -> list[dict[str, float]]:
         for twin, publics in zip(twins, operands, strict=True):
@@ -164,7 +164,7 @@ def measure(
 
     def encrypted(batch: int) -> dict[str, float]:
         keyed = (circuit.params, circuit.rotation_steps, circuit.slots)
-        machine = plain if backend == "slots" else PyfhelMachine.generate(*keyed)
+        machine = find(backend).load().generate(*keyed)
         started = time.perf_counter()
         try:
             logits = _run(circuit, machine, twins[batch].inputs, operands[batch])

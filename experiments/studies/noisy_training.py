@@ -34,6 +34,7 @@ from experiments.studies.blind import (
     measure,
     reviews,
 )
+from he_backend.machines.table import DEFAULT_MACHINE, find
 from hesim.files import write_whole
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
@@ -119,7 +120,7 @@ def run_noise_study(
     study: NoiseStudy,
     folder: str | Path,
     *,
-    backend: str = "pyfhel",
+    backend: str = DEFAULT_MACHINE,
     data: Sentences | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Arm]:
@@ -128,7 +129,7 @@ def run_noise_study(
     Args:
       study: what to run.
       folder: what it holds of this study already, with other seeds too, is not done again.
-      backend: "pyfhel", or "slots", which encrypts nothing and shows the machinery only.
+      backend: a machine of the table; "slots" encrypts nothing and shows the machinery only.
       data: training, validation and held-out sentences; the movie reviews by default.
       say: is told about every finished step.
 
@@ -187,7 +188,7 @@ def difference(arms: Sequence[Arm], score: str = "encrypted_score") -> dict[str,
     return {"seeds": float(len(each)), "mean": mean, "low": mean - half, "high": mean + half}
 
 
-def table(arms: Sequence[Arm], backend: str = "pyfhel") -> str:
+def table(arms: Sequence[Arm], backend: str = DEFAULT_MACHINE) -> str:
     """All arms, and the paired differences of the three scores, as text."""
     lines = [
         f"{'seed':>4} {'noise':>5} {'in the clear':>12} {'simulated':>10} "
@@ -210,7 +211,7 @@ def table(arms: Sequence[Arm], backend: str = "pyfhel") -> str:
 
 
 def _encrypted(backend: str) -> str:
-    return "encrypted" if backend == "pyfhel" else "plain vectors"
+    return "encrypted" if find(backend).encrypts else "plain vectors"
 
 
 def _train(

@@ -37,6 +37,7 @@ from experiments.studies.blind import (
     measure,
     reviews,
 )
+from he_backend.machines.table import DEFAULT_MACHINE
 from he_backend.report import twin as exact_twin
 from hesim.params import CKKSParams
 from models.config import EncoderConfig
@@ -201,7 +202,7 @@ def run_study(
     study: Study,
     folder: str | Path,
     *,
-    backend: str = "pyfhel",
+    backend: str = DEFAULT_MACHINE,
     data: Sentences | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Ranked]:

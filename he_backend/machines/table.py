@@ -13,7 +13,7 @@ from he_backend.errors import BackendError
 if TYPE_CHECKING:
     from he_backend.machines.protocol import KeyMaker
 
-__all__ = ["MACHINES", "MachineRow", "find"]
+__all__ = ["DEFAULT_MACHINE", "MACHINES", "MachineRow", "find"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
     }
 )
 """The rows by the name that `he_backend.run(..., backend=...)` takes."""
+
+DEFAULT_MACHINE = "pyfhel"
+"""The machine of a caller who names none."""
 
 
 def find(name: str) -> MachineRow:

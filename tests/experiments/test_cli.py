@@ -225,6 +225,28 @@ def test_help_shows_every_description_and_default(
             assert f"[default: {said}]" in shown
 
 
+def test_a_machine_of_the_table_is_a_backend_of_the_command_line() -> None:
+    code = (
+        "import sys\n"
+        "from he_backend.machines import table\n"
+        "table.MACHINES = {**table.MACHINES, 'toy': table.MACHINES['slots']}\n"
+        "from experiments.cli import main\n"
+        "main(sys.argv[1:])"
+    )
+    shown, refused = (
+        subprocess.run(
+            [sys.executable, "-c", code, "demo", *words],
+            env={**os.environ, "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+        )
+        for words in (["--backend=toy", "--help"], ["--backend=toys"])
+    )
+    assert shown.returncode == 0 and "slots|pyfhel|toy" in shown.stdout
+    assert "encrypted but on slots and toy" in " ".join(shown.stdout.split())
+    assert refused.returncode == 2 and "'toys' is unknown" in refused.stderr
+
+
 def test_help_of_fit_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
     from approx.targets import NAMED
 
