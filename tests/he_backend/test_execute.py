@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import weakref
 
 import numpy as np
@@ -145,6 +146,21 @@ def test_plaintexts_by_rule_are_those_of_the_table(draft, rng, machine, kind, tm
     packs = tuple(dataclasses.replace(pack, rows=rows) for pack in circuit.packs)
     dataclasses.replace(circuit, packs=packs).save(tmp_path / "c.npz")
     check(Circuit.load(tmp_path / "c.npz"), machine, [x], draft.operands, (weights * x,))
+
+
+def test_what_a_run_leaves_is_freed_at_once(draft, rng, params):
+    """Without waiting for the garbage collector: a machine holds keys of hundreds of megabytes."""
+    circuit, inputs, _ = everything(draft, rng)
+    machine = SlotsMachine(params, draft.slots)
+    held = weakref.ref(machine)
+    gc.collect()
+    gc.disable()
+    try:
+        run_local(circuit, machine, inputs, draft.operands, [0])
+        del machine
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_missing_key_names_operation_and_source(draft, rng, machine):
