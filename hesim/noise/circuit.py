@@ -396,15 +396,21 @@ class OperationNoise:
         """Slots in use of instruction i: those of any argument, where masks leave them; of an
         argument that is not `near`, a whole tensor, all slots.
         """
-        c = self._circuit
-        every = np.ones(c.slots, bool)
-        arg = c.arg[c.args(i)].tolist()
-        found = [self._used.get(a, every) if n else every for a, n in zip(arg, near)]
-        if c.kind[i] == Kind.ROTATE:
-            found = [np.roll(used, -int(c.param[i])) for used in found]
-        elif c.kind[i] == Kind.DOT_PLAIN:
-            found = [u & m for u, m in zip(found, slots_read.masks(c, i), strict=True)]
-        if found and not np.all(used := np.any(found, axis=0)):
+        c, part = self._circuit, self._circuit.args(i)
+        used = np.zeros(c.slots, bool)
+        for a, p, n in zip(c.arg[part].tolist(), c.arg2[part].tolist(), near, strict=True):
+            held = self._used.get(a) if n else None
+            if c.kind[i] == Kind.ROTATE and held is not None:
+                held = np.roll(held, -int(c.param[i]))
+            elif c.kind[i] == Kind.DOT_PLAIN:
+                left = slots_read.mask(c, p)
+                held = left if held is None else held & left
+            if held is None:
+                return
+            used |= held
+            if used.all():
+                return  # whatever the other arguments have
+        if part.stop > part.start:
             self._used[i] = used
 
     def _in_use(self, tap: TensorLocation) -> dict[int, np.ndarray]:

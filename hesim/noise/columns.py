@@ -65,6 +65,8 @@ class Columns:
             self._note(c.operands(i)[0], np.roll(held, int(c.param[i]) * self.count // c.slots))
         elif kind == Kind.DOT_PLAIN:
             for a, p in zip(c.arg[part].tolist(), c.arg2[part].tolist(), strict=True):
+                if self.needed.covers(a, i):
+                    continue  # whatever the plaintext leaves of it
                 self._note(a, held & self._mask(int(c.plain_pack[p]), int(c.plain_row[p])))
         else:
             for a in c.operands(i):
@@ -92,8 +94,14 @@ class _Packed:
     def __init__(self, ciphers: int, columns: int) -> None:
         self._columns = columns
         nothing = np.packbits(np.zeros(columns, bool)).tobytes()
+        self._every = np.packbits(np.ones(columns, bool)).tobytes()
         self._bits = [nothing] * ciphers
-        self._known = {nothing: nothing}
+        self._known = {nothing: nothing, self._every: self._every}
+
+    def covers(self, cipher: int, other: int) -> bool:
+        """Whether all columns are held of a ciphertext, or just those of the other one."""
+        held = self._bits[cipher]
+        return held is self._every or held is self._bits[other]
 
     def __getitem__(self, cipher: int) -> np.ndarray:
         bits = np.frombuffer(self._bits[cipher], np.uint8)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind, TensorLocation
 
-__all__ = ["masks", "read", "sources", "within"]
+__all__ = ["mask", "read", "sources", "within"]
 
 
 def read(tap: TensorLocation, cipher: int, slots: int) -> np.ndarray:
@@ -26,20 +26,14 @@ def within(tap: TensorLocation, slots: Mapping[int, np.ndarray]) -> bool:
     return not any(np.any(held & ~read(tap, c, len(held))) for c, held in slots.items())
 
 
-def masks(circuit: Circuit, i: int) -> list[np.ndarray]:
-    """bool[slots] of the plaintexts of a `DOT_PLAIN`: False where they are zero whatever public
-    operands hold.
-    """
-    found = []
-    part = circuit.args(i)
-    for p in circuit.arg2[part].tolist():
-        pack, row = circuit.packs[int(circuit.plain_pack[p])], int(circuit.plain_row[p])
-        if pack.operand < 0 and pack.literal is not None:
-            held = np.asarray(pack.vector(row, ())) != 0.0
-        else:
-            held = np.repeat(pack.row(row) >= 0, circuit.slots // pack.rows.columns)
-        found.append(np.broadcast_to(held, circuit.slots))
-    return found
+def mask(circuit: Circuit, p: int) -> np.ndarray:
+    """bool[slots] of a plaintext: False where it is zero whatever public operands hold."""
+    pack, row = circuit.packs[int(circuit.plain_pack[p])], int(circuit.plain_row[p])
+    if pack.operand < 0 and pack.literal is not None:
+        held = np.asarray(pack.vector(row, ())) != 0.0
+    else:
+        held = np.repeat(pack.row(row) >= 0, circuit.slots // pack.rows.columns)
+    return np.broadcast_to(held, circuit.slots)
 
 
 def sources(circuit: Circuit, tap: TensorLocation, whole: np.ndarray) -> dict[int, np.ndarray]:
@@ -56,7 +50,7 @@ def sources(circuit: Circuit, tap: TensorLocation, whole: np.ndarray) -> dict[in
         if whole[i] and (circuit.source[i] != tap.op or i not in tap.ciphers):
             found[i] = held
             continue
-        for a, slots in _needed(circuit, i, held):
+        for a, slots in _needed(circuit, i, held, needed):
             if a in needed:
                 needed[a] = needed[a] | slots
             else:
@@ -65,12 +59,21 @@ def sources(circuit: Circuit, tap: TensorLocation, whole: np.ndarray) -> dict[in
     return found
 
 
-def _needed(circuit: Circuit, i: int, held: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Arguments of an instruction, and of which of their slots these of the result are made."""
+def _needed(
+    circuit: Circuit, i: int, held: np.ndarray, known: Mapping[int, np.ndarray]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Arguments of an instruction, and of which of their slots these of the result are made; those
+    of which all are `known` are left out.
+    """
     kind = circuit.kind[i]
     if kind == Kind.ROTATE:
-        return [(circuit.operands(i)[0], np.roll(held, int(circuit.param[i])))]
-    if kind == Kind.DOT_PLAIN:
-        arg = circuit.arg[circuit.args(i)].tolist()
-        return [(a, held & mask) for a, mask in zip(arg, masks(circuit, i), strict=True)]
-    return [(a, held) for a in circuit.operands(i)]
+        yield circuit.operands(i)[0], np.roll(held, int(circuit.param[i]))
+    elif kind == Kind.DOT_PLAIN:
+        part = circuit.args(i)
+        for a, p in zip(circuit.arg[part].tolist(), circuit.arg2[part].tolist(), strict=True):
+            if a not in known or np.any(held & ~known[a]):
+                left = mask(circuit, p)
+                yield a, held if left.all() else held & left
+    else:
+        for a in circuit.operands(i):
+            yield a, held

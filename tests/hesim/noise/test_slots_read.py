@@ -6,9 +6,10 @@ import numpy as np
 
 import hesim
 from hesim.certify import certify
-from hesim.circuit.circuit import Kind, TensorLocation
+from hesim.circuit.circuit import Kind, PlaintextFamily, TensorLocation
+from hesim.noise.columns import Columns
 from hesim.noise.placement import of_circuit
-from hesim.noise.slots_read import masks, read, sources, within
+from hesim.noise.slots_read import mask, read, sources, within
 from hesim.params import CKKSParams
 from hesim.predict import predict
 
@@ -63,11 +64,34 @@ def test_masks_are_zero_where_no_public_value_is():
     circuit = hesim.compile(program, PARAMS)
     operands = circuit.publics.evaluate(program.flatten((x, w)))
     for i in np.flatnonzero(circuit.kind == Kind.DOT_PLAIN).tolist():
-        plains = circuit.arg2[circuit.args(i)].tolist()
-        for p, mask in zip(plains, masks(circuit, i), strict=True):
+        for p in circuit.arg2[circuit.args(i)].tolist():
             pack = circuit.packs[int(circuit.plain_pack[p])]
             vector = pack.vector(int(circuit.plain_row[p]), operands)
-            np.testing.assert_array_equal(mask, np.broadcast_to(vector, circuit.slots) != 0.0)
+            held = np.broadcast_to(vector, circuit.slots) != 0.0
+            np.testing.assert_array_equal(mask(circuit, p), held)
+
+
+def test_what_is_needed_anyway_is_not_looked_at_again(monkeypatch):
+    """Rows of plaintexts are made for few of the terms, and tell the same."""
+    x, w = np.zeros((4, 8), np.float32), np.ones((8, 8), np.float32)
+    program = hesim.trace(lambda x, w: x @ w @ w, x, w, encrypted=(0,))
+    circuit = hesim.compile(program, PARAMS, layouts=[(0,)])
+    terms = int(np.diff(circuit.arg_ptr)[circuit.kind == Kind.DOT_PLAIN].sum())
+    made = 0
+
+    def row(family, r):
+        nonlocal made
+        made += 1
+        return family.rows.row(r)
+
+    monkeypatch.setattr(PlaintextFamily, "row", row)
+    found = Columns(circuit)
+    few, made = made, 0
+    monkeypatch.setattr("hesim.noise.columns._Packed.covers", lambda *_: False)
+    every = Columns(circuit)
+    assert few < terms <= made
+    for i in range(len(circuit)):
+        np.testing.assert_array_equal(found.needed[i], every.needed[i])
 
 
 def test_errors_of_the_copy_that_is_read_are_in_what_is_made_of_it():
