@@ -9,23 +9,19 @@ seconds with the refresh at the price that the caller sets.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hesim.circuit.builder import Builder
-from hesim.circuit.circuit import Kind
-from hesim.circuit.cost import instruction_seconds
 from hesim.circuit.refresher import KEY_HOLDER, Refresher
+from hesim.circuit.refreshes.costs import NEVER, Placed, StageCosts
+from hesim.circuit.refreshes.search import best_refreshes
 from hesim.circuit.shape import StageShape, stage_shapes
 from hesim.errors import LevelError
 from hesim.params import CKKSParams
 
 __all__ = ["LevelPlanner", "Schedule", "ShapePlanner"]
-
-_NEVER = 10**9
-"""A level that no chain has: of a refresh whose result is wanted above what it reaches."""
 
 
 @dataclass(frozen=True)
@@ -43,59 +39,6 @@ class Schedule:
     want: tuple[int, ...]
     refreshed: frozenset[int]
     seconds: float
-
-
-class _Costs:
-    """Seconds of each stage at each level, of dropping its outputs, and of refreshing them."""
-
-    def __init__(
-        self,
-        shapes: Mapping[int, StageShape],
-        params: CKKSParams,
-        price: float | None,
-        refresher: Refresher,
-    ):
-        self.refresher = refresher
-        self.highest = refresher.highest(params.levels)
-        self.shapes = shapes
-        self.order = sorted(shapes)
-        self.log_n = params.log_n
-        self.price = price
-        self.users: dict[int, list[int]] = {s: [] for s in self.order}
-        self.inputs: dict[int, list[int]] = {}
-        for s in self.order:
-            self.inputs[s] = [i for i in shapes[s].inputs if i in shapes]
-            for i in self.inputs[s]:
-                assert i < s, "stages use the outputs of earlier ones"
-                self.users[i].append(s)
-        self._stage: dict[tuple[int, int], float] = {}
-        self._drop: dict[int, float] = {}
-        self._refresh: dict[int, float] = {}
-
-    def stage(self, stage: int, level: int) -> float:
-        key = (stage, level)
-        if key not in self._stage:
-            self._stage[key] = self.shapes[stage].seconds(level, self.log_n)
-        return self._stage[key]
-
-    def whole(self, stage: int, run: int, need: int, uses: set[int], refreshed: bool) -> float:
-        """Of a stage at level `run` whose outputs are wanted at `need` and lower by `uses`."""
-        seconds = self.refresh(stage, need) if refreshed else 0.0
-        seconds += self.stage(stage, run)
-        return seconds + sum(self.drop(stage, u) for u in uses if u < need)
-
-    def drop(self, stage: int, level: int) -> float:
-        if level not in self._drop:
-            each = instruction_seconds(Kind.DOT_PLAIN, level + 1, 1, self.log_n)
-            each += instruction_seconds(Kind.RESCALE, level + 1, 1, self.log_n)
-            self._drop[level] = each
-        return self.shapes[stage].width * self._drop[level]
-
-    def refresh(self, stage: int, level: int) -> float:
-        if level not in self._refresh:
-            each = self.refresher.seconds(self.refresher.min_input_level, level, self.log_n)
-            self._refresh[level] = each if self.price is None else max(each, self.price)
-        return self.shapes[stage].width * self._refresh[level]
 
 
 class ShapePlanner:
@@ -119,8 +62,8 @@ class ShapePlanner:
     ):
         self.top = params.levels
         self._describe = describe
-        self._costs = _Costs(shapes, params, refresh_price, refresher)
-        self._forced = frozenset(s for s, shape in shapes.items() if shape.refreshed)
+        self._refresher = refresher
+        self._costs = StageCosts(shapes, params, refresh_price, refresher)
         self._forbidden = refresh_price is not None and math.isinf(refresh_price)
 
     def greedy(self) -> Schedule:
@@ -129,46 +72,53 @@ class ShapePlanner:
         Raises:
           LevelError: levels run out, and refreshes are forbidden or there is no level at all.
         """
-        costs, shapes, forced = self._costs, self._costs.shapes, self._forced
         if self._forbidden:
-            found = _levels(costs, forced, self.top, cap=None)
-            if isinstance(found, Schedule):
-                return found
-            need = _levels(costs, forced, _NEVER - 1, cap=None)
-            levels = max(need.level) if isinstance(need, Schedule) else f"more than {self.top}"
-            raise LevelError(
-                f"the computation needs {levels} levels but the parameters have "
-                f"{self.top}; levels run out at {self._describe(shapes[found].source)}. Use more "
-                "levels (a larger ring), allow refreshes, or lower the degrees of the polynomials "
-                "on that path."
-            )
-        lowest = costs.refresher.min_input_level
-        deepest = next((s for s in shapes.values() if s.drop > self.top), None)
-        most = max((s.drop for s in shapes.values()), default=0)
-        if deepest is None and most and costs.highest < most + lowest:
-            raise LevelError(
-                f"a refresh by the {costs.refresher.name} ends at level {costs.highest} at most "
-                f"and starts from level {lowest} at least, which leaves no level in between to "
-                f"multiply in. Use at least levels={self.top + most + lowest - costs.highest}."
-            )
-        if deepest is not None:
-            raise LevelError(
-                f"the parameters have {self.top} levels, and {self._describe(deepest.source)} "
-                f"takes {deepest.drop} at once, which no refresh can split. Use at least "
-                f"levels={deepest.drop}."
-            )
-        schedules = [
-            found
-            for cap in range(min(1, self.top), self.top + 1)
-            if isinstance(found := _levels(costs, forced, self.top, cap=cap), Schedule)
-        ]
-        return min(schedules, key=lambda schedule: schedule.seconds)
+            found = self._costs.placed(self._costs.forced)
+            if isinstance(found, int):
+                raise LevelError(self._runs_out(found))
+            return _schedule(self._costs, found)
+        self._check_levels()
+        return _schedule(self._costs, self._costs.greedy()[0])
 
     def improved(self, schedule: Schedule, sweeps: int = 3) -> Schedule:
-        """Local search from `schedule`: refreshes added, left out, and moved by one stage."""
+        """Local search from `schedule`, and from greedy ones at the price and at higher ones:
+        refreshes added, left out and moved, one by one and in groups.
+        """
         if self._forbidden:
             return schedule
-        return _improve(self._costs, self._forced, self.top, schedule, sweeps)
+        number = {s: k for k, s in enumerate(self._costs.names)}
+        start = {number[s] for s in schedule.refreshed}
+        found = self._costs.placed(best_refreshes(self._costs, start, sweeps))
+        assert isinstance(found, Placed), "a schedule of the search does not fit the levels"
+        return _schedule(self._costs, found)
+
+    def _runs_out(self, place: int) -> str:
+        needed = self._costs.levels_needed()
+        levels = needed if needed < NEVER else f"more than {self.top}"
+        return (
+            f"the computation needs {levels} levels but the parameters have {self.top}; levels run "
+            f"out at {self._describe(self._costs.shapes[place].source)}. Use more levels (a larger "
+            "ring), allow refreshes, or lower the degrees of the polynomials on that path."
+        )
+
+    def _check_levels(self) -> None:
+        """LevelError if refreshes cannot make up for the levels of the chain."""
+        shapes, top, refresher = self._costs.shapes, self.top, self._refresher
+        deepest = next((s for s in shapes if s.drop > top), None)
+        most = max((s.drop for s in shapes), default=0)
+        highest, lowest = self._costs.highest, self._costs.lowest
+        if deepest is not None:
+            raise LevelError(
+                f"the parameters have {top} levels, and {self._describe(deepest.source)} takes "
+                f"{deepest.drop} at once, which no refresh can split. Use at least "
+                f"levels={deepest.drop}."
+            )
+        if most and highest < most + lowest:
+            raise LevelError(
+                f"a refresh by the {refresher.name} ends at level {highest} at most and starts "
+                f"from level {lowest} at least, which leaves no level in between to multiply in. "
+                f"Use at least levels={top + most + lowest - highest}."
+            )
 
 
 class LevelPlanner(ShapePlanner):
@@ -205,128 +155,10 @@ def _live(b: Builder, outputs: list[int]) -> set[int]:
     return live
 
 
-def _levels(costs: _Costs, refreshed: frozenset[int], top: int, cap: int | None) -> Schedule | int:
-    """Levels for a set of refreshes; with `cap`, refreshes whatever would run above it.
-
-    Returns the Schedule, or the stage at which levels run out.
-    """
-    want: dict[int, int] = {}
-    level: dict[int, int] = {}
-    chosen = set(refreshed)
-    seconds = 0.0
-    for s in reversed(costs.order):
-        run, need, uses = _run(costs, s, level, s in chosen)
-        if cap is not None and run > cap and costs.inputs[s]:
-            chosen.add(s)
-            run, need, uses = _run(costs, s, level, True)
-        if run > top:
-            return s
-        want[s], level[s] = need, run
-        seconds += costs.whole(s, run, need, uses, s in chosen)
-    size = max(costs.order, default=-1) + 1
-    return Schedule(
-        tuple(level.get(s, -1) for s in range(size)),
-        tuple(want.get(s, -1) for s in range(size)),
-        frozenset(chosen),
-        seconds,
-    )
-
-
-def _run(
-    costs: _Costs, s: int, level: Mapping[int, int], refreshed: bool
-) -> tuple[int, int, set[int]]:
-    """The level at which a stage runs, that of its outputs, and those of its users."""
-    uses = {level[u] for u in costs.users[s]}
-    need = max(uses, default=0)
-    if not refreshed:
-        return costs.shapes[s].drop + need, need, uses
-    run = costs.shapes[s].drop + costs.refresher.min_input_level
-    return run if need <= costs.highest else _NEVER, need, uses
-
-
-def _improve(
-    costs: _Costs,
-    forced: Collection[int],
-    top: int,
-    start: Schedule,
-    sweeps: int,
-) -> Schedule:
-    search = _Search(costs, start, top)
-    candidates = [s for s in costs.order if costs.inputs[s] and s not in forced]
-    for _ in range(sweeps):
-        before = search.seconds
-        for s in candidates:
-            trials = [{s}]
-            if s in search.refreshed:
-                # Moving a refresh one stage up or down is two toggles at once.
-                near = [*costs.users[s], *(i for i in costs.inputs[s] if costs.inputs[i])]
-                trials += [{s, u} for u in near if u not in search.refreshed]
-            taken: set[int] = set()
-            for toggled in trials:
-                if search.attempt(toggled ^ taken):
-                    taken = toggled
-        if search.seconds > before * 0.999:
-            break
-    found = _levels(costs, frozenset(search.refreshed), top, cap=None)
-    assert isinstance(found, Schedule), "a schedule of the search does not fit the levels"
-    return found
-
-
-class _Search:
-    """A schedule under local search: only stages whose users' levels change are looked at again.
-
-    Attributes:
-      refreshed: stages. seconds: of the whole schedule, refreshes at the planning price.
-    """
-
-    def __init__(self, costs: _Costs, start: Schedule, top: int):
-        self.refreshed = set(start.refreshed)
-        self.seconds = start.seconds
-        self._costs, self._top = costs, top
-        self._level = {s: start.level[s] for s in costs.order}
-        self._place = {s: k for k, s in enumerate(costs.order)}
-        self._cost = {s: self._at(s, s in self.refreshed)[1] for s in costs.order}
-
-    def attempt(self, toggled: set[int]) -> bool:
-        """Takes or leaves out these refreshes if that is cheaper and levels suffice."""
-        chosen = self.refreshed ^ toggled
-        before: dict[int, int] = {}
-        cost = self._follow(chosen, toggled, before)
-        if cost is not None:
-            seconds = self.seconds + sum(c - self._cost[s] for s, c in cost.items())
-            if seconds < self.seconds * (1 - 1e-9):
-                self.refreshed, self.seconds = chosen, seconds
-                self._cost.update(cost)
-                return True
-        self._level.update(before)
-        return False
-
-    def _follow(
-        self, chosen: set[int], toggled: set[int], before: dict[int, int]
-    ) -> dict[int, float] | None:
-        """Sets the levels of all stages that a change concerns, noting those `before`; their
-        seconds, None where levels run out.
-        """
-        costs, place = self._costs, self._place
-        cost: dict[int, float] = {}
-        waiting = [-place[s] for s in toggled]
-        heapq.heapify(waiting)
-        seen = set(toggled)
-        while waiting:
-            s = costs.order[-heapq.heappop(waiting)]
-            run, cost[s] = self._at(s, s in chosen)
-            if run > self._top:
-                return None
-            if run == self._level[s]:
-                continue
-            before[s], self._level[s] = self._level[s], run
-            for i in costs.inputs[s]:
-                if i not in seen:
-                    seen.add(i)
-                    heapq.heappush(waiting, -place[i])
-        return cost
-
-    def _at(self, s: int, refreshed: bool) -> tuple[int, float]:
-        """Level at which a stage runs, and its seconds, given the levels of its users."""
-        run, need, uses = _run(self._costs, s, self._level, refreshed)
-        return run, self._costs.whole(s, run, need, uses, refreshed)
+def _schedule(costs: StageCosts, placed: Placed) -> Schedule:
+    size = max(costs.names, default=-1) + 1
+    level, want = [-1] * size, [-1] * size
+    for k, s in enumerate(costs.names):
+        level[s], want[s] = placed.level[k], placed.want[k]
+    refreshed = frozenset(costs.names[k] for k in placed.refreshed)
+    return Schedule(tuple(level), tuple(want), refreshed, placed.seconds)

@@ -1,0 +1,1 @@
+"""Which stages to refresh: their costs at each level, and the search among plans."""

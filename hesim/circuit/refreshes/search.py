@@ -1,0 +1,192 @@
+"""Local search for the stages to refresh.
+
+A change of the refreshes concerns the stages before it, up to the next refresh, and only these are
+looked at again. One refresh is added, left out or moved to a neighbour at a time; then all inputs
+of a stage at once, or all stages with the same users, since a cut through several ciphertexts is
+worth nothing until it is whole.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Collection, Sequence
+
+from hesim.circuit.refreshes.costs import Placed, StageCosts
+
+__all__ = ["Search", "best_refreshes"]
+
+_ENOUGH = 1e-3
+"""Part of its seconds that a sweep must save to be followed by another."""
+
+
+_PRICES = (1.0, 1.5, 3.0)
+"""Times the price of a refresh, at which other plans are made, to be compared at the true one.
+Where refreshes only together cost more than they save, none is left out by itself; planned at a
+higher price they are not there to begin with."""
+
+_STARTS = 2
+"""Greedy plans, at each price, that others are made from."""
+
+_MOST_TRIED = 300_000
+"""Looks at a stage, about half a second of them, after which no other plan is begun."""
+
+
+def best_refreshes(costs: StageCosts, start: Collection[int], sweeps: int) -> set[int]:
+    """Places to refresh: the best found from `start` and from greedy plans at several prices.
+
+    sweeps: through all stages, at most, in one search.
+    """
+    best = Search(costs, start)
+    best.sweep(sweeps, whole=False)
+    best.sweep(sweeps, whole=True)
+    if best.places == costs.forced:
+        return best.places
+    tried, known = best.tried, {frozenset(start)}
+    for price in _PRICES:
+        dear = costs.priced(price)
+        for placed in dear.greedy()[:_STARTS]:
+            if tried > _MOST_TRIED:
+                return best.places
+            begin = Search(dear, placed.refreshed)
+            if price != 1.0:
+                begin.sweep(sweeps, whole=True)
+            if frozenset(begin.places) in known:
+                continue
+            known.add(frozenset(begin.places))
+            search = Search(costs, begin.places)
+            search.sweep(sweeps, whole=True)
+            tried += begin.tried + search.tried
+            if search.seconds < best.seconds * (1 - 1e-9):
+                best = search
+    return best.places
+
+
+class Search:
+    """A plan under local search.
+
+    Args:
+      costs: of the stages.
+      start: places of the stages that are refreshed at first; levels must suffice.
+
+    Attributes:
+      refreshed: by place, whether a stage is.
+      seconds: of the whole plan.
+      tried: stages looked at so far, each as often as it was.
+    """
+
+    def __init__(self, costs: StageCosts, start: Collection[int]):
+        placed = costs.placed(start)
+        assert isinstance(placed, Placed), "a plan to begin with does not fit the levels"
+        count = len(placed.level)
+        self._costs = costs
+        self._level = placed.level
+        self.refreshed = [k in placed.refreshed for k in range(count)]
+        self._cost = [costs.at(k, placed.level, r)[2] for k, r in enumerate(self.refreshed)]
+        self.seconds = sum(self._cost)
+        self.tried = count
+        self._taken = 1
+        self._tried_at, self._tried_around = [0] * count, [0] * count
+
+    @property
+    def places(self) -> set[int]:
+        """Of the stages that are refreshed."""
+        return {k for k, chosen in enumerate(self.refreshed) if chosen}
+
+    def sweep(self, sweeps: int, *, whole: bool) -> None:
+        """Tries changes at every stage, so often at most, as long as it pays; `whole`: those of
+        all inputs or siblings too.
+        """
+        stages = [k for k, free in enumerate(self._costs.free) if free]
+        for _ in range(sweeps):
+            before = self.seconds
+            for k in stages:
+                # As long as nothing is taken, what was tried stays in vain.
+                if self._tried_at[k] < self._taken:
+                    self._try_at(k)
+                    self._tried_at[k] = self._taken
+                if whole and self._tried_around[k] < self._taken:
+                    self._try_around(k)
+                    self._tried_around[k] = self._taken
+            if self.seconds > before * (1 - _ENOUGH):
+                break
+
+    def _try_at(self, k: int) -> None:
+        costs, refreshed = self._costs, self.refreshed
+        if not refreshed[k]:
+            self.attempt((k,))
+            return
+        # Moving a refresh one stage up or down is two toggles at once.
+        near = [*costs.users[k], *(i for i in costs.inputs[k] if costs.inputs[i])]
+        trials = [{k}, *({k, u} for u in near if not refreshed[u])]
+        taken: set[int] = set()
+        for toggled in trials:
+            if self.attempt(tuple(toggled ^ taken)):
+                taken = toggled
+
+    def _try_around(self, k: int) -> None:
+        refreshed, costs = self.refreshed, self._costs
+        inputs = [i for i in costs.inputs[k] if costs.free[i]]
+        for group in (inputs, costs.siblings.get(k, ())):
+            if len(group) > 1:
+                there = [i for i in group if refreshed[i]]
+                if len(there) > 1 and self.attempt(there):
+                    continue
+                if len(there) < len(group) - 1:
+                    self.attempt([i for i in group if not refreshed[i]])
+        if len(inputs) > 1:
+            there = [i for i in inputs if refreshed[i]]
+            if not refreshed[k] and len(there) > 1:
+                self.attempt([k, *there])
+            elif refreshed[k] and not there:
+                self.attempt([k, *inputs])
+
+    def attempt(self, toggled: Sequence[int]) -> bool:
+        """Takes or leaves out these refreshes if that is cheaper and levels suffice."""
+        refreshed = self.refreshed
+        for k in toggled:
+            refreshed[k] = not refreshed[k]
+        levels: dict[int, int] = {}
+        costs: dict[int, float] = {}
+        seconds = self._follow(toggled, levels, costs)
+        if seconds < self.seconds * (1 - 1e-9):
+            for k, cost in costs.items():
+                self._cost[k] = cost
+            self.seconds = seconds
+            self._taken += 1
+            return True
+        for k, level in levels.items():
+            self._level[k] = level
+        for k in toggled:
+            refreshed[k] = not refreshed[k]
+        return False
+
+    def _follow(
+        self, toggled: Sequence[int], before: dict[int, int], found: dict[int, float]
+    ) -> float:
+        """Sets the levels of all stages that a change concerns, noting those `before` and the
+        seconds `found`. Returns the seconds of the plan, infinite where levels run out.
+        """
+        level, refreshed, cost = self._level, self.refreshed, self._cost
+        at, inputs, top = self._costs.at, self._costs.inputs, self._costs.top
+        waiting = [-k for k in toggled]
+        if len(waiting) > 1:
+            heapq.heapify(waiting)
+        pop, push = heapq.heappop, heapq.heappush
+        seen = set(toggled)
+        seconds = self.seconds
+        while waiting:
+            k = -pop(waiting)
+            run, _, now = at(k, level, refreshed[k])
+            if run > top:
+                return math.inf
+            found[k] = now
+            seconds += now - cost[k]
+            if run != level[k]:
+                before[k], level[k] = level[k], run
+                for i in inputs[k]:
+                    if i not in seen:
+                        seen.add(i)
+                        push(waiting, -i)
+        self.tried += len(found)
+        return seconds

@@ -1,0 +1,82 @@
+"""The search for the stages to refresh: cuts through several ciphertexts, higher prices, optima."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import approx
+from hesim import trace
+from hesim.circuit.circuit import Kind
+from hesim.circuit.compile import planned
+from hesim.circuit.refresher import KEY_HOLDER
+from hesim.circuit.refreshes.costs import Placed, StageCosts
+from hesim.circuit.refreshes.search import Search, best_refreshes
+from hesim.circuit.shape import Row, StageShape, stage_shapes
+
+
+def stage(number: int, inputs: tuple[int, ...], *, drop: int = 1, width: int = 1, rotations: int):
+    rows = {Row(Kind.ROTATE): rotations} | {Row(Kind.RESCALE, k): width for k in range(drop)}
+    return StageShape(rows, drop=drop, width=width, inputs=inputs, source=number)
+
+
+def fork(wide: int) -> dict[int, StageShape]:
+    """A dear stage of many ciphertexts, three that use it, and what uses those."""
+    shapes = [StageShape({Row(Kind.INPUT, terms=0): 1}), stage(1, (0,), width=wide, rotations=300)]
+    shapes += [stage(k, (1,), rotations=1) for k in (2, 3, 4)]
+    shapes += [stage(5, (2, 3, 4), rotations=1)]
+    return dict(enumerate(shapes))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_cut_is_taken_whole_or_not_at_all(small_params, whole):
+    costs = StageCosts(fork(wide=400), small_params(levels=4), None, KEY_HOLDER)
+    search = Search(costs, ())
+    search.sweep(3, whole=whole)
+    # One of the three lowers nothing before it while the others need a level more.
+    assert search.places == ({2, 3, 4} if whole else set())
+    plain, cut = costs.placed(()), costs.placed({2, 3, 4})
+    assert isinstance(plain, Placed) and plain.level == [3, 3, 2, 2, 2, 1]
+    assert isinstance(cut, Placed) and cut.level == [2, 2, 1, 1, 1, 1]
+    back = Search(costs.priced(100.0), {2, 3, 4})
+    back.sweep(3, whole=whole)
+    assert back.places == (set() if whole else {2, 3, 4})
+
+
+def test_polynomials_are_not_cut_where_refreshes_save_nothing_together(small_params):
+    poly = approx.fit("gelu", (-4, 4), degree=15)
+    plan = planned(trace(lambda x: poly(0.5 * x + 0.1) * x, np.zeros(64)), small_params(levels=3))
+    shapes = stage_shapes(plan.builder, plan.planner.live)
+    costs = StageCosts(shapes, small_params(levels=3), None, KEY_HOLDER)
+    start = costs.greedy()[0].refreshed
+    alone = Search(costs, start)
+    alone.sweep(3, whole=False)
+    found = Search(costs, best_refreshes(costs, start, 3))
+    assert found.seconds < 0.95 * alone.seconds and len(found.places) < len(alone.places)
+
+
+def test_plans_are_the_best_there_are_and_never_worse_than_one_by_one(small_params):
+    params, optimal, count = small_params(levels=3), 0, 25
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        shapes = {0: StageShape({Row(Kind.INPUT, terms=0): 2}, width=2)}
+        for k in range(1, 8):
+            inputs = {int(i) for i in rng.integers(max(0, k - 3), k, size=2)}
+            drop, width, rotations = (int(rng.integers(*r)) for r in ((0, 3), (1, 4), (0, 9)))
+            shapes[k] = stage(k, tuple(sorted(inputs)), drop=drop, width=width, rotations=rotations)
+        costs = StageCosts(shapes, params, None, KEY_HOLDER)
+        every = (
+            itertools.compress(range(1, 8), bits) for bits in itertools.product((0, 1), repeat=7)
+        )
+        placed = [costs.placed(set(chosen)) for chosen in every]
+        best = min(p.seconds for p in placed if not isinstance(p, int))
+        start = costs.greedy()[0].refreshed
+        alone = Search(costs, start)
+        alone.sweep(3, whole=False)
+        found = Search(costs, best_refreshes(costs, start, 3)).seconds
+        assert best * (1 - 1e-12) <= found <= alone.seconds * (1 + 1e-12)
+        optimal += math.isclose(found, best)
+    assert optimal >= 0.9 * count
