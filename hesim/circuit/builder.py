@@ -20,7 +20,7 @@ from hesim.circuit import sizes
 from hesim.circuit.circuit import Kind, PlaintextFamily
 from hesim.circuit.cost import instruction_seconds
 from hesim.circuit.nodes import Supports, Term, Terms, compact
-from hesim.circuit.plain_rows import MapRows
+from hesim.circuit.plain_rows import LiteralRows, MapRows
 
 __all__ = ["Builder", "Node", "Overspent", "Plain", "Stage"]
 
@@ -296,7 +296,7 @@ class Builder:
         scalar = all(self.packs[pack].scalar for _, (pack, _) in terms)
         return self._add(
             Kind.DOT_PLAIN,
-            [(1, n, plain) for n, plain in terms],
+            [(1, n, self._first(plain)) for n, plain in terms],
             size=max(self.nodes[n].size for n, _ in terms),
             power=power,
             support=self._joined(
@@ -310,7 +310,7 @@ class Builder:
         data = self.packs[plain[0]]
         return self._add(
             Kind.ADD_PLAIN,
-            [(1, node, plain)],
+            [(1, node, self._first(plain))],
             size=self.nodes[node].size,
             power=self.nodes[node].power,
             support=self._joined(support, [self.support[node], self._where(plain)]),
@@ -391,6 +391,8 @@ class Builder:
             )
         table = np.empty((3, len(nodes)), np.int32)
         table[0], table[1], table[2] = nodes, pack, rows
+        if not isinstance(data.rows, LiteralRows):
+            table[2] = data.rows.first[table[2]]
         return self._add(
             Kind.DOT_PLAIN,
             Terms(table, plain=True),
@@ -399,6 +401,11 @@ class Builder:
             support=support,
             period=max(self.period[n] for n in distinct) if data.scalar else self.columns,
         )
+
+    def _first(self, plain: Plain) -> Plain:
+        """The plaintext that stands for all rows of its pack that are known to be the same."""
+        rows = self.packs[plain[0]].rows
+        return plain if isinstance(rows, LiteralRows) else (plain[0], int(rows.first[plain[1]]))
 
     def _where(self, plain: Plain) -> np.ndarray:
         """Columns in which a plaintext may differ from zero."""

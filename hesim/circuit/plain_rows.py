@@ -55,6 +55,11 @@ class Rows(Protocol):
         """int32 (len(rows), columns): several rows."""
         ...
 
+    @property
+    def first(self) -> np.ndarray:
+        """int32 (rows,): the first row that is known to be the same as each."""
+        ...
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that `from_arrays` makes it from again."""
         ...
@@ -89,6 +94,11 @@ class LiteralRows:
 
     def block(self, rows: np.ndarray) -> np.ndarray:
         return self.index[rows]
+
+    @property
+    def first(self) -> np.ndarray:
+        """int32 (rows,): each row itself; rows of tables are not compared."""
+        return np.arange(len(self), dtype=np.int32)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"index": self.index}
@@ -130,6 +140,18 @@ class MaskRows:
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"bits": self.bits, "columns": np.array(self._columns, np.int64)}
+
+    @property
+    def first(self) -> np.ndarray:
+        """int32 (masks,): the first mask that is the same."""
+        return self._first
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        known: dict[bytes, int] = {}
+        return np.array(
+            [known.setdefault(m.tobytes(), k) for k, m in enumerate(self.bits)], np.int32
+        )
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> MaskRows:
@@ -233,19 +255,43 @@ class MapRows:
 
     def rows_any(self) -> np.ndarray:
         """bool (rows,): which rows have any entry that is not negative."""
-        which = np.stack([self.out, self.into, self.shift], 1)
-        distinct, first, place = np.unique(which, axis=0, return_index=True, return_inverse=True)
-        found = np.zeros(len(distinct), bool)
+        first, place = _alike(self._pairs, self.shift)
+        found = np.zeros(len(first), bool)
         step = max(1, _BLOCK_CELLS // max(self._columns, 1))
-        for start in range(0, len(distinct), step):
-            part = slice(start, start + step)
+        for start in range(0, len(first), step):
+            part = first[start : start + step]
             if self._shown_by_keys:
-                o, i, shift = distinct[part].T
+                o, i, shift = self.out[part], self.into[part], self.shift[part]
                 same = self._out_key[o, : self._columns] == self._windows(self._in_key)[i, shift]
-                found[part] = np.any(same, axis=1)
             else:
-                found[part] = np.any(self.block(first[part]) >= 0, axis=1)
-        return found[place.reshape(-1)]
+                same = self.block(part) >= 0
+            found[start : start + step] = np.any(same, axis=1)
+        return found[place]
+
+    @property
+    def first(self) -> np.ndarray:
+        """int32 (rows,): the first row that says the same, of which one plaintext serves all.
+
+        Rows of ciphertexts that hold other tokens, say, in the same places are the same: only the
+        differences of keys count.
+        """
+        return self._first
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        first, place = _alike(self._pairs, self.shift, self.roll)
+        return first[place].astype(np.int32)
+
+    @cached_property
+    def _pairs(self) -> np.ndarray:
+        """int64 (rows,): a number for all ciphertexts of result and operand between which diagonals
+        of the same shift are the same.
+        """
+        columns = slice(0, self._columns)
+        out, above = _kinds(self._out_key[:, columns], self._out_part[:, columns])
+        into, below = _kinds(self._in_key[:, columns], self._in_part[:, columns])
+        o, i = self.out, self.into
+        return _alike(out[o], into[i], above[o] - below[i])[1]
 
     def arrays(self) -> dict[str, np.ndarray]:
         columns = slice(0, self._columns)
@@ -331,3 +377,27 @@ def _numbers(values: np.ndarray) -> np.ndarray:
 def _twice(table: np.ndarray) -> np.ndarray:
     single = np.asarray(table, np.int32)
     return np.concatenate([single, single], axis=1)
+
+
+def _alike(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first place of each distinct row of columns of whole numbers, number of each row's)."""
+    place = np.zeros(len(columns[0]), np.int64)
+    first = place[:1]
+    for column in columns:
+        values, number = np.unique(column, return_inverse=True)
+        both = place * max(len(values), 1) + number
+        _, first, place = np.unique(both, return_index=True, return_inverse=True)
+    return first, place
+
+
+def _kinds(key: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By ciphertext, which places it has, and the lowest key: keys are alike but for that."""
+    held = key >= 0
+    lowest = np.where(held, key, np.iinfo(np.int32).max).min(axis=1, initial=np.iinfo(np.int32).max)
+    lowest = np.where(held.any(axis=1), lowest, 0).astype(np.int64)
+    known: dict[bytes, int] = {}
+    kinds = [
+        known.setdefault(np.where(h, [k - low, p], -1).astype(np.int32).tobytes(), len(known))
+        for h, k, p, low in zip(held, key, part, lowest, strict=True)
+    ]
+    return np.array(kinds, np.int64), lowest

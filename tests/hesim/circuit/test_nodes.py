@@ -99,6 +99,19 @@ def test_rows_of_one_pack_are_multiplied_as_one_by_one(b, rows):
     np.testing.assert_array_equal(b.support[few], known)
 
 
+def test_equal_masks_are_one_plaintext(b):
+    b.begin(0)
+    x = np.array([b.input(k, np.ones(8, bool)) for k in range(3)])
+    pack = b.pack(
+        PlaintextFamily(-1, MaskRows(np.eye(2, 8)[[0, 1, 0]] > 0), 0, 1, 1, 8, 1.0, np.ones(1))
+    )
+    one = b.dot_plain([(int(n), (pack, k)) for k, n in enumerate(x)])
+    other = b.dot_rows(x, pack, np.arange(3))
+    for node in (one, other):
+        assert [row for _, _, (_, row) in b.nodes[node].terms] == [0, 1, 0]
+    assert list(b.nodes[b.add_plain(int(x[0]), (pack, 2))].terms) == [(1, x[0], (pack, 0))]
+
+
 def test_circuits_are_the_same_whatever_form_terms_have(monkeypatch, small_params):
     w = np.linspace(-1, 1, 40).reshape(8, 5)
     program = hesim.trace(lambda x: ((x @ w) ** 2 + x @ w) @ w.T * x, np.ones((4, 8)))

@@ -55,6 +55,8 @@ def agrees(rows, table: np.ndarray) -> None:
         assert rows.row(r).dtype == np.int32
         np.testing.assert_array_equal(rows.row(r), line)
     np.testing.assert_array_equal(plain_rows.entries(rows), np.unique(table[table >= 0]))
+    assert np.all(rows.first <= np.arange(len(table)))
+    np.testing.assert_array_equal(table[rows.first], table)
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 8]), st.booleans())
@@ -64,6 +66,36 @@ def test_a_map_is_its_table(seed, columns, weighted):
     agrees(rows, table)
     agrees(plain_rows.from_arrays("map", rows.arrays()), table)
     np.testing.assert_array_equal(rows.rows_any(), np.any(table >= 0, axis=1))
+
+
+def test_rows_of_ciphertexts_that_differ_in_their_keys_alone_are_one():
+    """Four ciphertexts of other tokens each, in the same places; the last has other places."""
+    token = np.repeat(np.arange(4), 2)[None] + np.array([[0], [4], [8], [12]])
+    token[3] = token[3, ::-1]
+    feature = np.tile(np.arange(2), (4, 4))
+    o, shift = (a.reshape(-1) for a in np.meshgrid(np.arange(4), np.arange(2), indexing="ij"))
+    rows = MapRows(token, 2 * feature, token, feature, o, o, shift, 0 * o)
+    assert rows.first.tolist() == [0, 1, 0, 1, 0, 1, 6, 7]
+    crossed = MapRows(
+        token,
+        2 * feature,
+        token,
+        feature,
+        o[:6],
+        np.array([2, 2, 0, 0, 1, 1]),
+        shift[:6],
+        0 * o[:6],
+    )
+    assert crossed.first.tolist() == [0, 1, 2, 3, 2, 3]
+    moved = MapRows(
+        token, feature, token, feature, o[:6], o[:6], shift[:6], np.array([0, 0, 1, 1, 0, 0])
+    )
+    assert moved.first.tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_masks_that_are_the_same_are_one():
+    held = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1]], bool)
+    assert MaskRows(held).first.tolist() == [0, 1, 0]
 
 
 def test_entries_below_zero_are_nothing_in_rows_that_a_map_has():
