@@ -45,10 +45,14 @@ from he_backend.processes.tasks import Schedule, Task, plan
 from he_backend.processes.worker import TaskRunner, fork_worker
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Spent
+from hesim.circuit.sizes import available
 
 __all__ = ["Server", "main", "unfinished"]
 
 _TASK_ATTEMPTS = 3
+
+_PLAIN_PART = 4
+"""Of the memory that is free, workers keep encoded plaintexts in one part in so many at most."""
 
 _PAUSE_SECONDS = 120.0
 """A client that stops in the middle of a message is given up."""
@@ -95,7 +99,13 @@ class Server:
         self.journal = Journal(folders.journal, run)
         self.journal.keep(len(self.schedule.tasks))
         arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in operands]
-        self.runner = TaskRunner(self.circuit, self.machine, arrays, self.store)
+        self.runner = TaskRunner(
+            self.circuit,
+            self.machine,
+            arrays,
+            self.store,
+            plain_bytes=available() // (_PLAIN_PART * int(config["workers"])),
+        )
         self.components = self.circuit.components
         self.workers: list[_Peer] = []
         self.clients: list[_Peer] = []

@@ -37,6 +37,7 @@ class TaskRunner:
       circuit, machine, operands: as for Executor.
       store: where operands are and results go.
       cache_bytes: memory for ciphertexts that several tasks read.
+      plain_bytes: memory for encoded plaintexts that are used again, as for Executor.
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class TaskRunner:
         operands: Sequence[np.ndarray],
         store: Store,
         cache_bytes: int = _CIPHER_CACHE,
+        plain_bytes: int | None = None,
     ):
         self.circuit = circuit
         self.machine = machine
         self.store = store
-        self.executor = Executor(circuit, machine, operands)
+        self.executor = Executor(circuit, machine, operands, plain_bytes)
         self._components = circuit.components
         self._cache: ByteCache[Any] = ByteCache(cache_bytes)
 

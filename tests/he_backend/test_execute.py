@@ -129,6 +129,36 @@ def test_plaintexts_of_a_long_sum_are_held_one_at_a_time(draft, rng, params):
     assert machine.most <= 2
 
 
+def read_in_turn(draft, rng, params, room):
+    """Three ciphertexts times the same five vectors each, and how often one was encoded."""
+    x = rng.uniform(-1, 1, (3, draft.slots))
+    w = rng.uniform(-1, 1, (5, draft.slots))
+    ciphers = [draft.input(v) for v in x]
+    made = [draft.dot_plain(*((c, v) for v in w)) for c in ciphers]
+    circuit = draft.circuit(*(draft.rescale(c) for c in made))
+    # Plaintext k of every sum is the same one.
+    plain = (
+        circuit.kind[np.repeat(np.arange(len(circuit)), np.diff(circuit.arg_ptr))] == Kind.DOT_PLAIN
+    )
+    circuit.arg2[plain] %= 5
+    machine = Counting(params, draft.slots)
+    executor = Executor(circuit, machine, draft.operands, room * 8 * draft.slots)
+    held = {i: machine.encrypt(v, 3, params.scale(3)) for i, v in enumerate(x)}
+    executor.run([i for i in range(len(circuit)) if circuit.kind[i] != Kind.INPUT], held)
+    for tap, v in zip(circuit.outputs, x, strict=True):
+        found = machine.decrypt(held[int(tap.cipher[0])])
+        np.testing.assert_allclose(found, v * w.sum(0), atol=TOLERANCE)
+    assert executor._encoded.held == 0, "after their last use"
+    return machine
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 4, 5])
+def test_plaintexts_that_have_room_are_encoded_once(draft, rng, params, room):
+    machine = read_in_turn(draft, rng, params, room)
+    assert machine.made == room + 3 * (5 - room)
+    assert machine.most <= room + 2
+
+
 @pytest.mark.parametrize("kind", [MapRows, MaskRows])
 def test_plaintexts_by_rule_are_those_of_the_table(draft, rng, machine, kind, tmp_path):
     n = draft.slots

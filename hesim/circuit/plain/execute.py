@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.plain.encoded import EncodedPlaintexts
 from hesim.circuit.plain.errors import BackendError
 from hesim.circuit.plain.machine import Evaluator
 from hesim.circuit.scalar_groups import numbers, scalar_groups
@@ -67,12 +68,21 @@ class Executor:
       circuit: the instructions.
       machine: where they run.
       operands: public operands, float64 arrays, in the Circuit's order.
+      plain_bytes: memory for encoded plaintexts that are used again; default: a quarter of what is
+        free.
     """
 
-    def __init__(self, circuit: Circuit, machine: Evaluator, operands: Sequence[np.ndarray]):
+    def __init__(
+        self,
+        circuit: Circuit,
+        machine: Evaluator,
+        operands: Sequence[np.ndarray],
+        plain_bytes: int | None = None,
+    ):
         self.circuit = circuit
         self.machine = machine
         self.operands = operands
+        self._encoded = EncodedPlaintexts(circuit, plain_bytes)
 
     def run(
         self,
@@ -149,12 +159,12 @@ class Executor:
     def _dot_plain(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
         part = self.circuit.args(i)
         terms = [ciphers[int(a)] for a in self.circuit.arg[part]]
-        plains = (self._plain(int(p)) for p in self.circuit.arg2[part])
+        plains = (self._plain(k) for k in range(part.start, part.stop))
         return self.machine.dot_plain(terms, plains)
 
     def _add_plain(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
         part = self.circuit.args(i)
-        plain = self._plain(int(self.circuit.arg2[part][0]))
+        plain = self._plain(part.start)
         return self.machine.add_plain(self._only(i, ciphers), plain)
 
     def _rotate(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
@@ -174,13 +184,13 @@ class Executor:
 
     # Plaintexts
 
-    def _values(self, plaintext: int) -> np.ndarray | float:
-        pack = self.circuit.packs[int(self.circuit.plain_pack[plaintext])]
-        return pack.vector(int(self.circuit.plain_row[plaintext]), self.operands)
+    def _plain(self, place: int) -> Any:
+        return self._encoded.get(place, lambda: self._encode(int(self.circuit.arg2[place])))
 
-    def _plain(self, plaintext: int) -> Any:
+    def _encode(self, plaintext: int) -> Any:
+        family = self.circuit.packs[int(self.circuit.plain_pack[plaintext])]
         return self.machine.encode(
-            self._values(plaintext),
+            family.vector(int(self.circuit.plain_row[plaintext]), self.operands),
             int(self.circuit.plain_level[plaintext]),
             float(self.circuit.plain_scale[plaintext]),
         )

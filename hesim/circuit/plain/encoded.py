@@ -1,0 +1,93 @@
+"""Encoded plaintexts that a Circuit uses more than once, kept as far as memory allows.
+
+Encoding takes several times as long as the product that follows, and a layer of a large model has
+more plaintexts than memory holds. Those that are used again are kept until their last use, as many
+as have room: where all are read in turn, as often as there are ciphertexts, this saves what room
+there is, while forgetting the least recently used one saves nothing. What is used again at once is
+the matter of a machine's own cache.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hesim.circuit import sizes
+from hesim.circuit.circuit import Circuit, Kind
+
+__all__ = ["EncodedPlaintexts", "next_uses"]
+
+_PART = 4
+"""Of the memory that is free, one part in so many is taken at most."""
+
+
+class EncodedPlaintexts:
+    """Gives the plaintexts of a Circuit, encoded anew or kept from an earlier use.
+
+    Args:
+      circuit: whose operands they are.
+      limit: bytes that are kept; a quarter of what is free by default.
+
+    Attributes:
+      held: bytes that are kept now.
+    """
+
+    def __init__(self, circuit: Circuit, limit: int | None = None):
+        self.held = 0
+        self._limit = sizes.available() // _PART if limit is None else limit
+        self._plain, self._next = circuit.arg2, next_uses(circuit)
+        self._kept: dict[int, tuple[Any, int]] = {}  # with the place of the next use
+        self._due: list[tuple[int, int]] = []
+
+    def get(self, place: int, encode: Callable[[], Any]) -> Any:
+        """The plaintext of an operand.
+
+        Args:
+          place: of the operand, in `arg2`. encode: makes it, with its size as `nbytes`.
+        """
+        p, then = int(self._plain[place]), int(self._next[place])
+        plain, _ = self._kept.get(p, (None, -1))
+        if plain is None:
+            plain = encode()
+            if then >= 0 and self._has_room(plain.nbytes, place):
+                self.held += plain.nbytes
+                self._keep(p, plain, then)
+        elif then >= 0:
+            self._keep(p, plain, then)
+        else:
+            self._forget(p)
+        return plain
+
+    def _keep(self, p: int, plain: Any, then: int) -> None:
+        self._kept[p] = plain, then
+        heapq.heappush(self._due, (then, p))
+
+    def _forget(self, p: int) -> None:
+        self.held -= self._kept.pop(p)[0].nbytes
+
+    def _has_room(self, size: int, place: int) -> bool:
+        """Whether so much fits, without what was due before `place`: another process used it."""
+        while self.held + size > self._limit and self._due and self._due[0][0] < place:
+            then, p = heapq.heappop(self._due)
+            if p in self._kept and self._kept[p][1] == then:
+                self._forget(p)
+        return self.held + size <= self._limit
+
+
+def next_uses(circuit: Circuit) -> np.ndarray:
+    """int32 (operands,): by place in `arg2`, that of the next use of the same plaintext; -1 for the
+    last use, for ciphertexts, and for numbers, which need no encoding to speak of.
+    """
+    kinds = np.repeat(circuit.kind, np.diff(circuit.arg_ptr))
+    place = np.flatnonzero(np.isin(kinds, (Kind.DOT_PLAIN, Kind.ADD_PLAIN)))
+    vector = np.array([not family.scalar for family in circuit.packs], dtype=bool)
+    place = place[vector[circuit.plain_pack[circuit.arg2[place]]]]
+    place = place[np.argsort(circuit.arg2[place], kind="stable")]
+    plain = circuit.arg2[place]
+    again = np.flatnonzero(plain[1:] == plain[:-1])
+    found = np.full(len(circuit.arg2), -1, np.int32)
+    found[place[again]] = place[again + 1]
+    return found
