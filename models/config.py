@@ -31,7 +31,12 @@ Positions = Literal["sinusoidal", "learned", "none"]
 NormOrder = Literal["pre", "post"]
 WordHeads = Literal["none", "tied", "own"]
 Pooling = Literal["token", "mean"]
-Pairs = Literal["joint", "apart"]
+Pairs = Literal["cross-encoder", "bi-encoder"]
+
+FORMER: Mapping[str, Mapping[str, str]] = {
+    "pairs": {"joint": "cross-encoder", "apart": "bi-encoder"},
+}
+"""By setting, what its values were called in files of earlier versions; they are still read."""
 
 _PROJECTIONS = ("query", "key", "value", "output")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -43,6 +48,11 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "pooling": get_args(Pooling),
     "pairs": get_args(Pairs),
 }
+
+
+def present(setting: str, value: Any) -> Any:
+    """A value of a setting by the name that it has now."""
+    return FORMER[setting].get(value, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +96,10 @@ class EncoderConfig:
       attention_power: of power-softmax, even.
       pooling: what the pooler reads: one "token", the first, which spares the last layer all
         others' queries and feed-forward network, or the "mean" of all real ones.
-      pairs: how two sentences are read: "joint", as one row, or "apart", each by itself, whose
-        pooled states u and v the pooler gets as u v and (u - v)^2 (Reimers & Gurevych 2019, with
-        squares in place of absolute values). Tokens of such a model are (batch, 2, tokens).
+      pairs: how two sentences are read: by a "cross-encoder", as one row, or by a "bi-encoder",
+        each by itself, whose pooled states u and v the pooler gets as u v and (u - v)^2 (Reimers &
+        Gurevych 2019, with squares in place of absolute values). Tokens of such a model are
+        (batch, 2, tokens). Files say "joint" and "apart" too, as earlier versions did.
 
     Raises:
       ArgumentError: a number or a name that no model can have.
@@ -129,11 +140,12 @@ class EncoderConfig:
     causal: bool = False
     attention_power: int = 4
     pooling: Pooling = "token"
-    pairs: Pairs = "joint"
+    pairs: Pairs = "cross-encoder"
 
     def __post_init__(self) -> None:
         for name in ("pooler", "lora_targets"):  # lists too, but a configuration has a hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "pairs", present("pairs", self.pairs))
         for field in dataclasses.fields(self):
             if field.type == "int" and not hasattr(getattr(self, field.name), "__index__"):
                 raise ArgumentError(

@@ -89,7 +89,7 @@ class GlueStudy:
         for task in self.tasks:
             row = self.table[task]
             check_length(self.length, row.buckets, f"{task}: ")
-            if row.pairs == "apart" and GLUE[task].pair is None:
+            if row.pairs == "bi-encoder" and GLUE[task].pair is None:
                 raise ExperimentError(
                     f"{task} has single sentences: set pairs to joint in its row of the settings, "
                     "or leave it out of the tasks"

@@ -42,6 +42,6 @@ def describe(done: Converted) -> str:
     if "attention" in done.swapped or "activation" in done.swapped:
         lines.append("its function has changed: distil or fine-tune it before use")
     if config.pooling == "mean":
-        lines.append('to fine-tune a sentence encoder on pairs, set pairs = "apart"')
+        lines.append('to fine-tune a sentence encoder on pairs, set pairs = "bi-encoder"')
     lines.append(f"written to      {done.folder}")
     return "\n".join(lines)

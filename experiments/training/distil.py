@@ -283,7 +283,7 @@ def _distil(
             f"{teacher} and {student} have different vocabularies, or rules that split texts"
         )
     for folder, saved in ((teacher, first), (student, second)):
-        if saved.config.pairs == "apart":
+        if saved.config.pairs == "bi-encoder":
             raise CheckpointError(
                 f"{folder} reads the sentences of a pair apart, while texts are distilled one by "
                 "one: distil the model that it was fine-tuned from, then fine-tune"

@@ -105,10 +105,10 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
         pairs=job.settings.pairs,
     )
     display.say(describe(data))
-    if (start.config.pairs, settings.pairs) == ("apart", "joint"):
+    if (start.config.pairs, settings.pairs) == ("bi-encoder", "cross-encoder"):
         display.say(
             f"{job.start} read the sentences of a pair apart, this training reads them in one row: "
-            'set pairs = "apart" under [training] to go on as it was'
+            'set pairs = "bi-encoder" under [training] to go on as it was'
         )
     with alone_in(out):
         remember(out, data_dir)

@@ -19,7 +19,7 @@ from experiments.training.options import (
 from experiments.training.twin import RING, TWIN, as_encrypted_of
 from hesim.errors import ArgumentError
 from models.checks import check_range
-from models.config import Pairs, Pooling
+from models.config import Pairs, Pooling, present
 from models.data.datasets import GLUE, task_spec
 from models.encrypted.settings import EncryptionSettings
 from models.errors import DataError
@@ -64,10 +64,13 @@ class TaskSettings:
     alpha: float = 64.0
     adapted: tuple[str, ...] = ("query", "key", "value", "output")
     batch: int = 32
-    pairs: Pairs = "joint"
+    pairs: Pairs = "cross-encoder"
     pooling: Pooling | Literal["model"] = "model"
     buckets: tuple[int, ...] = (32, 64, 128)
     train_rows: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", present("pairs", self.pairs))
 
     def fine_tune(self, method: str, **changes: Any) -> FineTune:
         """The settings of one method, "full" or "lora"; ArgumentError for another."""
@@ -109,7 +112,7 @@ _ROW = {
     "adapted": "LoRA: projections with adapters, of query, key, value and output.",
     "batch": "Rows of a step.",
     "buckets": "Tokens that a batch may be cut to.",
-    "pairs": "How sentence pairs are read: joint, as one row, or apart, each by itself.",
+    "pairs": "How pairs are read: cross-encoder, as one row, or bi-encoder, each by itself.",
     "pooling": "What the pooler reads: token (the first), mean (of all), or model: as pre-trained.",
     "train_rows": "Train on so many rows at most; 0: on all.",
 }

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from models.config import Pairs
+from models.config import Pairs, present
 from models.data import metrics
 from models.data.batches import Batch
 from models.data.datasets import Split, load
@@ -73,20 +73,21 @@ def prepare_task(
     data_dir: str | None = None,
     train_rows: int | None = None,
     token_types: int = 0,
-    pairs: Pairs = "joint",
+    pairs: Pairs = "cross-encoder",
 ) -> TaskData:
     """The data set `spec` (as `models.data.datasets.load`) for a tokenizer and a length in tokens.
 
     train_rows: at most so many training rows, chosen by a fixed shuffle, and a tenth as many to
     validate on, at least 512. token_types: of the model's configuration; from 2 on, the second
-    sentence of a pair has type 1, as in BERT. pairs: one row each ("joint"), or one a sentence
-    ("apart").
+    sentence of a pair has type 1, as in BERT. pairs: one row each ("cross-encoder"), or one a
+    sentence ("bi-encoder").
 
     Raises DataError as `load` does, where a split is empty, for an unknown `pairs`, for no training
     rows, and for single sentences read apart.
     """
     if train_rows is not None and train_rows < 1:
         raise DataError(f"train_rows={train_rows} must be at least 1, or None for all")
+    pairs = present("pairs", pairs)
     if pairs not in get_args(Pairs):
         raise DataError(f"pairs={pairs!r} is one of {', '.join(get_args(Pairs))}")
     with warnings.catch_warnings(record=True) as caught:
@@ -110,12 +111,14 @@ def prepare_task(
     if classes == 1 and bounds[0] == bounds[1]:
         raise DataError(f"every training rating of {dataset.name} is {bounds[0]}: nothing to learn")
 
-    if pairs == "apart" and train.pairs is None:
-        raise DataError(f"{dataset.name} has single sentences: pairs='apart' is for tasks of two")
+    if pairs == "bi-encoder" and train.pairs is None:
+        raise DataError(
+            f"{dataset.name} has single sentences: pairs='bi-encoder' is for tasks of two"
+        )
 
     def numbers(split: Split) -> tuple[Batch, np.ndarray]:
         targets = _scaled(split.labels, bounds) if classes == 1 else split.labels
-        if pairs == "apart":
+        if pairs == "bi-encoder":
             assert split.pairs is not None
             first, second = (
                 tokenizer.encode(texts, length=length) for texts in (split.texts, split.pairs)

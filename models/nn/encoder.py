@@ -148,7 +148,7 @@ class Encoder(nnx.Module):
             ]
         )
         self.final_norm = None if config.post_norm else LayerNorm(config)
-        features = 2 * config.hidden if config.pairs == "apart" else config.hidden
+        features = 2 * config.hidden if config.pairs == "bi-encoder" else config.hidden
         widths = (features, *config.pooler, config.classes)
         linears = [
             Linear(a, b, rngs=rngs, std=config.initial_std, bias=config.biases)
@@ -159,7 +159,7 @@ class Encoder(nnx.Module):
         self.lm_head = WordHead(config, rngs=rngs) if config.lm_head != "none" else None
         self.causal = config.causal
         self.pools_mean = config.pooling == "mean"
-        self.apart = config.pairs == "apart"
+        self.apart = config.pairs == "bi-encoder"
 
     def __call__(
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
@@ -180,7 +180,8 @@ class Encoder(nnx.Module):
             return x, mask
         if x.ndim != 4 or x.shape[1] != 2:
             raise ArgumentError(
-                f"a model with pairs='apart' reads rows (batch, 2, tokens, hidden), not {x.shape}"
+                "a model with pairs='bi-encoder' reads rows (batch, 2, tokens, hidden), not "
+                f"{x.shape}"
             )
         return x.reshape(-1, *x.shape[2:]), mask.reshape(-1, mask.shape[-1])
 

@@ -239,7 +239,7 @@ def _check(teacher: Model, student: Model, settings: Distillation) -> None:
         )
     if settings.logits and a.classes != b.classes:
         wrong.append(f"{a.classes} and {b.classes} logits: set the weight of logits to 0")
-    if "apart" in (a.pairs, b.pairs):
+    if "bi-encoder" in (a.pairs, b.pairs):
         wrong.append(
             "pairs read apart, while texts are distilled one by one: distil before fine-tuning"
         )

@@ -76,7 +76,7 @@ def task_arguments(
     params = jax.eval_shape(model.init, key)
     trained, frozen = partition(params, is_adapter_or_head) if config.lora_rank else (params, {})
     state = jax.eval_shape(lambda p, k: initial_state(p, optimizer, k), trained, key)
-    apart = config.pairs == "apart"
+    apart = config.pairs == "bi-encoder"
     shape = (rows, 2, config.sequence) if apart else (rows, config.sequence)
     typed = config.token_types > 1 and not apart
     target = jnp.float32 if config.regression else jnp.int32

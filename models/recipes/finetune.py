@@ -111,7 +111,7 @@ def finetune(
             "softmax attention takes a maximum, which encryption cannot: start from a model with "
             "Gaussian attention"
         )
-    if (np.ndim(data.train.tokens) == 3) != (settings.pairs == "apart"):
+    if (np.ndim(data.train.tokens) == 3) != (settings.pairs == "bi-encoder"):
         raise ParameterError(
             f"the tokens of {data.name} have the shape {np.shape(data.train.tokens)}, which pairs="
             f"{settings.pairs!r} does not read: prepare the task with the same pairs"

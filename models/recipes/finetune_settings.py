@@ -7,7 +7,7 @@ from typing import Literal
 
 from hesim.errors import ArgumentError
 from models.checks import check_numbers
-from models.config import EncoderConfig, Pairs, Pooling
+from models.config import EncoderConfig, Pairs, Pooling, present
 from models.data.buckets import check_buckets
 from models.encrypted.settings import EncryptionSettings
 from models.sites.sites import Range
@@ -56,7 +56,7 @@ class FineTune:
     alpha: float = 1.0
     adapted: tuple[str, ...] = ("query", "key", "value")
     buckets: tuple[int, ...] = (32, 64, 128)
-    pairs: Pairs = "joint"
+    pairs: Pairs = "cross-encoder"
     pooling: Pooling | Literal["model"] = "model"
     seed: int = 0
     penalty: float = 0.0
@@ -72,6 +72,7 @@ class FineTune:
     def __post_init__(self) -> None:
         for name in ("adapted", "buckets"):  # lists too, but settings have a hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "pairs", present("pairs", self.pairs))
         if self.method not in ("full", "lora"):
             raise ArgumentError(f"method is 'full' or 'lora', not {self.method!r}")
         if self.encrypted is not None and self.method != "lora":

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from models.config import FORMER, present
+
 __all__ = ["described", "differing"]
 
 
@@ -48,7 +50,9 @@ def differing(stored: Any, value: Any, name: str = "") -> list[str]:
         if len(stored) == len(value):
             pairs = enumerate(zip(stored, value, strict=True))
             return [d for i, pair in pairs for d in differing(*pair, f"{name}[{i}]")]
-    new = described(value)
+    new, field = described(value), name.rpartition(".")[2]
+    if field in FORMER and isinstance(stored, str):
+        stored = present(field, stored)
     return [] if stored == new else [f"{name} is {_shown(stored)} there and {_shown(new)} here"]
 
 

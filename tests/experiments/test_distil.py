@@ -141,7 +141,7 @@ def test_models_that_do_not_go_together_are_refused(models: Path, tmp_path: Path
 
 def test_a_model_that_reads_pairs_apart_is_named(models: Path, tmp_path: Path):
     other = load_pretrained(models / "student")
-    config = other.model.config.replace(pairs="apart")
+    config = other.model.config.replace(pairs="bi-encoder")
     save_model(tmp_path / "o", config, Model(config).init(jax.random.key(0)), other.tokenizer)
     job, show = read_distilling(models / "settings.toml"), Display(quiet=True)
     for pair in ((models / "teacher", tmp_path / "o"), (tmp_path / "o", models / "student")):

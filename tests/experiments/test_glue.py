@@ -191,7 +191,7 @@ def test_what_cannot_be_studied_is_refused(study: GlueStudy):
         ({"starts": {"gaussian": "scratch", "softmax": "x"}}, "pre-trained"),
         ({"length": 9}, "SST-2: the longest bucket has 8 tokens"),
         (
-            {"table": {"SST-2": TaskSettings(buckets=(8,), pairs="apart")}},
+            {"table": {"SST-2": TaskSettings(buckets=(8,), pairs="bi-encoder")}},
             "SST-2 has single sentences",
         ),
     ):
@@ -236,5 +236,5 @@ def test_the_settings_of_a_converted_minilm_are_of_pairs_read_apart():
     assert dict(twin.fit.ranges)["gelu"] == (-14.0, 14.0)
     for task in tasks:
         settings = [study.settings(task, column, 0) for column in COLUMNS]
-        assert {s.pairs for s in settings} == {"apart"} and {s.batch for s in settings} == {32}
+        assert {s.pairs for s in settings} == {"bi-encoder"} and {s.batch for s in settings} == {32}
     assert read_distilling(GLUE_TABLE.with_name("minilm-distil.toml")).settings.states == 1.0

@@ -1,12 +1,16 @@
 """Configurations: what they refuse, their JSON, the presets' sizes."""
 
+from typing import Any
+
 import jax
 import pytest
 
+from experiments.training.finetune_settings import TaskSettings
 from models.config import PRESETS, EncoderConfig, preset
 from models.nn.encoder import Model
 from models.nn.lora import count, is_adapter_or_head, partition
 from models.recipes.finetune_settings import FineTune
+from models.train.fingerprint import described, differing
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,18 @@ def test_configurations_of_before_and_after_are_told_apart():
         EncoderConfig.from_json('{"gate": true}')
     with pytest.raises(ValueError, match="object"):
         EncoderConfig.from_json("[1]")
+
+
+@pytest.mark.parametrize(("former", "now"), [("joint", "cross-encoder"), ("apart", "bi-encoder")])
+def test_former_names_of_values_are_read(former: Any, now: Any):
+    written = EncoderConfig(pairs=now).to_json()
+    assert EncoderConfig.from_json(written.replace(now, former)) == EncoderConfig(pairs=now)
+    assert FineTune(pairs=former) == FineTune(pairs=now)
+    assert TaskSettings(pairs=former).fine_tune("lora").pairs == now
+    stored = {**described(FineTune(pairs=now)), "pairs": former}
+    assert differing(stored, FineTune(pairs=now)) == []
+    other = FineTune(pairs="bi-encoder" if former == "joint" else "cross-encoder")
+    assert differing(stored, other)
 
 
 def test_unknown_preset_names_the_known_ones():

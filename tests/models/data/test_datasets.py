@@ -245,15 +245,17 @@ def test_pairs_become_one_row_with_token_types_or_two_rows(tmp_path: Path) -> No
     assert joint.tokens[0, second[0] - 1] == joint.tokens[0, second[-1]] == tokenizer.sep_id
     assert prepare_task("glue/RTE", tokenizer, 8, data_dir=glue).test.types is None
     assert prepare_task("glue/SST-2", tokenizer, 8, data_dir=glue, token_types=2).test.types is None
-    apart = prepare_task("glue/RTE", tokenizer, 8, data_dir=glue, token_types=2, pairs="apart").test
+    apart = prepare_task(
+        "glue/RTE", tokenizer, 8, data_dir=glue, token_types=2, pairs="bi-encoder"
+    ).test
     assert apart.tokens.shape == apart.mask.shape == (20, 2, 8) and apart.types is None
     ends = [tokenizer.encode([text], length=8).ids[0] for text in ("A 0", "B 0")]
     np.testing.assert_array_equal(apart.tokens[0], ends)
     wrong: Any = "separate"
-    with pytest.raises(DataError, match="one of joint, apart"):
+    with pytest.raises(DataError, match="one of cross-encoder, bi-encoder"):
         prepare_task("glue/RTE", tokenizer, 8, data_dir=glue, pairs=wrong)
     with pytest.raises(DataError, match="single sentences"):
-        prepare_task("glue/SST-2", tokenizer, 8, data_dir=glue, pairs="apart")
+        prepare_task("glue/SST-2", tokenizer, 8, data_dir=glue, pairs="bi-encoder")
 
 
 def test_labels_are_numbered_in_the_order_of_the_classes(tmp_path: Path) -> None:

@@ -351,7 +351,9 @@ def test_a_mean_pooled_twin_can_be_encrypted():
 
 @pytest.mark.parametrize(("pooling", "norm_order"), [("token", "pre"), ("mean", "post")])
 def test_pairs_read_apart_are_two_sentences_compared(pooling, norm_order):
-    config = SMALL.replace(first_norm=True, pooling=pooling, norm_order=norm_order, pairs="apart")
+    config = SMALL.replace(
+        first_norm=True, pooling=pooling, norm_order=norm_order, pairs="bi-encoder"
+    )
     model, params = Model(config), random_params(config)
     tokens, mask = (x.reshape(2, 2, -1) for x in inputs(config, 4))
     mask[1, 1, 3:] = 0
@@ -368,7 +370,7 @@ def test_pairs_read_apart_are_two_sentences_compared(pooling, norm_order):
     np.testing.assert_allclose(jnp.tanh(z) @ params["head"]["kernel"], found, rtol=1e-4, atol=1e-5)
     swapped = model.predict(params, tokens[:, ::-1], mask[:, ::-1])
     np.testing.assert_allclose(swapped, found, rtol=1e-4, atol=1e-5)
-    alone = Model(config.replace(pairs="joint"))
+    alone = Model(config.replace(pairs="cross-encoder"))
     np.testing.assert_allclose(
         states,
         jax.jit(alone.hidden_states)(params, alone.embed(params, tokens.reshape(4, -1)), flat)[0],
@@ -381,7 +383,14 @@ def test_pairs_read_apart_are_two_sentences_compared(pooling, norm_order):
 
 def test_a_twin_that_reads_pairs_apart_compiles_to_a_circuit():
     config = EncoderConfig(
-        layers=1, hidden=8, heads=2, ffn=8, sequence=4, vocabulary=16, pooling="mean", pairs="apart"
+        layers=1,
+        hidden=8,
+        heads=2,
+        ffn=8,
+        sequence=4,
+        vocabulary=16,
+        pooling="mean",
+        pairs="bi-encoder",
     )
     model, params = Model(config), random_params(config)
     tokens, mask = (x.reshape(8, 2, -1) for x in inputs(config, 16))

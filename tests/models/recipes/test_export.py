@@ -38,7 +38,7 @@ def test_the_fine_tuning_step_of_each_preset(name: str):
     [
         ({}, (4, 32), False),
         ({"token_types": 2}, (4, 32), True),
-        ({"token_types": 2, "pairs": "apart"}, (4, 2, 32), False),
+        ({"token_types": 2, "pairs": "bi-encoder"}, (4, 2, 32), False),
     ],
 )
 def test_the_batch_is_of_the_form_that_the_model_reads(changes, shape, typed):

@@ -162,14 +162,14 @@ def test_pairs_read_apart_are_learned_and_cut_to_buckets():
     data = dataclasses.replace(task(), train=parts[0], validation=parts[1], test=parts[2])
     np.testing.assert_array_equal(lengths_of(data.test), data.test.mask.sum(axis=-1).max(axis=1))
     settings = dataclasses.replace(
-        SETTINGS, method="full", epochs=8, learning_rate=5e-3, buckets=(6, 12), pairs="apart"
+        SETTINGS, method="full", epochs=8, learning_rate=5e-3, buckets=(6, 12), pairs="bi-encoder"
     )
     done = finetune(CONFIG, Model(CONFIG).init(jax.random.key(5)), data, settings)
     answers = make_evaluate(done.model, buckets=(6, 12))(done.params, data.test)
     assert metrics.score(answers.answers, data.test.targets)["accuracy"] > 0.9
     expected = done.model.predict(done.params, data.test.tokens, data.test.mask)
     np.testing.assert_allclose(answers.logits, expected, atol=1e-4)
-    with pytest.raises(ParameterError, match="pairs='joint' does not read"):
+    with pytest.raises(ParameterError, match="pairs='cross-encoder' does not read"):
         finetune(CONFIG, {}, data, SETTINGS)
 
 
@@ -183,7 +183,7 @@ def test_pairs_read_apart_are_trained_and_answered_as_encrypted():
         batch=64,
         learning_rate=1e-9,
         epsilon=0.1,
-        pairs="apart",
+        pairs="bi-encoder",
         encrypted=how,
     )
     narrow = dataclasses.replace(settings, encrypted=HOW)
