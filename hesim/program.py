@@ -90,7 +90,7 @@ class Equation:
     def __str__(self) -> str:
         left = ", ".join(f"{v.name}:{_type(v)}" for v in self.outputs)
         right = ", ".join(v.name if isinstance(v, Var) else _literal(v) for v in self.inputs)
-        detail = _describe(self.name, self.params)
+        detail = _describe(self.params)
         text = f"{left} = {self.name}{detail} {right}"
         return f"{text:<72}  # {self.source.brief}" if self.source else text
 
@@ -350,7 +350,7 @@ class Program:
             left = ", ".join(f"{v.name}:{_type(v)}" for v in eqn.outputs)
             right = ", ".join(v.name if isinstance(v, Var) else _literal(v) for v in eqn.inputs)
             place = eqn.source.brief if eqn.source is not None else ""
-            rows.append((left, f"{eqn.name}{_describe(eqn.name, eqn.params)}", right, place))
+            rows.append((left, f"{eqn.name}{_describe(eqn.params)}", right, place))
         public = [v for v in self.inputs if not v.encrypted]
         secret = [v for v in self.inputs if v.encrypted]
         return html_block(
@@ -484,27 +484,22 @@ def _literal(v: Literal) -> str:
     )
 
 
-_SHOWN = {
-    "dot_general": "dimension_numbers",
-    "reduce_sum": "axes",
-    "reduce_prod": "axes",
-    "broadcast_in_dim": "broadcast_dimensions",
-    "transpose": "permutation",
-    "integer_pow": "y",
-    "concatenate": "dimension",
-    "cumsum": "axis",
-    "polynomial": "poly",
-    "squeeze": "dimensions",
-    "rev": "dimensions",
-}
+_TELLING = (
+    *("dimension_numbers", "axes", "axis", "broadcast_dimensions", "permutation", "dimension"),
+    *("dimensions", "y", "poly"),
+)
+"""Parameters that say over which positions an operation goes, or which function it is."""
+
+_MOST_TOLD = 60
+"""Characters of a parameter that a line has room for."""
 
 
-def _describe(name: str, params: dict[str, Any]) -> str:
-    if name == "slice":
+def _describe(params: Mapping[str, Any]) -> str:
+    if {"start_indices", "limit_indices"} <= params.keys():
         pairs = zip(params["start_indices"], params["limit_indices"], strict=True)
         return "[" + ",".join(f"{a}:{b}" for a, b in pairs) + "]"
-    key = _SHOWN.get(name)
-    return f"[{params[key]}]" if key in params else ""
+    told = next((str(params[n]) for n in _TELLING if params.get(n) is not None), "")
+    return f"[{told}]" if 0 < len(told) <= _MOST_TOLD else ""
 
 
 def need_program(given: Any, name: str) -> None:

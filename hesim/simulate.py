@@ -41,7 +41,7 @@ from hesim.noise.pools import Draws
 from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 from hesim.noise.resolution import warn_if_swallowed
-from hesim.noise.rules import FOLDED, Operation, apply, bootstrapped
+from hesim.noise.rules import Operation, apply, bootstrapped, folds
 from hesim.params import CKKSParams
 from hesim.program import Equation, Literal, Program, Var, bind, wide_array
 from hesim.trace import trace
@@ -432,7 +432,7 @@ class _Walk:
         names = [v.id if isinstance(v, Var) else -1 for v in equation.inputs]
         # An operand that meets itself has one error, which a fold would take for two.
         folded = self.folded and len(set(names)) == len(names)
-        lowered = place.lowered if folded and equation.name in FOLDED else frozenset()
+        lowered = place.lowered if folded and folds(equation.name) else frozenset()
         operation = Operation(
             name=equation.name,
             eqn_params=equation.params,

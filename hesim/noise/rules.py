@@ -36,7 +36,7 @@ from hesim.noise.pools import Draws
 from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
 
-__all__ = ["FOLDED", "RULES", "Operation", "apply", "bootstrapped"]
+__all__ = ["RULES", "NoiseRule", "Operation", "apply", "bootstrapped", "folds"]
 
 
 @dataclass(frozen=True)
@@ -453,35 +453,52 @@ def _refresh(op: Operation, args: list[Any]) -> list[Any]:
     return [op.with_noise(out, formulas.fresh(op.params.n, op.profile), op.place.level)]
 
 
-#: Operations whose operands' errors the training tier draws with the result.
-FOLDED = frozenset({"mul", "dot_general", "integer_pow", "polynomial"})
+@dataclass(frozen=True)
+class NoiseRule:
+    """Which errors an operation adds.
+
+    Attributes:
+      results: of the operation on noisy operands, with its own noise.
+      folds: whether the training tier draws errors of operands with the result.
+    """
+
+    results: Rule
+    folds: bool = False
+
+
+_MOVED, _ADDED = NoiseRule(_moved), NoiseRule(_combination)
 
 #: From primitive name to rule, one for each primitive that encrypted values may pass through.
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("copy", "copy_p", "device_put", "name", "reshard"), _moved),
-    **dict.fromkeys(("layout_constraint", "stop_gradient", "optimization_barrier"), _moved),
-    **dict.fromkeys(("sharding_constraint", "reduce_precision"), _moved),
-    **dict.fromkeys(("convert_element_type", "neg", "reshape", "transpose", "squeeze"), _moved),
-    **dict.fromkeys(("slice", "dynamic_slice", "expand_dims", "concatenate", "split"), _moved),
-    **dict.fromkeys(("stack", "tile", "pad", "rev", "gather", "dynamic_update_slice"), _moved),
-    **dict.fromkeys(("scatter", "scatter-add"), _moved),
-    "add": _combination,
-    "add_any": _combination,
-    "sub": _combination,
-    "broadcast_in_dim": _spread,
-    "mul": _product,
-    "square": _square,
-    "div": _quotient,
-    "integer_pow": _power,
-    "dot_general": _product,
-    "conv_general_dilated": _product,
-    "reduce_sum": _sum,
-    "cumsum": _sum,
-    "reduce_prod": _product_tree,
-    "select_n": _choice,
-    "polynomial": _polynomial,
-    "refresh": _refresh,
+RULES: dict[str, NoiseRule] = {
+    **dict.fromkeys(("copy", "copy_p", "device_put", "name", "reshard"), _MOVED),
+    **dict.fromkeys(("layout_constraint", "stop_gradient", "optimization_barrier"), _MOVED),
+    **dict.fromkeys(("sharding_constraint", "reduce_precision"), _MOVED),
+    **dict.fromkeys(("convert_element_type", "neg", "reshape", "transpose", "squeeze"), _MOVED),
+    **dict.fromkeys(("slice", "dynamic_slice", "expand_dims", "concatenate", "split"), _MOVED),
+    **dict.fromkeys(("stack", "tile", "pad", "rev", "gather", "dynamic_update_slice"), _MOVED),
+    **dict.fromkeys(("scatter", "scatter-add"), _MOVED),
+    "add": _ADDED,
+    "add_any": _ADDED,
+    "sub": _ADDED,
+    "broadcast_in_dim": NoiseRule(_spread),
+    "mul": NoiseRule(_product, folds=True),
+    "square": NoiseRule(_square),
+    "div": NoiseRule(_quotient),
+    "integer_pow": NoiseRule(_power, folds=True),
+    "dot_general": NoiseRule(_product, folds=True),
+    "conv_general_dilated": NoiseRule(_product),
+    "reduce_sum": NoiseRule(_sum),
+    "cumsum": NoiseRule(_sum),
+    "reduce_prod": NoiseRule(_product_tree),
+    "select_n": NoiseRule(_choice),
+    "polynomial": NoiseRule(_polynomial, folds=True),
+    "refresh": NoiseRule(_refresh),
 }
+
+
+def folds(name: str) -> bool:
+    """Whether the training tier draws errors of a primitive's operands with its result."""
+    return name in RULES and RULES[name].folds
 
 
 def apply(op: Operation, args: list[Any]) -> list[Any]:
@@ -490,9 +507,9 @@ def apply(op: Operation, args: list[Any]) -> list[Any]:
     Raises:
       UnknownNoiseError: the table has no row for it.
     """
-    rule = RULES.get(op.name)
-    if rule is None:
+    row = RULES.get(op.name)
+    if row is None:
         raise UnknownNoiseError(
             f"nothing says which errors `{op.name}` adds: give it a row in hesim's noise rules"
         )
-    return rule(op, args)
+    return row.results(op, args)

@@ -44,7 +44,7 @@ def test_a_new_operation_is_a_row_in_each_of_two_tables(monkeypatch):
         batch=batch_rules.elementwise,
     )
     monkeypatch.setitem(PRIMITIVES, "toy", row)
-    monkeypatch.setitem(NOISE, "toy", lambda op, args: op.bind(args))
+    monkeypatch.setitem(NOISE, "toy", rules.NoiseRule(lambda op, args: op.bind(args)))
     program = hesim.trace(fn, x)
     assert program.depth == 1
     report = run(program, x, params=params, backend="slots", compare=True)
