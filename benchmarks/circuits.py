@@ -191,11 +191,11 @@ def _measure(
         raise message
     operands = circuit.publics.evaluate(case.program.flatten(case.args))
     tensors = _tensors(circuit)
-    deliver = sorted({int(c) for _, tap in tensors for c in tap.ciphers})
+    decrypt = sorted({int(c) for _, tap in tensors for c in tap.ciphers})
     while len(found["runs"]) < keys:
         machine = PyfhelMachine.generate(circuit.params, circuit.rotation_steps, circuit.slots)
         started = time.perf_counter()
-        vectors, _ = run_local(circuit, machine, exact.inputs, operands, deliver)
+        vectors, _ = run_local(circuit, machine, exact.inputs, operands, decrypt)
         seconds = time.perf_counter() - started
         squares = [
             float(np.nanmean(np.square(tap.read(vectors) - exact.ops[tap.op])))

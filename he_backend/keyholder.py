@@ -75,7 +75,7 @@ class KeyHolder:
         except BackendError as error:
             raise with_source(error, self.circuit, i) from error
 
-    def deliver(self, c: int, cipher: Any) -> np.ndarray:
+    def decrypt(self, c: int, cipher: Any) -> np.ndarray:
         """Decrypt ciphertext c, keep its slot values, and return them."""
         try:
             vector = self._checked(c, cipher)
@@ -102,8 +102,8 @@ class KeyHolder:
         first fault lies, so that the time to a refusal does not tell where.
 
         Args:
-          kind: "input", "refresh" or "deliver", whose answer is empty.
-          numbers: instructions; for "deliver", ciphertexts. blobs: what to refresh or to decrypt.
+          kind: "input", "refresh" or "decrypt", whose answer is empty.
+          numbers: instructions; for "decrypt", ciphertexts. blobs: what to refresh or to decrypt.
 
         Raises:
           BackendError: the first fault.

@@ -21,7 +21,7 @@ def run_local(
     machine: Machine,
     inputs: Sequence[np.ndarray],
     operands: Sequence[np.ndarray],
-    deliver: Sequence[int],
+    decrypt: Sequence[int],
     *,
     ranges: Mapping[int, tuple[float, float]] | None = None,
     taken: Callable[[int, np.ndarray], None] | None = None,
@@ -34,19 +34,19 @@ def run_local(
       circuit: the instructions.
       machine: holds all keys, if it has keys.
       inputs: encrypted leaves. operands: public operands, both float64.
-      deliver: ciphertexts to decrypt and return.
+      decrypt: ciphertexts to decrypt and return.
       ranges: calibrated ranges, see KeyHolder.
-      taken: called with every refreshed or delivered ciphertext and its decrypted values.
+      taken: called with every refreshed or decrypted ciphertext and its decrypted values.
       progress: called with instructions done and in all.
-      keep: whether what is delivered is kept and returned, or only shown to `taken`.
+      keep: whether what is decrypted is kept and returned, or only shown to `taken`.
 
     Returns:
-      Slot values of the delivered ciphertexts, and what was spent.
+      Slot values of the decrypted ciphertexts, and what was spent.
     """
     holder = KeyHolder(circuit, machine, list(inputs), ranges)
     executor = Executor(circuit, machine, operands)
     last = circuit.last_uses
-    wanted = set(deliver)
+    wanted = set(decrypt)
     ciphers: dict[int, Any] = {}
     spent = Spent()
     for first, stop, client in _stretches(circuit):
@@ -61,7 +61,7 @@ def run_local(
             later = wanted.union(np.flatnonzero(last >= stop).tolist())
             spent.add(executor.run(range(first, stop), ciphers, later.__contains__))
         for c in [c for c in ciphers if first <= c < stop and c in wanted]:
-            vector = holder.deliver(c, ciphers[c])
+            vector = holder.decrypt(c, ciphers[c])
             if taken is not None:
                 taken(c, vector)
             if not keep:

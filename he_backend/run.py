@@ -114,24 +114,24 @@ def run(
         for message in exact.outside:
             warnings.warn(str(message), stacklevel=2)
         operands = circuit.publics.evaluate(program.flatten(args))
-        deliver = _delivered(circuit, sampled if compare else 0)
+        decrypt = _decrypted(circuit, sampled if compare else 0)
         told = _told(progress, reporter)
         if not encrypts:
             reporter.phase("evaluating on plain vectors")
             plain = (
                 find(backend).load().generate(circuit.params, circuit.rotation_steps, circuit.slots)
             )
-            outcome = _in_the_clear(circuit, plain, exact.inputs, operands, deliver, ranges, told)
+            outcome = _in_the_clear(circuit, plain, exact.inputs, operands, decrypt, ranges, told)
         else:
             # A server cannot see a value wrap around; the twin on plain vectors can, beforehand.
             reporter.phase("checking for overflow on plain vectors")
-            found = _check_on_slots(circuit, exact.inputs, operands, deliver, reporter)
+            found = _check_on_slots(circuit, exact.inputs, operands, decrypt, reporter)
             ranges = {**found, **(ranges or {})}
             outcome = _encrypted(
                 circuit,
                 exact.inputs,
                 operands,
-                deliver,
+                decrypt,
                 ranges,
                 (run_dir, client_dir),
                 {
@@ -289,7 +289,7 @@ def _compiled(
     return circuit
 
 
-def _delivered(circuit: Circuit, sampled: int) -> list[int]:
+def _decrypted(circuit: Circuit, sampled: int) -> list[int]:
     """Ciphertexts that the client decrypts: all outputs, and up to `sampled` of each operation."""
     found = {int(c) for tap in circuit.outputs if tap is not None for c in tap.ciphers}
     for tap in circuit.taps if sampled else ():
@@ -298,7 +298,7 @@ def _delivered(circuit: Circuit, sampled: int) -> list[int]:
     return sorted(found)
 
 
-def _in_the_clear(circuit, machine, inputs, operands, deliver, ranges, progress) -> _Outcome:
+def _in_the_clear(circuit, machine, inputs, operands, decrypt, ranges, progress) -> _Outcome:
     started = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -307,7 +307,7 @@ def _in_the_clear(circuit, machine, inputs, operands, deliver, ranges, progress)
         progress(Progress(done, total, done, total, elapsed, eta))
 
     vectors, spent = run_local(
-        circuit, machine, inputs, operands, deliver, ranges=ranges, progress=report
+        circuit, machine, inputs, operands, decrypt, ranges=ranges, progress=report
     )
     outcome = _Outcome(vectors, spent, time.monotonic() - started)
     outcome.peak_bytes = peak_bytes()
@@ -318,7 +318,7 @@ def _check_on_slots(
     circuit: Circuit,
     inputs: Sequence[np.ndarray],
     operands: Sequence[np.ndarray],
-    deliver: Sequence[int],
+    decrypt: Sequence[int],
     reporter: Reporter,
 ) -> dict[int, tuple[float, float]]:
     """Overflow anywhere raises; ranges of what the client will decrypt are returned, widened."""
@@ -333,7 +333,7 @@ def _check_on_slots(
         machine,
         inputs,
         operands,
-        deliver,
+        decrypt,
         taken=note,
         keep=False,
         progress=lambda done, total: reporter.at(done / total),
@@ -341,15 +341,15 @@ def _check_on_slots(
     return twin_ranges(found)
 
 
-def _encrypted(circuit, inputs, operands, deliver, ranges, where, options) -> _Outcome:
+def _encrypted(circuit, inputs, operands, decrypt, ranges, where, options) -> _Outcome:
     with session.temporary_folders(*where) as folders:
-        job = session.Job(circuit, deliver, inputs, operands, folders, ranges, **options)
+        job = session.Job(circuit, decrypt, inputs, operands, folders, ranges, **options)
         result = session.execute(job)
         if where[0] is None:
-            held = {c: result.vector(c, circuit.slots) for c in deliver}
+            held = {c: result.vector(c, circuit.slots) for c in decrypt}
             vectors: Mapping[int, np.ndarray] = held
         else:
-            vectors = Vectors(deliver, lambda c: result.vector(c, circuit.slots))
+            vectors = Vectors(decrypt, lambda c: result.vector(c, circuit.slots))
     outcome = _Outcome(vectors, result.spent, result.seconds)
     outcome.key_seconds = result.key_seconds
     outcome.peak_bytes = result.peak_bytes

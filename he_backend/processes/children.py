@@ -90,7 +90,7 @@ class Processes:
                 "token": self.token,
                 "workers": job.workers,
                 "worker_deaths": job.worker_deaths,
-                "deliver": [int(c) for c in job.deliver],
+                "decrypt": [int(c) for c in job.decrypt],
                 "missing": self._missing(),
                 "served": served,
                 "silence_seconds": job.silence_seconds,
@@ -115,7 +115,7 @@ class Processes:
             "digests": self.claimed.inputs,
             "socket": address,
             "token": self.token,
-            "deliver": [int(c) for c in job.deliver],
+            "decrypt": [int(c) for c in job.decrypt],
             "params": dataclasses.asdict(job.circuit.params),
             "inputs": len(job.inputs),
             "ranges": {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in job.ranges.items()},
@@ -131,10 +131,10 @@ class Processes:
                 self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
 
     def _missing(self) -> list[int]:
-        """Ciphertexts to deliver whose decrypted values are not there, or damaged."""
+        """Ciphertexts to decrypt whose decrypted values are not there, or damaged."""
         values, slots = self.job.folders.values, self.job.circuit.slots
         run = self.claimed.name
-        read = ((int(c), read_values(values, run, int(c))) for c in self.job.deliver)
+        read = ((int(c), read_values(values, run, int(c))) for c in self.job.decrypt)
         return [c for c, vector in read if vector is None or vector.shape != (slots,)]
 
     def _spawn(self, name: str, module: str, folder: Path) -> socket.socket:

@@ -59,8 +59,8 @@ class _Client:
         run = str(config.get("name", ""))
         self.circuit = circuit = _circuit(config)
         taps = (tap for tap in (*circuit.outputs, *circuit.taps) if tap is not None)
-        known = config.get("deliver", [int(c) for tap in taps for c in tap.ciphers])
-        self.deliver = frozenset(int(c) for c in known)
+        known = config.get("decrypt", [int(c) for tap in taps for c in tap.ciphers])
+        self.decrypt = frozenset(int(c) for c in known)
         self.exchange = Exchange(folders.exchange, run, circuit)
         self.holder = KeyHolder(
             circuit,
@@ -122,7 +122,7 @@ class _Client:
         """The answer to the next request, whose instructions are noted in `numbers`."""
 
         def sizes(header: dict[str, Any]) -> Sequence[int]:
-            numbers.extend(requested(self.circuit, self.deliver, header))
+            numbers.extend(requested(self.circuit, self.decrypt, header))
             return self.holder.sizes(header["type"], numbers)
 
         try:

@@ -24,16 +24,16 @@ __all__ = ["Exchange", "begin_attempt", "requested"]
 _KINDS = {"input": Kind.INPUT, "refresh": Kind.REFRESH}
 
 
-def requested(circuit: Circuit, deliver: frozenset[int], header: dict[str, Any]) -> list[int]:
+def requested(circuit: Circuit, decrypt: frozenset[int], header: dict[str, Any]) -> list[int]:
     """The instructions that a request names: distinct, and such as the Circuit has.
 
-    deliver: ciphertexts that may be decrypted for the caller.
+    decrypt: ciphertexts that may be decrypted for the caller.
 
     Raises:
       ProtocolError: it is no request that the Circuit can make.
     """
     kind, numbers = header.get("type"), header.get("instructions")
-    if kind not in (*_KINDS, "deliver"):
+    if kind not in (*_KINDS, "decrypt"):
         raise ProtocolError(f"the server asks for {kind!r}, which a client does not do")
     if not isinstance(numbers, list) or any(type(i) is not int for i in numbers):
         raise ProtocolError("the server names its instructions by something else than numbers")
@@ -43,8 +43,8 @@ def requested(circuit: Circuit, deliver: frozenset[int], header: dict[str, Any])
             f"different ones are served"
         )
     for i in numbers:
-        if kind == "deliver":
-            known = i in deliver
+        if kind == "decrypt":
+            known = i in decrypt
         else:
             known = 0 <= i < len(circuit) and circuit.kind[i] == _KINDS[kind]
         if not known:
@@ -127,12 +127,12 @@ class Exchange:
         else:
             kind, numbers = str(record["kind"]), [int(i) for i in record["numbers"]]
             self._now.update((kind, i) for i in numbers)
-            if kind != "deliver":
+            if kind != "decrypt":
                 self.served.update(numbers)
 
     def _possible(self, kind: str, i: int) -> bool:
         """Whether all inputs and refreshes that lead to i have been served."""
-        first = i if kind == "deliver" else self.circuit.operands(i)[0]
+        first = i if kind == "decrypt" else self.circuit.operands(i)[0]
         stack, met = [first], {first}
         while stack:
             c = stack.pop()

@@ -36,7 +36,7 @@ _DIFFERENCES = {
     "operands": "public arguments",
     "inputs": "encrypted arguments",
     "task_seconds": "task_seconds",
-    "deliver": "which values are decrypted (compare, sampled)",
+    "decrypt": "which values are decrypted (compare, sampled)",
 }
 
 
@@ -60,7 +60,7 @@ def claim(
     circuit: Circuit,
     operands: Sequence[np.ndarray],
     inputs: Sequence[np.ndarray],
-    deliver: Sequence[int],
+    decrypt: Sequence[int],
     task_seconds: float,
     machine: str = "pyfhel",
 ) -> Claimed:
@@ -84,7 +84,7 @@ def claim(
         "circuit": digest_of(fresh),
         "operands": _digest(operands),
         "task_seconds": task_seconds,
-        "deliver": hashlib.sha256(np.asarray(deliver, np.int64).tobytes()).hexdigest(),
+        "decrypt": hashlib.sha256(np.asarray(decrypt, np.int64).tobytes()).hexdigest(),
     }
     secret = {"inputs": _digest(inputs), "server": str(folders.server)}
     try:

@@ -20,7 +20,7 @@ class Job:
     """What to run encrypted.
 
     Attributes:
-      circuit: the instructions. deliver: ciphertexts to decrypt.
+      circuit: the instructions. decrypt: ciphertexts to decrypt.
       inputs: encrypted leaves. operands: public operands, both float64.
       folders: of the server and of the client.
       ranges: calibrated ranges of slot values, by ciphertext.
@@ -34,7 +34,7 @@ class Job:
     """
 
     circuit: Circuit
-    deliver: Sequence[int]
+    decrypt: Sequence[int]
     inputs: Sequence[np.ndarray]
     operands: Sequence[np.ndarray]
     folders: Folders

@@ -78,7 +78,7 @@ class Server:
 
     Args:
       control: link to the caller: events out, "heard" (one for every progress) and "stop" in.
-      config: folders, the run's name, worker numbers, ciphertexts to deliver, finished tasks that
+      config: folders, the run's name, worker numbers, ciphertexts to decrypt, finished tasks that
         the caller may not have heard of (`ahead`), what the clients served before; plain data.
     """
 
@@ -95,7 +95,7 @@ class Server:
         self.machine = _load_machine(self.circuit, folders, str(config.get("machine", "pyfhel")))
         self.store = Store(folders.store, run)
         self.store.clean()
-        self.schedule: Schedule = plan(self.circuit, config["deliver"], config["task_seconds"])
+        self.schedule: Schedule = plan(self.circuit, config["decrypt"], config["task_seconds"])
         self.journal = Journal(folders.journal, run)
         self.journal.keep(len(self.schedule.tasks))
         arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in operands]
@@ -149,8 +149,8 @@ class Server:
                 self._make_ready(number)
 
     def _kept(self, task: Task) -> bool:
-        """Whether the client still has what it delivered, and knows what it encrypted."""
-        if task.kind == "deliver":
+        """Whether the client still has what it decrypted, and knows what it encrypted."""
+        if task.kind == "decrypt":
             return set(self.config.get("missing", ())).isdisjoint(task.instructions)
         if task.kind == "evaluate" or self.served is None:
             return True
@@ -331,7 +331,7 @@ class Server:
         blobs: list[bytes] = []
         if task.kind == "refresh":
             blobs = [self.store.read(self._argument(i)) for i in task.instructions]
-        elif task.kind == "deliver":
+        elif task.kind == "decrypt":
             blobs = [self.store.read(c) for c in task.instructions]
         client.until = time.monotonic() + self.silence + _SLOWER * task.seconds
         request = {"type": task.kind, "instructions": list(task.instructions)}
@@ -342,7 +342,7 @@ class Server:
 
     def _hear_client(self, client: _Peer) -> None:
         task, client.task = client.task, None
-        makes = () if task is None or task.kind == "deliver" else task.instructions
+        makes = () if task is None or task.kind == "decrypt" else task.instructions
         sizes = [self._size(i) for i in makes]
         try:
             header, blobs = receive(client.link, sizes, SMALL)

@@ -77,7 +77,7 @@ def execute(job: Job) -> Result:
             job.circuit,
             job.operands,
             job.inputs,
-            job.deliver,
+            job.decrypt,
             job.task_seconds,
             job.machine,
         )

@@ -39,8 +39,8 @@ class Task:
 
     Attributes:
       id: position in the plan; every task it waits for has a smaller one.
-      kind: "evaluate" (a worker), or "input", "refresh", "deliver" (the client).
-      instructions: ascending; for "deliver" the ciphertexts to decrypt.
+      kind: "evaluate" (a worker), or "input", "refresh", "decrypt" (the client).
+      instructions: ascending; for "decrypt" the ciphertexts to decrypt.
       needs: ciphertexts made by other tasks. gives: results that other tasks need.
       seconds: predicted.
       op: Program operation of its last instruction, -1 for inputs.
@@ -107,12 +107,12 @@ def predicted_seconds(circuit: Circuit) -> np.ndarray:
     return seconds
 
 
-def plan(circuit: Circuit, deliver: Iterable[int], target: float = 0.1) -> Schedule:
+def plan(circuit: Circuit, decrypt: Iterable[int], target: float = 0.1) -> Schedule:
     """The tasks of a Circuit.
 
     Args:
       circuit: the instructions.
-      deliver: ciphertexts that the client decrypts: outputs, and taps in a comparing run.
+      decrypt: ciphertexts that the client decrypts: outputs, and taps in a comparing run.
       target: seconds that a task should take, where the Circuit allows it.
     """
     seconds = predicted_seconds(circuit)
@@ -128,14 +128,14 @@ def plan(circuit: Circuit, deliver: Iterable[int], target: float = 0.1) -> Sched
     owner = np.empty(len(circuit), dtype=np.int64)
     for number, piece in enumerate(pieces):
         owner[piece] = number
-    delivered = sorted({int(c) for c in deliver})
+    decrypted = sorted({int(c) for c in decrypt})
     shared = {a for i in range(len(circuit)) for a in operands[i] if owner[a] != owner[i]}
-    shared |= set(delivered)
+    shared |= set(decrypted)
     tasks = [
         _task(circuit, number, piece, operands, owner, shared, seconds)
         for number, piece in enumerate(pieces)
     ]
-    return Schedule((*tasks, *_deliveries(circuit, delivered, len(tasks), owner)))
+    return Schedule((*tasks, *_decryptions(circuit, decrypted, len(tasks), owner)))
 
 
 def _rounds(circuit: Circuit, operands: Sequence[list[int]], client: np.ndarray) -> list[list[int]]:
@@ -220,7 +220,7 @@ def _task(
     )
 
 
-def _deliveries(
+def _decryptions(
     circuit: Circuit, ciphers: Sequence[int], first: int, owner: np.ndarray
 ) -> list[Task]:
     """Decryptions, in batches of ciphertexts made by neighbouring tasks."""
@@ -232,5 +232,5 @@ def _deliveries(
             KEY_HOLDER.seconds(int(circuit.level[c]), 0, circuit.params.log_n) / 2 for c in batch
         )
         op = int(circuit.source[batch[0]])
-        tasks.append(Task(first + len(tasks), "deliver", batch, batch, (), cost, op))
+        tasks.append(Task(first + len(tasks), "decrypt", batch, batch, (), cost, op))
     return tasks

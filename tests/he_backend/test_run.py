@@ -153,7 +153,7 @@ def test_choices_are_checked(traced, params):
 
 
 def test_all_that_is_decrypted_has_a_range(params, monkeypatch):
-    """Refreshed, delivered as an output, or sampled for a comparison."""
+    """Refreshed, decrypted as an output, or sampled for a comparison."""
     x, w = np.random.default_rng(5).normal(size=(2, 3)), np.full((3, 3), 0.5)
     program = hesim.trace(lambda x, w: (x @ w) ** 4 * x + 1, x, w, encrypted=(0,))
     circuit = hesim.compile(program, hesim.CKKSParams(11, 2, 40, 50, 60, security=None))
@@ -170,8 +170,8 @@ def test_all_that_is_decrypted_has_a_range(params, monkeypatch):
     refreshes = np.flatnonzero(circuit.kind == Kind.REFRESH)
     refreshed = {int(circuit.arg[circuit.arg_ptr[i]]) for i in refreshes}
     sampled = {int(c) for tap in circuit.taps for c in tap.ciphers}
-    assert refreshed and sampled - refreshed and sampled <= set(job.deliver)
-    assert refreshed.union(job.deliver) <= set(job.ranges)
+    assert refreshed and sampled - refreshed and sampled <= set(job.decrypt)
+    assert refreshed.union(job.decrypt) <= set(job.ranges)
     assert all(-100 < low < high < 100 for low, high in job.ranges.values())
 
 

@@ -207,9 +207,9 @@ def run(seed: int, ring: hesim.CKKSParams, machine: Any) -> tuple[float, hesim.P
     machine.slots = circuit.slots
     taps = [tap for tap in circuit.outputs if tap is not None]
     assert len(taps) == len(right)
-    deliver = sorted({int(c) for tap in taps for c in tap.ciphers})
+    decrypt = sorted({int(c) for tap in taps for c in tap.ciphers})
     operands = circuit.publics.evaluate(circuit.program.flatten(args))
-    vectors, spent = run_local(circuit, machine, list(args[:2]), operands, deliver)
+    vectors, spent = run_local(circuit, machine, list(args[:2]), operands, decrypt)
     assert spent.counts == Counter(circuit.ledger.counts())
     errors = [
         np.max(np.abs(tap.read(vectors) - r)) / max(1.0, np.max(np.abs(r)))

@@ -42,8 +42,8 @@ def another(exchange: Exchange, run: str = "run") -> Exchange:
         ("refresh", [10]),
         ("refresh", [-1]),
         ("input", [3]),
-        ("deliver", [8]),
-        ("deliver", [-1]),
+        ("decrypt", [8]),
+        ("decrypt", [-1]),
         ("decrypt", [3]),
         (None, [3]),
         ("refresh", []),
@@ -62,7 +62,7 @@ def test_only_what_the_circuit_has_is_served(circuit, kind, numbers):
 
 
 def test_what_the_circuit_has_is_served(circuit):
-    for kind, numbers in (("input", [1, 0]), ("refresh", [3, 8, 5]), ("deliver", [9])):
+    for kind, numbers in (("input", [1, 0]), ("refresh", [3, 8, 5]), ("decrypt", [9])):
         header = {"type": kind, "instructions": numbers}
         assert requested(circuit, frozenset([9]), header) == numbers
 
@@ -75,12 +75,12 @@ def test_nothing_is_served_before_what_it_depends_on(exchange):
         exchange.claim("refresh", [5, 3])
     exchange.claim("refresh", [5])
     exchange.claim("input", [0])
-    for kind, i in (("refresh", 8), ("deliver", 9)):
+    for kind, i in (("refresh", 8), ("decrypt", 9)):
         with pytest.raises(ProtocolError, match=f"{kind} {i} before"):
             exchange.claim(kind, [i])
     exchange.claim("refresh", [3])
     exchange.claim("refresh", [8])
-    exchange.claim("deliver", [9])
+    exchange.claim("decrypt", [9])
 
 
 def test_each_is_served_once_in_an_attempt_whichever_client_is_asked(exchange, circuit):
@@ -154,12 +154,12 @@ def test_the_work_before_a_refusal_does_not_tell_the_place(holder, place, bad, e
     assert holder.opened == (1 if bad is None else 2)  # type: ignore[attr-defined]
 
 
-def test_nothing_is_delivered_if_anything_is_refused(holder, tmp_path):
+def test_nothing_is_decrypted_if_anything_is_refused(holder, tmp_path):
     holder.ranges = {9: (-2.0, 2.0), 8: (-2.0, 2.0)}
     with pytest.raises(ValueRangeError):
-        holder.answer("deliver", [8, 9], [blob(holder, 8, 1.0), blob(holder, 9, 3.0)])
+        holder.answer("decrypt", [8, 9], [blob(holder, 8, 1.0), blob(holder, 9, 3.0)])
     assert not list(tmp_path.glob("v*"))
-    holder.answer("deliver", [8, 9], [blob(holder, 8, 1.0), blob(holder, 9, 1.0)])
+    holder.answer("decrypt", [8, 9], [blob(holder, 8, 1.0), blob(holder, 9, 1.0)])
     assert len(list(tmp_path.glob("v*"))) == 2
 
 
@@ -167,10 +167,10 @@ def test_without_a_range_the_level_bounds_what_is_accepted(holder, params):
     level, scale = int(holder.circuit.level[9]), float(holder.circuit.scale[9])
     limit = 2.0 ** (params.log_q(level) - 1) / scale
     cipher = holder.machine.encrypt(0.9 * limit, level, scale)
-    holder.deliver(9, cipher)
+    holder.decrypt(9, cipher)
     too_large = type(cipher)(np.full(32, 1.1 * limit), level, scale, 2)
     with pytest.raises(BackendError, match="too large"):
-        holder.deliver(9, too_large)
+        holder.decrypt(9, too_large)
 
 
 def test_requests_of_a_run_are_all_served(circuit, draft, exchange, holder):
@@ -187,5 +187,5 @@ def test_requests_of_a_run_are_all_served(circuit, draft, exchange, holder):
         (answer,) = holder.answer(kind, [i], sent)
         level, scale = int(circuit.level[i]), float(circuit.scale[i])
         ciphers[i] = holder.machine.from_bytes(answer, level, scale)
-    exchange.claim("deliver", [9])
-    assert holder.answer("deliver", [9], [holder.machine.to_bytes(ciphers[9])]) == []
+    exchange.claim("decrypt", [9])
+    assert holder.answer("decrypt", [9], [holder.machine.to_bytes(ciphers[9])]) == []

@@ -47,7 +47,7 @@ def job(draft, rng, tmp_path):
 
 def assert_right(job, result, operand=None):
     expected = job.inputs[0] * (job.operands[0] if operand is None else operand)
-    vector = result.vector(job.deliver[0], job.circuit.slots)
+    vector = result.vector(job.decrypt[0], job.circuit.slots)
     np.testing.assert_allclose(vector, expected, atol=2.0**-20)
 
 
@@ -106,9 +106,9 @@ def test_damaged_job_files_are_written_anew(job, name, how):
 
 
 @pytest.mark.parametrize("how", ["delete", "truncate", "alter"])
-def test_damaged_values_are_delivered_again(job, how):
+def test_damaged_values_are_decrypted_again(job, how):
     execute(job)
-    damage(job.folders.values / f"v{job.deliver[0]}.f64", how)
+    damage(job.folders.values / f"v{job.decrypt[0]}.f64", how)
     with pytest.warns(RunFolderWarning, match="tasks that were finished run again"):
         result = execute(job)
     assert result.skipped < result.tasks

@@ -403,7 +403,7 @@ def started(job, made_keys, tmp_path):
         "run": str(folders.server),
         "workers": 1,
         "worker_deaths": 0,
-        "deliver": [int(c) for c in job.deliver],
+        "decrypt": [int(c) for c in job.decrypt],
         "task_seconds": 0.1,
         "ahead": 32,
     }

@@ -29,22 +29,22 @@ def random_circuit(draft, seed: int, length: int):
     return draft.circuit(*ids[-3:])
 
 
-def assert_sound(circuit, schedule, delivered):
+def assert_sound(circuit, schedule, decrypted):
     done: set[int] = set()
     made: set[int] = set()
     for task in schedule.tasks:
         assert schedule.waits_for(task) <= done
         assert set(task.needs) <= made
-        if task.kind != "deliver":
+        if task.kind != "decrypt":
             for i in task.instructions:
                 assert set(circuit.operands(i)) <= set(task.needs) | set(task.instructions)
                 assert (circuit.kind[i] in (Kind.INPUT, Kind.REFRESH)) == task.client
             made |= set(task.gives)
         done.add(task.id)
-    work = [t for t in schedule.tasks if t.kind != "deliver"]
+    work = [t for t in schedule.tasks if t.kind != "decrypt"]
     assert sorted(i for t in work for i in t.instructions) == list(range(len(circuit)))
-    deliveries = [c for t in schedule.tasks if t.kind == "deliver" for c in t.instructions]
-    assert sorted(deliveries) == sorted(delivered)
+    decryptions = [c for t in schedule.tasks if t.kind == "decrypt" for c in t.instructions]
+    assert sorted(decryptions) == sorted(decrypted)
 
 
 @given(
@@ -53,10 +53,10 @@ def assert_sound(circuit, schedule, delivered):
 @settings(max_examples=60, deadline=None)
 def test_random_circuits_are_planned_soundly(params, new_draft, seed, length, target):
     circuit = random_circuit(new_draft(params, 32), seed, length)
-    delivered = {int(tap.cipher[0]) for tap in circuit.outputs if tap is not None}
-    schedule = plan(circuit, delivered, target)
-    assert_sound(circuit, schedule, delivered)
-    assert schedule == plan(circuit, delivered, target)
+    decrypted = {int(tap.cipher[0]) for tap in circuit.outputs if tap is not None}
+    schedule = plan(circuit, decrypted, target)
+    assert_sound(circuit, schedule, decrypted)
+    assert schedule == plan(circuit, decrypted, target)
 
 
 @pytest.mark.parametrize(("target", "fewest", "most"), [(1e-6, 30, 10**9), (1e9, 1, 6)])
@@ -79,4 +79,4 @@ def test_a_chain_is_cut_and_ciphertexts_die(params, new_draft):
     assert len(schedule.tasks) > 4
     assert_sound(circuit, schedule, [c])
     assert schedule.consumers[first] == (1,)
-    assert schedule.tasks[schedule.consumers[c][0]].kind == "deliver"
+    assert schedule.tasks[schedule.consumers[c][0]].kind == "decrypt"

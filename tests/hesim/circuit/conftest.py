@@ -39,8 +39,8 @@ def run_slots(circuit: Circuit, args: tuple) -> tuple[list[np.ndarray | None], d
     operands = circuit.publics.evaluate(flat)
     machine = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
     results = [tap for tap in circuit.outputs if tap is not None]
-    deliver = sorted({int(c) for tap in (*results, *circuit.taps) for c in tap.ciphers})
-    vectors, spent = run_local(circuit, machine, secret, operands, deliver)
+    decrypt = sorted({int(c) for tap in (*results, *circuit.taps) for c in tap.ciphers})
+    vectors, spent = run_local(circuit, machine, secret, operands, decrypt)
     spend = {k: n for k, n in spent.counts.items() if n}
     assert spend == {k: n for k, n in circuit.ledger.counts().items() if n}
     outputs = [None if tap is None else tap.read(vectors) for tap in circuit.outputs]

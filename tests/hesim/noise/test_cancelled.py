@@ -91,8 +91,8 @@ def test_what_is_predicted_is_what_happens(params):
     circuit = compiled(every, params)
     machine.slots = circuit.slots
     operands = circuit.publics.evaluate([X, Y, W])
-    deliver = sorted({int(c) for tap in circuit.outputs if tap for c in tap.ciphers})
-    run_local(circuit, machine, [X, Y], operands, deliver)
+    decrypt = sorted({int(c) for tap in circuit.outputs if tap for c in tap.ciphers})
+    run_local(circuit, machine, [X, Y], operands, decrypt)
     # A zero of three components is made of two others, which are asked for besides.
     expected = [n for c in cancelled(circuit).values() for n in ([2] if c == 2 else [3, 2, 2])]
     assert sorted(hidden) == sorted(expected)

@@ -54,12 +54,12 @@ def test_slots_of_moved_factors_are_sums_of_elements(compiled):
     tensors = {-1: args[0], -2: args[1], 0: args[1].astype(np.float64) ** 2}
     machine = SlotsMachine(PARAMS, circuit.slots, circuit.rotation_steps)
     operands = circuit.publics.evaluate(program.flatten(args))
-    deliver = factors(circuit)
+    decrypt = factors(circuit)
     vectors, _ = run_local(
-        circuit, machine, [a.astype(np.float64) for a in args], operands, deliver
+        circuit, machine, [a.astype(np.float64) for a in args], operands, decrypt
     )
     found, met = values(circuit), set()
-    for cipher in deliver:
+    for cipher in decrypt:
         for slot in (0, 1, 2, 33, 100, circuit.slots - 1):
             terms = found.at(cipher, slot)
             assert terms is not None
