@@ -35,7 +35,7 @@ from hesim.circuit.circuit import Circuit
 from hesim.errors import ParameterError, TraceError
 from hesim.noise import formulas
 from hesim.noise.copies import Copies, Part
-from hesim.noise.dc_slots import Origin, Peaks, places
+from hesim.noise.dc_slots import DCErrors, Origin, places
 from hesim.noise.placement import Placement, Schedule, canonical, of_circuit, transferred
 from hesim.noise.pools import Draws
 from hesim.noise.profiles import NoiseProfile, refreshed_by
@@ -70,7 +70,7 @@ def simulate(
       profile: the library whose noise is added.
       tier: "train", at most one draw a tensor (errors of operands are drawn with the result and not
         shared between its elements), or "predict", every error where it is made. Under a Circuit
-        whose key switches have peaks (``hesim.noise.dc_slots``) both draw those of a result too.
+        whose key switches have DC errors (``hesim.noise.dc_slots``) both draw a result's too.
       circuit: of ``hesim.compile`` on a trace of `fn`, on a batch of any size: its levels,
         refreshes, rotations and masks are then simulated, mostly to a tenth of a bit. Sums in which
         errors that operands share cancel may be a third of a bit off (``hesim.noise.circuit``);
@@ -274,7 +274,7 @@ class _Walk:
         self.gains: dict[int, float] = {}
         self.early: dict[int, Any] = {}
         self.copies = Copies(self._drawn)
-        self.peaks: dict[int, Any] = {}
+        self.dc_errors: dict[int, Any] = {}
         self.origins = {origin: k for k, origin in enumerate(_origins(self.schedule))}
         #: What each switching key does near ζ = 1, the same in all its uses.
         self.keys: Any = None
@@ -319,12 +319,12 @@ class _Walk:
         if equation.encrypted:
             shared = self.schedule[equation.index].shared
             args = [self.unrefreshed(v) for v in equation.inputs]
-            self._carry_peaks(equation, args)
+            self._carry_dc_errors(equation, args)
             if shared:
                 self._share_copies(equation)
                 return self._spread(equation, _evaluate(equation, self.wide, args), early=True)
             self._own_copies(equation)
-            return self._peaked(equation, self._noisy(equation))
+            return self._with_dc_errors(equation, self._noisy(equation))
         return bind(equation, [self.read(v) for v in equation.inputs], False)
 
     def store(self, equation: Equation, out: list[Any]) -> None:
@@ -460,23 +460,23 @@ class _Walk:
         ]
 
     def _read_there(self, name: int, value: Any) -> Any:
-        return value + self.peaks[name] if name in self.peaks else value
+        return value + self.dc_errors[name] if name in self.dc_errors else value
 
-    def _peaked(self, equation: Equation, out: list[Any]) -> list[Any]:
+    def _with_dc_errors(self, equation: Equation, out: list[Any]) -> list[Any]:
         """Results with what single slots have besides; if there are copies, with the mean of it, of
         which nothing is in what is read there.
         """
         place = self.schedule[equation.index]
-        if place.peaks is None:
+        if place.dc_errors is None:
             return out
         x, name = out[0], equation.outputs[0].id
-        own, variance = self._own_peaks(place.peaks, x, place.gain)
-        if name in self.peaks:
-            own = own + self.peaks.pop(name)
-        if not place.peaks.copied:
+        own, variance = self._own_dc_errors(place.dc_errors, x, place.gain)
+        if name in self.dc_errors:
+            own = own + self.dc_errors.pop(name)
+        if not place.dc_errors.copied:
             return [x + own]
         mean = jnp.sqrt(variance).astype(x.dtype) * self.draws.plain(x, 1.0)
-        self.peaks[name] = own - mean
+        self.dc_errors[name] = own - mean
         return [x + mean]
 
     def _var(self, tensor: int) -> Var:
@@ -485,40 +485,40 @@ class _Walk:
             return self.program.ops[tensor].outputs[0]
         return [v for v in self.program.inputs if v.encrypted][-1 - tensor]
 
-    def _own_peaks(self, peaks: Peaks, x: Any, gain: float) -> tuple[Any, Any]:
+    def _own_dc_errors(self, dc_errors: DCErrors, x: Any, gain: float) -> tuple[Any, Any]:
         """Errors of the slots in which the elements of x are read, and the mean variance over all
         slots; x is `gain` times what slots hold.
         """
-        amplitudes = jnp.asarray(peaks.amplitudes, x.dtype)
-        for tensor, terms in groupby(peaks.products, lambda product: product[2].tensor):
+        amplitudes = jnp.asarray(dc_errors.amplitudes, x.dtype)
+        for tensor, terms in groupby(dc_errors.products, lambda product: product[2].tensor):
             errors, sizes, elements = zip(*terms, strict=True)
             value = jax.lax.stop_gradient(self.values[self._var(tensor).id])
             held, index = places(elements, jnp.shape(value))
             met = jnp.asarray(sizes, x.dtype)[held] * jnp.ravel(value)[index]
             amplitudes = amplitudes.at[np.array(errors)[held]].add(met.astype(x.dtype))
         amplitudes = gain * amplitudes
-        slots = np.array([slot for slot, _ in peaks.errors])
-        origins = np.array([self.origins[origin] for _, origin in peaks.errors])
+        slots = np.array([slot for slot, _ in dc_errors.errors])
+        origins = np.array([self.origins[origin] for _, origin in dc_errors.errors])
         met = jnp.zeros(slots.max() + 1, x.dtype)
         met = met.at[slots].add(amplitudes * self.keys.astype(x.dtype)[origins])
         own = jnp.zeros(x.size, x.dtype)
-        if peaks.read:
-            elements, numbers = zip(*peaks.read, strict=True)
+        if dc_errors.read:
+            elements, numbers = zip(*dc_errors.read, strict=True)
             held, index = places(elements, x.shape)
             own = own.at[index].add(met[np.array(numbers)[held]])
-        return own.reshape(x.shape), jnp.sum(jnp.square(amplitudes)) / peaks.slots
+        return own.reshape(x.shape), jnp.sum(jnp.square(amplitudes)) / dc_errors.slots
 
-    def _carry_peaks(self, equation: Equation, args: list[Any]) -> None:
+    def _carry_dc_errors(self, equation: Equation, args: list[Any]) -> None:
         """Errors of the slots in which operands are read, where the result is made in these."""
         place = self.schedule[equation.index]
         aligned = [place.shared or a for a in place.aligned]
         names = [v.id if isinstance(v, Var) and a else -1 for v, a in zip(equation.inputs, aligned)]
-        if self.peaks.keys().isdisjoint(names):
+        if self.dc_errors.keys().isdisjoint(names):
             return
         moved = [self._read_there(i, x) for i, x in zip(names, args, strict=True)]
         results = [_evaluate(equation, self.wide, a) for a in (moved, args)]
         for var, new, old in zip(equation.outputs, *results, strict=True):
-            self.peaks[var.id] = new - old
+            self.dc_errors[var.id] = new - old
 
     def _at(self, operand: Var | Literal, level: int, lowered: frozenset[int]) -> Any:
         """An operand at the operation's level: one product with 1 and its rescale further down."""
@@ -539,7 +539,9 @@ def _evaluate(equation: Equation, wide: bool, args: list[Any]) -> list[Any]:
 
 def _origins(schedule: Schedule) -> list[Origin]:
     """Of the errors in single slots of all operations."""
-    return sorted({o for place in schedule.values() if place.peaks for o in place.peaks.origins})
+    return sorted(
+        {o for place in schedule.values() if place.dc_errors for o in place.dc_errors.origins}
+    )
 
 
 def _noise_values(program: Program, schedule: Schedule) -> int:
@@ -551,7 +553,7 @@ def _noise_values(program: Program, schedule: Schedule) -> int:
         total += sum(sizes[i] for i in place.refreshed) + sum(sizes[i] for i in place.lowered)
         if place.refreshed_after:
             total += sum(v.size for v in equation.outputs)
-        if place.peaks is not None and place.peaks.copied:
+        if place.dc_errors is not None and place.dc_errors.copied:
             total += sum(v.size for v in equation.outputs)
         known = bool(any(place.operand_stds or ()) or place.added_std)
         if place.rescaled or place.rotated or known or equation.name == "refresh":

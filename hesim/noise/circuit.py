@@ -31,8 +31,8 @@ from hesim.noise import slots_read
 from hesim.noise.circuit_plans import CircuitPlan, circuit_plan
 from hesim.noise.columns import Columns, factors
 from hesim.noise.dc_products import SlotValues
-from hesim.noise.dc_slots import RELINEARIZED, Amplitudes, Factor, Origin, Peaks, at_elements
-from hesim.noise.dc_slots import variance as peak_variance
+from hesim.noise.dc_slots import RELINEARIZED, Amplitudes, DCErrors, Factor, Origin, at_elements
+from hesim.noise.dc_slots import variance as dc_variance
 from hesim.noise.instructions import InstructionNoise
 from hesim.noise.profiles import NoiseProfile
 from hesim.noise.slot_errors import NO_ERRORS, SlotErrors, mean, summed
@@ -47,16 +47,16 @@ class Result(NamedTuple):
     """What the instructions of one operation add to its result, in slot values squared.
 
     Attributes:
-      variance: in the mean over elements, without `peaks`.
+      variance: in the mean over elements, without `dc_errors`.
       apart: the part of it that is each copy's own where elements are held in several.
       copies: columns in which an element is needed, in the mean.
-      peaks: what single slots have besides.
+      dc_errors: what single slots have besides.
     """
 
     variance: float
     apart: float
     copies: float
-    peaks: Peaks | None
+    dc_errors: DCErrors | None
 
 
 class OperationNoise:
@@ -64,8 +64,8 @@ class OperationNoise:
 
     Attributes:
       variance: per ciphertext, of errors made in its own operation since the last product, without
-        those of `peaks`.
-      peaks: by ciphertext, the errors in single slots that have far more, beside `variance`.
+        those of `dc_errors`.
+      dc_errors: by ciphertext, the errors in single slots that have far more, beside `variance`.
       operands: per operation, mean variance that its own instructions add before they compute
         anything, by moves, masks and refreshes, by the ciphertext of a whole tensor that is moved;
         where several copies of an element are read, of what they have in common.
@@ -95,7 +95,7 @@ class OperationNoise:
         self.rescales = np.bincount(circuit.source[counted], minlength=count)
         self.lowered = self._find_lowered()
         self.variance = np.zeros(len(kind))
-        self.peaks: dict[int, Amplitudes] = {}
+        self.dc_errors: dict[int, Amplitudes] = {}
         self._used: dict[int, np.ndarray] = {}  # bool[slots] that masks have left, all if absent
         self.operands: list[dict[int, float]] = [{} for _ in range(count)]
         self.copied: list[dict[int, float]] = [{} for _ in range(count)]
@@ -132,10 +132,12 @@ class OperationNoise:
                 common = mean(errors.total, self._columns.needed[cipher]) / times
                 apart += max(own - common * len(columns), 0.0)
         count = max(len(elements), 1)
-        flat, peaks = variances / count, None
-        if self.peaks and len(tap.ciphers):
-            peaks = at_elements(tap, self.peaks, self._in_use(tap), flat, self._values.element)
-        return Result(flat, apart / count, max(copies / count, 1.0), peaks)
+        flat, dc_errors = variances / count, None
+        if self.dc_errors and len(tap.ciphers):
+            dc_errors = at_elements(
+                tap, self.dc_errors, self._in_use(tap), flat, self._values.element
+            )
+        return Result(flat, apart / count, max(copies / count, 1.0), dc_errors)
 
     def plan(self, ciphers: np.ndarray, operand_gain: float) -> CircuitPlan | None:
         """The arithmetic between an operand and a result that these ciphertexts hold, if it is one
@@ -254,24 +256,24 @@ class OperationNoise:
         own = [
             self._errors.get(a, NO_ERRORS) if n else NO_ERRORS for a, n in zip(arg.tolist(), near)
         ]
-        peaks = [self.peaks.get(a, {}) if n else {} for a, n in zip(arg.tolist(), near)]
-        if self._events.peaked:
+        dc_errors = [self.dc_errors.get(a, {}) if n else {} for a, n in zip(arg.tolist(), near)]
+        if self._events.has_dc_errors:
             self._use(i, near)
         self._depth[i] += kind == Kind.RESCALE and self._computed[i]
         if kind == Kind.DOT:
-            return self._product(i, arg, made, own, peaks)
+            return self._product(i, arg, made, own, dc_errors)
         if kind == Kind.DOT_PLAIN:
-            return self._plain_product(i, arg, made, own, peaks)
+            return self._plain_product(i, arg, made, own, dc_errors)
         if kind == Kind.ADD:
-            return self._sum(i, arg, made, own, peaks)
+            return self._sum(i, arg, made, own, dc_errors)
         level, scale, step = int(c.level[i]), float(c.scale[i]), int(c.param[i])
         added = self._events.variance(kind, level, scale)
         key = step % c.slots if kind == Kind.ROTATE else RELINEARIZED
-        near_one = self._events.peaks(kind, level, scale, key)
+        near_one = self._events.dc_errors(kind, level, scale, key)
         if kind == Kind.ROTATE:
-            peaks = [self._rotated(p, step) for p in peaks]
+            dc_errors = [self._rotated(p, step) for p in dc_errors]
             own = [own[0].rotated(step * self._columns.count // c.slots)]
-        self._gather(i, np.ones(len(arg) + 1), [*peaks, near_one])
+        self._gather(i, np.ones(len(arg) + 1), [*dc_errors, near_one])
         return own[0].plus(added, added + self._mean(i, near_one))
 
     def _sum(
@@ -280,23 +282,23 @@ class OperationNoise:
         arg: np.ndarray,
         made: np.ndarray,
         own: list[SlotErrors],
-        peaks: list[Amplitudes],
+        dc_errors: list[Amplitudes],
     ) -> SlotErrors:
         c, op, needed = self._circuit, int(self._circuit.source[i]), self._columns.needed[i]
         factors = c.factor[c.args(i)].astype(float)
-        self._gather(i, factors, peaks)
+        self._gather(i, factors, dc_errors)
         tensors = set(self._tensor[self._root[arg]].tolist())
         if op not in self._sums or len(tensors) < 2:
             return summed(own, factors, doubled=self._doubles(arg))
-        # Peaks stay where they are: those of one key are alike in all copies as it is.
+        # DC errors stay where they are: those of one key are alike in all copies as it is.
         self._computed[i] = True
         left = []
         for a, errors, m, more in zip(
-            arg.tolist(), own, made, self._means(arg, peaks), strict=True
+            arg.tolist(), own, made, self._means(arg, dc_errors), strict=True
         ):
             variance = mean(errors.variance, needed)
             copies = errors.copies(needed, self._elements(a))
-            # What masks and peaks leave is a mean over slots in use, and copies may be few.
+            # What masks and DC errors leave is a mean over slots in use, and copies may be few.
             common = (
                 0.0
                 if m
@@ -313,7 +315,7 @@ class OperationNoise:
         arg: np.ndarray,
         made: np.ndarray,
         own: list[SlotErrors],
-        peaks: list[Amplitudes],
+        dc_errors: list[Amplitudes],
     ) -> SlotErrors:
         c, op = self._circuit, int(self._circuit.source[i])
         other = c.arg2[c.args(i)]
@@ -321,9 +323,9 @@ class OperationNoise:
         beside = [
             self._errors.get(b, NO_ERRORS) if h else NO_ERRORS for b, h in zip(other.tolist(), held)
         ]
-        theirs = [self.peaks.get(b, {}) if h else {} for b, h in zip(other.tolist(), held)]
+        theirs = [self.dc_errors.get(b, {}) if h else {} for b, h in zip(other.tolist(), held)]
         done = self._computed[other] & ~self._holds_tensor[other]
-        rest = self._multiply(i, [*peaks, *theirs], ~np.append(made, done))
+        rest = self._multiply(i, [*dc_errors, *theirs], ~np.append(made, done))
         self._depth[i] = max(self._depth[i], self._depth[other].max())
         for ciphers, errors, m, more in (
             (arg, own, made, rest[: len(arg)]),
@@ -339,7 +341,7 @@ class OperationNoise:
         arg: np.ndarray,
         made: np.ndarray,
         own: list[SlotErrors],
-        peaks: list[Amplitudes],
+        dc_errors: list[Amplitudes],
     ) -> SlotErrors:
         c, op = self._circuit, int(self._circuit.source[i])
         plains = c.arg2[c.args(i)]
@@ -349,15 +351,15 @@ class OperationNoise:
         scalars = all(p.scalar for p in packs)
         unknown = any(k is None for k in known)
         if unknown or scalars and op not in self._products and op not in self._sums:
-            self._note(i, arg, own, made, self._means(arg, peaks))
+            self._note(i, arg, own, made, self._means(arg, dc_errors))
             self._computed[i] = True
         if unknown:
             return NO_ERRORS
         self._applied[i] *= max(self._largest[p] for p in c.plain_pack[plains]) or 1.0
-        self._gather(i, np.ones(len(arg)), self._masked(plains, peaks))
+        self._gather(i, np.ones(len(arg)), self._masked(plains, dc_errors))
         masked = [errors.times(k) for errors, k in zip(own, known, strict=True) if k is not None]
         found = summed(masked, np.ones(len(arg)), doubled=False)
-        more = self._mean(i, self.peaks.get(i, {}))
+        more = self._mean(i, self.dc_errors.get(i, {}))
         return found if scalars else found.alone(more)
 
     def _note(
@@ -372,14 +374,14 @@ class OperationNoise:
         all copies of an element have in common, and what each has besides.
         """
         op, needed = int(self._circuit.source[i]), self._columns.needed[i]
-        for a, errors, m, peak in zip(ciphers.tolist(), own, made, more, strict=True):
+        for a, errors, m, dc in zip(ciphers.tolist(), own, made, more, strict=True):
             if m:
                 continue
             variance = mean(errors.variance, needed)
             copies = errors.copies(needed, self._elements(a))
             common = min(mean(errors.total, needed) / copies, variance)
             size = self._applied[a] ** 2
-            self._noted[op].add(self._root[a], (common + peak) / size, (variance - common) / size)
+            self._noted[op].add(self._root[a], (common + dc) / size, (variance - common) / size)
 
     def _elements(self, cipher: int) -> int:
         """Columns in which elements of the tensor lie that a ciphertext is made of."""
@@ -418,25 +420,27 @@ class OperationNoise:
         every = np.ones(self._circuit.slots, bool)
         return {c: self._used.get(c, every) for c in tap.ciphers.tolist()}
 
-    def _mean(self, cipher: int, peaks: Amplitudes) -> float:
+    def _mean(self, cipher: int, dc_errors: Amplitudes) -> float:
         """Mean variance of these errors over the slots in use of a ciphertext."""
         slots, used = self._circuit.slots, self._used.get(cipher)
         if used is None:
-            return sum(peak_variance(v) for j, v in peaks.items() if j < slots) / slots
-        total = sum(peak_variance(v) for j, v in peaks.items() if j < slots and used[j])
+            return sum(dc_variance(v) for j, v in dc_errors.items() if j < slots) / slots
+        total = sum(dc_variance(v) for j, v in dc_errors.items() if j < slots and used[j])
         return total / max(used.sum(), 1)
 
-    def _means(self, ciphers: np.ndarray, peaks: Sequence[Amplitudes]) -> np.ndarray:
-        return np.array([self._mean(c, p) for c, p in zip(ciphers.tolist(), peaks, strict=True)])
+    def _means(self, ciphers: np.ndarray, dc_errors: Sequence[Amplitudes]) -> np.ndarray:
+        return np.array(
+            [self._mean(c, p) for c, p in zip(ciphers.tolist(), dc_errors, strict=True)]
+        )
 
-    def _rotated(self, peaks: Amplitudes, step: int) -> Amplitudes:
+    def _rotated(self, dc_errors: Amplitudes, step: int) -> Amplitudes:
         ring = self._circuit.params.slots
-        return {(j - step) % ring: v for j, v in peaks.items()}
+        return {(j - step) % ring: v for j, v in dc_errors.items()}
 
-    def _masked(self, plains: np.ndarray, peaks: Sequence[Amplitudes]) -> list[Amplitudes]:
-        """Peaks after products by plaintexts of known numbers."""
+    def _masked(self, plains: np.ndarray, dc_errors: Sequence[Amplitudes]) -> list[Amplitudes]:
+        """DC errors after products by plaintexts of known numbers."""
         c, found = self._circuit, []
-        for p, own in zip(plains.tolist(), peaks, strict=True):
+        for p, own in zip(plains.tolist(), dc_errors, strict=True):
             pack = c.packs[int(c.plain_pack[p])]
             vector = pack.vector(int(c.plain_row[p]), ()) if own else 0.0
             factors = np.broadcast_to(vector, c.slots)
@@ -446,33 +450,33 @@ class OperationNoise:
         return found
 
     def _multiply(
-        self, i: int, peaks: Sequence[Amplitudes], followed: np.ndarray
+        self, i: int, dc_errors: Sequence[Amplitudes], followed: np.ndarray
     ) -> list[Amplitudes]:
-        """Peaks of instruction i, a sum of products, from those of its factors that are `followed`,
-        the left ones first. Returns what is left out of each factor's.
+        """DC errors of instruction i, a sum of products, from those of its factors that are
+        `followed`, the left ones first. Returns what is left out of each factor's.
         """
         part = self._circuit.args(i)
         left, right = self._circuit.arg[part].tolist(), self._circuit.arg2[part].tolist()
         factors = np.tile(self._circuit.factor[part].astype(float), 2)
         met, rest = [], []
-        for own, other, follow in zip(peaks, [*right, *left], followed.tolist(), strict=True):
+        for own, other, follow in zip(dc_errors, [*right, *left], followed.tolist(), strict=True):
             one, two = self._values.product(own, other) if follow else ({}, own)
             met.append(one)
             rest.append(two)
         self._gather(i, factors, met)
         return rest
 
-    def _gather(self, i: int, factors: np.ndarray, peaks: Sequence[Amplitudes]) -> None:
-        """Peaks of instruction i: a sum of errors times these factors."""
+    def _gather(self, i: int, factors: np.ndarray, dc_errors: Sequence[Amplitudes]) -> None:
+        """DC errors of instruction i: a sum of errors times these factors."""
         found: dict[int, dict[tuple[Origin, Factor], float]] = {}
-        for factor, own in zip(factors.tolist(), peaks, strict=True):
+        for factor, own in zip(factors.tolist(), dc_errors, strict=True):
             for slot, errors in own.items():
                 total = found.setdefault(slot, {})
                 for origin, amplitude in errors.items():
                     total[origin] = total.get(origin, 0.0) + factor * amplitude
         found = {slot: errors for slot, errors in found.items() if any(errors.values())}
         if found:
-            self.peaks[i] = found
+            self.dc_errors[i] = found
 
     def made_of(self, tap: TensorLocation) -> dict[int, np.ndarray]:
         """bool[slots] by ciphertext of whole tensors: those in use of which the slots that a result

@@ -1,4 +1,4 @@
-"""Peaks that meet another factor: whose element's value multiplies the error in a single slot.
+"""DC errors that meet another factor: whose element's value multiplies the error in a single slot.
 
 The other factor of a product of ciphertexts lies in whole tensors, rotated and masked. Its value in
 one slot is followed back through these instructions to the slots of the tensors, and from there to

@@ -1,4 +1,4 @@
-"""Peaks: the few slots in which key switches with un-centred digits make most of their error.
+"""DC slots: the few in which key switches with un-centred digits make most of their error.
 
 A digit in [0, q) has the mean q/2, and Σ (q/2)·X^k is q / (1 - ζ) in the slot of root ζ, against
 the error of the switching key. Four fifths of that variance lie in the one slot whose root is
@@ -16,11 +16,11 @@ are linear in elements of the other factor, and add up or cancel with what the s
 elsewhere. ``hesim.noise.dc_products`` finds these elements; a simulation knows their values.
 
 What this leaves out: slots whose value is no sum of few elements of whole tensors, products by
-public tensors, and a second product within one operation. There a peak is taken as spread over the
-operand, and independent of what the same key does elsewhere. Where a tensor is held in several
-copies, operations that read it in other slots meet the mean over all copies. And a rotation across
-the end of the effective slots reads the next of their copies in the ring, which has no peaks before
-a refresh makes all copies alike; here it counts as reading the same errors.
+public tensors, and a second product within one operation. There such an error is taken as spread
+over the operand, and independent of what the same key does elsewhere. Where a tensor is held in
+several copies, operations that read it in other slots meet the mean over all copies. And a rotation
+across the end of the effective slots reads the next of their copies in the ring, which has no DC
+errors before a refresh makes all copies alike; here it counts as reading the same errors.
 `python -m benchmarks.circuits` shows what is left of that with a first prime of 60 bits.
 """
 
@@ -41,12 +41,12 @@ __all__ = [
     "ALONE",
     "RELINEARIZED",
     "Amplitudes",
+    "DCErrors",
     "Element",
     "Factor",
     "Origin",
-    "Peaks",
     "at_elements",
-    "key_switch_peaks",
+    "key_switch_dc_errors",
     "places",
     "variance",
 ]
@@ -90,18 +90,18 @@ class Element(NamedTuple):
     member: int
 
 
-class Peaks(NamedTuple):
+class DCErrors(NamedTuple):
     """What a Circuit's instructions add to a result in single slots, beside what all slots have.
 
     A ciphertext may hold an element in many slots, and each copy has an error of its own. So the
-    peaks in the slots that are read belong to these elements' own readings, and what goes on into
-    other operations, from whichever copy, has the mean over all slots in use. Where no element has
-    copies, both are one.
+    DC errors in the slots that are read belong to these elements' own readings, and what goes on
+    into other operations, from whichever copy, has the mean over all slots in use. Where no element
+    has copies, both are one.
 
     Attributes:
       slots: in use, in all ciphertexts of the result.
       copied: whether any of them is not read.
-      errors: for each, the slot's number among those with peaks, and the origin; no two alike.
+      errors: for each, the slot's number among those with DC errors, and the origin; no two alike.
       amplitudes: of each, in slots, without `products`.
       products: (which error, coefficient, element): the element's value times the coefficient is
         part of that error's amplitude. Those by one tensor are neighbours.
@@ -136,7 +136,7 @@ def places(elements: Sequence[Element], shape: Sequence[int]) -> tuple[np.ndarra
     return held, found
 
 
-def key_switch_peaks(params: CKKSParams, level: int, profile: NoiseProfile) -> dict[int, float]:
+def key_switch_dc_errors(params: CKKSParams, level: int, profile: NoiseProfile) -> dict[int, float]:
     """Variance in the slots near ζ = 1 by slot, as `noise.slot_std` counts it; empty where each has
     less of it than a slot has of a key switch's whole error in the mean.
     """
@@ -162,7 +162,7 @@ def at_elements(
     used: Mapping[int, np.ndarray],
     flat: float,
     element: Callable[[Factor], tuple[Element, float]],
-) -> Peaks | None:
+) -> DCErrors | None:
     """Errors in single slots as those of the elements of a tensor.
 
     Args:
@@ -197,7 +197,7 @@ def at_elements(
         return None
     order = {error: k for k, error in enumerate(alone)}
     products.sort(key=lambda product: product[2].tensor)
-    return Peaks(
+    return DCErrors(
         slots=sum(int(held.sum()) for held in used.values()),
         copied=not slots_read.within(tap, used),
         errors=tuple(alone),

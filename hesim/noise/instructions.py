@@ -6,7 +6,7 @@ import math
 
 from hesim.circuit.circuit import Kind
 from hesim.noise import formulas
-from hesim.noise.dc_slots import ALONE, Amplitudes, key_switch_peaks
+from hesim.noise.dc_slots import ALONE, Amplitudes, key_switch_dc_errors
 from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
 
@@ -14,8 +14,8 @@ __all__ = ["InstructionNoise"]
 
 
 class InstructionNoise:
-    """Slot variances of single instructions, in slot values squared; `peaked`: whether key switches
-    have peaks at any level.
+    """Slot variances of single instructions, in slot values squared; `has_dc_errors`: whether key
+    switches have some at any level.
     """
 
     def __init__(self, params: CKKSParams, profile: NoiseProfile) -> None:
@@ -33,21 +33,23 @@ class InstructionNoise:
         self._refreshes = [
             formulas.refresh_std(params, level, profile) ** 2 for level in range(params.levels + 1)
         ]
-        self._peaks: dict[int, dict[int, float]] = {}
+        self._dc_errors: dict[int, dict[int, float]] = {}
         for level in range(params.levels + 1):
-            self._peaks[level] = key_switch_peaks(params, level, profile)
+            self._dc_errors[level] = key_switch_dc_errors(params, level, profile)
             for kind in (Kind.ROTATE, Kind.RELINEARIZE):
-                self._slots[kind, level] -= sum(self._peaks[level].values()) / params.slots
-        self.peaked = any(self._peaks.values())
+                self._slots[kind, level] -= sum(self._dc_errors[level].values()) / params.slots
+        self.has_dc_errors = any(self._dc_errors.values())
 
     def variance(self, kind: int, level: int, scale: float) -> float:
-        """In all slots alike, without `peaks`; refreshes end at the canonical scale."""
+        """In all slots alike, without `dc_errors`; refreshes end at the canonical scale."""
         if kind == Kind.REFRESH:
             return self._refreshes[level]
         return self._slots.get((kind, level), 0.0) / scale**2
 
-    def peaks(self, kind: int, level: int, scale: float, key: int) -> Amplitudes:
+    def dc_errors(self, kind: int, level: int, scale: float, key: int) -> Amplitudes:
         """Besides, by slot of the ring; `key` names the switching key."""
         if kind not in (Kind.ROTATE, Kind.RELINEARIZE):
             return {}
-        return {j: {((key, j), ALONE): math.sqrt(v) / scale} for j, v in self._peaks[level].items()}
+        return {
+            j: {((key, j), ALONE): math.sqrt(v) / scale} for j, v in self._dc_errors[level].items()
+        }

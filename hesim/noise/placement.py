@@ -22,7 +22,7 @@ from hesim.errors import LevelError, ParameterError
 from hesim.noise.cancelled import hiding_variances
 from hesim.noise.circuit import OperationNoise, Result
 from hesim.noise.circuit_plans import CircuitPlan
-from hesim.noise.dc_slots import Peaks
+from hesim.noise.dc_slots import DCErrors
 from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 from hesim.noise.slots_read import within
@@ -57,9 +57,9 @@ class Placement:
       inner_refreshes: refreshes within a polynomial over its rescales, by depth from the operand.
       operand_stds, added_std: standard deviation of what the operation's instructions add to each
         operand and to the result, in slots; None for what `rotated` and `rescaled` imply.
-      peaks: what its instructions add to the result in single slots, beside `added_std`.
+      dc_errors: what its instructions add to the result in single slots, beside `added_std`.
       aligned: for each operand, whether the result has the errors of the slots in which the operand
-        is read; empty where no key switch has peaks.
+        is read; empty where no key switch has DC errors.
       copies: of each element of the result that are read, in the mean.
       apart_std, operand_apart_stds: standard deviation of what each copy of an element has of its
         own, of the result and of each operand; `added_std` and `operand_stds` are of what they
@@ -80,7 +80,7 @@ class Placement:
     inner_refreshes: tuple[float, ...] = ()
     operand_stds: tuple[float, ...] | None = None
     added_std: float | None = None
-    peaks: Peaks | None = None
+    dc_errors: DCErrors | None = None
     aligned: tuple[bool, ...] = ()
     copies: float = 1.0
     apart_std: float = 0.0
@@ -214,11 +214,11 @@ def of_circuit(
             inner_refreshes=facts.inner_refreshes[k],
             operand_stds=_operand_stds(equation, facts.operands[made], owner),
             added_std=math.sqrt(added.variance - added.apart + hidden.get(k, 0.0)),
-            peaks=added.peaks,
+            dc_errors=added.dc_errors,
             copies=1.0 if result is None else result.copies,
             apart_std=math.sqrt(added.apart),
             operand_apart_stds=_operand_stds(equation, facts.copied[made], owner),
-            aligned=_aligned(equation, place, read, facts) if facts.peaks else (),
+            aligned=_aligned(equation, place, read, facts) if facts.dc_errors else (),
             plan=facts.plan(ciphers, _operand_gain(equation, signed)) if own and planned else None,
         )
         names = {v.id for v in equation.outputs}

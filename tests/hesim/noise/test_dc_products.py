@@ -1,4 +1,4 @@
-"""Peaks of operands that are moved before a product: the other factor's values in those slots."""
+"""DC errors of operands moved before a product: the other factor's values in those slots."""
 
 import warnings
 
@@ -98,7 +98,7 @@ def test_errors_of_a_product_and_a_sum_by_one_key_meet(compiled, tier):
     program, circuit, args = compiled
     certified = certify(circuit, args, keys=96, seed=1)
     schedule = of_circuit(program, circuit)
-    assert any(place.peaks and place.peaks.products for place in schedule.values())
+    assert any(place.dc_errors and place.dc_errors.products for place in schedule.values())
     found = predict(program, PARAMS, args, keys=48, schedule=schedule, tier=tier)
     for k, name in enumerate(e.name for e in program.ops):
         if name in ("dot_general", "reduce_sum", "sub"):

@@ -12,7 +12,7 @@ import hesim
 from hesim.certify import certify
 from hesim.noise import formulas
 from hesim.noise.circuit import OperationNoise
-from hesim.noise.dc_slots import Element, key_switch_peaks, places, variance
+from hesim.noise.dc_slots import Element, key_switch_dc_errors, places, variance
 from hesim.noise.placement import of_circuit, transferred
 from hesim.noise.profiles import profile
 from hesim.params import CKKSParams
@@ -50,21 +50,21 @@ def certified(compiled):
 
 
 def test_five_slots_have_almost_all_that_means_of_digits_do():
-    peaks = key_switch_peaks(NEAR, 0, SEAL)
-    assert len(peaks) == 5 and max(peaks, key=peaks.__getitem__) == 0
+    dc_errors = key_switch_dc_errors(NEAR, 0, SEAL)
+    assert len(dc_errors) == 5 and max(dc_errors, key=dc_errors.__getitem__) == 0
     whole = formulas.slot_std(formulas.key_switch(NEAR, 0, SEAL), NEAR.n, SEAL) ** 2
     rounding = formulas.slot_std(formulas.rescale(SEAL), NEAR.n, SEAL) ** 2
     digits = (whole - rounding) * NEAR.slots
-    assert 0.95 * 0.75 < sum(peaks.values()) / digits < 0.75
+    assert 0.95 * 0.75 < sum(dc_errors.values()) / digits < 0.75
 
 
 @pytest.mark.parametrize("log_n", [13, 14, 15])
 def test_none_where_the_special_prime_is_far_larger(log_n):
-    assert key_switch_peaks(ring(50, log_n), 1, SEAL) == {}
+    assert key_switch_dc_errors(ring(50, log_n), 1, SEAL) == {}
 
 
 def test_none_in_a_library_with_centred_digits():
-    assert key_switch_peaks(NEAR, 0, dataclasses.replace(SEAL, centred_digits=True)) == {}
+    assert key_switch_dc_errors(NEAR, 0, dataclasses.replace(SEAL, centred_digits=True)) == {}
 
 
 def test_elements_of_a_larger_and_of_a_smaller_batch():
@@ -77,22 +77,22 @@ def test_elements_of_a_larger_and_of_a_smaller_batch():
     assert places([Element(4, -1, 0, 0)], ())[1].tolist() == [0]
 
 
-def test_flat_part_and_peaks_are_the_whole_of_a_key_switch(compiled):
+def test_flat_part_and_dc_errors_are_the_whole_of_a_key_switch(compiled):
     _, circuit, _ = compiled
     facts = OperationNoise(circuit, SEAL)
-    first = next(iter(facts.peaks))
+    first = next(iter(facts.dc_errors))
     params = circuit.params
     level, scale = int(circuit.level[first]), float(circuit.scale[first])
     whole = formulas.slot_std(formulas.key_switch(params, level, SEAL), params.n, SEAL) / scale
-    peaks = sum(variance(errors) for errors in facts.peaks[first].values())
-    found = facts.variance[first] + peaks / params.slots
+    dc_errors = sum(variance(errors) for errors in facts.dc_errors[first].values())
+    found = facts.variance[first] + dc_errors / params.slots
     assert found == pytest.approx(whole**2, rel=1e-9)
 
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_sums_that_are_read_near_slot_0_and_what_is_made_of_copies(compiled, certified, tier):
-    """Without peaks the sum is predicted 0.9 bit too low; with those of the one copy that is read
-    in all copies, the difference is 0.7 bit too high.
+    """Without DC errors the sum is predicted 0.9 bit too low; with those of the one copy that is
+    read in all copies, the difference is 0.7 bit too high.
     """
     program, circuit, x = compiled
     schedule = of_circuit(program, circuit)
@@ -153,6 +153,6 @@ def test_of_another_batch(compiled):
     schedule = of_circuit(program, circuit)
     other = hesim.trace(centred, x[:8], encrypted=(0,))
     moved = transferred(schedule, program, other)
-    assert any(place.peaks for place in moved.values())
+    assert any(place.dc_errors for place in moved.values())
     found = predict(other, NEAR, (x[:8],), keys=2, schedule=moved, tier="train")
     assert all(op.std > 0 for op in found.ops)
