@@ -93,9 +93,9 @@ def op_records(
         judged = _Judged(unjudged=FUSED if tap is None else NOT_READ)
         if tap is not None and error.size and expected is not None:
             zeros = [records[j] for j in _operands(circuit, k) if _held_zero(records[j])]
-            carried = max((zero.measured_std for zero in zeros), default=0.0)
+            inherited = max((zero.measured_std for zero in zeros), default=0.0)
             judged = _judge(
-                circuit, tap, error, exact, k, expected, len(errors), encrypted, carried
+                circuit, tap, error, exact, k, expected, len(errors), encrypted, inherited
             )
         records.append(
             OpRecord(
@@ -155,13 +155,13 @@ def _judge(
     expected: OpPrediction,
     operations: int,
     encrypted: bool,
-    carried: float,
+    inherited: float,
 ) -> _Judged:
-    """carried: error of an operand that is predicted as exact and held encrypted."""
+    """inherited: error of an operand that is predicted as exact and held encrypted."""
     measured = _rms(error)
     if len(expected.by_key) and not any(expected.by_key):
         high = _of_zero(circuit, tap, exact.ranges[k])
-        if high < measured <= _AMPLIFIED * carried:
+        if high < measured <= _AMPLIFIED * inherited:
             return _Judged(unjudged=FED_ZERO)
         return _Judged(high=high, chance=1.0 if measured <= high else 0.0)
     if not np.all(np.isfinite(expected.by_key)):
@@ -171,7 +171,7 @@ def _judge(
     low, high = interval(expected.by_key, part, operations, **shared)
     if not math.isfinite(high):
         return _Judged(unjudged=FEW_KEYS)
-    if high < measured <= _AMPLIFIED * carried:
+    if high < measured <= _AMPLIFIED * inherited:
         return _Judged(unjudged=FED_ZERO)
     probability = chance(
         measured, expected.by_key, part, operations, **shared, above_only=not encrypted

@@ -2,7 +2,8 @@
 
 A polynomial's plan says which registers there are, not to which levels the compiler brings each
 before it is used, nor what is refreshed on the way. Both are in the instructions between one
-ciphertext of the operand and one of the result, read here as nodes for ``hesim.noise.plans.gain``.
+ciphertext of the operand and one of the result, read here as nodes for
+``hesim.noise.plans.output_variance``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class CircuitPlan:
     """One elementwise operation on slot values.
 
     Attributes:
-      nodes: for ``plan_noise.gain``; node 0 is the operand's slot value.
+      nodes: for ``hesim.noise.plans.output_variance``; node 0 is the operand's slot value.
       weights: variance that each node's instructions add, in slot values squared.
       operand_gain: value of the operand over its slot value, with its sign.
       refreshes: how many each node's value goes through, which `weights` count too.

@@ -15,7 +15,7 @@ from typing import Any
 
 from approx.plan import Plan, Step
 
-__all__ = ["Node", "expand", "gain", "power_plan", "values"]
+__all__ = ["Node", "expand", "output_variance", "power_plan", "values"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def values(
     return found
 
 
-def gain(nodes: Sequence[Node], x: Any, weights: Sequence[float], entry: float = 0.0) -> Any:
+def output_variance(
+    nodes: Sequence[Node], x: Any, weights: Sequence[float], entry: float = 0.0
+) -> Any:
     """Σ_s w_s·λ_s² for each element of x.
 
     Args:

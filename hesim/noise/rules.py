@@ -31,7 +31,7 @@ from hesim.noise.bootstrap import law
 from hesim.noise.circuit_plans import CircuitPlan
 from hesim.noise.formulas import Noise
 from hesim.noise.placement import Placement
-from hesim.noise.plans import Node, expand, gain, power_plan, values
+from hesim.noise.plans import Node, expand, output_variance, power_plan, values
 from hesim.noise.pools import Draws
 from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
@@ -97,8 +97,8 @@ class Operation:
         std = gain * formulas.refresh_std(self.params, level, self.profile)
         return x + self.known(x, math.sqrt(share) * std)
 
-    def rescaled_with(self, x: Any, carried: Any, *, switched: bool = False) -> Any:
-        """A result plus, in one draw, what its rescale rounds and errors of variance ``carried``
+    def rescaled_with(self, x: Any, inherited: Any, *, switched: bool = False) -> Any:
+        """A result plus, in one draw, what its rescale rounds and errors of variance ``inherited``
         (values squared, any shape that broadcasts to the result's) that its operands brought along.
         """
         level, noise = self.place.level, formulas.rescale(self.profile)
@@ -109,7 +109,7 @@ class Operation:
             own = formulas.value_std(noise, self.params, level, self.profile)
         else:
             own = 0.0
-        variance = (self.place.gain * own) ** 2 + carried
+        variance = (self.place.gain * own) ** 2 + inherited
         if isinstance(variance, float):
             std = math.sqrt(variance)
             return x if std == 0.0 else x + std * self.draws.unit(x, noise)
@@ -232,14 +232,14 @@ class Operation:
         """Variance of a plan's result over unit²; where bootstraps inside may fail, that of a
         failure by its chance.
         """
-        found = gain(nodes, x, weights, entry)
+        found = output_variance(nodes, x, weights, entry)
         chosen = None if self.profile.bootstrap is None else law(self.profile.bootstrap)
         if chosen is None or not chosen.fails or not any(refreshes):
             return found
         more = (1.0 - chosen.std**2) / unit**2
         failed = [w + r * more for w, r in zip(weights, refreshes, strict=True)]
         chance = min(1.0, sum(refreshes) * 2.0**chosen.log2_failure)
-        return jnp.where(self.draws.event(chance), gain(nodes, x, failed, entry), found)
+        return jnp.where(self.draws.event(chance), output_variance(nodes, x, failed, entry), found)
 
     def _bend(self, nodes: Sequence[Node], x: Any, refreshes: Sequence[float]) -> Any:
         """What the sines of bootstraps inside a plan do to its result."""
@@ -321,10 +321,10 @@ def _combination(op: Operation, args: list[Any]) -> list[Any]:
         op.encrypted[k] and not (op.folded and np.size(x) == largest) for k, x in enumerate(args)
     ]
     # What copies have of their own, the result's elements have, from whichever operand.
-    carried = sum(op.operand_variance(k) for k in range(len(args)) if not alone[k])
-    carried += sum(op.apart_std(k) ** 2 for k in range(len(args)) if alone[k])
+    inherited = sum(op.operand_variance(k) for k in range(len(args)) if not alone[k])
+    inherited += sum(op.apart_std(k) ** 2 for k in range(len(args)) if alone[k])
     (out,) = op.bind([op.operand(k, x) if alone[k] else x for k, x in enumerate(args)])
-    return [op.rescaled_with(out, carried)]
+    return [op.rescaled_with(out, inherited)]
 
 
 def _product(op: Operation, args: list[Any]) -> list[Any]:
@@ -341,13 +341,13 @@ def _met_apart(op: Operation, args: list[Any]) -> list[Any]:
     """A contraction whose operands are read in several copies: what each copy has of its own is
     drawn with the result.
     """
-    carried: Any = 0.0
+    inherited: Any = 0.0
     for number in (0, 1):
         std = op.apart_std(number)
         if std:
-            carried = carried + std**2 * _squares(op, args, 1 - number)
+            inherited = inherited + std**2 * _squares(op, args, 1 - number)
     (out,) = op.bind([op.operand(number, x) for number, x in enumerate(args)])
-    return [op.rescaled_with(out, carried, switched=op.product_of_ciphertexts)]
+    return [op.rescaled_with(out, inherited, switched=op.product_of_ciphertexts)]
 
 
 def _folded_product(op: Operation, args: list[Any]) -> list[Any]:
@@ -356,12 +356,12 @@ def _folded_product(op: Operation, args: list[Any]) -> list[Any]:
     """
     args = [x if op.encrypted[k] else op.encoded(x) for k, x in enumerate(args)]
     (out,) = op.bind(args)
-    carried: Any = 0.0
+    inherited: Any = 0.0
     for number in (0, 1):
         variance = op.operand_variance(number)
         if variance:
-            carried = carried + variance * _squares(op, args, 1 - number)
-    return [op.rescaled_with(out, carried, switched=op.product_of_ciphertexts)]
+            inherited = inherited + variance * _squares(op, args, 1 - number)
+    return [op.rescaled_with(out, inherited, switched=op.product_of_ciphertexts)]
 
 
 def _squares(op: Operation, args: list[Any], number: int) -> Any:

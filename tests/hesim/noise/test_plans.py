@@ -6,7 +6,7 @@ import pytest
 import approx
 from approx.plan import Plan, evaluate
 from approx.planning import build
-from hesim.noise.plans import Node, expand, gain, power_plan
+from hesim.noise.plans import Node, expand, output_variance, power_plan
 
 
 def run(nodes: tuple[Node, ...], x: np.ndarray, errors: list[np.ndarray]) -> np.ndarray:
@@ -24,7 +24,7 @@ def run(nodes: tuple[Node, ...], x: np.ndarray, errors: list[np.ndarray]) -> np.
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 7, 12, 15, 31])
 @pytest.mark.parametrize("own", [True, False])
-def test_gain_is_the_variance_of_injected_errors(degree, own):
+def test_output_variance_is_that_of_injected_errors(degree, own):
     rng = np.random.default_rng(degree)
     plan = build(rng.normal(size=degree + 1) / (1 + np.arange(degree + 1)))
     scale, shift = (0.25, 0.1) if own else (1.0, 0.0)
@@ -38,7 +38,7 @@ def test_gain_is_the_variance_of_injected_errors(degree, own):
         noisy = run(nodes, x, [delta * rng.normal(size=trials) for _ in nodes])
         measured = np.var(noisy - exact) / delta**2
         weights = [float(node.rounded) for node in nodes]
-        assert np.mean(gain(nodes, x, weights)) == pytest.approx(measured, rel=0.06)
+        assert np.mean(output_variance(nodes, x, weights)) == pytest.approx(measured, rel=0.06)
 
 
 def test_levels_of_nodes_end_at_the_depth():
@@ -67,4 +67,4 @@ def test_powers_have_minimal_depth(exponent):
 
 def test_a_plan_without_rescales_adds_nothing():
     identity = Plan((), 0, 0, 0, 0)
-    assert gain(expand(identity, 1.0, 0.5, False), np.ones(3), [0.0]) == 0.0
+    assert output_variance(expand(identity, 1.0, 0.5, False), np.ones(3), [0.0]) == 0.0
