@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hesim.circuit import plain_rows
+from hesim.circuit.plain_rows import PlaintextFamily
 from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import ParameterError, reading
@@ -54,106 +55,6 @@ class Kind:
 
 
 @dataclass(frozen=True, eq=False, init=False)
-class PlaintextFamily:
-    """A family of slot vectors cut out of one tensor.
-
-    Slot `column * width + b` of row r holds `values[row(r)[column] + b * stride]` for the batch
-    members b < batch, and zero where the row is negative. Slots beyond the batch repeat its first
-    member, so that whatever runs on them stays inside the ranges of real data.
-
-    Attributes:
-      operand: index into the public operands (or the encrypted leaves, for inputs); -1: `literal`.
-      rows: what gives the rows, or their table, int32 (rows, columns), which may also be named
-        `index`; one column only means the same scalar in every slot.
-      stride: elements between batch members in the flattened operand; 0: shared.
-      batch: members of the batch.
-      width: slots per column, a power of two, at least `batch`.
-      columns: columns of a full vector; columns * width is the circuit's slot count.
-      gain: factor on every value.
-      literal: flat values where operand is -1.
-    """
-
-    operand: int
-    rows: plain_rows.Rows
-    stride: int
-    batch: int
-    width: int
-    columns: int
-    gain: float
-    literal: np.ndarray | None
-
-    def __init__(
-        self,
-        operand: int,
-        rows: plain_rows.Rows | np.ndarray | None = None,
-        stride: int = 0,
-        batch: int = 1,
-        width: int = 1,
-        columns: int = 1,
-        gain: float = 1.0,
-        literal: np.ndarray | None = None,
-        *,
-        index: np.ndarray | None = None,
-    ):
-        given = index if rows is None else rows
-        assert given is not None, "a family has rows"
-        held = (operand, plain_rows.rows_of(given), stride, batch, width, columns, gain, literal)
-        for f, value in zip(dataclasses.fields(self), held, strict=True):
-            object.__setattr__(self, f.name, value)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def row(self, r: int) -> np.ndarray:
-        """int32 (columns,), or (1,): the element in each column of row r, negative for zero."""
-        return self.rows.row(r)
-
-    @property
-    def index(self) -> np.ndarray:
-        """int32 (rows, columns): all rows, made anew unless they are a table: `row` gives one."""
-        return self.rows.block(np.arange(len(self)))
-
-    @property
-    def scalar(self) -> bool:
-        """Whether every row is one number in all slots."""
-        return self.rows.columns == 1 and self.stride == 0
-
-    def vector(self, row: int, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray | float:
-        """Slot values of one row.
-
-        Args:
-          row: its number.
-          values: the public operands (arrays of any shape), indexed by `operand`.
-
-        Returns:
-          float64 array of columns * width slots, or a float for a scalar row.
-        """
-        flat = self._flat(values)
-        line = self.row(row)
-        if self.scalar:
-            return float(flat[line[0]] * self.gain) if line[0] >= 0 else 0.0
-        members = self.batch if self.stride else 1
-        places = np.maximum(line, 0).astype(np.int64)[:, None] + self.stride * np.arange(members)
-        taken = np.where(line[:, None] >= 0, flat[places], 0.0)
-        out = np.empty((self.columns, self.width))
-        out[:] = taken[:, :1]
-        out[:, :members] = taken
-        slots = out.reshape(-1)
-        return slots if self.gain == 1.0 else slots * self.gain
-
-    def numbers(self, rows: np.ndarray, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """float64 (len(rows),): what `vector` returns for each of these rows of a scalar family."""
-        flat, line = self._flat(values), self.rows.block(rows)[:, 0]
-        return np.where(line >= 0, flat[np.maximum(line, 0)] * self.gain, 0.0)
-
-    def _flat(self, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        if self.operand < 0:
-            assert self.literal is not None
-            return self.literal
-        return np.asarray(values[self.operand], dtype=np.float64).reshape(-1)
-
-
-@dataclass(frozen=True, eq=False)
 class TensorLocation:
     """Where the elements of one encrypted tensor lie.
 
@@ -166,6 +67,9 @@ class TensorLocation:
       column: int32, column of each element.
       gain: the tensor's value is gain * slot value.
       batch, width: as in PlaintextFamily.
+
+    In the place of `cipher` there may be a function without arguments that returns it and `column`,
+    which is then None: it is called when either is asked for, of most tensors never.
     """
 
     op: int
@@ -176,6 +80,35 @@ class TensorLocation:
     gain: float
     batch: int
     width: int
+
+    def __init__(
+        self,
+        op: int,
+        shape: tuple[int, ...],
+        batch_axis: int,
+        cipher: np.ndarray | Callable[[], tuple[np.ndarray, np.ndarray]],
+        column: np.ndarray | None,
+        gain: float,
+        batch: int,
+        width: int,
+    ):
+        held = {"op": op, "shape": shape, "batch_axis": batch_axis}
+        held |= {"gain": gain, "batch": batch, "width": width}
+        if isinstance(cipher, np.ndarray):
+            held |= {"cipher": cipher, "column": column}
+        else:
+            held["_places"] = cipher
+        for name, value in held.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("cipher", "column") or "_places" not in self.__dict__:
+            raise AttributeError(name)
+        cipher, column = self.__dict__["_places"]()
+        object.__setattr__(self, "cipher", cipher)
+        object.__setattr__(self, "column", column)
+        del self.__dict__["_places"]
+        return self.__dict__[name]
 
     @cached_property
     def ciphers(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What gives a family of plaintexts its rows: a table, masks as bits, or the rule of a linear map.
+"""Families of plaintexts, and what gives them their rows: a table, masks, or a linear map's rule.
 
 A row says, column by column, which element of a tensor a plaintext holds there: int32 (columns,),
 negative where the plaintext is zero. A table needs 4 bytes a column and row; a layer of a large
@@ -8,7 +8,9 @@ for. Imports no JAX.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol
 
@@ -21,6 +23,7 @@ __all__ = [
     "LiteralRows",
     "MapRows",
     "MaskRows",
+    "PlaintextFamily",
     "Rows",
     "blocks",
     "entries",
@@ -329,6 +332,106 @@ class MapRows:
         if self.weight is not None:
             found = self.weight[np.where(same, found, 0)]
         return np.where(same, found, np.int32(-1))
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class PlaintextFamily:
+    """A family of slot vectors cut out of one tensor.
+
+    Slot `column * width + b` of row r holds `values[row(r)[column] + b * stride]` for the batch
+    members b < batch, and zero where the row is negative. Slots beyond the batch repeat its first
+    member, so that whatever runs on them stays inside the ranges of real data.
+
+    Attributes:
+      operand: index into the public operands (or the encrypted leaves, for inputs); -1: `literal`.
+      rows: what gives the rows, or their table, int32 (rows, columns), which may also be named
+        `index`; one column only means the same scalar in every slot.
+      stride: elements between batch members in the flattened operand; 0: shared.
+      batch: members of the batch.
+      width: slots per column, a power of two, at least `batch`.
+      columns: columns of a full vector; columns * width is the circuit's slot count.
+      gain: factor on every value.
+      literal: flat values where operand is -1.
+    """
+
+    operand: int
+    rows: Rows
+    stride: int
+    batch: int
+    width: int
+    columns: int
+    gain: float
+    literal: np.ndarray | None
+
+    def __init__(
+        self,
+        operand: int,
+        rows: Rows | np.ndarray | None = None,
+        stride: int = 0,
+        batch: int = 1,
+        width: int = 1,
+        columns: int = 1,
+        gain: float = 1.0,
+        literal: np.ndarray | None = None,
+        *,
+        index: np.ndarray | None = None,
+    ):
+        given = index if rows is None else rows
+        assert given is not None, "a family has rows"
+        held = (operand, rows_of(given), stride, batch, width, columns, gain, literal)
+        for f, value in zip(dataclasses.fields(self), held, strict=True):
+            object.__setattr__(self, f.name, value)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, r: int) -> np.ndarray:
+        """int32 (columns,), or (1,): the element in each column of row r, negative for zero."""
+        return self.rows.row(r)
+
+    @property
+    def index(self) -> np.ndarray:
+        """int32 (rows, columns): all rows, made anew unless they are a table: `row` gives one."""
+        return self.rows.block(np.arange(len(self)))
+
+    @property
+    def scalar(self) -> bool:
+        """Whether every row is one number in all slots."""
+        return self.rows.columns == 1 and self.stride == 0
+
+    def vector(self, row: int, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray | float:
+        """Slot values of one row.
+
+        Args:
+          row: its number.
+          values: the public operands (arrays of any shape), indexed by `operand`.
+
+        Returns:
+          float64 array of columns * width slots, or a float for a scalar row.
+        """
+        flat = self._flat(values)
+        line = self.row(row)
+        if self.scalar:
+            return float(flat[line[0]] * self.gain) if line[0] >= 0 else 0.0
+        members = self.batch if self.stride else 1
+        places = np.maximum(line, 0).astype(np.int64)[:, None] + self.stride * np.arange(members)
+        taken = np.where(line[:, None] >= 0, flat[places], 0.0)
+        out = np.empty((self.columns, self.width))
+        out[:] = taken[:, :1]
+        out[:, :members] = taken
+        slots = out.reshape(-1)
+        return slots if self.gain == 1.0 else slots * self.gain
+
+    def numbers(self, rows: np.ndarray, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """float64 (len(rows),): what `vector` returns for each of these rows of a scalar family."""
+        flat, line = self._flat(values), self.rows.block(rows)[:, 0]
+        return np.where(line >= 0, flat[np.maximum(line, 0)] * self.gain, 0.0)
+
+    def _flat(self, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        if self.operand < 0:
+            assert self.literal is not None
+            return self.literal
+        return np.asarray(values[self.operand], dtype=np.float64).reshape(-1)
 
 
 def rows_of(rows: Rows | np.ndarray) -> Rows:
