@@ -1,0 +1,142 @@
+"""A Program lowered and scheduled, and the Circuit that it becomes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from hesim.circuit import emission, levels
+from hesim.circuit.builder import Builder
+from hesim.circuit.circuit import Circuit, PlaintextFamily, TensorLocation
+from hesim.circuit.ledger import ledger
+from hesim.circuit.publics import Publics
+from hesim.circuit.refresher import KEY_HOLDER, Refresher
+from hesim.errors import ParameterError
+from hesim.params import CKKSParams
+from hesim.program import Program, Var
+
+__all__ = ["Candidate", "Lowered"]
+
+
+class Lowered(Protocol):
+    """A Program as stages, however its layouts were chosen."""
+
+    program: Program
+    publics: Publics
+    builder: Builder
+    inputs: tuple[PlaintextFamily, ...]
+
+    def nodes(self, var: Var) -> Iterable[int]: ...
+
+    def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None: ...
+
+
+class Candidate:
+    """A lowered Program with levels.
+
+    Attributes:
+      lowered, builder: what it consists of. schedule: levels of a first plan.
+    """
+
+    def __init__(
+        self,
+        lowered: Lowered,
+        params: CKKSParams,
+        price: float | None,
+        refresher: Refresher = KEY_HOLDER,
+    ):
+        self.lowered, self.price, self.refresher = lowered, price, refresher
+        self.program, self.builder = lowered.program, lowered.builder
+        self._ring = params.log_n, params.levels
+        b = self.builder
+        one = np.zeros((1, 1), np.int32)
+        self.unit = b.pack(
+            PlaintextFamily(-1, one, 0, b.batch, b.width, b.columns, 1.0, np.ones(1))
+        )
+        ops = self.program.ops
+        results = [v for v in self.program.outputs if isinstance(v, Var) and v.encrypted]
+        self.planner = levels.LevelPlanner(
+            b,
+            params,
+            {int(n) for v in results for n in lowered.nodes(v)},
+            lambda s: f"{ops[s].name} at {ops[s].source}" if s >= 0 else "an input",
+            price,
+            refresher,
+        )
+        self.schedule = self.planner.greedy()
+
+    @functools.cached_property
+    def settled(self) -> levels.Schedule:
+        """Levels after a search from the first plan."""
+        return self.planner.improved(self.schedule)
+
+    @property
+    def slots(self) -> int:
+        """Effective slots."""
+        return self.builder.columns * self.builder.width
+
+    def fits(self, params: CKKSParams) -> bool:
+        """Whether these parameters have the ring and the levels that it was made for."""
+        return self._ring == (params.log_n, params.levels)
+
+    def circuit(self, params: CKKSParams) -> Circuit:
+        """Settles the levels and emits the instructions, for parameters that it `fits`."""
+        if not self.fits(params):
+            raise ParameterError(
+                f"planned for log2 N and levels {self._ring}, not for {params}: plan again"
+            )
+        b, program = self.builder, self.program
+        emitted = emission.emit(b, params, self.settled, self.planner.live, self.unit)
+        data = emission.arrays(emitted)
+        packs, data = _used_packs(tuple(b.packs), data)
+        where = np.full(len(b.nodes) + 1, -2, np.int32)  # not computed
+        where[-1] = -1
+        for node, cipher in emitted.made.items():
+            where[node] = cipher
+        ops = program.ops
+        number = {v.id: k for k, eqn in enumerate(ops) for v in eqn.outputs}
+
+        def tap(var: Var) -> TensorLocation | None:
+            return self.lowered.location(var, number.get(var.id, -1), where)
+
+        found = [tap(eqn.outputs[0]) for eqn in ops]
+        taps = [t for t in found if t is not None and np.any(t.cipher != -2)]
+        outputs = tuple(
+            tap(v) if isinstance(v, Var) and v.encrypted else None for v in program.outputs
+        )
+        decrypted = {int(c) for t in outputs if t is not None for c in t.ciphers}
+        labels = [
+            label for v, label in zip(program.inputs, program.labels, strict=True) if v.encrypted
+        ]
+        names = tuple(eqn.name for eqn in ops)
+        sources = tuple(str(eqn.source) for eqn in ops)
+        return Circuit(
+            params=params,
+            slots=self.slots,
+            packs=packs,
+            inputs=self.lowered.inputs,
+            operand_count=len(self.lowered.publics),
+            op_names=names,
+            op_sources=sources,
+            outputs=outputs,
+            taps=tuple(taps),
+            input_labels=tuple(labels),
+            ledger=ledger(
+                params, data, packs, len(decrypted), self.price, names, sources, self.refresher
+            ),
+            refresher=self.refresher,
+            program=program,
+            publics=self.lowered.publics,
+            **data,
+        )
+
+
+def _used_packs(packs: tuple[PlaintextFamily, ...], data: dict[str, np.ndarray]):
+    """Leaves out packs that no plaintext uses (of dead stages), renumbering the rest."""
+    used = np.unique(data["plain_pack"])
+    number = np.full(len(packs) + 1, -1, np.int32)
+    number[used] = np.arange(len(used))
+    return tuple(packs[k] for k in used), {**data, "plain_pack": number[data["plain_pack"]]}
