@@ -11,7 +11,7 @@ from hesim.circuit.circuit import PlaintextFamily
 from hesim.circuit.kernels.elementwise import cleaned
 from hesim.circuit.layout import Tensor
 
-__all__ = ["apply"]
+__all__ = ["apply", "series"]
 
 
 def apply(b: Builder, source: int, x: Tensor, polynomial: Any) -> Tensor:
@@ -24,26 +24,40 @@ def apply(b: Builder, source: int, x: Tensor, polynomial: Any) -> Tensor:
         raise AssertionError("elements that are exactly zero are made explicit before a polynomial")
     x = cleaned(b, source, x)
     nodes = [int(n) for n in x.nodes]
-    registers: dict[int, list[int]] = {0: _affine(b, source, x, nodes, polynomial)}
-    for step in polynomial.plan.steps:
-        registers[step.out] = _step(b, source, registers, step)
-    made = registers[polynomial.plan.output]
+    asked = x.referenced(b.columns)
+    held = np.stack([asked[n] for n in nodes])
+    made = series(b, source, nodes, held, x.gain, polynomial)
     renamed = np.full(len(b.nodes) + 1, -1, np.int32)
     renamed[nodes] = made
     return Tensor(renamed[x.node], x.column, 1.0, x.batch_axis, x.shape)
 
 
-def _affine(b: Builder, source: int, x: Tensor, nodes: list[int], p: Any) -> list[int]:
-    slope, shift = p.scale * x.gain, p.shift
+def series(
+    b: Builder, source: int, nodes: list[int], held: np.ndarray, gain: float, polynomial: Any
+) -> list[int]:
+    """polynomial(gain * slot) of every node.
+
+    Args:
+      held: bool (nodes, columns): where elements lie; elsewhere the nodes are zero.
+    """
+    registers: dict[int, list[int]] = {0: _affine(b, source, nodes, held, gain, polynomial)}
+    for step in polynomial.plan.steps:
+        registers[step.out] = _step(b, source, registers, step)
+    return registers[polynomial.plan.output]
+
+
+def _affine(
+    b: Builder, source: int, nodes: list[int], held: np.ndarray, gain: float, p: Any
+) -> list[int]:
+    slope, shift = p.scale * gain, p.shift
     if abs(abs(slope) - 1.0) < 1e-15:
         slope = float(np.sign(slope))
     if slope == 1.0 and shift == 0.0:
         return nodes
-    asked = x.referenced(b.columns)
     b.begin(source)
     made = []
     numbers = _literals(b, [slope])
-    table = np.stack([np.where(asked[n], 0, -1) for n in nodes]).astype(np.int32)
+    table = np.where(held, 0, -1).astype(np.int32)
     full = table.min(axis=1) >= 0
     vectors = b.pack(
         PlaintextFamily(-1, table, 0, b.batch, b.width, b.columns, 1.0, np.array([shift]))
