@@ -1,0 +1,322 @@
+"""How two tensors meet in one layout, and how one layout becomes another."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hesim.circuit.circuit import Kind
+from hesim.circuit.packing.costs import Row, Work, map_work
+from hesim.circuit.packing.layout import (
+    GAP,
+    REPLICATED,
+    Coordinate,
+    Layout,
+    Roll,
+    grid,
+    refined,
+)
+from hesim.circuit.packing.maps import MapPlan, map_plan
+
+__all__ = [
+    "Reduction",
+    "Relay",
+    "cipher_table",
+    "joined",
+    "like",
+    "reduction",
+    "relay",
+    "shears",
+]
+
+
+def joined(a: Layout, b: Layout, shape: Sequence[int] | None = None) -> Layout | None:
+    """The layout in which both tensors, of equal rank, already lie; None if they do not.
+
+    A coordinate that is replicated in one of them takes what the other holds there.
+    """
+    try:
+        x, y = refined([a, b])
+    except ValueError:
+        return None
+    slots: list[Coordinate] = []
+    names: dict[tuple[int, int], tuple[int, int]] = {}
+    for c, d in zip(x.slots, y.slots, strict=True):
+        if c == d:
+            slots.append(c)
+        elif c.axis == REPLICATED:
+            slots.append(d)
+            names[c.axis, c.stride] = d.axis, d.stride
+        elif d.axis == REPLICATED:
+            slots.append(c)
+            names[d.axis, d.stride] = c.axis, c.stride
+        else:
+            return None
+    ciphers = [*x.ciphers, *(d for d in y.ciphers if d not in x.ciphers)]
+    pieces = [c for c in (*slots, *ciphers) if c.axis >= 0]
+    if len({(c.axis, c.stride) for c in pieces}) != len(pieces):
+        return None
+    rolls: dict[int, tuple[Roll, ...]] = {}
+    for layout in (x, y):
+        for axis in layout.axes:
+            mine = sorted(c for c in pieces if c.axis == axis)
+            if mine != sorted(layout.pieces(axis)):
+                return None
+            own = tuple(sorted(_renamed(r, names) for r in layout.rolled(axis)))
+            if rolls.setdefault(axis, own) != own:
+                return None
+    out = Layout(
+        tuple(shape if shape is not None else _broadcast(a.shape, b.shape)),
+        tuple(slots),
+        tuple(ciphers),
+        tuple(sorted(r for group in rolls.values() for r in group)),
+        a.zeros and b.zeros,
+    )
+    return out.canonical()
+
+
+def _renamed(r: Roll, names: Mapping[tuple[int, int], tuple[int, int]]) -> Roll:
+    axis, stride = names.get((r.by_axis, r.by_stride), (r.by_axis, r.by_stride))
+    return r._replace(by_axis=axis, by_stride=stride) if r.by_axis == REPLICATED else r
+
+
+def _broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    return tuple(np.broadcast_shapes(tuple(a), tuple(b)))
+
+
+def cipher_table(whole: Layout, part: Layout) -> np.ndarray:
+    """int (whole.ciphertexts,): the ciphertext of `part` that lies under each one of `whole`.
+
+    Axes that `part` does not have on ciphertexts do not matter.
+    """
+    numbers = np.arange(whole.ciphertexts)
+    index: dict[int, np.ndarray] = {}
+    at = 1
+    for c in whole.ciphers:
+        index[c.axis] = index.get(c.axis, 0) + numbers // at % c.size * c.stride
+        at *= c.size
+    out = np.zeros(whole.ciphertexts, np.int64)
+    at = 1
+    for c in part.ciphers:
+        out += at * (index.get(c.axis, np.zeros(1, np.int64)) // c.stride % c.size)
+        at *= c.size
+    return out
+
+
+def like(
+    model: Layout, axes: Collection[int], shape: Sequence[int], zeros: bool = True
+) -> Layout | None:
+    """The layout that a tensor with only these of the model's axes has to have to meet it."""
+    slots: list[Coordinate] = []
+    names: dict[tuple[int, int], tuple[int, int]] = {}
+    used = {(r.by_axis, r.by_stride) for r in model.rolls if r.axis in axes}
+    for k, c in enumerate(model.slots):
+        if c.axis >= 0 and c.axis not in axes:
+            mark = k + 1 if (c.axis, c.stride) in used else 0
+            slots.append(Coordinate(REPLICATED, c.size, mark))
+            names[c.axis, c.stride] = REPLICATED, mark
+        else:
+            slots.append(c)
+    ciphers = tuple(c for c in model.ciphers if c.axis in axes)
+    rolls = []
+    for r in model.rolls:
+        if r.axis not in axes:
+            continue
+        key = r.by_axis, r.by_stride
+        if r.by_axis >= 0 and r.by_axis not in axes:
+            if key not in names:
+                return None  # it is rolled by a coordinate of ciphertexts that it lacks
+            key = names[key]
+        rolls.append(r._replace(by_axis=key[0], by_stride=key[1]))
+    out = Layout(tuple(shape), tuple(slots), ciphers, tuple(sorted(rolls)), zeros)
+    return out.canonical()
+
+
+def shears(layout: Layout) -> Iterator[Layout]:
+    """The layout with one axis rolled by one coordinate of another, once more or once less."""
+    turned = {r.by_axis for r in layout.rolls}
+    for axis in layout.axes:
+        if axis in turned or layout.extent(axis) != layout.shape[axis]:
+            continue
+        for c in (*layout.slots, *layout.ciphers):
+            if c.axis < 0 or c.axis == axis or layout.rolled(c.axis):
+                continue
+            for factor in (1, -1):
+                rolls = {(r.axis, r.by_axis, r.by_stride): r.factor for r in layout.rolls}
+                key = (axis, c.axis, c.stride)
+                rolls[key] = rolls.get(key, 0) + factor
+                if abs(rolls[key]) > 1:
+                    continue
+                kept = tuple(sorted(Roll(*k, f) for k, f in rolls.items() if f))
+                yield layout._replace(rolls=kept).canonical()
+
+
+@dataclass(frozen=True, eq=False)
+class Relay:
+    """How a tensor gets from one layout to another.
+
+    Attributes:
+      plan: the map; None where ciphertexts are the same.
+      source, middle, target: layouts; the map leads to `middle`, from which replicated coordinates
+        are filled.
+      fills: steps of rotate-and-add that copy what position 0 holds.
+      works: stages. masked: whether the map multiplies.
+    """
+
+    plan: MapPlan | None
+    source: Layout
+    middle: Layout
+    target: Layout
+    fills: tuple[int, ...]
+    works: tuple[Work, ...]
+    masked: bool = False
+
+
+@functools.lru_cache(maxsize=8192)
+def relay(source: Layout, target: Layout) -> Relay | None:
+    """The cheaper of the ways from `source` to `target`; None if there is none."""
+    if source == target:
+        return Relay(None, source, target, target, (), ())
+    found = [_direct(source, target), _filled(source, target)]
+    ways = [way for way in found if way is not None]
+    return min(ways, key=lambda way: _weight(way.works), default=None)
+
+
+def _weight(works: Sequence[Work]) -> float:
+    return sum(
+        row.number
+        * (row.terms if row.kind in (Kind.DOT_PLAIN, Kind.DOT) else 1)
+        * (10.0 if row.kind in (Kind.ROTATE, Kind.RELINEARIZE) else 1.0)
+        for work in works
+        for row in work.rows
+    ) + sum(20.0 * work.drop * work.width for work in works)
+
+
+def _kept(layout: Layout) -> tuple[tuple[int, int], ...]:
+    return tuple((a, a) for a in layout.axes)
+
+
+def _direct(source: Layout, target: Layout) -> Relay | None:
+    if not set(source.axes) <= set(target.axes):
+        return None
+    if target.ciphertexts * target.columns > 2**24:
+        return None
+    plan = map_plan(source, target, _kept(source))
+    if plan is None:
+        return None
+    if _masked(plan, source, target):
+        return Relay(plan, source, target, target, (), (map_work(plan),), masked=True)
+    if np.all(plan.terms.shift == 0):
+        return Relay(plan, source, target, target, (), ())
+    return Relay(plan, source, target, target, (), (map_work(plan, masked=False),))
+
+
+def _masked(plan: MapPlan, source: Layout, target: Layout) -> bool:
+    """Whether a map multiplies: it adds up several operands, or has to leave zeros."""
+    if not plan.moves:
+        return True
+    if not (target.padded and target.zeros):
+        return False
+    into = np.empty(plan.outs, np.int64)
+    into[plan.terms.out] = plan.terms.into
+    still = not plan.terms.shift.any()
+    return not (still and source.zeros and np.array_equal(held(source)[into], held(target)))
+
+
+def _filled(source: Layout, target: Layout) -> Relay | None:
+    """By way of the target with gaps where it is replicated and the source is not."""
+    try:
+        x, y = refined([source, target])
+    except ValueError:
+        return None
+    slots: list[Coordinate] = []
+    fills: list[int] = []
+    at = 1
+    for c, d in zip(x.slots, y.slots, strict=True):
+        if d.axis == REPLICATED and d.stride == 0 and c.axis != REPLICATED:
+            slots.append(Coordinate(GAP, d.size))
+            fills += [at * 2**k for k in range(d.size.bit_length() - 1)]
+        else:
+            slots.append(d)
+        at *= d.size
+    if not fills:
+        return None
+    middle = y._replace(slots=tuple(slots), zeros=True).canonical()
+    plan = map_plan(source, middle, _kept(source))
+    if plan is None:
+        return None
+    masked = _masked(plan, source, middle)
+    work = map_work(plan, masked=masked)
+    count = middle.ciphertexts * len(fills)
+    drop = work.drop
+    rows = (*work.rows, Row(Kind.ROTATE, count, below=drop), Row(Kind.ADD, count, 2, below=drop))
+    works = (Work(rows, drop, work.width),)
+    return Relay(plan, source, middle, target, tuple(fills), works, masked)
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A sum over axes: ciphertexts added up, then columns rotated and added.
+
+    Attributes:
+      layout: of the result. groups: ciphertexts of the operand for each of the result.
+      steps: rotations, each followed by an addition.
+    """
+
+    layout: Layout
+    groups: tuple[tuple[int, ...], ...]
+    steps: tuple[int, ...]
+
+    def rows(self, below: int = 0) -> tuple[Row, ...]:
+        count = len(self.groups) * len(self.steps)
+        return (Row(Kind.ROTATE, count, below=below), Row(Kind.ADD, count, 2, below=below))
+
+
+@functools.lru_cache(maxsize=8192)
+def reduction(layout: Layout, axes: tuple[int, ...], names: tuple[int, ...]) -> Reduction | None:
+    """A sum over `axes`; None if something else is rolled by them, or gaps would be counted.
+
+    names: of the remaining axes, in order: axis names[k] becomes axis k of the result.
+    """
+    if any(r.by_axis in axes and r.axis not in axes for r in layout.rolls):
+        return None
+    gapped = any(layout.extent(a) != layout.shape[a] for a in axes if layout.pieces(a))
+    if gapped and not layout.zeros:
+        return None
+    slots: list[Coordinate] = []
+    steps: list[int] = []
+    at = layout.columns
+    above = True  # whether all that lies above is summed as well, or replicated
+    zeros = layout.zeros
+    for c in reversed(layout.slots):
+        at //= c.size
+        if c.axis in axes:
+            steps += [at * 2**k for k in range(c.size.bit_length() - 1)]
+            slots.append(Coordinate(REPLICATED if above else GAP, c.size))
+            zeros = zeros and above
+            continue
+        above = above and c.axis == REPLICATED and c.stride == 0
+        slots.append(c)
+    kept = tuple(c for c in layout.ciphers if c.axis not in axes)
+    rolls = tuple(r for r in layout.rolls if r.axis not in axes)
+    part = Layout(layout.shape, tuple(reversed(slots)), kept, rolls, zeros)
+    table = cipher_table(layout, part)
+    groups: list[list[int]] = [[] for _ in range(part.ciphertexts)]
+    for cipher, out in enumerate(table.tolist()):
+        groups[out].append(cipher)
+    shape = tuple(layout.shape[a] for a in names)
+    out = part.renamed(shape, {a: k for k, a in enumerate(names)}).canonical()
+    return Reduction(out, tuple(tuple(g) for g in groups), tuple(steps))
+
+
+def whole(layout: Layout) -> bool:
+    """Whether every column of every ciphertext holds an element."""
+    return not layout.padded
+
+
+def held(layout: Layout) -> np.ndarray:
+    """bool (ciphertexts, columns): where elements lie."""
+    return grid(layout)[1]

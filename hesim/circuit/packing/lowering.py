@@ -1,0 +1,149 @@
+"""A Program lowered by a plan of the search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from hesim.circuit.batching import batch_axes, candidates
+from hesim.circuit.builder import Builder
+from hesim.circuit.circuit import PlaintextFamily, TensorLocation
+from hesim.circuit.layout import stripped
+from hesim.circuit.packing.costs import Prices
+from hesim.circuit.packing.emission import Emission, Packed, spread
+from hesim.circuit.packing.offers.offer import Setting
+from hesim.circuit.packing.operations import operations
+from hesim.circuit.packing.search import NoPlan, Plan, factors, search
+from hesim.circuit.publics import Publics
+from hesim.circuit.refresher import Refresher
+from hesim.params import CKKSParams
+from hesim.program import Program, Var
+
+__all__ = ["PackedLowering", "lowerings"]
+
+_FINALISTS = 3
+"""Plans of one batch axis that are emitted, to be compared by their levels."""
+
+
+class PackedLowering:
+    """A Program as stages, by a plan.
+
+    Attributes:
+      builder: its stages. publics: its public operands. inputs: its encrypted inputs.
+      plan: layouts and choices.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        plan: Plan,
+        log_n: int,
+        batch: int,
+        width: int,
+    ):
+        self.program, self.plan, self.publics = setting.program, plan, setting.publics
+        self.builder = Builder(setting.columns, width, batch, log_n=log_n)
+        self.emission = Emission(
+            self.program, self.publics, self.builder, setting.axes, setting.wishes
+        )
+        self.inputs = tuple(self._place_inputs())
+        for op, offer, _ in plan.steps:
+            self.emission.at(op.numbers[0], op.equations[0])
+            xs = [self.emission.values[v.id] for v in op.operands]
+            for k, target in enumerate(offer.operands):
+                if k < len(xs):
+                    xs[k] = self.emission.relaid(xs[k], target)
+            made = offer.emit(self.emission, op, tuple(xs))
+            for v, x in zip(op.outputs, made, strict=True):
+                self.emission.values[v.id] = x
+
+    def _place_inputs(self) -> Iterator[PlaintextFamily]:
+        b, em = self.builder, self.emission
+        row = 0
+        for number, var in enumerate(v for v in self.program.inputs if v.encrypted):
+            axis = em.axis(var)
+            layout = self.plan.inputs.get(var.id)
+            flat = np.arange(var.size).reshape(var.shape)
+            stride = 0 if axis is None else int(np.prod(var.shape[axis + 1 :], dtype=np.int64))
+            if layout is None:  # nothing reads it
+                yield PlaintextFamily(
+                    number, np.zeros((0, b.columns), np.int32), stride, b.batch, b.width, b.columns
+                )
+                continue
+            table = spread(layout, np.asarray(flat if axis is None else flat.take(0, axis=axis)))
+            yield PlaintextFamily(number, table, stride, b.batch, b.width, b.columns)
+            b.begin(-1)
+            nodes = b.end([b.input(row + k, table[k] >= 0) for k in range(len(table))])
+            row += len(table)
+            em.values[var.id] = Packed(layout, tuple(nodes))
+
+    def nodes(self, var: Var) -> tuple[int, ...]:
+        """Nodes that hold a value."""
+        return self.emission.values[var.id].nodes
+
+    def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None:
+        """Where a value lies, None if it has no place of its own."""
+        if var.id not in self.emission.values:
+            return None
+        return self.emission.location(var, op, where)
+
+
+def lowerings(
+    program: Program,
+    params: CKKSParams,
+    price: float | None,
+    refresher: Refresher,
+    batch: bool,
+    beam: int = 32,
+) -> Iterator[PackedLowering]:
+    """The best plans, lowered: those with the batch along the width of the columns, then those that
+    treat it as any other axis.
+    """
+    secret = [v for v in program.inputs if v.encrypted]
+    if not secret or any(0 in v.shape for e in program.ops for v in (*e.inputs, *e.outputs)):
+        return
+    cost = refresher.seconds(refresher.min_input_level, 2, params.log_n)
+    gained = min(2, params.levels) if price is None else max(refresher.highest(params.levels), 1)
+    level = max(cost, price or 0.0) / max(gained, 1)
+    prices = Prices(params.log_n, level if math.isfinite(level) else 1.0)
+    for axes, size in _batches(program, secret, params.slots, batch):
+        width = 1 << (size - 1).bit_length()
+        setting = _setting(program, axes, params.slots // width)
+        try:
+            plans = search(setting, operations(program, axes), prices, beam=beam)
+        except NoPlan:
+            continue
+        for plan in plans[:_FINALISTS]:
+            yield PackedLowering(setting, plan, params.log_n, size, width)
+
+
+def _setting(program: Program, axes: Mapping[int, int | None], columns: int) -> Setting:
+    def inner(v: Var, a: int) -> int | None:
+        b = axes.get(v.id)
+        return a if b is None else None if a == b else a - (a > b)
+
+    split = factors(program, axes, inner)
+    # No more columns than the largest value has elements: effective slots repeat.
+    largest = max(
+        math.prod(1 << max(d - 1, 0).bit_length() for d in stripped(v.shape, axes.get(v.id)))
+        for e in program.ops
+        for v in (*e.inputs, *e.outputs)
+        if isinstance(v, Var) and v.encrypted
+    )
+    return Setting(program, Publics(program), axes, min(columns, largest), split, {})
+
+
+def _batches(
+    program: Program, secret: list[Var], slots: int, batch: bool
+) -> Iterator[tuple[dict[int, int | None], int]]:
+    if batch:
+        for start in candidates(program):
+            size = next(v.shape[0] for v in secret if start[v.id] == 0)
+            axes = batch_axes(program, start, size) if size <= slots else None
+            if axes is not None:
+                yield axes, size
+                break
+    none: dict[int, int | None] = {v.id: None for v in secret}
+    yield none | {v.id: None for e in program.ops for v in e.outputs}, 1

@@ -1,0 +1,344 @@
+"""Offers of `dot_general`: one operand encrypted, or both."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hesim.circuit.circuit import Kind
+from hesim.circuit.packing.arrangement import Reduction, joined, reduction, relay, shears
+from hesim.circuit.packing.contractions import (
+    Contraction,
+    Labels,
+    contraction,
+    fewest_products,
+    results,
+)
+from hesim.circuit.packing.costs import Row, Work, contraction_work, map_work
+from hesim.circuit.packing.emission import Emission, Packed
+from hesim.circuit.packing.layout import Coordinate, Layout
+from hesim.circuit.packing.maps import MapPlan, map_plan
+from hesim.circuit.packing.offers.movement import flat_strides
+from hesim.circuit.packing.offers.offer import Emit, Offer, Setting, public_operand
+from hesim.circuit.packing.offers.reduction import dotted
+from hesim.circuit.packing.operations import Operation
+from hesim.program import Equation, Var
+
+__all__ = ["dot_general", "labels_of"]
+
+_TIMES = 4
+"""Products of ciphertexts, times the fewest found, beyond which a contraction is not looked at."""
+
+
+def labels_of(s: Setting, eqn: Equation) -> Labels | None:
+    """Labels of a dot_general of one member of the batch."""
+    (ca, cb), (ba, bb) = eqn.params["dimension_numbers"]
+    a, b = eqn.inputs
+    var = eqn.outputs[0]
+    la: list[int | None] = [None] * len(a.shape)
+    lb: list[int | None] = [None] * len(b.shape)
+    count = 0
+    for i, j in zip(ba, bb, strict=True):
+        la[i] = lb[j] = count
+        count += 1
+    for k in range(len(la)):
+        if la[k] is None and k not in ca:
+            la[k] = count
+            count += 1
+    for k in range(len(lb)):
+        if lb[k] is None and k not in cb:
+            lb[k] = count
+            count += 1
+    full = count
+    for i, j in zip(ca, cb, strict=True):
+        la[i] = lb[j] = count
+        count += 1
+    sizes = {}
+    for found, v in ((la, a), (lb, b)):
+        for k, label in enumerate(found):
+            sizes[label] = v.shape[k]
+    batch = s.axis(var)
+    kept = [k for k in range(count) if k != batch]
+    number = {k: n for n, k in enumerate(kept)}
+    left, right = (
+        tuple(number[k] for k in found if k is not None and k in number) for found in (la, lb)
+    )
+    out = tuple(number[k] for k in range(full) if k in number)
+    return Labels(left, right, out, tuple(sizes[k] for k in kept))
+
+
+def dot_general(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
+    eqn = op.equations[0]
+    labels = labels_of(s, eqn)
+    if labels is None:
+        return
+    if all(v.encrypted for v in eqn.inputs):
+        yield from _encrypted(labels, layouts)
+    else:
+        yield from _matrices(s, op, layouts[0], labels)
+
+
+def _encrypted(labels: Labels, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
+    pair = layouts[0], layouts[-1]
+    found = []
+    for x, y in itertools.product(*([layout, *shears(layout)] for layout in pair)):
+        left, right = labels.labelled(x, labels.left), labels.labelled(y, labels.right)
+        moved = tuple(None if z == layout else z for z, layout in zip((x, y), pair, strict=True))
+        if moved == (None, None):
+            offer = _met(labels, left, right)
+            if offer is not None:
+                yield offer
+        for out in results(left, right, labels):
+            found.append((fewest_products(left, out, labels), left, right, out, moved))
+    found.sort(key=lambda entry: entry[0])
+    fewest = found[0][0] if found else 0
+    for products, left, right, out, moved in found:
+        if products > _TIMES * fewest:
+            break
+        if any(m is not None and relay(w, m) is None for w, m in zip(pair, moved, strict=True)):
+            continue
+        plan = contraction(left, right, out, labels)
+        if plan is None:
+            continue
+        shape = tuple(labels.sizes[k] for k in labels.out)
+        result = out.renamed(shape, {k: k for k in labels.out}).canonical()
+        yield Offer((result,), (contraction_work(plan),), _contracting(plan, result), moved)
+
+
+def _contracting(plan: Contraction, result: Layout) -> Emit:
+    def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
+        left, right = em.bounded(xs[0]), em.bounded(xs[-1])
+        made = em.contracted(plan, left, right)
+        return [Packed(result, tuple(made), left.gain * right.gain)]
+
+    return emit
+
+
+def _met(labels: Labels, left: Layout, right: Layout) -> Offer | None:
+    """Products where the operands meet as they lie, summed over what both have."""
+    both = joined(left, right, labels.sizes)
+    if both is None:
+        return None
+    both = both._replace(zeros=left.zeros or right.zeros).canonical()
+    names = dict(enumerate(labels.left)), dict(enumerate(labels.right))
+    return dotted(both, labels.summed, labels.out, (None, None), names)
+
+
+def _matrices(s: Setting, op: Operation, layout: Layout, labels: Labels) -> Iterator[Offer]:
+    eqn = op.equations[0]
+    own, other = (
+        (labels.left, labels.right) if eqn.inputs[0].encrypted else (labels.right, labels.left)
+    )
+    x = layout.renamed(labels.sizes, dict(enumerate(own)))
+    summed = set(labels.summed)
+    if any({r.axis, r.by_axis} & summed for r in x.rolls):
+        return
+    if any(labels.sizes[k] > 1 and not x.pieces(k) for k in own if k in other):
+        return  # constant along an axis that the public tensor has as well
+    fresh = [k for k in labels.out if k not in own]
+    ways = []
+    for var in op.outputs:
+        digits = [d for k in fresh for d in _digits(s, var, k)]
+        ways.append(list(_poured(x, labels, digits)))
+    for pick in itertools.product(*ways):
+        maps = []
+        for way in pick:
+            plan = map_plan(way.source, way.target, way.kept, len(op.outputs))
+            total = reduction(way.target, way.partial, labels.out)
+            if plan is None or total is None:
+                break
+            maps.append(_Map(way, plan, total))
+        else:
+            yield _matrix_offer(labels, maps, own, other)
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """Layouts of a product by a public tensor.
+
+    Attributes:
+      source, target: labelled, of the operand and of the product.
+      kept: labels that both have. partial: axes of the product that are summed afterwards, parts of
+        contracted ones; `parts` says of which label, and with which stride.
+    """
+
+    source: Layout
+    target: Layout
+    kept: tuple[tuple[int, int], ...]
+    partial: tuple[int, ...]
+    parts: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Map:
+    way: _Way
+    plan: MapPlan
+    total: Reduction
+
+
+def _digits(s: Setting, var: Var, label: int) -> list[Coordinate]:
+    """The factors of a fresh axis of a result, lowest stride first."""
+    shape = s.shape(var)
+    out = []
+    stride = 1
+    for size in s.factors.get((var.id, label), (shape[label],)):
+        out.append(Coordinate(label, size, stride))
+        stride *= size
+    return out
+
+
+def _poured(x: Layout, labels: Labels, digits: list[Coordinate]) -> Iterator[_Way]:
+    """Products by a matrix whose fresh digits, in any order, lie where the contracted ones were.
+
+    Where they are fewer than the rows, partial sums stay to be added up.
+    """
+    summed = set(labels.summed)
+    rows = math.prod(c.size for c in x.slots if c.axis in summed)
+    others = tuple(c for c in x.ciphers if c.axis not in summed)
+    seen = set()
+    for order in itertools.permutations(digits):
+        placed = _placed_digits(list(order), rows)
+        if placed is None:
+            continue
+        on_slots, rest = placed
+        slots: list[Coordinate] = []
+        source: list[Coordinate] = []
+        shape = list(labels.sizes)
+        parts: list[tuple[int, int]] = []
+        for c in x.slots:
+            if c.axis not in summed:
+                slots.append(c)
+                source.append(c)
+                continue
+            size, done = c.size, 1
+            while done < size and on_slots:
+                d = on_slots.pop(0)
+                taken = min(d.size, size // done)
+                slots.append(Coordinate(d.axis, taken, d.stride))
+                if d.size > taken:
+                    on_slots.insert(0, Coordinate(d.axis, d.size // taken, d.stride * taken))
+                done *= taken
+            if done > 1:
+                source.append(Coordinate(c.axis, done, c.stride))
+            if done < size:
+                axis = len(shape)
+                shape.append(size // done)
+                parts.append((c.axis, c.stride * done))
+                slots.append(Coordinate(axis, size // done, 1))
+                source.append(Coordinate(axis, size // done, 1))
+        if any(x.extent(k) != x.shape[k] for k, _ in parts):
+            continue
+        target = Layout(tuple(shape), tuple(slots), (*others, *rest), x.rolls, True)
+        if target in seen:
+            continue
+        seen.add(target)
+        partial = tuple(range(len(labels.sizes), len(shape)))
+        kept = (
+            tuple((k, k) for k in (*labels.out, *partial) if x.pieces(k) or k in partial)
+            if (partial)
+            else tuple((k, k) for k in labels.out if x.pieces(k))
+        )
+        yield _Way(
+            x._replace(shape=tuple(shape), slots=tuple(source)), target, kept, partial, tuple(parts)
+        )
+
+
+def _placed_digits(
+    digits: list[Coordinate], rows: int
+) -> tuple[list[Coordinate], list[Coordinate]] | None:
+    """(digits on so many columns, lowest first; the rest, which goes to ciphertexts)."""
+    queue = list(digits)
+    placed: list[Coordinate] = []
+    while queue and rows > 1:
+        d = queue.pop(0)
+        size = 1 << (d.size - 1).bit_length()
+        highest = not any(e.axis == d.axis and e.stride > d.stride for e in digits)
+        if size != d.size and not highest:
+            return None
+        if size > rows:
+            if d.size % rows and not highest:
+                return None
+            placed.append(Coordinate(d.axis, rows, d.stride))
+            queue.insert(0, Coordinate(d.axis, -(-d.size // rows), d.stride * rows))
+            rows = 1
+        else:
+            placed.append(Coordinate(d.axis, size, d.stride))
+            rows //= size
+    return placed, [d for d in queue if d.size > 1]
+
+
+def _strided(extents: Sequence[int], labels: Sequence[int]) -> dict[int, int]:
+    """What the index along each label adds to a flat place."""
+    out: dict[int, int] = {}
+    for k, stride in zip(labels, flat_strides(extents), strict=True):
+        out[k] = out.get(k, 0) + stride
+    return out
+
+
+def _matrix_offer(
+    labels: Labels, maps: Sequence[_Map], own: Sequence[int], other: Sequence[int]
+) -> Offer:
+    strides = _strided([labels.sizes[k] for k in other], other)
+    rows: list[Row] = []
+    for number, m in enumerate(maps):
+        scalar = not any(
+            c.axis in strides or c.axis in m.way.partial
+            for c in (*m.way.source.slots, *m.way.target.slots)
+        )
+        shared = m.plan.rotations - m.plan.turned if number else 0
+        for row in map_work(m.plan, scalar=scalar).rows:
+            less = shared if row.kind == Kind.ROTATE else 0
+            rows.append(row._replace(number=row.number - less))
+        rows += m.total.rows(1)
+    outs = tuple(m.total.layout for m in maps)
+    work = Work(tuple(rows), 1, sum(o.ciphertexts for o in outs))
+
+    def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
+        b, (x,) = em.b, xs
+        b.begin(em.source)
+        made: list[Packed] = []
+        for m, out, eqn in zip(maps, outs, op.equations, strict=True):
+            value = public_operand(eqn)
+            gain = em.wished(eqn.outputs[0], x.gain)
+            inner = {k: v for k, v in strides.items() if k not in labels.out}
+            inner |= {
+                axis: strides[k] * stride
+                for axis, (k, stride) in zip(m.way.partial, m.way.parts, strict=True)
+            }
+            nodes = em.matrix(
+                m.plan,
+                Packed(m.way.source, x.nodes, x.gain),
+                m.way.target,
+                m.way.kept,
+                inner,
+                {k: v for k, v in strides.items() if k in labels.out},
+                em.public(value, value.shape, _batch_axis(eqn, em)),
+                x.gain / gain,
+            )
+            nodes = [
+                em.reduced(
+                    nodes[g[0]] if len(g) == 1 else b.add([(1, nodes[k]) for k in g]),
+                    m.total.steps,
+                )
+                for g in m.total.groups
+            ]
+            made.append(Packed(out, tuple(nodes), gain))
+        b.end([n for x in made for n in x.nodes])
+        return made
+
+    return Offer(outs, (work,), emit)
+
+
+def _batch_axis(eqn: Equation, em: Emission) -> int | None:
+    """The axis of the public operand that goes with the batch axis of the result."""
+    batch = em.axis(eqn.outputs[0])
+    if batch is None:
+        return None
+    (_, _), (ba, bb) = eqn.params["dimension_numbers"]
+    first = eqn.inputs[0].encrypted
+    mine = bb if first else ba
+    if batch < len(mine):
+        return mine[batch]
+    return None

@@ -1,0 +1,71 @@
+"""Offers: the ways in which an operation can be done, given where its operands lie.
+
+An offer has no effect until it is emitted: it says where the results would lie and what it costs.
+A rule that cannot serve some layouts makes no offer for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from hesim.circuit.layout import stripped
+from hesim.circuit.packing.costs import Work
+from hesim.circuit.packing.emission import Emission, Packed
+from hesim.circuit.packing.layout import Layout
+from hesim.circuit.packing.operations import Operation
+from hesim.circuit.publics import Publics
+from hesim.program import Equation, Literal, Program, Var
+
+__all__ = ["Emit", "Offer", "Rule", "Setting", "public_operand"]
+
+Emit = Callable[[Emission, Operation, "tuple[Packed, ...]"], "list[Packed]"]
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """One way to do an operation.
+
+    Attributes:
+      outs: layouts of the results. works: stages, without those that move operands.
+      emit: writes them, given the operands where `operands` says.
+      operands: layout that each operand is brought to first; None for the one it has.
+    """
+
+    outs: tuple[Layout, ...]
+    works: tuple[Work, ...]
+    emit: Emit
+    operands: tuple[Layout | None, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What rules may know: the Program, its public values, batch axes, columns, wished gains."""
+
+    program: Program
+    publics: Publics
+    axes: Mapping[int, int | None]
+    columns: int
+    factors: Mapping[tuple[int, int], tuple[int, ...]]
+    wishes: Mapping[int, float]
+
+    def axis(self, value: Var | Literal) -> int | None:
+        return self.axes.get(value.id) if isinstance(value, Var) else None
+
+    def shape(self, value: Var | Literal) -> tuple[int, ...]:
+        return stripped(value.shape, self.axis(value))
+
+    def inner(self, var: Var | Literal, axis: int) -> int | None:
+        """A full axis among those of one member; None for the batch."""
+        batch = self.axis(var)
+        if batch is None:
+            return axis
+        return None if axis == batch else axis - (axis > batch)
+
+
+Rule = Callable[[Setting, Operation, tuple[Layout, ...]], Iterator[Offer]]
+
+
+def public_operand(eqn: Equation) -> Var | Literal:
+    """The first operand in the clear."""
+    return next(v for v in eqn.inputs if not v.encrypted)

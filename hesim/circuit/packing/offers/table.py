@@ -1,0 +1,39 @@
+"""The rules of the search, by kind of operation."""
+
+from __future__ import annotations
+
+from hesim.circuit.packing.offers import contraction, elementwise, movement, reduction
+from hesim.circuit.packing.offers.offer import Rule
+
+__all__ = ["OFFERS"]
+
+OFFERS: dict[str, Rule] = {
+    **dict.fromkeys(
+        (
+            *("copy", "copy_p", "device_put", "name", "reshard", "layout_constraint"),
+            *("stop_gradient", "optimization_barrier", "sharding_constraint"),
+            *("reduce_precision", "convert_element_type"),
+        ),
+        elementwise.identity,
+    ),
+    "add": elementwise.add,
+    "add_any": elementwise.add,
+    "sub": elementwise.add,
+    "neg": elementwise.neg,
+    "mul": elementwise.mul,
+    "div": elementwise.mul,
+    "square": elementwise.products,
+    "integer_pow": elementwise.power,
+    "polynomial": elementwise.polynomial,
+    "refresh": elementwise.refresh,
+    "transpose": movement.transpose,
+    "broadcast_in_dim": movement.broadcast_in_dim,
+    "reshape": movement.reshape,
+    "squeeze": movement.reshape,
+    "expand_dims": movement.reshape,
+    "slice": movement.sliced,
+    "reduce_sum": reduction.reduce_sum,
+    "sum of products": reduction.sum_of_products,
+    "dot_general": contraction.dot_general,
+}
+"""Rules by kind of operation. What has none is left to the tables."""
