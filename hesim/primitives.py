@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hesim.circuit import batch_rules
+from hesim.circuit.batching import rules as batch_rules
 from hesim.circuit.rules import (
     contraction,
     convolution,

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hesim.circuit import sizes
-from hesim.circuit.batching import batch_axes, candidates
+from hesim.circuit.batching.axes import batch_axes, candidates
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import PlaintextFamily, TensorLocation
 from hesim.circuit.context import Context
 from hesim.circuit.layout import Tensor, input_count, input_tables, stripped
-from hesim.circuit.lower import lower
 from hesim.circuit.publics import Publics
+from hesim.circuit.rules.walk import lower
 from hesim.errors import LayoutError
 from hesim.params import CKKSParams
 from hesim.program import Program, Var

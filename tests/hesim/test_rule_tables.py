@@ -9,7 +9,7 @@ from jax.interpreters import mlir
 
 import hesim
 from he_backend import run
-from hesim.circuit import batch_rules
+from hesim.circuit.batching import rules as batch_rules
 from hesim.circuit.gains import meeting, scales_left, stays_pending
 from hesim.errors import HesimError, UnknownNoiseError
 from hesim.noise import rules

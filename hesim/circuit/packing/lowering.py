@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from hesim.circuit.batching import batch_axes, candidates
+from hesim.circuit.batching.axes import batch_axes, candidates
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import PlaintextFamily, TensorLocation
 from hesim.circuit.layout import stripped

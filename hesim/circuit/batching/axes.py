@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hesim.circuit.batch_rules import Mixed
+from hesim.circuit.batching.rules import Mixed
 from hesim.primitives import PRIMITIVES
 from hesim.program import Program
 

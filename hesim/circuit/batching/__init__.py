@@ -1,0 +1,1 @@
+"""The batch axis: the one that every encrypted value carries and nothing mixes."""
