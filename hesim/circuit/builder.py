@@ -125,6 +125,7 @@ class Builder:
         self.growth: list[float] = []
         self.operation: Callable[[], str] = lambda: "the inputs"
         self._rotated: dict[tuple[int, int], int] = {}
+        self._held_by: dict[Plain, np.ndarray] = {}  # columns of plaintexts
         self._open: Stage | None = None
         self._log_n = log_n
         self._budget = budget
@@ -412,7 +413,10 @@ class Builder:
         data = self.packs[plain[0]]
         if data.scalar or isinstance(data.rows, MapRows):
             return self.supports.everywhere
-        return np.broadcast_to(data.row(plain[1]) >= 0, self.columns)
+        if plain not in self._held_by:
+            held = np.broadcast_to(data.row(plain[1]) >= 0, self.columns)
+            self._held_by[plain] = self.supports.shared(held)
+        return self._held_by[plain]
 
     def _joined(self, known: np.ndarray | None, parts: Iterable[np.ndarray]) -> np.ndarray:
         return self.supports.joined(parts) if known is None else known
