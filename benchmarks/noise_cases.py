@@ -147,7 +147,7 @@ def _compiled(
     name: str,
     fn: Any,
     params: CKKSParams,
-    args: tuple[np.ndarray, ...],
+    args: tuple[np.ndarray, "..."],
     encrypted: tuple[int, ...],
     **options: Any,
 ) -> Case:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from jax import tree_util
+from jaxtyping import PyTree
 
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.domains import inside, public_polynomials
@@ -337,7 +338,7 @@ class Calibration:
         return found
 
 
-def calibrate(program: Program, batches: Iterable[Sequence[Any]]) -> Calibration:
+def calibrate(program: Program, batches: Iterable[Sequence[PyTree]]) -> Calibration:
     """Evaluates a Program in float64 on every batch and keeps the ranges of all operations.
 
     Args:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hesim.circuit.circuit import Circuit
 from hesim.display import html_block, html_table, shown_as_text
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = ["Certificate", "OpCertificate", "Record"]
 
@@ -114,7 +117,7 @@ class Record:
         self.stride = max(1, self.count // _SAMPLE) | 1
         self.start = 0
 
-    def add(self, cipher: int, errors: np.ndarray) -> None:
+    def add(self, cipher: int, errors: Float[np.ndarray, "keys slots"]) -> None:
         tap, columns = self.tap, self.columns[cipher]
         slots = self._slots(columns)
         found = errors[:, slots] * tap.gain

@@ -20,7 +20,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +43,9 @@ from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 from hesim.params import larger_capacity
 
+if TYPE_CHECKING:
+    from jaxtyping import Complex, Float, PyTree
+
 __all__ = ["RELINEARIZATION", "Certificate", "OpCertificate", "certify"]
 
 RELINEARIZATION = -1
@@ -51,13 +54,13 @@ RELINEARIZATION = -1
 
 def certify(
     circuit: Circuit,
-    args: Sequence[Any] | None = None,
+    args: Sequence[PyTree] | None = None,
     *,
-    inputs: Sequence[np.ndarray] | None = None,
-    operands: Sequence[np.ndarray] | None = None,
+    inputs: Sequence[Float[np.ndarray, "..."]] | None = None,
+    operands: Sequence[Float[np.ndarray, "..."]] | None = None,
     keys: int = 8,
-    secrets: np.ndarray | None = None,
-    switches: Mapping[int, np.ndarray] | None = None,
+    secrets: Complex[np.ndarray, "keys slots"] | None = None,
+    switches: Mapping[int, Complex[np.ndarray, "keys slots"]] | None = None,
     profile: str | NoiseProfile = "seal",
     seed: int = 0,
 ) -> Certificate:
@@ -135,11 +138,11 @@ class _Walk:
     def __init__(
         self,
         circuit: Circuit,
-        inputs: Sequence[np.ndarray],
-        operands: Sequence[np.ndarray],
+        inputs: Sequence[Float[np.ndarray, "..."]],
+        operands: Sequence[Float[np.ndarray, "..."]],
         profile: NoiseProfile,
         keys: int,
-        secrets: np.ndarray | None,
+        secrets: Complex[np.ndarray, "keys slots"] | None,
         seed: int,
     ):
         self.circuit: Circuit = circuit
@@ -177,7 +180,7 @@ class _Walk:
         self.products: dict[int, np.ndarray] = {}
         self.hidden = hiding_noise(circuit, profile)
 
-    def checked(self, embeddings: Any, name: str) -> np.ndarray:
+    def checked(self, embeddings: Any, name: str) -> Complex[np.ndarray, "keys slots"]:
         """One embedding per key, or an ArgumentError."""
         array = np.asarray(embeddings)
         if array.shape != (self.keys, self.params.slots):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from hesim.program import Equation, Literal, Program
 
+if TYPE_CHECKING:
+    from jaxtyping import ArrayLike, Bool, Shaped
+
 __all__ = ["inside", "public_polynomials"]
 
 
-def inside(equation: Equation, fed: Any) -> np.ndarray:
+def inside(equation: Equation, fed: Shaped[ArrayLike, "*shape"]) -> Bool[np.ndarray, "*shape"]:
     """Whether values that a `polynomial` equation is fed lie in its domain, gaps left out.
 
     Args:
@@ -34,7 +37,9 @@ def inside(equation: Equation, fed: Any) -> np.ndarray:
     return equation.params["poly"].contains(values, slack)
 
 
-def public_polynomials(program: Program, flat: Sequence[Any]) -> list[tuple[Equation, np.ndarray]]:
+def public_polynomials(
+    program: Program, flat: Sequence[Any]
+) -> list[tuple[Equation, Shaped[np.ndarray, "..."]]]:
     """The `polynomial` equations on public values, each with what it is fed.
 
     Args:

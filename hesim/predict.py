@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
+from jaxtyping import Float, PyTree
 
 from hesim.certify import certify
 from hesim.display import html_block, html_table, shown_as_text, text_table
@@ -72,8 +73,8 @@ class Prediction:
     """
 
     ops: tuple[OpPrediction, ...]
-    outputs: Any
-    exact: Any
+    outputs: PyTree[Float[np.ndarray, "..."]]
+    exact: PyTree[Float[np.ndarray, "..."]]
     names: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
@@ -111,7 +112,7 @@ class Prediction:
 def predict(
     program: Program,
     params: CKKSParams,
-    args: Sequence[Any],
+    args: Sequence[PyTree],
     keys: int = 8,
     profile: str | NoiseProfile = "seal",
     *,
@@ -210,7 +211,7 @@ def predict(
 def _walked(
     program: Program,
     schedule: Schedule,
-    args: Sequence[Any],
+    args: Sequence[PyTree],
     keys: int,
     profile: NoiseProfile,
     seed: int,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 from jax.core import Tracer
+from jaxtyping import PyTree, Shaped
 
 from hesim.display import html_block, html_table, shown_as_text
 from hesim.errors import ParameterError, TraceError
@@ -51,7 +52,7 @@ class Var:
 class Literal:
     """A scalar written into the program text."""
 
-    value: np.ndarray
+    value: Shaped[np.ndarray, "..."]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,13 +127,13 @@ class Program:
     name: str
     equations: tuple[Equation, ...]
     inputs: tuple[Var, ...]
-    consts: tuple[tuple[Var, np.ndarray], ...]
+    consts: tuple[tuple[Var, Shaped[np.ndarray, "..."]], ...]
     outputs: tuple[Var | Literal, ...]
     in_tree: Any
     out_tree: Any
     labels: tuple[str, ...]
     depth: int
-    _constants: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _constants: dict[int, Shaped[np.ndarray, "..."]] = field(default_factory=dict, repr=False)
 
     @property
     def ops(self) -> tuple[Equation, ...]:
@@ -187,7 +188,7 @@ class Program:
                 )
         return leaves
 
-    def __call__(self, *args: Any, precision: str | None = None) -> Any:
+    def __call__(self, *args: PyTree, precision: str | None = None) -> PyTree:
         """The function's exact result.
 
         Args:
@@ -304,7 +305,7 @@ class Program:
                 live.update(v.id for v in eqn.inputs if isinstance(v, Var))
         return reversed(kept)
 
-    def constant(self, value: Var | Literal) -> np.ndarray | None:
+    def constant(self, value: Var | Literal) -> Shaped[np.ndarray, "..."] | None:
         """A public operand that depends on no argument, floats in float64; None if it does."""
         if isinstance(value, Literal):
             return value.value

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
 __all__ = ["refresh", "refresh_p"]
 
@@ -25,7 +26,7 @@ batching.defvectorized(refresh_p)
 mlir.register_lowering(refresh_p, mlir.lower_fun(lambda x: x, multiple_results=False))
 
 
-def refresh(x: Any) -> Any:
+def refresh(x: PyTree[Shaped[ArrayLike, "..."]]) -> PyTree[Shaped[Array, "..."]]:
     """Asks for fresh levels here: a pytree of arrays of any shape, returned unchanged in value.
 
     Exact evaluation and gradients see the identity. Under encryption every ciphertext of the

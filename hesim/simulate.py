@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 from jax.extend import core
+from jaxtyping import PRNGKeyArray, PyTree
 
 from hesim.circuit.circuit import Circuit
 from hesim.errors import ParameterError, TraceError
@@ -60,7 +61,7 @@ def simulate(
     profile: str | NoiseProfile = "seal",
     tier: str = "train",
     circuit: Circuit | None = None,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     """`fn` as it would come out of an encrypted run under these parameters.
 
     Args:
@@ -110,7 +111,7 @@ def simulate(
     told: set[bool] = set()
     name = getattr(fn, "__name__", type(fn).__name__)
 
-    def simulated(key: Any, *args: Any) -> Any:
+    def simulated(key: PRNGKeyArray, *args: PyTree) -> PyTree:
         _check_key(key, name)
         leaves, tree = tree_util.tree_flatten(args)
         shapes = tuple((np.shape(x), jnp.result_type(x).name) for x in leaves)

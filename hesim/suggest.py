@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from hesim.noise.profiles import NoiseProfile
 from hesim.params import SEAL_LIMITS, SECURITY_LIMITS, CKKSParams, largest_levels
 from hesim.predict import predict
 from hesim.program import Program, need_program
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
 
 __all__ = ["Alternative", "Suggestion", "suggest"]
 
@@ -139,7 +142,7 @@ def suggest(
     slots: int = 1,
     memory: float | None = None,
     security: int = 128,
-    args: Sequence[Any] | None = None,
+    args: Sequence[PyTree] | None = None,
     headroom: int = 10,
     rings: Sequence[int] = (12, 13, 14, 15),
     refresh_price: float | str | None = None,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
+from jaxtyping import ArrayLike, Float, PyTree
 
 from hesim.circuit.compile import compile
 from hesim.errors import ParameterError
@@ -128,8 +129,8 @@ class WorstInput:
 def worst_input(
     target: Program | Callable[..., Any],
     params: CKKSParams,
-    bounds: Any,
-    args: Sequence[Any],
+    bounds: PyTree[Float[ArrayLike, "..."]],
+    args: Sequence[PyTree],
     *,
     encrypted: Any = (0,),
     objective: str = "error",

@@ -1,12 +1,22 @@
-"""How the sources lie: imports without circles, small files and folders, arguments with types."""
+"""How the sources lie: imports without circles, small files and folders, arguments with types,
+arrays with shapes.
+"""
 
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
+
+import hesim
+from hesim.circuit.circuit import TensorLocation
+from hesim.circuit.plain.machine import Evaluator
+from hesim.circuit.plain_rows import PlaintextFamily
 
 TOP = Path(__file__).resolve().parent.parent
 PACKAGES = ("approx", "hesim", "models", "he_backend", "experiments")
@@ -92,3 +102,28 @@ def test_every_argument_of_hesim_has_a_type():
                 if x.annotation is None and x.arg not in ("self", "cls")
             ]
     assert bare == []
+
+
+SHAPED = re.compile(r"\b\w+\[(?:np\.ndarray|jax\.Array|Array|ArrayLike), '[^']*'\]")
+
+
+def annotated(owner: Any) -> Iterator[tuple[str, str]]:
+    """What a public function or class says of its arguments, results and fields, as written."""
+    said = [(owner.__name__, inspect.get_annotations(owner))]
+    for name, member in vars(owner).items() if inspect.isclass(owner) else ():
+        function = getattr(member, "fget", getattr(member, "func", member))
+        if inspect.isfunction(function) and (not name.startswith("_") or name == "__call__"):
+            said.append((f"{owner.__name__}.{name}", function.__annotations__))
+    for where, found in said:
+        yield from ((where, annotation) for annotation in found.values())
+
+
+def test_arrays_of_public_signatures_of_hesim_have_shapes():
+    public = [value for name in hesim.__all__ if callable(value := getattr(hesim, name))]
+    seen, bare = 0, []
+    for owner in (*public, Evaluator, PlaintextFamily, TensorLocation):
+        for where, annotation in annotated(owner):
+            rest, count = SHAPED.subn("", annotation)
+            seen += count
+            bare += [f"{where}: {annotation}"] if re.search(r"ndarray|Array", rest) else []
+    assert seen > 30 and bare == []

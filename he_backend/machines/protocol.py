@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from hesim.circuit.plain.machine import Cipher, Evaluator, Plain
 from hesim.params import CKKSParams
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = ["Cipher", "Evaluator", "KeyMaker", "Machine", "Plain"]
 
@@ -23,11 +26,11 @@ __all__ = ["Cipher", "Evaluator", "KeyMaker", "Machine", "Plain"]
 class Machine(Evaluator, Protocol):
     """An Evaluator that holds keys to encrypt and decrypt with, all of them or the client's."""
 
-    def encrypt(self, values: np.ndarray | float, level: int, scale: float) -> Any:
+    def encrypt(self, values: Float[np.ndarray, " slots"] | float, level: int, scale: float) -> Any:
         """A fresh two-component Cipher at `level` and `scale`, under the public key."""
         ...
 
-    def decrypt(self, cipher: Any) -> np.ndarray:
+    def decrypt(self, cipher: Any) -> Float[np.ndarray, " slots"]:
         """float64[slots]. Raises BackendError where there is no secret key."""
         ...
 

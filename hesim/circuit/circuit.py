@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import ParameterError, reading
 from hesim.params import CKKSParams
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int8, Int16, Int32, Int64, UInt8
 
 __all__ = ["KINDS", "Circuit", "Kind", "Ledger", "PlaintextFamily", "Spending", "TensorLocation"]
 
@@ -75,8 +78,8 @@ class TensorLocation:
     op: int
     shape: tuple[int, ...]
     batch_axis: int
-    cipher: np.ndarray
-    column: np.ndarray
+    cipher: Int32[np.ndarray, " elements"]
+    column: Int32[np.ndarray, " elements"]
     gain: float
     batch: int
     width: int
@@ -86,8 +89,9 @@ class TensorLocation:
         op: int,
         shape: tuple[int, ...],
         batch_axis: int,
-        cipher: np.ndarray | Callable[[], tuple[np.ndarray, np.ndarray]],
-        column: np.ndarray | None,
+        cipher: Int32[np.ndarray, " elements"]
+        | Callable[[], tuple[Int32[np.ndarray, " elements"], Int32[np.ndarray, " elements"]]],
+        column: Int32[np.ndarray, " elements"] | None,
         gain: float,
         batch: int,
         width: int,
@@ -111,12 +115,14 @@ class TensorLocation:
         return self.__dict__[name]
 
     @cached_property
-    def ciphers(self) -> np.ndarray:
+    def ciphers(self) -> Int32[np.ndarray, " ciphers"]:
         """Ciphertexts that hold the tensor, each once, sorted."""
         found = np.unique(self.cipher)
         return found[found >= 0]
 
-    def read(self, vectors: Mapping[int, np.ndarray]) -> np.ndarray:
+    def read(
+        self, vectors: Mapping[int, Float[np.ndarray, " slots"]]
+    ) -> Float64[np.ndarray, "*shape"]:
         """The tensor out of decrypted slot vectors (float64, effective slots each).
 
         Args:
@@ -310,19 +316,19 @@ class Circuit:
 
     params: CKKSParams
     slots: int
-    kind: np.ndarray
-    level: np.ndarray
-    scale: np.ndarray
-    arg_ptr: np.ndarray
-    arg: np.ndarray
-    arg2: np.ndarray
-    factor: np.ndarray
-    param: np.ndarray
-    source: np.ndarray
-    plain_pack: np.ndarray
-    plain_row: np.ndarray
-    plain_level: np.ndarray
-    plain_scale: np.ndarray
+    kind: UInt8[np.ndarray, " instructions"]
+    level: Int16[np.ndarray, " instructions"]
+    scale: Float64[np.ndarray, " instructions"]
+    arg_ptr: Int64[np.ndarray, " instructions+1"]
+    arg: Int32[np.ndarray, " terms"]
+    arg2: Int32[np.ndarray, " terms"]
+    factor: Int32[np.ndarray, " terms"]
+    param: Int32[np.ndarray, " instructions"]
+    source: Int32[np.ndarray, " instructions"]
+    plain_pack: Int32[np.ndarray, " plaintexts"]
+    plain_row: Int32[np.ndarray, " plaintexts"]
+    plain_level: Int16[np.ndarray, " plaintexts"]
+    plain_scale: Float64[np.ndarray, " plaintexts"]
     packs: tuple[PlaintextFamily, ...]
     inputs: tuple[PlaintextFamily, ...]
     operand_count: int
@@ -362,8 +368,8 @@ class Circuit:
         return tuple((k, r) for k, pack in enumerate(self.inputs) for r in range(len(pack)))
 
     @cached_property
-    def last_uses(self) -> np.ndarray:
-        """int64 (I,): the last instruction that reads each ciphertext, -1 if none does."""
+    def last_uses(self) -> Int64[np.ndarray, " instructions"]:
+        """The last instruction that reads each ciphertext, -1 if none does."""
         last = np.full(len(self.kind), -1)
         consumer = np.repeat(np.arange(len(self.kind)), np.diff(self.arg_ptr))
         dots = np.repeat(self.kind == Kind.DOT, np.diff(self.arg_ptr))
@@ -393,8 +399,8 @@ class Circuit:
         return sorted(used)
 
     @cached_property
-    def components(self) -> np.ndarray:
-        """int8 (I,): polynomials of each result, 2 or 3."""
+    def components(self) -> Int8[np.ndarray, " instructions"]:
+        """Polynomials of each result, 2 or 3."""
         found = np.full(len(self.kind), 2, np.int8)
         found[self.kind == Kind.DOT] = 3
         inherit = (Kind.ADD, Kind.DOT_PLAIN, Kind.ADD_PLAIN, Kind.RESCALE, Kind.DROP)

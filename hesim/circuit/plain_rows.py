@@ -12,12 +12,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from hesim.errors import ParameterError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int, Int32, Shaped
 
 __all__ = [
     "LiteralRows",
@@ -361,20 +364,20 @@ class PlaintextFamily:
     width: int
     columns: int
     gain: float
-    literal: np.ndarray | None
+    literal: Float[np.ndarray, " values"] | None
 
     def __init__(
         self,
         operand: int,
-        rows: Rows | np.ndarray | None = None,
+        rows: Rows | Int[np.ndarray, "rows columns"] | None = None,
         stride: int = 0,
         batch: int = 1,
         width: int = 1,
         columns: int = 1,
         gain: float = 1.0,
-        literal: np.ndarray | None = None,
+        literal: Float[np.ndarray, " values"] | None = None,
         *,
-        index: np.ndarray | None = None,
+        index: Int[np.ndarray, "rows columns"] | None = None,
     ):
         given = index if rows is None else rows
         assert given is not None, "a family has rows"
@@ -385,13 +388,13 @@ class PlaintextFamily:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def row(self, r: int) -> np.ndarray:
-        """int32 (columns,), or (1,): the element in each column of row r, negative for zero."""
+    def row(self, r: int) -> Int32[np.ndarray, " columns"]:
+        """(columns,), or (1,): the element in each column of row r, negative for zero."""
         return self.rows.row(r)
 
     @property
-    def index(self) -> np.ndarray:
-        """int32 (rows, columns): all rows, made anew unless they are a table: `row` gives one."""
+    def index(self) -> Int32[np.ndarray, "rows columns"]:
+        """All rows, made anew unless they are a table: `row` gives one."""
         return self.rows.block(np.arange(len(self)))
 
     @property
@@ -399,7 +402,9 @@ class PlaintextFamily:
         """Whether every row is one number in all slots."""
         return self.rows.columns == 1 and self.stride == 0
 
-    def vector(self, row: int, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray | float:
+    def vector(
+        self, row: int, values: Sequence[Shaped[np.ndarray, "..."]] | Shaped[np.ndarray, "..."]
+    ) -> Float64[np.ndarray, " slots"] | float:
         """Slot values of one row.
 
         Args:
@@ -422,8 +427,12 @@ class PlaintextFamily:
         slots = out.reshape(-1)
         return slots if self.gain == 1.0 else slots * self.gain
 
-    def numbers(self, rows: np.ndarray, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """float64 (len(rows),): what `vector` returns for each of these rows of a scalar family."""
+    def numbers(
+        self,
+        rows: Int[np.ndarray, " rows"],
+        values: Sequence[Shaped[np.ndarray, "..."]] | Shaped[np.ndarray, "..."],
+    ) -> Float64[np.ndarray, " rows"]:
+        """What `vector` returns for each of these rows of a scalar family."""
         flat, line = self._flat(values), self.rows.block(rows)[:, 0]
         return np.where(line >= 0, flat[np.maximum(line, 0)] * self.gain, 0.0)
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hesim.errors import ParameterError
+
+if TYPE_CHECKING:
+    from jaxtyping import ArrayLike, Float
 
 __all__ = ["LAWS", "BootstrapLaw", "law"]
 
@@ -66,7 +69,7 @@ class BootstrapLaw:
         """Whether failures are frequent enough to be met in a simulation."""
         return self.log2_failure > -60.0
 
-    def deviation(self, x: Any) -> Any:
+    def deviation(self, x: Float[ArrayLike, "*shape"]) -> Any:
         """C·sin(x / C) - x of coefficients in units of values; NumPy or JAX arrays."""
         if self.sine_bits is None:
             return 0.0

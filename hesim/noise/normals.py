@@ -5,7 +5,12 @@ Imports no JAX.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
 
 __all__ = ["Normals"]
 
@@ -29,8 +34,8 @@ class Normals:
         self._pool = np.empty(0, np.float32)
         self._cursor = 0
 
-    def take(self, *shape: int) -> np.ndarray:
-        """float32 of this shape, a view that must not be written to."""
+    def take(self, *shape: int) -> Float32[np.ndarray, "*shape"]:
+        """Numbers of this shape, a view that must not be written to."""
         count = int(np.prod(shape))
         if self._cursor + count > self._size:
             self._cursor = int(self._rng.integers(0, count))

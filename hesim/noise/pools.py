@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from hesim.noise.formulas import Noise, secret_norm
 from hesim.noise.profiles import NoiseProfile
@@ -60,7 +61,9 @@ class Draws:
         self._cursor = 0
         self._shapes: dict[tuple[Any, ...], Any] = {}
 
-    def noise(self, like: Any, noise: Noise, scale: float, *, moved: bool = False) -> Any:
+    def noise(
+        self, like: Float[Array, "*shape"], noise: Noise, scale: float, *, moved: bool = False
+    ) -> Float[Array, "*shape"]:
         """An error of the shape and dtype of ``like``, in values: coefficients over ``scale``.
 
         Given the key, an element's variance is (N/2)·(direct + keyed·h·W) / scale². ``moved`` takes
@@ -72,7 +75,9 @@ class Draws:
             return jnp.zeros_like(like)
         return std * self.unit(like, noise, moved=moved)
 
-    def unit(self, like: Any, noise: Noise, *, moved: bool = False) -> Any:
+    def unit(
+        self, like: Float[Array, "*shape"], noise: Noise, *, moved: bool = False
+    ) -> Float[Array, "*shape"]:
         """The same with a mean square of 1 over elements and keys; only the proportion of the two
         variances of ``noise`` counts.
         """
@@ -82,11 +87,11 @@ class Draws:
             out = out * self._shape(out, keyed / (direct + keyed), moved)
         return self._filled(out, like)
 
-    def plain(self, like: Any, std: float) -> Any:
+    def plain(self, like: Float[Array, "*shape"], std: float) -> Float[Array, "*shape"]:
         """Normal numbers of this std, as for the rounding of an encoded plaintext."""
         return std * self._filled(self._normal(like.size).astype(like.dtype), like)
 
-    def event(self, probability: float) -> Any:
+    def event(self, probability: float) -> Bool[Array, ""]:
         """A bool that is true with this probability, independent of everything else."""
         self._events += 1
         return jax.random.bernoulli(jax.random.fold_in(self._key, self._events), probability)

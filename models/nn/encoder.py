@@ -115,8 +115,8 @@ class LayerOutputs(NamedTuple):
       values: u met at each site.
     """
 
-    states: tuple[jax.Array, ...]
-    attention: tuple[jax.Array, ...]
+    states: tuple[jax.Array, "..."]
+    attention: tuple[jax.Array, "..."]
     final: jax.Array
     logits: jax.Array
     values: dict[str, jax.Array]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hesim.circuit.plain.errors import BackendError, CircuitError, EncodeError, ValueRangeError
 from hesim.params import CKKSParams, larger_capacity
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = [
     "SCALE_TOLERANCE",
@@ -75,14 +78,20 @@ def product_fits(params: CKKSParams, level: int, left: float, right: float) -> f
     return left * right
 
 
-def tile(values: np.ndarray, slots: int, total: int) -> np.ndarray:
-    """float64[total]: a vector of `slots` values repeated."""
+def tile(
+    values: Float[np.ndarray, " slots"], slots: int, total: int
+) -> Float[np.ndarray, " total"]:
+    """A vector of `slots` values repeated."""
     return np.tile(values, total // slots) if slots != total else values
 
 
 def checked_values(
-    params: CKKSParams, slots: int, values: np.ndarray | float, level: int, scale: float
-) -> np.ndarray:
+    params: CKKSParams,
+    slots: int,
+    values: Float[np.ndarray, " slots"] | float,
+    level: int,
+    scale: float,
+) -> Float[np.ndarray, " slots"]:
     """`values` as float64[slots] or float64[], checked.
 
     A coefficient of the encoding is at most scale · mean|value|, so that product is held against
@@ -104,7 +113,9 @@ def checked_values(
     return array
 
 
-def check_range(params: CKKSParams, values: np.ndarray, level: int, scale: float) -> None:
+def check_range(
+    params: CKKSParams, values: Float[np.ndarray, " slots"], level: int, scale: float
+) -> None:
     """Raises ValueRangeError if a ciphertext's `values` are NaN or may have wrapped."""
     if not np.all(np.isfinite(values)):
         error = ValueRangeError("a value is NaN or infinite")

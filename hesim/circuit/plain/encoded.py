@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hesim.circuit import sizes
 from hesim.circuit.circuit import Circuit, Kind
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 __all__ = ["EncodedPlaintexts", "next_uses"]
 
@@ -77,7 +80,7 @@ class EncodedPlaintexts:
         return self.held + size <= self._limit
 
 
-def next_uses(circuit: Circuit) -> np.ndarray:
+def next_uses(circuit: Circuit) -> Int[np.ndarray, " terms"]:
     """int32 (operands,): by place in `arg2`, that of the next use of the same plaintext; -1 for the
     last use, for ciphertexts, and for numbers, which need no encoding to speak of.
     """

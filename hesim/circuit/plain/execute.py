@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from hesim.circuit.plain.encoded import EncodedPlaintexts
 from hesim.circuit.plain.errors import BackendError
 from hesim.circuit.plain.machine import Evaluator
 from hesim.circuit.scalar_groups import numbers, scalar_groups
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = [
     "Executor",
@@ -76,7 +79,7 @@ class Executor:
         self,
         circuit: Circuit,
         machine: Evaluator,
-        operands: Sequence[np.ndarray],
+        operands: Sequence[Float[np.ndarray, "..."]],
         plain_bytes: int | None = None,
     ):
         self.circuit = circuit

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from hesim.params import CKKSParams
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = ["Cipher", "Evaluator", "Plain"]
 
@@ -63,7 +66,7 @@ class Evaluator(Protocol):
     slots: int
     encrypts: bool
 
-    def encode(self, values: np.ndarray | float, level: int, scale: float) -> Any:
+    def encode(self, values: Float[np.ndarray, " slots"] | float, level: int, scale: float) -> Any:
         """A Plain at `level` and `scale`; a float stands for the same value in every slot."""
         ...
 
@@ -87,7 +90,9 @@ class Evaluator(Protocol):
         """
         ...
 
-    def dot_scalars(self, ciphers: Sequence[Any], rows: np.ndarray, scale: float) -> list[Any]:
+    def dot_scalars(
+        self, ciphers: Sequence[Any], rows: Float[np.ndarray, "rows ciphers"], scale: float
+    ) -> list[Any]:
         """One sum of cipher · scalar a row of `rows[row, cipher]`, scalars encoded at `scale`."""
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from hesim.circuit.plain import checks
 from hesim.circuit.plain.errors import BlobError, CircuitError, MissingRotationKey
 from hesim.circuit.plain.machine import Cipher
 from hesim.params import CKKSParams
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = [
     "PlainMachine",
@@ -34,7 +38,7 @@ _MAGIC = b"heslots1"
 class SlotsCipher:
     """The message itself, float64[slots], with the level, scale and components it would have."""
 
-    values: np.ndarray
+    values: Float[np.ndarray, " slots"]
     level: int
     scale: float
     components: int = 2
@@ -44,7 +48,7 @@ class SlotsCipher:
 class SlotsPlain:
     """A plaintext vector float64[slots] (or float64[] for a scalar)."""
 
-    values: np.ndarray
+    values: Float[np.ndarray, " slots"]
     level: int
     scale: float
     zero: bool
@@ -76,15 +80,19 @@ class PlainMachine:
         self.slots = slots or params.slots
         self.rotation_steps = None if rotation_steps is None else frozenset(rotation_steps)
 
-    def encode(self, values: np.ndarray | float, level: int, scale: float) -> SlotsPlain:
+    def encode(
+        self, values: Float[np.ndarray, " slots"] | float, level: int, scale: float
+    ) -> SlotsPlain:
         array = checks.checked_values(self.params, self.slots, values, level, scale)
         return SlotsPlain(array, level, scale, not np.any(array))
 
-    def encrypt(self, values: np.ndarray | float, level: int, scale: float) -> SlotsCipher:
+    def encrypt(
+        self, values: Float[np.ndarray, " slots"] | float, level: int, scale: float
+    ) -> SlotsCipher:
         array = checks.checked_values(self.params, self.slots, values, level, scale)
         return SlotsCipher(np.broadcast_to(array, (self.slots,)), level, scale)
 
-    def decrypt(self, cipher: SlotsCipher) -> np.ndarray:
+    def decrypt(self, cipher: SlotsCipher) -> Float[np.ndarray, " slots"]:
         return np.array(cipher.values)
 
     def add(self, ciphers: Sequence[SlotsCipher], factors: Sequence[int]) -> SlotsCipher:
@@ -122,7 +130,7 @@ class PlainMachine:
         return self._result(total, level, scale, max(c.components for c in ciphers))
 
     def dot_scalars(
-        self, ciphers: Sequence[SlotsCipher], rows: np.ndarray, scale: float
+        self, ciphers: Sequence[SlotsCipher], rows: Float[np.ndarray, "rows ciphers"], scale: float
     ) -> list[SlotsCipher]:
         level = checks.same_level(ciphers)
         for cipher in ciphers:
