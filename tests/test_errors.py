@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from hesim.errors import HesimError
 from tests.test_structure import modules, tree
 
-SIGNALS = {"Mixed", "Overspent", "Abandoned", "Stopped", "_Stopped"}
+SIGNALS = {"Mixed", "NoPlan", "Overspent", "Abandoned", "Stopped", "_Stopped"}
 """No errors: they tell the caller that what it asked for has come, or to go another way."""
 
 BARE = {"ValueError", "TypeError", "RuntimeError", "LookupError", "IndexError", "Exception"}

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hesim.errors import LayoutError
+
 __all__ = [
     "GAP",
     "REPLICATED",
@@ -193,12 +195,12 @@ def refined(layouts: Sequence[Layout]) -> list[Layout]:
     """The layouts with slot coordinates split so that all have the same sizes.
 
     Raises:
-      ValueError: their sizes have no common refinement.
+      LayoutError: their sizes have no common refinement.
     """
     cuts = sorted({cut for layout in layouts for cut in _cuts(layout.slots)})
     for low, high in zip(cuts, cuts[1:], strict=False):
         if high % low:
-            raise ValueError("slot coordinates without a common refinement")
+            raise LayoutError("slot coordinates without a common refinement")
     return [_split(layout, cuts) for layout in layouts]
 
 
