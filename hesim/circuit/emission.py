@@ -11,6 +11,7 @@ import numpy as np
 from hesim.circuit.builder import Builder, Stage
 from hesim.circuit.circuit import Kind
 from hesim.circuit.nodes import Terms
+from hesim.circuit.shape import held_to_scale
 from hesim.params import CKKSParams
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _emit_stage(
     level = schedule.level[stage.id]
     local: dict[int, int] = {}
     members = [n for n in stage.nodes if n in live]
-    loose = _only_meets_plaintexts(b, stage, members)
+    held = held_to_scale(b, stage, members)
 
     versions: dict[int, dict[int, int]] = {}
 
@@ -178,7 +179,7 @@ def _emit_stage(
             return local[n]
         found = versions.setdefault(at, {})
         if n not in found:
-            found[n] = _version(out, params, n, at, n in loose, stage.source, unit_pack)
+            found[n] = _version(out, params, n, at, n not in held, stage.source, unit_pack)
         return found[n]
 
     for n in members:
@@ -251,21 +252,6 @@ def _scale(params: CKKSParams, level: int, power: int, unscaled: bool) -> float:
     if power == 2:
         return scale * params.scale(level - 1) if unscaled else scale**2
     return scale**2 * params.scale(level - 1)
-
-
-def _only_meets_plaintexts(b: Builder, stage: Stage, members: list[int]) -> set[int]:
-    """Operands from other stages that go into plaintext products only (rotated first, or not)."""
-    inside = set(members)
-    strict: set[int] = set()
-    for n in reversed(members):
-        node = b.nodes[n]
-        if node.kind == Kind.DOT_PLAIN or node.kind == Kind.ROTATE and n not in strict:
-            if node.kind == Kind.ROTATE and n in stage.outputs:
-                strict.update(node.first)
-            continue
-        strict.update(node.first, node.second)
-    operands = {a for n in members for a in b.nodes[n].first}
-    return operands - inside - strict
 
 
 def _version(

@@ -57,10 +57,13 @@ class StageCosts:
         place = {s: k for k, s in enumerate(self.names)}
         self.inputs = [[place[i] for i in s.inputs if i in place] for s in self.shapes]
         self.users: list[list[int]] = [[] for _ in self.names]
+        self._exact: list[list[int]] = [[] for _ in self.names]  # those that need its exact scale
         for k, inputs in enumerate(self.inputs):
             for i in inputs:
                 assert i < k, "stages use the outputs of earlier ones"
                 self.users[i].append(k)
+                if self.names[i] not in self.shapes[k].loose:
+                    self._exact[i].append(k)
         self.forced = frozenset(k for k, s in enumerate(self.shapes) if s.refreshed)
         self.free = [bool(s) and k not in self.forced for k, s in enumerate(self.inputs)]
         self.siblings = self._find_siblings()
@@ -68,9 +71,12 @@ class StageCosts:
         self._widths = [s.width for s in self.shapes]
         self._seconds: list[dict[int, float]] = [{} for _ in self.names]
         self._lowering: list[float] = []
+        self._dropping = [
+            instruction_seconds(Kind.DROP, level, 1, self._log_n) for level in range(self.top + 1)
+        ]
         self._refreshing: list[float] = []
         for level in range(self.top + 1):
-            each = instruction_seconds(Kind.DOT_PLAIN, level + 1, 1, self._log_n)
+            each = instruction_seconds(Kind.DOT_PLAIN, level + 1, 1, self._log_n, scalar=True)
             each += instruction_seconds(Kind.RESCALE, level + 1, 1, self._log_n)
             self._lowering.append(each)
             each = refresher.seconds(self.lowest, level, self._log_n)
@@ -117,9 +123,19 @@ class StageCosts:
         if run not in seconds:
             seconds[run] = self.shapes[k].seconds(run, self._log_n)
         if lowest < need:
-            lower = {level[u] for u in users}
-            each += sum(self._lowering[use] for use in lower if use < need)
+            each += self._lowered(k, need, level)
         return run, need, seconds[run] + self._widths[k] * each
+
+    def _lowered(self, k: int, need: int, level: Sequence[int]) -> float:
+        """Seconds to bring one output from level `need` to all lower ones at which it is used."""
+        exact = {level[u] for u in self._exact[k]}
+        seconds = 0.0
+        for use in {level[u] for u in self.users[k]}:
+            if use in exact and use < need:
+                seconds += self._lowering[use]
+            if use + (use in exact) < need:
+                seconds += self._dropping[need]
+        return seconds
 
     def placed(self, refreshed: Collection[int], cap: int | None = None) -> Placed | int:
         """Levels for a set of refreshes; with `cap`, refreshes whatever would run above it.

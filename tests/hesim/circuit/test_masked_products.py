@@ -18,9 +18,8 @@ from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
 from hesim.circuit.emission import arrays, emit
 from hesim.circuit.ledger import ledger
-from hesim.circuit.levels import LevelPlanner, ShapePlanner
+from hesim.circuit.levels import LevelPlanner
 from hesim.circuit.publics import Publics
-from hesim.circuit.shape import stage_shapes
 from hesim.noise.placement import of_circuit
 
 M = 8
@@ -160,18 +159,17 @@ def test_masks_of_differences_of_products_and_their_sums(small_params, run_slots
 def test_masks_rescaled_by_themselves_cost_more(small_params, run_slots):
     params = small_params(levels=2)
     found = [masked(params, lambda *a, n=n: scores(*a, stages=n)) for n in (1, 2)]
-    for _, circuit in found:
+    for b, circuit in found:
         ((scored,), _) = run_slots(circuit, (Q, K))
         np.testing.assert_allclose(scored, Q @ K.T, atol=1e-12)
-    (_, one), (_, two) = found
-    assert [b.stages[2].drop for b, _ in found] == [2, 1]
-    assert one.ledger.rescales == 4
-    assert two.ledger.rescales == 2 * M - 1 + 1 + 2  # one brings the other operand down
-    assert one.ledger.seconds < two.ledger.seconds
-    for b, circuit in found[:1]:
-        planner = ShapePlanner(stage_shapes(b, range(len(b.nodes))), params, str, None)
+        # What is planned is what the instructions cost, at every level below the stage's start.
+        planner = LevelPlanner(b, params, b.stages[-1].outputs, str, None)
         spent = sum(op.seconds for op in circuit.ledger.operations)
         assert planner.greedy().seconds == pytest.approx(spent)
+    (_, one), (_, two) = found
+    assert [b.stages[2].drop for b, _ in found] == [2, 1]
+    assert (one.ledger.rescales, two.ledger.rescales) == (4, 2 * M - 1 + 2)
+    assert one.ledger.seconds < two.ledger.seconds
 
 
 @pytest.mark.filterwarnings("ignore:INSECURE")

@@ -47,15 +47,14 @@ def test_a_cut_is_taken_whole_or_not_at_all(small_params, whole):
 
 
 def test_polynomials_are_not_cut_where_refreshes_save_nothing_together(small_params):
-    poly = approx.fit("gelu", (-4, 4), degree=15)
-    plan = planned(trace(lambda x: poly(0.5 * x + 0.1) * x, np.zeros(64)), small_params(levels=3))
-    shapes = stage_shapes(plan.builder, plan.planner.live)
-    costs = StageCosts(shapes, small_params(levels=3), None, KEY_HOLDER)
+    poly, params = approx.fit("gelu", (-4, 4), degree=63), small_params(levels=4)
+    plan = planned(trace(lambda x: poly(0.5 * x + 0.1) * x, np.zeros(64)), params)
+    costs = StageCosts(stage_shapes(plan.builder, plan.planner.live), params, None, KEY_HOLDER)
     start = costs.greedy()[0].refreshed
     alone = Search(costs, start)
     alone.sweep(3, whole=False)
     found = Search(costs, best_refreshes(costs, start, 3))
-    assert found.seconds < 0.95 * alone.seconds and len(found.places) < len(alone.places)
+    assert found.seconds < 0.98 * alone.seconds and len(found.places) <= len(alone.places) / 2
 
 
 def test_plans_are_the_best_there_are_and_never_worse_than_one_by_one(small_params):

@@ -71,3 +71,18 @@ def test_a_stage_that_takes_more_levels_than_there_are_is_named(small_params):
     planner = ShapePlanner(chain(2, 2), small_params(levels=1), "operation {}".format, None)
     with pytest.raises(LevelError, match="operation 1 takes 2 at once.*levels=2"):
         planner.greedy()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_meets_plaintexts_alone_comes_to_a_lower_level_for_nothing(small_params, exact):
+    def fn(x):
+        y = ((x * x) ** 2) ** 2
+        return y * x if exact else y + x * X
+
+    params = small_params(levels=5)
+    plan = planned(trace(fn, X), params, refresh_price=math.inf)
+    circuit = plan.circuit(params)
+    assert circuit.ledger.drops == 1 and circuit.ledger.plain_products == 1
+    assert circuit.ledger.rescales == 3 + (2 if exact else 1)
+    spent = sum(op.seconds for op in circuit.ledger.operations)
+    assert plan.schedule.seconds == pytest.approx(spent)
