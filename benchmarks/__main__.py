@@ -1,7 +1,7 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
 `noise` and `shared_errors` measure for the better part of an hour, `training` compiles and
-`reviews` trains for minutes; these have to be named.
+`reviews` trains for minutes, and `packing` wants the machine for itself; these have to be named.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks import (
     machines,
     noise,
     operations,
+    packing,
     reviews,
     shared_errors,
     simulation,
@@ -29,6 +30,7 @@ ALL = {
     "approximation": lambda: approximation.main([]),
     "operations": operations.main,
     "machines": machines.main,
+    "packing": lambda: packing.main([]),
     "simulation": lambda: simulation.main([]),
     "noise": noise.main,
     "circuits": lambda: circuits.main([]),
@@ -37,7 +39,7 @@ ALL = {
     "training": training.main,
     "reviews": lambda: reviews.main([]),
 }
-LONG = ("noise", "shared_errors", "training", "reviews")
+LONG = ("noise", "shared_errors", "training", "reviews", "packing")
 
 
 def main(names: list[str]) -> int:

@@ -27,6 +27,7 @@ def run_local(
     taken: Callable[[int, np.ndarray], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     keep: bool = True,
+    executor: Executor | None = None,
 ) -> tuple[dict[int, np.ndarray], Spent]:
     """Execute a Circuit from inputs to decrypted outputs.
 
@@ -39,12 +40,14 @@ def run_local(
       taken: called with every refreshed or decrypted ciphertext and its decrypted values.
       progress: called with instructions done and in all.
       keep: whether what is decrypted is kept and returned, or only shown to `taken`.
+      executor: of this Circuit, machine and operands, with plaintexts that earlier runs encoded.
 
     Returns:
       Slot values of the decrypted ciphertexts, and what was spent.
     """
     holder = KeyHolder(circuit, machine, list(inputs), ranges)
-    executor = Executor(circuit, machine, operands)
+    if executor is None:
+        executor = Executor(circuit, machine, operands)
     last = circuit.last_uses
     wanted = set(decrypt)
     ciphers: dict[int, Any] = {}

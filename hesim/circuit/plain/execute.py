@@ -73,6 +73,8 @@ class Executor:
       operands: public operands, float64 arrays, in the Circuit's order.
       plain_bytes: memory for encoded plaintexts that are used again; default: a quarter of what is
         free.
+      repeated: whether the whole Circuit is run more than once: then plaintexts that have room stay
+        encoded.
     """
 
     def __init__(
@@ -81,11 +83,13 @@ class Executor:
         machine: Evaluator,
         operands: Sequence[Float[np.ndarray, "..."]],
         plain_bytes: int | None = None,
+        *,
+        repeated: bool = False,
     ):
         self.circuit = circuit
         self.machine = machine
         self.operands = operands
-        self._encoded = EncodedPlaintexts(circuit, plain_bytes)
+        self._encoded = EncodedPlaintexts(circuit, plain_bytes, repeated=repeated)
 
     def run(
         self,

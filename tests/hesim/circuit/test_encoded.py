@@ -77,3 +77,10 @@ def test_a_quarter_of_what_is_free_is_kept(circuit, monkeypatch):
     monkeypatch.setattr(sizes, "available", lambda: 40)
     store = EncodedPlaintexts(using(circuit, 0, 1, 0, 1))
     assert encoded(store, [0, 1, 2, 3]) == [0, 1, 3]
+
+
+def test_what_is_used_in_every_run_stays_while_there_is_room(circuit):
+    store = EncodedPlaintexts(using(circuit, 0, 1, 2), 20, repeated=True)
+    assert encoded(store, [0, 1, 2]) == [0, 1, 2]
+    assert encoded(store, [0, 1, 2]) == [2]
+    assert store.held == 20

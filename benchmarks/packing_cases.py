@@ -1,0 +1,124 @@
+"""One pre-LN block of a transformer with Gaussian-kernel attention, and the gradient of its LoRA
+matrices: hidden 128, 64 tokens, 2 heads, a gated feed-forward of 2 × 256.
+
+The mean of LayerNorm is left out: inputs and what is added to them are centred in the clear. The
+kernel is exp(2qk - q² - k²) with its width folded into the matrices of q and k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import approx
+import hesim
+from hesim.params import CKKSParams
+from hesim.program import Program
+
+__all__ = ["CASES", "PackingCase", "ring"]
+
+TOKENS, HIDDEN, HEADS, FFN, RANK = 64, 128, 2, 256, 2
+
+
+@dataclass(frozen=True)
+class PackingCase:
+    """A traced function, its arguments, and how many sentences they are."""
+
+    program: Program
+    args: tuple[Any, ...]
+    sentences: int
+
+
+def ring() -> CKKSParams:
+    """N = 2^14 and the shortest chain that holds a polynomial of degree 15, at 128 bits."""
+    return CKKSParams(14, 4, 40, 50, 60)
+
+
+def sentences(count: int) -> PackingCase:
+    """The block on `count` sentences side by side; on one without an axis for them."""
+    rng = np.random.default_rng(0)
+    block = _Block(rng)
+    x = block.states(rng, count)
+    return PackingCase(hesim.trace(block, x), (x,), count)
+
+
+def gradient() -> PackingCase:
+    """The gradient by LoRA matrices of rank 2 on q, k and v, given that by the block's results: one
+    sentence, all of them encrypted.
+    """
+    rng = np.random.default_rng(0)
+    block = _Block(rng)
+    x, upstream = block.states(rng, 1), block.states(rng, 1) * np.float32(0.3)
+    adapters = [
+        {
+            "a": (0.1 * rng.normal(size=(HIDDEN, RANK))).astype(np.float32),
+            "b": (0.1 * rng.normal(size=(RANK, HIDDEN))).astype(np.float32),
+        }
+        for _ in range(3)
+    ]
+
+    def loss(adapters: Any, x: Any, upstream: Any) -> Any:
+        return jnp.sum(block(x, adapters) * upstream)
+
+    args = (adapters, x, upstream)
+    return PackingCase(hesim.trace(jax.grad(loss), *args, encrypted=(0, 1, 2)), args, 1)
+
+
+CASES: dict[str, Callable[[], PackingCase]] = {
+    "block": lambda: sentences(1),
+    "gradient": gradient,
+    "block64": lambda: sentences(64),
+    "block128": lambda: sentences(128),
+}
+"""By name."""
+
+
+class _Block:
+    """Weights and polynomials; a call is the traced function."""
+
+    def __init__(self, rng: np.random.Generator):
+        def weights(rows: int, columns: int, size: float) -> np.ndarray:
+            drawn = rng.normal(size=(rows, columns)) * size / np.sqrt(rows)
+            return drawn.astype(np.float32)
+
+        near = (2 * (HIDDEN // HEADS) ** 0.5) ** -0.5
+        centring = (np.eye(HIDDEN) - 1 / HIDDEN).astype(np.float32)
+        self.qkv = [weights(HIDDEN, HIDDEN, s) for s in (0.8 * near, 0.8 * near, 0.5)]
+        self.out = weights(HIDDEN, HIDDEN, 0.3) @ centring
+        self.gate, self.up = weights(HIDDEN, FFN, 1.2), weights(HIDDEN, FFN, 1.0)
+        self.down = weights(FFN, HIDDEN, 0.5) @ centring
+        self.inv_sqrt = approx.fit("inv_sqrt", (0.2, 5.0), degree=15)
+        self.exp = approx.fit("exp", (-16.0, 0.0), degree=15)
+        self.gelu = approx.fit("gelu", (-6.0, 6.0), degree=15)
+
+    def states(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Centred float32 (sentences, tokens, hidden), without the first axis for one."""
+        x = rng.normal(size=(count, TOKENS, HIDDEN)).astype(np.float32)
+        x -= x.mean(-1, keepdims=True)
+        return x if count > 1 else x[0]
+
+    def __call__(self, x: Any, adapters: Any = (None, None, None)) -> Any:
+        """(..., tokens, hidden) -> the same."""
+        n = self._normalised(x)
+        q, k, v = (
+            _heads(n @ w if pair is None else n @ w + (n @ pair["a"]) @ pair["b"])
+            for w, pair in zip(self.qkv, adapters, strict=True)
+        )
+        near = jnp.einsum("...id,...jd->...ij", q + q, k)
+        distance = near - jnp.sum(q * q, -1)[..., :, None] - jnp.sum(k * k, -1)[..., None, :]
+        attended = jnp.einsum("...ij,...jd->...id", self.exp(distance), v)
+        x = x + attended.swapaxes(-2, -3).reshape(x.shape) @ self.out
+        n = self._normalised(x)
+        return x + (self.gelu(n @ self.gate) * (n @ self.up)) @ self.down
+
+    def _normalised(self, x: Any) -> Any:
+        return x * self.inv_sqrt(jnp.mean(x * x, -1, keepdims=True))
+
+
+def _heads(x: Any) -> Any:
+    return x.reshape(*x.shape[:-1], HEADS, HIDDEN // HEADS).swapaxes(-2, -3)
