@@ -436,7 +436,7 @@ class Circuit:
                 arrays.update({f"{group}{k}_{name}": array for name, array in own.items()})
                 if pack.literal is not None:
                     arrays[f"{group}{k}_literal"] = pack.literal
-                sizes = [pack.stride, pack.batch, pack.width, pack.columns, pack.gain]
+                sizes = [pack.stride, pack.batch, pack.width, pack.columns, pack.weight]
                 entries.append([pack.operand, *sizes, pack.rows.kind, list(own)])
             meta[group] = entries
         for group in ("outputs", "taps"):
@@ -470,7 +470,7 @@ class Circuit:
                         batch=entry[2],
                         width=entry[3],
                         columns=entry[4],
-                        gain=entry[5],
+                        weight=entry[5],
                         literal=data.get(f"{group}{k}_literal"),
                     )
                     for k, entry in enumerate(meta[group])

@@ -353,7 +353,7 @@ class PlaintextFamily:
       batch: members of the batch.
       width: slots per column, a power of two, at least `batch`.
       columns: columns of a full vector; columns * width is the circuit's slot count.
-      gain: factor on every value.
+      weight: factor on every value.
       literal: flat values where operand is -1.
     """
 
@@ -363,7 +363,7 @@ class PlaintextFamily:
     batch: int
     width: int
     columns: int
-    gain: float
+    weight: float
     literal: Float[np.ndarray, " values"] | None
 
     def __init__(
@@ -374,14 +374,14 @@ class PlaintextFamily:
         batch: int = 1,
         width: int = 1,
         columns: int = 1,
-        gain: float = 1.0,
+        weight: float = 1.0,
         literal: Float[np.ndarray, " values"] | None = None,
         *,
         index: Int[np.ndarray, "rows columns"] | None = None,
     ):
         given = index if rows is None else rows
         assert given is not None, "a family has rows"
-        held = (operand, rows_of(given), stride, batch, width, columns, gain, literal)
+        held = (operand, rows_of(given), stride, batch, width, columns, weight, literal)
         for f, value in zip(dataclasses.fields(self), held, strict=True):
             object.__setattr__(self, f.name, value)
 
@@ -417,7 +417,7 @@ class PlaintextFamily:
         flat = self._flat(values)
         line = self.row(row)
         if self.scalar:
-            return float(flat[line[0]] * self.gain) if line[0] >= 0 else 0.0
+            return float(flat[line[0]] * self.weight) if line[0] >= 0 else 0.0
         members = self.batch if self.stride else 1
         places = np.maximum(line, 0).astype(np.int64)[:, None] + self.stride * np.arange(members)
         taken = np.where(line[:, None] >= 0, flat[places], 0.0)
@@ -425,7 +425,7 @@ class PlaintextFamily:
         out[:] = taken[:, :1]
         out[:, :members] = taken
         slots = out.reshape(-1)
-        return slots if self.gain == 1.0 else slots * self.gain
+        return slots if self.weight == 1.0 else slots * self.weight
 
     def numbers(
         self,
@@ -434,7 +434,7 @@ class PlaintextFamily:
     ) -> Float64[np.ndarray, " rows"]:
         """What `vector` returns for each of these rows of a scalar family."""
         flat, line = self._flat(values), self.rows.block(rows)[:, 0]
-        return np.where(line >= 0, flat[np.maximum(line, 0)] * self.gain, 0.0)
+        return np.where(line >= 0, flat[np.maximum(line, 0)] * self.weight, 0.0)
 
     def _flat(self, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         if self.operand < 0:

@@ -519,4 +519,4 @@ def _largest(pack: PlaintextFamily) -> float:
     if pack.operand >= 0 or pack.literal is None:
         return 1.0
     used = pack.literal[plain_rows.entries(pack.rows)]
-    return float(np.max(np.abs(used), initial=0.0) * abs(pack.gain))
+    return float(np.max(np.abs(used), initial=0.0) * abs(pack.weight))

@@ -138,4 +138,4 @@ def _number(circuit: Circuit, p: int) -> float | None:
         return None
     asked = pack.row(int(circuit.plain_row[p]))
     found = np.unique(pack.literal[asked[asked >= 0]])
-    return float(found[0]) * pack.gain if len(found) == 1 else None
+    return float(found[0]) * pack.weight if len(found) == 1 else None

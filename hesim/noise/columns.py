@@ -23,7 +23,7 @@ def factors(pack: PlaintextFamily, row: int, columns: int) -> np.ndarray | None:
     if pack.operand >= 0 or pack.literal is None or pack.stride:
         return None
     line = pack.row(row)
-    values = np.where(line >= 0, pack.literal[np.maximum(line, 0)] * pack.gain, 0.0)
+    values = np.where(line >= 0, pack.literal[np.maximum(line, 0)] * pack.weight, 0.0)
     return values if len(line) in (1, columns) else None
 
 

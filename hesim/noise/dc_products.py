@@ -132,7 +132,7 @@ class SlotValues:
             return None
         stride = pack.stride * pack.batch
         place = first // stride * pack.stride + first % pack.stride if axis >= 0 else first
-        return Element(-1 - number, axis, place, member), 1.0 / pack.gain
+        return Element(-1 - number, axis, place, member), 1.0 / pack.weight
 
     def _batch_axis(self, number: int) -> int | None:
         """Along which axis of an input its batch lies, -1 if it has none; None if that is open."""

@@ -76,28 +76,28 @@ def _triples(b: Builder, an: np.ndarray, ac: np.ndarray, bn: np.ndarray, bc: np.
 
 
 def add_public(
-    b: Builder, source: int, x: Tensor, operand: int, index: np.ndarray, stride: int, gain: float
+    b: Builder, source: int, x: Tensor, operand: int, index: np.ndarray, stride: int, weight: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x + gain * operand[index]; elements that are exactly zero must not be among them."""
-    return _with_public(b, source, x, (operand, index, stride, gain), add=True)
+    """x + weight * operand[index]; elements that are exactly zero must not be among them."""
+    return _with_public(b, source, x, (operand, index, stride, weight), add=True)
 
 
 def scaled_by_public(
-    b: Builder, source: int, x: Tensor, operand: int, index: np.ndarray, stride: int, gain: float
+    b: Builder, source: int, x: Tensor, operand: int, index: np.ndarray, stride: int, weight: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x * gain * operand[index]: one level."""
-    return _with_public(b, source, x, (operand, index, stride, gain), add=False)
+    """x * weight * operand[index]: one level."""
+    return _with_public(b, source, x, (operand, index, stride, weight), add=False)
 
 
 def _with_public(
     b: Builder, source: int, x: Tensor, public: tuple[int, np.ndarray, int, float], *, add: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    operand, index, stride, gain = public
+    operand, index, stride, weight = public
     node, table, layer_node = _lined_up(b, x, index)
     if not len(layer_node):
         return x.node, x.column
     b.begin(source)
-    plains = _packs(b, table, operand, stride, gain, add=add)
+    plains = _packs(b, table, operand, stride, weight, add=add)
     made = []
     for n, plain in zip(layer_node, plains, strict=True):
         made.append(
@@ -131,7 +131,7 @@ def _lined_up(b: Builder, x: Tensor, index: np.ndarray):
     return out.reshape(x.node.shape), table, rows[:, 0]
 
 
-def _packs(b: Builder, table: np.ndarray, operand: int, stride: int, gain: float, *, add: bool):
+def _packs(b: Builder, table: np.ndarray, operand: int, stride: int, weight: float, *, add: bool):
     """Plaintext per row: a scalar where one public value serves a whole ciphertext."""
     plains: list[tuple[int, int]] = [(-1, -1)] * len(table)
     scalar = np.zeros(len(table), bool)
@@ -143,7 +143,7 @@ def _packs(b: Builder, table: np.ndarray, operand: int, stride: int, gain: float
     common = {
         "operand": operand,
         "stride": stride,
-        "gain": gain,
+        "weight": weight,
         "width": b.width,
         "columns": b.columns,
     }

@@ -45,13 +45,13 @@ class Coefficients:
     Attributes:
       operand: index into the public operands, or -1 for `literal`.
       stride: elements between batch members, 0 if shared.
-      gain: factor on every coefficient.
+      weight: factor on every coefficient.
       literal: flat numbers where operand is -1.
     """
 
     operand: int
     stride: int = 0
-    gain: float = 1.0
+    weight: float = 1.0
     literal: np.ndarray | None = None
 
 
@@ -175,7 +175,7 @@ def _encode(b: Builder, d: _Diagonals, giant: np.ndarray, coefficients: Coeffici
     scalar = d.whole & (c.stride == 0)
     common = {
         "operand": c.operand,
-        "gain": c.gain,
+        "weight": c.weight,
         "literal": c.literal,
         "width": b.width,
         "columns": b.columns,

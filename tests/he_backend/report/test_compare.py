@@ -85,7 +85,7 @@ def test_a_wrong_public_operand_is_named_in_an_encrypted_run(traced):
     # All plaintexts of the weights are encoded 2^-20 of themselves too large.
     used = {int(circuit.plain_pack[0])}
     packs = tuple(
-        dataclasses.replace(pack, gain=pack.gain * (1 + 2.0**-20)) if k in used else pack
+        dataclasses.replace(pack, weight=pack.weight * (1 + 2.0**-20)) if k in used else pack
         for k, pack in enumerate(circuit.packs)
     )
     wrong = dataclasses.replace(circuit, packs=packs)

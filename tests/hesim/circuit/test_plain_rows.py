@@ -132,7 +132,7 @@ def test_a_table_is_itself():
 def test_vectors_are_those_of_the_table(kind, stride):
     arrays = some_map(5)
     rows = MapRows(**arrays) if kind == "map" else MaskRows(arrays["out_key"] > 0)
-    sizes = {"stride": stride, "batch": 3, "width": 4, "columns": 8, "gain": 0.5}
+    sizes = {"stride": stride, "batch": 3, "width": 4, "columns": 8, "weight": 0.5}
     family = PlaintextFamily(0, rows, **sizes)
     table = PlaintextFamily(0, index=rows.block(np.arange(len(rows))), **sizes)
     values = [np.random.default_rng(0).normal(size=40)]
