@@ -185,6 +185,8 @@ def _homes(x: Layout, y: Layout, labels: Labels) -> Layout | None:
         for k in free:
             if slots[k].axis == REPLICATED and stride < size and form[k] == stride % size:
                 if slots[k].size > size // stride:
+                    if slots[k].size % (size // stride):
+                        return None
                     cut = math.prod(c.size for c in slots[:k]) * (size // stride)
                     return _homes(split(x, cut), split(y, cut), labels)
                 slots[k] = Coordinate(label, slots[k].size, stride)
@@ -239,11 +241,13 @@ def _classes(
     """
     x, y, out = refined([x, y, out])
     still = [
-        c == d == e and not _involved(out, e) and (c.axis == REPLICATED or c.axis in labels.shared)
+        c == d == e
+        and not _involved((x, y, out), e)
+        and (c.axis == REPLICATED or c.axis in labels.shared)
         for c, d, e in zip(x.slots, y.slots, out.slots, strict=True)
     ]
     columns = _columns(out, [only is None and s for s in still])
-    ciphers = _representatives(out, labels)
+    ciphers = _representatives(out, x, y, labels)
     index, _ = grid(out)
     family = math.prod(x.extent(k) for k in labels.summed)
     members = np.arange(family) if only is None else np.array([only])
@@ -296,7 +300,7 @@ def _size(x: Layout, y: Layout, out: Layout, labels: Labels) -> int:
         c.size for c in out.slots if c.axis != REPLICATED and c.axis not in labels.shared
     )
     family = math.prod(x.extent(k) for k in labels.summed)
-    return family * len(_representatives(out, labels)) * moving
+    return family * len(_representatives(out, x, y, labels)) * moving
 
 
 def _numbered(table: np.ndarray) -> np.ndarray:
@@ -311,8 +315,8 @@ def _numbered(table: np.ndarray) -> np.ndarray:
     return out
 
 
-def _involved(layout: Layout, c: Coordinate) -> bool:
-    return any((r.by_axis, r.by_stride) == (c.axis, c.stride) for r in layout.rolls)
+def _involved(layouts: Sequence[Layout], c: Coordinate) -> bool:
+    return any((r.by_axis, r.by_stride) == (c.axis, c.stride) for x in layouts for r in x.rolls)
 
 
 def _columns(layout: Layout, fixed: Sequence[bool]) -> np.ndarray:
@@ -326,12 +330,12 @@ def _columns(layout: Layout, fixed: Sequence[bool]) -> np.ndarray:
     return out
 
 
-def _representatives(layout: Layout, labels: Labels) -> list[int]:
+def _representatives(layout: Layout, x: Layout, y: Layout, labels: Labels) -> list[int]:
     """Ciphertexts of the result with batch digits at 0."""
     out = [0]
     at = 1
     for c in layout.ciphers:
-        if c.axis not in labels.shared or _involved(layout, c):
+        if c.axis not in labels.shared or _involved((layout, x, y), c):
             out = [o + at * p for p in range(c.size) for o in out]
         at *= c.size
     return sorted(out)
@@ -341,7 +345,7 @@ def _repeats(out: Layout, x: Layout, y: Layout, labels: Labels) -> tuple[tuple[i
     ranges = []
     at = 1
     for c in out.ciphers:
-        if c.axis in labels.shared and not _involved(out, c):
+        if c.axis in labels.shared and not _involved((out, x, y), c):
             steps = (at, _stride(x, c), _stride(y, c))
             ranges.append([tuple(s * p for s in steps) for p in range(c.size)])
         at *= c.size
@@ -366,6 +370,11 @@ def _address(
     """(ciphertext, column) of the elements with these indices; replicated coordinates as here."""
     rolled = {r.axis for r in layout.rolls}
     position: dict[tuple[int, int], np.ndarray] = {}
+    at = 1
+    for c in layout.slots:
+        if c.axis == REPLICATED and c.stride:
+            position[c.axis, c.stride] = columns // at % c.size
+        at *= c.size
     for axis in sorted(layout.axes, key=lambda a: a in rolled):
         home = targets[axis] if axis in targets else np.zeros(shape, np.int64)
         for r in layout.rolled(axis):
