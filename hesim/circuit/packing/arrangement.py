@@ -25,6 +25,7 @@ __all__ = [
     "Reduction",
     "Relay",
     "cipher_table",
+    "cleared",
     "joined",
     "like",
     "reduction",
@@ -73,9 +74,26 @@ def joined(a: Layout, b: Layout, shape: Sequence[int] | None = None) -> Layout |
         tuple(slots),
         tuple(ciphers),
         tuple(sorted(r for group in rolls.values() for r in group)),
-        a.zeros and b.zeros,
+        x.zeros and y.zeros and _holes(x) == _holes(y),
     )
     return out.canonical()
+
+
+def cleared(both: Layout, a: Layout, b: Layout) -> Layout:
+    """The layout of a product in which what is no element is zero where one factor makes it so.
+
+    Args:
+      both: where the factors a and b meet.
+    """
+    x, y, out = refined([a, b, both])
+    held = (_holes(f) for f in (x, y) if f.zeros)
+    return both._replace(zeros=_holes(out) <= set().union(*held)).canonical()
+
+
+def _holes(layout: Layout) -> set[tuple[int, int]]:
+    """What leaves places without an element: (padded axis, extent), (GAP, which coordinate)."""
+    found = {(a, layout.extent(a)) for a in layout.axes if layout.extent(a) != layout.shape[a]}
+    return found | {(GAP, k) for k, c in enumerate(layout.slots) if c.axis == GAP}
 
 
 def _renamed(r: Roll, names: Mapping[tuple[int, int], tuple[int, int]]) -> Roll:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.arrangement import Reduction, joined, reduction, relay, shears
+from hesim.circuit.packing.arrangement import Reduction, cleared, joined, reduction, relay, shears
 from hesim.circuit.packing.contractions import (
     Contraction,
     Labels,
@@ -121,7 +121,7 @@ def _met(labels: Labels, left: Layout, right: Layout) -> Offer | None:
     both = joined(left, right, labels.sizes)
     if both is None:
         return None
-    both = both._replace(zeros=left.zeros or right.zeros).canonical()
+    both = cleared(both, left, right)
     names = dict(enumerate(labels.left)), dict(enumerate(labels.right))
     return dotted(both, labels.summed, labels.out, (None, None), names)
 
@@ -139,9 +139,10 @@ def _matrices(s: Setting, op: Operation, layout: Layout, labels: Labels) -> Iter
         return  # constant along an axis that the public tensor has as well
     fresh = [k for k in labels.out if k not in own]
     ways = []
+    varying = {k for k in other if labels.sizes[k] > 1}
     for var in op.outputs:
         digits = [d for k in fresh for d in _digits(s, var, k)]
-        ways.append(list(_poured(x, labels, digits)))
+        ways.append(list(_poured(x, labels, digits, varying)))
     for pick in itertools.product(*ways):
         maps = []
         for way in pick:
@@ -189,10 +190,15 @@ def _digits(s: Setting, var: Var, label: int) -> list[Coordinate]:
     return out
 
 
-def _poured(x: Layout, labels: Labels, digits: list[Coordinate]) -> Iterator[_Way]:
+def _poured(
+    x: Layout, labels: Labels, digits: list[Coordinate], varying: set[int]
+) -> Iterator[_Way]:
     """Products by a matrix whose fresh digits, in any order, lie where the contracted ones were.
 
     Where they are fewer than the rows, partial sums stay to be added up.
+
+    varying: labels of the public tensor. Where none of them lies on slots, it is numbers, and what
+      is no element stays what it is.
     """
     summed = set(labels.summed)
     rows = math.prod(c.size for c in x.slots if c.axis in summed)
@@ -230,7 +236,9 @@ def _poured(x: Layout, labels: Labels, digits: list[Coordinate]) -> Iterator[_Wa
                 source.append(Coordinate(axis, size // done, 1))
         if any(x.extent(k) != x.shape[k] for k, _ in parts):
             continue
-        target = Layout(tuple(shape), tuple(slots), (*others, *rest), x.rolls, True)
+        vectors = bool(parts) or any(c.axis in varying for c in (*source, *slots))
+        ciphers = (*others, *rest)
+        target = Layout(tuple(shape), tuple(slots), ciphers, x.rolls, x.zeros or vectors)
         if target in seen:
             continue
         seen.add(target)

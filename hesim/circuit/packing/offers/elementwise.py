@@ -12,7 +12,7 @@ import numpy as np
 from hesim.circuit import gains
 from hesim.circuit.circuit import Kind
 from hesim.circuit.kernels import polynomial as chebyshev
-from hesim.circuit.packing.arrangement import cipher_table, held, joined, like, relay
+from hesim.circuit.packing.arrangement import cipher_table, cleared, held, joined, like, relay
 from hesim.circuit.packing.costs import Row, Work
 from hesim.circuit.packing.emission import Emission, Packed
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
@@ -285,12 +285,11 @@ def _placed(emit: Emit, layout: Layout) -> Emit:
 
 def products(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
     shape = s.shape(op.outputs[0])
-    a, b = layouts[0], layouts[-1]
-    for both, moved in meetings((a, b), shape):
-        if len(layouts) == 1:
-            moved = (None,)
-        zeros = a.zeros or b.zeros
-        out = both._replace(zeros=zeros).canonical()
+    for both, moved in meetings((layouts[0], layouts[-1]), shape):
+        a, b = (
+            x if y is None else y for x, y in zip((layouts[0], layouts[-1]), moved, strict=True)
+        )
+        out = cleared(both, a, b)
         work = Work(
             (
                 Row(Kind.DOT, out.ciphertexts),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.arrangement import cipher_table, reduction
+from hesim.circuit.packing.arrangement import cipher_table, cleared, reduction
 from hesim.circuit.packing.costs import Row, Work, map_work
 from hesim.circuit.packing.emission import Emission, Packed, reduced_groups
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
@@ -86,10 +86,10 @@ def sum_of_products(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> I
         return
     axes, rest = found
     shape = s.shape(product.outputs[0])
-    a, b = layouts[0], layouts[-1]
-    for both, moved in meetings((a, b), shape):
-        both = both._replace(zeros=a.zeros or b.zeros).canonical()
-        offer = dotted(both, axes, rest, moved if len(layouts) > 1 else (None,))
+    pair = layouts[0], layouts[-1]
+    for both, moved in meetings(pair, shape):
+        a, b = (x if y is None else y for x, y in zip(pair, moved, strict=True))
+        offer = dotted(cleared(both, a, b), axes, rest, moved)
         if offer is not None:
             yield offer
 
