@@ -13,8 +13,8 @@ from hesim.circuit.circuit import PlaintextFamily, TensorLocation
 from hesim.circuit.layout import stripped
 from hesim.circuit.packing.costs import Prices
 from hesim.circuit.packing.emission import Emission, Packed, spread
-from hesim.circuit.packing.offers.offer import Setting
-from hesim.circuit.packing.operations import operations
+from hesim.circuit.packing.offers.offer import Offer, Setting
+from hesim.circuit.packing.operations import Operation, operations
 from hesim.circuit.packing.search import NoPlan, Plan, factors, search
 from hesim.circuit.publics import Publics
 from hesim.circuit.refresher import Refresher
@@ -51,13 +51,17 @@ class PackedLowering:
         self.inputs = tuple(self._place_inputs())
         for op, offer, _ in plan.steps:
             self.emission.at(op.numbers[0], op.equations[0])
-            xs = [self.emission.values[v.id] for v in op.operands]
-            for k, target in enumerate(offer.operands):
-                if k < len(xs):
-                    xs[k] = self.emission.relaid(xs[k], target)
-            made = offer.emit(self.emission, op, tuple(xs))
+            made = offer.emit(self.emission, op, self._brought(op, offer))
             for v, x in zip(op.outputs, made, strict=True):
                 self.emission.values[v.id] = x
+
+    def _brought(self, op: Operation, offer: Offer) -> tuple[Packed, ...]:
+        """The operands where an offer wants them."""
+        xs = [self.emission.values[v.id] for v in op.operands]
+        moves = offer.moves(tuple(x.layout for x in xs))
+        return tuple(
+            self.emission.relaid(xs[min(k, len(xs) - 1)], to) for k, (_, to) in enumerate(moves)
+        )
 
     def _place_inputs(self) -> Iterator[PlaintextFamily]:
         b, em = self.builder, self.emission
@@ -128,8 +132,7 @@ def _setting(program: Program, axes: Mapping[int, int | None], columns: int) -> 
     # No more columns than the largest value has elements: effective slots repeat.
     largest = max(
         math.prod(1 << max(d - 1, 0).bit_length() for d in stripped(v.shape, axes.get(v.id)))
-        for e in program.ops
-        for v in (*e.inputs, *e.outputs)
+        for v in (*program.inputs, *(v for e in program.ops for v in (*e.inputs, *e.outputs)))
         if isinstance(v, Var) and v.encrypted
     )
     return Setting(program, Publics(program), axes, min(columns, largest), split, {})

@@ -176,7 +176,17 @@ class _Search:
             states = heapq.nsmallest(self.beam, found.values(), key=lambda s: s.seconds)
             if not states:
                 raise NoPlan(op)
-        return [_plan(state) for state in states]
+        return [_plan(self._placed(state, results)) for state in states]
+
+    def _placed(self, state: _State, results: Sequence[Var]) -> _State:
+        """The state, with inputs that are results and nothing else in as few ciphertexts as can
+        be.
+        """
+        layouts = dict(state.layouts)
+        for v in results:
+            if layouts.get(v.id, _FREE) is _FREE:
+                layouts[v.id] = min(self._fresh(v), key=lambda x: x.ciphertexts)
+        return _State(state.seconds, layouts, state.choices)
 
     def _step(self, state: _State, op: Operation) -> Iterator[_State]:
         for layouts, extra in self._operands(state, op):
@@ -231,7 +241,7 @@ class _Search:
             found: dict[Any, tuple[float, Offer]] = {}
             for offer in rule(self.setting, op, layouts) if rule is not None else ():
                 seconds = self.prices.seconds(offer.works)
-                for x, y in zip(layouts, offer.operands, strict=False):
+                for x, y in offer.moves(layouts):
                     if y is not None:
                         way = relay(x, y)
                         if way is None:
@@ -277,6 +287,9 @@ def _plan(state: _State) -> Plan:
         for v, x in zip(op.operands, layouts, strict=True):
             if v.id not in made:
                 inputs.setdefault(v.id, x)
+    for v, x in state.layouts.items():
+        if v not in made and x is not None:
+            inputs.setdefault(v, x)
     return Plan(state.seconds, inputs, tuple(reversed(steps)))
 
 

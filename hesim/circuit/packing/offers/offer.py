@@ -37,6 +37,15 @@ class Offer:
     emit: Emit
     operands: tuple[Layout | None, ...] = ()
 
+    def moves(self, layouts: tuple[Layout, ...]) -> list[tuple[Layout, Layout | None]]:
+        """(where an operand lies, where it is brought to): as many as it is given. One value that
+        is both operands is given twice if it is wanted in two layouts.
+        """
+        wanted = self.operands or (None,) * len(layouts)
+        if len(layouts) == 1 and len(set(wanted)) == 1:
+            wanted = wanted[:1]
+        return [(layouts[min(k, len(layouts) - 1)], y) for k, y in enumerate(wanted)]
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.packing import lowering
+from hesim.circuit.packing.costs import Prices, Work
 from hesim.circuit.packing.lowering import lowerings
 from hesim.circuit.refresher import KEY_HOLDER
 from hesim.params import CKKSParams
@@ -19,6 +23,32 @@ from tests.hesim.circuit.conftest import close, exact_values, quiet_params, run_
 TOLERANCE = 1e-9
 
 
+class DrawnPrices(Prices):
+    """Seconds that are drawn, so that plans are found that no true price would choose."""
+
+    def __init__(self, seed: int):
+        super().__init__(10, 1.0)
+        object.__setattr__(self, "_rng", np.random.default_rng(seed))
+
+    def seconds(self, works: Iterable[Work]) -> float:
+        return super().seconds(works) * float(np.exp(2 * self._rng.normal()))  # type: ignore
+
+
+@contextmanager
+def unlikely(seed: int | None, finalists: int) -> Iterator[None]:
+    """The search looks at more plans, at drawn prices unless `seed` is None."""
+    true = lowering.search
+
+    def search(setting: Any, ops: Any, prices: Prices, **options: Any) -> Any:
+        return true(setting, ops, prices if seed is None else DrawnPrices(seed), **options)
+
+    with (
+        mock.patch.object(lowering, "search", search),
+        mock.patch.object(lowering, "_FINALISTS", finalists),
+    ):
+        yield
+
+
 def check_plans(
     fn: Callable[..., Any],
     *args: Any,
@@ -26,13 +56,22 @@ def check_plans(
     params: CKKSParams | None = None,
     batch: bool = True,
     price: float | None = None,
+    seed: int | None = None,
+    finalists: int = 3,
 ) -> list[Circuit]:
-    """Circuits of all plans, which compute what the function does, operation by operation."""
+    """Circuits of all plans, which compute what the function does, operation by operation.
+
+    Args:
+      seed: for drawn prices; None for the true ones.
+      finalists: plans of one batch axis that are looked at.
+    """
     program = trace(fn, *args, encrypted=encrypted)
     params = params or quiet_params()
     found = []
     exact, results = exact_values(program, args)
-    for lowered in lowerings(program, params, price, KEY_HOLDER, batch):
+    with unlikely(seed, finalists):
+        plans = list(lowerings(program, params, price, KEY_HOLDER, batch))
+    for lowered in plans:
         circuit = Candidate(lowered, params, price).circuit(params)
         outputs, taps = run_slots(circuit, args)
         for value, wanted in zip(outputs, exact, strict=True):

@@ -1,0 +1,67 @@
+"""Small programs whose plans meet what is easily got wrong: padding, axes of one size, one value as
+both operands, results that are inputs.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import approx
+
+rng = np.random.default_rng(1)
+POLY = approx.fit("exp", (-3, 3), degree=3)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.normal(size=shape) / 2
+
+
+def thorough(check, fn, *args, encrypted=(0,)):
+    """All plans at true and at drawn prices, with a batch and without."""
+    found = check(fn, *args, encrypted=encrypted, finalists=12)
+    for seed in range(2):
+        more = check(fn, *args, encrypted=encrypted, finalists=12, seed=seed, batch=seed == 0)
+        assert more
+        found += more
+    return found
+
+
+def test_mean_is_not_spread_over_padding(check):
+    def variance(x):
+        centred = x - x.mean(0, keepdims=True)
+        return (centred * centred).sum(0)
+
+    thorough(check, variance, normal(3, 4))
+
+
+def test_padding_of_a_polynomial_passes_a_matrix_of_numbers(check):
+    w = normal(4, 2)
+    thorough(check, lambda x: (POLY(x) @ w).sum(0), normal(3, 4))
+
+
+def test_one_factor_without_padding_does_not_clear_it(check):
+    thorough(check, lambda x, y: (POLY(x) * y).sum(0), normal(3, 4), normal(4), encrypted=(0, 1))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 4), (4, 6)])
+def test_one_value_as_both_operands_in_two_layouts(check, shape):
+    thorough(check, lambda x: jnp.einsum("ij,ik->ijk", x, x), normal(*shape))
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (2, 3, 2)])
+def test_operands_rolled_by_a_batch_digit(check, shape):
+    thorough(check, lambda x: jnp.einsum("ijk,ijl->ikl", x, x), normal(*shape))
+
+
+def test_results_that_are_inputs(check):
+    def fn(x, y, z):
+        return x, x + 1.0, y
+
+    found = thorough(check, fn, normal(3, 4), normal(5, 4), normal(2), encrypted=(0, 1, 2))
+    assert all(c.ledger.inputs >= 2 for c in found)
+
+
+def test_program_without_operations(check):
+    assert check(lambda x: x, normal(3, 4))
