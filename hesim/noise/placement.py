@@ -179,13 +179,13 @@ def of_circuit(
     gains = {v.id: 1.0 for v in program.inputs if v.encrypted}
     signed = dict(gains)
     levels = dict.fromkeys(gains, circuit.params.levels)
-    summed, multiplied = _summed(program, taps), _multiplied(program, circuit)
+    elsewhere = _summed(program, taps) | _together(program, circuit, taps)
+    multiplied = _multiplied(program, circuit)
     read: dict[int, TensorLocation] = {}
     schedule: dict[int, Placement] = {}
     for k, equation in enumerate(program.ops):
-        # A product without ciphertexts is made by the instructions of the sum that takes it in.
-        made = summed.get(k, k)
-        tap, place = taps.get(k), taps.get(made)
+        made, tap = elsewhere.get(k, k), taps.get(k)
+        place = taps.get(made) if tap is None else tap
         ciphers = np.zeros(0, np.int64) if tap is None else tap.ciphers
         operands = {v.id for v in _encrypted(equation)}
         held = [int(c) for c in ciphers if owner.get(int(c), set()) & operands]
@@ -195,7 +195,7 @@ def of_circuit(
         after = min((levels[v] for v in operands), default=circuit.params.levels)
         if place is not None and len(place.ciphers):
             after = int(circuit.level[place.ciphers].min())
-        depth = max(_depth(program, equation), 1) if facts.rescales[k] else 0
+        depth = max(_depth(program, equation), 1) if facts.rescales[made] else 0
         lowered = {v for c in facts.lowered.get(made, ()) for v in owner.get(c, ())} & operands
         sign_and_gain = 1.0 if tap is None else tap.gain
         planned = equation.name in ("polynomial", "integer_pow")
@@ -203,7 +203,7 @@ def of_circuit(
         added = result if own and result is not None else Result(0.0, 0.0, 1.0, None)
         schedule[equation.index] = Placement(
             level=after,
-            operand_level=min(max(after + depth, multiplied[k]), circuit.params.levels),
+            operand_level=min(max(after + depth, multiplied[made]), circuit.params.levels),
             rescaled=depth > 0,
             rotated=False,
             gain=abs(sign_and_gain),
@@ -211,7 +211,7 @@ def of_circuit(
             lowered=frozenset(lowered),
             refreshed_after=own and any(int(c) in facts.refreshed for c in ciphers),
             shared=bool(len(ciphers)) and not own,
-            inner_refreshes=facts.inner_refreshes[k],
+            inner_refreshes=facts.inner_refreshes[made],
             operand_stds=_operand_stds(equation, facts.operands[made], owner),
             added_std=math.sqrt(added.variance - added.apart + hidden.get(k, 0.0)),
             dc_errors=added.dc_errors,
@@ -277,6 +277,24 @@ def _input_owners(program: Program, circuit: Circuit) -> dict[int, set[int]]:
     made = np.flatnonzero(circuit.kind == Kind.INPUT)
     numbers = [circuit.input_rows[int(circuit.param[i])][0] for i in made]
     return {int(i): {encrypted[number]} for i, number in zip(made, numbers, strict=True)}
+
+
+def _together(
+    program: Program, circuit: Circuit, taps: Mapping[int, TensorLocation]
+) -> dict[int, int]:
+    """From operations without instructions to the one of their kind whose instructions make their
+    tensors too, as products of one tensor by several matrices are made.
+    """
+    own = np.bincount(circuit.source[circuit.source >= 0], minlength=len(program.ops))
+    found = {}
+    for k, tap in taps.items():
+        makers = np.unique(circuit.source[tap.ciphers])
+        if k < 0 or own[k] or len(makers) != 1 or makers[0] < 0:
+            continue
+        maker = int(makers[0])
+        if program.ops[maker].name == program.ops[k].name:
+            found[k] = maker
+    return found
 
 
 def _summed(program: Program, taps: Mapping[int, TensorLocation]) -> dict[int, int]:
