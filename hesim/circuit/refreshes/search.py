@@ -140,6 +140,16 @@ class Search:
                 self.attempt([k, *there])
             elif refreshed[k] and not there:
                 self.attempt([k, *inputs])
+        if refreshed[k] and len(costs.users[k]) > 1:
+            self._try_after(k)
+
+    def _try_after(self, k: int) -> None:
+        """A refresh behind all users instead, and with it what it saves behind those."""
+        refreshed, costs = self.refreshed, self._costs
+        users = [u for u in costs.users[k] if not refreshed[u]]
+        later = {v for u in users for v in costs.users[u] if refreshed[v] and costs.free[v]}
+        if not self.attempt([k, *users]) and later:
+            self.attempt([k, *users, *later])
 
     def attempt(self, toggled: Sequence[int]) -> bool:
         """Takes or leaves out these refreshes if that is cheaper and levels suffice."""

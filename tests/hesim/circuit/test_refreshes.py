@@ -58,8 +58,9 @@ def test_polynomials_are_not_cut_where_refreshes_save_nothing_together(small_par
 
 
 def test_plans_are_the_best_there_are_and_never_worse_than_one_by_one(small_params):
-    params, optimal, count = small_params(levels=3), 0, 25
-    for seed in range(count):
+    params = small_params(levels=3)
+    # In the last one a refresh moves behind all users, and makes one behind those needless.
+    for seed in (*range(24), 119):
         rng = np.random.default_rng(seed)
         shapes = {0: StageShape({Row(Kind.INPUT, terms=0): 2}, width=2)}
         for k in range(1, 8):
@@ -76,6 +77,5 @@ def test_plans_are_the_best_there_are_and_never_worse_than_one_by_one(small_para
         alone = Search(costs, start)
         alone.sweep(3, whole=False)
         found = Search(costs, best_refreshes(costs, start, 3)).seconds
-        assert best * (1 - 1e-12) <= found <= alone.seconds * (1 + 1e-12)
-        optimal += math.isclose(found, best)
-    assert optimal >= 0.9 * count
+        assert found <= alone.seconds * (1 + 1e-12)
+        assert math.isclose(found, best), seed
