@@ -8,6 +8,7 @@ import numpy as np
 
 from hesim.circuit.circuit import Kind, Ledger, PlaintextFamily, Spending
 from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.layout import unique_rows
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.params import CKKSParams
 
@@ -33,30 +34,10 @@ def ledger(
       names, sources: of the program's operations.
       refresher: who refreshes.
     """
-    kind, level, ptr, arg = data["kind"], data["level"], data["arg_ptr"], data["arg"]
-    terms = np.diff(ptr)
-    each = np.zeros(len(kind))
-    consumed = np.zeros(len(kind), np.int64)
-    rounds = np.zeros(len(kind), np.int64)
-    log_n = params.log_n
+    kind, terms, log_n = data["kind"], np.diff(data["arg_ptr"]), params.log_n
     scalar = np.array([p.scalar for p in packs] or [False])[data["plain_pack"]]
-    for i in range(len(kind)):
-        args = arg[ptr[i] : ptr[i + 1]]
-        if kind[i] == Kind.DOT:
-            args = np.concatenate([args, data["arg2"][ptr[i] : ptr[i + 1]]])
-        k = int(kind[i])
-        if len(args):
-            consumed[i] = consumed[args].max()
-            rounds[i] = rounds[args].max()
-        below = int(level[args[0]]) if len(args) else int(level[i])
-        if k == Kind.REFRESH:
-            each[i] = refresher.seconds(below, int(level[i]), log_n)
-            consumed[i] = 0
-            rounds[i] += 1
-        else:
-            numbers = k == Kind.DOT_PLAIN and bool(scalar[data["arg2"][ptr[i]]])
-            each[i] = instruction_seconds(k, below, int(terms[i]), log_n, scalar=numbers)
-            consumed[i] += k == Kind.RESCALE
+    each = _seconds(data, scalar, refresher, log_n)
+    depth, rounds = _longest(data)
     primes = data["plain_level"].astype(np.float64) + 1
     ring = 2.0 ** (log_n - 14) * log_n / 14
     encoding = np.where(scalar, 0.05 + 0.06 * primes, 1.2 + 0.13 * primes)
@@ -74,9 +55,9 @@ def ledger(
     refreshes = count(Kind.REFRESH)
     bootstrap = _bootstrap_price(price, refresher)
     return Ledger(
-        depth=int(consumed.max(initial=0)),
+        depth=depth,
         refreshes=refreshes,
-        refresh_rounds=int(rounds.max(initial=0)),
+        refresh_rounds=rounds,
         rotations=count(Kind.ROTATE),
         relinearizations=count(Kind.RELINEARIZE),
         rescales=count(Kind.RESCALE),
@@ -99,6 +80,48 @@ def ledger(
         seconds_bootstrapped=seconds + refreshes * bootstrap,
         operations=_operations(data, each, ("input", *names), ("", *sources)),
     )
+
+
+def _seconds(
+    data: dict[str, np.ndarray], scalar: np.ndarray, refresher: Refresher, log_n: int
+) -> np.ndarray:
+    """float64 (I,): of each instruction, found once for all that are alike.
+
+    scalar: bool, by plaintext, whether it is a number.
+    """
+    kind, level, start = data["kind"], data["level"], data["arg_ptr"][:-1]
+    terms = np.diff(data["arg_ptr"])
+    of_others = terms > 0
+    below, numbers = level.astype(np.int64), np.zeros(len(kind), np.int64)
+    below[of_others] = level[data["arg"][start[of_others]]]
+    plain = kind == Kind.DOT_PLAIN
+    numbers[plain] = scalar[data["arg2"][start[plain]]]
+    rows = np.stack([kind, level, below, terms, numbers], axis=1)
+    distinct, place = unique_rows(rows)
+    found = [
+        refresher.seconds(at, to, log_n)
+        if k == Kind.REFRESH
+        else instruction_seconds(k, at, count, log_n, scalar=bool(number))
+        for k, to, at, count, number in distinct.tolist()
+    ]
+    return np.asarray(found, np.float64)[place]
+
+
+def _longest(data: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Rescales and refreshes one after another: the former since a refresh, the latter in all."""
+    kind, ptr = data["kind"].tolist(), data["arg_ptr"].tolist()
+    arg, other = data["arg"].tolist(), data["arg2"].tolist()
+    rescales, refreshes = [0] * len(kind), [0] * len(kind)
+    for i, k in enumerate(kind):
+        used = arg[ptr[i] : ptr[i + 1]]
+        if k == Kind.DOT:
+            used += other[ptr[i] : ptr[i + 1]]
+        if k == Kind.REFRESH:
+            refreshes[i] = 1 + refreshes[used[0]]
+        elif used:
+            rescales[i] = max([rescales[a] for a in used]) + (k == Kind.RESCALE)
+            refreshes[i] = max([refreshes[a] for a in used])
+    return max(rescales, default=0), max(refreshes, default=0)
 
 
 def _bootstrap_price(price: float | None, refresher: Refresher) -> float:
