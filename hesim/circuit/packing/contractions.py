@@ -104,9 +104,20 @@ class Contraction:
 
     def mask(self, term: int) -> np.ndarray:
         """bool (columns,): positions of a term's accumulator that it counts for."""
-        keys = _classes(self.labels, *self.operands, self.layout, only=int(self.member[term]))
-        found = keys.rows[int(self.out[term])] == self.klass[term]
+        found = self._rows(int(self.member[term]))[int(self.out[term])] == self.klass[term]
         return np.roll(found, int(self.turn[term]))
+
+    def _rows(self, member: int) -> dict[int, np.ndarray]:
+        """The class of every position, of one member: the latest is kept, terms being in order."""
+        if member not in self._latest:
+            self._latest.clear()
+            found = _classes(self.labels, *self.operands, self.layout, only=member)
+            self._latest[member] = found.rows
+        return self._latest[member]
+
+    @functools.cached_property
+    def _latest(self) -> dict[int, dict[int, np.ndarray]]:
+        return {}
 
 
 def results(left: Layout, right: Layout, labels: Labels) -> Iterator[Layout]:

@@ -131,7 +131,10 @@ def _terms(source: Layout, target: Layout, kept: Mapping[int, int]) -> Terms | N
     still = _fixed_ciphers(named, y, kept)
     xi, xp, xc = _reduced(x, fixed, _at_zero(named, still))
     yi, yp, yc = _reduced(y, fixed, _at_zero(y, still))
-    left, right = _key(xi, yi, x, y, kept)
+    left, right = np.zeros(len(xp), np.int64), np.zeros(len(yp), np.int64)
+    for a, b in kept.items():
+        if a in xi and b in yi:
+            left, right = left * x.shape[a] + xi[a], right * x.shape[a] + yi[b]
     for at, size in copies(x):
         left, right = left * size + xp // at % size, right * size + yp // at % size
     pairs = _joined(left, right)
@@ -210,22 +213,6 @@ def _reduced(
     return {a: v[cipher, column].astype(np.int64) for a, v in index.items()}, column, cipher
 
 
-def _key(
-    xi: dict[int, np.ndarray],
-    yi: dict[int, np.ndarray],
-    x: Layout,
-    y: Layout,
-    kept: Mapping[int, int],
-) -> tuple[np.ndarray, np.ndarray]:
-    """One number for the kept index of every position of both."""
-    left = np.zeros(_length(xi, x), np.int64)
-    right = np.zeros(_length(yi, y), np.int64)
-    for a, b in kept.items():
-        if a in xi and b in yi:
-            left, right = left * x.shape[a] + xi[a], right * x.shape[a] + yi[b]
-    return left, right
-
-
 def copies(layout: Layout) -> list[tuple[int, int]]:
     """(columns below, size) of the coordinates along which elements are repeated.
 
@@ -241,10 +228,6 @@ def copies(layout: Layout) -> list[tuple[int, int]]:
             out.append((at, c.size))
         at *= c.size
     return out
-
-
-def _length(index: dict[int, np.ndarray], layout: Layout) -> int:
-    return len(next(iter(index.values()))) if index else 1
 
 
 def _joined(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
