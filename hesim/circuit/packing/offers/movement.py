@@ -209,7 +209,8 @@ def sliced(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[O
             out, which = taken
             chosen = chosen[which]
         elif wanted[0] == 0 and (len(wanted) == 1 or wanted[1] == 1):
-            out = out._replace(zeros=False)
+            out, which = _trimmed(out._replace(zeros=False), axis, len(wanted))
+            chosen = chosen[which]
         else:
             return
     result = out.canonical()
@@ -225,11 +226,25 @@ def _taken(layout: Layout, axis: int, wanted: np.ndarray) -> tuple[Layout, np.nd
     pieces = layout.pieces(axis)
     if len(pieces) != 1 or pieces[0].stride != 1:
         return None
-    k = layout.ciphers.index(pieces[0])
+    return _at(layout, layout.ciphers.index(pieces[0]), wanted)
+
+
+def _trimmed(layout: Layout, axis: int, count: int) -> tuple[Layout, np.ndarray]:
+    """The ciphertexts in which any of the first positions of an axis lie."""
+    chosen = np.arange(layout.ciphertexts)
+    for k, c in enumerate(layout.ciphers):
+        if c.axis == axis:
+            layout, which = _at(layout, k, np.arange(min(c.size, -(-count // c.stride))))
+            chosen = chosen[which]
+    return layout, chosen
+
+
+def _at(layout: Layout, k: int, wanted: np.ndarray) -> tuple[Layout, np.ndarray]:
+    """(layout, ciphertexts) of some positions of a coordinate of ciphertexts, from the first on."""
     below = math.prod(c.size for c in layout.ciphers[:k])
     above = math.prod(c.size for c in layout.ciphers[k + 1 :])
-    size = pieces[0].size
-    numbers = np.arange(layout.ciphertexts).reshape(above, size, below)[:, wanted, :].reshape(-1)
     ciphers = list(layout.ciphers)
-    ciphers[k] = Coordinate(axis, len(wanted), 1)
+    size = ciphers[k].size
+    numbers = np.arange(layout.ciphertexts).reshape(above, size, below)[:, wanted, :].reshape(-1)
+    ciphers[k] = ciphers[k]._replace(size=len(wanted))
     return layout._replace(ciphers=tuple(ciphers)), numbers
