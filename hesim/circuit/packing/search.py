@@ -17,8 +17,8 @@ from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.arrangement import like, relay
 from hesim.circuit.packing.costs import Prices, Row, Work
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
-from hesim.circuit.packing.offers.offer import Offer, Setting
-from hesim.circuit.packing.offers.table import OFFERS
+from hesim.circuit.packing.offers.offer import Offer, Rule, Setting
+from hesim.circuit.packing.offers.table import LAST, OFFERS
 from hesim.circuit.packing.operations import Operation
 from hesim.program import Program, Var
 
@@ -166,16 +166,11 @@ class _Search:
             last[v.id] = len(ops)
         states = [_State(0.0, {v.id: _FREE for v in inputs}, None)]
         for k, op in enumerate(ops):
-            found: dict[Any, _State] = {}
-            for state in states:
-                for nxt in self._step(state, op):
-                    live = {v: x for v, x in nxt.layouts.items() if last.get(v, -1) > k}
-                    key = tuple(sorted(live.items(), key=lambda item: item[0]))
-                    if key not in found or nxt.seconds < found[key].seconds:
-                        found[key] = _State(nxt.seconds, live, nxt.choices)
-            states = heapq.nsmallest(self.beam, found.values(), key=lambda s: s.seconds)
-            if not states:
+            live = {v for v, until in last.items() if until > k}
+            found = self._after(states, op, OFFERS, live) or self._after(states, op, LAST, live)
+            if not found:
                 raise NoPlan(op)
+            states = heapq.nsmallest(self.beam, found, key=lambda s: s.seconds)
         return [_plan(self._placed(state, results)) for state in states]
 
     def _placed(self, state: _State, results: Sequence[Var]) -> _State:
@@ -188,9 +183,22 @@ class _Search:
                 layouts[v.id] = min(self._fresh(v), key=lambda x: x.ciphertexts)
         return _State(state.seconds, layouts, state.choices)
 
-    def _step(self, state: _State, op: Operation) -> Iterator[_State]:
+    def _after(
+        self, states: Sequence[_State], op: Operation, rules: Mapping[str, Rule], live: set[int]
+    ) -> list[_State]:
+        """The states that an operation leads to, each once; live: values that are still needed."""
+        found: dict[Any, _State] = {}
+        for state in states:
+            for nxt in self._step(state, op, rules):
+                layouts = {v: x for v, x in nxt.layouts.items() if v in live}
+                key = tuple(sorted(layouts.items(), key=lambda item: item[0]))
+                if key not in found or nxt.seconds < found[key].seconds:
+                    found[key] = _State(nxt.seconds, layouts, nxt.choices)
+        return list(found.values())
+
+    def _step(self, state: _State, op: Operation, rules: Mapping[str, Rule]) -> Iterator[_State]:
         for layouts, extra in self._operands(state, op):
-            for seconds, offer in self._offers(op, layouts):
+            for seconds, offer in self._offers(op, layouts, rules):
                 after = dict(state.layouts)
                 for v, x in zip(op.operands, layouts, strict=True):
                     after[v.id] = x
@@ -234,23 +242,27 @@ class _Search:
             self._inputs[v.id] = list(input_layouts(shape, split, self.setting.columns, self.most))
         return list(self._inputs[v.id])
 
-    def _offers(self, op: Operation, layouts: tuple[Layout, ...]) -> list[tuple[float, Offer]]:
-        key = op.signature, layouts
-        if key not in self._memo:
-            rule = OFFERS.get(op.kind)
-            found: dict[Any, tuple[float, Offer]] = {}
-            for offer in rule(self.setting, op, layouts) if rule is not None else ():
-                seconds = self.prices.seconds(offer.works)
-                for x, y in offer.moves(layouts):
-                    if y is not None:
-                        way = relay(x, y)
-                        if way is None:
-                            break
-                        seconds += self.prices.seconds(way.works)
-                else:
-                    if offer.outs not in found or seconds < found[offer.outs][0]:
-                        found[offer.outs] = seconds, offer
-            self._memo[key] = list(found.values())
+    def _offers(
+        self, op: Operation, layouts: tuple[Layout, ...], rules: Mapping[str, Rule]
+    ) -> list[tuple[float, Offer]]:
+        """(seconds, offer) of the cheapest offer for each layout of the results."""
+        key = op.signature, layouts, rules is LAST
+        if key in self._memo:
+            return self._memo[key]
+        rule = rules.get(op.kind)
+        found: dict[Any, tuple[float, Offer]] = {}
+        for offer in rule(self.setting, op, layouts) if rule is not None else ():
+            seconds = self.prices.seconds(offer.works)
+            for x, y in offer.moves(layouts):
+                if y is not None:
+                    way = relay(x, y)
+                    if way is None:
+                        break
+                    seconds += self.prices.seconds(way.works)
+            else:
+                if offer.outs not in found or seconds < found[offer.outs][0]:
+                    found[offer.outs] = seconds, offer
+        self._memo[key] = list(found.values())
         return self._memo[key]
 
 

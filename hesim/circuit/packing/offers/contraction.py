@@ -18,7 +18,7 @@ from hesim.circuit.packing.contractions import (
 )
 from hesim.circuit.packing.costs import Row, Work, contraction_work, map_work
 from hesim.circuit.packing.emission import Emission, Packed
-from hesim.circuit.packing.layout import Coordinate, Layout
+from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
 from hesim.circuit.packing.maps import MapPlan, map_plan
 from hesim.circuit.packing.offers.movement import flat_strides
 from hesim.circuit.packing.offers.offer import Emit, Offer, Setting, public_operand
@@ -226,6 +226,12 @@ def _poured(
                 if d.size > taken:
                     on_slots.insert(0, Coordinate(d.axis, d.size // taken, d.stride * taken))
                 done *= taken
+            if x.extent(c.axis) != x.shape[c.axis]:
+                # Parts of a padded axis do not know which of them is padding.
+                source.append(c)
+                if done < size:
+                    slots.append(Coordinate(REPLICATED, size // done))
+                continue
             if done > 1:
                 source.append(Coordinate(c.axis, done, c.stride))
             if done < size:
@@ -234,8 +240,6 @@ def _poured(
                 parts.append((c.axis, c.stride * done))
                 slots.append(Coordinate(axis, size // done, 1))
                 source.append(Coordinate(axis, size // done, 1))
-        if any(x.extent(k) != x.shape[k] for k, _ in parts):
-            continue
         vectors = bool(parts) or any(c.axis in varying for c in (*source, *slots))
         ciphers = (*others, *rest)
         target = Layout(tuple(shape), tuple(slots), ciphers, x.rolls, x.zeros or vectors)

@@ -113,12 +113,26 @@ def add(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offe
 
 def _doubled(layout: Layout, sign: int) -> Iterator[Offer]:
     if sign < 0:
+        yield from _zero(layout)
         return
 
     def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
         return [em.times(xs[0], 2.0)]
 
     yield Offer((layout,), (), emit)
+
+
+def _zero(layout: Layout) -> Iterator[Offer]:
+    w = layout.ciphertexts
+    rows = (Row(Kind.DOT_PLAIN, w, 1, scalar=True), Row(Kind.RESCALE, w))
+
+    def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
+        (plain,) = em.literals([0.0])
+        em.b.begin(em.source)
+        made = [em.b.rescale(em.b.dot_plain([(n, plain)])) for n in xs[0].nodes]
+        return [Packed(layout, tuple(em.b.end(made)))]
+
+    yield Offer((layout,), (Work(rows, 1, w),), emit)
 
 
 def _sum(em: Emission, both: Layout, left: Packed, right: Packed, sign: int) -> Packed:
@@ -230,6 +244,7 @@ def mul(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offe
     number = s.publics.uniform(value)
     shape = s.shape(op.outputs[0])
     if number == 0.0:
+        yield from _zero(layouts[0]._replace(shape=shape))
         return
     if number is not None and np.isfinite(number):
         factor = number if kind == "value" else 1.0 / number

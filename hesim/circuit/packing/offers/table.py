@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hesim.circuit.packing.offers import contraction, elementwise, movement, reduction
+from hesim.circuit.packing.offers import contraction, elementwise, gathered, movement, reduction
 from hesim.circuit.packing.offers.offer import Rule
+from hesim.circuit.packing.offers.rearranged import rearranged
 
-__all__ = ["OFFERS"]
+__all__ = ["LAST", "OFFERS"]
 
 OFFERS: dict[str, Rule] = {
     **dict.fromkeys(
@@ -35,5 +36,28 @@ OFFERS: dict[str, Rule] = {
     "reduce_sum": reduction.reduce_sum,
     "sum of products": reduction.sum_of_products,
     "dot_general": contraction.dot_general,
+    "select_n": gathered.select_n,
+    **dict.fromkeys(
+        (
+            *("concatenate", "split", "stack", "tile", "pad", "rev"),
+            *("dynamic_slice", "dynamic_update_slice", "gather", "scatter"),
+        ),
+        gathered.moved,
+    ),
 }
 """Rules by kind of operation. What has none is left to the tables."""
+
+LAST: dict[str, Rule] = {
+    **dict.fromkeys(
+        ("slice", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose"),
+        gathered.moved,
+    ),
+    **{
+        kind: rearranged(OFFERS[kind])
+        for kind in (
+            *("add", "add_any", "sub", "mul", "div", "square"),
+            *("reduce_sum", "sum of products", "dot_general"),
+        )
+    },
+}
+"""Rules where the other one makes no offer for the layouts at hand."""

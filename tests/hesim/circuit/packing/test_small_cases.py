@@ -65,3 +65,12 @@ def test_results_that_are_inputs(check):
 
 def test_program_without_operations(check):
     assert check(lambda x: x, normal(3, 4))
+
+
+def test_slices_leave_no_ciphertexts_behind(check):
+    w = normal(1, 4)
+    thorough(check, lambda x: x[:1].T @ w + x[:1, :2].sum(), normal(12, 6))
+
+
+def test_a_sum_by_a_map_is_spread_over_its_columns(check):
+    thorough(check, lambda x: x.T @ np.ones((1, 4)) + x[:, :2].sum(), normal(1, 6))
