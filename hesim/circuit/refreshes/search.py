@@ -20,16 +20,19 @@ _ENOUGH = 1e-3
 """Part of its seconds that a sweep must save to be followed by another."""
 
 
-_PRICES = (1.0, 1.5, 3.0)
-"""Times the price of a refresh, at which other plans are made, to be compared at the true one.
-Where refreshes only together cost more than they save, none is left out by itself; planned at a
-higher price they are not there to begin with."""
+_RESTARTS = ((1.0, 2), (1.5, 1), (3.0, 1))
+"""Times the price of a refresh at which other plans are made, to be compared at the true one, and
+from how many greedy ones. Where refreshes only together cost more than they save, none is left out
+by itself; planned at a higher price they are not there to begin with."""
 
-_STARTS = 2
-"""Greedy plans, at each price, that others are made from."""
+_ROUNDS = 4
+"""Times that every refresh is forced, at most, as long as that finds something."""
+
+_AROUND = 12
+"""Stages around one whose refresh is forced, at which others are tried."""
 
 _MOST_TRIED = 300_000
-"""Looks at a stage, about half a second of them, after which no other plan is begun."""
+"""Looks at a stage, about half a second of them, after which nothing new is begun."""
 
 
 def best_refreshes(costs: StageCosts, start: Collection[int], sweeps: int) -> set[int]:
@@ -43,9 +46,9 @@ def best_refreshes(costs: StageCosts, start: Collection[int], sweeps: int) -> se
     if best.places == costs.forced:
         return best.places
     tried, known = best.tried, {frozenset(start)}
-    for price in _PRICES:
+    for price, starts in _RESTARTS:
         dear = costs.priced(price)
-        for placed in dear.greedy()[:_STARTS]:
+        for placed in dear.greedy()[:starts]:
             if tried > _MOST_TRIED:
                 return best.places
             begin = Search(dear, placed.refreshed)
@@ -59,6 +62,12 @@ def best_refreshes(costs: StageCosts, start: Collection[int], sweeps: int) -> se
             tried += begin.tried + search.tried
             if search.seconds < best.seconds * (1 - 1e-9):
                 best = search
+    best.tried = tried
+    for _ in range(_ROUNDS):
+        before = best.seconds
+        best.force(_MOST_TRIED)
+        if best.seconds >= before:
+            break
     return best.places
 
 
@@ -111,6 +120,39 @@ class Search:
             if self.seconds > before * (1 - _ENOUGH):
                 break
 
+    def force(self, most: int) -> None:
+        """Toggles each refresh by itself, whatever it costs, and searches around it for what makes
+        up for it, until `most` stages were looked at.
+        """
+        for k, free in enumerate(self._costs.free):
+            if not free or self.tried > most:
+                continue
+            before = self.seconds, self.refreshed[:], self._level[:], self._cost[:]
+            self.tried += len(self._level) // 100  # for the copies
+            if self.attempt((k,), math.inf):
+                self._settle(self._near(k))
+            if self.seconds >= before[0] * (1 - 1e-9):
+                self.seconds, self.refreshed, self._level, self._cost = before
+
+    def _settle(self, stages: Sequence[int]) -> None:
+        for _ in range(2):
+            taken = self._taken
+            for k in stages:
+                self._try_at(k)
+            if taken == self._taken:
+                break
+
+    def _near(self, k: int) -> list[int]:
+        """Free stages around one, the nearest first, without it."""
+        costs, found, edge = self._costs, {k}, [k]
+        order: list[int] = []
+        while edge and len(order) < _AROUND:
+            step = [n for e in edge for n in (*costs.users[e], *costs.inputs[e]) if n not in found]
+            edge = list(dict.fromkeys(step))
+            found.update(edge)
+            order += [n for n in edge if costs.free[n]]
+        return order[:_AROUND]
+
     def _try_at(self, k: int) -> None:
         costs, refreshed = self._costs, self.refreshed
         if not refreshed[k]:
@@ -151,15 +193,17 @@ class Search:
         if not self.attempt([k, *users]) and later:
             self.attempt([k, *users, *later])
 
-    def attempt(self, toggled: Sequence[int]) -> bool:
-        """Takes or leaves out these refreshes if that is cheaper and levels suffice."""
+    def attempt(self, toggled: Sequence[int], most: float | None = None) -> bool:
+        """Takes or leaves out these refreshes if the plan is cheaper then, or takes less than
+        `most` seconds, and levels suffice.
+        """
         refreshed = self.refreshed
         for k in toggled:
             refreshed[k] = not refreshed[k]
         levels: dict[int, int] = {}
         costs: dict[int, float] = {}
         seconds = self._follow(toggled, levels, costs)
-        if seconds < self.seconds * (1 - 1e-9):
+        if seconds < (self.seconds * (1 - 1e-9) if most is None else most):
             for k, cost in costs.items():
                 self._cost[k] = cost
             self.seconds = seconds
