@@ -23,9 +23,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from jax import tree_util
 
 import he_backend
 from benchmarks import bare
+from benchmarks.packing_alone import save
 from benchmarks.packing_cases import CASES, PackingCase, ring
 from he_backend.local import run_local
 from he_backend.machines.pyfhel.machine import PyfhelMachine
@@ -94,6 +97,7 @@ def _show(name: str, chosen: argparse.Namespace) -> None:
     circuit = compiled(case)
     _show_plan(circuit, case.sentences)
     _show_in_process(case, circuit, chosen)
+    _show_memory(case, circuit)
     if not chosen.in_process:
         _show_processes(case, circuit)
 
@@ -114,7 +118,12 @@ def _compile_here(name: str) -> dict[str, float]:
 
 def _compile_apart(name: str) -> dict[str, float]:
     """`_compile_here` in a fresh process. Raises LayoutError if it fails there."""
-    command = [sys.executable, "-m", "benchmarks.packing", "--compile-only", name]
+    return _apart("benchmarks.packing", "--compile-only", name)
+
+
+def _apart(*arguments: str) -> dict[str, float]:
+    """What a module prints in a fresh process."""
+    command = [sys.executable, "-m", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise LayoutError(ended.stderr.strip().splitlines()[-1])
@@ -155,7 +164,6 @@ class _Spent:
 
 
 def _show_in_process(case: PackingCase, circuit: Circuit, chosen: argparse.Namespace) -> None:
-    base = peak_bytes()
     cpu = time.thread_time()
     machine = PyfhelMachine.generate(circuit.params, circuit.rotation_steps, circuit.slots)
     print(f"  keys made in             {time.thread_time() - cpu:8.2f} s CPU", flush=True)
@@ -175,7 +183,8 @@ def _show_in_process(case: PackingCase, circuit: Circuit, chosen: argparse.Names
     floor = bare.seconds(circuit, machine)
     print(
         f"  bare operations          {floor:8.3f} s CPU; run / bare {ours.cpu / floor:.3f}\n"
-        f"  this process' peak       {_mb(peak_bytes())}, {_mb(base)} before the keys",
+        f"  predicted / measured     {circuit.ledger.seconds / first.cpu:8.2f}, by "
+        f"{circuit.ledger.costs}",
         flush=True,
     )
     if others:
@@ -187,15 +196,22 @@ def _show_in_process(case: PackingCase, circuit: Circuit, chosen: argparse.Names
         )
 
 
-class _Runs:
-    """Runs of one Circuit in this process, on keys and plaintexts that stay."""
+class _Values:
+    """Encrypted inputs and public operands of a case."""
 
-    def __init__(self, case: PackingCase, circuit: Circuit, machine: PyfhelMachine):
-        self.circuit, self.machine = circuit, machine
+    def __init__(self, case: PackingCase, circuit: Circuit):
         program = case.program
         self.operands = circuit.publics.evaluate(program.flatten(case.args))
         leaves = zip(program.inputs, program.flatten(case.args), strict=True)
         self.inputs = [np.asarray(a, np.float64) for v, a in leaves if v.encrypted]
+
+
+class _Runs(_Values):
+    """Runs of one Circuit in this process, on keys and plaintexts that stay."""
+
+    def __init__(self, case: PackingCase, circuit: Circuit, machine: PyfhelMachine):
+        super().__init__(case, circuit)
+        self.circuit, self.machine, program = circuit, machine, case.program
         exact = program(*case.args, precision="float64")
         self.exact = [np.asarray(leaf) for leaf in tree_util.tree_leaves(exact)]
         self.executor = Executor(circuit, machine, self.operands, repeated=True)
@@ -220,6 +236,19 @@ class _Runs:
         return spent
 
 
+def _show_memory(case: PackingCase, circuit: Circuit) -> None:
+    values = _Values(case, circuit)
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder), circuit, values.inputs, values.operands)
+        found = _apart("benchmarks.packing_alone", folder)
+    predicted = circuit.ledger.peak_bytes
+    print(
+        f"  one process' peak        {_mb(found['peak'])}, {_mb(found['keys'])} with keys alone; "
+        f"predicted {_mb(predicted)}, predicted / measured {predicted / found['peak']:.2f}",
+        flush=True,
+    )
+
+
 def _other(command: str, pattern: str) -> float:
     ended = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
     found = re.findall(pattern, ended.stdout)
@@ -238,7 +267,8 @@ def _show_processes(case: PackingCase, circuit: Circuit) -> None:
         print(
             f"  {workers} worker{'s' * (workers > 1):<16} {report.seconds:10.3f} s wall, "
             f"{report.core_seconds:.3f} s CPU in {report.tasks} tasks; keys "
-            f"{report.key_seconds:.1f} s; peak of all {_mb(report.peak_bytes)}",
+            f"{report.key_seconds:.1f} s; peak of all {_mb(report.peak_bytes)}, "
+            f"{_mb(report.predicted_peak_bytes)} predicted",
             flush=True,
         )
     print(f"  one worker / two         {walls[1] / walls[2]:8.2f}", flush=True)

@@ -22,6 +22,7 @@ from he_backend.report import twin as exact_twin
 from he_backend.report.compare import Vectors, op_records
 from he_backend.report.report import Report, Subject
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.costs.memory import run_bytes
 from hesim.circuit.plain.execute import Spent
 from hesim.params import CKKSParams
 from hesim.program import Program, need_program
@@ -210,6 +211,7 @@ def _report(
         imported_jax=outcome.imported_jax,
         subject=Subject.of(program, circuit),
         refresher=circuit.refresher,
+        predicted_peak_bytes=outcome.predicted_peak_bytes,
         simulate=lambda: (prediction or _predicted(program, circuit, args, 1)).outputs,
     )
 
@@ -249,7 +251,7 @@ class _Outcome:
         self.spent = spent
         self.seconds = seconds
         self.key_seconds = 0.0
-        self.peak_bytes = 0
+        self.peak_bytes = self.predicted_peak_bytes = 0
         self.tasks = self.skipped = self.replaced = 0
         self.imported_jax = False
 
@@ -353,6 +355,8 @@ def _encrypted(circuit, inputs, operands, decrypt, ranges, where, options) -> _O
     outcome = _Outcome(vectors, result.spent, result.seconds)
     outcome.key_seconds = result.key_seconds
     outcome.peak_bytes = result.peak_bytes
+    processes = options["workers"], options["clients"]
+    outcome.predicted_peak_bytes = run_bytes(circuit.params, circuit.ledger, *processes)
     outcome.tasks, outcome.skipped = result.tasks, result.skipped
     outcome.replaced, outcome.imported_jax = result.replaced, result.imported_jax
     return outcome

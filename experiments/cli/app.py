@@ -28,6 +28,7 @@ from experiments.cli.studies import app as studies_app
 from experiments.cli.training import app as models_app
 from experiments.console import make_console
 from he_backend.machines.table import DEFAULT_MACHINE
+from hesim.circuit.costs.table import VARIABLE, CostTable
 
 __all__ = ["app", "main"]
 
@@ -58,9 +59,20 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=VARIABLE,
+            help="Predict and plan by this file, written by calibrate-costs.",
+            show_default="the table that is shipped, of an x86-64 machine",
+        ),
+    ] = None,
 ) -> None:
     """Transformers under CKKS homomorphic encryption: exact, simulated, encrypted."""
     del debug, version  # main reads --debug, the callback handles --version
+    if costs is not None:
+        CostTable.load(costs)
+        os.environ[VARIABLE] = str(costs.resolve())  # processes that are started read it, too
 
 
 @app.command()
@@ -223,6 +235,22 @@ def report(
     console = make_console()
     console.print(render(results, notes=console.width >= 100))
     console.print(f"\nreport: {write_report(results, run_dir / 'report.html')}")
+
+
+@app.command("calibrate-costs")
+def calibrate_costs(
+    out: Annotated[Path, typer.Argument(help="File to write, JSON.", dir_okay=False)] = Path(
+        "costs.json"
+    ),
+    log_n: Annotated[
+        tuple[int, int], typer.Option(help="Rings N = 2^LOG_N, from the first to the second.")
+    ] = (13, 15),
+    backend: BackendOption = DEFAULT_MACHINE,
+) -> None:
+    """Time the operations of a machine, here and now, for plans and predictions: some minutes."""
+    from experiments.calibration import calibrate_and_show
+
+    calibrate_and_show(out, log_n, backend, make_console())
 
 
 @app.command()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from he_backend.errors import BlobError, RunFolderError
+from hesim.circuit.costs.table import VARIABLE
 
 __all__ = [
     "Folders",
@@ -212,10 +213,14 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def clean_environment() -> dict[str, str]:
-    """What a child process gets to see: where programs and packages are, one thread for BLAS."""
+    """What a child process gets to see: where programs, packages and the table of costs are, one
+    thread for BLAS.
+    """
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
     kept = {k: os.environ[k] for k in ("PATH", "LANG", "LC_ALL", "TMPDIR") if k in os.environ}
+    if os.environ.get(VARIABLE):
+        kept[VARIABLE] = str(Path(os.environ[VARIABLE]).resolve())
     return {
         **kept,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),

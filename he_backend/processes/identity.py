@@ -22,12 +22,15 @@ from he_backend.machines.table import find
 from he_backend.processes.folders import Folders, digest_of, read_json
 from he_backend.processes.store import storing, write_array
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.costs.table import inherited
 from hesim.files import bound_digest, sweep, write_whole
 
 __all__ = ["Claimed", "claim"]
 
-_FORMAT = 3
-"""Raised when files of a run folder change their form: older ones are refused, not misread."""
+_FORMAT = 4
+"""Raised when files of a run folder change their form, or tasks their cut: older ones are refused,
+not misread.
+"""
 
 _DIFFERENCES = {
     "format": "the version of this package that wrote it",
@@ -36,6 +39,7 @@ _DIFFERENCES = {
     "operands": "public arguments",
     "inputs": "encrypted arguments",
     "task_seconds": "task_seconds",
+    "costs": "the table of costs (HESIM_COSTS), by which tasks are cut",
     "decrypt": "which values are decrypted (compare, sampled)",
 }
 
@@ -84,6 +88,7 @@ def claim(
         "circuit": digest_of(fresh),
         "operands": _digest(operands),
         "task_seconds": task_seconds,
+        "costs": hashlib.sha256(inherited().text.encode()).hexdigest(),
         "decrypt": hashlib.sha256(np.asarray(decrypt, np.int64).tobytes()).hexdigest(),
     }
     secret = {"inputs": _digest(inputs), "server": str(folders.server)}

@@ -17,14 +17,11 @@ from functools import cached_property
 import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind
-from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.cost import encoding_seconds, instruction_seconds
 from hesim.circuit.plain.execute import scalar_groups
 from hesim.circuit.refresher import KEY_HOLDER
 
 __all__ = ["CLIENT_BATCH", "Schedule", "Task", "plan", "predicted_seconds"]
-
-_GROUPED_PRODUCT = 0.2
-"""Cost of a scalar product inside a matrix product on residues, relative to one by one."""
 
 CLIENT_BATCH = 16
 """Ciphertexts that the client is asked for at a time, at most."""
@@ -90,20 +87,27 @@ class Schedule:
 
 
 def predicted_seconds(circuit: Circuit) -> np.ndarray:
-    """float64[instructions]: the cost model's seconds, matrix products on residues included."""
+    """float64[instructions]: the cost model's seconds, each plaintext encoded where it is used
+    first, matrix products on residues as such.
+    """
     log_n = circuit.params.log_n
     seconds = np.zeros(len(circuit))
     grouped = scalar_groups(circuit, range(len(circuit)))
+    numbers = np.array([family.scalar for family in circuit.packs], dtype=bool)
+    encoded: set[int] = set()
     for i in range(len(circuit)):
         part = circuit.args(i)
-        kind, level = int(circuit.kind[i]), int(circuit.level[i])
-        below = int(circuit.level[circuit.arg[part.start]]) if part.stop > part.start else level
+        kind, level, terms = int(circuit.kind[i]), int(circuit.level[i]), part.stop - part.start
+        below = int(circuit.level[circuit.arg[part.start]]) if terms else level
         if kind == Kind.REFRESH:
             seconds[i] = circuit.refresher.seconds(below, level, log_n)
-        else:
-            seconds[i] = instruction_seconds(kind, below, part.stop - part.start, log_n)
-        if i in grouped:
-            seconds[i] *= _GROUPED_PRODUCT
+            continue
+        seconds[i] = instruction_seconds(kind, below, terms, log_n, scalar=i in grouped)
+        if kind in (Kind.DOT_PLAIN, Kind.ADD_PLAIN) and i not in grouped:
+            new = set(circuit.arg2[part].tolist()) - encoded
+            encoded |= new
+            vectors = sum(not numbers[circuit.plain_pack[p]] for p in new)
+            seconds[i] += vectors * encoding_seconds(below, log_n)
     return seconds
 
 

@@ -227,7 +227,7 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
         Row(how, f"{report.seconds:.2f} s", "wall clock, all attempts"),
         Row("making keys", f"{report.key_seconds:.2f} s"),
         Row("core-seconds", f"{report.core_seconds:.2f}", "measured, workers and clients together"),
-        Row("core-seconds predicted", f"{ledger.seconds:.2f}", "of an encrypted run, on one core"),
+        Row("core-seconds predicted", f"{ledger.seconds:.2f}", f"by {ledger.costs or 'estimate'}"),
         Row(
             "core-seconds, refreshes as bootstraps",
             f"{report.bootstrapped_seconds:,.1f}",
@@ -236,6 +236,10 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
     ]
     memory = [
         Row("peak memory", f"{report.peak_bytes / 1e9:.2f} GB", "all processes, each at its peak"),
+        Row(
+            "peak memory predicted",
+            f"{report.predicted_peak_bytes / 1e9:.2f} GB" if report.encrypted else "–",
+        ),
         Row(
             "keys",
             f"{ledger.rotation_keys} rotations + relinearization",

@@ -193,6 +193,7 @@ class Report:
       simulate: computes `simulated`.
       subject: what was run, when, and by which versions.
       refresher: who refreshed.
+      predicted_peak_bytes: what peak_bytes was predicted to be; 0 where nothing is encrypted.
 
     Examples:
       >>> import he_backend, hesim, numpy as np
@@ -225,6 +226,7 @@ class Report:
     imported_jax: bool = False
     subject: Subject | None = None
     refresher: Refresher = KEY_HOLDER
+    predicted_peak_bytes: int = 0
     simulate: Callable[[], Any] = field(default=lambda: None, repr=False)
 
     @property
@@ -301,6 +303,12 @@ class Report:
             f"peak {self.peak_bytes / 1e9:.2f} GB; {rounds}",
             f"largest error {self.max_error:.3g}",
         ]
+        if self.encrypted:
+            lines.insert(
+                2,
+                f"predicted {self.ledger.seconds:.2f} core-seconds, spent {self.core_seconds:.2f}; "
+                f"predicted peak {self.predicted_peak_bytes / 1e9:.2f} GB",
+            )
         if self.skipped:
             lines.append(f"resumed: {self.skipped} of {self.tasks} tasks were done before")
         if self.replaced:

@@ -187,6 +187,11 @@ class Ledger:
       seconds: predicted for one core, refreshes at the machine's own price.
       seconds_bootstrapped: the same with every refresh priced as a bootstrap.
       operations: what each operation spends of it, inputs first; see `table`.
+      plaintext_bytes: bytes of all plaintexts that are vectors, encoded.
+      cipher_bytes: bytes of the ciphertexts alive at a time, at most.
+      peak_bytes: predicted memory of one process that evaluates: the machine itself, evaluation
+        keys, ciphertexts alive, and the plaintexts that it keeps.
+      costs: name of the cost table that seconds and peak_bytes are predicted by.
     """
 
     depth: int
@@ -208,6 +213,10 @@ class Ledger:
     seconds: float
     seconds_bootstrapped: float
     operations: tuple[Spending, ...] = ()
+    plaintext_bytes: int = 0
+    cipher_bytes: int = 0
+    peak_bytes: int = 0
+    costs: str = ""
 
     def counts(self) -> dict[str, int]:
         """The operation counts that a machine can count by itself."""
@@ -220,10 +229,7 @@ class Ledger:
     def _totals(self) -> list[tuple[str, str]]:
         names = [f.name for f in dataclasses.fields(self) if f.name != "operations"]
         values = [(name, getattr(self, name)) for name in names]
-        shown = [
-            (name.replace("_", " "), f"{x:,.1f}" if isinstance(x, float) else f"{x:,}")
-            for name, x in values
-        ]
+        shown = [(name.replace("_", " "), _written(x)) for name, x in values if x != ""]
         # A Program's depth leaves refreshes out, this one starts again at each.
         return [(name, f"{x} between refreshes" if name == "depth" else x) for name, x in shown]
 
@@ -261,6 +267,12 @@ class Ledger:
                 )
             )
         return rows
+
+
+def _written(value: float | int | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
 _ARRAYS = (

@@ -1,8 +1,7 @@
 """Predicted seconds of ciphertext operations, by ring and level, for one core.
 
-The figures are of SEAL 4.1 by Pyfhel 3.5.0 on a 2020s x86-64 core (N = 2^14, levels 0 to 8), fitted
-by low-order polynomials in the number of primes left, and scaled by N log N. Cost follows the level
-in use, not the length of the chain. They steer choices and estimates; benchmarks measure.
+Figures are of the cost table in use (`hesim.circuit.costs.table`). Cost follows the level in use,
+not the length of the chain. They steer choices and estimates; benchmarks measure.
 """
 
 from __future__ import annotations
@@ -12,34 +11,53 @@ import math
 import numpy as np
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.refresher import ring_size
+from hesim.circuit.costs.table import current
 
-__all__ = ["instruction_seconds", "relative_cost"]
+__all__ = ["encoding_seconds", "instruction_seconds", "relative_cost"]
+
+_MATRIX_TERMS = 8
+"""Terms from which a sum of products by numbers is taken for a row of a matrix product."""
+
+_OPERATIONS = {
+    Kind.INPUT: "encrypt",
+    Kind.ADD: "add",
+    Kind.DOT: "dot",
+    Kind.DOT_PLAIN: "dot_plain",
+    Kind.ADD_PLAIN: "add_plain",
+    Kind.ROTATE: "rotate",
+    Kind.RELINEARIZE: "relinearize",
+    Kind.RESCALE: "rescale",
+    Kind.DROP: "drop",
+}
 
 
 def instruction_seconds(
     kind: int, level: int, terms: int, log_n: int, *, scalar: bool = False
 ) -> float:
-    """Seconds of one instruction at `level` (of its operands) with `terms` operands.
+    """Seconds of one instruction at `level` (of its operands) with `terms` operands; 0 for a
+    refresh, whose price is the refresher's.
 
     scalar: the plaintexts are numbers rather than vectors; then their encoding is in the figure.
     """
-    k = level + 1.0
+    if kind == Kind.REFRESH or (kind == Kind.ROTATE and not terms):
+        return 0.0
+    table = current()
     if kind == Kind.DOT_PLAIN and scalar:
-        return 0.055 * k * terms * 1e-3 * ring_size(log_n)
-    ms = {
-        Kind.INPUT: 4.0 + 1.3 * k,
-        Kind.ADD: 0.04 * k * max(terms - 1, 0),
-        Kind.DOT: 0.22 * k * terms,
-        Kind.DOT_PLAIN: (0.14 * k + 0.1) * terms,
-        Kind.ADD_PLAIN: 0.5 + 0.1 * k,
-        Kind.ROTATE: 0.95 * k + 0.165 * k * k if terms else 0.0,
-        Kind.RELINEARIZE: 0.95 * k + 0.165 * k * k,
-        Kind.RESCALE: max(0.6 * k - 0.2, 0.2),
-        Kind.DROP: 0.1 * k,
-        Kind.REFRESH: 0.0,
-    }[kind]
-    return ms * 1e-3 * ring_size(log_n)
+        if terms >= _MATRIX_TERMS:
+            return table.parts("dot_scalars", level, log_n)[1] * terms
+        encoded = table.seconds("encode_scalar", level, log_n)
+        return table.seconds("dot_plain", level, log_n, terms) + terms * encoded
+    call, each = table.parts(_OPERATIONS[kind], level, log_n)
+    if kind == Kind.ADD:
+        return call + each * max(terms - 1, 0)
+    if kind in (Kind.DOT, Kind.DOT_PLAIN):
+        return call + each * terms
+    return call + each
+
+
+def encoding_seconds(level: int, log_n: int) -> float:
+    """Seconds in which a vector is encoded at `level`."""
+    return current().seconds("encode", level, log_n)
 
 
 def relative_cost(

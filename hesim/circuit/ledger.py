@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from hesim.circuit.circuit import Kind, Ledger, PlaintextFamily, Spending
-from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.cost import encoding_seconds, instruction_seconds
+from hesim.circuit.costs.memory import (
+    KEPT_PLAINTEXTS,
+    cipher_bytes,
+    evaluator_bytes,
+    plaintext_bytes,
+)
+from hesim.circuit.costs.table import current
 from hesim.circuit.layout import unique_rows
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.params import CKKSParams
@@ -38,11 +45,9 @@ def ledger(
     scalar = np.array([p.scalar for p in packs] or [False])[data["plain_pack"]]
     each = _seconds(data, scalar, refresher, log_n)
     depth, rounds = _longest(data)
-    primes = data["plain_level"].astype(np.float64) + 1
-    ring = 2.0 ** (log_n - 14) * log_n / 14
-    encoding = np.where(scalar, 0.05 + 0.06 * primes, 1.2 + 0.13 * primes)
     refreshed = float(each[kind == Kind.REFRESH].sum())
-    seconds = float(each[kind != Kind.REFRESH].sum() + encoding.sum() * 1e-3 * ring)
+    encoding = _encoding(data["plain_level"][~scalar], log_n)
+    seconds = float(each[kind != Kind.REFRESH].sum()) + encoding
     steps = len(np.unique(data["param"][kind == Kind.ROTATE]))
     relinearizes = bool(np.any(kind == Kind.RELINEARIZE))
 
@@ -53,6 +58,9 @@ def ledger(
         return int(np.sum(terms[kind == k]))
 
     refreshes = count(Kind.REFRESH)
+    keys = params.key_bytes() * (steps + relinearizes)
+    plain = plaintext_bytes(params, data["plain_level"], scalar)
+    alive = cipher_bytes(params, data)
     bootstrap = _bootstrap_price(price, refresher)
     return Ledger(
         depth=depth,
@@ -74,8 +82,14 @@ def ledger(
         inputs=count(Kind.INPUT),
         outputs=outputs,
         rotation_keys=steps,
-        key_bytes=params.key_bytes() * (steps + relinearizes),
+        key_bytes=keys,
         plaintexts=len(data["plain_pack"]),
+        plaintext_bytes=plain,
+        cipher_bytes=alive,
+        peak_bytes=evaluator_bytes(
+            params, keys, alive, min(plain, KEPT_PLAINTEXTS), data["plain_level"][~scalar]
+        ),
+        costs=current().name,
         seconds=seconds + refreshed,
         seconds_bootstrapped=seconds + refreshes * bootstrap,
         operations=_operations(data, each, ("input", *names), ("", *sources)),
@@ -122,6 +136,12 @@ def _longest(data: dict[str, np.ndarray]) -> tuple[int, int]:
             rescales[i] = max([rescales[a] for a in used]) + (k == Kind.RESCALE)
             refreshes[i] = max([refreshes[a] for a in used])
     return max(rescales, default=0), max(refreshes, default=0)
+
+
+def _encoding(levels: np.ndarray, log_n: int) -> float:
+    """Seconds in which vectors are encoded at these levels."""
+    counts = np.bincount(levels.astype(np.int64))
+    return sum(n * encoding_seconds(level, log_n) for level, n in enumerate(counts.tolist()) if n)
 
 
 def _bootstrap_price(price: float | None, refresher: Refresher) -> float:

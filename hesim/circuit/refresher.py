@@ -10,18 +10,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hesim.circuit.costs.table import current
 from hesim.errors import ParameterError
 from hesim.noise.bootstrap import law
 
-__all__ = ["BOOTSTRAP_SECONDS", "KEY_HOLDER", "Refresher", "bootstrap", "ring_size"]
+__all__ = ["BOOTSTRAP_SECONDS", "KEY_HOLDER", "Refresher", "bootstrap"]
 
 BOOTSTRAP_SECONDS = 10.0
 """Price of a bootstrap of one ciphertext on a CPU: about what open libraries need at N = 2^16."""
 
-
-def ring_size(log_n: int) -> float:
-    """N log N over that of N = 2^14, where seconds were measured."""
-    return 2.0 ** (log_n - 14) * log_n / 14
+_SENT = 4.0
+"""Seconds of a ciphertext's way to the key holder or back, over those of writing and reading its
+bytes: it also passes a socket and a file, and digests of both.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,10 @@ class Refresher:
         """Seconds of one refresh on one core, from level `below` to level `above`."""
         if self.price is not None:
             return self.price
-        decrypt = 0.9 * (below + 1)
-        encode = 1.3 + 0.1 * above
-        encrypt = 2.3 + 1.2 * (above + 1)
-        transport = 1.0 + 0.2 * (above + below + 2)
-        return (decrypt + encode + encrypt + transport) * 1e-3 * ring_size(log_n)
+        table = current()
+        sent = table.seconds("transport", below, log_n) + table.seconds("transport", above, log_n)
+        opened = table.seconds("decrypt", below, log_n)
+        return opened + table.seconds("encrypt", above, log_n) + _SENT * sent
 
 
 KEY_HOLDER = Refresher("key holder", interactive=True)

@@ -28,6 +28,7 @@ from he_backend.errors import BackendError, BlobError, CircuitError, EncodeError
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.pyfhel import residues
 from he_backend.machines.pyfhel.seal_bytes import SealBytes
+from hesim.circuit.costs.memory import KEPT_PLAINTEXTS
 from hesim.circuit.plain import checks
 from hesim.circuit.plain.slots import check_level_and_scale, missing_key
 from hesim.params import CKKSParams
@@ -35,7 +36,6 @@ from hesim.params import CKKSParams
 __all__ = ["PyfhelCipher", "PyfhelMachine", "PyfhelPlain"]
 
 _ENCODER_BYTES = 1 << 29
-_PLAINTEXT_CACHE = 1 << 28
 _TABLE_BYTES_PER_COEFFICIENT = 96
 
 
@@ -76,7 +76,7 @@ class PyfhelMachine:
     encrypts = True
 
     def __init__(
-        self, params: CKKSParams, slots: int | None = None, cache_bytes: int = _PLAINTEXT_CACHE
+        self, params: CKKSParams, slots: int | None = None, cache_bytes: int = KEPT_PLAINTEXTS
     ):
         self.params = params
         self.slots = slots or params.slots

@@ -29,6 +29,7 @@ from he_backend.processes import children
 from he_backend.processes.folders import Folders, clean_environment
 from he_backend.processes.session import Job, execute
 from he_backend.processes.store import Journal, bound_line, read_values, write_values
+from hesim.circuit.costs.table import CostTable
 from hesim.files import write_whole
 
 _KEYS = ("keys/public.key", "keys/relin.key", "keys/keys.json")
@@ -64,6 +65,16 @@ def test_a_client_folder_serves_one_run_only(job, tmp_path):
     again = execute(job)
     assert again.skipped == again.tasks
     assert_right(job, again)
+
+
+def test_tasks_cut_by_other_costs_are_not_taken_for_those_that_are_done(job, tmp_path, monkeypatch):
+    execute(job)
+    shipped = CostTable.shipped()
+    path = tmp_path / "costs.json"
+    dataclasses.replace(shipped, base_bytes=shipped.base_bytes + 1).save(path)
+    monkeypatch.setenv("HESIM_COSTS", str(path))
+    with pytest.raises(RunFolderError, match="table of costs"):
+        execute(job)
 
 
 def test_a_client_folder_of_a_removed_run_is_used_again(job, tmp_path):

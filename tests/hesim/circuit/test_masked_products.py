@@ -156,7 +156,7 @@ def test_masks_of_differences_of_products_and_their_sums(small_params, run_slots
         assert circuit.ledger.products == 2 and circuit.ledger.rescales == 2 + after
 
 
-def test_masks_rescaled_by_themselves_cost_more(small_params, run_slots):
+def test_masks_rescaled_by_themselves_take_a_rescale_each(small_params, run_slots):
     params = small_params(levels=2)
     found = [masked(params, lambda *a, n=n: scores(*a, stages=n)) for n in (1, 2)]
     for b, circuit in found:
@@ -169,7 +169,6 @@ def test_masks_rescaled_by_themselves_cost_more(small_params, run_slots):
     (_, one), (_, two) = found
     assert [b.stages[2].drop for b, _ in found] == [2, 1]
     assert (one.ledger.rescales, two.ledger.rescales) == (4, 2 * M - 1 + 2)
-    assert one.ledger.seconds < two.ledger.seconds
 
 
 @pytest.mark.filterwarnings("ignore:INSECURE")

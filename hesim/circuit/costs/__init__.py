@@ -1,0 +1,1 @@
+"""What runs of Circuits cost: the table of figures, and memory."""
