@@ -110,11 +110,14 @@ def gathering(
         here = at // below % size
         in_key = np.where(in_key < 0, -1, in_key * size + here)
         out_key = np.where(out_key < 0, -1, out_key * size + here)
+    empty = in_key < 0
+    in_key = _once(in_key, repeats)
     terms = _terms(in_key, out_key, repeats)
     if not len(terms) or max(in_key.max(), out_key.max()) >= 2**31:
         return None
     plan = planned(terms, target.ciphertexts, target.columns, repeats)
-    masked = not plan.moves or not _clean(plan, sources, target, in_key, out_key)
+    zero = np.concatenate([np.full((s.ciphertexts, 1), s.zeros) for s in sources])
+    masked = not plan.moves or not _clean(plan, target, empty & zero, out_key < 0)
     return Gathering(plan, target, in_key.astype(np.int32), out_key.astype(np.int32), masked)
 
 
@@ -144,38 +147,44 @@ def _numbered(sources: Sequence[Layout], taken: np.ndarray) -> tuple[np.ndarray,
     return np.concatenate(keys), found
 
 
-def _terms(in_key: np.ndarray, out_key: np.ndarray, repeats: int) -> Terms:
-    """Of a result from the first position of each element that it takes."""
+def _once(in_key: np.ndarray, repeats: int) -> np.ndarray:
+    """Keys at the first position of each alone, so that no element is taken twice."""
     nearby = in_key[:, :repeats]
-    cipher, column = np.nonzero(nearby >= 0)
-    known, first = np.unique(nearby[cipher, column], return_index=True)
+    place = np.flatnonzero(nearby >= 0)
+    _, first = np.unique(nearby.reshape(-1)[place], return_index=True)
+    kept = np.zeros(nearby.size, bool)
+    kept[place[first]] = True
+    times = in_key.shape[1] // repeats
+    return np.where(np.tile(kept.reshape(nearby.shape), (1, times)), in_key, -1)
+
+
+def _terms(in_key: np.ndarray, out_key: np.ndarray, repeats: int) -> Terms:
+    """From each element's position to those that take it."""
+    cipher, column = np.nonzero(in_key[:, :repeats] >= 0)
+    key = in_key[cipher, column]
+    order = np.argsort(key)
     out, at = np.nonzero(out_key >= 0)
-    place = np.searchsorted(known, out_key[out, at])
-    assert np.array_equal(known[np.minimum(place, len(known) - 1)], out_key[out, at])
-    into, shift = cipher[first][place], (column[first][place] - at) % repeats
+    place = order[np.searchsorted(key[order], out_key[out, at])]
+    into, shift = cipher[place], (column[place] - at) % repeats
     found = np.unique((out * len(in_key) + into) * repeats + shift)
     both, shift = np.divmod(found, repeats)
     out, into = np.divmod(both, len(in_key))
     return Terms(out, into, shift)
 
 
-def _clean(
-    plan: MapPlan,
-    sources: Sequence[Layout],
-    target: Layout,
-    in_key: np.ndarray,
-    out_key: np.ndarray,
-) -> bool:
-    """Whether operands, turned, already have the zeros that the result is to have."""
+def _clean(plan: MapPlan, target: Layout, zero: np.ndarray, nothing: np.ndarray) -> bool:
+    """Whether operands, turned, already have the zeros that the result is to have.
+
+    Args:
+      zero: bool (operands' ciphertexts, columns): where they are exactly zero.
+      nothing: bool (results, columns): where no element is taken.
+    """
+    wanted = nothing & (grid(target)[1] | target.zeros)
     t = plan.terms
-    zero = np.concatenate([np.full((s.ciphertexts, 1), s.zeros) for s in sources])
-    empty = (in_key < 0) & zero
-    live = grid(target)[1]
-    for o, i, shift in zip(t.out.tolist(), t.into.tolist(), t.shift.tolist(), strict=True):
-        wanted = (out_key[o] < 0) & (live[o] | target.zeros)
-        if np.any(wanted & ~np.roll(empty[i], -shift)):
-            return False
-    return True
+    return not any(
+        np.any(wanted[o] & ~np.roll(zero[i], -shift))
+        for o, i, shift in zip(t.out.tolist(), t.into.tolist(), t.shift.tolist(), strict=True)
+    )
 
 
 def packings(shape: Sequence[int], columns: int) -> Iterator[Layout]:
