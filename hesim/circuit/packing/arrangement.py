@@ -44,29 +44,28 @@ def joined(a: Layout, b: Layout, shape: Sequence[int] | None = None) -> Layout |
     except ValueError:
         return None
     slots: list[Coordinate] = []
-    names: dict[tuple[int, int], tuple[int, int]] = {}
-    for c, d in zip(x.slots, y.slots, strict=True):
-        if c == d:
-            slots.append(c)
-        elif c.axis == REPLICATED:
-            slots.append(d)
-            names[c.axis, c.stride] = d.axis, d.stride
-        elif d.axis == REPLICATED:
-            slots.append(c)
-            names[d.axis, d.stride] = c.axis, c.stride
-        else:
+    names: tuple[dict[int, Coordinate], dict[int, Coordinate]] = {}, {}
+    for k, (c, d) in enumerate(zip(x.slots, y.slots, strict=True), 1):
+        if c.axis != REPLICATED != d.axis and c != d:
             return None
+        if c.axis == d.axis == REPLICATED:
+            slots.append(Coordinate(REPLICATED, c.size, k if c.stride or d.stride else 0))
+        else:
+            slots.append(d if c.axis == REPLICATED else c)
+        for known, own in zip(names, (c, d), strict=True):
+            if own.axis == REPLICATED:
+                known[own.stride] = slots[-1]
     ciphers = [*x.ciphers, *(d for d in y.ciphers if d not in x.ciphers)]
     pieces = [c for c in (*slots, *ciphers) if c.axis >= 0]
     if len({(c.axis, c.stride) for c in pieces}) != len(pieces):
         return None
     rolls: dict[int, tuple[Roll, ...]] = {}
-    for layout in (x, y):
+    for layout, known in zip((x, y), names, strict=True):
         for axis in layout.axes:
             mine = sorted(c for c in pieces if c.axis == axis)
             if mine != sorted(layout.pieces(axis)):
                 return None
-            own = tuple(sorted(_renamed(r, names) for r in layout.rolled(axis)))
+            own = tuple(sorted(_renamed(r, known) for r in layout.rolled(axis)))
             if rolls.setdefault(axis, own) != own:
                 return None
     out = Layout(
@@ -96,9 +95,12 @@ def _holes(layout: Layout) -> set[tuple[int, int]]:
     return found | {(GAP, k) for k, c in enumerate(layout.slots) if c.axis == GAP}
 
 
-def _renamed(r: Roll, names: Mapping[tuple[int, int], tuple[int, int]]) -> Roll:
-    axis, stride = names.get((r.by_axis, r.by_stride), (r.by_axis, r.by_stride))
-    return r._replace(by_axis=axis, by_stride=stride) if r.by_axis == REPLICATED else r
+def _renamed(r: Roll, marks: Mapping[int, Coordinate]) -> Roll:
+    """A roll by a marked coordinate as one by what lies there; marks: by their stride."""
+    if r.by_axis != REPLICATED:
+        return r
+    there = marks[r.by_stride]
+    return r._replace(by_axis=there.axis, by_stride=there.stride)
 
 
 def _broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:

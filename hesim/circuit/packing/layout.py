@@ -107,9 +107,14 @@ class Layout(NamedTuple):
         return gap or any(self.extent(a) != self.shape[a] for a in self.axes)
 
     def canonical(self) -> Layout:
-        """Neighbours that continue each other merged, sizes of 1 dropped."""
-        slots, rolls = _merged((self._gapped(c) for c in self.slots), self.rolls)
+        """Neighbours that continue each other merged, sizes of 1 dropped, marks in order."""
+        marked = {r.by_stride for r in self.rolls if r.by_axis == REPLICATED}
+        slots = [self._gapped(c) for c in self.slots]
+        slots = [_PLAIN._replace(size=c.size) if _idle(c, marked) else c for c in slots]
+        slots, rolls = _merged(slots, self.rolls)
         ciphers, rolls = _merged((self._gapped(c) for c in self.ciphers), rolls)
+        if marked:
+            slots, rolls = _remarked(slots, rolls)
         out = Layout(self.shape, slots, ciphers, tuple(sorted(rolls)), self.zeros)
         return out if out.zeros or out.padded else out._replace(zeros=True)
 
@@ -152,6 +157,34 @@ class Layout(NamedTuple):
 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+_PLAIN = Coordinate(REPLICATED, 1)
+
+_PIECES = 2**20
+"""Beyond all marks: what marks of pieces of one coordinate differ by."""
+
+
+def _idle(c: Coordinate, marked: set[int]) -> bool:
+    return c.axis == REPLICATED and c.stride not in marked
+
+
+def _remarked(
+    slots: tuple[Coordinate, ...], rolls: tuple[Roll, ...]
+) -> tuple[tuple[Coordinate, ...], tuple[Roll, ...]]:
+    """Replicated coordinates that rolls count, marked 1, 2, ... from the lowest."""
+    marks = [c.stride for c in slots if c.axis == REPLICATED and c.stride]
+    names = {mark: k for k, mark in enumerate(marks, 1)}
+    return (
+        tuple(
+            c._replace(stride=names[c.stride]) if c.axis == REPLICATED and c.stride else c
+            for c in slots
+        ),
+        tuple(
+            r._replace(by_stride=names[r.by_stride]) if r.by_axis == REPLICATED else r
+            for r in rolls
+        ),
+    )
 
 
 def _merged(
@@ -225,6 +258,8 @@ def _split(layout: Layout, cuts: list[int]) -> Layout:
         for low, high in zip(inner, inner[1:], strict=False):
             below = low // at
             stride = c.stride * below
+            if c.axis < 0 and c.stride and below > 1:
+                stride = c.stride + _PIECES * below
             slots.append(Coordinate(c.axis, high // low, stride))
             if below > 1 and (c.axis >= 0 or c.stride):
                 extra = [

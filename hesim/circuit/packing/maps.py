@@ -107,6 +107,9 @@ def planned(terms: Terms, count: int, columns: int, repeats: int, outs: int = 1)
       outs: how many maps share the baby steps.
     """
     shift, giant = giant_steps(terms, columns, repeats, outs)
+    # Steps that do the same are the same.
+    giant, baby = giant % columns, (shift - giant) % repeats
+    shift = giant + baby
     rotations = _distinct(terms.into, shift - giant, repeats) + _distinct(terms.out, giant, columns)
     terms = Terms(terms.out, terms.into, shift)
     low = int(giant.min())

@@ -20,7 +20,7 @@ from hesim.circuit.packing.contractions import Labels, contraction, results
 from hesim.circuit.packing.costs import Work, contraction_work, map_work
 from hesim.circuit.packing.emission import reduced_groups
 from hesim.circuit.packing.gathering import gathering
-from hesim.circuit.packing.layout import Layout, grid, places
+from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout, Roll, grid, places
 from hesim.circuit.packing.maps import map_plan
 from hesim.circuit.packing.offers.movement import reshaped
 from tests.hesim.circuit.packing.vectors import Machine, elements, foretold, holds, random_layout
@@ -303,3 +303,26 @@ def test_random_layouts(name):
 def test_many_random_layouts(name, start):
     for seed in range(start, start + 500):
         CASES[name][0](np.random.default_rng(seed))
+
+
+def test_marks_of_replicated_coordinates_are_told_apart():
+    """Two tensors rolled by different replicated coordinates under one mark meet where they are."""
+    rng = np.random.default_rng(0)
+    row, column = Coordinate(0, 4, 1), Coordinate(1, 4, 1)
+    plain, marked = Coordinate(REPLICATED, 4), Coordinate(REPLICATED, 4, 1)
+    x = Layout((4, 1), (marked, plain), (row,), (Roll(0, REPLICATED, 1, 1),))
+    y = Layout((1, 4), (plain, marked), (column,), (Roll(1, REPLICATED, 1, 1),))
+    both = joined(x, y)
+    assert both is not None
+    machine = Machine(16, rng)
+    a, b = rng.normal(size=(4, 1)), rng.normal(size=(1, 4))
+    one, two = (
+        machine.read(machine.pack(layout, t).nodes)[cipher_table(both, layout)]
+        for layout, t in ((x, a), (y, b))
+    )
+    holds(both, one + two, a + b)
+
+
+def test_steps_that_do_the_same_are_one():
+    """Giant steps a whole turn apart, of operands that repeat."""
+    assert table_move(np.random.default_rng(4021))
