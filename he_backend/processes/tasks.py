@@ -1,15 +1,16 @@
 """Cuts a Circuit into tasks: what one worker or client does in one go, and what waits for what.
 
 Between two visits to the client, instructions are put into depth-first order from their last
-results backwards, so that what is made is used soon, and that order is cut into pieces of a few
-predicted tenths of a second: most ciphertexts then never leave the task that makes them. Inputs,
-refreshes and decryptions are the client's tasks. A task depends only on tasks before it, so any
-ready-first order ends. The plan is a function of the Circuit alone: a resumed run finds the same
-tasks.
+results backwards, so that what is made is used soon, and cut into pieces of about a predicted tenth
+of a second, several at a time that do not wait for each other: most ciphertexts then never leave
+the task that makes them, and workers seldom wait. Inputs, refreshes and decryptions are the
+client's tasks. A task depends only on tasks before it, so any ready-first order ends. The plan is a
+function of the Circuit and of the table of costs: a resumed run finds the same tasks.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +27,13 @@ __all__ = ["CLIENT_BATCH", "Schedule", "Task", "plan", "predicted_seconds"]
 CLIENT_BATCH = 16
 """Ciphertexts that the client is asked for at a time, at most."""
 
-_LONGEST = 3.0
-"""A task may take this many times the target before it is cut inside what one result needs."""
+_LANES = 4
+"""Tasks of a round that are cut so that none of them waits for another."""
+
+_LEAST = 0.1
+"""Of the target, what a task takes at least, if there is so much to do: passing ciphertexts on
+takes time, too.
+"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def plan(circuit: Circuit, decrypt: Iterable[int], target: float = 0.1) -> Sched
         if client[members[0]]:
             pieces += _batches(members, seconds, target)
         else:
-            pieces += _cut(*_depth_first(members, operands), seconds, target)
+            pieces += _Cut(_depth_first(members, operands), operands, seconds).pieces(target)
     owner = np.empty(len(circuit), dtype=np.int64)
     for number, piece in enumerate(pieces):
         owner[piece] = number
@@ -155,10 +161,8 @@ def _rounds(circuit: Circuit, operands: Sequence[list[int]], client: np.ndarray)
     return [found[key] for key in sorted(found)]
 
 
-def _depth_first(
-    members: Sequence[int], operands: Sequence[list[int]]
-) -> tuple[list[int], set[int]]:
-    """`members` in an order where operands come shortly before their use, and the last results."""
+def _depth_first(members: Sequence[int], operands: Sequence[list[int]]) -> list[int]:
+    """`members` in an order where operands come shortly before their use."""
     inside = set(members)
     used = {a for i in members for a in operands[i]}
     last = [i for i in members if i not in used]
@@ -174,20 +178,68 @@ def _depth_first(
                 seen.add(i)
                 stack.append((i, True))
                 stack += [(a, False) for a in reversed(operands[i]) if a in inside]
-    return order, set(last)
+    return order
 
 
-def _cut(order: list[int], last: set[int], seconds: np.ndarray, target: float) -> list[list[int]]:
-    """Pieces of `order` of about `target` seconds, preferably ending in a last result."""
-    pieces: list[list[int]] = [[]]
-    held = 0.0
-    for i in order:
-        pieces[-1].append(i)
-        held += float(seconds[i])
-        if held >= _LONGEST * target or (held >= 0.7 * target and i in last):
-            pieces.append([])
-            held = 0.0
-    return [sorted(piece) for piece in pieces if piece]
+class _Cut:
+    """Cuts the instructions of a round into pieces, so that several workers have something to do.
+
+    In each step up to `_LANES` pieces are filled that do not wait for each other, only for earlier
+    steps: first in `order`, which keeps together what is used together. Pieces take `target`
+    seconds, and less where what can be done at once would not fill as many.
+    """
+
+    def __init__(self, order: Sequence[int], operands: Sequence[list[int]], seconds: np.ndarray):
+        self._seconds = seconds
+        self._place = {i: k for k, i in enumerate(order)}
+        self._waits = {i: sum(a in self._place for a in operands[i]) for i in order}
+        self._users: dict[int, list[int]] = {i: [] for i in order}
+        for i in order:
+            for a in operands[i]:
+                if a in self._place:
+                    self._users[a].append(i)
+        self._ready = [(self._place[i], i) for i in order if not self._waits[i]]
+        heapq.heapify(self._ready)
+        self._open = sum(float(seconds[i]) for _, i in self._ready)
+
+    def pieces(self, target: float) -> list[list[int]]:
+        """All pieces, each waiting for earlier ones only."""
+        found: list[list[int]] = []
+        least = _LEAST * target
+        while self._ready:
+            goal = min(target, max(least, self._open / _LANES))
+            step = [self._piece(goal) for _ in range(_LANES) if self._ready]
+            self._finish(step)
+            found += [sorted(piece) for piece in step]
+        return found
+
+    def _piece(self, goal: float) -> list[int]:
+        """The first that are ready, and what becomes ready by these alone."""
+        piece: list[int] = []
+        held, own = 0.0, []
+        waits: dict[int, int] = {}
+        while (own or self._ready) and (not piece or held < goal):
+            near = own and (not self._ready or own[0] < self._ready[0])
+            _, i = heapq.heappop(own if near else self._ready)
+            piece.append(i)
+            held += float(self._seconds[i])
+            if not near:
+                self._open -= float(self._seconds[i])
+            for u in self._users[i]:
+                waits[u] = waits.get(u, self._waits[u]) - 1
+                if not waits[u]:
+                    heapq.heappush(own, (self._place[u], u))
+        return piece
+
+    def _finish(self, step: Sequence[Sequence[int]]) -> None:
+        """What waited for these pieces is ready, if it is not in one of them."""
+        placed = {i for piece in step for i in piece}
+        for i in placed:
+            for u in self._users[i]:
+                self._waits[u] -= 1
+                if not self._waits[u] and u not in placed:
+                    heapq.heappush(self._ready, (self._place[u], u))
+                    self._open += float(self._seconds[u])
 
 
 def _batches(members: list[int], seconds: np.ndarray, target: float) -> list[list[int]]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_backend.processes.tasks import plan
+from he_backend.processes.tasks import plan, predicted_seconds
 from hesim.circuit.circuit import Kind
 
 
@@ -66,6 +66,21 @@ def test_target_decides_the_size(params, new_draft, target, fewest, most):
     outputs = [draft.rescale(draft.dot_plain((c, 0.5))) for c in ids for _ in range(8)]
     tasks = plan(draft.circuit(*outputs), [], target).tasks
     assert fewest <= len(tasks) <= most
+
+
+def test_what_can_be_done_at_once_is_shared_out(params, new_draft):
+    draft = new_draft(params, 32)
+    c = draft.input(np.zeros(32))
+    turned = [draft.rotate(c, k) for k in range(1, 9)]
+    sums = [draft.dot_plain(*((t, 0.1 * k) for t in turned)) for k in range(1, 17)]
+    circuit = draft.circuit(*(draft.rescale(x) for x in sums))
+    whole = float(predicted_seconds(circuit).sum())
+    schedule = plan(circuit, [], target=whole / 2)
+    assert_sound(circuit, schedule, [])
+    first = [t for t in schedule.tasks if not t.client and schedule.waits_for(t) == {0}]
+    assert len(first) == 4  # rotations
+    second = [t for t in schedule.tasks if any(t2.id in schedule.waits_for(t) for t2 in first)]
+    assert len(second) >= 4 and all(t.seconds < whole / 3 for t in second)
 
 
 def test_a_chain_is_cut_and_ciphertexts_die(params, new_draft):
