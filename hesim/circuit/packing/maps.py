@@ -22,6 +22,13 @@ from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout, gr
 __all__ = ["MapPlan", "Terms", "copies", "giant_steps", "keys_and_parts", "map_plan", "period"]
 
 
+_MANY = 2**15
+"""Terms beyond which giant steps are powers of two."""
+
+_TABLE = 2**14
+"""Entries of a table that is always cheaper than sorting."""
+
+
 @dataclass(frozen=True, eq=False)
 class Terms:
     """Terms of a map, int64 arrays of equal length: out[p] += weight * into[p + shift]."""
@@ -296,6 +303,8 @@ def _steps(number: np.ndarray) -> list[int]:
     span = (int(distinct[-1]) - int(distinct[0])) // unit + 1
     middle = math.isqrt(span)
     factors = {2**k for k in range(1, span.bit_length())}
+    if len(number) > _MANY:
+        return [0, *(unit * f for f in sorted(factors))]
     factors |= set(range(max(2, middle // 3), min(3 * middle, span) + 1, max(1, middle // 16)))
     return [0, *(unit * f for f in sorted(factors))]
 
@@ -303,7 +312,15 @@ def _steps(number: np.ndarray) -> list[int]:
 def _distinct(cipher: np.ndarray, step: np.ndarray, modulus: int) -> int:
     moved = step % modulus
     turned = moved != 0
-    return len(np.unique(cipher[turned] * modulus + moved[turned]))
+    pairs = cipher[turned] * modulus + moved[turned]
+    if not len(pairs):
+        return 0
+    size = int(pairs.max()) + 1
+    if size > 64 * len(pairs) + _TABLE:
+        return len(np.unique(pairs))
+    seen = np.zeros(size, bool)
+    seen[pairs] = True
+    return int(np.count_nonzero(seen))
 
 
 def keys_and_parts(

@@ -20,6 +20,9 @@ from hesim.program import Equation, Literal, Var
 
 __all__ = ["moved", "select_n"]
 
+_TARGETS = 5
+"""Layouts of a result that are looked at."""
+
 Tables = Callable[[list[np.ndarray]], "list[np.ndarray] | None"]
 """From the numbers of all elements of each operand to those of each result."""
 
@@ -80,9 +83,8 @@ def _gathered(
     ways = []
     for v, numbers in zip(op.outputs, taken, strict=True):
         shape = s.shape(v)
-        own = list(_alike(layouts, shape))
-        own += [x for x in packings(shape, s.columns) if x not in own]
-        ways.append([g for x in own for g in _ways(layouts, x, numbers)])
+        targets = dict.fromkeys((*_alike(layouts, shape), *packings(shape, s.columns)))
+        ways.append([g for x in [*targets][:_TARGETS] for g in _ways(layouts, x, numbers)])
     for pick in zip(*ways, strict=False):
         yield _offer(pick, added)
 
