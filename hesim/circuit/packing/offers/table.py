@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from hesim.circuit.packing.offers import contraction, elementwise, gathered, movement, reduction
+from hesim.circuit.packing.offers import (
+    contraction,
+    elementwise,
+    gathered,
+    movement,
+    reduction,
+    running,
+)
 from hesim.circuit.packing.offers.offer import Rule
 from hesim.circuit.packing.offers.rearranged import rearranged
 
@@ -36,6 +43,7 @@ OFFERS: dict[str, Rule] = {
     "reduce_sum": reduction.reduce_sum,
     "sum of products": reduction.sum_of_products,
     "dot_general": contraction.dot_general,
+    "cumsum": running.cumsum,
     "select_n": gathered.select_n,
     **dict.fromkeys(
         (
@@ -56,7 +64,7 @@ LAST: dict[str, Rule] = {
         kind: rearranged(OFFERS[kind])
         for kind in (
             *("add", "add_any", "sub", "mul", "div", "square"),
-            *("reduce_sum", "sum of products", "dot_general"),
+            *("reduce_sum", "sum of products", "dot_general", "cumsum"),
         )
     },
 }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
+import approx
 from tests.hesim.circuit.packing.test_small_cases import normal, thorough
 
+EVEN = approx.fit("exp", (-3, 3), degree=3)
 MASK = np.tri(3, 4, dtype=bool)
 PUBLIC = normal(3, 4)
 W = normal(3, 5, 2)
@@ -25,6 +28,9 @@ MOVES = {
     "selected or public": lambda x: jnp.where(MASK, x, PUBLIC),
     "rows at places": lambda x: x[np.array([2, 0, 0, 1])],
     "transposed sum": lambda x: x[:, :3] + x[:, :3].T,
+    "running sums": lambda x: jnp.cumsum(x, 0) + jnp.cumsum(EVEN(x), 1),
+    "running sums backwards": lambda x: lax.cumsum(x * x, 1, reverse=True),
+    "running sums of one number": lambda x: jnp.cumsum(x.sum(0) + 0 * PUBLIC, 0) + x,
     "nothing": lambda x: (x - x) + 0.0 * x.sum(0) + 1.0,
 }
 
@@ -32,6 +38,12 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_moves_to_places_that_are_known(check, name):
     thorough(check, MOVES[name], normal(3, 4))
+
+
+def test_running_sums_multiply_by_no_plaintext_of_zeros(check):
+    for circuit in thorough(check, lambda x: jnp.cumsum(x, 1), normal(3, 4)):
+        for pack, row in zip(circuit.plain_pack, circuit.plain_row, strict=True):
+            assert np.any(circuit.packs[pack].row(row) >= 0)
 
 
 def test_a_constant_axis_meets_a_matrix(check):
