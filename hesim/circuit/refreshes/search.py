@@ -25,6 +25,10 @@ _RESTARTS = ((1.0, 2), (1.5, 1), (3.0, 1))
 from how many greedy ones. Where refreshes only together cost more than they save, none is left out
 by itself; planned at a higher price they are not there to begin with."""
 
+_SAME = 0.012
+"""Part of the seconds within which two plans cost the same: predictions are not as good, and a
+refresh is a round trip to somebody else."""
+
 _ROUNDS = 4
 """Times that every refresh is forced, at most, as long as that finds something."""
 
@@ -45,12 +49,13 @@ def best_refreshes(costs: StageCosts, start: Collection[int], sweeps: int) -> se
     best.sweep(sweeps, whole=True)
     if best.places == costs.forced:
         return best.places
+    found = [best]
     tried, known = best.tried, {frozenset(start)}
     for price, starts in _RESTARTS:
         dear = costs.priced(price)
         for placed in dear.greedy()[:starts]:
             if tried > _MOST_TRIED:
-                return best.places
+                return _fewest(costs, found)
             begin = Search(dear, placed.refreshed)
             if price != 1.0:
                 begin.sweep(sweeps, whole=True)
@@ -60,6 +65,9 @@ def best_refreshes(costs: StageCosts, start: Collection[int], sweeps: int) -> se
             search = Search(costs, begin.places)
             search.sweep(sweeps, whole=True)
             tried += begin.tried + search.tried
+            found.append(search)
+            if price != 1.0:
+                found.append(Search(costs, begin.places))
             if search.seconds < best.seconds * (1 - 1e-9):
                 best = search
     best.tried = tried
@@ -68,7 +76,15 @@ def best_refreshes(costs: StageCosts, start: Collection[int], sweeps: int) -> se
         best.force(_MOST_TRIED)
         if best.seconds >= before:
             break
-    return best.places
+    return _fewest(costs, [best, *found])
+
+
+def _fewest(costs: StageCosts, found: Sequence[Search]) -> set[int]:
+    """Of plans that cost almost the same, the one that refreshes the fewest ciphertexts."""
+    least = min(search.seconds for search in found)
+    near = [search for search in found if search.seconds <= least * (1 + _SAME)]
+    widths = [shape.width for shape in costs.shapes]
+    return min(near, key=lambda s: (sum(widths[k] for k in s.places), s.seconds)).places
 
 
 class Search:
