@@ -11,7 +11,10 @@ from hesim.circuit.circuit import PlaintextFamily
 from hesim.circuit.kernels.elementwise import cleaned
 from hesim.circuit.layout import Tensor
 
-__all__ = ["apply", "series"]
+__all__ = ["ONE", "apply", "series"]
+
+ONE = 1e-14
+"""Distance from 1 of a slope that is taken for 1: what rounding leaves of a gain."""
 
 
 def apply(b: Builder, source: int, x: Tensor, polynomial: Any) -> Tensor:
@@ -50,7 +53,7 @@ def _affine(
     b: Builder, source: int, nodes: list[int], held: np.ndarray, gain: float, p: Any
 ) -> list[int]:
     slope, shift = p.scale * gain, p.shift
-    if abs(abs(slope) - 1.0) < 1e-15:
+    if abs(abs(slope) - 1.0) < ONE:
         slope = float(np.sign(slope))
     if slope == 1.0 and shift == 0.0:
         return nodes

@@ -21,6 +21,12 @@ from hesim.circuit.packing.layout import (
 )
 from hesim.circuit.packing.maps import MapPlan, map_plan
 
+_MOST_PLACES = 2**19
+"""Places of a tensor beyond which it is not laid anew."""
+
+_MOST_TERMS = 2**13
+"""Products by plaintexts beyond which a tensor is not laid anew."""
+
 __all__ = [
     "Reduction",
     "Relay",
@@ -222,10 +228,10 @@ def _kept(layout: Layout) -> tuple[tuple[int, int], ...]:
 def _direct(source: Layout, target: Layout) -> Relay | None:
     if not set(source.axes) <= set(target.axes):
         return None
-    if target.ciphertexts * target.columns > 2**24:
+    if max(source.ciphertexts, target.ciphertexts) * target.columns > _MOST_PLACES:
         return None
     plan = map_plan(source, target, _kept(source))
-    if plan is None:
+    if plan is None or len(plan.terms) > _MOST_TERMS:
         return None
     if _masked(plan, source, target):
         return Relay(plan, source, target, target, (), (map_work(plan),), masked=True)
@@ -248,6 +254,8 @@ def _masked(plan: MapPlan, source: Layout, target: Layout) -> bool:
 
 def _filled(source: Layout, target: Layout) -> Relay | None:
     """By way of the target with gaps where it is replicated and the source is not."""
+    if max(source.ciphertexts, target.ciphertexts) * target.columns > _MOST_PLACES:
+        return None
     try:
         x, y = refined([source, target])
     except ValueError:
@@ -266,7 +274,7 @@ def _filled(source: Layout, target: Layout) -> Relay | None:
         return None
     middle = y._replace(slots=tuple(slots), zeros=True).canonical()
     plan = map_plan(source, middle, _kept(source))
-    if plan is None:
+    if plan is None or len(plan.terms) > _MOST_TERMS:
         return None
     masked = _masked(plan, source, middle)
     work = map_work(plan, masked=masked)

@@ -32,15 +32,15 @@ from hesim.circuit.packing.layout import (
     refined,
     split,
 )
-from hesim.circuit.packing.maps import period
+from hesim.circuit.packing.maps import KEY, period
 
-_LARGEST = 2**19
-"""Positions of all terms of a contraction, batch digits left out, beyond which it is not tried."""
+_LARGEST = 2**17
+"""Products of ciphertexts beyond which a contraction is not tried."""
 
 _MANY = 2048
 """Terms beyond which only a few splits into baby and giant steps are compared."""
 
-__all__ = ["Contraction", "Labels", "contraction", "fewest_products", "results"]
+__all__ = ["Contraction", "Labels", "contraction", "fewest_products", "results", "summed_forms"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,17 @@ class Contraction:
     @functools.cached_property
     def _latest(self) -> dict[int, dict[int, np.ndarray]]:
         return {}
+
+
+def summed_forms(layout: Layout, beside: Layout, labels: Labels) -> object:
+    """What two operands must agree in: the slots' part of the summed labels, on the coordinates
+    that both are refined to.
+    """
+    try:
+        x, _ = refined([layout, beside])
+    except ValueError:
+        return None
+    return tuple((_forms(x, k), x.extent(k)) for k in labels.summed)
 
 
 def results(left: Layout, right: Layout, labels: Labels) -> Iterator[Layout]:
@@ -244,11 +255,18 @@ class _Classes:
 
 
 def _classes(
-    labels: Labels, x: Layout, y: Layout, out: Layout, only: int | None = None
+    labels: Labels,
+    x: Layout,
+    y: Layout,
+    out: Layout,
+    only: int | None = None,
+    *,
+    sampled: bool = False,
 ) -> _Classes:
     """All distinct terms of the family, or of one member with the class of every position.
 
-    Batch digits stand at 0 unless `only` is given, whose rows are whole.
+    Batch digits stand at 0 unless `only` is given, whose rows are whole. `sampled`: at a few
+    positions along every coordinate, its ends among them, where shifts do or do not wrap.
     """
     x, y, out = refined([x, y, out])
     still = [
@@ -257,7 +275,7 @@ def _classes(
         and (c.axis == REPLICATED or c.axis in labels.shared)
         for c, d, e in zip(x.slots, y.slots, out.slots, strict=True)
     ]
-    columns = _columns(out, [only is None and s for s in still])
+    columns = _columns(out, [only is None and s for s in still], sampled)
     ciphers = _representatives(out, x, y, labels)
     index, _ = grid(out)
     family = math.prod(x.extent(k) for k in labels.summed)
@@ -305,15 +323,6 @@ def fewest_products(left: Layout, out: Layout, labels: Labels) -> int:
     return math.prod(left.extent(k) for k in labels.summed) * out.ciphertexts
 
 
-def _size(x: Layout, y: Layout, out: Layout, labels: Labels) -> int:
-    """Terms times the positions that are told apart."""
-    moving = math.prod(
-        c.size for c in out.slots if c.axis != REPLICATED and c.axis not in labels.shared
-    )
-    family = math.prod(x.extent(k) for k in labels.summed)
-    return family * len(_representatives(out, x, y, labels)) * moving
-
-
 def _numbered(table: np.ndarray) -> np.ndarray:
     """Number of each term among those of its (member, out)."""
     key = table[0] * (int(table[1].max()) + 1) + table[1]
@@ -330,13 +339,15 @@ def _involved(layouts: Sequence[Layout], c: Coordinate) -> bool:
     return any((r.by_axis, r.by_stride) == (c.axis, c.stride) for x in layouts for r in x.rolls)
 
 
-def _columns(layout: Layout, fixed: Sequence[bool]) -> np.ndarray:
-    """Columns whose fixed coordinates are at 0."""
+def _columns(layout: Layout, fixed: Sequence[bool], sampled: bool) -> np.ndarray:
+    """Columns whose fixed coordinates are at 0; `sampled`: a few along each of the others."""
     out = np.zeros(1, np.int64)
     at = 1
     for c, still in zip(layout.slots, fixed, strict=True):
         if not still:
-            out = (out[None, :] + at * np.arange(c.size)[:, None]).reshape(-1)
+            some = {0, 1, c.size // 2, c.size - 1} if sampled else range(c.size)
+            along = np.fromiter(sorted(some), np.int64)
+            out = (out[None, :] + at * along[:, None]).reshape(-1)
         at *= c.size
     return out
 
@@ -410,14 +421,18 @@ def _address(
 
 
 @functools.lru_cache(maxsize=2048)
-def contraction(left: Layout, right: Layout, out: Layout, labels: Labels) -> Contraction | None:
+def contraction(
+    left: Layout, right: Layout, out: Layout, labels: Labels, *, sampled: bool = False
+) -> Contraction | None:
     """The plan with the fewest rotations; layouts are labelled, `out` one of `results`.
+
+    sampled: a plan to count by, from a few positions, which may miss a class of them.
 
     None if there would be more terms than are worth a look.
     """
-    if _size(left, right, out, labels) > _LARGEST:
+    if fewest_products(left, out, labels) > _LARGEST:
         return None
-    found = _classes(labels, left, right, out).table
+    found = _classes(labels, left, right, out, sampled=sampled).table
     member, o, lc, ls, rc, rs = found
     klass = _numbered(found)
     masked = bool(klass.any())
@@ -429,21 +444,19 @@ def contraction(left: Layout, right: Layout, out: Layout, labels: Labels) -> Con
         a, b = (ls - turn) % period(left), (rs - turn) % period(right)
         versions = many[1] * _pairs(lc, a), many[2] * _pairs(rc, b)
         count = sum(versions) + many[0] * _pairs(o, turn % n)
-        if best is None or count < best[0]:
-            best = count, turn % n, a, b
+        price = count + KEY * min(len(set(a.tolist())), len(set(b.tolist())))
+        if best is None or price < best[0]:
+            best = price, count, turn % n, a, b
     assert best is not None
-    count, turn, a, b = best
+    _, count, turn, a, b = best
     # A product by a mask for each (version, class): on the operand that needs fewer of them.
     on = [
-        np.unique(np.stack([c, step, member, klass, turn]), axis=1).shape[1] * times
+        len(set(zip(*(v.tolist() for v in (c, step, member, klass, turn)), strict=True))) * times
         for c, step, times in ((lc, a, many[1]), (rc, b, many[2]))
     ]
-    accumulators, sizes = np.unique(np.stack([o, turn]), axis=1, return_counts=True)
-    del accumulators
-    whole = len(repeats)
-    groups = {
-        int(s): int(k) * whole for s, k in zip(*np.unique(sizes, return_counts=True), strict=True)
-    }
+    sizes = np.unique(o * n + turn, return_counts=True)[1]
+    terms, count_of = np.unique(sizes, return_counts=True)
+    groups = {int(t): int(k) * len(repeats) for t, k in zip(terms, count_of, strict=True)}
     return Contraction(
         out,
         *(o, lc, rc, a, b, turn, member, klass),
@@ -463,7 +476,8 @@ def _pairs(cipher: np.ndarray, step: np.ndarray) -> int:
     moved = step != 0
     if not moved.any():
         return 0
-    return len(np.unique(cipher[moved] * (int(step.max()) + 1) + step[moved]))
+    keys = cipher[moved] * (int(step.max()) + 1) + step[moved]
+    return len(set(keys.tolist())) if len(keys) < 1024 else len(np.unique(keys))
 
 
 def _turns(table: np.ndarray, klass: np.ndarray, n: int) -> Iterator[np.ndarray]:
@@ -480,7 +494,7 @@ def _turns(table: np.ndarray, klass: np.ndarray, n: int) -> Iterator[np.ndarray]
     family = int(member.max()) + 1
     one = np.flatnonzero((member == min(1, family - 1)) & (klass == 0))
     bases = {*(int(ls[k]) for k in one[:1]), *(int(rs[k]) for k in one[:1])} - {0}
-    for carry in carries:
+    for carry in carries[-1:] if few else carries:
         yield carry
         for base in sorted(bases):
             for step in _babies(family, few):
@@ -496,6 +510,6 @@ def _turns(table: np.ndarray, klass: np.ndarray, n: int) -> Iterator[np.ndarray]
 def _babies(family: int, few: bool) -> list[int]:
     middle = max(math.isqrt(family), 1)
     if few:
-        return sorted({family, 1 << (family.bit_length() // 2), middle})
+        return [1 << (family.bit_length() // 2)]
     near = set(range(max(2, middle // 2), min(2 * middle, family) + 1, max(1, middle // 12)))
     return sorted({family, *near, *(2**k for k in range(1, family.bit_length()))})

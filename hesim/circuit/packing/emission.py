@@ -200,6 +200,25 @@ class Emission:
             node = self.b.add([(1, node), (1, self.b.rotate(node, step))])
         return node
 
+    def turned(self, parts: Mapping[int, int]) -> int:
+        """The sum of nodes, each rotated by its step, inside an open stage.
+
+        Steps at equal distances are made one after another by the same rotation of what is summed
+        so far: one key, and no more rotations or noise than one for each.
+        """
+        b, columns = self.b, self.b.columns
+        about = {(s + columns // 2) % columns - columns // 2: n for s, n in parts.items()}
+        sums = []
+        for sign in (1, -1):
+            sizes = sorted(abs(s) for s in about if (s >= 0) == (sign > 0))
+            for run in _runs(sizes):
+                total = about[sign * run[-1]]
+                for low, high in zip(reversed(run[:-1]), reversed(run[1:]), strict=True):
+                    turned = b.rotate(total, sign * (high - low))
+                    total = b.add([(1, turned), (1, about[sign * low])])
+                sums.append(b.rotate(total, sign * run[0]))
+        return sums[0] if len(sums) == 1 else b.add([(1, n) for n in sums])
+
     def relaid(self, x: Packed, target: Layout | None) -> Packed:
         """x in another layout; the same move of the same ciphertexts is made once."""
         if target is None or target == x.layout:
@@ -305,9 +324,8 @@ class Emission:
             if not groups:
                 made.append(self._zero(nodes[0]))
                 continue
-            partial = [b.rotate(b.dot_plain(terms), g) for g, terms in sorted(groups.items())]
-            total = partial[0] if len(partial) == 1 else b.add([(1, n) for n in partial])
-            made.append(b.rescale(total))
+            partial = {g: b.dot_plain(terms) for g, terms in sorted(groups.items())}
+            made.append(b.rescale(self.turned(partial)))
         return made
 
     def _zero(self, node: int) -> int:
@@ -391,13 +409,10 @@ class Emission:
                     x, y = (masked[key], y) if plan.mask_left else (x, masked[key])
                 out = int(plan.out[k]) + repeat[0], int(plan.turn[k])
                 sums.setdefault(out, []).append((1, x, y))
-        parts: dict[int, list[int]] = {}
+        parts: dict[int, dict[int, int]] = {}
         for (out, turn), terms in sums.items():
-            parts.setdefault(out, []).append(b.rotate(b.rescale(b.dot(terms)), turn))
-        made = [
-            parts[o][0] if len(parts[o]) == 1 else b.add([(1, n) for n in parts[o]])
-            for o in range(plan.layout.ciphertexts)
-        ]
+            parts.setdefault(out, {})[turn] = b.rescale(b.dot(terms))
+        made = [self.turned(parts[o]) for o in range(plan.layout.ciphertexts)]
         return b.end(made)
 
     def _masking(self, plan: Contraction, k: int, masks: dict[bytes, Plain]) -> Plain | None:
@@ -441,6 +456,18 @@ class _Versions:
     def get(self, k: int, repeat: tuple[int, int, int]) -> int:
         node = self.nodes[int(self.cipher[k]) + repeat[self.which]]
         return self._made[node, int(self.step[k])]
+
+
+def _runs(steps: Sequence[int]) -> list[list[int]]:
+    """Ascending steps cut into runs of equal distance; a step by itself is a run."""
+    out: list[list[int]] = []
+    for step in steps:
+        run = out[-1] if out else None
+        if run and (len(run) == 1 or step - run[-1] == run[1] - run[0]):
+            run.append(step)
+        else:
+            out.append([step])
+    return out
 
 
 def chain(steps: frozenset[int], columns: int) -> list[tuple[int, int]]:

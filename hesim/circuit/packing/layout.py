@@ -272,7 +272,7 @@ def _split(layout: Layout, cuts: list[int]) -> Layout:
     return Layout(layout.shape, tuple(slots), layout.ciphers, tuple(sorted(rolls)), layout.zeros)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=32)
 def grid(layout: Layout) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """What every position holds.
 

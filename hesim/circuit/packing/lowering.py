@@ -16,12 +16,22 @@ from hesim.circuit.packing.emission import Emission, Packed, spread
 from hesim.circuit.packing.offers.offer import Offer, Setting
 from hesim.circuit.packing.operations import Operation, operations
 from hesim.circuit.packing.search import NoPlan, Plan, factors, search
+from hesim.circuit.packing.wishes import expected_gains, wishes
 from hesim.circuit.publics import Publics
 from hesim.circuit.refresher import Refresher
 from hesim.params import CKKSParams
 from hesim.program import Program, Var
+from hesim.progress import CompileWatch
 
 __all__ = ["PackedLowering", "lowerings"]
+
+_NEAR = 1.5
+"""Times the best plan's seconds beyond which others are not followed."""
+
+_LARGE_BATCH = 32
+"""Members of a batch that always lie side by side in the columns: with fewer, each may have
+ciphertexts of its own.
+"""
 
 _FINALISTS = 3
 """Plans of one batch axis that are emitted, to be compared by their levels."""
@@ -101,6 +111,8 @@ def lowerings(
     refresher: Refresher,
     batch: bool,
     beam: int = 32,
+    bound: float = math.inf,
+    watch: CompileWatch | None = None,
 ) -> Iterator[PackedLowering]:
     """The best plans, lowered: those with the batch along the width of the columns, then those that
     treat it as any other axis.
@@ -115,12 +127,15 @@ def lowerings(
     for axes, size in _batches(program, secret, params.slots, batch):
         width = 1 << (size - 1).bit_length()
         setting = _setting(program, axes, params.slots // width)
+        ops = operations(program, axes)
         try:
-            plans = search(setting, operations(program, axes), prices, beam=beam)
+            plans = search(setting, ops, prices, beam=beam, bound=bound, watch=watch)
         except NoPlan:
             continue
+        bound = min(bound, _NEAR * plans[0].seconds)
         for plan in plans[:_FINALISTS]:
-            yield PackedLowering(setting, plan, params.log_n, size, width)
+            if plan.seconds <= bound:
+                yield PackedLowering(setting, plan, params.log_n, size, width)
 
 
 def _setting(program: Program, axes: Mapping[int, int | None], columns: int) -> Setting:
@@ -135,7 +150,10 @@ def _setting(program: Program, axes: Mapping[int, int | None], columns: int) -> 
         for v in (*program.inputs, *(v for e in program.ops for v in (*e.inputs, *e.outputs)))
         if isinstance(v, Var) and v.encrypted
     )
-    return Setting(program, Publics(program), axes, min(columns, largest), split, {})
+    publics = Publics(program)
+    wished = wishes(program, publics)
+    expected = expected_gains(program, publics, wished)
+    return Setting(program, publics, axes, min(columns, largest), split, wished, expected)
 
 
 def _batches(
@@ -147,6 +165,8 @@ def _batches(
             axes = batch_axes(program, start, size) if size <= slots else None
             if axes is not None:
                 yield axes, size
+                if size >= _LARGE_BATCH:
+                    return
                 break
     none: dict[int, int | None] = {v.id: None for v in secret}
     yield none | {v.id: None for e in program.ops for v in e.outputs}, 1

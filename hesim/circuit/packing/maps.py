@@ -22,8 +22,14 @@ from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout, gr
 __all__ = ["MapPlan", "Terms", "copies", "giant_steps", "keys_and_parts", "map_plan", "period"]
 
 
-_MANY = 2**15
-"""Terms beyond which giant steps are powers of two."""
+KEY = 0.25
+"""What a rotation key more counts, in rotations: it is made once, and takes its memory."""
+
+_MANY = 4096
+"""Terms beyond which only a few splits into baby and giant steps are compared."""
+
+_MOST_PAIRS = 2**22
+"""Pairs of places, with all that stays where it is left out, beyond which a map is not tried."""
 
 _TABLE = 2**14
 """Entries of a table that is always cheaper than sorting."""
@@ -248,7 +254,7 @@ def _joined(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray
     stop = np.searchsorted(ordered, right, "right")
     counts = stop - start
     total = int(counts.sum())
-    if total > 2**26:
+    if total > _MOST_PAIRS:
         return None
     j = np.repeat(np.arange(len(right)), counts)
     offset = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -262,12 +268,14 @@ def giant_steps(
 
     Shifts are written as multiples of one unit, from 0 up or about 0, whichever is cheaper.
     """
-    best: tuple[int, np.ndarray, np.ndarray] | None = None
+    best: tuple[float, np.ndarray, np.ndarray] | None = None
     for unit, number in _multiples(terms.shift % repeats, repeats):
-        for step in _steps(number):
+        for step in _steps(number, len(number) > _MANY):
             giant = number - number % step if step else np.zeros_like(number)
-            count = _distinct(terms.into, unit * (number - giant), repeats)
+            baby = unit * (number - giant)
+            count = _distinct(terms.into, baby, repeats) + KEY * len(set((baby % repeats).tolist()))
             count += outs * _distinct(terms.out, unit * giant, columns)
+            count += KEY if step & (step - 1) else 0.0  # powers of two share their keys
             if best is None or count < best[0]:
                 best = count, unit * number, unit * giant
     assert best is not None
@@ -294,7 +302,7 @@ def _multiples(shift: np.ndarray, repeats: int) -> list[tuple[int, np.ndarray]]:
     return out
 
 
-def _steps(number: np.ndarray) -> list[int]:
+def _steps(number: np.ndarray, few: bool) -> list[int]:
     distinct = np.unique(number)
     moved = np.abs(distinct[distinct != 0])
     if len(moved) < 4:
@@ -302,9 +310,10 @@ def _steps(number: np.ndarray) -> list[int]:
     unit = int(np.gcd.reduce(moved))
     span = (int(distinct[-1]) - int(distinct[0])) // unit + 1
     middle = math.isqrt(span)
+    if few:
+        half = 1 << (middle.bit_length() - 1)
+        return [0, unit * half, unit * 2 * half]
     factors = {2**k for k in range(1, span.bit_length())}
-    if len(number) > _MANY:
-        return [0, *(unit * f for f in sorted(factors))]
     factors |= set(range(max(2, middle // 3), min(3 * middle, span) + 1, max(1, middle // 16)))
     return [0, *(unit * f for f in sorted(factors))]
 

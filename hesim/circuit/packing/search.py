@@ -21,8 +21,12 @@ from hesim.circuit.packing.offers.offer import Offer, Rule, Setting
 from hesim.circuit.packing.offers.table import LAST, OFFERS
 from hesim.circuit.packing.operations import Operation
 from hesim.program import Program, Var
+from hesim.progress import CompileWatch
 
 __all__ = ["Plan", "factors", "input_layouts", "search"]
+
+_FEW = 6
+"""Layouts of an unused input that are tried beside the one in which it meets another operand."""
 
 _FREE = None
 """Layout of an input that nothing has used yet: the client packs it as it is wanted."""
@@ -150,13 +154,20 @@ def input_layouts(
 
 
 class _Search:
-    def __init__(self, setting: Setting, prices: Prices, beam: int, most: int):
+    def __init__(
+        self, setting: Setting, prices: Prices, beam: int, most: int, bound: float = math.inf
+    ):
         self.setting, self.prices, self.beam, self.most = setting, prices, beam, most
+        self.bound = bound
         self._memo: dict[Any, list[tuple[float, Offer]]] = {}
         self._inputs: dict[int, list[Layout]] = {}
 
     def run(
-        self, ops: Sequence[Operation], inputs: Sequence[Var], results: Sequence[Var]
+        self,
+        ops: Sequence[Operation],
+        inputs: Sequence[Var],
+        results: Sequence[Var],
+        watch: CompileWatch | None = None,
     ) -> list[Plan]:
         last: dict[int, int] = {}
         for k, op in enumerate(ops):
@@ -166,6 +177,8 @@ class _Search:
             last[v.id] = len(ops)
         states = [_State(0.0, {v.id: _FREE for v in inputs}, None)]
         for k, op in enumerate(ops):
+            if watch is not None:
+                watch.operation(k, len(ops), op.equations[0])
             live = {v for v, until in last.items() if until > k}
             found = self._after(states, op, OFFERS, live) or self._after(states, op, LAST, live)
             if not found:
@@ -190,6 +203,8 @@ class _Search:
         found: dict[Any, _State] = {}
         for state in states:
             for nxt in self._step(state, op, rules):
+                if nxt.seconds > self.bound:
+                    continue
                 layouts = {v: x for v, x in nxt.layouts.items() if v in live}
                 key = tuple(sorted(layouts.items(), key=lambda item: item[0]))
                 if key not in found or nxt.seconds < found[key].seconds:
@@ -211,20 +226,32 @@ class _Search:
     def _operands(self, state: _State, op: Operation) -> Iterator[tuple[tuple[Layout, ...], float]]:
         """Layouts of the operands: those they have, or for unused inputs those they may have."""
         known = [state.layouts[v.id] for v in op.operands]
-        ways = []
+        ways: list[tuple[Layout, ...]] = [()]
         for v, x in zip(op.operands, known, strict=True):
-            if x is not _FREE:
-                ways.append([x])
-                continue
-            fresh = self._fresh(v)
-            for y in known:
-                model = _alike(y, self.setting.shape(v)) if y is not None else None
-                if model is not None and model not in fresh:
-                    fresh = [model, *fresh]
-            ways.append(fresh)
-        for pick in itertools.product(*ways):
+            ways = [(*before, y) for before in ways for y in self._choices(v, x, known, before)]
+        for pick in ways:
             extra = sum(self._encrypting(x) for x, y in zip(pick, known, strict=True) if y is _FREE)
-            yield tuple(pick), extra
+            yield pick, extra
+
+    def _choices(
+        self,
+        v: Var,
+        layout: Layout | None,
+        known: Sequence[Layout | None],
+        before: Sequence[Layout],
+    ) -> list[Layout]:
+        """The layout of an operand, or those that an unused input may have: beside others, the one
+        in which it meets them, and a few more.
+        """
+        if layout is not None:
+            return [layout]
+        fresh = self._fresh(v)
+        others = [y for y in (*before, *known) if y is not None]
+        if not others:
+            return fresh
+        alike = [_alike(y, self.setting.shape(v)) for y in others]
+        found = [y for y in dict.fromkeys(alike) if y is not None]
+        return [*found, *(y for y in fresh if y not in found)][: len(found) + _FEW]
 
     def _encrypting(self, layout: Layout) -> float:
         return self.prices.seconds(
@@ -242,6 +269,14 @@ class _Search:
             self._inputs[v.id] = list(input_layouts(shape, split, self.setting.columns, self.most))
         return list(self._inputs[v.id])
 
+    def _uneven(self, op: Operation) -> bool:
+        """Whether only some operands of an operation that keeps axes have the batch axis."""
+        out = op.equations[0].outputs[0]
+        axis = self.setting.axis(out)
+        return axis is not None and any(
+            self.setting.axis(v) is None and len(v.shape) == len(out.shape) for v in op.operands
+        )
+
     def _offers(
         self, op: Operation, layouts: tuple[Layout, ...], rules: Mapping[str, Rule]
     ) -> list[tuple[float, Offer]]:
@@ -249,7 +284,7 @@ class _Search:
         key = op.signature, layouts, rules is LAST
         if key in self._memo:
             return self._memo[key]
-        rule = rules.get(op.kind)
+        rule = None if self._uneven(op) else rules.get(op.kind)
         found: dict[Any, tuple[float, Offer]] = {}
         for offer in rule(self.setting, op, layouts) if rule is not None else ():
             seconds = self.prices.seconds(offer.works)
@@ -312,8 +347,12 @@ def search(
     *,
     beam: int = 32,
     most: int = 20_000,
+    bound: float = math.inf,
+    watch: CompileWatch | None = None,
 ) -> list[Plan]:
     """The cheapest plans found, best first.
+
+    bound: seconds beyond which a plan is not followed.
 
     Raises:
       NoPlan: an operation has no offer in any layout that was reached.
@@ -321,4 +360,4 @@ def search(
     program = setting.program
     inputs = [v for v in program.inputs if v.encrypted]
     results = [v for v in program.outputs if isinstance(v, Var) and v.encrypted]
-    return _Search(setting, prices, beam, most).run(ops, inputs, results)
+    return _Search(setting, prices, beam, most, bound).run(ops, inputs, results, watch)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.arrangement import Reduction, cleared, joined, reduction, relay, shears
 from hesim.circuit.packing.contractions import (
-    Contraction,
     Labels,
     contraction,
     fewest_products,
     results,
+    summed_forms,
 )
 from hesim.circuit.packing.costs import Row, Work, contraction_work, map_work
 from hesim.circuit.packing.emission import Emission, Packed
@@ -27,6 +27,11 @@ from hesim.circuit.packing.operations import Operation
 from hesim.program import Equation, Var
 
 __all__ = ["dot_general", "labels_of"]
+
+_LOOKS = 12
+"""Contractions of two operands that are looked at: the fewest products first, then the fewest
+shears.
+"""
 
 _TIMES = 4
 """Products of ciphertexts, times the fewest found, beyond which a contraction is not looked at."""
@@ -82,33 +87,43 @@ def dot_general(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Itera
 
 def _encrypted(labels: Labels, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
     pair = layouts[0], layouts[-1]
+    named = labels.labelled(pair[0], labels.left), labels.labelled(pair[1], labels.right)
+    met = _met(labels, *named)
+    if met is not None:
+        yield met
+    # Operands as they are, or sheared, that agree in what is summed.
+    ways: tuple[dict, dict] = {}, {}
+    for k, (layout, side) in enumerate(zip(pair, (labels.left, labels.right), strict=True)):
+        for z in (layout, *shears(layout)):
+            z_named = labels.labelled(z, side)
+            forms = summed_forms(z_named, named[1 - k], labels)
+            ways[k].setdefault(forms, []).append((z_named, None if z == layout else z))
     found = []
-    for x, y in itertools.product(*([layout, *shears(layout)] for layout in pair)):
-        left, right = labels.labelled(x, labels.left), labels.labelled(y, labels.right)
-        moved = tuple(None if z == layout else z for z, layout in zip((x, y), pair, strict=True))
-        if moved == (None, None):
-            offer = _met(labels, left, right)
-            if offer is not None:
-                yield offer
-        for out in results(left, right, labels):
-            found.append((fewest_products(left, out, labels), left, right, out, moved))
-    found.sort(key=lambda entry: entry[0])
-    fewest = found[0][0] if found else 0
-    for products, left, right, out, moved in found:
-        if products > _TIMES * fewest:
+    for forms, some in ways[0].items():
+        for (left, a), (right, b) in itertools.product(some, ways[1].get(forms, ())):
+            sheared = (a is not None) + (b is not None)
+            for out in results(left, right, labels):
+                products = fewest_products(left, out, labels)
+                found.append((products, sheared, left, right, out, (a, b)))
+    found.sort(key=lambda entry: entry[:2])
+    for products, _, left, right, out, moved in found[:_LOOKS]:
+        if products > _TIMES * found[0][0]:
             break
         if any(m is not None and relay(w, m) is None for w, m in zip(pair, moved, strict=True)):
             continue
-        plan = contraction(left, right, out, labels)
+        plan = contraction(left, right, out, labels, sampled=True)
         if plan is None:
             continue
         shape = tuple(labels.sizes[k] for k in labels.out)
         result = out.renamed(shape, {k: k for k in labels.out}).canonical()
-        yield Offer((result,), (contraction_work(plan),), _contracting(plan, result), moved)
+        emit = _contracting((left, right, out), labels, result)
+        yield Offer((result,), (contraction_work(plan),), emit, moved)
 
 
-def _contracting(plan: Contraction, result: Layout) -> Emit:
+def _contracting(lay: tuple[Layout, Layout, Layout], labels: Labels, result: Layout) -> Emit:
     def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
+        plan = contraction(*lay, labels)
+        assert plan is not None, "it was offered"
         left, right = em.bounded(xs[0]), em.bounded(xs[-1])
         made = em.contracted(plan, left, right)
         return [Packed(result, tuple(made), left.gain * right.gain)]

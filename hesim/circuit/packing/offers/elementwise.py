@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from approx.polynomial import Polynomial
 from hesim.circuit import gains
 from hesim.circuit.circuit import Kind
 from hesim.circuit.kernels import polynomial as chebyshev
@@ -272,14 +273,16 @@ def mul(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offe
             var = eqn.outputs[0]
             size = gains_far(em.publics.magnitude(value)) if kind == "value" else 1.0
             part = em.public(value, var.shape, em.axis(var), kind)
-            plains, _ = em.elementwise(part, view, 1.0 / size)
+            by = xs[0].gain * size / em.wished(var, xs[0].gain * size)
+            plains, _ = em.elementwise(part, view, by / size)
             under = cipher_table(view, xs[0].layout).tolist()
             em.b.begin(em.source)
             made = [
                 em.b.rescale(em.b.dot_plain([(xs[0].nodes[i], p)]))
                 for i, p in zip(under, plains, strict=True)
             ]
-            return [em.times(Packed(view, tuple(em.b.end(made)), xs[0].gain), size)]
+            out = Packed(view, tuple(em.b.end(made)), xs[0].gain / by)
+            return [em.times(out, size)]
 
         out = view._replace(zeros=True)
         yield Offer((out,), (Work(rows, 1, view.ciphertexts),), _placed(emit, out))
@@ -378,7 +381,7 @@ def polynomial(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterat
         out = start._replace(zeros=False).canonical()
         w = start.ciphertexts
         works = [Work((Row(Kind.DOT_PLAIN, w), Row(Kind.RESCALE, w)), 1, w)] if dirty else []
-        works += _series(poly, w)
+        works += _series(poly, w, s.gains.get(op.operands[0].id, 1.0))
 
         def emit(
             em: Emission,
@@ -428,10 +431,10 @@ def _packings(layout: Layout) -> Iterator[Layout]:
             ).canonical()
 
 
-def _series(poly: object, w: int) -> list[Work]:
+def _series(poly: Polynomial, w: int, gain: float) -> list[Work]:
     works = []
-    plan = poly.plan  # type: ignore[attr-defined]
-    if abs(abs(poly.scale) - 1.0) > 1e-15:  # type: ignore[attr-defined]
+    plan = poly.plan
+    if abs(abs(poly.scale * gain) - 1.0) > chebyshev.ONE:
         rows = (
             Row(Kind.DOT_PLAIN, w, scalar=True),
             Row(Kind.RESCALE, w),

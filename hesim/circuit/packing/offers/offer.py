@@ -49,7 +49,13 @@ class Offer:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What rules may know: the Program, its public values, batch axes, columns, wished gains."""
+    """What rules may know.
+
+    Attributes:
+      program, publics: what is planned. axes: batch axis by value id. columns: of a ciphertext.
+      factors: sizes into which later reshapes split an axis, by value id and axis.
+      wishes: gains that public products are asked to give. gains: those that values will have.
+    """
 
     program: Program
     publics: Publics
@@ -57,6 +63,7 @@ class Setting:
     columns: int
     factors: Mapping[tuple[int, int], tuple[int, ...]]
     wishes: Mapping[int, float]
+    gains: Mapping[int, float]
 
     def axis(self, value: Var | Literal) -> int | None:
         return self.axes.get(value.id) if isinstance(value, Var) else None
