@@ -9,13 +9,25 @@ from hesim.circuit import tables
 from hesim.circuit.builder import Overspent
 from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.packing.lowering import lowerings
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
-from hesim.errors import LayoutError, ParameterError, TraceError
+from hesim.errors import LayoutError, LevelError, ParameterError, TraceError
 from hesim.params import CKKSParams
 from hesim.program import Program
 from hesim.progress import CompileProgress, CompileWatch, Reporter, watching
 
 __all__ = ["Candidate", "compile", "planned"]
+
+_WORTH_TABLES = 1_000_000
+"""Terms of a Program, one for each product of elements, beyond which the search comes first, and
+tables only where it has no plan.
+"""
+
+_WORTH_SEARCH = 1.0
+"""Seconds of a run beyond which a better plan is searched for: a search takes a second or so."""
+
+_SURROGATE = 1.6
+"""How much dearer the search takes a plan to be than it is once its levels are chosen, at most."""
 
 
 def compile(
@@ -94,31 +106,16 @@ def planned(
             f"{type(params).__name__}: program = hesim.trace(fn, *example_args)."
         )
     price = _price(refresh_price)
-    best: tuple[float, Candidate] | None = None
+    best: Candidate | None = None
     failure: Exception | None = None
-    choices = sorted(
-        tables.choices(program, params, batch, layouts), key=lambda choice: choice.ciphers
-    )
-    for number, choice in enumerate(choices, 1):
-        if watch is not None:
-            watch.layout(number, len(choices))
-        try:
-            budget = best[0] if best else math.inf
-            lowered = tables.TableLowering(program, params.log_n, choice, budget, watch)
-            plan = Candidate(lowered, params, price, refresher)
-        except Overspent:
-            continue
-        except LayoutError as error:
-            failure = error.with_traceback(None)  # its frames hold the tables
-            continue
-        if plan.schedule.refreshed and plan.slots > (refresher.slots or plan.slots):
-            failure = LayoutError(
-                f"{program.name} fills {plan.slots:,} slots, and the {refresher.name} refreshes "
-                f"{refresher.slots:,}: use more levels, so that nothing is refreshed, or split it"
-            )
-            continue
-        if best is None or plan.schedule.seconds < best[0]:
-            best = (plan.schedule.seconds, plan)
+    searched = layouts is None and tables.terms(program) > _WORTH_TABLES
+    if searched:
+        best = _packed(program, params, price, refresher, batch, watch, None)
+    if best is None:
+        best, failure = _tabled(program, params, price, refresher, batch, layouts, watch)
+        worth = best is None or best.schedule.seconds > _WORTH_SEARCH
+        if layouts is None and worth and not searched:
+            best = _packed(program, params, price, refresher, batch, watch, best)
     if best is None and batch and layouts is None and any(v.encrypted for v in program.inputs):
         # What cannot be laid out for one member at a time may be for all of them as one tensor.
         return planned(
@@ -131,7 +128,74 @@ def planned(
         )
     if best is None:
         raise failure or _nothing_to_lay_out(program, params)
-    return best[1]
+    return best
+
+
+def _better(one: Candidate, other: Candidate) -> bool:
+    return one.schedule.seconds < other.schedule.seconds
+
+
+def _packed(
+    program: Program,
+    params: CKKSParams,
+    price: float | None,
+    refresher: Refresher,
+    batch: bool,
+    watch: CompileWatch | None,
+    best: Candidate | None,
+) -> Candidate | None:
+    """The best plan of the search, if it is better than `best`."""
+    bound = _SURROGATE * best.schedule.seconds if best else math.inf
+    for lowered in lowerings(program, params, price, refresher, batch, bound=bound, watch=watch):
+        try:
+            plan = Candidate(lowered, params, price, refresher)
+        except LevelError:
+            continue  # tables may need fewer levels, or say what is missing
+        if _unrefreshable(plan, refresher) is None and (best is None or _better(plan, best)):
+            best = plan
+    return best
+
+
+def _tabled(
+    program: Program,
+    params: CKKSParams,
+    price: float | None,
+    refresher: Refresher,
+    batch: bool,
+    layouts: Sequence[Sequence[int]] | None,
+    watch: CompileWatch | None,
+) -> tuple[Candidate | None, Exception | None]:
+    """The best plan by tables, or why there is none."""
+    best: Candidate | None = None
+    failure: Exception | None = None
+    choices = sorted(tables.choices(program, params, batch, layouts), key=lambda c: c.ciphers)
+    for number, choice in enumerate(choices, 1):
+        if watch is not None:
+            watch.layout(number, len(choices))
+        budget = best.schedule.seconds if best else math.inf
+        try:
+            lowered = tables.TableLowering(program, params.log_n, choice, budget, watch)
+            plan = Candidate(lowered, params, price, refresher)
+        except Overspent:
+            continue
+        except LayoutError as error:
+            failure = error.with_traceback(None)  # its frames hold the tables
+            continue
+        refused = _unrefreshable(plan, refresher)
+        if refused is not None:
+            failure = refused
+        elif best is None or _better(plan, best):
+            best = plan
+    return best, failure
+
+
+def _unrefreshable(plan: Candidate, refresher: Refresher) -> LayoutError | None:
+    if not plan.schedule.refreshed or plan.slots <= (refresher.slots or plan.slots):
+        return None
+    return LayoutError(
+        f"{plan.program.name} fills {plan.slots:,} slots, and the {refresher.name} refreshes "
+        f"{refresher.slots:,}: use more levels, so that nothing is refreshed, or split it"
+    )
 
 
 def _nothing_to_lay_out(program: Program, params: CKKSParams) -> LayoutError:

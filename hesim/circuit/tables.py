@@ -26,7 +26,7 @@ from hesim.params import CKKSParams
 from hesim.program import Program, Var
 from hesim.progress import CompileWatch
 
-__all__ = ["MOST_INPUTS", "Choice", "TableLowering", "choices"]
+__all__ = ["MOST_INPUTS", "Choice", "TableLowering", "choices", "terms"]
 
 MOST_INPUTS = 20_000
 """Input ciphertexts beyond which a layout is not tried."""
@@ -42,6 +42,21 @@ class Choice:
     columns: int
     slot_axes: tuple[tuple[int, ...], ...]
     ciphers: int
+
+
+def terms(program: Program) -> int:
+    """Entries that tables of all operations have: elements, or products of elements that are
+    summed.
+    """
+    total = 0
+    for eqn in program.ops:
+        size = max(math.prod(v.shape) for v in (*eqn.inputs, *eqn.outputs))
+        if eqn.name == "dot_general":
+            ((contracted, _), _) = eqn.params["dimension_numbers"]
+            summed = math.prod(eqn.inputs[0].shape[a] for a in contracted)
+            size = max(size, summed * math.prod(eqn.outputs[0].shape))
+        total += size
+    return total
 
 
 class TableLowering:
