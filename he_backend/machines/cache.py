@@ -25,13 +25,20 @@ class ByteCache(Generic[T]):
 
     def get(self, key: Hashable, make: Callable[[], tuple[T, int]]) -> T:
         """The value of `key`; `make` returns it with its size in bytes when it is not here."""
-        found = self._values.get(key)
+        found = self.find(key)
         if found is not None:
-            self._values.move_to_end(key)
-            return found[0]
+            return found
         value, size = make()
         self.put(key, value, size)
         return value
+
+    def find(self, key: Hashable) -> T | None:
+        """The value of `key`, None if it is not here."""
+        found = self._values.get(key)
+        if found is None:
+            return None
+        self._values.move_to_end(key)
+        return found[0]
 
     def put(self, key: Hashable, value: T, size: int) -> None:
         """Keep `value`, dropping the least recently used others."""

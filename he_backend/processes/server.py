@@ -105,6 +105,7 @@ class Server:
             arrays,
             self.store,
             plain_bytes=available() // (_PLAIN_PART * int(config["workers"])),
+            last_tasks=self.schedule.last_readers,
         )
         self.components = self.circuit.components
         self.workers: list[_Peer] = []

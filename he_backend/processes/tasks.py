@@ -82,6 +82,11 @@ class Schedule:
                 found.setdefault(c, []).append(task.id)
         return {c: tuple(tasks) for c, tasks in found.items()}
 
+    @cached_property
+    def last_readers(self) -> dict[int, int]:
+        """Of each ciphertext that a worker reads, the last of its tasks that does."""
+        return {c: task.id for task in self.tasks if not task.client for c in task.needs}
+
     def waits_for(self, task: Task) -> set[int]:
         """Tasks that must be done before `task`."""
         return {self.producer[c] for c in task.needs}

@@ -6,11 +6,12 @@ from the store, and writes results there before it reports the task as done.
 
 from __future__ import annotations
 
+import heapq
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ class TaskRunner:
       store: where operands are and results go.
       cache_bytes: memory for ciphertexts that several tasks read.
       plain_bytes: memory for encoded plaintexts that are used again, as for Executor.
+      last_tasks: of ciphertexts that workers read, the last task that does; others are not kept,
+        and none after that task: tasks are given out nearly in their order. Default: all are kept.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class TaskRunner:
         store: Store,
         cache_bytes: int = _CIPHER_CACHE,
         plain_bytes: int | None = None,
+        last_tasks: Mapping[int, int] | None = None,
     ):
         self.circuit = circuit
         self.machine = machine
@@ -55,6 +59,8 @@ class TaskRunner:
         self.executor = Executor(circuit, machine, operands, plain_bytes)
         self._components = circuit.components
         self._cache: ByteCache[Any] = ByteCache(cache_bytes)
+        self._last_tasks = last_tasks
+        self._due: list[tuple[int, int]] = []
 
     def run(self, task: Task) -> Spent:
         """Execute an "evaluate" task; its results are in the store when this returns."""
@@ -64,16 +70,26 @@ class TaskRunner:
         for c in task.gives:
             blob = self.machine.to_bytes(ciphers[c])
             self.store.write(c, blob)
-            self._cache.put(c, ciphers[c], len(blob))
+            self._keep(c, ciphers[c], len(blob))
+        while self._due and self._due[0][0] <= task.id:
+            self._cache.discard(heapq.heappop(self._due)[1])
         return spent
 
+    def _keep(self, c: int, cipher: Any, size: int) -> None:
+        if self._last_tasks is None:
+            self._cache.put(c, cipher, size)
+        elif c in self._last_tasks:
+            self._cache.put(c, cipher, size)
+            heapq.heappush(self._due, (self._last_tasks[c], c))
+
     def _load(self, c: int) -> Any:
-        def make() -> tuple[Any, int]:
+        held = self._cache.find(c)
+        if held is None:
             blob = self.store.read(c)
             level, scale = int(self.circuit.level[c]), float(self.circuit.scale[c])
-            return self.machine.from_bytes(blob, level, scale, int(self._components[c])), len(blob)
-
-        return self._cache.get(c, make)
+            held = self.machine.from_bytes(blob, level, scale, int(self._components[c]))
+            self._keep(c, held, len(blob))
+        return held
 
 
 def fork_worker(

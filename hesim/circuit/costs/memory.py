@@ -12,8 +12,10 @@ from hesim.params import CKKSParams
 
 __all__ = ["KEPT_PLAINTEXTS", "cipher_bytes", "evaluator_bytes", "plaintext_bytes", "run_bytes"]
 
-KEPT_PLAINTEXTS = 1 << 28
-"""Bytes of encoded plaintexts that a machine keeps in case they are used again."""
+KEPT_PLAINTEXTS = 1 << 26
+"""Bytes of encoded plaintexts that a machine keeps in case they are used again at once; what a
+Circuit uses again later is kept besides (`hesim.circuit.plain.encoded`).
+"""
 
 
 def cipher_bytes(params: CKKSParams, data: Mapping[str, np.ndarray]) -> int:

@@ -1,0 +1,49 @@
+"""A worker's tasks: what it keeps of the ciphertexts that they read and make."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from he_backend.machines.slots import SlotsMachine
+from he_backend.processes.store import Store
+from he_backend.processes.tasks import plan
+from he_backend.processes.worker import TaskRunner
+
+
+@pytest.fixture
+def work(params, new_draft, tmp_path):
+    """A chain of sums in several tasks, its input in the store, and a count of reads."""
+    draft = new_draft(params, 32)
+    first = c = draft.input(np.ones(32))
+    for _ in range(12):
+        c = draft.add((1, c), (1, first))
+    circuit = draft.circuit(c)
+    schedule = plan(circuit, [c], target=1e-9)
+    machine = SlotsMachine(params, circuit.slots, ())
+    store = Store(tmp_path, "run")
+    level, scale = int(circuit.level[first]), float(circuit.scale[first])
+    store.write(first, machine.to_bytes(machine.encrypt(np.ones(32), level, scale)))
+    reads: list[int] = []
+    read = store.read
+    store.read = lambda cipher: reads.append(cipher) or read(cipher)
+    return circuit, schedule, machine, store, reads
+
+
+def test_what_later_tasks_read_is_kept_until_the_last_of_them(work):
+    circuit, schedule, machine, store, reads = work
+    runner = TaskRunner(circuit, machine, [], store, last_tasks=schedule.last_readers)
+    tasks = [t for t in schedule.tasks if not t.client]
+    assert len(tasks) > 4
+    for task in tasks:
+        runner.run(task)
+        assert len(runner._cache) <= 2  # the input, and the sum so far
+    assert reads == [0] and len(runner._cache) == 0
+    runner.run(tasks[3])  # as if another worker had died with it
+    assert sorted(reads) == sorted([0, *tasks[3].needs])
+    result = machine.decrypt(machine.from_bytes(store.read(12), *at(circuit, 12)))
+    np.testing.assert_array_equal(result, np.full(32, 13.0))
+
+
+def at(circuit, c: int) -> tuple[int, float, int]:
+    return int(circuit.level[c]), float(circuit.scale[c]), int(circuit.components[c])
