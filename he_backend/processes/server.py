@@ -47,7 +47,7 @@ from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Spent
 from hesim.circuit.sizes import available
 
-__all__ = ["Server", "main", "unfinished"]
+__all__ = ["Server", "main", "unfinished", "unserved"]
 
 _TASK_ATTEMPTS = 3
 
@@ -135,11 +135,8 @@ class Server:
         self.done = done
         self.done_before = sum(self.schedule.tasks[number].seconds for number in done)
         self.done_seconds = self.done_before
-        self.waiting = {
-            task.id: {t for t in self.schedule.waits_for(task) if t not in done}
-            for task in self.schedule.tasks
-            if task.id not in done
-        }
+        pending = unserved(self.schedule, done)
+        self.waiting = {n: before for n, before in pending.items() if n not in done}
         self.followers: dict[int, list[int]] = {}
         for number, before in self.waiting.items():
             for t in before:
@@ -446,6 +443,18 @@ def unfinished(schedule: Schedule, done: set[int], store: Store) -> set[int]:
         if any(not store.holds(c) for c in needed):
             again.add(task.id)
     return again
+
+
+def unserved(schedule: Schedule, done: set[int]) -> dict[int, set[int]]:
+    """What each task waits for: tasks that are not done, also those behind tasks that are. A client
+    who has forgotten what it served is asked for that first, and knows what the rest depends on.
+    """
+    found: dict[int, set[int]] = {}
+    for task in schedule.tasks:
+        own = found[task.id] = set()
+        for t in schedule.waits_for(task):
+            own |= found[t] if t in done else {t}
+    return found
 
 
 def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:

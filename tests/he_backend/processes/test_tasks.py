@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from he_backend.processes.server import unserved
 from he_backend.processes.tasks import plan, predicted_seconds
 from hesim.circuit.circuit import Kind
 
@@ -81,6 +82,16 @@ def test_what_can_be_done_at_once_is_shared_out(params, new_draft):
     assert len(first) == 4  # rotations
     second = [t for t in schedule.tasks if any(t2.id in schedule.waits_for(t) for t2 in first)]
     assert len(second) >= 4 and all(t.seconds < whole / 3 for t in second)
+
+
+def test_what_is_done_lets_nobody_pass_who_waits_behind_it(params, new_draft):
+    draft = new_draft(params, 32)
+    c = draft.refresh(draft.add((1, draft.input(np.zeros(32)))), 1)
+    schedule = plan(draft.circuit(c), [c])
+    assert [t.kind for t in schedule.tasks] == ["input", "evaluate", "refresh", "decrypt"]
+    assert unserved(schedule, set()) == {0: set(), 1: {0}, 2: {1}, 3: {2}}
+    assert unserved(schedule, {1})[2] == {0}, "the client has forgotten the input"
+    assert unserved(schedule, {0, 1, 2})[3] == set()
 
 
 def test_a_chain_is_cut_and_ciphertexts_die(params, new_draft):
