@@ -1,5 +1,5 @@
 """One pre-LN block of a transformer with Gaussian-kernel attention, and the gradient of its LoRA
-matrices: hidden 128, 64 tokens, 2 heads, a gated feed-forward of 2 × 256.
+matrices: hidden 128, 64 tokens, 2 heads, a gated feed-forward of 2 × 256; and a smaller one.
 
 The mean of LayerNorm is left out: inputs and what is added to them are centred in the clear. The
 kernel is exp(2qk - q² - k²) with its width folded into the matrices of q and k.
@@ -22,7 +22,20 @@ from hesim.program import Program
 
 __all__ = ["CASES", "PackingCase", "ring"]
 
-TOKENS, HIDDEN, HEADS, FFN, RANK = 64, 128, 2, 256, 2
+RANK = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a block."""
+
+    tokens: int = 64
+    hidden: int = 128
+    heads: int = 2
+    ffn: int = 256
+
+
+SMALL = Shape(32, 64, 4, 128)
 
 
 @dataclass(frozen=True)
@@ -39,10 +52,10 @@ def ring() -> CKKSParams:
     return CKKSParams(14, 4, 40, 50, 60)
 
 
-def sentences(count: int) -> PackingCase:
+def sentences(count: int, shape: Shape | None = None) -> PackingCase:
     """The block on `count` sentences side by side; on one without an axis for them."""
     rng = np.random.default_rng(0)
-    block = _Block(rng)
+    block = _Block(rng, shape or Shape())
     x = block.states(rng, count)
     return PackingCase(hesim.trace(block, x), (x,), count)
 
@@ -52,12 +65,13 @@ def gradient() -> PackingCase:
     sentence, all of them encrypted.
     """
     rng = np.random.default_rng(0)
-    block = _Block(rng)
+    shape = Shape()
+    block = _Block(rng, shape)
     x, upstream = block.states(rng, 1), block.states(rng, 1) * np.float32(0.3)
     adapters = [
         {
-            "a": (0.1 * rng.normal(size=(HIDDEN, RANK))).astype(np.float32),
-            "b": (0.1 * rng.normal(size=(RANK, HIDDEN))).astype(np.float32),
+            "a": (0.1 * rng.normal(size=(shape.hidden, RANK))).astype(np.float32),
+            "b": (0.1 * rng.normal(size=(RANK, shape.hidden))).astype(np.float32),
         }
         for _ in range(3)
     ]
@@ -74,6 +88,8 @@ CASES: dict[str, Callable[[], PackingCase]] = {
     "gradient": gradient,
     "block64": lambda: sentences(64),
     "block128": lambda: sentences(128),
+    "small": lambda: sentences(1, SMALL),
+    "small32": lambda: sentences(32, SMALL),
 }
 """By name."""
 
@@ -81,24 +97,27 @@ CASES: dict[str, Callable[[], PackingCase]] = {
 class _Block:
     """Weights and polynomials; a call is the traced function."""
 
-    def __init__(self, rng: np.random.Generator):
+    def __init__(self, rng: np.random.Generator, shape: Shape):
+        self.shape = shape
+        hidden, ffn = shape.hidden, shape.ffn
+
         def weights(rows: int, columns: int, size: float) -> np.ndarray:
             drawn = rng.normal(size=(rows, columns)) * size / np.sqrt(rows)
             return drawn.astype(np.float32)
 
-        near = (2 * (HIDDEN // HEADS) ** 0.5) ** -0.5
-        centring = (np.eye(HIDDEN) - 1 / HIDDEN).astype(np.float32)
-        self.qkv = [weights(HIDDEN, HIDDEN, s) for s in (0.8 * near, 0.8 * near, 0.5)]
-        self.out = weights(HIDDEN, HIDDEN, 0.3) @ centring
-        self.gate, self.up = weights(HIDDEN, FFN, 1.2), weights(HIDDEN, FFN, 1.0)
-        self.down = weights(FFN, HIDDEN, 0.5) @ centring
+        near = (2 * (hidden // shape.heads) ** 0.5) ** -0.5
+        centring = (np.eye(hidden) - 1 / hidden).astype(np.float32)
+        self.qkv = [weights(hidden, hidden, s) for s in (0.8 * near, 0.8 * near, 0.5)]
+        self.out = weights(hidden, hidden, 0.3) @ centring
+        self.gate, self.up = weights(hidden, ffn, 1.2), weights(hidden, ffn, 1.0)
+        self.down = weights(ffn, hidden, 0.5) @ centring
         self.inv_sqrt = approx.fit("inv_sqrt", (0.2, 5.0), degree=15)
         self.exp = approx.fit("exp", (-16.0, 0.0), degree=15)
         self.gelu = approx.fit("gelu", (-6.0, 6.0), degree=15)
 
     def states(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Centred float32 (sentences, tokens, hidden), without the first axis for one."""
-        x = rng.normal(size=(count, TOKENS, HIDDEN)).astype(np.float32)
+        x = rng.normal(size=(count, self.shape.tokens, self.shape.hidden)).astype(np.float32)
         x -= x.mean(-1, keepdims=True)
         return x if count > 1 else x[0]
 
@@ -106,7 +125,7 @@ class _Block:
         """(..., tokens, hidden) -> the same."""
         n = self._normalised(x)
         q, k, v = (
-            _heads(n @ w if pair is None else n @ w + (n @ pair["a"]) @ pair["b"])
+            self._heads(n @ w if pair is None else n @ w + (n @ pair["a"]) @ pair["b"])
             for w, pair in zip(self.qkv, adapters, strict=True)
         )
         near = jnp.einsum("...id,...jd->...ij", q + q, k)
@@ -119,6 +138,6 @@ class _Block:
     def _normalised(self, x: Any) -> Any:
         return x * self.inv_sqrt(jnp.mean(x * x, -1, keepdims=True))
 
-
-def _heads(x: Any) -> Any:
-    return x.reshape(*x.shape[:-1], HEADS, HIDDEN // HEADS).swapaxes(-2, -3)
+    def _heads(self, x: Any) -> Any:
+        heads = self.shape.heads
+        return x.reshape(*x.shape[:-1], heads, self.shape.hidden // heads).swapaxes(-2, -3)
