@@ -34,18 +34,16 @@ import numpy as np
 from jax import tree_util
 
 import he_backend
+import hesim
 from benchmarks import bare
 from benchmarks.packing_alone import save
 from benchmarks.packing_cases import CASES, PackingCase, ring
 from he_backend.local import run_local
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.processes.memory import peak_bytes
-from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
-from hesim.circuit.packing.lowering import lowerings
 from hesim.circuit.plain.execute import Executor
-from hesim.circuit.refresher import KEY_HOLDER
-from hesim.errors import LayoutError
+from hesim.errors import HesimError, LayoutError
 
 __all__ = ["main"]
 
@@ -54,16 +52,8 @@ _SECONDS = r"total\s+([0-9.]+)"
 
 
 def compiled(case: PackingCase) -> Circuit:
-    """The cheapest Circuit of the packing search. Raises LayoutError if it finds no plan."""
-    params = ring()
-    best: Candidate | None = None
-    for lowered in lowerings(case.program, params, None, KEY_HOLDER, True):
-        plan = Candidate(lowered, params, None)
-        if best is None or plan.settled.seconds < best.settled.seconds:
-            best = plan
-    if best is None:
-        raise LayoutError(f"no plan of the packing search for {case.program.name}")
-    return best.circuit(params)
+    """The Circuit that `hesim.compile` finds."""
+    return hesim.compile(case.program, ring())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{name}: {ring()}", flush=True)
         try:
             _show(name, chosen)
-        except LayoutError as error:
+        except HesimError as error:
             print(f"  {error}")
     return 0
 
