@@ -37,6 +37,9 @@ from hesim.circuit.packing.maps import KEY, period
 _LARGEST = 2**17
 """Products of ciphertexts beyond which a contraction is not tried."""
 
+_DEAR = 2.5
+"""What a product of two ciphertexts costs, in products by a mask."""
+
 _MANY = 2048
 """Terms beyond which only a few splits into baby and giant steps are compared."""
 
@@ -78,9 +81,12 @@ class Contraction:
       turn: rotation of the accumulator that a term goes into; out[p] = accumulator[p + turn].
       member, klass: member of the family, and class of positions, of each term.
       masked: whether products are masked. mask_left: whether on the left operand.
+      merged: whether masked versions that meet the same version of the other operand are added up
+        before they are multiplied: fewer products, of masks that are not shared.
       repeats: (out, left, right) offsets of the same terms for other ciphertexts of batch digits.
       rotations: of operands and accumulators, of all repeats; turned: those of accumulators.
-      masks: products by masks, of all. accumulators: (terms, how many) of all.
+      masks: products by masks, of all. maskings: (terms, how many) of the sums that they make.
+      accumulators: (terms, how many) of all.
     """
 
     layout: Layout
@@ -94,10 +100,12 @@ class Contraction:
     klass: np.ndarray
     masked: bool
     mask_left: bool
+    merged: bool
     repeats: tuple[tuple[int, int, int], ...]
     rotations: int
     turned: int
     masks: int
+    maskings: tuple[tuple[int, int], ...]
     accumulators: tuple[tuple[int, int], ...]
     operands: tuple[Layout, Layout]
     labels: Labels
@@ -449,27 +457,69 @@ def contraction(
             best = price, count, turn % n, a, b
     assert best is not None
     _, count, turn, a, b = best
-    # A product by a mask for each (version, class): on the operand that needs fewer of them.
-    on = [
-        len(set(zip(*(v.tolist() for v in (c, step, member, klass, turn)), strict=True))) * times
-        for c, step, times in ((lc, a, many[1]), (rc, b, many[2]))
-    ]
-    sizes = np.unique(o * n + turn, return_counts=True)[1]
-    terms, count_of = np.unique(sizes, return_counts=True)
-    groups = {int(t): int(k) * len(repeats) for t, k in zip(terms, count_of, strict=True)}
+    ways = []
+    if masked:
+        sides = ((True, lc, a, rc, b, many[1]), (False, rc, b, lc, a, many[2]))
+        for left_side, own, step, other, along, times in sides:
+            # A product by a mask for each (version, class), then one of ciphertexts for each.
+            shared = _counts(own, step, member, klass, turn)
+            single = len(shared) * times
+            ways.append(
+                (
+                    single + _DEAR * len(o) * len(repeats),
+                    left_side,
+                    False,
+                    single,
+                    ((1, single),),
+                    _counts(o, turn),
+                )
+            )
+            # Or one product of ciphertexts for all masked versions that meet the same version.
+            met = _counts(o, turn, other, along)
+            ways.append(
+                (
+                    len(o) * len(repeats) + _DEAR * len(met) * len(repeats),
+                    left_side,
+                    True,
+                    len(o) * len(repeats),
+                    _histogram(met, len(repeats)),
+                    _counts(*np.array(list(met)).T[:2]),
+                )
+            )
+    else:
+        ways.append((0, False, False, 0, (), _counts(o, turn)))
+    _, mask_left, merged, masks, maskings, sums = min(ways, key=lambda way: way[0])
     return Contraction(
         out,
         *(o, lc, rc, a, b, turn, member, klass),
         masked,
-        on[0] < on[1],
+        mask_left,
+        merged,
         repeats,
         count,
         many[0] * _pairs(o, turn),
-        min(on) if masked else 0,
-        tuple(groups.items()),
+        masks,
+        maskings,
+        _histogram(sums, len(repeats)),
         (left, right),
         labels,
     )
+
+
+def _counts(*columns: np.ndarray) -> dict[tuple[int, ...], int]:
+    """How often each row of these columns occurs."""
+    out: dict[tuple[int, ...], int] = {}
+    for row in zip(*(c.tolist() for c in columns), strict=True):
+        out[row] = out.get(row, 0) + 1
+    return out
+
+
+def _histogram(counts: Mapping[tuple[int, ...], int], times: int) -> tuple[tuple[int, int], ...]:
+    """(terms, how many sums have so many), each `times` over."""
+    out: dict[int, int] = {}
+    for terms in counts.values():
+        out[terms] = out.get(terms, 0) + times
+    return tuple(sorted(out.items()))
 
 
 def _pairs(cipher: np.ndarray, step: np.ndarray) -> int:

@@ -96,7 +96,7 @@ def contraction_work(plan: Contraction) -> Work:
     lower = 2 if plan.masked else 1
     rows = [Row(Kind.ROTATE, plan.rotations - turned)]
     if plan.masked:
-        rows.append(Row(Kind.DOT_PLAIN, plan.masks))
+        rows += [Row(Kind.DOT_PLAIN, count, terms) for terms, count in plan.maskings]
     rows += [Row(Kind.DOT, count, terms) for terms, count in plan.accumulators]
     if plan.masked:
         rows.append(Row(Kind.RESCALE, accumulators))

@@ -395,20 +395,27 @@ class Emission:
         rows = [self._masking(plan, k, masks) for k in range(len(plan.out))] if plan.masked else []
         masked: dict[tuple[int, Plain], int] = {}
         sums: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        meet: dict[tuple[int, int, int], list[tuple[int, Plain]]] = {}
         versions = _Versions(b, (left.nodes, plan.left, plan.left_step), plan.repeats, 1)
         others = _Versions(b, (right.nodes, plan.right, plan.right_step), plan.repeats, 2)
         for repeat in plan.repeats:
             for k in range(len(plan.out)):
                 x, y = versions.get(k, repeat), others.get(k, repeat)
-                if plan.masked:
-                    plain = rows[k] if rows[k] is not None else one
-                    assert plain is not None
-                    key = (x if plan.mask_left else y), plain
-                    if key not in masked:
-                        masked[key] = b.dot_plain([key])
-                    x, y = (masked[key], y) if plan.mask_left else (x, masked[key])
                 out = int(plan.out[k]) + repeat[0], int(plan.turn[k])
-                sums.setdefault(out, []).append((1, x, y))
+                if not plan.masked:
+                    sums.setdefault(out, []).append((1, x, y))
+                    continue
+                plain = rows[k] if rows[k] is not None else one
+                assert plain is not None
+                own, other = (x, y) if plan.mask_left else (y, x)
+                if plan.merged:
+                    meet.setdefault((*out, other), []).append((own, plain))
+                    continue
+                if (own, plain) not in masked:
+                    masked[own, plain] = b.dot_plain([(own, plain)])
+                sums.setdefault(out, []).append((1, masked[own, plain], other))
+        for (o, turn, other), pairs in meet.items():
+            sums.setdefault((o, turn), []).append((1, b.dot_plain(pairs), other))
         parts: dict[int, dict[int, int]] = {}
         for (out, turn), terms in sums.items():
             parts.setdefault(out, {})[turn] = b.rescale(b.dot(terms))
