@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from hesim.circuit.circuit import PlaintextFamily, TensorLocation
 from hesim.circuit.layout import stripped
 from hesim.circuit.packing.costs import Prices
 from hesim.circuit.packing.emission import Emission, Packed, spread
-from hesim.circuit.packing.offers.offer import Offer, Setting
+from hesim.circuit.packing.offers.offer import Offer, Setting, of_one_member
 from hesim.circuit.packing.operations import Operation, operations
 from hesim.circuit.packing.search import NoPlan, Plan, factors, search
 from hesim.circuit.packing.wishes import expected_gains, wishes
@@ -53,6 +54,7 @@ class PackedLowering:
         batch: int,
         width: int,
     ):
+        self.setting = setting
         self.program, self.plan, self.publics = setting.program, plan, setting.publics
         self.builder = Builder(setting.columns, width, batch, log_n=log_n)
         self.emission = Emission(
@@ -68,7 +70,10 @@ class PackedLowering:
     def _brought(self, op: Operation, offer: Offer) -> tuple[Packed, ...]:
         """The operands where an offer wants them."""
         xs = [self.emission.values[v.id] for v in op.operands]
-        moves = offer.moves(tuple(x.layout for x in xs))
+        seen = of_one_member(self.setting, op, [x.layout for x in xs])
+        assert seen is not None, "a plan holds offers for what a member sees"
+        xs = [replace(x, layout=layout) for x, layout in zip(xs, seen, strict=True)]
+        moves = offer.moves(seen)
         return tuple(
             self.emission.relaid(xs[min(k, len(xs) - 1)], to) for k, (_, to) in enumerate(moves)
         )

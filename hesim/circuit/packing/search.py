@@ -17,7 +17,7 @@ from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.arrangement import like, relay
 from hesim.circuit.packing.costs import Prices, Row, Work
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
-from hesim.circuit.packing.offers.offer import Offer, Rule, Setting
+from hesim.circuit.packing.offers.offer import Offer, Rule, Setting, of_one_member
 from hesim.circuit.packing.offers.table import LAST, OFFERS
 from hesim.circuit.packing.operations import Operation
 from hesim.program import Program, Var
@@ -269,14 +269,6 @@ class _Search:
             self._inputs[v.id] = list(input_layouts(shape, split, self.setting.columns, self.most))
         return list(self._inputs[v.id])
 
-    def _uneven(self, op: Operation) -> bool:
-        """Whether only some operands of an operation that keeps axes have the batch axis."""
-        out = op.equations[0].outputs[0]
-        axis = self.setting.axis(out)
-        return axis is not None and any(
-            self.setting.axis(v) is None and len(v.shape) == len(out.shape) for v in op.operands
-        )
-
     def _offers(
         self, op: Operation, layouts: tuple[Layout, ...], rules: Mapping[str, Rule]
     ) -> list[tuple[float, Offer]]:
@@ -284,11 +276,12 @@ class _Search:
         key = op.signature, layouts, rules is LAST
         if key in self._memo:
             return self._memo[key]
-        rule = None if self._uneven(op) else rules.get(op.kind)
+        rule, seen = rules.get(op.kind), of_one_member(self.setting, op, layouts)
         found: dict[Any, tuple[float, Offer]] = {}
-        for offer in rule(self.setting, op, layouts) if rule is not None else ():
+        offers = rule(self.setting, op, seen) if rule is not None and seen is not None else ()
+        for offer in offers:
             seconds = self.prices.seconds(offer.works)
-            for x, y in offer.moves(layouts):
+            for x, y in offer.moves(seen or layouts):
                 if y is not None:
                     way = relay(x, y)
                     if way is None:

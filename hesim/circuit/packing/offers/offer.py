@@ -6,7 +6,7 @@ A rule that cannot serve some layouts makes no offer for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hesim.circuit.layout import stripped
@@ -17,7 +17,7 @@ from hesim.circuit.packing.operations import Operation
 from hesim.circuit.publics import Publics
 from hesim.program import Equation, Literal, Program, Var
 
-__all__ = ["Emit", "Offer", "Rule", "Setting", "public_operand"]
+__all__ = ["Emit", "Offer", "Rule", "Setting", "of_one_member", "public_operand"]
 
 Emit = Callable[[Emission, Operation, "tuple[Packed, ...]"], "list[Packed]"]
 
@@ -77,6 +77,29 @@ class Setting:
         if batch is None:
             return axis
         return None if axis == batch else axis - (axis > batch)
+
+
+def of_one_member(
+    s: Setting, op: Operation, layouts: Sequence[Layout]
+) -> tuple[Layout, ...] | None:
+    """Layouts of operands as one member of the batch sees them; None if it sees a part of one.
+
+    What is alike in all members has an axis of size 1 where the result has the batch; without it
+    axes are numbered as the result's are. Contractions name their axes themselves.
+    """
+    out = op.equations[0].outputs[0]
+    batch = s.axis(out)
+    if batch is None or op.kind == "dot_general":
+        return tuple(layouts)
+    found = []
+    for v, x in zip(op.operands, layouts, strict=True):
+        if s.axis(v) is None and len(v.shape) == len(out.shape):
+            if v.shape[batch] != 1:
+                return None
+            names = {a: a - (a > batch) for a in range(len(v.shape)) if a != batch}
+            x = x.renamed(stripped(v.shape, batch), names)
+        found.append(x)
+    return tuple(found)
 
 
 Rule = Callable[[Setting, Operation, tuple[Layout, ...]], Iterator[Offer]]

@@ -74,3 +74,19 @@ def test_slices_leave_no_ciphertexts_behind(check):
 
 def test_a_sum_by_a_map_is_spread_over_its_columns(check):
     thorough(check, lambda x: x.T @ np.ones((1, 4)) + x[:, :2].sum(), normal(1, 6))
+
+
+def test_a_value_without_the_batch_axis_meets_a_batch(check):
+    w = normal(3, 4)
+
+    def fn(x, v):
+        return x @ w + v @ w, x * v, x - v.sum(), v * 2.0, (x * v) @ w
+
+    found = thorough(check, fn, normal(5, 3), normal(3), encrypted=(0, 1))
+    assert any(c.outputs[0].batch == 5 for c in found)
+
+
+def test_a_value_meets_a_public_batch(check):
+    public, x = normal(4, 2, 2), normal(4, 2, 2)
+    for v in (normal(2, 2), normal(1, 2, 2)):
+        thorough(check, lambda x, v: (x * (v * public) + x, x + v), x, v, encrypted=(0, 1))
