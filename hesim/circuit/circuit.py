@@ -188,7 +188,7 @@ class Ledger:
       seconds_bootstrapped: the same with every refresh priced as a bootstrap.
       operations: what each operation spends of it, inputs first; see `table`.
       plaintext_bytes: bytes of all plaintexts that are vectors, encoded.
-      cipher_bytes: bytes of the ciphertexts alive at a time, at most.
+      cipher_bytes: bytes of the ciphertexts alive at a time, at most, by their sizes.
       peak_bytes: predicted memory of one process that evaluates: the machine itself, evaluation
         keys, ciphertexts alive, and the plaintexts that it keeps.
       costs: name of the cost table that seconds and peak_bytes are predicted by.

@@ -20,7 +20,8 @@ Circuit uses again later is kept besides (`hesim.circuit.plain.encoded`).
 
 def cipher_bytes(params: CKKSParams, data: Mapping[str, np.ndarray]) -> int:
     """Bytes of the ciphertexts that are alive at a time, at most, each from its instruction to its
-    last use, in the order of the instructions.
+    last use, in the order of the instructions; those of each size by themselves, since a library
+    like SEAL gives what was freed only to ciphertexts of the same size.
 
     data: instruction arrays (`emission.arrays`).
     """
@@ -32,10 +33,14 @@ def cipher_bytes(params: CKKSParams, data: Mapping[str, np.ndarray]) -> int:
     np.maximum.at(ends, arg, consumer)
     np.maximum.at(ends, data["arg2"][dots], consumer[dots])
     sizes = _components(kind, ptr, arg) * (data["level"].astype(np.int64) + 1) * 8 * params.n
-    change = np.zeros(count + 1, np.int64)
-    change[:-1] = sizes
-    np.subtract.at(change, ends + 1, sizes)
-    return int(np.cumsum(change).max(initial=0))
+    total = 0
+    for size in np.unique(sizes).tolist():
+        own = np.flatnonzero(sizes == size)
+        change = np.zeros(count + 1, np.int64)
+        change[own] = 1
+        np.subtract.at(change, ends[own] + 1, 1)
+        total += size * int(np.cumsum(change).max(initial=0))
+    return total
 
 
 def _components(kind: np.ndarray, ptr: np.ndarray, arg: np.ndarray) -> np.ndarray:
