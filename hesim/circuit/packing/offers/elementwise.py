@@ -31,6 +31,7 @@ __all__ = [
     "power",
     "products",
     "refresh",
+    "views",
 ]
 
 
@@ -169,8 +170,8 @@ def _varying(s: Setting, eqn: Equation, kind: str = "value") -> set[int] | None:
     return out
 
 
-def _views(layout: Layout, axes: set[int], shape: tuple[int, ...]) -> Iterator[Layout]:
-    """The layout, of this shape, with coordinates for axes along which it is constant."""
+def views(layout: Layout, axes: set[int], shape: tuple[int, ...]) -> Iterator[Layout]:
+    """The layout, of this shape, with coordinates for those of `axes` that it has none for."""
     missing = [a for a in sorted(axes) if not layout.pieces(a)]
     base = layout._replace(shape=shape)
     ways = []
@@ -210,7 +211,7 @@ def _with_public(s: Setting, op: Operation, layout: Layout, sign: int) -> Iterat
         return
     varying = _varying(s, eqn)
     assert varying is not None
-    for view in _views(layout, varying, shape):
+    for view in views(layout, varying, shape):
 
         def emit(
             em: Emission, op: Operation, xs: tuple[Packed, ...], view: Layout = view
@@ -258,7 +259,7 @@ def mul(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offe
         return
     varying = _varying(s, eqn, kind)
     assert varying is not None
-    for view in _views(layouts[0], varying, shape):
+    for view in views(layouts[0], varying, shape):
         scalar = not any(c.axis in varying for c in view.slots) and not view.padded
         rows = (
             Row(Kind.DOT_PLAIN, view.ciphertexts, 1, scalar=scalar),

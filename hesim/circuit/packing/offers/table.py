@@ -9,6 +9,7 @@ from hesim.circuit.packing.offers import (
     movement,
     reduction,
     running,
+    selection,
 )
 from hesim.circuit.packing.offers.offer import Rule
 from hesim.circuit.packing.offers.rearranged import rearranged
@@ -44,7 +45,7 @@ OFFERS: dict[str, Rule] = {
     "sum of products": reduction.sum_of_products,
     "dot_general": contraction.dot_general,
     "cumsum": running.cumsum,
-    "select_n": gathered.select_n,
+    "select_n": selection.select_n,
     **dict.fromkeys(
         (
             *("concatenate", "split", "stack", "tile", "pad", "rev"),

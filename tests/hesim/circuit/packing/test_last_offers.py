@@ -46,6 +46,19 @@ def test_running_sums_multiply_by_no_plaintext_of_zeros(check):
             assert np.any(circuit.packs[pack].row(row) >= 0)
 
 
+@pytest.mark.parametrize("other", [0.0, PUBLIC])
+def test_masks_that_are_arguments(check, other):
+    thorough(check, lambda x, m: jnp.where(m, 2 * x, other), normal(3, 4), MASK)
+
+
+def test_a_mask_that_leaves_nothing(check):
+    thorough(check, lambda x: jnp.where(MASK[:, :1] | True, PUBLIC, x * x), normal(3, 4))
+
+
+def test_masks_that_differ_between_members(check):
+    thorough(check, lambda x: x + jnp.where(MASK, x.sum(1, keepdims=True), PUBLIC), normal(3, 4))
+
+
 def test_a_constant_axis_meets_a_matrix(check):
     def fn(x):
         return jnp.einsum("ij,ijk->k", jnp.broadcast_to(x.sum(1, keepdims=True), (3, 5)), W)
