@@ -36,6 +36,7 @@ __all__ = [
     "like",
     "reduction",
     "relay",
+    "repeated",
     "shears",
 ]
 
@@ -159,6 +160,14 @@ def like(
         rolls.append(r._replace(by_axis=key[0], by_stride=key[1]))
     out = Layout(tuple(shape), tuple(slots), ciphers, tuple(sorted(rolls)), zeros)
     return out.canonical()
+
+
+def repeated(layout: Layout) -> Layout | None:
+    """The layout with its elements repeated where it has gaps on slots; None if it has none."""
+    if not any(c.axis == GAP for c in layout.slots):
+        return None
+    slots = tuple(Coordinate(REPLICATED, c.size) if c.axis == GAP else c for c in layout.slots)
+    return layout._replace(slots=slots).canonical()
 
 
 def shears(layout: Layout) -> Iterator[Layout]:

@@ -8,7 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.arrangement import Reduction, cleared, joined, reduction, relay, shears
+from hesim.circuit.packing.arrangement import (
+    Reduction,
+    cleared,
+    joined,
+    reduction,
+    relay,
+    repeated,
+    shears,
+)
 from hesim.circuit.packing.contractions import (
     Labels,
     contraction,
@@ -94,7 +102,8 @@ def _encrypted(labels: Labels, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
     # Operands as they are, or sheared, that agree in what is summed.
     ways: tuple[dict, dict] = {}, {}
     for k, (layout, side) in enumerate(zip(pair, (labels.left, labels.right), strict=True)):
-        for z in (layout, *shears(layout)):
+        full = repeated(layout)
+        for z in (layout, *shears(layout), *([full] if full is not None else [])):
             z_named = labels.labelled(z, side)
             forms = summed_forms(z_named, named[1 - k], labels)
             ways[k].setdefault(forms, []).append((z_named, None if z == layout else z))
