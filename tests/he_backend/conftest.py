@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ class Draft:
             for c in outputs
         )
         flat = [t for terms in self.terms for t in terms]
-        counts = {name: self.counts[name] for name in LEDGER.values()}
+        counts: dict[str, Any] = {name: self.counts[name] for name in LEDGER.values()}
         counts |= {n: self.counts[n] for n in ("additions", "plain_products", "products")}
         ledger = Ledger(
             depth=self.params.levels,
