@@ -380,11 +380,8 @@ class Emission:
         """Whether every plaintext of a map is one number in all slots."""
         if public.stride or plan.terms.shift.any():
             return False
-        return not any(
-            c.axis in strides
-            for layout, strides in ((source, in_strides), (target, out_strides))
-            for c in layout.slots
-        )
+        sides = ((source, in_strides), (target, out_strides))
+        return not any(layout.along_slots & set(strides) for layout, strides in sides)
 
     def contracted(self, plan: Contraction, left: Packed, right: Packed) -> list[int]:
         """A stage: the results of an encrypted contraction."""

@@ -101,6 +101,13 @@ class Layout(NamedTuple):
         return tuple(sorted({c.axis for c in (*self.slots, *self.ciphers) if c.axis >= 0}))
 
     @property
+    def along_slots(self) -> set[int]:
+        """Axes whose index depends on the column: by a piece there, or rolled by one."""
+        held = {(c.axis, c.stride) for c in self.slots}
+        rolled = {r.axis for r in self.rolls if (r.by_axis, r.by_stride) in held}
+        return rolled | {c.axis for c in self.slots}
+
+    @property
     def padded(self) -> bool:
         """Whether some positions hold no element."""
         gap = any(c.axis == GAP for c in (*self.slots, *self.ciphers))

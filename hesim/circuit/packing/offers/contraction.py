@@ -319,10 +319,8 @@ def _matrix_offer(
     strides = _strided([labels.sizes[k] for k in other], other)
     rows: list[Row] = []
     for number, m in enumerate(maps):
-        scalar = not any(
-            c.axis in strides or c.axis in m.way.partial
-            for c in (*m.way.source.slots, *m.way.target.slots)
-        )
+        along = m.way.source.along_slots | m.way.target.along_slots
+        scalar = not along & {*strides, *m.way.partial}
         shared = m.plan.rotations - m.plan.turned if number else 0
         for row in map_work(m.plan, scalar=scalar).rows:
             less = shared if row.kind == Kind.ROTATE else 0

@@ -260,7 +260,7 @@ def mul(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offe
     varying = _varying(s, eqn, kind)
     assert varying is not None
     for view in views(layouts[0], varying, shape):
-        scalar = not any(c.axis in varying for c in view.slots) and not view.padded
+        scalar = not view.along_slots & varying and not view.padded
         rows = (
             Row(Kind.DOT_PLAIN, view.ciphertexts, 1, scalar=scalar),
             Row(Kind.RESCALE, view.ciphertexts),
