@@ -70,7 +70,7 @@ class Emission:
         self.wishes = wishes
         self.values: dict[int, Packed] = {}
         self.source = -1
-        self._relaid: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
+        self._relaid: dict[tuple[tuple[int, ...], Layout, Layout], tuple[int, ...]] = {}
 
     def at(self, number: int, eqn: Equation) -> None:
         """Goes on to an operation of the Program."""
@@ -223,7 +223,7 @@ class Emission:
         """x in another layout; the same move of the same ciphertexts is made once."""
         if target is None or target == x.layout:
             return x
-        key = x.nodes, target
+        key = x.nodes, x.layout, target
         if key not in self._relaid:
             way = relay(x.layout, target)
             assert way is not None, "a plan moves tensors by ways that exist"

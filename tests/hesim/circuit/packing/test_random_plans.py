@@ -194,8 +194,9 @@ def check_program(check: Callable, seed: int, finalists: int) -> None:
             return  # numbers that a ciphertext does not hold
 
 
-# Number 146: a public matrix of an axis that lies on ciphertexts, rolled by one of columns.
-@pytest.mark.parametrize("seed", [*range(6), 146])
+# Number 146: a public matrix of an axis that lies on ciphertexts, rolled by one of columns. Number
+# 567: the same ciphertexts, brought to one layout from two.
+@pytest.mark.parametrize("seed", [*range(6), 146, 567])
 def test_random_programs(check, seed):
     check_program(check, seed, 3)
 

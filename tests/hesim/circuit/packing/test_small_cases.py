@@ -55,6 +55,13 @@ def test_operands_rolled_by_a_batch_digit(check, shape):
     thorough(check, lambda x: jnp.einsum("ijk,ijl->ikl", x, x), normal(*shape))
 
 
+def test_one_value_along_either_axis(check):
+    """Both operands are the same ciphertexts, brought to the same layout from different ones."""
+    thorough(
+        check, lambda x: jnp.broadcast_to(x, (4, 4)) - jnp.broadcast_to(x, (4, 4)).T, normal(4)
+    )
+
+
 def test_results_that_are_inputs(check):
     def fn(x, y, z):
         return x, x + 1.0, y
