@@ -20,6 +20,7 @@ from hesim.circuit.packing.search import NoPlan, Plan, factors, search
 from hesim.circuit.packing.wishes import expected_gains, wishes
 from hesim.circuit.publics import Publics
 from hesim.circuit.refresher import Refresher
+from hesim.errors import LayoutError
 from hesim.params import CKKSParams
 from hesim.program import Program, Var
 from hesim.progress import CompileWatch
@@ -139,8 +140,13 @@ def lowerings(
             continue
         bound = min(bound, _NEAR * plans[0].seconds)
         for plan in plans[:_FINALISTS]:
-            if plan.seconds <= bound:
-                yield PackedLowering(setting, plan, params.log_n, size, width)
+            if plan.seconds > bound:
+                break
+            try:
+                lowered = PackedLowering(setting, plan, params.log_n, size, width)
+            except LayoutError:
+                continue  # of public values that members see irregularly, or too large to write
+            yield lowered
 
 
 def _setting(program: Program, axes: Mapping[int, int | None], columns: int) -> Setting:

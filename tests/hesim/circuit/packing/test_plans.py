@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 
 import approx
+import hesim.circuit.compile as compiling
+from hesim.circuit.packing import lowering
+from hesim.errors import LayoutError
+from hesim.trace import trace
+from tests.hesim.circuit.conftest import quiet_params
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(8, 16))
@@ -53,3 +58,13 @@ def test_layer_norm_with_a_polynomial(check):
         return x * inverse(jnp.mean(x * x, -1, keepdims=True)) @ Q
 
     assert check(normed, X)
+
+
+def test_a_plan_that_cannot_be_written_leaves_the_tables(monkeypatch):
+    def refused(*args):
+        raise LayoutError("too large to write")
+
+    monkeypatch.setattr(compiling, "_WORTH_TABLES", 0)  # the search comes first
+    monkeypatch.setattr(lowering, "PackedLowering", refused)
+    circuit = compiling.compile(trace(lambda x: x @ W, X), quiet_params())
+    assert circuit.ledger.inputs > 0
