@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.costs import Row, Work, map_work
+from hesim.circuit.packing.costs import Counted, counted, map_work, shaped
 from hesim.circuit.packing.layout import (
     GAP,
     REPLICATED,
@@ -20,6 +20,7 @@ from hesim.circuit.packing.layout import (
     refined,
 )
 from hesim.circuit.packing.maps import MapPlan, map_plan
+from hesim.circuit.shape import StageShape
 
 _MOST_PLACES = 2**19
 """Places of a tensor beyond which it is not laid anew."""
@@ -206,7 +207,7 @@ class Relay:
     middle: Layout
     target: Layout
     fills: tuple[int, ...]
-    works: tuple[Work, ...]
+    works: tuple[StageShape, ...]
     masked: bool = False
 
 
@@ -220,13 +221,13 @@ def relay(source: Layout, target: Layout) -> Relay | None:
     return min(ways, key=lambda way: _weight(way.works), default=None)
 
 
-def _weight(works: Sequence[Work]) -> float:
+def _weight(works: Sequence[StageShape]) -> float:
     return sum(
-        row.number
+        number
         * (row.terms if row.kind in (Kind.DOT_PLAIN, Kind.DOT) else 1)
         * (10.0 if row.kind in (Kind.ROTATE, Kind.RELINEARIZE) else 1.0)
         for work in works
-        for row in work.rows
+        for row, number in work.rows.items()
     ) + sum(20.0 * work.drop * work.width for work in works)
 
 
@@ -289,8 +290,12 @@ def _filled(source: Layout, target: Layout) -> Relay | None:
     work = map_work(plan, masked=masked)
     count = middle.ciphertexts * len(fills)
     drop = work.drop
-    rows = (*work.rows, Row(Kind.ROTATE, count, below=drop), Row(Kind.ADD, count, 2, below=drop))
-    works = (Work(rows, drop, work.width),)
+    rows = [
+        *work.rows.items(),
+        counted(Kind.ROTATE, count, below=drop),
+        counted(Kind.ADD, count, 2, below=drop),
+    ]
+    works = (shaped(rows, drop, work.width),)
     return Relay(plan, source, middle, target, tuple(fills), works, masked)
 
 
@@ -307,9 +312,9 @@ class Reduction:
     groups: tuple[tuple[int, ...], ...]
     steps: tuple[int, ...]
 
-    def rows(self, below: int = 0) -> tuple[Row, ...]:
+    def rows(self, below: int = 0) -> tuple[Counted, ...]:
         count = len(self.groups) * len(self.steps)
-        return (Row(Kind.ROTATE, count, below=below), Row(Kind.ADD, count, 2, below=below))
+        return (counted(Kind.ROTATE, count, below=below), counted(Kind.ADD, count, 2, below=below))
 
 
 @functools.lru_cache(maxsize=8192)

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.cost import instruction_seconds
 from hesim.circuit.packing.contractions import Contraction
 from hesim.circuit.packing.maps import MapPlan
+from hesim.circuit.shape import Row, StageShape
 
-__all__ = ["Prices", "Row", "Work", "contraction_work", "map_work"]
+__all__ = ["Counted", "Prices", "contraction_work", "counted", "map_work", "shaped"]
 
 _NOMINAL = 1
 """Level at which a stage is taken to end: levels are decided afterwards."""
 
 
-class Row(NamedTuple):
+Counted = tuple[Row, int]
+"""Instructions that cost the same, and how many of them."""
+
+
+def counted(
+    kind: int, number: int, terms: int = 1, below: int = 0, scalar: bool = False
+) -> Counted:
     """`number` instructions of one kind, `below` levels under the start of their stage."""
-
-    kind: int
-    number: int
-    terms: int = 1
-    below: int = 0
-    scalar: bool = False
+    return Row(kind, below, terms, scalar), number
 
 
-class Work(NamedTuple):
-    """A stage by its shape: its instructions, the levels it drops, and its results."""
-
-    rows: tuple[Row, ...]
-    drop: int
-    width: int
+def shaped(rows: Iterable[Counted], drop: int, width: int) -> StageShape:
+    """A stage by its instructions, the levels it drops, and its results."""
+    out: dict[Row, int] = {}
+    for row, number in rows:
+        if number:
+            out[row] = out.get(row, 0) + number
+    return StageShape(out, drop, width)
 
 
 @dataclass(frozen=True)
@@ -47,63 +48,43 @@ class Prices:
     log_n: int
     level: float
 
-    def seconds(self, works: Iterable[Work]) -> float:
+    def seconds(self, works: Iterable[StageShape]) -> float:
         """Of stages that end one level above the lowest."""
-        total = 0.0
-        for work in works:
-            at = work.drop + _NOMINAL
-            for row in work.rows:
-                if row.number:
-                    total += row.number * instruction_seconds(
-                        row.kind, at - row.below, row.terms, self.log_n, scalar=row.scalar
-                    )
-            total += work.drop * work.width * self.level
-        return total
+        return sum(
+            work.seconds(work.drop + _NOMINAL, self.log_n) + work.drop * work.width * self.level
+            for work in works
+        )
 
 
-def map_work(plan: MapPlan, *, masked: bool = True, scalar: bool = False, maps: int = 1) -> Work:
-    """Of a public linear map; not `masked`: rotations and additions only.
-
-    maps: how many maps of this form share the operand and its baby steps.
-    """
-    outs = plan.outs * maps
-    rotations = plan.rotations + plan.turned * (maps - 1)
+def map_work(plan: MapPlan, *, masked: bool = True, scalar: bool = False) -> StageShape:
+    """Of a public linear map; not `masked`: rotations and additions only."""
     if not masked:
-        return Work((Row(Kind.ROTATE, rotations),), 0, outs)
-    groups: dict[int, int] = {}
-    for terms in plan.groups.tolist():
-        groups[terms] = groups.get(terms, 0) + maps
-    sums: dict[int, int] = {}
-    for partials in plan.partials.tolist():
-        sums[partials] = sums.get(partials, 0) + maps
-    return Work(
-        (
-            Row(Kind.ROTATE, rotations),
-            *(Row(Kind.DOT_PLAIN, n, terms, scalar=scalar) for terms, n in groups.items()),
-            *(Row(Kind.ADD, n, terms) for terms, n in sums.items() if terms > 1),
-            Row(Kind.RESCALE, outs),
-        ),
-        1,
-        outs,
-    )
+        return shaped([counted(Kind.ROTATE, plan.rotations)], 0, plan.outs)
+    rows = [
+        counted(Kind.ROTATE, plan.rotations),
+        *(counted(Kind.DOT_PLAIN, 1, terms, scalar=scalar) for terms in plan.groups.tolist()),
+        *(counted(Kind.ADD, 1, terms) for terms in plan.partials.tolist() if terms > 1),
+        counted(Kind.RESCALE, plan.outs),
+    ]
+    return shaped(rows, 1, plan.outs)
 
 
-def contraction_work(plan: Contraction) -> Work:
+def contraction_work(plan: Contraction) -> StageShape:
     """Of an encrypted contraction."""
     accumulators = sum(count for _, count in plan.accumulators)
     outs = plan.layout.ciphertexts
     turned = plan.turned
     lower = 2 if plan.masked else 1
-    rows = [Row(Kind.ROTATE, plan.rotations - turned)]
+    rows = [counted(Kind.ROTATE, plan.rotations - turned)]
     if plan.masked:
-        rows += [Row(Kind.DOT_PLAIN, count, terms) for terms, count in plan.maskings]
-    rows += [Row(Kind.DOT, count, terms) for terms, count in plan.accumulators]
+        rows += [counted(Kind.DOT_PLAIN, count, terms) for terms, count in plan.maskings]
+    rows += [counted(Kind.DOT, count, terms) for terms, count in plan.accumulators]
     if plan.masked:
-        rows.append(Row(Kind.RESCALE, accumulators))
+        rows.append(counted(Kind.RESCALE, accumulators))
     rows += [
-        Row(Kind.RELINEARIZE, accumulators, below=lower - 1),
-        Row(Kind.RESCALE, accumulators, below=lower - 1),
-        Row(Kind.ROTATE, turned, below=lower),
-        Row(Kind.ADD, outs, max(accumulators // outs, 1), below=lower),
+        counted(Kind.RELINEARIZE, accumulators, below=lower - 1),
+        counted(Kind.RESCALE, accumulators, below=lower - 1),
+        counted(Kind.ROTATE, turned, below=lower),
+        counted(Kind.ADD, outs, max(accumulators // outs, 1), below=lower),
     ]
-    return Work(tuple(rows), lower, outs)
+    return shaped(rows, lower, outs)

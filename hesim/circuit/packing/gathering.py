@@ -15,11 +15,12 @@ import numpy as np
 
 from hesim.circuit.builder import Plain
 from hesim.circuit.circuit import PlaintextFamily
-from hesim.circuit.packing.costs import Work, map_work
+from hesim.circuit.packing.costs import map_work
 from hesim.circuit.packing.emission import Emission, spread
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout, grid
 from hesim.circuit.packing.maps import MapPlan, Terms, copies, period, planned
 from hesim.circuit.plain_rows import MapRows
+from hesim.circuit.shape import StageShape
 
 __all__ = ["Gathering", "gathering", "packings"]
 
@@ -45,7 +46,7 @@ class Gathering:
     masked: bool
 
     @property
-    def works(self) -> tuple[Work, ...]:
+    def works(self) -> tuple[StageShape, ...]:
         """Stages; none where ciphertexts stay as they are."""
         if not (self.masked or self.plan.terms.shift.any()):
             return ()

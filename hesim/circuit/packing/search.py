@@ -15,7 +15,7 @@ from typing import Any
 
 from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.arrangement import like, relay
-from hesim.circuit.packing.costs import Prices, Row, Work
+from hesim.circuit.packing.costs import Prices, counted, shaped
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
 from hesim.circuit.packing.offers.offer import Offer, Rule, Setting, of_one_member
 from hesim.circuit.packing.offers.table import LAST, OFFERS
@@ -255,7 +255,7 @@ class _Search:
 
     def _encrypting(self, layout: Layout) -> float:
         return self.prices.seconds(
-            [Work((Row(Kind.INPUT, layout.ciphertexts),), 0, layout.ciphertexts)]
+            [shaped((counted(Kind.INPUT, layout.ciphertexts),), 0, layout.ciphertexts)]
         )
 
     def _fresh(self, v: Var) -> list[Layout]:

@@ -24,7 +24,7 @@ from hesim.circuit.packing.contractions import (
     results,
     summed_forms,
 )
-from hesim.circuit.packing.costs import Row, Work, contraction_work, map_work
+from hesim.circuit.packing.costs import Counted, contraction_work, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
 from hesim.circuit.packing.maps import MapPlan, map_plan
@@ -317,17 +317,16 @@ def _matrix_offer(
     labels: Labels, maps: Sequence[_Map], own: Sequence[int], other: Sequence[int]
 ) -> Offer:
     strides = _strided([labels.sizes[k] for k in other], other)
-    rows: list[Row] = []
+    rows: list[Counted] = []
     for number, m in enumerate(maps):
         along = m.way.source.along_slots | m.way.target.along_slots
         scalar = not along & {*strides, *m.way.partial}
         shared = m.plan.rotations - m.plan.turned if number else 0
-        for row in map_work(m.plan, scalar=scalar).rows:
-            less = shared if row.kind == Kind.ROTATE else 0
-            rows.append(row._replace(number=row.number - less))
+        for row, count in map_work(m.plan, scalar=scalar).rows.items():
+            rows.append((row, count - shared if row.kind == Kind.ROTATE else count))
         rows += m.total.rows(1)
     outs = tuple(m.total.layout for m in maps)
-    work = Work(tuple(rows), 1, sum(o.ciphertexts for o in outs))
+    work = shaped(rows, 1, sum(o.ciphertexts for o in outs))
 
     def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
         b, (x,) = em.b, xs

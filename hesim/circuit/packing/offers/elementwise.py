@@ -14,11 +14,12 @@ from hesim.circuit import gains
 from hesim.circuit.circuit import Kind
 from hesim.circuit.kernels import polynomial as chebyshev
 from hesim.circuit.packing.arrangement import cipher_table, cleared, held, joined, like, relay
-from hesim.circuit.packing.costs import Row, Work
+from hesim.circuit.packing.costs import counted, shaped
 from hesim.circuit.packing.emission import Emission, Packed
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
 from hesim.circuit.packing.offers.offer import Emit, Offer, Setting, public_operand
 from hesim.circuit.packing.operations import Operation
+from hesim.circuit.shape import StageShape
 from hesim.program import Equation
 
 __all__ = [
@@ -101,7 +102,7 @@ def add(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offe
             return
         shape = s.shape(op.outputs[0])
         for both, moved in meetings(layouts, shape):
-            work = Work((Row(Kind.ADD, both.ciphertexts, 2),), 0, both.ciphertexts)
+            work = shaped((counted(Kind.ADD, both.ciphertexts, 2),), 0, both.ciphertexts)
 
             def emit(
                 em: Emission, op: Operation, xs: tuple[Packed, ...], both: Layout = both
@@ -126,7 +127,7 @@ def _doubled(layout: Layout, sign: int) -> Iterator[Offer]:
 
 def _zero(layout: Layout) -> Iterator[Offer]:
     w = layout.ciphertexts
-    rows = (Row(Kind.DOT_PLAIN, w, 1, scalar=True), Row(Kind.RESCALE, w))
+    rows = (counted(Kind.DOT_PLAIN, w, 1, scalar=True), counted(Kind.RESCALE, w))
 
     def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
         (plain,) = em.literals([0.0])
@@ -134,7 +135,7 @@ def _zero(layout: Layout) -> Iterator[Offer]:
         made = [em.b.rescale(em.b.dot_plain([(n, plain)])) for n in xs[0].nodes]
         return [Packed(layout, tuple(em.b.end(made)))]
 
-    yield Offer((layout,), (Work(rows, 1, w),), emit)
+    yield Offer((layout,), (shaped(rows, 1, w),), emit)
 
 
 def _sum(em: Emission, both: Layout, left: Packed, right: Packed, sign: int) -> Packed:
@@ -232,7 +233,9 @@ def _with_public(s: Setting, op: Operation, layout: Layout, sign: int) -> Iterat
             return [Packed(view, tuple(em.b.end(made)), x.gain)]
 
         yield Offer(
-            (view,), (Work((Row(Kind.ADD_PLAIN, view.ciphertexts),), 0, view.ciphertexts),), emit
+            (view,),
+            (shaped((counted(Kind.ADD_PLAIN, view.ciphertexts),), 0, view.ciphertexts),),
+            emit,
         )
 
 
@@ -262,8 +265,8 @@ def mul(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offe
     for view in views(layouts[0], varying, shape):
         scalar = not view.along_slots & varying and not view.padded
         rows = (
-            Row(Kind.DOT_PLAIN, view.ciphertexts, 1, scalar=scalar),
-            Row(Kind.RESCALE, view.ciphertexts),
+            counted(Kind.DOT_PLAIN, view.ciphertexts, 1, scalar=scalar),
+            counted(Kind.RESCALE, view.ciphertexts),
         )
 
         def emit(
@@ -286,7 +289,7 @@ def mul(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offe
             return [em.times(out, size)]
 
         out = view._replace(zeros=True)
-        yield Offer((out,), (Work(rows, 1, view.ciphertexts),), _placed(emit, out))
+        yield Offer((out,), (shaped(rows, 1, view.ciphertexts),), _placed(emit, out))
 
 
 def gains_far(magnitude: float) -> float:
@@ -309,11 +312,11 @@ def products(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator
             x if y is None else y for x, y in zip((layouts[0], layouts[-1]), moved, strict=True)
         )
         out = cleared(both, a, b)
-        work = Work(
+        work = shaped(
             (
-                Row(Kind.DOT, out.ciphertexts),
-                Row(Kind.RELINEARIZE, out.ciphertexts),
-                Row(Kind.RESCALE, out.ciphertexts),
+                counted(Kind.DOT, out.ciphertexts),
+                counted(Kind.RELINEARIZE, out.ciphertexts),
+                counted(Kind.RESCALE, out.ciphertexts),
             ),
             1,
             out.ciphertexts,
@@ -346,8 +349,10 @@ def power(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Of
         return
     count = layouts[0].ciphertexts
     steps = _chain_of(y)
-    product = Work(
-        (Row(Kind.DOT, count), Row(Kind.RELINEARIZE, count), Row(Kind.RESCALE, count)), 1, count
+    product = shaped(
+        (counted(Kind.DOT, count), counted(Kind.RELINEARIZE, count), counted(Kind.RESCALE, count)),
+        1,
+        count,
     )
 
     def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
@@ -381,7 +386,9 @@ def polynomial(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterat
         dirty = start.padded and not start.zeros
         out = start._replace(zeros=False).canonical()
         w = start.ciphertexts
-        works = [Work((Row(Kind.DOT_PLAIN, w), Row(Kind.RESCALE, w)), 1, w)] if dirty else []
+        works = (
+            [shaped((counted(Kind.DOT_PLAIN, w), counted(Kind.RESCALE, w)), 1, w)] if dirty else []
+        )
         works += _series(poly, w, s.gains.get(op.operands[0].id, 1.0))
 
         def emit(
@@ -432,26 +439,26 @@ def _packings(layout: Layout) -> Iterator[Layout]:
             ).canonical()
 
 
-def _series(poly: Polynomial, w: int, gain: float) -> list[Work]:
+def _series(poly: Polynomial, w: int, gain: float) -> list[StageShape]:
     works = []
     plan = poly.plan
     if abs(abs(poly.scale * gain) - 1.0) > chebyshev.ONE:
         rows = (
-            Row(Kind.DOT_PLAIN, w, scalar=True),
-            Row(Kind.RESCALE, w),
-            Row(Kind.ADD_PLAIN, w),
+            counted(Kind.DOT_PLAIN, w, scalar=True),
+            counted(Kind.RESCALE, w),
+            counted(Kind.ADD_PLAIN, w),
         )
-        works.append(Work(rows, 1, w))
+        works.append(shaped(rows, 1, w))
     for step in plan.steps:
         if step.products or step.scalars:
-            rows = [Row(Kind.RESCALE, w)]
+            rows = [counted(Kind.RESCALE, w)]
             if step.products:
-                rows += [Row(Kind.DOT, w, len(step.products)), Row(Kind.RELINEARIZE, w)]
+                rows += [counted(Kind.DOT, w, len(step.products)), counted(Kind.RELINEARIZE, w)]
             if step.scalars:
-                rows.append(Row(Kind.DOT_PLAIN, w, len(step.scalars), scalar=True))
-            works.append(Work(tuple(rows), 1, w))
+                rows.append(counted(Kind.DOT_PLAIN, w, len(step.scalars), scalar=True))
+            works.append(shaped(tuple(rows), 1, w))
         if step.adds:
-            works.append(Work((Row(Kind.ADD, w, len(step.adds) + 1),), 0, w))
+            works.append(shaped((counted(Kind.ADD, w, len(step.adds) + 1),), 0, w))
     return works
 
 

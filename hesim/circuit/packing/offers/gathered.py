@@ -10,12 +10,13 @@ import numpy as np
 from hesim.circuit.circuit import Kind
 from hesim.circuit.layout import linear_index
 from hesim.circuit.moves import index_places, move_table
-from hesim.circuit.packing.costs import Row, Work
+from hesim.circuit.packing.costs import counted, shaped
 from hesim.circuit.packing.emission import Emission, Packed, PublicPart
 from hesim.circuit.packing.gathering import Gathering, gathering, packings
 from hesim.circuit.packing.layout import Coordinate, Layout
 from hesim.circuit.packing.offers.offer import Offer, Setting
 from hesim.circuit.packing.operations import Operation
+from hesim.circuit.shape import StageShape
 from hesim.program import Equation, Literal, Var
 
 __all__ = ["moved", "select_n"]
@@ -175,10 +176,10 @@ def _alike(layouts: Sequence[Layout], shape: tuple[int, ...]) -> Iterator[Layout
 
 
 def _offer(pick: Sequence[Gathering], added: Sequence[Sequence[_Added]]) -> Offer:
-    works: list[Work] = []
+    works: list[StageShape] = []
     for g, parts in zip(pick, added, strict=True):
         w = g.layout.ciphertexts
-        works += [*g.works, *(Work((Row(Kind.ADD_PLAIN, w),), 0, w) for _ in parts)]
+        works += [*g.works, *(shaped((counted(Kind.ADD_PLAIN, w),), 0, w) for _ in parts)]
 
     def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
         gain = max((x.gain for x in xs), key=abs)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hesim.circuit.layout import stripped
-from hesim.circuit.packing.costs import Work
 from hesim.circuit.packing.emission import Emission, Packed
 from hesim.circuit.packing.layout import Layout
 from hesim.circuit.packing.operations import Operation
 from hesim.circuit.publics import Publics
+from hesim.circuit.shape import StageShape
 from hesim.program import Equation, Literal, Program, Var
 
 __all__ = ["Emit", "Offer", "Rule", "Setting", "of_one_member", "public_operand"]
@@ -33,7 +33,7 @@ class Offer:
     """
 
     outs: tuple[Layout, ...]
-    works: tuple[Work, ...]
+    works: tuple[StageShape, ...]
     emit: Emit
     operands: tuple[Layout | None, ...] = ()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.arrangement import cipher_table, cleared, reduction
-from hesim.circuit.packing.costs import Row, Work, map_work
+from hesim.circuit.packing.costs import counted, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed, reduced_groups
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
 from hesim.circuit.packing.maps import map_plan
@@ -44,13 +44,13 @@ def reduce_sum(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterat
     factor = _constant_factor(layout, axes)
     if plan is not None:
         adds = max(layout.ciphertexts // len(plan.groups), 1)
-        rows = (Row(Kind.ADD, len(plan.groups), adds), *plan.rows())
+        rows = (counted(Kind.ADD, len(plan.groups), adds), *plan.rows())
 
         def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
             made = reduced_groups(em, xs[0], plan)
             return [em.times(Packed(plan.layout, tuple(made), xs[0].gain), float(factor))]
 
-        yield Offer((plan.layout,), (Work(rows, 0, len(plan.groups)),), emit)
+        yield Offer((plan.layout,), (shaped(rows, 0, len(plan.groups)),), emit)
         return
     yield from _summed_by_map(layout, axes, rest, factor)
 
@@ -112,9 +112,9 @@ def dotted(
     count = len(plan.groups)
     terms = max(both.ciphertexts // count, 1)
     rows = (
-        Row(Kind.DOT, count, terms),
-        Row(Kind.RELINEARIZE, count),
-        Row(Kind.RESCALE, count),
+        counted(Kind.DOT, count, terms),
+        counted(Kind.RELINEARIZE, count),
+        counted(Kind.RESCALE, count),
         *plan.rows(1),
     )
 
@@ -134,4 +134,4 @@ def dotted(
         out = Packed(plan.layout, tuple(b.end(made)), left.gain * right.gain)
         return [em.times(out, float(factor))]
 
-    return Offer((plan.layout,), (Work(rows, 1, count),), emit, moved)
+    return Offer((plan.layout,), (shaped(rows, 1, count),), emit, moved)

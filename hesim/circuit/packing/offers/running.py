@@ -8,7 +8,7 @@ import numpy as np
 
 from hesim.circuit.builder import Plain
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.costs import Row, Work, map_work
+from hesim.circuit.packing.costs import counted, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed
 from hesim.circuit.packing.layout import Layout
 from hesim.circuit.packing.maps import map_plan
@@ -87,4 +87,4 @@ def _added_up(layout: Layout, axis: int, backwards: bool) -> Offer:
                 made[at] = total
         return [Packed(layout, tuple(b.end(made)), xs[0].gain)]
 
-    return Offer((layout,), (Work((Row(Kind.ADD, adds, 2),), 0, count),), emit)
+    return Offer((layout,), (shaped((counted(Kind.ADD, adds, 2),), 0, count),), emit)

@@ -9,7 +9,7 @@ import numpy as np
 from hesim.circuit.circuit import Kind
 from hesim.circuit.layout import linear_index
 from hesim.circuit.packing.arrangement import cipher_table
-from hesim.circuit.packing.costs import Row, Work
+from hesim.circuit.packing.costs import counted, shaped
 from hesim.circuit.packing.emission import Emission, Packed, PublicPart
 from hesim.circuit.packing.layout import Layout
 from hesim.circuit.packing.offers import gathered
@@ -40,8 +40,8 @@ def _masked(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[
     for view in views(layouts[0], {a for a, d in enumerate(shape) if d > 1}, shape):
         w = view.ciphertexts
         out = view._replace(zeros=True).canonical()
-        works = [Work((Row(Kind.DOT_PLAIN, w), Row(Kind.RESCALE, w)), 1, w)]
-        works += [Work((Row(Kind.ADD_PLAIN, w),), 0, w) for _ in rest]
+        works = [shaped((counted(Kind.DOT_PLAIN, w), counted(Kind.RESCALE, w)), 1, w)]
+        works += [shaped((counted(Kind.ADD_PLAIN, w),), 0, w) for _ in rest]
 
         def emit(
             em: Emission, op: Operation, xs: tuple[Packed, ...], out: Layout = out

@@ -13,9 +13,10 @@ import pytest
 from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.packing import lowering
-from hesim.circuit.packing.costs import Prices, Work
+from hesim.circuit.packing.costs import Prices
 from hesim.circuit.packing.lowering import lowerings
 from hesim.circuit.refresher import KEY_HOLDER
+from hesim.circuit.shape import StageShape
 from hesim.params import CKKSParams
 from hesim.trace import trace
 from tests.hesim.circuit.conftest import close, exact_values, quiet_params, run_slots
@@ -30,7 +31,7 @@ class DrawnPrices(Prices):
         super().__init__(10, 1.0)
         object.__setattr__(self, "_rng", np.random.default_rng(seed))
 
-    def seconds(self, works: Iterable[Work]) -> float:
+    def seconds(self, works: Iterable[StageShape]) -> float:
         return super().seconds(works) * float(np.exp(2 * self._rng.normal()))  # type: ignore
 
 

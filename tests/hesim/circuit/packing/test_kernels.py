@@ -17,7 +17,7 @@ from hesim.circuit.packing.arrangement import (
     shears,
 )
 from hesim.circuit.packing.contractions import Labels, contraction, results
-from hesim.circuit.packing.costs import Work, contraction_work, map_work
+from hesim.circuit.packing.costs import contraction_work, map_work, shaped
 from hesim.circuit.packing.emission import reduced_groups
 from hesim.circuit.packing.gathering import gathering
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout, Roll, grid, places
@@ -150,7 +150,7 @@ def summed(rng: np.random.Generator) -> bool:
     made = reduced_groups(machine.em, machine.pack(layout, tensor), plan)
     constant = np.prod([shape[k] for k in axes if not layout.pieces(k)])
     holds(plan.layout, machine.read(made) * constant, tensor.sum(axes))
-    assert machine.spent() == foretold([Work(plan.rows(), 0, 1)])
+    assert machine.spent() == foretold([shaped(plan.rows(), 0, 1)])
     return True
 
 

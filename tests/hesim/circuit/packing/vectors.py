@@ -9,9 +9,9 @@ import numpy as np
 
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.costs import Work
 from hesim.circuit.packing.emission import Emission, Packed
 from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout, Roll, grid
+from hesim.circuit.shape import StageShape
 
 COUNTED = {
     Kind.ROTATE: "rotations",
@@ -76,14 +76,14 @@ class Machine:
         return out
 
 
-def foretold(works: Iterable[Work]) -> dict[str, int]:
+def foretold(works: Iterable[StageShape]) -> dict[str, int]:
     """Instructions of stages."""
     out = dict.fromkeys(COUNTED.values(), 0)
     for work in works:
-        for row in work.rows:
+        for row, number in work.rows.items():
             if row.kind in COUNTED:
                 product = row.kind in (Kind.DOT, Kind.DOT_PLAIN)
-                out[COUNTED[row.kind]] += row.number * (row.terms if product else 1)
+                out[COUNTED[row.kind]] += number * (row.terms if product else 1)
     return out
 
 
