@@ -39,6 +39,7 @@ __all__ = [
     "relay",
     "repeated",
     "shears",
+    "straight",
 ]
 
 
@@ -169,6 +170,11 @@ def repeated(layout: Layout) -> Layout | None:
         return None
     slots = tuple(Coordinate(REPLICATED, c.size) if c.axis == GAP else c for c in layout.slots)
     return layout._replace(slots=slots).canonical()
+
+
+def straight(layout: Layout) -> Layout | None:
+    """The layout without rolls; None if it has none."""
+    return layout._replace(rolls=()).canonical() if layout.rolls else None
 
 
 def shears(layout: Layout) -> Iterator[Layout]:

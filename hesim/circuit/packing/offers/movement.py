@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from hesim.circuit.packing.arrangement import straight
 from hesim.circuit.packing.emission import Emission, Packed
-from hesim.circuit.packing.layout import Coordinate, Layout
+from hesim.circuit.packing.layout import Coordinate, Layout, Roll
 from hesim.circuit.packing.offers.offer import Offer, Setting
 from hesim.circuit.packing.operations import Operation
 
@@ -62,14 +63,19 @@ def reshape(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[
         batch = s.axis(eqn.inputs[0]), s.axis(eqn.outputs[0])
         if batch[1] is None:
             return
-    out = reshaped(layouts[0], s.shape(eqn.outputs[0]))
-    if out is None:
-        return
+    shape = s.shape(eqn.outputs[0])
+    for source in (layouts[0], straight(layouts[0])):
+        out = None if source is None else reshaped(source, shape)
+        if out is None:
+            continue
 
-    def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
-        return [replace(xs[0], layout=out)]
+        def emit(
+            em: Emission, op: Operation, xs: tuple[Packed, ...], out: Layout = out
+        ) -> list[Packed]:
+            return [replace(xs[0], layout=out)]
 
-    yield Offer((out,), (), emit)
+        moved = () if source == layouts[0] else (source,)
+        yield Offer((out,), (), emit, moved)
 
 
 def reshaped(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
@@ -96,11 +102,12 @@ def reshaped(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
             if not _covered(before[axis], layout.shape[axis], shape, after):
                 return None
             continue
-        if layout.rolled(axis) or any(r.by_axis == axis for r in layout.rolls):
+        if layout.rolled(axis):
             return None
+        turning = {r.by_stride for r in layout.rolls if r.by_axis == axis}
         for c in layout.pieces(axis):
             parts = _parted(c.stride * before[axis], c.size, shape, after)
-            if parts is None:
+            if parts is None or (c.stride in turning and len(parts) != 1):
                 return None
             rename[c.axis, c.stride] = parts
         if extent != layout.shape[axis] and not _topmost(layout, axis, before, shape, after):
@@ -109,12 +116,13 @@ def reshaped(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
     def renamed(cs: Sequence[Coordinate]) -> tuple[Coordinate, ...]:
         return tuple(d for c in cs for d in (rename[c.axis, c.stride] if c.axis >= 0 else [c]))
 
-    rolls = tuple(
-        sorted(
-            r._replace(axis=whole[r.axis], by_axis=whole.get(r.by_axis, r.by_axis))
-            for r in layout.rolls
-        )
-    )
+    def turned(r: Roll) -> Roll:
+        if r.by_axis < 0:
+            return r._replace(axis=whole[r.axis])
+        (by,) = rename[r.by_axis, r.by_stride]
+        return Roll(whole[r.axis], by.axis, by.stride, r.factor)
+
+    rolls = tuple(sorted(turned(r) for r in layout.rolls))
     out = Layout(shape, renamed(layout.slots), renamed(layout.ciphers), rolls, layout.zeros)
     for axis in range(len(shape)):
         pieces = out.pieces(axis)
