@@ -9,8 +9,8 @@ from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.arrangement import cipher_table, cleared, reduction
 from hesim.circuit.packing.costs import counted, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed, reduced_groups
-from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
-from hesim.circuit.packing.maps import map_plan
+from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout, Roll
+from hesim.circuit.packing.maps import MapPlan, map_plan
 from hesim.circuit.packing.offers.elementwise import meetings
 from hesim.circuit.packing.offers.offer import Offer, Setting
 from hesim.circuit.packing.operations import Operation
@@ -61,22 +61,63 @@ def _summed_by_map(
     """The sum over an axis by which another is rolled: unrolled and summed by one map."""
     names = {a: k for k, a in enumerate(rest)}
     shape = tuple(layout.shape[a] for a in rest)
+    kept = tuple((a, k) for a, k in names.items() if layout.pieces(a))
+    for target in (_swapped(layout, axes), _unrolled(layout, axes)):
+        if target is None:
+            continue
+        target = target.renamed(shape, names).canonical()
+        plan = map_plan(layout, target, kept)
+        if plan is None:
+            continue
+
+        def emit(
+            em: Emission,
+            op: Operation,
+            xs: tuple[Packed, ...],
+            target: Layout = target,
+            plan: MapPlan = plan,
+        ) -> list[Packed]:
+            em.b.begin(em.source)
+            plains = em.map_rows(plan, layout, target, kept)
+            made = em.b.end(em.mapped(plan, xs[0].nodes, plains))
+            return [em.times(Packed(target, tuple(made), xs[0].gain), float(factor))]
+
+        yield Offer((target,), (map_work(plan),), emit)
+
+
+def _unrolled(layout: Layout, axes: tuple[int, ...]) -> Layout:
+    """Replicated where a summed axis lies, nothing rolled."""
     slots = tuple(Coordinate(REPLICATED, c.size) if c.axis in axes else c for c in layout.slots)
     ciphers = tuple(c for c in layout.ciphers if c.axis not in axes)
-    target = layout._replace(slots=slots, ciphers=ciphers, rolls=(), zeros=True)
-    target = target.renamed(shape, names).canonical()
-    kept = tuple((a, k) for a, k in names.items() if layout.pieces(a))
-    plan = map_plan(layout, target, kept)
-    if plan is None:
-        return
+    return layout._replace(slots=slots, ciphers=ciphers, rolls=(), zeros=True)
 
-    def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
-        em.b.begin(em.source)
-        plains = em.map_rows(plan, layout, target, kept)
-        made = em.b.end(em.mapped(plan, xs[0].nodes, plains))
-        return [em.times(Packed(target, tuple(made), xs[0].gain), float(factor))]
 
-    yield Offer((target,), (map_work(plan),), emit)
+def _swapped(layout: Layout, axes: tuple[int, ...]) -> Layout | None:
+    """What one summed axis rolled lies where that was, rolled by where it lay itself: each result
+    is then the sum along a diagonal, and all positions along it hold it by the same few shifts.
+
+    None if more than that is rolled, or they are not of one size.
+    """
+    if len(layout.rolls) != 1 or layout.rolls[0].factor != 1:
+        return None
+    (roll,) = layout.rolls
+    own, by = layout.pieces(roll.axis), layout.pieces(roll.by_axis) if roll.by_axis >= 0 else []
+    if len(own) != 1 or len(by) != 1 or own[0].size != by[0].size:
+        return None
+    (c,), (d,) = own, by
+    if roll.by_axis not in axes or c not in layout.slots or d not in layout.slots:
+        return None
+    slots = []
+    for e in layout.slots:
+        if e == c:
+            slots.append(Coordinate(REPLICATED, c.size, 1))
+        elif e == d:
+            slots.append(c)
+        else:
+            slots.append(Coordinate(REPLICATED, e.size) if e.axis in axes else e)
+    ciphers = tuple(e for e in layout.ciphers if e.axis not in axes)
+    rolls = (Roll(roll.axis, REPLICATED, 1, 1),)
+    return layout._replace(slots=tuple(slots), ciphers=ciphers, rolls=rolls, zeros=True)
 
 
 def sum_of_products(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
