@@ -77,20 +77,27 @@ def _widened(model: Layout, other: Layout) -> Layout | None:
     base = like(model, other.axes, other.shape, other.zeros)
     if base is None:
         return None
-    slots, ciphers = list(base.slots), list(base.ciphers)
+    slots, ciphers, rolls = list(base.slots), list(base.ciphers), base.rolls
     for axis in other.axes:
         if base.pieces(axis):
             continue
         extent = other.shape[axis]
         size = 1 << (extent - 1).bit_length()
         for k, c in enumerate(slots):
-            if c.axis == REPLICATED and c.stride == 0 and c.size >= size:
-                rest = [Coordinate(REPLICATED, c.size // size)] if c.size > size else []
-                slots[k : k + 1] = [Coordinate(axis, size, 1), *rest]
-                break
+            if c.axis != REPLICATED or c.size < size or (c.stride and c.size != extent):
+                continue
+            rest = [Coordinate(REPLICATED, c.size // size)] if c.size > size else []
+            slots[k : k + 1] = [Coordinate(axis, size, 1), *rest]
+            mark = REPLICATED, c.stride
+            rolls = tuple(
+                r._replace(by_axis=axis, by_stride=1) if (r.by_axis, r.by_stride) == mark else r
+                for r in rolls
+            )
+            break
         else:
             ciphers.append(Coordinate(axis, extent, 1))
-    return base._replace(slots=tuple(slots), ciphers=tuple(ciphers)).canonical()
+    found = base._replace(slots=tuple(slots), ciphers=tuple(ciphers), rolls=tuple(sorted(rolls)))
+    return found.canonical()
 
 
 def add(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
