@@ -14,9 +14,10 @@ from hesim.circuit.circuit import PlaintextFamily, TensorLocation
 from hesim.circuit.layout import stripped
 from hesim.circuit.packing.costs import Prices
 from hesim.circuit.packing.emission import Emission, Packed, spread
+from hesim.circuit.packing.inputs import factors
 from hesim.circuit.packing.offers.offer import Offer, Setting, of_one_member
 from hesim.circuit.packing.operations import Operation, operations
-from hesim.circuit.packing.search import NoPlan, Plan, factors, search
+from hesim.circuit.packing.search import NoPlan, Plan, search
 from hesim.circuit.packing.wishes import expected_gains, wishes
 from hesim.circuit.publics import Publics
 from hesim.circuit.refresher import Refresher

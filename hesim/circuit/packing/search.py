@@ -7,23 +7,24 @@ that its offers lead to; states that agree are merged into the cheapest.
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.arrangement import like, relay
+from hesim.circuit.packing.arrangement import relay
 from hesim.circuit.packing.costs import Prices, counted, shaped
-from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
+from hesim.circuit.packing.inputs import alike, digits, input_layouts, meeting
+from hesim.circuit.packing.layout import Layout
+from hesim.circuit.packing.offers.contraction import labels_of
 from hesim.circuit.packing.offers.offer import Offer, Rule, Setting, of_one_member
 from hesim.circuit.packing.offers.table import LAST, OFFERS
 from hesim.circuit.packing.operations import Operation
-from hesim.program import Program, Var
+from hesim.program import Var
 from hesim.progress import CompileWatch
 
-__all__ = ["Plan", "factors", "input_layouts", "search"]
+__all__ = ["NoPlan", "Plan", "search"]
 
 _FEW = 6
 """Layouts of an unused input that are tried beside the one in which it meets another operand."""
@@ -37,6 +38,7 @@ class _State:
     seconds: float
     layouts: Mapping[int, Layout | None]
     choices: tuple | None  # linked: (operation, offer, layouts of the operands, earlier)
+    copies: frozenset[tuple[int, Layout]] = frozenset()  # layouts to which values were brought
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,103 +56,21 @@ class Plan:
     steps: tuple[tuple[Operation, Offer, tuple[Layout, ...]], ...]
 
 
-def factors(
-    program: Program, axes: Mapping[int, int | None], inner: Callable[[Var, int], int | None]
-) -> dict[tuple[int, int], tuple[int, ...]]:
-    """Per value id and axis of one member, the sizes into which later reshapes split it, lowest
-    first.
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """An offer with its price.
 
-    Follows reshapes backwards through operations that keep axes where they are.
+    Attributes:
+      seconds: without moves. moves: (operand, layout that it is brought to, seconds).
     """
-    out: dict[tuple[int, int], tuple[int, ...]] = {}
-    for eqn in reversed(program.ops):
-        if eqn.name in ("reshape", "squeeze", "expand_dims"):
-            _split_by_reshape(eqn, out, inner)
-            continue
-        x, y = eqn.inputs[0], eqn.outputs[0]
-        if eqn.name == "transpose":
-            pairs = list(enumerate(eqn.params["permutation"]))
-            moves = [(a, b) for b, a in pairs]
-        elif eqn.name == "broadcast_in_dim":
-            moves = list(enumerate(eqn.params["broadcast_dimensions"]))
-        elif all(v.shape in (y.shape, ()) for v in eqn.inputs):
-            moves = [(k, k) for k in range(len(y.shape))]
-        else:
-            continue
-        for v in eqn.inputs:
-            if not isinstance(v, Var) or not v.encrypted or len(v.shape) != len(x.shape):
-                continue
-            for a, b in moves:
-                i, j = inner(v, a), inner(y, b)
-                if i is not None and j is not None and (y.id, j) in out:
-                    if v.shape[a] == y.shape[b]:
-                        out.setdefault((v.id, i), out[y.id, j])
-    return out
 
+    seconds: float
+    moves: tuple[tuple[int, Layout, float], ...]
+    offer: Offer
 
-def _split_by_reshape(eqn: Any, out: dict, inner: Callable) -> None:
-    x, y = eqn.inputs[0], eqn.outputs[0]
-    before = [math.prod(x.shape[k + 1 :]) for k in range(len(x.shape))]
-    after = [math.prod(y.shape[k + 1 :]) for k in range(len(y.shape))]
-    for a, extent in enumerate(x.shape):
-        i = inner(x, a)
-        if i is None or extent == 1:
-            continue
-        sizes: list[int] = []
-        for b in reversed(range(len(y.shape))):
-            low, high = after[b], after[b] * y.shape[b]
-            if low >= before[a] and high <= before[a] * extent and y.shape[b] > 1:
-                j = inner(y, b)
-                sizes += out.get((y.id, j), (y.shape[b],)) if j is not None else (y.shape[b],)
-        if math.prod(sizes) == extent and len(sizes) > 1:
-            out[x.id, i] = tuple(sizes)
-
-
-def input_layouts(
-    shape: Sequence[int], split: Mapping[int, Sequence[int]], columns: int, most: int
-) -> Iterator[Layout]:
-    """Layouts of a fresh tensor: every order of a subset of its digits on columns, the rest on
-    ciphertexts, with what is left of the columns replicated on top.
-    """
-    digits = []
-    for axis, extent in enumerate(shape):
-        stride = 1
-        for size in split.get(axis, (extent,)):
-            if size > 1:
-                digits.append(Coordinate(axis, size, stride))
-            stride *= size
-    seen = set()
-    whole = math.prod(shape)
-    for count in range(len(digits) + 1):
-        for order in itertools.permutations(digits, count):
-            slots: list[Coordinate] = []
-            rest = [d for d in digits if d not in order]
-            room = columns
-            fits = True
-            for d in order:
-                padded = 1 << (d.size - 1).bit_length()
-                highest = not any(e.axis == d.axis and e.stride > d.stride for e in digits)
-                if padded != d.size and not highest:
-                    fits = False
-                taken = min(padded, room)
-                if taken > 1:
-                    slots.append(Coordinate(d.axis, taken, d.stride))
-                if taken < padded:
-                    if d.size % taken and not highest:
-                        fits = False
-                    rest.append(Coordinate(d.axis, -(-d.size // taken), d.stride * taken))
-                room //= taken
-            if not fits:
-                continue
-            if room > 1:
-                slots.append(Coordinate(REPLICATED, room))
-            layout = Layout(tuple(shape), tuple(slots), tuple(rest), (), True).canonical()
-            if layout in seen or layout.ciphertexts > most:
-                continue
-            if layout.ciphertexts > 1 and whole < layout.ciphertexts * columns / 128:
-                continue
-            seen.add(layout)
-            yield layout
+    @property
+    def whole(self) -> float:
+        return self.seconds + sum(price for _, _, price in self.moves)
 
 
 class _Search:
@@ -159,7 +79,7 @@ class _Search:
     ):
         self.setting, self.prices, self.beam, self.most = setting, prices, beam, most
         self.bound = bound
-        self._memo: dict[Any, list[tuple[float, Offer]]] = {}
+        self._memo: dict[Any, list[_Way]] = {}
         self._inputs: dict[int, list[Layout]] = {}
 
     def run(
@@ -208,50 +128,81 @@ class _Search:
                 layouts = {v: x for v, x in nxt.layouts.items() if v in live}
                 key = tuple(sorted(layouts.items(), key=lambda item: item[0]))
                 if key not in found or nxt.seconds < found[key].seconds:
-                    found[key] = _State(nxt.seconds, layouts, nxt.choices)
+                    copies = frozenset(copy for copy in nxt.copies if copy[0] in live)
+                    found[key] = _State(nxt.seconds, layouts, nxt.choices, copies)
         return list(found.values())
 
     def _step(self, state: _State, op: Operation, rules: Mapping[str, Rule]) -> Iterator[_State]:
         for layouts, extra in self._operands(state, op):
-            for seconds, offer in self._offers(op, layouts, rules):
+            for way in self._offers(op, layouts, rules):
+                seconds, copies = way.seconds, state.copies
+                for k, to, price in way.moves:
+                    copy = op.operands[k].id, to
+                    if copy not in copies:
+                        seconds += price
+                        copies |= {copy}
+                offer = way.offer
                 after = dict(state.layouts)
                 for v, x in zip(op.operands, layouts, strict=True):
                     after[v.id] = x
                 for v, x in zip(op.outputs, offer.outs, strict=True):
                     after[v.id] = x
-                yield _State(
-                    state.seconds + extra + seconds, after, (op, offer, layouts, state.choices)
-                )
+                choices = op, offer, layouts, state.choices
+                yield _State(state.seconds + extra + seconds, after, choices, copies)
 
     def _operands(self, state: _State, op: Operation) -> Iterator[tuple[tuple[Layout, ...], float]]:
         """Layouts of the operands: those they have, or for unused inputs those they may have."""
         known = [state.layouts[v.id] for v in op.operands]
         ways: list[tuple[Layout, ...]] = [()]
-        for v, x in zip(op.operands, known, strict=True):
-            ways = [(*before, y) for before in ways for y in self._choices(v, x, known, before)]
+        for k, x in enumerate(known):
+            ways = [(*before, y) for before in ways for y in self._choices(op, k, x, known, before)]
         for pick in ways:
             extra = sum(self._encrypting(x) for x, y in zip(pick, known, strict=True) if y is _FREE)
             yield pick, extra
 
     def _choices(
         self,
-        v: Var,
+        op: Operation,
+        k: int,
         layout: Layout | None,
         known: Sequence[Layout | None],
         before: Sequence[Layout],
     ) -> list[Layout]:
-        """The layout of an operand, or those that an unused input may have: beside others, the one
+        """The layout of an operand, or those that an unused input may have: beside others, the ones
         in which it meets them, and a few more.
         """
         if layout is not None:
             return [layout]
-        fresh = self._fresh(v)
+        fresh = self._fresh(op.operands[k])
         others = [y for y in (*before, *known) if y is not None]
         if not others:
             return fresh
-        alike = [_alike(y, self.setting.shape(v)) for y in others]
-        found = [y for y in dict.fromkeys(alike) if y is not None]
+        found = [*dict.fromkeys(self._meeting(op, k, others))]
         return [*found, *(y for y in fresh if y not in found)][: len(found) + _FEW]
+
+    def _meeting(self, op: Operation, k: int, others: Sequence[Layout]) -> Iterator[Layout]:
+        """Layouts in which operand k meets others as they are."""
+        v = op.operands[k]
+        shape = self.setting.shape(v)
+        if op.kind != "dot_general":
+            yield from (y for x in others if (y := alike(x, shape)) is not None)
+            return
+        labels = labels_of(self.setting, op.equations[0])
+        if labels is None:
+            return
+        own, other = (labels.left, labels.right) if k == 0 else (labels.right, labels.left)
+        back = {label: axis for axis, label in enumerate(own)}
+        sizes = tuple(e if label in back else 1 for label, e in enumerate(labels.sizes))
+        new = [
+            d
+            for label in own
+            if label not in other
+            for d in digits(label, self.setting.factors.get((v.id, back[label]), (sizes[label],)))
+        ]
+        for x in others:
+            for y in meeting(labels.labelled(x, other), new, sizes):
+                if y.ciphertexts <= self.most:
+                    yield y.renamed(shape, back).canonical()
 
     def _encrypting(self, layout: Layout) -> float:
         return self.prices.seconds(
@@ -271,40 +222,40 @@ class _Search:
 
     def _offers(
         self, op: Operation, layouts: tuple[Layout, ...], rules: Mapping[str, Rule]
-    ) -> list[tuple[float, Offer]]:
-        """(seconds, offer) of the cheapest offer for each layout of the results."""
+    ) -> list[_Way]:
+        """For each layout of the results the cheapest offer, and those that would be cheaper if
+        their operands had been brought where they want them before.
+        """
         key = op.signature, layouts, rules is LAST
         if key in self._memo:
             return self._memo[key]
         rule, seen = rules.get(op.kind), of_one_member(self.setting, op, layouts)
-        found: dict[Any, tuple[float, Offer]] = {}
+        found: dict[Any, list[_Way]] = {}
         offers = rule(self.setting, op, seen) if rule is not None and seen is not None else ()
         for offer in offers:
-            seconds = self.prices.seconds(offer.works)
-            for x, y in offer.moves(seen or layouts):
-                if y is not None:
-                    way = relay(x, y)
-                    if way is None:
-                        break
-                    seconds += self.prices.seconds(way.works)
-            else:
-                if offer.outs not in found or seconds < found[offer.outs][0]:
-                    found[offer.outs] = seconds, offer
-        self._memo[key] = list(found.values())
-        return self._memo[key]
+            way = self._way(op, offer, seen or layouts)
+            if way is not None:
+                found.setdefault(offer.outs, []).append(way)
+        out: list[_Way] = []
+        for ways in found.values():
+            best = min(way.whole for way in ways)
+            useful = {tuple(m[:2] for m in w.moves): w for w in reversed(ways) if w.seconds < best}
+            out += useful.values() or [min(ways, key=lambda way: way.whole)]
+            if all(w.whole > best for w in useful.values()) and useful:
+                out.append(min(ways, key=lambda way: way.whole))
+        self._memo[key] = out
+        return out
 
-
-def _alike(model: Layout, shape: tuple[int, ...]) -> Layout | None:
-    """The layout in which a tensor of this shape meets the model as it is, if all of it has a place
-    there.
-    """
-    if len(model.shape) != len(shape):
-        return None
-    axes = [a for a in model.axes if shape[a] == model.shape[a]]
-    found = like(model, axes, shape)
-    if found is None or any(d > 1 and not found.pieces(a) for a, d in enumerate(shape)):
-        return None
-    return found
+    def _way(self, op: Operation, offer: Offer, seen: tuple[Layout, ...]) -> _Way | None:
+        moves = []
+        for k, (x, y) in enumerate(offer.moves(seen)):
+            if y is None or x == y:
+                continue
+            relaid = relay(x, y)
+            if relaid is None:
+                return None
+            moves.append((min(k, len(op.operands) - 1), y, self.prices.seconds(relaid.works)))
+        return _Way(self.prices.seconds(offer.works), tuple(moves), offer)
 
 
 class NoPlan(Exception):
