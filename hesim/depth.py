@@ -18,15 +18,18 @@ def operation_depth(equation: Equation) -> int:
     return PRIMITIVES[equation.name].depth(equation)
 
 
-def longest_path(equations: Iterable[Equation]) -> int:
-    """Levels on the longest path through encrypted values, counting anew after each `refresh`."""
+def longest_path(equations: Iterable[Equation], *, anew: bool = False) -> int:
+    """Levels on the longest path through encrypted values; `anew`: counted anew after each
+    `refresh`.
+    """
     depth: dict[int, int] = {}
     longest = 0
     for equation in equations:
         if not equation.encrypted:
             continue
         before = max((depth.get(getattr(v, "id", -1), 0) for v in equation.inputs), default=0)
-        after = 0 if equation.name == "refresh" else before + operation_depth(equation)
+        again = anew and equation.name == "refresh"
+        after = 0 if again else before + operation_depth(equation)
         longest = max(longest, after)
         for v in equation.outputs:
             depth[v.id] = after

@@ -112,7 +112,8 @@ class Program:
       outputs: one Var or Literal per flattened result leaf.
       in_tree, out_tree: pytree structures of the arguments (a tuple) and the result.
       labels: a readable name per input leaf, e.g. `args[0]['kernel']`.
-      depth: levels on the longest path: a lower bound, before layouts ask for masks.
+      depth: levels on the longest path, whatever is refreshed on it: a lower bound of those that a
+        Circuit takes (`ledger.depth`), before layouts ask for masks.
 
     Examples:
       >>> import hesim, numpy as np
@@ -134,6 +135,13 @@ class Program:
     labels: tuple[str, ...]
     depth: int
     _constants: dict[int, Shaped[np.ndarray, "..."]] = field(default_factory=dict, repr=False)
+
+    @property
+    def levels(self) -> int:
+        """Of `depth`, the most between two of the program's own refreshes."""
+        from hesim.depth import longest_path  # by the table of primitives, which imports this
+
+        return longest_path(self.equations, anew=True)
 
     @property
     def ops(self) -> tuple[Equation, ...]:

@@ -43,6 +43,6 @@ def refresh(x: PyTree[Shaped[ArrayLike, "..."]]) -> PyTree[Shaped[Array, "..."]]
       >>> import hesim, numpy as np
       >>> program = hesim.trace(lambda x: hesim.refresh(x * x) * x, np.ones(3))
       >>> [op.name for op in program.ops], program.depth
-      (['mul', 'refresh', 'mul'], 1)
+      (['mul', 'refresh', 'mul'], 2)
     """
     return jax.tree.map(refresh_p.bind, x)

@@ -359,8 +359,8 @@ def _lengths(
     sizes = _sizes(min(_first_scale(bits, log_n), _MOST_BITS - headroom), headroom)
     if sizes is None:
         return ()
-    most = min(largest_levels(log_n, *sizes, security), max(program.depth, 1) + 3)
-    exact = min(most, max(program.depth, 1))
+    most = min(largest_levels(log_n, *sizes, security), max(program.levels, 1) + 3)
+    exact = min(most, max(program.levels, 1))
     return tuple(sorted({n for n in (most, exact, most // 2, 2) if 1 <= n <= most}))
 
 

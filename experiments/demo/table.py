@@ -103,7 +103,7 @@ def _levels(r: Results) -> list[Row]:
         Row("levels of the program", str(r.plan["depth"]), "lower bound on its longest path"),
         Row(
             "levels between refreshes",
-            f"at most {ledger['depth']}",
+            f"at most {ledger.get('levels', ledger['depth'])}",
         ),
         Row(
             "refresh rounds",

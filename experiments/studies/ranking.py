@@ -337,7 +337,7 @@ def _one(
     return Ranked(
         **dataclasses.asdict(measured),
         variant=variant,
-        depth=circuit.ledger.depth,
+        depth=circuit.ledger.levels,
         rescales=circuit.ledger.rescales,
         approximation=float(np.sqrt(np.mean(off**2))),
     )

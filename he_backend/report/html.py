@@ -215,7 +215,7 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
             "ring", f"N = 2^{p.log_n}, {p.levels} levels", f"log2(QP) = {p.log_qp:.0f}, {security}"
         ),
         Row("primes", primes),
-        Row("levels between refreshes", f"at most {ledger.depth}"),
+        Row("levels between refreshes", f"at most {ledger.levels}"),
         Row("refresh rounds", f"{report.refresh_rounds:,}", "round trips that follow each other"),
         Row("refreshed ciphertexts", f"{report.refreshes:,}"),
     ]

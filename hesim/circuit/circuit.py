@@ -176,8 +176,11 @@ class Ledger:
     """What an encrypted run of a Circuit spends, count for count.
 
     Attributes:
-      depth: levels on the longest path between two refreshes.
-      refreshes: refreshed ciphertexts. refresh_rounds: round trips that depend on each other.
+      depth: levels on the longest path from inputs to results, whatever is refreshed on it: at
+        least the Program's `depth`.
+      levels: of these, the most between two refreshes; what the parameters need.
+      refreshes: refreshed ciphertexts. refresh_rounds: round trips that wait for each other, each
+        of all ciphertexts that can be sent together; 0 means that nobody but the server takes part.
       rotations, relinearizations, rescales, additions, plain_additions: operations.
       plain_products: ciphertext by plaintext. products: ciphertext by ciphertext.
       inputs, outputs: ciphertexts encrypted and decrypted. drops: modulus switches.
@@ -217,6 +220,7 @@ class Ledger:
     cipher_bytes: int = 0
     peak_bytes: int = 0
     costs: str = ""
+    levels: int = 0
 
     def counts(self) -> dict[str, int]:
         """The operation counts that a machine can count by itself."""
@@ -229,9 +233,9 @@ class Ledger:
     def _totals(self) -> list[tuple[str, str]]:
         names = [f.name for f in dataclasses.fields(self) if f.name != "operations"]
         values = [(name, getattr(self, name)) for name in names]
+        values.insert(1, values.pop())  # levels belong to the depth
         shown = [(name.replace("_", " "), _written(x)) for name, x in values if x != ""]
-        # A Program's depth leaves refreshes out, this one starts again at each.
-        return [(name, f"{x} between refreshes" if name == "depth" else x) for name, x in shown]
+        return [(name, f"{x} between refreshes" if name == "levels" else x) for name, x in shown]
 
     def __str__(self) -> str:
         return text_table(self._totals())

@@ -44,7 +44,7 @@ def ledger(
     kind, terms, log_n = data["kind"], np.diff(data["arg_ptr"]), params.log_n
     scalar = np.array([p.scalar for p in packs] or [False])[data["plain_pack"]]
     each = _seconds(data, scalar, refresher, log_n)
-    depth, rounds = _longest(data)
+    depth, levels, rounds = _longest(data)
     refreshed = float(each[kind == Kind.REFRESH].sum())
     encoding = _encoding(data["plain_level"][~scalar], log_n)
     seconds = float(each[kind != Kind.REFRESH].sum()) + encoding
@@ -64,6 +64,7 @@ def ledger(
     bootstrap = _bootstrap_price(price, refresher)
     return Ledger(
         depth=depth,
+        levels=levels,
         refreshes=refreshes,
         refresh_rounds=rounds,
         rotations=count(Kind.ROTATE),
@@ -121,21 +122,23 @@ def _seconds(
     return np.asarray(found, np.float64)[place]
 
 
-def _longest(data: dict[str, np.ndarray]) -> tuple[int, int]:
-    """Rescales and refreshes one after another: the former since a refresh, the latter in all."""
+def _longest(data: dict[str, np.ndarray]) -> tuple[int, int, int]:
+    """Most rescales one after another, in all and between two refreshes, and most refreshes."""
     kind, ptr = data["kind"].tolist(), data["arg_ptr"].tolist()
     arg, other = data["arg"].tolist(), data["arg2"].tolist()
-    rescales, refreshes = [0] * len(kind), [0] * len(kind)
+    depth, rescales, refreshes = [0] * len(kind), [0] * len(kind), [0] * len(kind)
     for i, k in enumerate(kind):
         used = arg[ptr[i] : ptr[i + 1]]
         if k == Kind.DOT:
             used += other[ptr[i] : ptr[i + 1]]
+        if used:
+            depth[i] = max([depth[a] for a in used]) + (k == Kind.RESCALE)
         if k == Kind.REFRESH:
             refreshes[i] = 1 + refreshes[used[0]]
         elif used:
             rescales[i] = max([rescales[a] for a in used]) + (k == Kind.RESCALE)
             refreshes[i] = max([refreshes[a] for a in used])
-    return max(rescales, default=0), max(refreshes, default=0)
+    return max(depth, default=0), max(rescales, default=0), max(refreshes, default=0)
 
 
 def _encoding(levels: np.ndarray, log_n: int) -> float:

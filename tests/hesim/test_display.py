@@ -77,8 +77,9 @@ def test_a_circuit_and_its_ledger_are_told_without_their_arrays(traced):
     rows = Table(circuit._repr_html_()).rows
     assert ["rotations", str(circuit.ledger.rotations)] in rows
     assert [row[0] for row in rows[-3:]] == ["mul", "polynomial", "sub"]
-    depth = str(circuit.ledger).splitlines()[0].split()
-    assert depth == ["depth", str(circuit.ledger.depth), "between", "refreshes"]
+    depth, levels = (line.split() for line in str(circuit.ledger).splitlines()[:2])
+    assert depth == ["depth", str(circuit.ledger.depth)]
+    assert levels == ["levels", str(circuit.ledger.levels), "between", "refreshes"]
 
 
 def test_a_terminal_of_ipython_shows_the_text(traced):

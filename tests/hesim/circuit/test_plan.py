@@ -99,7 +99,8 @@ def test_refreshes_asked_for_by_hand_are_kept_even_where_others_are_forbidden(ch
     circuit = check(lambda x: refresh(x**4) ** 4, X, params=params, refresh_price=math.inf)
     assert circuit.ledger.refresh_rounds == 1
     assert circuit.ledger.refreshes == 1
-    assert circuit.ledger.depth == 2
+    assert circuit.ledger.levels == circuit.program.levels == 2
+    assert circuit.ledger.depth == circuit.program.depth == 4
 
 
 def test_a_bootstrap_is_used_less_often_than_a_cheap_refresh(check, small_params):
@@ -115,7 +116,7 @@ def test_a_bootstrap_is_used_less_often_than_a_cheap_refresh(check, small_params
 def test_short_chains_are_refreshed_as_often_as_needed(check, small_params):
     for levels in (1, 2, 3):
         circuit = check(deep, X, params=small_params(levels=levels))
-        assert circuit.ledger.depth <= levels
+        assert circuit.ledger.levels <= levels and circuit.ledger.depth >= circuit.program.depth
         assert circuit.level.max() <= levels
 
 
