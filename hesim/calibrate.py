@@ -218,6 +218,21 @@ class Calibration:
                 worst[level] = entry
         return tuple(worst[level] for level in sorted(worst, reverse=True))
 
+    def largest(self, program: Program) -> dict[int, float]:
+        """Largest absolute value of each operation's result, by its number, and of encrypted inputs
+        together under -1.
+
+        Raises:
+          ArgumentError: it is of another program.
+        """
+        if tuple(op.name for op in self.ops) != tuple(op.name for op in program.ops):
+            raise ArgumentError(
+                f"the calibration is of {self.program_name} with other operations than those of "
+                f"{program.name}: hesim.calibrate(program, batches) of this program"
+            )
+        found = {k: op.largest for k, op in enumerate(self.ops)}
+        return {-1: max((op.largest for op in self.inputs), default=0.0), **found}
+
     def check(self, params: CKKSParams, circuit: Circuit | None = None) -> None:
         """Raises ValueOverflowError if values met in calibration wrap around; see ``overflow``."""
         for entry in self.overflow(params, circuit):

@@ -163,6 +163,9 @@ class FolderInUseError(HesimError, BlockingIOError):
 class LevelError(HesimError, ValueError):
     """A computation needs more levels than the parameters carry, and a refresh is forbidden.
 
+    Attributes:
+      needed: levels that it would take; None if it is not known, or none suffice.
+
     Examples:
       >>> import hesim, math, numpy as np
       >>> params = hesim.CKKSParams(
@@ -174,6 +177,10 @@ class LevelError(HesimError, ValueError):
           ...
       hesim.errors.LevelError: ...
     """
+
+    def __init__(self, message: str, needed: int | None = None):
+        self.needed = needed
+        super().__init__(message)
 
 
 class LayoutError(HesimError, ValueError):

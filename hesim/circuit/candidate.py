@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
 
 from hesim.circuit import emission, levels
+from hesim.circuit.aim import Aim
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, PlaintextFamily, TensorLocation
 from hesim.circuit.ledger import ledger
 from hesim.circuit.publics import Publics
-from hesim.circuit.refresher import KEY_HOLDER, Refresher
-from hesim.errors import ParameterError
-from hesim.params import CKKSParams
+from hesim.errors import ParameterError, ValueOverflowError
+from hesim.params import CKKSParams, larger_capacity
 from hesim.program import Program, Var
 
 __all__ = ["Candidate", "Lowered"]
+
+_SPARE = 1.25
+"""Times the largest value met that a level has to hold: calibrations are taken to be as wide."""
 
 
 class Lowered(Protocol):
@@ -31,24 +35,28 @@ class Lowered(Protocol):
 
     def nodes(self, var: Var) -> Iterable[int]: ...
 
+    def gain(self, var: Var) -> float: ...
+
     def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None: ...
 
 
 class Candidate:
     """A lowered Program with levels.
 
+    Args:
+      lowered: stages. params: ring and levels.
+      aim: what it is planned for; a price alone stands for plans of the key holder.
+
     Attributes:
       lowered, builder: what it consists of. schedule: levels of a first plan.
+
+    Raises:
+      LevelError: levels run out. ValueOverflowError: no level holds the values of the aim.
     """
 
-    def __init__(
-        self,
-        lowered: Lowered,
-        params: CKKSParams,
-        price: float | None,
-        refresher: Refresher = KEY_HOLDER,
-    ):
-        self.lowered, self.price, self.refresher = lowered, price, refresher
+    def __init__(self, lowered: Lowered, params: CKKSParams, aim: Aim | float | None):
+        self.aim = aim if isinstance(aim, Aim) else Aim(aim)
+        self.lowered = lowered
         self.program, self.builder = lowered.program, lowered.builder
         self._ring = params.log_n, params.levels
         b = self.builder
@@ -56,17 +64,55 @@ class Candidate:
         self.unit = b.pack(
             PlaintextFamily(-1, one, 0, b.batch, b.width, b.columns, 1.0, np.ones(1))
         )
-        ops = self.program.ops
         results = [v for v in self.program.outputs if isinstance(v, Var) and v.encrypted]
         self.planner = levels.LevelPlanner(
             b,
             params,
             {int(n) for v in results for n in lowered.nodes(v)},
-            lambda s: f"{ops[s].name} at {ops[s].source}" if s >= 0 else "an input",
-            price,
-            refresher,
+            self._describe,
+            self.aim.price,
+            self.aim.refresher,
+            rounds=self.aim.rounds,
+            floors=self._floors(params),
         )
         self.schedule = self.planner.greedy()
+
+    def _describe(self, source: int) -> str:
+        if source < 0:
+            return "an input"
+        op = self.program.ops[source]
+        return f"{op.name} at {op.source}" if op.source else op.name
+
+    def _floors(self, params: CKKSParams) -> dict[int, int]:
+        """By source of the stages, the lowest level at which their outputs hold their values."""
+        wanted = dict(self.aim.contents)
+        first = {eqn.outputs[0].id: k for k, eqn in enumerate(self.program.ops)}
+        first |= {v.id: -1 for v in self.program.inputs if v.encrypted}
+        known = [*self.program.inputs, *(eqn.outputs[0] for eqn in self.program.ops)]
+        for v in known if self.aim.values else ():
+            value = self.aim.values.get(first.get(v.id, -2), 0.0)
+            held = value / abs(self.lowered.gain(v))
+            for n in self.lowered.nodes(v) if value else ():
+                source = self.builder.stages[self.builder.nodes[n].stage].source
+                wanted[source] = max(wanted.get(source, 0.0), held)
+        return {source: self._floor(params, source, held) for source, held in wanted.items()}
+
+    def _floor(self, params: CKKSParams, source: int, held: float) -> int:
+        for level in range(params.levels + 1):
+            if params.capacity(level) >= _SPARE * held:
+                return level
+        top = params.levels
+        bits = math.log2(_SPARE * held / params.capacity(top))
+        raise ValueOverflowError(
+            f"{self._describe(source)} holds {held:.4g} in a slot, and even level {top}, the "
+            f"highest, wraps above {params.capacity(top):.4g}: use more levels, or "
+            + larger_capacity(params, bits, top, params.scale(top))
+        )
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """What is compared with other plans: rounds, if these count, and seconds."""
+        return (self.schedule.rounds if self.aim.rounds else 0, self.schedule.seconds)
 
     @functools.cached_property
     def settled(self) -> levels.Schedule:
@@ -125,9 +171,16 @@ class Candidate:
             taps=tuple(taps),
             input_labels=tuple(labels),
             ledger=ledger(
-                params, data, packs, len(decrypted), self.price, names, sources, self.refresher
+                params,
+                data,
+                packs,
+                len(decrypted),
+                self.aim.price,
+                names,
+                sources,
+                self.aim.refresher,
             ),
-            refresher=self.refresher,
+            refresher=self.aim.refresher,
             program=program,
             publics=self.lowered.publics,
             **data,

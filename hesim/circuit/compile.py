@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from hesim.circuit import tables
+from hesim.circuit.aim import Aim
 from hesim.circuit.builder import Overspent
 from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
-from hesim.circuit.packing.lowering import lowerings
+from hesim.circuit.packing.lowering import PackedLowering, lowerings
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
-from hesim.errors import LayoutError, LevelError, ParameterError, TraceError
+from hesim.errors import LayoutError, LevelError, TraceError
 from hesim.params import CKKSParams
 from hesim.program import Program
 from hesim.progress import CompileProgress, CompileWatch, Reporter, watching
+
+if TYPE_CHECKING:
+    from hesim.calibrate import Calibration
 
 __all__ = ["Candidate", "compile", "planned"]
 
@@ -36,6 +41,9 @@ def compile(
     *,
     refresh_price: float | str | None = None,
     refresher: Refresher = KEY_HOLDER,
+    objective: str = "seconds",
+    interactive: bool = True,
+    calibration: Calibration | None = None,
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
     progress: bool | Callable[[CompileProgress], None] | Reporter | None = None,
@@ -50,6 +58,12 @@ def compile(
         `hesim.refresh` in the program is always obeyed.
       refresher: who refreshes, from which level, to which, how well and at what cost: the key
         holder, or `hesim.bootstrap(law, ...)`.
+      objective: "seconds" for the fewest predicted seconds, "rounds" for the fewest round trips
+        that wait for each other (`ledger.refresh_rounds`) and the fewest seconds among these.
+      interactive: False for a plan in which nobody but the server takes part between encryption
+        and decryption: the key holder refreshes nothing, a bootstrap may.
+      calibration: from `hesim.calibrate` on this program: its values, wider by a quarter, are
+        computed at levels whose modulus has room for them.
       batch: lay the members of a batch side by side in the slots where nothing mixes them.
       layouts: per encrypted input, the axes (without the batch axis) that go on slots, outermost
         first; chosen by predicted cost if None.
@@ -60,8 +74,10 @@ def compile(
       The cheapest Circuit found, by predicted seconds at that price.
 
     Raises:
-      LevelError: levels run out and refreshes are forbidden. LayoutError: nothing fits the slots.
-      TraceError: not a Program, or not CKKSParams. ParameterError: such a refresh_price.
+      LevelError: levels run out and refreshes are forbidden: how many it takes, in which ring, and
+        which operation takes most of them. LayoutError: nothing fits the slots.
+      ValueOverflowError: no level holds the values of the calibration.
+      TraceError: not a Program, or not CKKSParams. ParameterError: such a price or objective.
 
     Examples:
       >>> import hesim, numpy as np
@@ -72,16 +88,13 @@ def compile(
       >>> circuit.ledger.products, circuit.ledger.refreshes, circuit.ledger.rotation_keys
       (1, 0, 0)
     """
+    need_planable(program, params)
+    if not interactive and refresher.interactive:
+        _check_without_rounds(program)
+    values = None if calibration is None else calibration.largest(program)
+    aim = Aim.of(refresh_price, refresher, objective, interactive, values=values)
     with watching(progress) as watch:
-        plan = planned(
-            program,
-            params,
-            refresh_price=refresh_price,
-            refresher=refresher,
-            batch=batch,
-            layouts=layouts,
-            watch=watch,
-        )
+        plan = planned_for(program, params, aim, batch=batch, layouts=layouts, watch=watch)
         watch.writing()
         return plan.circuit(params)
 
@@ -92,104 +105,152 @@ def planned(
     *,
     refresh_price: float | str | None = None,
     refresher: Refresher = KEY_HOLDER,
+) -> Candidate:
+    """What `compile` decides before it writes instructions: layouts and levels, which serve all
+    parameters with this ring and as many levels. Arguments and errors are those of `compile`.
+    """
+    need_planable(program, params)
+    return planned_for(program, params, Aim.of(refresh_price, refresher))
+
+
+def planned_for(
+    program: Program,
+    params: CKKSParams,
+    aim: Aim,
+    *,
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
     watch: CompileWatch | None = None,
 ) -> Candidate:
-    """What `compile` decides before it writes instructions: layouts and levels, which serve all
-    parameters with this ring and as many levels. Arguments and errors are those of `compile`;
-    `watch` is told of every layout and operation.
+    """The best plan for an aim; `watch` is told of every layout and operation. Errors are those of
+    `compile`.
     """
+    best: Candidate | None = None
+    failures: list[Exception] = []
+    searched = layouts is None and tables.terms(program) > _WORTH_TABLES
+    if searched:
+        best = _packed(program, params, aim, batch, watch, None, failures)
+    if best is None and not (failures and aim.price == math.inf):
+        best = _tabled(program, params, aim, batch, layouts, watch, failures)
+        worth = best is None or best.cost > (0, _WORTH_SEARCH)
+        if layouts is None and worth and not searched:
+            best = _packed(program, params, aim, batch, watch, best, failures)
+    short = any(isinstance(e, LevelError) for e in failures)
+    secret = any(v.encrypted for v in program.inputs)
+    if best is None and batch and layouts is None and secret and not short:
+        # What cannot be laid out for one member at a time may be for all of them as one tensor.
+        try:
+            return planned_for(program, params, aim, batch=False, watch=watch)
+        except (LayoutError, LevelError) as error:
+            failures.append(error.with_traceback(None))
+    if best is None:
+        raise _nearest(failures) or _nothing_to_lay_out(program, params)
+    return best
+
+
+def need_planable(program: Program, params: CKKSParams) -> None:
+    """TraceError unless a Program and parameters are given."""
     if not isinstance(program, Program) or not isinstance(params, CKKSParams):
         raise TraceError(
             f"compile takes a Program and CKKSParams, not a {type(program).__name__} and a "
             f"{type(params).__name__}: program = hesim.trace(fn, *example_args)."
         )
-    price = _price(refresh_price)
-    best: Candidate | None = None
-    failure: Exception | None = None
-    searched = layouts is None and tables.terms(program) > _WORTH_TABLES
-    if searched:
-        best = _packed(program, params, price, refresher, batch, watch, None)
-    if best is None:
-        best, failure = _tabled(program, params, price, refresher, batch, layouts, watch)
-        worth = best is None or best.schedule.seconds > _WORTH_SEARCH
-        if layouts is None and worth and not searched:
-            best = _packed(program, params, price, refresher, batch, watch, best)
-    if best is None and batch and layouts is None and any(v.encrypted for v in program.inputs):
-        # What cannot be laid out for one member at a time may be for all of them as one tensor.
-        return planned(
-            program,
-            params,
-            refresh_price=refresh_price,
-            refresher=refresher,
-            batch=False,
-            watch=watch,
-        )
-    if best is None:
-        raise failure or _nothing_to_lay_out(program, params)
-    return best
 
 
-def _better(one: Candidate, other: Candidate) -> bool:
-    return one.schedule.seconds < other.schedule.seconds
+def _check_without_rounds(program: Program) -> None:
+    """LevelError if the program asks for a refresh itself."""
+    for op in program.ops:
+        if op.name == "refresh":
+            raise LevelError(
+                f"`refresh` at {op.source} is a round trip to the key holder, and "
+                "interactive=False allows none: take it out and use more levels, or pass "
+                "refresher=hesim.bootstrap(...), which refreshes on the server"
+            )
+
+
+def _nearest(failures: Sequence[Exception]) -> Exception | None:
+    """Of the reasons why layouts do not do, the one that is the easiest to mend: the fewest levels
+    that are missing, else the last.
+    """
+    levels = [e for e in failures if isinstance(e, LevelError) and e.needed is not None]
+    if levels:
+        return min(levels, key=lambda e: e.needed or 0)
+    return next(iter(reversed(failures)), None)
 
 
 def _packed(
     program: Program,
     params: CKKSParams,
-    price: float | None,
-    refresher: Refresher,
+    aim: Aim,
     batch: bool,
     watch: CompileWatch | None,
     best: Candidate | None,
+    failures: list[Exception],
 ) -> Candidate | None:
-    """The best plan of the search, if it is better than `best`."""
-    bound = _SURROGATE * best.schedule.seconds if best else math.inf
-    for lowered in lowerings(program, params, price, refresher, batch, bound=bound, watch=watch):
+    """The best plan of the search, if it is better than `best`; `failures` gets why others are
+    none.
+    """
+    bound = _SURROGATE * best.schedule.seconds if best and not aim.rounds else math.inf
+    for lowered in _lowerings(program, params, aim, batch, bound, watch):
         try:
-            plan = Candidate(lowered, params, price, refresher)
-        except LevelError:
-            continue  # tables may need fewer levels, or say what is missing
-        if _unrefreshable(plan, refresher) is None and (best is None or _better(plan, best)):
+            plan = Candidate(lowered, params, aim)
+        except LevelError as error:
+            failures.append(error.with_traceback(None))  # tables may need fewer levels
+            continue
+        if _unrefreshable(plan) is None and (best is None or plan.cost < best.cost):
             best = plan
     return best
+
+
+def _lowerings(
+    program: Program,
+    params: CKKSParams,
+    aim: Aim,
+    batch: bool,
+    bound: float,
+    watch: CompileWatch | None,
+) -> Iterator[PackedLowering]:
+    """Plans of the search; where rounds count, those that use few levels besides."""
+    args = aim.refresher, batch
+    yield from lowerings(program, params, aim.price, *args, bound=bound, watch=watch)
+    if aim.rounds and (aim.price or 0.0) < BOOTSTRAP_SECONDS:
+        yield from lowerings(program, params, BOOTSTRAP_SECONDS, *args, bound=bound, watch=watch)
 
 
 def _tabled(
     program: Program,
     params: CKKSParams,
-    price: float | None,
-    refresher: Refresher,
+    aim: Aim,
     batch: bool,
     layouts: Sequence[Sequence[int]] | None,
     watch: CompileWatch | None,
-) -> tuple[Candidate | None, Exception | None]:
-    """The best plan by tables, or why there is none."""
+    failures: list[Exception],
+) -> Candidate | None:
+    """The best plan by tables; `failures` gets why others are none."""
     best: Candidate | None = None
-    failure: Exception | None = None
     choices = sorted(tables.choices(program, params, batch, layouts), key=lambda c: c.ciphers)
     for number, choice in enumerate(choices, 1):
         if watch is not None:
             watch.layout(number, len(choices))
-        budget = best.schedule.seconds if best else math.inf
+        budget = best.schedule.seconds if best and not aim.rounds else math.inf
         try:
             lowered = tables.TableLowering(program, params.log_n, choice, budget, watch)
-            plan = Candidate(lowered, params, price, refresher)
+            plan = Candidate(lowered, params, aim)
         except Overspent:
             continue
-        except LayoutError as error:
-            failure = error.with_traceback(None)  # its frames hold the tables
+        except (LayoutError, LevelError) as error:
+            failures.append(error.with_traceback(None))  # its frames hold the tables
             continue
-        refused = _unrefreshable(plan, refresher)
+        refused = _unrefreshable(plan)
         if refused is not None:
-            failure = refused
-        elif best is None or _better(plan, best):
+            failures.append(refused)
+        elif best is None or plan.cost < best.cost:
             best = plan
-    return best, failure
+    return best
 
 
-def _unrefreshable(plan: Candidate, refresher: Refresher) -> LayoutError | None:
+def _unrefreshable(plan: Candidate) -> LayoutError | None:
+    refresher = plan.aim.refresher
     if not plan.schedule.refreshed or plan.slots <= (refresher.slots or plan.slots):
         return None
     return LayoutError(
@@ -211,17 +272,3 @@ def _nothing_to_lay_out(program: Program, params: CKKSParams) -> LayoutError:
         f"{tables.MOST_INPUTS:,} ciphertexts of {params.slots:,} slots in every layout: use a "
         f"larger ring, or split the inputs into several runs."
     )
-
-
-def _price(refresh_price: float | str | None) -> float | None:
-    if refresh_price is None:
-        return None
-    if refresh_price == "bootstrap":
-        return BOOTSTRAP_SECONDS
-    if isinstance(refresh_price, str):
-        raise ParameterError(
-            f"refresh_price must be None, 'bootstrap' or seconds, not {refresh_price!r}"
-        )
-    if not refresh_price >= 0:
-        raise ParameterError("refresh_price is seconds per refreshed ciphertext, at least 0")
-    return float(refresh_price)

@@ -84,8 +84,14 @@ class TableLowering:
         lower(self.context, watch)
 
     def nodes(self, var: Var) -> np.ndarray:
-        """Nodes that hold a value."""
-        return self.context.values[var.id].nodes
+        """Nodes that hold a value; none if it has no place of its own."""
+        found = self.context.values.get(var.id)
+        return np.zeros(0, np.int64) if found is None else found.nodes
+
+    def gain(self, var: Var) -> float:
+        """A value is its gain times what slots hold; 1 if it has no place of its own."""
+        found = self.context.values.get(var.id)
+        return 1.0 if found is None else found.gain
 
     def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None:
         """Where a value lies, None if it has no place of its own.

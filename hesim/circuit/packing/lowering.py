@@ -101,8 +101,14 @@ class PackedLowering:
             em.values[var.id] = Packed(layout, tuple(nodes))
 
     def nodes(self, var: Var) -> tuple[int, ...]:
-        """Nodes that hold a value."""
-        return self.emission.values[var.id].nodes
+        """Nodes that hold a value; none if it has no place of its own."""
+        found = self.emission.values.get(var.id)
+        return () if found is None else found.nodes
+
+    def gain(self, var: Var) -> float:
+        """A value is its gain times what slots hold; 1 if it has no place of its own."""
+        found = self.emission.values.get(var.id)
+        return 1.0 if found is None else found.gain
 
     def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None:
         """Where a value lies, None if it has no place of its own."""

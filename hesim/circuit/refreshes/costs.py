@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from hesim.circuit.circuit import Kind
@@ -37,6 +37,7 @@ class StageCosts:
       forced: places of those that are refreshed whatever it costs.
       free: by place, whether a stage may be refreshed or not; those without inputs are fresh.
       siblings: places of stages that the same stages use, more than one, by the first of them.
+      floors: by place, level below which the outputs do not hold what is in them.
       top: levels of the chain. highest: level of what is refreshed, at most. lowest: level of what
         a refresh takes.
     """
@@ -47,9 +48,11 @@ class StageCosts:
         params: CKKSParams,
         price: float | None,
         refresher: Refresher,
+        floors: Mapping[int, int] | None = None,
     ):
         self.names = sorted(shapes)
         self.shapes = [shapes[s] for s in self.names]
+        self.floors = [(floors or {}).get(s.source, 0) for s in self.shapes]
         self.top = params.levels
         self.highest = refresher.highest(params.levels)
         self.lowest = refresher.min_input_level
@@ -95,12 +98,14 @@ class StageCosts:
         other._refreshing = [factor * each for each in self._refreshing]
         return other
 
-    def at(self, k: int, level: Sequence[int], refreshed: bool) -> tuple[int, int, float]:
+    def at(
+        self, k: int, level: Sequence[int] | Mapping[int, int], refreshed: bool
+    ) -> tuple[int, int, float]:
         """The level at which a stage runs given the levels of its users, the level at which its
         outputs are wanted, and its seconds; those are 0 where the level is above the chain.
         """
         users = self.users[k]
-        need = lowest = 0
+        need = lowest = floor = self.floors[k]
         if users:
             need = lowest = level[users[0]]
             for u in users:
@@ -109,6 +114,8 @@ class StageCosts:
                     need = use
                 elif use < lowest:
                     lowest = use
+            if floor > need:
+                need = floor
         each = 0.0
         if not refreshed:
             run = self._drops[k] + need
@@ -117,7 +124,7 @@ class StageCosts:
         elif need > self.highest:
             return NEVER, need, 0.0
         else:
-            run = self._drops[k] + self.lowest
+            run = self._drops[k] + max(self.lowest, floor)
             each = self._refreshing[need]
         seconds = self._seconds[k]
         if run not in seconds:
@@ -126,7 +133,7 @@ class StageCosts:
             each += self._lowered(k, need, level)
         return run, need, seconds[run] + self._widths[k] * each
 
-    def _lowered(self, k: int, need: int, level: Sequence[int]) -> float:
+    def _lowered(self, k: int, need: int, level: Sequence[int] | Mapping[int, int]) -> float:
         """Seconds to bring one output from level `need` to all lower ones at which it is used."""
         exact = {level[u] for u in self._exact[k]}
         seconds = 0.0
@@ -173,3 +180,26 @@ class StageCosts:
         for k in reversed(range(len(level))):
             level[k] = self.at(k, level, k in self.forced)[0]
         return max(level, default=0)
+
+    def critical(self) -> list[int]:
+        """Places on a path that needs as many levels as `levels_needed` says, from its input on."""
+        level = [-1] * len(self.names)
+        for k in reversed(range(len(level))):
+            level[k] = self.at(k, level, k in self.forced)[0]
+        path = [max(range(len(level)), key=level.__getitem__)] if level else []
+        while path and path[-1] not in self.forced:
+            k = path[-1]
+            after = level[k] - self._drops[k]
+            following = [u for u in self.users[k] if level[u] == after]
+            if not following:
+                break
+            path.append(following[0])
+        return path
+
+    def rounds(self, refreshed: Callable[[int], bool]) -> int:
+        """Refreshes that wait for each other, at most; `refreshed`: of a place, whether it is."""
+        after = [0] * len(self.names)
+        for k in reversed(range(len(after))):
+            users = self.users[k]
+            after[k] = refreshed(k) + max([after[u] for u in users], default=0)
+        return max(after, default=0)

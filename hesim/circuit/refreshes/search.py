@@ -39,11 +39,21 @@ _MOST_TRIED = 300_000
 """Looks at a stage, about half a second of them, after which nothing new is begun."""
 
 
-def best_refreshes(costs: StageCosts, start: Collection[int], sweeps: int) -> set[int]:
+def best_refreshes(
+    costs: StageCosts, start: Collection[int], sweeps: int, rounds: int | None = None
+) -> set[int]:
     """Places to refresh: the best found from `start` and from greedy plans at several prices.
 
-    sweeps: through all stages, at most, in one search.
+    Args:
+      sweeps: through all stages, at most, in one search.
+      rounds: refreshes that wait for each other, at most, as in `start`; None for any number.
     """
+    if rounds is not None:
+        search = Search(costs, start, rounds)
+        search.sweep(sweeps, whole=False)
+        search.sweep(sweeps, whole=True)
+        search.force(_MOST_TRIED)
+        return search.places
     best = Search(costs, start)
     best.sweep(sweeps, whole=False)
     best.sweep(sweeps, whole=True)
@@ -93,6 +103,7 @@ class Search:
     Args:
       costs: of the stages.
       start: places of the stages that are refreshed at first; levels must suffice.
+      rounds: refreshes that wait for each other, at most; None for any number.
 
     Attributes:
       refreshed: by place, whether a stage is.
@@ -100,11 +111,11 @@ class Search:
       tried: stages looked at so far, each as often as it was.
     """
 
-    def __init__(self, costs: StageCosts, start: Collection[int]):
+    def __init__(self, costs: StageCosts, start: Collection[int], rounds: int | None = None):
         placed = costs.placed(start)
         assert isinstance(placed, Placed), "a plan to begin with does not fit the levels"
         count = len(placed.level)
-        self._costs = costs
+        self._costs, self._rounds = costs, rounds
         self._level = placed.level
         self.refreshed = [k in placed.refreshed for k in range(count)]
         self._cost = [costs.at(k, placed.level, r)[2] for k, r in enumerate(self.refreshed)]
@@ -219,7 +230,10 @@ class Search:
         levels: dict[int, int] = {}
         costs: dict[int, float] = {}
         seconds = self._follow(toggled, levels, costs)
-        if seconds < (self.seconds * (1 - 1e-9) if most is None else most):
+        cheaper = seconds < (self.seconds * (1 - 1e-9) if most is None else most)
+        if cheaper and (
+            self._rounds is None or self._costs.rounds(refreshed.__getitem__) <= self._rounds
+        ):
             for k, cost in costs.items():
                 self._cost[k] = cost
             self.seconds = seconds
