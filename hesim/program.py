@@ -114,6 +114,7 @@ class Program:
       labels: a readable name per input leaf, e.g. `args[0]['kernel']`.
       depth: levels on the longest path, whatever is refreshed on it: a lower bound of those that a
         Circuit takes (`ledger.depth`), before layouts ask for masks.
+      levels: of these, the most between two of the program's own refreshes.
 
     Examples:
       >>> import hesim, numpy as np
@@ -134,14 +135,8 @@ class Program:
     out_tree: Any
     labels: tuple[str, ...]
     depth: int
+    levels: int
     _constants: dict[int, Shaped[np.ndarray, "..."]] = field(default_factory=dict, repr=False)
-
-    @property
-    def levels(self) -> int:
-        """Of `depth`, the most between two of the program's own refreshes."""
-        from hesim.depth import longest_path  # by the table of primitives, which imports this
-
-        return longest_path(self.equations, anew=True)
 
     @property
     def ops(self) -> tuple[Equation, ...]:

@@ -223,8 +223,8 @@ def _build(
         raise NotHomomorphicError.of(list(obstacles.values()))
     results = tuple(map(read, jaxpr.outvars))
     kept = _alive(equations, results)
-    depth = longest_path(kept)
-    return Program(name, kept, inputs, consts, results, in_tree, out_tree, labels, depth)
+    depth, levels = longest_path(kept), longest_path(kept, anew=True)
+    return Program(name, kept, inputs, consts, results, in_tree, out_tree, labels, depth, levels)
 
 
 def _carried(value: Var | Literal) -> bool:
