@@ -22,7 +22,7 @@ from hesim.circuit.packing.maps import MapPlan, Terms, copies, period, planned
 from hesim.circuit.plain_rows import MapRows
 from hesim.circuit.shape import StageShape
 
-__all__ = ["Gathering", "gathering", "packings"]
+__all__ = ["Gathering", "clean", "gathering", "packings", "terms_between"]
 
 _LARGEST = 2**22
 """Positions of operands and result beyond which a move by a table is not tried."""
@@ -113,12 +113,12 @@ def gathering(
         out_key = np.where(out_key < 0, -1, out_key * size + here)
     empty = in_key < 0
     in_key = _once(in_key, repeats)
-    terms = _terms(in_key, out_key, repeats)
+    terms = terms_between(in_key, out_key, repeats)
     if not len(terms) or max(in_key.max(), out_key.max()) >= 2**31:
         return None
     plan = planned(terms, target.ciphertexts, target.columns, repeats)
     zero = np.concatenate([np.full((s.ciphertexts, 1), s.zeros) for s in sources])
-    masked = not plan.moves or not _clean(plan, target, empty & zero, out_key < 0)
+    masked = not plan.moves or not clean(plan, target, empty & zero, out_key < 0)
     return Gathering(plan, target, in_key.astype(np.int32), out_key.astype(np.int32), masked)
 
 
@@ -159,7 +159,7 @@ def _once(in_key: np.ndarray, repeats: int) -> np.ndarray:
     return np.where(np.tile(kept.reshape(nearby.shape), (1, times)), in_key, -1)
 
 
-def _terms(in_key: np.ndarray, out_key: np.ndarray, repeats: int) -> Terms:
+def terms_between(in_key: np.ndarray, out_key: np.ndarray, repeats: int) -> Terms:
     """From each element's position to those that take it."""
     cipher, column = np.nonzero(in_key[:, :repeats] >= 0)
     key = in_key[cipher, column]
@@ -173,7 +173,7 @@ def _terms(in_key: np.ndarray, out_key: np.ndarray, repeats: int) -> Terms:
     return Terms(out, into, shift)
 
 
-def _clean(plan: MapPlan, target: Layout, zero: np.ndarray, nothing: np.ndarray) -> bool:
+def clean(plan: MapPlan, target: Layout, zero: np.ndarray, nothing: np.ndarray) -> bool:
     """Whether operands, turned, already have the zeros that the result is to have.
 
     Args:

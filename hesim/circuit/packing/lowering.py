@@ -72,8 +72,8 @@ class PackedLowering:
     def _brought(self, op: Operation, offer: Offer) -> tuple[Packed, ...]:
         """The operands where an offer wants them."""
         xs = [self.emission.values[v.id] for v in op.operands]
-        seen = of_one_member(self.setting, op, [x.layout for x in xs])
-        assert seen is not None, "a plan holds offers for what a member sees"
+        whole = tuple(x.layout for x in xs)
+        seen = of_one_member(self.setting, op, whole) or whole  # tables see whole operands, too
         xs = [replace(x, layout=layout) for x, layout in zip(xs, seen, strict=True)]
         moves = offer.moves(seen)
         return tuple(

@@ -19,7 +19,7 @@ from hesim.circuit.packing.inputs import alike, digits, input_layouts, meeting
 from hesim.circuit.packing.layout import Layout
 from hesim.circuit.packing.offers.contraction import labels_of
 from hesim.circuit.packing.offers.offer import Offer, Rule, Setting, of_one_member
-from hesim.circuit.packing.offers.table import LAST, OFFERS
+from hesim.circuit.packing.offers.table import OPAQUE, TIERS
 from hesim.circuit.packing.operations import Operation
 from hesim.program import Var
 from hesim.progress import CompileWatch
@@ -100,7 +100,9 @@ class _Search:
             if watch is not None:
                 watch.operation(k, len(ops), op.equations[0])
             live = {v for v, until in last.items() if until > k}
-            found = self._after(states, op, OFFERS, live) or self._after(states, op, LAST, live)
+            found: list[_State] = []
+            for rules in TIERS:
+                found = found or self._after(states, op, rules, live)
             if not found:
                 raise NoPlan(op)
             states = heapq.nsmallest(self.beam, found, key=lambda s: s.seconds)
@@ -226,10 +228,12 @@ class _Search:
         """For each layout of the results the cheapest offer, and those that would be cheaper if
         their operands had been brought where they want them before.
         """
-        key = op.signature, layouts, rules is LAST
+        key = op.signature, layouts, id(rules)
         if key in self._memo:
             return self._memo[key]
         rule, seen = rules.get(op.kind), of_one_member(self.setting, op, layouts)
+        if seen is None and rules is OPAQUE:
+            seen = layouts
         found: dict[Any, list[_Way]] = {}
         offers = rule(self.setting, op, seen) if rule is not None and seen is not None else ()
         for offer in offers:

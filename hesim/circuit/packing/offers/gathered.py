@@ -19,7 +19,7 @@ from hesim.circuit.packing.operations import Operation
 from hesim.circuit.shape import StageShape
 from hesim.program import Equation, Literal, Var
 
-__all__ = ["moved", "select_n"]
+__all__ = ["alike", "moved", "select_n"]
 
 _TARGETS = 5
 """Layouts of a result that are looked at."""
@@ -84,7 +84,7 @@ def _gathered(
     ways = []
     for v, numbers in zip(op.outputs, taken, strict=True):
         shape = s.shape(v)
-        targets = dict.fromkeys((*_alike(layouts, shape), *packings(shape, s.columns)))
+        targets = dict.fromkeys((*alike(layouts, shape), *packings(shape, s.columns)))
         ways.append([g for x in [*targets][:_TARGETS] for g in _ways(layouts, x, numbers)])
     for pick in zip(*ways, strict=False):
         yield _offer(pick, added)
@@ -153,7 +153,7 @@ def _numbers(
     return taken, added
 
 
-def _alike(layouts: Sequence[Layout], shape: tuple[int, ...]) -> Iterator[Layout]:
+def alike(layouts: Sequence[Layout], shape: tuple[int, ...]) -> Iterator[Layout]:
     """Layouts of the result with axes where an operand has them."""
     for layout in dict.fromkeys(layouts):
         if len(layout.shape) != len(shape):

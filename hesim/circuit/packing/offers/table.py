@@ -7,14 +7,16 @@ from hesim.circuit.packing.offers import (
     elementwise,
     gathered,
     movement,
+    opaque,
     reduction,
     running,
     selection,
 )
 from hesim.circuit.packing.offers.offer import Rule
 from hesim.circuit.packing.offers.rearranged import rearranged
+from hesim.primitives import PRIMITIVES
 
-__all__ = ["LAST", "OFFERS"]
+__all__ = ["LAST", "OFFERS", "OPAQUE", "TIERS"]
 
 OFFERS: dict[str, Rule] = {
     **dict.fromkeys(
@@ -54,7 +56,7 @@ OFFERS: dict[str, Rule] = {
         gathered.moved,
     ),
 }
-"""Rules by kind of operation. What has none is left to the tables."""
+"""Rules by kind of operation."""
 
 LAST: dict[str, Rule] = {
     **dict.fromkeys(
@@ -70,3 +72,9 @@ LAST: dict[str, Rule] = {
     },
 }
 """Rules where the other one makes no offer for the layouts at hand."""
+
+OPAQUE: dict[str, Rule] = dict.fromkeys((*PRIMITIVES, "sum of products"), opaque.opaque)
+"""Where there is no offer: the rule of the tables, on this operation alone."""
+
+TIERS = (OFFERS, LAST, OPAQUE)
+"""Rules in the order in which they are asked; later ones only where earlier ones offer nothing."""
