@@ -283,10 +283,11 @@ def _check_sizes(p: CKKSParams) -> None:
         raise ParameterError(
             f"security={p.security!r} must be 128, 192, 256, or None to skip the check"
         )
-    if p.first_bits < p.scale_bits:
+    if p.first_bits <= p.scale_bits:
         raise ParameterError(
-            f"first_bits={p.first_bits} is below scale_bits={p.scale_bits}: not even the value 1 "
-            f"would fit at level 0; take first_bits={min(60, p.scale_bits + 10)}"
+            f"first_bits={p.first_bits} is not above scale_bits={p.scale_bits}: not even the value "
+            f"1 would fit at level 0; take first_bits={min(60, p.scale_bits + 10)}"
+            + (f" and scale_bits={_MAX_PRIME_BITS - 10}" if p.scale_bits > 50 else "")
         )
     if p.special_bits < p.first_bits:
         raise ParameterError(

@@ -24,7 +24,7 @@ CHAINS = st.tuples(
     st.integers(10, 15),  # log_n
     st.integers(0, 20),  # levels
     st.integers(30, 50),  # scale_bits
-    st.integers(0, 10),  # first_bits above scale_bits
+    st.integers(1, 10),  # first_bits above scale_bits
     st.integers(0, 10),  # special_bits above first_bits
 )
 

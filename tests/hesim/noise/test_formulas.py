@@ -98,7 +98,7 @@ def test_other_secrets_and_encryptions():
     by_key = dataclasses.replace(SEAL, encryption="secret")
     assert formulas.encrypt(2**14, by_key) == formulas.Noise(10.5, 0.0)
     grouped = dataclasses.replace(SEAL, digit_primes=2)
-    p = CKKSParams(14, 3, 30, 30, 60, security=None)
+    p = CKKSParams(14, 3, 30, 31, 60, security=None)
     assert formulas.digit_key_switch(p, 3, grouped) > 2**50 * formulas.digit_key_switch(p, 3, SEAL)
 
 
