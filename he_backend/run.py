@@ -21,6 +21,8 @@ from he_backend.processes.messages import Progress
 from he_backend.report import twin as exact_twin
 from he_backend.report.compare import Vectors, op_records
 from he_backend.report.report import Report, Subject
+from he_backend.room import with_room
+from hesim.circuit.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.memory import run_bytes
 from hesim.circuit.plain.execute import Spent
@@ -41,6 +43,8 @@ def run(
     backend: str = DEFAULT_MACHINE,
     compare: bool = False,
     refresh_price: float | str | None = None,
+    objective: str = "seconds",
+    interactive: bool = True,
     circuit: Circuit | None = None,
     run_dir: str | os.PathLike | None = None,
     client_dir: str | os.PathLike | None = None,
@@ -56,7 +60,9 @@ def run(
 ) -> Report:
     """Run a Program on a machine and report.
 
-    Before anything is encrypted, a twin on plain vectors checks that no ciphertext overflows.
+    Before anything is encrypted, a twin on plain vectors checks that no ciphertext overflows. Where
+    a level does not hold its values and no `circuit` is given, the plan is made anew at levels that
+    do.
 
     Args:
       program: from `hesim.trace`.
@@ -65,7 +71,7 @@ def run(
       backend: "pyfhel" (encrypted, client and server processes), "slots" (plain vectors), or
         another machine of `he_backend.machines.table`.
       compare: decrypt every operation's result and hold it against the exact and the predicted one.
-      refresh_price: as for `hesim.compile`.
+      refresh_price, objective, interactive: as for `hesim.compile`, if no `circuit` is given.
       circuit: compiled already, of this very program.
       run_dir: where an interrupted run leaves its work and finds it again; default temporary.
       client_dir: the client's state, secret key included; default `run_dir` + ".client".
@@ -107,33 +113,48 @@ def run(
     _check_counts(workers=(workers, 1), clients=(clients, 1), worker_deaths=(worker_deaths, 0))
     _check_counts(keys=(keys, 1), sampled=(sampled, 0))
     with reporting(progress) as reporter:
-        circuit = _compiled(program, params, refresh_price, circuit, reporter)
+        aim = None
+        if circuit is None:
+            asked = {"objective": objective, "interactive": interactive}
+            asked |= {"refresh_price": refresh_price, "calibration": calibration}
+            circuit = _compiled(program, params, asked, reporter)
+            aim = Aim.of(program=program, **asked)
+        _check_circuit(program, params, circuit)
         _check_refresher(circuit, backend, encrypts)
         reporter.phase("evaluating the exact twin")
         exact = exact_twin.evaluate(program, args, keep_ops=compare)
         _check_values(program, circuit, exact, calibration, outside)
         for message in exact.outside:
             warnings.warn(str(message), stacklevel=2)
-        operands = circuit.publics.evaluate(program.flatten(args))
-        decrypt = _decrypted(circuit, sampled if compare else 0)
         told = _told(progress, reporter)
-        if not encrypts:
+
+        def in_the_clear(circuit: Circuit) -> _Outcome:
             reporter.phase("evaluating on plain vectors")
-            plain = (
-                find(backend).load().generate(circuit.params, circuit.rotation_steps, circuit.slots)
+            steps = circuit.rotation_steps
+            plain = find(backend).load().generate(circuit.params, steps, circuit.slots)
+            return _in_the_clear(
+                *(circuit, plain, exact.inputs, _operands(circuit, args)),
+                *(_decrypted(circuit, sampled if compare else 0), ranges, told),
             )
-            outcome = _in_the_clear(circuit, plain, exact.inputs, operands, decrypt, ranges, told)
-        else:
+
+        def checked(circuit: Circuit) -> dict[int, tuple[float, float]]:
             # A server cannot see a value wrap around; the twin on plain vectors can, beforehand.
             reporter.phase("checking for overflow on plain vectors")
-            found = _check_on_slots(circuit, exact.inputs, operands, decrypt, reporter)
-            ranges = {**found, **(ranges or {})}
+            decrypt = _decrypted(circuit, sampled if compare else 0)
+            operands = _operands(circuit, args)
+            return _check_on_slots(circuit, exact.inputs, operands, decrypt, reporter)
+
+        planned = program, circuit, aim, args, exact.inputs
+        if not encrypts:
+            circuit, outcome = with_room(*planned, in_the_clear, reporter.phase)
+        else:
+            circuit, found = with_room(*planned, checked, reporter.phase)
             outcome = _encrypted(
                 circuit,
                 exact.inputs,
-                operands,
-                decrypt,
-                ranges,
+                _operands(circuit, args),
+                _decrypted(circuit, sampled if compare else 0),
+                {**found, **(ranges or {})},
                 (run_dir, client_dir),
                 {
                     "workers": workers,
@@ -269,18 +290,17 @@ def _check_refresher(circuit: Circuit, backend: str, encrypts: bool) -> None:
 
 
 def _compiled(
-    program: Program,
-    params: CKKSParams | None,
-    refresh_price: float | str | None,
-    circuit: Circuit | None,
-    reporter: Reporter,
+    program: Program, params: CKKSParams | None, asked: dict[str, Any], reporter: Reporter
 ) -> Circuit:
-    if circuit is None:
-        if params is None:
-            raise BackendError("give params, or a circuit compiled with hesim.compile")
-        import hesim
+    if params is None:
+        raise BackendError("give params, or a circuit compiled with hesim.compile")
+    import hesim
 
-        return hesim.compile(program, params, refresh_price=refresh_price, progress=reporter)
+    return hesim.compile(program, params, **asked, progress=reporter)
+
+
+def _check_circuit(program: Program, params: CKKSParams | None, circuit: Circuit) -> None:
+    """BackendError if a Circuit is of another program, or of other parameters."""
     if circuit.publics is None or circuit.program is not program:
         raise BackendError(
             "the circuit was not compiled from this program object (a loaded Circuit carries no "
@@ -288,7 +308,12 @@ def _compiled(
         )
     if params is not None and params != circuit.params:
         raise BackendError("params differ from those that the circuit was compiled for")
-    return circuit
+
+
+def _operands(circuit: Circuit, args: Sequence[Any]) -> list[np.ndarray]:
+    """The public operands, in the order of this Circuit."""
+    assert circuit.program is not None
+    return circuit.publics.evaluate(circuit.program.flatten(args))
 
 
 def _decrypted(circuit: Circuit, sampled: int) -> list[int]:

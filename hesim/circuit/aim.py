@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
-from hesim.errors import ParameterError
+from hesim.errors import LevelError, ParameterError
+
+if TYPE_CHECKING:
+    from hesim.calibrate import Calibration
+    from hesim.program import Program
 
 __all__ = ["OBJECTIVES", "Aim"]
 
@@ -43,24 +48,38 @@ class Aim:
     @classmethod
     def of(
         cls,
-        refresh_price: float | str | None,
-        refresher: Refresher,
+        program: Program,
+        refresh_price: float | str | None = None,
+        refresher: Refresher = KEY_HOLDER,
         objective: str = "seconds",
         interactive: bool = True,
-        contents: Mapping[int, float] | None = None,
-        values: Mapping[int, float] | None = None,
+        calibration: Calibration | None = None,
     ) -> Aim:
         """The aim that arguments of `hesim.compile` describe.
 
         Raises:
-          ParameterError: one of them cannot be.
+          ParameterError: one of them cannot be. LevelError: the program asks for a refresh that is
+          not allowed. ArgumentError: the calibration is of another program.
         """
         if objective not in OBJECTIVES:
             raise ParameterError(f"objective={objective!r} must be 'seconds' or 'rounds'")
         price = _price(refresh_price)
         if not interactive and refresher.interactive:
             price = math.inf
-        return cls(price, refresher, objective, contents or {}, values or {})
+            _check_without_rounds(program)
+        values = {} if calibration is None else calibration.largest(program)
+        return cls(price, refresher, objective, {}, values)
+
+
+def _check_without_rounds(program: Program) -> None:
+    """LevelError if the program asks for a refresh itself."""
+    for op in program.ops:
+        if op.name == "refresh":
+            raise LevelError(
+                f"`refresh` at {op.source} is a round trip to the key holder, and "
+                "interactive=False allows none: take it out and use more levels, or pass "
+                "refresher=hesim.bootstrap(...), which refreshes on the server"
+            )
 
 
 def _price(refresh_price: float | str | None) -> float | None:

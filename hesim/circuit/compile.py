@@ -21,7 +21,7 @@ from hesim.progress import CompileProgress, CompileWatch, Reporter, watching
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration
 
-__all__ = ["Candidate", "compile", "planned"]
+__all__ = ["Candidate", "compile", "planned", "planned_for"]
 
 _WORTH_TABLES = 1_000_000
 """Terms of a Program, one for each product of elements, beyond which the search comes first, and
@@ -89,10 +89,7 @@ def compile(
       (1, 0, 0)
     """
     need_planable(program, params)
-    if not interactive and refresher.interactive:
-        _check_without_rounds(program)
-    values = None if calibration is None else calibration.largest(program)
-    aim = Aim.of(refresh_price, refresher, objective, interactive, values=values)
+    aim = Aim.of(program, refresh_price, refresher, objective, interactive, calibration)
     with watching(progress) as watch:
         plan = planned_for(program, params, aim, batch=batch, layouts=layouts, watch=watch)
         watch.writing()
@@ -110,7 +107,7 @@ def planned(
     parameters with this ring and as many levels. Arguments and errors are those of `compile`.
     """
     need_planable(program, params)
-    return planned_for(program, params, Aim.of(refresh_price, refresher))
+    return planned_for(program, params, Aim.of(program, refresh_price, refresher))
 
 
 def planned_for(
@@ -155,17 +152,6 @@ def need_planable(program: Program, params: CKKSParams) -> None:
             f"compile takes a Program and CKKSParams, not a {type(program).__name__} and a "
             f"{type(params).__name__}: program = hesim.trace(fn, *example_args)."
         )
-
-
-def _check_without_rounds(program: Program) -> None:
-    """LevelError if the program asks for a refresh itself."""
-    for op in program.ops:
-        if op.name == "refresh":
-            raise LevelError(
-                f"`refresh` at {op.source} is a round trip to the key holder, and "
-                "interactive=False allows none: take it out and use more levels, or pass "
-                "refresher=hesim.bootstrap(...), which refreshes on the server"
-            )
 
 
 def _nearest(failures: Sequence[Exception]) -> Exception | None:

@@ -131,7 +131,14 @@ class ShapePlanner:
         if not taken:
             return ""
         source = max(taken, key=taken.__getitem__)
-        return f" {self._describe(source)} takes most of them on that path, {taken[source]}."
+        text = f" {self._describe(source)} takes most of them on that path, {taken[source]}."
+        held = max(path, key=lambda k: self._costs.floors[k])
+        if self._costs.floors[held]:
+            text += (
+                f" {self._describe(self._costs.shapes[held].source)} needs level "
+                f"{self._costs.floors[held]} for the values that it holds."
+            )
+        return text
 
     def _ring_for(self, levels: int | None) -> str:
         """What would carry these levels, or do without them."""
@@ -154,14 +161,23 @@ class ShapePlanner:
     def _check_levels(self) -> None:
         """LevelError if refreshes cannot make up for the levels of the chain."""
         shapes, top, refresher = self._costs.shapes, self.top, self._refresher
-        deepest = next((s for s in shapes if s.drop > top), None)
-        most = max((s.drop for s in shapes), default=0)
+        floors = self._costs.floors
+        needed = [s.drop + floor for s, floor in zip(shapes, floors, strict=True)]
+        deepest = next((k for k, levels in enumerate(needed) if levels > top), None)
         highest, lowest = self._costs.highest, self._costs.lowest
+        most = max(
+            [s.drop + max(f - lowest, 0) for s, f in zip(shapes, floors, strict=True) if s.inputs],
+            default=0,
+        )
         if deepest is not None:
+            held = (
+                f" above level {floors[deepest]}, which its values need" if floors[deepest] else ""
+            )
             raise LevelError(
-                f"the parameters have {top} levels, and {self._describe(deepest.source)} takes "
-                f"{deepest.drop} at once, which no refresh can split. Use at least "
-                f"levels={deepest.drop}."
+                f"the parameters have {top} levels, and {self._describe(shapes[deepest].source)} "
+                f"takes {shapes[deepest].drop} at once{held}, which no refresh can split. Use at "
+                f"least levels={needed[deepest]}.",
+                needed=needed[deepest],
             )
         if most and highest < most + lowest:
             raise LevelError(

@@ -16,7 +16,7 @@ from hesim.circuit.refresher import KEY_HOLDER
 from hesim.circuit.refreshes.costs import StageCosts
 from hesim.circuit.refreshes.rounds import fewest_rounds
 from hesim.circuit.shape import Row, StageShape
-from hesim.errors import ParameterError
+from hesim.errors import ArgumentError, ParameterError, ValueOverflowError
 
 X = np.linspace(-0.9, 0.9, 12).reshape(4, 3)
 W = np.random.default_rng(0).normal(size=(3, 3)) / 2
@@ -108,3 +108,48 @@ def test_a_refresh_of_the_program_is_a_round_that_may_be_forbidden(check, small_
     server = hesim.bootstrap("lattigo_40", seconds=1.0)
     circuit = compile(program, params, interactive=False, refresher=server)
     assert circuit.ledger.refresh_rounds == 1 and not circuit.refresher.interactive
+
+
+def mean_and_square(x):
+    return x.mean(), (x - x.mean()) ** 2
+
+
+AGES = np.linspace(18.0, 90.0, 100)
+"""Their sum is 5400, and level 0 of `small_params` holds less than 512."""
+
+
+def test_values_of_a_calibration_are_computed_at_levels_that_hold_them(check, small_params):
+    params, program = small_params(levels=6), trace(mean_and_square, AGES)
+    ranges = hesim.calibrate(program, [(AGES,)])
+    with pytest.raises(ValueOverflowError):
+        ranges.check(params, compile(program, params))
+    for options in ({}, {"interactive": False}, {"objective": "rounds"}):
+        circuit = check(mean_and_square, AGES, params=params, calibration=ranges, **options)
+        ranges.check(params, circuit)
+        assert circuit.level[circuit.outputs[0].ciphers].min() > 0
+
+
+def test_what_is_refreshed_holds_its_values_before_and_after(check, small_params):
+    def fn(x):
+        for _ in range(4):
+            x = (x + 2000.0) * 0.5
+            x = x * x * 0.001
+        return x
+
+    params, x = small_params(levels=3), np.linspace(100.0, 1000.0, 8)
+    ranges = hesim.calibrate(trace(fn, x), [(x,)])
+    circuit = check(fn, x, params=params, calibration=ranges)
+    assert circuit.ledger.refreshes and not circuit.level.min() == 0
+
+
+def test_values_that_no_level_holds_and_foreign_calibrations_are_refused(small_params):
+    params, x = small_params(levels=1), np.full(4, 1e7)
+    program = trace(lambda x: x * x, x)
+    with pytest.raises(LevelError, match="mul at .* above level 1, which its values need"):
+        compile(program, params, calibration=hesim.calibrate(program, [(x,)]))
+    x = np.full(4, 1e8)
+    with pytest.raises(ValueOverflowError, match=r"`?mul.* even level 1, the highest, wraps above"):
+        compile(program, params, calibration=hesim.calibrate(program, [(x,)]))
+    other = trace(lambda x: x + x, x)
+    with pytest.raises(ArgumentError, match="other operations"):
+        compile(other, params, calibration=hesim.calibrate(program, [(x,)]))
