@@ -269,6 +269,8 @@ def giant_steps(
     Shifts are written as multiples of one unit, from 0 up or about 0, whichever is cheaper.
     """
     best: tuple[float, np.ndarray, np.ndarray] | None = None
+    if len(np.unique(terms.out)) == len(terms):  # nothing to add up: one rotation each at most
+        return terms.shift % repeats, np.zeros_like(terms.shift)
     for unit, number in _multiples(terms.shift % repeats, repeats):
         for step in _steps(number, len(number) > _MANY):
             giant = number - number % step if step else np.zeros_like(number)

@@ -323,6 +323,7 @@ def test_marks_of_replicated_coordinates_are_told_apart():
     holds(both, one + two, a + b)
 
 
-def test_steps_that_do_the_same_are_one():
-    """Giant steps a whole turn apart, of operands that repeat."""
-    assert table_move(np.random.default_rng(4021))
+@pytest.mark.parametrize("seed", [4021, 1208])
+def test_steps_that_do_the_same_are_one(seed):
+    """Giant steps a whole turn apart, of operands that repeat; and moves without any."""
+    assert table_move(np.random.default_rng(seed))
