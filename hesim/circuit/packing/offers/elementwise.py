@@ -432,7 +432,8 @@ def _packings(layout: Layout) -> Iterator[Layout]:
             continue
         for j, d in enumerate(layout.ciphers):
             size = math.gcd(d.size, c.size)
-            if size == 1 and d.size < c.size:
+            # Only the highest piece of an axis may be padded: others would overlap the next.
+            if size == 1 and d.size < c.size and d == layout.pieces(d.axis)[-1]:
                 size = 1 << (d.size - 1).bit_length()
             if size == 1:
                 continue

@@ -14,6 +14,7 @@ from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.packing import lowering
 from hesim.circuit.packing.costs import Prices
+from hesim.circuit.packing.layout import Layout
 from hesim.circuit.packing.lowering import lowerings
 from hesim.circuit.refresher import KEY_HOLDER
 from hesim.circuit.shape import StageShape
@@ -50,6 +51,17 @@ def unlikely(seed: int | None, finalists: int) -> Iterator[None]:
         yield
 
 
+def whole_pieces(layout: Layout) -> bool:
+    """Whether the pieces of every axis continue each other, so that no element lies twice."""
+    for axis in layout.axes:
+        stride = 1
+        for piece in layout.pieces(axis):
+            if piece.stride != stride:
+                return False
+            stride *= piece.size
+    return True
+
+
 def check_plans(
     fn: Callable[..., Any],
     *args: Any,
@@ -73,6 +85,8 @@ def check_plans(
     with unlikely(seed, finalists):
         plans = list(lowerings(program, params, price, KEY_HOLDER, batch))
     for lowered in plans:
+        for _, offer, _ in lowered.plan.steps:
+            assert all(whole_pieces(x) for x in offer.outs), [str(x) for x in offer.outs]
         circuit = Candidate(lowered, params, price).circuit(params)
         outputs, taps = run_slots(circuit, args)
         for value, wanted in zip(outputs, exact, strict=True):
