@@ -35,14 +35,15 @@ def _masked(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[
     cases = eqn.inputs[1:]
     secret = [k for k, case in enumerate(cases) if case.encrypted]
     split = linear_index(np.arange(var.size).reshape(var.shape), s.axis(var))
-    if len(layouts) > 2 or eqn.inputs[0].encrypted or split is None:
+    first, *others = layouts
+    if len(others) > 1 or eqn.inputs[0].encrypted or split is None:
         return
     operand = [op.operands.index(v) for v in cases if isinstance(v, Var) and v.encrypted]
     rest = [k for k, c in enumerate(cases) if k not in secret and s.publics.uniform(c) != 0.0]
     shape = s.shape(var)
-    alone = ((layouts[0], (None,)),)
+    ways = meetings((first, others[0]), shape) if others else ((first, (None,)),)
     everywhere = {a for a, d in enumerate(shape) if d > 1}
-    for both, moved in alone if len(layouts) == 1 else meetings((layouts[0], layouts[1]), shape):
+    for both, moved in ways:
         for view in views(both, everywhere, shape):
             w = view.ciphertexts
             out = view._replace(zeros=True).canonical()
