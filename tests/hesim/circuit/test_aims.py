@@ -139,7 +139,7 @@ def test_what_is_refreshed_holds_its_values_before_and_after(check, small_params
     params, x = small_params(levels=3), np.linspace(100.0, 1000.0, 8)
     ranges = hesim.calibrate(trace(fn, x), [(x,)])
     circuit = check(fn, x, params=params, calibration=ranges)
-    assert circuit.ledger.refreshes and not circuit.level.min() == 0
+    assert circuit.ledger.refreshes and circuit.level.min() > 0
 
 
 def test_values_that_no_level_holds_and_foreign_calibrations_are_refused(small_params):
