@@ -370,7 +370,10 @@ def _check_on_slots(
 
 def _encrypted(circuit, inputs, operands, decrypt, ranges, where, options) -> _Outcome:
     with session.temporary_folders(*where) as folders:
-        job = session.Job(circuit, decrypt, inputs, operands, folders, ranges, **options)
+        durable = where[0] is not None
+        job = session.Job(
+            circuit, decrypt, inputs, operands, folders, ranges, durable=durable, **options
+        )
         result = session.execute(job)
         if where[0] is None:
             held = {c: result.vector(c, circuit.slots) for c in decrypt}

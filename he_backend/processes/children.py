@@ -96,6 +96,7 @@ class Processes:
                 "silence_seconds": job.silence_seconds,
                 "task_seconds": job.task_seconds,
                 "ahead": job.ahead,
+                "durable": job.durable,
             },
         )
         self.ready = self._first(link, "server")

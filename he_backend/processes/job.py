@@ -28,6 +28,7 @@ class Job:
       progress: called on every finished task; what it raises ends the run.
       ahead: finished tasks that it may not have been told of yet; the run waits at so many.
       task_seconds: predicted seconds that a task should take.
+      durable: whether finished tasks are kept for a later attempt.
       machine: its name in `he_backend.machines.table`.
       silence_seconds: a client that does not answer for so long, and 100 times what its task should
         take, ends the run.
@@ -47,6 +48,7 @@ class Job:
     task_seconds: float = 0.1
     silence_seconds: float = 600.0
     machine: str = "pyfhel"
+    durable: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("clients", 1), ("worker_deaths", 0), ("ahead", 1)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["peak_bytes", "resident_bytes"]
+__all__ = ["peak_bytes", "resident_bytes", "shared_bytes"]
 
 
 def peak_bytes() -> int:
@@ -15,6 +15,13 @@ def peak_bytes() -> int:
 def resident_bytes() -> int:
     """Resident size now (VmRSS), in bytes; 0 where /proc does not say."""
     return _field("VmRSS:")
+
+
+def shared_bytes() -> int:
+    """Resident size now of memory shared with other processes on purpose (RssShmem), in bytes; 0
+    where /proc does not say.
+    """
+    return _field("RssShmem:")
 
 
 def _field(name: str) -> int:

@@ -36,12 +36,14 @@ from he_backend.errors import (
 from he_backend.machines.protocol import Evaluator
 from he_backend.machines.table import find
 from he_backend.processes.admission import Admission
+from he_backend.processes.arena import Arena
 from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
 from he_backend.processes.keys import params_of
-from he_backend.processes.memory import peak_bytes
+from he_backend.processes.memory import peak_bytes, shared_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.store import Journal, Store
 from he_backend.processes.tasks import Schedule, Task, plan
+from he_backend.processes.transit import Transit
 from he_backend.processes.worker import TaskRunner, fork_worker
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Spent
@@ -53,6 +55,12 @@ _TASK_ATTEMPTS = 3
 
 _PLAIN_PART = 4
 """Of the memory that is free, workers keep encoded plaintexts in one part in so many at most."""
+
+_ARENA_PART = 8
+_ARENA_BYTES = 1 << 30
+"""Of the memory that is free, ciphertexts on their way take one part in so many, and so much, at
+most; more of them lie in files.
+"""
 
 _PAUSE_SECONDS = 120.0
 """A client that stops in the middle of a message is given up."""
@@ -99,6 +107,11 @@ class Server:
         self.journal = Journal(folders.journal, run)
         self.journal.keep(len(self.schedule.tasks))
         arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in operands]
+        self.components = self.circuit.components
+        durable = bool(config.get("durable", True))
+        whole = sum(map(self._size, self.schedule.producer))
+        arena = Arena(min(whole, _ARENA_BYTES, available() // _ARENA_PART))
+        self.transit = Transit(self.store, arena, self._size, durable)
         self.runner = TaskRunner(
             self.circuit,
             self.machine,
@@ -106,8 +119,9 @@ class Server:
             self.store,
             plain_bytes=available() // (_PLAIN_PART * int(config["workers"])),
             last_tasks=self.schedule.last_readers,
+            arena=arena,
+            durable=durable,
         )
-        self.components = self.circuit.components
         self.workers: list[_Peer] = []
         self.clients: list[_Peer] = []
         self.deaths: Counter[int] = Counter()
@@ -167,7 +181,7 @@ class Server:
             if not self.waiting[number]:
                 self._make_ready(number)
         consumers = self.schedule.consumers
-        self.store.delete(c for c in task.needs if self.done.issuperset(consumers[c]))
+        self.transit.delete(c for c in task.needs if self.done.issuperset(consumers[c]))
         self._report_progress(task)
 
     def _report_progress(self, task: Task) -> None:
@@ -245,13 +259,19 @@ class Server:
             if worker.task is None and self.ready[False]:
                 worker.task = self.schedule.tasks[heapq.heappop(self.ready[False])]
                 try:
-                    send(worker.link, {"task": worker.task.id})
+                    send(worker.link, self._order(worker.task))
                 except ProtocolError:
                     self._replace(worker)
         for client in self.clients:
             if client.task is None and self.ready[True]:
                 client.task = self.schedule.tasks[heapq.heappop(self.ready[True])]
                 self._ask(client, client.task)
+
+    def _order(self, task: Task) -> dict[str, Any]:
+        """What a worker is told of a task."""
+        for c in task.gives:
+            self.transit.reserve(c)
+        return {"task": task.id, "places": self.transit.places((*task.needs, *task.gives))}
 
     # Workers
 
@@ -328,9 +348,9 @@ class Server:
     def _ask(self, client: _Peer, task: Task) -> None:
         blobs: list[bytes] = []
         if task.kind == "refresh":
-            blobs = [self.store.read(self._argument(i)) for i in task.instructions]
+            blobs = [self.transit.read(self._argument(i)) for i in task.instructions]
         elif task.kind == "decrypt":
-            blobs = [self.store.read(c) for c in task.instructions]
+            blobs = [self.transit.read(c) for c in task.instructions]
         client.until = time.monotonic() + self.silence + _SLOWER * task.seconds
         request = {"type": task.kind, "instructions": list(task.instructions)}
         try:
@@ -359,7 +379,7 @@ class Server:
             level, scale = int(self.circuit.level[i]), float(self.circuit.scale[i])
             self.machine.from_bytes(blob, level, scale, 2)
             if i in self.schedule.producer:
-                self.store.write(i, blob)
+                self.transit.write(i, blob)
         spent = Spent()
         spent.seconds[task.op] += float(seconds)  # type: ignore[assignment]
         name = {"input": "inputs", "refresh": "refreshes"}.get(task.kind)
@@ -371,7 +391,7 @@ class Server:
         return self.circuit.operands(i)[0]
 
     def _size(self, i: int) -> int:
-        return self.machine.cipher_size(2, int(self.circuit.level[i]))
+        return self.machine.cipher_size(int(self.components[i]), int(self.circuit.level[i]))
 
     # The end
 
@@ -388,7 +408,10 @@ class Server:
                 "skipped": self.skipped,
                 "tasks": len(self.schedule.tasks),
                 "replaced": self.deaths.total(),
-                "peak": peak_bytes() + sum(w.grown for w in self.workers),
+                "peak": peak_bytes()
+                - shared_bytes()
+                + self.transit.arena.top
+                + sum(w.grown for w in self.workers),
             },
         )
 

@@ -4,8 +4,9 @@ Between two visits to the client, instructions are put into depth-first order fr
 results backwards, so that what is made is used soon, and cut into pieces of about a predicted tenth
 of a second, several at a time that do not wait for each other: most ciphertexts then never leave
 the task that makes them, and workers seldom wait. Inputs, refreshes and decryptions are the
-client's tasks. A task depends only on tasks before it, so any ready-first order ends. The plan is a
-function of the Circuit and of the table of costs: a resumed run finds the same tasks.
+client's tasks. A task depends only on tasks before it, so any ready-first order ends; of those that
+could run, the ones with the most to do behind them come first. The plan is a function of the
+Circuit and of the table of costs: a resumed run finds the same tasks.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ CLIENT_BATCH = 16
 _LANES = 4
 """Tasks of a round that are cut so that none of them waits for another."""
 
-_LEAST = 0.1
-"""Of the target, what a task takes at least, if there is so much to do: passing ciphertexts on
-takes time, too.
+_LEAST = 0.05
+"""Of the target, what a task takes at least, if there is so much to do: handing it out takes time,
+too.
 """
+
+_URGENT = 16
+"""Tasks among which the most urgent is looked for: further ones would keep more in memory."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,12 @@ def plan(circuit: Circuit, decrypt: Iterable[int], target: float = 0.1) -> Sched
     pieces: list[list[int]] = []
     for members in rounds:
         if client[members[0]]:
-            pieces += _batches(members, seconds, target)
+            pieces += _batches(
+                members, seconds, min(target, float(seconds[members].sum()) / _LANES)
+            )
         else:
             pieces += _Cut(_depth_first(members, operands), operands, seconds).pieces(target)
+    pieces = _urgent_first(pieces, operands, seconds)
     owner = np.empty(len(circuit), dtype=np.int64)
     for number, piece in enumerate(pieces):
         owner[piece] = number
@@ -245,6 +252,40 @@ class _Cut:
                 if not self._waits[u] and u not in placed:
                     heapq.heappush(self._ready, (self._place[u], u))
                     self._open += float(self._seconds[u])
+
+
+def _urgent_first(
+    pieces: Sequence[list[int]], operands: Sequence[list[int]], seconds: np.ndarray
+) -> list[list[int]]:
+    """The pieces in another order, each after what it waits for: of the first few that could come
+    next, the one whose results are followed by the longest chain of work, in seconds.
+    """
+    owner = {i: number for number, piece in enumerate(pieces) for i in piece}
+    before = [
+        {owner[a] for i in piece for a in operands[i]} - {n} for n, piece in enumerate(pieces)
+    ]
+    after: list[list[int]] = [[] for _ in pieces]
+    for number, those in enumerate(before):
+        for other in those:
+            after[other].append(number)
+    left = [0.0] * len(pieces)
+    for number in reversed(range(len(pieces))):
+        behind = max((left[other] for other in after[number]), default=0.0)
+        left[number] = behind + float(seconds[pieces[number]].sum())
+    ready = [number for number, those in enumerate(before) if not those]
+    order: list[list[int]] = []
+    while ready:
+        near = [heapq.heappop(ready) for _ in range(min(_URGENT, len(ready)))]
+        chosen = max(near, key=lambda number: (left[number], -number))
+        order.append(pieces[chosen])
+        for number in near:
+            if number != chosen:
+                heapq.heappush(ready, number)
+        for number in after[chosen]:
+            before[number].discard(chosen)
+            if not before[number]:
+                heapq.heappush(ready, number)
+    return order
 
 
 def _batches(members: list[int], seconds: np.ndarray, target: float) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """A worker: forked from the server after the evaluation keys are loaded, runs tasks one at a time.
 
 Imports no JAX. It shares the keys with the server by copy-on-write, reads operands of its tasks
-from the store, and writes results there before it reports the task as done.
+from memory that they share or from the store, and writes results there before it reports the task
+as done.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from he_backend.errors import ProtocolError, to_message
 from he_backend.machines.cache import ByteCache
 from he_backend.machines.protocol import Evaluator
-from he_backend.processes.memory import peak_bytes, resident_bytes
+from he_backend.processes.arena import Arena
+from he_backend.processes.memory import peak_bytes, resident_bytes, shared_bytes
 from he_backend.processes.messages import receive, send
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import Task
@@ -32,7 +34,7 @@ _CIPHER_CACHE = 1 << 29
 
 
 class TaskRunner:
-    """Runs tasks against a store.
+    """Runs tasks against a store and an arena.
 
     Args:
       circuit, machine, operands: as for Executor.
@@ -41,6 +43,8 @@ class TaskRunner:
       plain_bytes: memory for encoded plaintexts that are used again, as for Executor.
       last_tasks: of ciphertexts that workers read, the last task that does; others are not kept,
         and none after that task: tasks are given out nearly in their order. Default: all are kept.
+      arena: where ciphertexts lie that a task's `places` name.
+      durable: whether those are written to the store, too, which outlives the processes.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class TaskRunner:
         cache_bytes: int = _CIPHER_CACHE,
         plain_bytes: int | None = None,
         last_tasks: Mapping[int, int] | None = None,
+        arena: Arena | None = None,
+        durable: bool = True,
     ):
         self.circuit = circuit
         self.machine = machine
@@ -60,16 +66,21 @@ class TaskRunner:
         self._components = circuit.components
         self._cache: ByteCache[Any] = ByteCache(cache_bytes)
         self._last_tasks = last_tasks
+        self._arena, self._durable = arena, durable
         self._due: list[tuple[int, int]] = []
 
-    def run(self, task: Task) -> Spent:
-        """Execute an "evaluate" task; its results are in the store when this returns."""
-        ciphers: MutableMapping[int, Any] = {c: self._load(c) for c in task.needs}
+    def run(self, task: Task, places: Mapping[int, int] | None = None) -> Spent:
+        """Execute an "evaluate" task; its results are where they belong when this returns.
+
+        places: of operands and results in the arena; others are in the store.
+        """
+        places = places or {}
+        ciphers: MutableMapping[int, Any] = {c: self._load(c, places.get(c)) for c in task.needs}
         gives = set(task.gives)
         spent = self.executor.run(task.instructions, ciphers, gives.__contains__)
         for c in task.gives:
             blob = self.machine.to_bytes(ciphers[c])
-            self.store.write(c, blob)
+            self._write(c, blob, places.get(c))
             self._keep(c, ciphers[c], len(blob))
         while self._due and self._due[0][0] <= task.id:
             self._cache.discard(heapq.heappop(self._due)[1])
@@ -82,12 +93,22 @@ class TaskRunner:
             self._cache.put(c, cipher, size)
             heapq.heappush(self._due, (self._last_tasks[c], c))
 
-    def _load(self, c: int) -> Any:
+    def _write(self, c: int, blob: bytes, place: int | None) -> None:
+        if place is not None and self._arena is not None:
+            self._arena.write(place, blob)
+        if place is None or self._durable:
+            self.store.write(c, blob)
+
+    def _load(self, c: int, place: int | None) -> Any:
         held = self._cache.find(c)
         if held is None:
-            blob = self.store.read(c)
             level, scale = int(self.circuit.level[c]), float(self.circuit.scale[c])
-            held = self.machine.from_bytes(blob, level, scale, int(self._components[c]))
+            components = int(self._components[c])
+            if place is None or self._arena is None:
+                blob = self.store.read(c)
+            else:
+                blob = self._arena.read(place, self.machine.cipher_size(components, level))
+            held = self.machine.from_bytes(blob, level, scale, components)
             self._keep(c, held, len(blob))
         return held
 
@@ -125,13 +146,14 @@ def fork_worker(
 
 
 def _loop(link: socket.socket, runner: TaskRunner, tasks: Sequence[Task]) -> None:
-    shared = resident_bytes()
+    shared = resident_bytes() - shared_bytes()
     while True:
         header, _ = receive(link)
+        places = {int(c): int(place) for c, place in header["places"]}
         try:
-            answer: dict[str, Any] = runner.run(tasks[int(header["task"])]).to_message()
+            answer: dict[str, Any] = runner.run(tasks[int(header["task"])], places).to_message()
         except Exception as error:
             answer = {"error": to_message(error)}
-        answer["grown"] = max(0, peak_bytes() - shared)
+        answer["grown"] = max(0, peak_bytes() - shared_bytes() - shared)
         answer["jax"] = "jax" in sys.modules
         send(link, answer)

@@ -84,9 +84,9 @@ def evaluator_bytes(
 def run_bytes(params: CKKSParams, ledger: Ledger, workers: int, clients: int) -> int:
     """Bytes of all processes of a run together, each at its peak, by the cost table in use: a
     server with the keys, workers that share them and keep ciphertexts and plaintexts of their own,
-    and clients.
+    memory for what passes between them, and clients.
     """
     kept = min(ledger.plaintext_bytes, KEPT_PLAINTEXTS)
     client = current().machine_bytes(params.log_n, params.levels)
-    own = (workers + 1) * ledger.cipher_bytes + min(ledger.plaintext_bytes, workers * kept)
+    own = (workers + 2) * ledger.cipher_bytes + min(ledger.plaintext_bytes, workers * kept)
     return ledger.peak_bytes - ledger.cipher_bytes - kept + own + int(clients * client)

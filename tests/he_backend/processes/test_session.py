@@ -269,14 +269,30 @@ def test_lost_and_damaged_ciphertexts_are_made_again(job, work):
     assert_right(job, work, result)
 
 
-def test_a_ciphertext_that_is_damaged_during_a_run_is_named(job, work):
+def test_files_that_are_damaged_during_a_run_matter_to_the_next_only(job, work):
     def damage(progress):
         for path in job.folders.store.glob("c*.ct"):
-            path.write_bytes(path.read_bytes()[:-1])
+            with contextlib.suppress(FileNotFoundError):
+                path.write_bytes(path.read_bytes()[:-1])
+        if progress.tasks_done == 30:
+            raise Interrupted
 
-    with pytest.raises(RunFolderError, match=r"c\d+\.ct is damaged.* run again"):
+    with pytest.raises(Interrupted):
         execute(with_(job, progress=damage))
-    assert_right(job, work, execute(job))
+    with pytest.warns(RunFolderWarning, match="tasks that were finished run again"):
+        result = execute(with_(job, progress=None))
+    assert_right(job, work, result)
+
+
+def test_without_a_later_attempt_nothing_is_written_to_the_store(job, work):
+    seen: set[str] = set()
+
+    def look(progress):
+        seen.update(path.name for path in job.folders.store.iterdir())
+
+    result = execute(with_(job, progress=look, durable=False))
+    assert_right(job, work, result)
+    assert not seen
 
 
 def test_what_the_client_does_not_know_that_it_served_is_served_again(job, work):

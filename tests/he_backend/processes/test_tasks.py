@@ -106,3 +106,18 @@ def test_a_chain_is_cut_and_ciphertexts_die(params, new_draft):
     assert_sound(circuit, schedule, [c])
     assert schedule.consumers[first] == (1,)
     assert schedule.tasks[schedule.consumers[c][0]].kind == "decrypt"
+
+
+def test_what_most_work_waits_for_comes_first(params, new_draft):
+    draft = new_draft(params, 32)
+    short, long = (draft.input(np.zeros(32)) for _ in range(2))
+    sums = [draft.add((1, short), (k, short)) for k in range(2, 6)]
+    for _ in range(8):
+        long = draft.rotate(long, 1)
+    circuit = draft.circuit(*sums, long)
+    schedule = plan(circuit, [], target=1e-9)
+    kinds = {t.id: circuit.kind[t.instructions[0]] for t in schedule.tasks if not t.client}
+    turns = [n for n, kind in kinds.items() if kind == Kind.ROTATE]
+    inputs = [t.instructions for t in schedule.tasks if t.kind == "input"]
+    assert inputs == [(1,), (0,)], "the one that is turned eight times, by itself"
+    assert turns[:7] == list(range(1, 8)) and len(turns) == 8

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from he_backend.errors import RunFolderError
 from he_backend.machines.slots import SlotsMachine
+from he_backend.processes.arena import Arena
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import plan
 from he_backend.processes.worker import TaskRunner
@@ -47,3 +49,28 @@ def test_what_later_tasks_read_is_kept_until_the_last_of_them(work):
 
 def at(circuit, c: int) -> tuple[int, float, int]:
     return int(circuit.level[c]), float(circuit.scale[c]), int(circuit.components[c])
+
+
+def test_ciphertexts_pass_through_an_arena_and_files_only_if_there_is_no_room(work):
+    circuit, schedule, machine, store, reads = work
+    size = machine.cipher_size(2, int(circuit.level[0]))
+    arena = Arena(2 * size)
+    tasks = [t for t in schedule.tasks if not t.client]
+    makers, reader = tasks[:3], tasks[3]
+    places = {c: arena.take(size) for t in makers for c in t.gives}
+    assert list(places.values()) == [0, size, None]
+    known = {c: place for c, place in places.items() if place is not None}
+    one, other = (
+        TaskRunner(circuit, machine, [], store, arena=arena, durable=False) for _ in range(2)
+    )
+    for task in makers:
+        one.run(task, known)
+    assert [store.holds(c) for c in places] == [False, False, True]
+    reads.clear()
+    other.run(makers[1], known)
+    assert makers[1].needs == (0, 1) and reads == [0], "the input is in the store, the sum is not"
+    store.path(3).write_bytes(b"cut off")
+    with pytest.raises(RunFolderError, match=r"c3\.ct is damaged.* run again"):
+        other.run(reader, known)
+    TaskRunner(circuit, machine, [], store, arena=arena).run(makers[0], known)
+    assert store.holds(1), "for a later attempt"
