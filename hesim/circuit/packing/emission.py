@@ -267,10 +267,14 @@ class Emission:
         operand: int = -1,
         *,
         weight: np.ndarray | None = None,
+        offset: int = 0,
         stride: int = 0,
         gain: float = 1.0,
     ) -> list[Plain | None]:
-        """A plaintext for each term of a map, None for those that are zero."""
+        """A plaintext for each term of a map, None for those that are zero.
+
+        weight: the place of the coefficient by the sum of strides, and of `offset`.
+        """
         both = [(a, b) for a, b in kept if source.pieces(a) and target.pieces(b)]
         extents = [source.shape[a] for a, _ in both]
         x, y = source, target
@@ -284,7 +288,7 @@ class Emission:
         t = plan.terms
         rows = MapRows(
             out_key,
-            out_part,
+            out_part + np.int32(offset),
             in_key,
             in_part,
             t.out.astype(np.int32),
@@ -298,6 +302,40 @@ class Emission:
         if not (x.padded or y.padded):
             return list(plains)
         return [p if there else None for p, there in zip(plains, rows.rows_any(), strict=True)]
+
+    def looked_up(
+        self,
+        plan: MapPlan,
+        source: Layout,
+        target: Layout,
+        kept: Sequence[tuple[int, int]],
+        in_strides: Mapping[int, int],
+        out_strides: Mapping[int, int],
+        offset: int,
+        table: np.ndarray,
+        operand: int,
+        gain: float,
+        *,
+        numbers: bool,
+    ) -> list[Plain | None]:
+        """A plaintext for each term of a map whose coefficients a table gives.
+
+        Args:
+          in_strides, out_strides: what an index along each axis adds to the place in the table.
+          offset: what is added to every place. table: int32, flat element of the operand, or -1.
+          numbers: whether each is one number in all slots.
+        """
+        if not numbers:
+            return self.map_rows(
+                *(plan, source, target, kept, in_strides, out_strides, operand),
+                weight=table,
+                offset=offset,
+                gain=gain,
+            )
+        _, into = keys_and_parts(source, [], in_strides, [])
+        _, out = keys_and_parts(target, [], out_strides, [])
+        at = into[plan.terms.into, 0].astype(np.int64) + out[plan.terms.out, 0] + offset
+        return list(self._rows(operand, table[at][:, None], gain=gain))
 
     def mapped(
         self, plan: MapPlan, nodes: Sequence[int], plains: Sequence[Plain | None]

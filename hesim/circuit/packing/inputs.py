@@ -18,13 +18,17 @@ def factors(
     program: Program, axes: Mapping[int, int | None], inner: Callable[[Var, int], int | None]
 ) -> dict[tuple[int, int], tuple[int, ...]]:
     """Per value id and axis of one member, the sizes into which later reshapes split it, lowest
-    first.
+    first; of inputs also the strides of windows, of which the last size may reach beyond the axis.
 
     Follows reshapes backwards through operations that keep axes where they are, and through
     contractions of encrypted values.
     """
     out: dict[tuple[int, int], tuple[int, ...]] = {}
+    strided: set[tuple[int, int]] = set()
     for eqn in reversed(program.ops):
+        if eqn.name == "conv_general_dilated":
+            strided |= set(_split_by_windows(eqn, out, inner))
+            continue
         if eqn.name in ("reshape", "squeeze", "expand_dims"):
             _split_by_reshape(eqn, out, inner)
             continue
@@ -34,7 +38,23 @@ def factors(
             if i is not None and j is not None and (y.id, j) in out:
                 if v.shape[a] == y.shape[b]:
                     out.setdefault((v.id, i), out[y.id, j])
-    return out
+                    strided |= {(v.id, i)} if (y.id, j) in strided else set()
+    fresh = {v.id for v in program.inputs}
+    return {k: sizes for k, sizes in out.items() if k not in strided or k[0] in fresh}
+
+
+def _split_by_windows(
+    eqn: Any, out: dict[tuple[int, int], tuple[int, ...]], inner: Callable
+) -> Iterator[tuple[int, int]]:
+    """Splits axes by the strides of windows; yields those that were split."""
+    x = eqn.inputs[0]
+    for axis, stride in zip(
+        eqn.params["dimension_numbers"].lhs_spec[2:], eqn.params["window_strides"], strict=True
+    ):
+        i = inner(x, axis)
+        if i is not None and 1 < stride < x.shape[axis] and (x.id, i) not in out:
+            out[x.id, i] = (stride, -(-x.shape[axis] // stride))
+            yield x.id, i
 
 
 def _followed(eqn: Any) -> Iterator[tuple[Var, int, int]]:

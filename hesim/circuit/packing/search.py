@@ -100,9 +100,7 @@ class _Search:
             if watch is not None:
                 watch.operation(k, len(ops), op.equations[0])
             live = {v for v, until in last.items() if until > k}
-            found: list[_State] = []
-            for rules in TIERS:
-                found = found or self._after(states, op, rules, live)
+            found = self._next(states, op, live)
             if not found:
                 raise NoPlan(op)
             states = heapq.nsmallest(self.beam, found, key=lambda s: s.seconds)
@@ -118,21 +116,43 @@ class _Search:
                 layouts[v.id] = min(self._fresh(v), key=lambda x: x.ciphertexts)
         return _State(state.seconds, layouts, state.choices)
 
-    def _after(
-        self, states: Sequence[_State], op: Operation, rules: Mapping[str, Rule], live: set[int]
-    ) -> list[_State]:
-        """The states that an operation leads to, each once; live: values that are still needed."""
+    def _next(self, states: Sequence[_State], op: Operation, live: set[int]) -> list[_State]:
+        """The states that an operation leads to: by later rules where earlier ones offer nothing,
+        as long as a state is cheaper than what others have come to.
+        """
         found: dict[Any, _State] = {}
-        for state in states:
-            for nxt in self._step(state, op, rules):
-                if nxt.seconds > self.bound:
-                    continue
-                layouts = {v: x for v, x in nxt.layouts.items() if v in live}
-                key = tuple(sorted(layouts.items(), key=lambda item: item[0]))
-                if key not in found or nxt.seconds < found[key].seconds:
-                    copies = frozenset(copy for copy in nxt.copies if copy[0] in live)
-                    found[key] = _State(nxt.seconds, layouts, nxt.choices, copies)
+        for rules in TIERS:
+            least = min((s.seconds for s in found.values()), default=math.inf)
+            left = []
+            for state in states:
+                if state.seconds < least and not self._after(state, op, rules, live, found):
+                    left.append(state)
+            states = left
         return list(found.values())
+
+    def _after(
+        self,
+        state: _State,
+        op: Operation,
+        rules: Mapping[str, Rule],
+        live: set[int],
+        found: dict[Any, _State],
+    ) -> bool:
+        """Adds the states that an operation leads to, each once; whether there are any.
+
+        live: values that are still needed.
+        """
+        offered = False
+        for nxt in self._step(state, op, rules):
+            offered = True
+            if nxt.seconds > self.bound:
+                continue
+            layouts = {v: x for v, x in nxt.layouts.items() if v in live}
+            key = tuple(sorted(layouts.items(), key=lambda item: item[0]))
+            if key not in found or nxt.seconds < found[key].seconds:
+                copies = frozenset(copy for copy in nxt.copies if copy[0] in live)
+                found[key] = _State(nxt.seconds, layouts, nxt.choices, copies)
+        return offered
 
     def _step(self, state: _State, op: Operation, rules: Mapping[str, Rule]) -> Iterator[_State]:
         for layouts, extra in self._operands(state, op):

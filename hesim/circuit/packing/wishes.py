@@ -78,7 +78,7 @@ def _number(eqn: Equation, publics: Publics) -> float | None:
 
 
 def _public_product(eqn: Equation, publics: Publics) -> bool:
-    if eqn.name not in ("dot_general", "mul", "div"):
+    if eqn.name not in ("dot_general", "conv_general_dilated", "mul", "div"):
         return False
     return any(not v.encrypted for v in eqn.inputs) and _number(eqn, publics) is None
 

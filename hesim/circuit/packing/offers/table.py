@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hesim.circuit.packing.offers import (
     contraction,
+    convolution,
     elementwise,
     gathered,
     movement,
@@ -46,6 +47,7 @@ OFFERS: dict[str, Rule] = {
     "reduce_sum": reduction.reduce_sum,
     "sum of products": reduction.sum_of_products,
     "dot_general": contraction.dot_general,
+    "conv_general_dilated": convolution.convolution,
     "cumsum": running.cumsum,
     "select_n": selection.select_n,
     **dict.fromkeys(
@@ -59,6 +61,7 @@ OFFERS: dict[str, Rule] = {
 """Rules by kind of operation."""
 
 LAST: dict[str, Rule] = {
+    "conv_general_dilated": convolution.anywhere,
     **dict.fromkeys(
         ("slice", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose"),
         gathered.moved,
