@@ -22,8 +22,10 @@ from experiments.cli.common import (
     BackendOption,
     DataDirOption,
     DataOption,
+    price_of,
     resumable,
 )
+from experiments.cli.planning import app as planning_app
 from experiments.cli.studies import app as studies_app
 from experiments.cli.training import app as models_app
 from experiments.console import make_console
@@ -38,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Transformers under CKKS homomorphic encryption: exact, simulated, encrypted.",
 )
+app.add_typer(planning_app)
 app.add_typer(models_app)
 app.add_typer(studies_app, name="study")
 
@@ -118,7 +121,7 @@ def demo(
         sentences=min(sentences, base.sentences) if fast else sentences,
         seed=seed,
         seeds=seeds,
-        refresh_price=_price(refresh_price),
+        refresh_price=price_of(refresh_price),
         backend=backend,
     )
     console = make_console()
@@ -131,33 +134,6 @@ def demo(
     display.say(f"\nreport: {folder.path / 'report.html'}")
     if results.broken:
         raise typer.Exit(BROKEN)
-
-
-@app.command()
-def plan(
-    sentences: Annotated[int, typer.Option(min=1, help="Sentences side by side.")] = 256,
-    levels: Annotated[int, typer.Option(min=1, help="Levels of the ring, one a rescale.")] = 3,
-    log_n: Annotated[int, typer.Option(help="Ring degree N = 2^LOG_N.")] = 14,
-    scale_bits: Annotated[
-        int, typer.Option(help="Bits of the scale, and of the primes that rescale by it.")
-    ] = 40,
-    refresh_price: Annotated[
-        str | None, typer.Option(help="'bootstrap', or seconds a refreshed ciphertext.")
-    ] = None,
-    listing: Annotated[bool, typer.Option("--listing", help="Print the program, too.")] = False,
-) -> None:
-    """Trace and compile the demo's model without training it: what would a run spend?"""
-    from experiments.demo.planning import plan_demo
-
-    ring = {"levels": levels, "log_n": log_n, "scale_bits": scale_bits}
-    program, circuit = plan_demo(sentences, ring, _price(refresh_price))
-    console = make_console(whole=True)
-    if listing:
-        console.print(str(program))
-    console.print(f"{circuit.params}")
-    console.print(f"operations            {len(program.ops):,}")
-    console.print(f"levels of the program {program.depth}")
-    console.print(str(circuit.ledger))
 
 
 @app.command()
@@ -260,18 +236,6 @@ def doctor() -> None:
 
     if not examine(make_console()):
         raise typer.Exit(BROKEN)
-
-
-def _price(text: str | None) -> float | str | None:
-    if text is None or text == "bootstrap":
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not value >= 0:
-        raise typer.BadParameter(f"{text!r} is neither 'bootstrap' nor seconds, at least 0")
-    return value
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "BackendOption",
     "DataDirOption",
     "DataOption",
+    "price_of",
     "resumable",
 ]
 
@@ -38,6 +39,19 @@ def resumable(folder: Path, *stopped: type[Exception]) -> Iterator[None]:
         said = f"\nstopped; the same command goes on from {folder}"
         make_console(error=True, whole=True).print(said)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def price_of(text: str | None) -> float | str | None:
+    """A refresh's price as `hesim.compile` takes it. Raises BadParameter for any other text."""
+    if text is None or text == "bootstrap":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise typer.BadParameter(f"{text!r} is neither 'bootstrap' nor seconds, at least 0")
+    return value
 
 
 def _machine(name: str) -> str:

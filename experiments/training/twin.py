@@ -13,7 +13,15 @@ from models.checks import check_range
 from models.encrypted.settings import EncryptionSettings
 from models.sites.sites import Range
 
-__all__ = ["RING", "TWIN", "as_encrypted_of", "read_encryption", "ring_of", "said_ring"]
+__all__ = [
+    "RING",
+    "TWIN",
+    "as_encrypted_of",
+    "default_ranges",
+    "read_encryption",
+    "ring_of",
+    "said_ring",
+]
 
 _DEFAULT = EncryptionSettings()
 
@@ -155,6 +163,11 @@ def as_encrypted_of(
         return dataclasses.replace(ring_of(known, how), range_rows=twin["range_rows"], fit=fit)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
+
+
+def default_ranges() -> dict[str, Range]:
+    """A canonical range for every function, of the size that models meet."""
+    return {name: example for name, (_, example) in _FUNCTIONS.items()}
 
 
 def read_encryption(path: str | Path | None, how: EncryptionSettings) -> EncryptionSettings:

@@ -37,6 +37,8 @@ class Lowered(Protocol):
 
     def gain(self, var: Var) -> float: ...
 
+    def layout(self, var: Var) -> str: ...
+
     def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None: ...
 
 
@@ -119,6 +121,17 @@ class Candidate:
         """Levels after a search from the first plan."""
         return self.planner.improved(self.schedule)
 
+    def _layouts(self) -> list[tuple[int, str]]:
+        """Of the inputs together and of each operation's result, as the ledger tells them."""
+
+        def lying(var: Var) -> tuple[int, str]:
+            return len(list(self.lowered.nodes(var))), self.lowered.layout(var)
+
+        inputs = [lying(v) for v in self.program.inputs if v.encrypted]
+        texts = dict.fromkeys(text for _, text in inputs if text)
+        first = sum(count for count, _ in inputs), " ".join(texts)
+        return [first, *(lying(eqn.outputs[0]) for eqn in self.program.ops)]
+
     @property
     def slots(self) -> int:
         """Effective slots."""
@@ -179,6 +192,7 @@ class Candidate:
                 names,
                 sources,
                 self.aim.refresher,
+                self._layouts(),
             ),
             refresher=self.aim.refresher,
             program=program,

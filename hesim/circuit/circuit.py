@@ -156,6 +156,9 @@ class Spending:
       rotations, relinearizations, rescales, plain_products, products, refreshes: its instructions.
       seconds: predicted for one core, with refreshes at the machine's own price and without the
         encoding of plaintexts.
+      ciphertexts: that its result lies in.
+      layout: where in them, as docs/layouts.md writes it, of one member of the batch; "table" if
+        every element has a place of its own; empty if the result lies nowhere by itself.
     """
 
     name: str
@@ -169,6 +172,8 @@ class Spending:
     products: int
     refreshes: int
     seconds: float
+    ciphertexts: int = 0
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,11 +254,11 @@ class Ledger:
         return html_block("What an encrypted run spends", inner=inner)
 
     def table(self) -> str:
-        """Text: a line for each operation."""
+        """Text: a line for each operation: layout, level, what it spends, and its place."""
         return text_table(self._rows())
 
     def _rows(self) -> list[tuple[str, ...]]:
-        head = ("operation", "level", "scale", "rotations", "relin.", "rescales")
+        head = ("operation", "layout", "cts", "level", "scale", "rotations", "relin.", "rescales")
         rows: list[tuple[str, ...]] = [
             (*head, "plain products", "products", "refreshes", "seconds", "source")
         ]
@@ -263,6 +268,8 @@ class Ledger:
             rows.append(
                 (
                     op.name,
+                    op.layout,
+                    str(op.ciphertexts or ""),
                     str(op.level) if own else "",
                     f"2^{op.scale_bits:.3f}" if own else "",
                     *(str(n) if n else "" for n in (*counts, op.products, op.refreshes)),
@@ -365,10 +372,18 @@ class Circuit:
         p = self.params
         return (
             f"Circuit of {len(self.op_names)} operations, {len(self):,} instructions on "
-            f"ciphertexts of {self.slots:,} slots in use: N = 2^{p.log_n}, {p.levels} levels, "
+            f"ciphertexts of {self.slots:,} slots in use{self._side_by_side()}: "
+            f"N = 2^{p.log_n}, {p.levels} levels, "
             f"{self.ledger.refreshes:,} refreshes in {self.ledger.refresh_rounds:,} rounds, "
             f"{len(self.rotation_steps):,} rotation keys"
         )
+
+    def _side_by_side(self) -> str:
+        members = max([tap.batch for tap in self.inputs], default=1)
+        return f", {members:,} members of the batch side by side" if members > 1 else ""
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.ledger.table()}"
 
     def _repr_html_(self) -> str:
         return html_block(repr(self), inner=self.ledger._repr_html_())

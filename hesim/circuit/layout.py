@@ -18,6 +18,7 @@ import numpy as np
 
 __all__ = [
     "Tensor",
+    "described",
     "input_count",
     "input_tables",
     "linear_index",
@@ -60,6 +61,35 @@ class Tensor:
             if n >= 0:
                 out[int(n)][c] = True
         return out
+
+
+def described(x: Tensor) -> str:
+    """Which axes of one member lie on ciphertexts and which on columns, as docs/layouts.md writes
+    it; "table" where elements lie otherwise.
+    """
+    if not x.node.size:
+        return "table"
+    origin = (0,) * x.node.ndim
+    column = np.full(x.node.shape, x.column[origin], np.int64)
+    on_columns: list[tuple[int, str]] = []
+    on_ciphers: list[str] = []
+    for axis, extent in enumerate(x.node.shape):
+        line = tuple(slice(None) if k == axis else 0 for k in range(x.node.ndim))
+        name = f"{chr(ord('a') + axis)}{extent}"
+        if extent == 1:
+            continue
+        if np.all(x.node[line] == x.node[origin]):
+            step = int(x.column[line][1]) - int(x.column[origin])
+            shape = [extent if k == axis else 1 for k in range(x.node.ndim)]
+            column += step * np.arange(extent).reshape(shape)
+            if step:
+                on_columns.append((abs(step), name))
+        else:
+            on_ciphers.append(name)
+    if len(origin) > 26 or not np.array_equal(column, x.column):
+        return "table"
+    inner = " ".join(name for _, name in sorted(on_columns, reverse=True))
+    return f"[{' '.join(on_ciphers)} | {inner}]"
 
 
 def stripped(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:

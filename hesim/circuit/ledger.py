@@ -31,6 +31,7 @@ def ledger(
     names: Sequence[str],
     sources: Sequence[str],
     refresher: Refresher = KEY_HOLDER,
+    layouts: Sequence[tuple[int, str]] = (),
 ) -> Ledger:
     """Counts and predicted seconds.
 
@@ -40,6 +41,7 @@ def ledger(
       price: seconds of a refresh where the caller set one, for `seconds_bootstrapped`.
       names, sources: of the program's operations.
       refresher: who refreshes.
+      layouts: of inputs and of each operation's result, the ciphertexts and where in them it lies.
     """
     kind, terms, log_n = data["kind"], np.diff(data["arg_ptr"]), params.log_n
     scalar = np.array([p.scalar for p in packs] or [False])[data["plain_pack"]]
@@ -93,7 +95,7 @@ def ledger(
         costs=current().name,
         seconds=seconds + refreshed,
         seconds_bootstrapped=seconds + refreshes * bootstrap,
-        operations=_operations(data, each, ("input", *names), ("", *sources)),
+        operations=_operations(data, each, ("input", *names), ("", *sources), layouts),
     )
 
 
@@ -155,12 +157,17 @@ def _bootstrap_price(price: float | None, refresher: Refresher) -> float:
 
 
 def _operations(
-    data: dict[str, np.ndarray], seconds: np.ndarray, names: Sequence[str], sources: Sequence[str]
+    data: dict[str, np.ndarray],
+    seconds: np.ndarray,
+    names: Sequence[str],
+    sources: Sequence[str],
+    layouts: Sequence[tuple[int, str]],
 ) -> tuple[Spending, ...]:
     """Instructions by the operation that they are made for."""
     kind, level, scale = data["kind"], data["level"], data["scale"]
     place = data["source"] + 1
     count = len(names)
+    lying = layouts or [(0, "")] * count
 
     def of(*kinds: int, weights: np.ndarray | None = None) -> list[int]:
         chosen = np.isin(kind, kinds)
@@ -189,6 +196,8 @@ def _operations(
             products=products[k],
             refreshes=refreshes[k],
             seconds=spent[k],
+            ciphertexts=lying[k][0],
+            layout=lying[k][1],
         )
         for k in range(count)
     )

@@ -18,7 +18,7 @@ from hesim.circuit.batching.axes import batch_axes, candidates
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import PlaintextFamily, TensorLocation
 from hesim.circuit.context import Context
-from hesim.circuit.layout import Tensor, input_count, input_tables, stripped
+from hesim.circuit.layout import Tensor, described, input_count, input_tables, stripped
 from hesim.circuit.publics import Publics
 from hesim.circuit.rules.walk import lower
 from hesim.errors import LayoutError
@@ -92,6 +92,11 @@ class TableLowering:
         """A value is its gain times what slots hold; 1 if it has no place of its own."""
         found = self.context.values.get(var.id)
         return 1.0 if found is None else found.gain
+
+    def layout(self, var: Var) -> str:
+        """Where a value lies in its ciphertexts; empty if it has no place of its own."""
+        found = self.context.values.get(var.id)
+        return "" if found is None else described(found)
 
     def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None:
         """Where a value lies, None if it has no place of its own.

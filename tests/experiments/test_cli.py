@@ -52,6 +52,8 @@ def test_a_named_error_is_one_message(capsys: pytest.CaptureFixture[str]) -> Non
         (("fit", "nonsense"), "nonsense"),
         (("fit", "gelu", "--range", "3", "-3"), "ApproxError|DomainError"),
         (("plan", "--levels", "40"), "ParameterError"),
+        (("plan", "bert"), "softmax attention, whose maximum no polynomial gives"),
+        (("plan", "nowhere"), "no model 'nowhere': give a preset"),
         (("report", "/nowhere"), "ExperimentError: /nowhere holds no run"),
         (("validate", "/nowhere"), "ExperimentError"),
         (("fit", "exp", "--json", "/nowhere/exp.json"), "FileNotFoundError: .*/nowhere/exp.json"),

@@ -8,6 +8,7 @@ import pytest
 import approx
 import he_backend
 import hesim
+from hesim.circuit.layout import Tensor, described
 from hesim.display import html_table, text_table
 
 PARAMS = hesim.CKKSParams(13, 3, 36, 45, 50)
@@ -80,6 +81,27 @@ def test_a_circuit_and_its_ledger_are_told_without_their_arrays(traced):
     depth, levels = (line.split() for line in str(circuit.ledger).splitlines()[:2])
     assert depth == ["depth", str(circuit.ledger.depth)]
     assert levels == ["levels", str(circuit.ledger.levels), "between", "refreshes"]
+
+
+def test_a_printed_circuit_says_where_each_operation_lies_and_at_which_level(traced):
+    _, circuit, _ = traced
+    first, _, *lines = str(circuit).splitlines()
+    assert first == repr(circuit) and len(lines) == 1 + len(circuit.op_names)
+    for line, op in zip(lines, circuit.ledger.operations, strict=True):
+        assert line.split()[0] == op.name and op.layout in line and op.source in line
+        assert op.layout.startswith("[") and op.ciphertexts == 1
+
+
+def test_layouts_by_tables_are_read_like_others():
+    node, column = np.repeat([[3], [5]], 4, axis=1), np.tile(np.arange(0, 16, 4), (2, 1))
+    held = [(column, "[a2 | b4]"), (column[:, ::-1], "[a2 | b4]"), (column**2, "table")]
+    for columns, text in held:
+        x = Tensor(node.astype(np.int32), columns.astype(np.int32), 1.0, None, (2, 4))
+        assert described(x) == text
+    flat = Tensor(np.zeros((2, 4), np.int32), np.arange(8).reshape(2, 4), 1.0, None, (2, 4))
+    assert described(flat) == "[ | a2 b4]"
+    turned = Tensor(flat.node.T, flat.column.T, 1.0, None, (4, 2))
+    assert described(turned) == "[ | b2 a4]"
 
 
 def test_a_terminal_of_ipython_shows_the_text(traced):

@@ -110,6 +110,11 @@ class PackedLowering:
         found = self.emission.values.get(var.id)
         return 1.0 if found is None else found.gain
 
+    def layout(self, var: Var) -> str:
+        """Where a value lies in its ciphertexts; empty if it has no place of its own."""
+        found = self.emission.values.get(var.id)
+        return "" if found is None else str(found.layout)
+
     def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None:
         """Where a value lies, None if it has no place of its own."""
         if var.id not in self.emission.values:
