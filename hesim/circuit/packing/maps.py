@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hesim.circuit.packing.chains import chained_steps
 from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout, grid, refined
 
 __all__ = ["MapPlan", "Terms", "copies", "giant_steps", "keys_and_parts", "map_plan", "period"]
@@ -266,7 +267,8 @@ def giant_steps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shifts and giant steps of the split that needs the fewest.
 
-    Shifts are written as multiples of one unit, from 0 up or about 0, whichever is cheaper.
+    Shifts are written as multiples of one unit, from 0 up or about 0, whichever is cheaper, or of
+    one unit beside a few offsets.
     """
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     if len(np.unique(terms.out)) == len(terms):  # nothing to add up: one rotation each at most
@@ -281,6 +283,11 @@ def giant_steps(
             if best is None or count < best[0]:
                 best = count, unit * number, unit * giant
     assert best is not None
+    for giant, baby in chained_steps(terms.out, terms.shift % repeats, repeats):
+        count = _distinct(terms.into, baby, repeats) + outs * _distinct(terms.out, giant, columns)
+        count += KEY * len({*(baby % repeats).tolist(), *(giant % columns).tolist()})
+        if count < best[0]:
+            best = count, giant + baby, giant
     return best[1], best[2]
 
 
