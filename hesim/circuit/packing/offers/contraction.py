@@ -96,14 +96,14 @@ def dot_general(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Itera
 def _encrypted(labels: Labels, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
     pair = layouts[0], layouts[-1]
     named = labels.labelled(pair[0], labels.left), labels.labelled(pair[1], labels.right)
-    met = _met(labels, *named)
-    if met is not None:
-        yield met
+    for moved in itertools.product(*((None, *_filled(x)) for x in pair)):
+        met = _met(labels, pair, moved)
+        if met is not None:
+            yield met
     # Operands as they are, or sheared, that agree in what is summed.
     ways: tuple[dict, dict] = {}, {}
     for k, (layout, side) in enumerate(zip(pair, (labels.left, labels.right), strict=True)):
-        full = repeated(layout)
-        for z in (layout, *shears(layout), *([full] if full is not None else [])):
+        for z in (layout, *shears(layout), *_filled(layout)):
             z_named = labels.labelled(z, side)
             forms = summed_forms(z_named, named[1 - k], labels)
             ways[k].setdefault(forms, []).append((z_named, None if z == layout else z))
@@ -140,14 +140,26 @@ def _contracting(lay: tuple[Layout, Layout, Layout], labels: Labels, result: Lay
     return emit
 
 
-def _met(labels: Labels, left: Layout, right: Layout) -> Offer | None:
-    """Products where the operands meet as they lie, summed over what both have."""
+def _filled(layout: Layout) -> list[Layout]:
+    """The layout with its gaps filled by repetition, if it has any."""
+    full = repeated(layout)
+    return [full] if full is not None else []
+
+
+def _met(
+    labels: Labels, layouts: tuple[Layout, Layout], moved: tuple[Layout | None, Layout | None]
+) -> Offer | None:
+    """Products where the operands meet, as they lie or where they are brought to, summed over what
+    both have.
+    """
+    left, right = (x if y is None else y for x, y in zip(layouts, moved, strict=True))
+    left, right = labels.labelled(left, labels.left), labels.labelled(right, labels.right)
     both = joined(left, right, labels.sizes)
     if both is None:
         return None
     both = cleared(both, left, right)
     names = dict(enumerate(labels.left)), dict(enumerate(labels.right))
-    return dotted(both, labels.summed, labels.out, (None, None), names)
+    return dotted(both, labels.summed, labels.out, moved, names)
 
 
 def _matrices(s: Setting, op: Operation, layout: Layout, labels: Labels) -> Iterator[Offer]:
@@ -162,21 +174,36 @@ def _matrices(s: Setting, op: Operation, layout: Layout, labels: Labels) -> Iter
     if any(labels.sizes[k] > 1 and not x.pieces(k) for k in own if k in other):
         return  # constant along an axis that the public tensor has as well
     fresh = [k for k in labels.out if k not in own]
-    ways = []
+    digits = [[d for k in fresh for d in _digits(s, var, k)] for var in op.outputs]
     varying = {k for k in other if labels.sizes[k] > 1}
-    for var in op.outputs:
-        digits = [d for k in fresh for d in _digits(s, var, k)]
-        ways.append(list(_poured(x, labels, digits, varying)))
+    yield from _with_matrices(
+        [list(_poured(x, labels, some, varying)) for some in digits], labels, own, other, None
+    )
+    full = repeated(layout)
+    x = x if full is None else full.renamed(labels.sizes, dict(enumerate(own)))
+    yield from _with_matrices(
+        [list(_beside(x, labels, some)) for some in digits], labels, own, other, full
+    )
+
+
+def _with_matrices(
+    ways: Sequence[Sequence[_Way]],
+    labels: Labels,
+    own: Sequence[int],
+    other: Sequence[int],
+    moved: Layout | None,
+) -> Iterator[Offer]:
+    """Offers of one way for every matrix. moved: where the operand is brought to first."""
     for pick in itertools.product(*ways):
         maps = []
         for way in pick:
-            plan = map_plan(way.source, way.target, way.kept, len(op.outputs))
+            plan = map_plan(way.source, way.target, way.kept, len(ways))
             total = reduction(way.target, way.partial, labels.out)
             if plan is None or total is None:
                 break
             maps.append(_Map(way, plan, total))
         else:
-            yield _matrix_offer(labels, maps, own, other)
+            yield _matrix_offer(labels, maps, own, other, moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,18 +294,78 @@ def _poured(
         vectors = bool(parts) or any(c.axis in varying for c in (*source, *slots))
         ciphers = (*others, *rest)
         target = Layout(tuple(shape), tuple(slots), ciphers, x.rolls, x.zeros or vectors)
-        if target in seen:
+        if target not in seen:
+            seen.add(target)
+            yield _way(x, labels, source, target, parts)
+
+
+def _beside(x: Layout, labels: Labels, digits: list[Coordinate]) -> Iterator[_Way]:
+    """Products by a matrix whose fresh digits lie where the operand is repeated on columns, as one
+    vector may be; its contracted ones stay where they are, to be added up.
+    """
+    summed = set(labels.summed)
+    hosts = [c for c in x.slots if c.axis == REPLICATED and c.stride == 0]
+    # Parts of a padded axis do not know which of them is padding.
+    padded = {k for k in summed if x.extent(k) != x.shape[k]}
+    if not hosts or any(len(x.pieces(k)) > 1 for k in padded):
+        return
+    others = tuple(c for c in x.ciphers if c.axis not in summed)
+    seen = set()
+    for order in itertools.permutations(digits):
+        placed = _placed_digits(list(order), math.prod(c.size for c in hosts))
+        if placed is None:
             continue
-        seen.add(target)
-        partial = tuple(range(len(labels.sizes), len(shape)))
-        kept = (
-            tuple((k, k) for k in (*labels.out, *partial) if x.pieces(k) or k in partial)
-            if (partial)
-            else tuple((k, k) for k in labels.out if x.pieces(k))
-        )
-        yield _Way(
-            x._replace(shape=tuple(shape), slots=tuple(source)), target, kept, partial, tuple(parts)
-        )
+        on_slots, rest = placed
+        slots: list[Coordinate] = []
+        source: list[Coordinate] = []
+        shape = list(labels.sizes)
+        parts: list[tuple[int, int]] = []
+        for c in x.slots:
+            if c.axis in summed:
+                parts.append((c.axis, c.stride))
+                slots.append(Coordinate(len(shape), c.size, 1))
+                source.append(slots[-1])
+                shape.append(x.shape[c.axis] if c.axis in padded else c.size)
+            elif c in hosts:
+                found = _taken(on_slots, c.size)
+                slots += found
+                source += [Coordinate(REPLICATED, d.size) for d in found]
+            else:
+                slots.append(c)
+                source.append(c)
+        target = Layout(tuple(shape), tuple(slots), (*others, *rest), x.rolls, True)
+        if target not in seen and parts:
+            seen.add(target)
+            yield _way(x, labels, source, target, parts)
+
+
+def _taken(digits: list[Coordinate], size: int) -> list[Coordinate]:
+    """The first of `digits`, which are taken away from it, on so many columns; what is left of
+    those is replicated.
+    """
+    out: list[Coordinate] = []
+    while size > 1 and digits:
+        d = digits.pop(0)
+        taken = min(1 << (d.size - 1).bit_length(), size)
+        out.append(Coordinate(d.axis, taken, d.stride))
+        if d.size > taken:
+            digits.insert(0, Coordinate(d.axis, -(-d.size // taken), d.stride * taken))
+        size //= taken
+    return [*out, *([Coordinate(REPLICATED, size)] if size > 1 else [])]
+
+
+def _way(
+    x: Layout,
+    labels: Labels,
+    source: Sequence[Coordinate],
+    target: Layout,
+    parts: Sequence[tuple[int, int]],
+) -> _Way:
+    partial = tuple(range(len(labels.sizes), len(target.shape)))
+    kept = tuple((k, k) for k in (*labels.out, *partial) if x.pieces(k) or k in partial)
+    return _Way(
+        x._replace(shape=target.shape, slots=tuple(source)), target, kept, partial, tuple(parts)
+    )
 
 
 def _placed_digits(
@@ -314,7 +401,11 @@ def _strided(extents: Sequence[int], labels: Sequence[int]) -> dict[int, int]:
 
 
 def _matrix_offer(
-    labels: Labels, maps: Sequence[_Map], own: Sequence[int], other: Sequence[int]
+    labels: Labels,
+    maps: Sequence[_Map],
+    own: Sequence[int],
+    other: Sequence[int],
+    moved: Layout | None,
 ) -> Offer:
     strides = _strided([labels.sizes[k] for k in other], other)
     rows: list[Counted] = []
@@ -361,7 +452,7 @@ def _matrix_offer(
         b.end([n for x in made for n in x.nodes])
         return made
 
-    return Offer(outs, (work,), emit)
+    return Offer(outs, (work,), emit, (moved,))
 
 
 def _batch_axis(eqn: Equation, em: Emission) -> int | None:
