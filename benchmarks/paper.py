@@ -1,0 +1,57 @@
+"""The published two-layer model, planned and run: `python -m benchmarks.paper [what] [options]`.
+
+`plans` compiles it at the price of a refresh by the key holder and of a bootstrap. `run` sends one
+sentence through it encrypted, from embedded rows to logits; with `--folder` an interrupted run goes
+on where it was. `--size` takes a smaller model of the same operations.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for one core
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import hesim
+from benchmarks.paper_cases import SIZES, bootstrapped, key_holder, sentence, shapes
+from benchmarks.paper_run import run, show_plan
+from he_backend.processes.memory import peak_bytes
+from models.config import EncoderConfig
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the figures; returns 1 if the run's logits are wrong, else 0."""
+    parser = argparse.ArgumentParser(description="The published model, planned and run encrypted.")
+    parser.add_argument("what", nargs="?", default="plans", choices=("plans", "run"))
+    parser.add_argument("--size", default="whole", choices=tuple(SIZES))
+    parser.add_argument("--log-n", type=int, default=15, help="of the ring of a run")
+    parser.add_argument("--folder", type=Path, help="keeps the work of a run that is interrupted")
+    parser.add_argument("--workers", type=int, default=2)
+    chosen = parser.parse_args([] if arguments is None else arguments)
+    config = SIZES[chosen.size]
+    if chosen.what == "run":
+        return int(not run(config, chosen.log_n, chosen.folder, chosen.workers))
+    plans(config)
+    return 0
+
+
+def plans(config: EncoderConfig) -> None:
+    """Compile at both prices and print what is planned."""
+    program = sentence(config).program
+    print(f"{shapes(config)}; {peak_bytes() / 1e9:.2f} GB before compiling")
+    for ring, price in ((key_holder(), None), (bootstrapped(), "bootstrap")):
+        print(f"{ring}, {'refreshed by the key holder' if price is None else 'bootstrapped'}")
+        started = time.perf_counter()
+        circuit = hesim.compile(program, ring, refresh_price=price)
+        show_plan(circuit, time.perf_counter() - started)
+        print(f"  peak memory              {peak_bytes() / 1e9:8.2f} GB", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
