@@ -96,8 +96,8 @@ def dot_general(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Itera
 def _encrypted(labels: Labels, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
     pair = layouts[0], layouts[-1]
     named = labels.labelled(pair[0], labels.left), labels.labelled(pair[1], labels.right)
-    for moved in itertools.product(*((None, *_filled(x)) for x in pair)):
-        met = _met(labels, pair, moved)
+    for a, b in itertools.product((None, *_filled(pair[0])), (None, *_filled(pair[1]))):
+        met = _met(labels, pair, (a, b))
         if met is not None:
             yield met
     # Operands as they are, or sheared, that agree in what is summed.
