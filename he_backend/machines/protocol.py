@@ -1,8 +1,8 @@
 """What a machine can do: what executing a Circuit takes, and what the two sides of a run add.
 
 `Evaluator`, of `hesim.circuit.plain.machine`, is the server's part, `Machine` adds what the key
-holder does, and `KeyMaker` is the class of a machine as the processes of a run use it: it writes
-key files and opens with them.
+holder does, `ServerMachine` that keys come later, and `KeyMaker` is the class of a machine as the
+processes of a run use it: it writes key files and opens with them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hesim.params import CKKSParams
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Cipher", "Evaluator", "KeyMaker", "Machine", "Plain"]
+__all__ = ["Cipher", "Evaluator", "KeyMaker", "Machine", "Plain", "ServerMachine"]
 
 
 @runtime_checkable
@@ -32,6 +32,18 @@ class Machine(Evaluator, Protocol):
 
     def decrypt(self, cipher: Any) -> Float[np.ndarray, " slots"]:
         """float64[slots]. Raises BackendError where there is no secret key."""
+        ...
+
+
+@runtime_checkable
+class ServerMachine(Evaluator, Protocol):
+    """The server's Evaluator, which encodes before it has keys. Workers are forked from it."""
+
+    def load_keys(self, server: Path, rotation_steps: Iterable[int]) -> None:
+        """Take the keys from the server's folder.
+
+        Raises BlobError if the library refuses a key file.
+        """
         ...
 
 
@@ -62,12 +74,7 @@ class KeyMaker(Protocol):
         self,
         params: CKKSParams,
         slots: int,
-        server: Path,
-        rotation_steps: Iterable[int],
         levels: Iterable[int] = (),
-    ) -> Evaluator:
-        """The server's machine, ready to encode vectors at `levels`: workers are forked from it.
-
-        Raises BlobError if its library refuses a key file.
-        """
+    ) -> ServerMachine:
+        """The server's machine, ready to encode vectors at `levels`, without keys as yet."""
         ...

@@ -37,9 +37,11 @@ class SlotsMachine(PlainMachine):
         cls,
         params: CKKSParams,
         slots: int,
-        server: Path,
-        rotation_steps: Iterable[int],
         levels: Iterable[int] = (),
     ) -> SlotsMachine:
-        """A machine that rotates by these steps."""
-        return cls(params, slots, rotation_steps)
+        """A machine that rotates by no step as yet."""
+        return cls(params, slots, ())
+
+    def load_keys(self, server: Path, rotation_steps: Iterable[int]) -> None:
+        """From now on it rotates by these steps."""
+        self.rotation_steps = frozenset(int(step) for step in rotation_steps)

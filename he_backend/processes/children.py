@@ -67,69 +67,93 @@ class Processes:
         place = place if len(place) < _SOCKET_PATH else "/tmp"
         with storing(Path(place, "he-")):
             self.sockets = Path(tempfile.mkdtemp(prefix="he-", dir=place))
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
-    def _start(self) -> None:
-        job, folders = self.job, self.job.folders
-        served = begin_attempt(folders.exchange, self.claimed.name, job.circuit)
-        link = self._spawn("server", "he_backend.processes.server", folders.server)
+    def prepare(self) -> None:
+        """Start the processes and let them do what needs no keys, while these are made."""
+        self._spawn_all()
+        self._tell(self.children[0].link, {"type": "prepare", **self._work()})
+
+    def _spawn_all(self) -> None:
+        job = self.job
+        self._spawn("server", "he_backend.processes.server", job.folders.server)
+        for k in range(job.clients):
+            self._spawn(f"client {k}", "he_backend.processes.client", job.folders.client)
+
+    def _work(self) -> dict[str, Any]:
+        """What the server has to know of the Circuit."""
+        job = self.job
+        return {
+            "machine": job.machine,
+            "run": str(job.folders.server),
+            "digests": [self.claimed.circuit, *self.claimed.operands],
+            "decrypt": [int(c) for c in job.decrypt],
+            "workers": job.workers,
+            "task_seconds": job.task_seconds,
+        }
+
+    def start(self) -> None:
+        """Let them begin: the keys are there."""
+        if not self.children:
+            self._spawn_all()
+        server, clients = self.children[0], self.children[1:]
         address = str(self.sockets / "s")
-        self._tell(
-            link,
-            {
-                "machine": job.machine,
-                "run": str(folders.server),
-                "name": self.claimed.name,
-                "digests": [self.claimed.circuit, *self.claimed.operands],
-                "socket": address,
-                "token": self.token,
-                "workers": job.workers,
-                "worker_deaths": job.worker_deaths,
-                "decrypt": [int(c) for c in job.decrypt],
-                "missing": self._missing(),
-                "served": served,
-                "silence_seconds": job.silence_seconds,
-                "task_seconds": job.task_seconds,
-                "ahead": job.ahead,
-                "durable": job.durable,
-            },
-        )
-        self.ready = self._first(link, "server")
+        self._tell(server.link, self._for_server(address))
+        config = self._for_client(address)
+        for child in clients:
+            self._tell(child.link, config)
+        self.ready = self._first(server.link, "server")
         if self.ready.get("redone"):
+            folders = self.job.folders
             warnings.warn(
                 f"{self.ready['redone']} tasks that were finished run again, since what they left "
                 f"in {folders.server} or {folders.client} is lost or damaged",
                 RunFolderWarning,
                 stacklevel=2,
             )
-        config = {
+        with well_formed("server"):
+            self.pids = {str(name): int(pid) for name, pid in self.ready["processes"].items()}
+            self.jax_loaded = bool(self.ready["jax"])
+        for child in clients:
+            self._tell(child.link, {"type": "connect"})
+        for child in clients:
+            with well_formed(child.name):
+                self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
+
+    def _for_server(self, address: str) -> dict[str, Any]:
+        job = self.job
+        served = begin_attempt(job.folders.exchange, self.claimed.name, job.circuit)
+        return {
+            **self._work(),
+            "type": "start",
+            "name": self.claimed.name,
+            "socket": address,
+            "token": self.token,
+            "worker_deaths": job.worker_deaths,
+            "missing": self._missing(),
+            "served": served,
+            "silence_seconds": job.silence_seconds,
+            "ahead": job.ahead,
+            "durable": job.durable,
+        }
+
+    def _for_client(self, address: str) -> dict[str, Any]:
+        job = self.job
+        return {
             "machine": job.machine,
-            "circuit": str(folders.client_circuit),
+            "circuit": str(job.folders.client_circuit),
             "circuit_digest": self.claimed.circuit,
-            "client": str(folders.client),
+            "client": str(job.folders.client),
             "name": self.claimed.name,
             "digests": self.claimed.inputs,
             "socket": address,
+            "wait": True,
             "token": self.token,
             "decrypt": [int(c) for c in job.decrypt],
             "params": dataclasses.asdict(job.circuit.params),
             "inputs": len(job.inputs),
             "ranges": {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in job.ranges.items()},
         }
-        with well_formed("server"):
-            self.pids = {str(name): int(pid) for name, pid in self.ready["processes"].items()}
-            self.jax_loaded = bool(self.ready["jax"])
-        for k in range(job.clients):
-            link = self._spawn(f"client {k}", "he_backend.processes.client", folders.client)
-            self._tell(link, config)
-        for child in self.children[1:]:
-            with well_formed(child.name):
-                self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
 
     def _missing(self) -> list[int]:
         """Ciphertexts to decrypt whose decrypted values are not there, or damaged."""
@@ -138,7 +162,7 @@ class Processes:
         read = ((int(c), read_values(values, run, int(c))) for c in self.job.decrypt)
         return [c for c, vector in read if vector is None or vector.shape != (slots,)]
 
-    def _spawn(self, name: str, module: str, folder: Path) -> socket.socket:
+    def _spawn(self, name: str, module: str, folder: Path) -> None:
         ours, theirs = socket.socketpair()
         path = folder / f"{name.replace(' ', '')}.log"
         with storing(path), open(path, "ab") as log:
@@ -154,7 +178,6 @@ class Processes:
             )
         theirs.close()
         self.children.append(_Child(name, child, ours, start))
-        return ours
 
     def _tell(self, link: socket.socket, header: dict[str, Any]) -> None:
         """Send to a process; if it has died already, hearing from it tells how."""

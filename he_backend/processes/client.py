@@ -51,10 +51,9 @@ _REFUSAL_FACTOR = 4.0
 class _Client:
     """One client process: a KeyHolder behind two sockets."""
 
-    def __init__(self, control: socket.socket):
+    def __init__(self, control: socket.socket, config: dict[str, Any]):
         self.control = control
         self.ended = False
-        config, _ = receive(control)
         folders = Folders(Path(os.devnull), Path(config["client"]))
         run = str(config.get("name", ""))
         self.circuit = circuit = _circuit(config)
@@ -70,6 +69,10 @@ class _Client:
             folders.values,
             run,
         )
+        if config.get("wait"):  # until the server listens
+            header, _ = receive(control)
+            if header.get("type") != "connect":
+                raise ProtocolError("the run ended before it began")
         self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.server.settimeout(_SILENCE_SECONDS)
         try:
@@ -199,7 +202,10 @@ def main() -> None:
     keep_private()
     control = socket.socket(fileno=os.dup(0))
     try:
-        client = _Client(control)
+        config, _ = receive(control)
+        if config.get("type") == "stop":  # before there was anything to do
+            return
+        client = _Client(control, config)
     except ProtocolError as error:  # the server, or the caller, knows why
         raise SystemExit(1) from error
     except Exception as error:

@@ -1,8 +1,8 @@
 """Makes the keys of a run in a short-lived process of the client's, and writes them to files.
 
 The secret key goes to the client's folder (0600 in 0700), the public, relinearization and rotation
-keys to the server's, each with its size and SHA-256 in `keys.json`. The process ends before the
-server starts, so no process that evaluates ever held the secret key.
+keys to the server's, each with its size and SHA-256 in `keys.json`. The process is no ancestor of
+the server's, so no process that evaluates ever held the secret key.
 """
 
 from __future__ import annotations

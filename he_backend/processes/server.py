@@ -1,8 +1,9 @@
 """The server's process: evaluates a Circuit with public and evaluation keys only. Imports no JAX.
 
-It loads the evaluation keys, forks workers that share them, listens on a Unix socket (0600) for the
-client, and hands out ready tasks until all are done. One thread waits on all links at once. A
-worker that dies is replaced and its task given out again; a client that refuses ends the run.
+It may be asked to prepare while keys are made; then it loads the evaluation keys, forks workers
+that share them, listens on a Unix socket (0600) for the client, and hands out ready tasks until
+all are done. One thread waits on all links at once. A worker that dies is replaced and its task
+given out again; a client that refuses ends the run.
 """
 
 from __future__ import annotations
@@ -16,12 +17,9 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from he_backend.errors import (
     BackendError,
@@ -29,32 +27,24 @@ from he_backend.errors import (
     ClientRefusedError,
     PeerGoneError,
     ProtocolError,
-    RunFolderError,
     WorkerDied,
     to_message,
 )
-from he_backend.machines.protocol import Evaluator
-from he_backend.machines.table import find
 from he_backend.processes.admission import Admission
 from he_backend.processes.arena import Arena
-from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
-from he_backend.processes.keys import params_of
 from he_backend.processes.memory import peak_bytes, shared_bytes
 from he_backend.processes.messages import SMALL, receive, send
+from he_backend.processes.prepared import Prepared
 from he_backend.processes.store import Journal, Store
-from he_backend.processes.tasks import Schedule, Task, plan
+from he_backend.processes.tasks import Schedule, Task
 from he_backend.processes.transit import Transit
 from he_backend.processes.worker import TaskRunner, fork_worker
-from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Spent
 from hesim.circuit.sizes import available
 
 __all__ = ["Server", "main", "unfinished", "unserved"]
 
 _TASK_ATTEMPTS = 3
-
-_PLAIN_PART = 4
-"""Of the memory that is free, workers keep encoded plaintexts in one part in so many at most."""
 
 _ARENA_PART = 8
 _ARENA_BYTES = 1 << 30
@@ -88,36 +78,28 @@ class Server:
       control: link to the caller: events out, "heard" (one for every progress) and "stop" in.
       config: folders, the run's name, worker numbers, ciphertexts to decrypt, finished tasks that
         the caller may not have heard of (`ahead`), what the clients served before; plain data.
+      prepared: what was read and encoded before the keys were there.
     """
 
-    def __init__(self, control: socket.socket, config: dict[str, Any]):
+    def __init__(self, control: socket.socket, config: dict[str, Any], prepared: Prepared):
         self.control = control
         self.config = config
-        folders = Folders(Path(config["run"]), Path(os.devnull))
-        run = str(config.get("name", ""))
-        digests = list(config.get("digests", ()))
-        _verify([folders.circuit], digests[:1])
-        self.circuit = Circuit.load(folders.circuit)
-        operands = [folders.operands / f"{k}.npy" for k in range(self.circuit.operand_count)]
-        _verify(operands, digests[1:])
-        self.machine = _load_machine(self.circuit, folders, str(config.get("machine", "pyfhel")))
+        run, folders = str(config.get("name", "")), prepared.folders
+        self.circuit, self.machine = prepared.circuit, prepared.machine
+        self.schedule = prepared.schedule
+        prepared.load_keys()
         self.store = Store(folders.store, run)
         self.store.clean()
-        self.schedule: Schedule = plan(self.circuit, config["decrypt"], config["task_seconds"])
         self.journal = Journal(folders.journal, run)
         self.journal.keep(len(self.schedule.tasks))
-        arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in operands]
         self.components = self.circuit.components
         durable = bool(config.get("durable", True))
         whole = sum(map(self._size, self.schedule.producer))
         arena = Arena(min(whole, _ARENA_BYTES, available() // _ARENA_PART))
         self.transit = Transit(self.store, arena, self._size, durable)
         self.runner = TaskRunner(
-            self.circuit,
-            self.machine,
-            arrays,
+            prepared.executor,
             self.store,
-            plain_bytes=available() // (_PLAIN_PART * int(config["workers"])),
             last_tasks=self.schedule.last_readers,
             arena=arena,
             durable=durable,
@@ -480,25 +462,6 @@ def unserved(schedule: Schedule, done: set[int]) -> dict[int, set[int]]:
     return found
 
 
-def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:
-    """Raises RunFolderError if a file is not the one that the caller wrote for this run."""
-    for path, digest in zip(paths, digests):
-        if not path.exists() or digest_of(path) != digest:
-            raise RunFolderError(f"{path} was altered while the run began; run again")
-
-
-def _load_machine(circuit: Circuit, folders: Folders, name: str) -> Evaluator:
-    manifest = read_manifest(folders.key_manifest)
-    verify_files(folders.keys, manifest["files"])
-    vectors = [not pack.scalar for pack in circuit.packs]
-    used = np.array(vectors, dtype=bool)[circuit.plain_pack] if vectors else np.zeros(0, bool)
-    levels = [int(l) for l in np.unique(circuit.plain_level[used])]
-    params = params_of(manifest["params"])
-    return (
-        find(name).load().evaluator(params, circuit.slots, folders.keys, manifest["steps"], levels)
-    )
-
-
 def main() -> None:
     """Entry of the server process; its control link is standard input."""
     os.umask(0o077)
@@ -506,7 +469,13 @@ def main() -> None:
     server: Server | None = None
     try:
         config, _ = receive(control)
-        server = Server(control, config)
+        prepared = Prepared(config)
+        if config.get("type") == "prepare":
+            prepared.encode_until(control)
+            config, _ = receive(control)
+            if config.get("type") == "stop":
+                raise _Stopped
+        server = Server(control, config, prepared)
         server.serve()
     except _Reported as error:
         send(control, {"type": "error", "error": error.message})
@@ -520,6 +489,8 @@ def main() -> None:
     finally:
         if server is not None:
             server.close()
+    sys.stderr.flush()
+    os._exit(0)  # taking a large heap to pieces takes a fifth of a second
 
 
 if __name__ == "__main__":

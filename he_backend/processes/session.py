@@ -82,10 +82,17 @@ def execute(job: Job) -> Result:
             job.machine,
         )
         _announce_keys(job)
-        key_seconds = ensure_keys(
-            job.folders, job.circuit.params, job.circuit.rotation_steps, claimed.name, job.machine
-        )
         with Processes(job, claimed) as processes:
+            if job.workers > 1:  # who asks for one wants one core to work
+                processes.prepare()
+            key_seconds = ensure_keys(
+                job.folders,
+                job.circuit.params,
+                job.circuit.rotation_steps,
+                claimed.name,
+                job.machine,
+            )
+            processes.start()
             finished, jax_loaded = processes.listen()
             peak = processes.stop_clients()
     with well_formed("server"):

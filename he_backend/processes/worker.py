@@ -15,17 +15,13 @@ import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from he_backend.errors import ProtocolError, to_message
 from he_backend.machines.cache import ByteCache
-from he_backend.machines.protocol import Evaluator
 from he_backend.processes.arena import Arena
 from he_backend.processes.memory import peak_bytes, resident_bytes, shared_bytes
 from he_backend.processes.messages import receive, send
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import Task
-from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Executor, Spent
 
 __all__ = ["TaskRunner", "fork_worker"]
@@ -37,10 +33,9 @@ class TaskRunner:
     """Runs tasks against a store and an arena.
 
     Args:
-      circuit, machine, operands: as for Executor.
+      executor: runs their instructions.
       store: where operands are and results go.
       cache_bytes: memory for ciphertexts that several tasks read.
-      plain_bytes: memory for encoded plaintexts that are used again, as for Executor.
       last_tasks: of ciphertexts that workers read, the last task that does; others are not kept,
         and none after that task: tasks are given out nearly in their order. Default: all are kept.
       arena: where ciphertexts lie that a task's `places` name.
@@ -49,21 +44,17 @@ class TaskRunner:
 
     def __init__(
         self,
-        circuit: Circuit,
-        machine: Evaluator,
-        operands: Sequence[np.ndarray],
+        executor: Executor,
         store: Store,
         cache_bytes: int = _CIPHER_CACHE,
-        plain_bytes: int | None = None,
         last_tasks: Mapping[int, int] | None = None,
         arena: Arena | None = None,
         durable: bool = True,
     ):
-        self.circuit = circuit
-        self.machine = machine
+        self.executor = executor
+        self.circuit, self.machine = executor.circuit, executor.machine
         self.store = store
-        self.executor = Executor(circuit, machine, operands, plain_bytes)
-        self._components = circuit.components
+        self._components = self.circuit.components
         self._cache: ByteCache[Any] = ByteCache(cache_bytes)
         self._last_tasks = last_tasks
         self._arena, self._durable = arena, durable

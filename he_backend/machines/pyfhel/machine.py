@@ -146,16 +146,17 @@ class PyfhelMachine:
         cls,
         params: CKKSParams,
         slots: int,
-        server: Path,
-        rotation_steps: Iterable[int],
         levels: Iterable[int] = (),
     ) -> PyfhelMachine:
-        """A machine with all keys but the secret one, its encoders for `levels` made."""
+        """A machine without keys, its encoders for `levels` made."""
         machine = cls(params, slots)
-        machine.load_public_key(server / "public.key")
-        machine.load_evaluation_keys(server / "relin.key", server / "rotation.key", rotation_steps)
         machine.prepare_encoders(levels)
         return machine
+
+    def load_keys(self, server: Path, rotation_steps: Iterable[int]) -> None:
+        """Load all keys but the secret one. Raises BlobError if SEAL finds one malformed."""
+        self.load_public_key(server / "public.key")
+        self.load_evaluation_keys(server / "relin.key", server / "rotation.key", rotation_steps)
 
     def load_public_key(self, public: Path) -> None:
         """Load the key that encrypts. Raises BlobError if SEAL finds it malformed."""

@@ -10,12 +10,23 @@ from hesim.circuit.circuit import Kind, Ledger
 from hesim.circuit.costs.table import current
 from hesim.params import CKKSParams
 
-__all__ = ["KEPT_PLAINTEXTS", "cipher_bytes", "evaluator_bytes", "plaintext_bytes", "run_bytes"]
+__all__ = [
+    "ENCODED_AHEAD",
+    "KEPT_PLAINTEXTS",
+    "cipher_bytes",
+    "evaluator_bytes",
+    "plaintext_bytes",
+    "run_bytes",
+]
 
 KEPT_PLAINTEXTS = 1 << 26
 """Bytes of encoded plaintexts that a machine keeps in case they are used again at once; what a
 Circuit uses again later is kept besides (`hesim.circuit.plain.encoded`).
 """
+
+
+ENCODED_AHEAD = 1 << 28
+"""Bytes of plaintexts, at most, that a run with several workers encodes while keys are made."""
 
 
 def cipher_bytes(params: CKKSParams, data: Mapping[str, np.ndarray]) -> int:
@@ -89,4 +100,5 @@ def run_bytes(params: CKKSParams, ledger: Ledger, workers: int, clients: int) ->
     kept = min(ledger.plaintext_bytes, KEPT_PLAINTEXTS)
     client = current().machine_bytes(params.log_n, params.levels)
     own = (workers + 2) * ledger.cipher_bytes + min(ledger.plaintext_bytes, workers * kept)
+    own += min(ledger.plaintext_bytes, ENCODED_AHEAD) if workers > 1 else 0
     return ledger.peak_bytes - ledger.cipher_bytes - kept + own + int(clients * client)

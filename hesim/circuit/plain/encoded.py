@@ -10,7 +10,7 @@ the matter of a machine's own cache.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,8 +44,34 @@ class EncodedPlaintexts:
         self._repeated = repeated
         self._limit = sizes.available() // _PART if limit is None else limit
         self._plain, self._next = circuit.arg2, next_uses(circuit)
+        self._vectors = _vectors(circuit)
         self._kept: dict[int, tuple[Any, int]] = {}  # with the place of the next use
         self._due: list[tuple[int, int]] = []
+        self._ahead: dict[int, Any] = {}
+
+    def encode_ahead(
+        self,
+        places: Iterable[int],
+        limit: int,
+        encode: Callable[[int], Any],
+        stop: Callable[[], bool],
+    ) -> None:
+        """Encode vectors before anything asks for them, each until its first use.
+
+        Args:
+          places: of operands, in `arg2`, in the order in which they will be used.
+          limit: bytes of all together.
+          encode: makes a plaintext, by its number. stop: whether to leave it at that.
+        """
+        size = 0
+        for place in places:
+            p = int(self._plain[place])
+            if not self._vectors[p] or p in self._ahead:
+                continue
+            if size >= limit or stop():
+                return
+            self._ahead[p] = plain = encode(p)
+            size += plain.nbytes
 
     def get(self, place: int, encode: Callable[[], Any]) -> Any:
         """The plaintext of an operand.
@@ -58,7 +84,7 @@ class EncodedPlaintexts:
         if self._repeated:
             return self._stays(p, encode) if plain is None else plain
         if plain is None:
-            plain = encode()
+            plain = self._ahead.pop(p, None) or encode()
             if then >= 0 and self._has_room(plain.nbytes, place):
                 self.held += plain.nbytes
                 self._keep(p, plain, then)
@@ -97,11 +123,16 @@ def next_uses(circuit: Circuit) -> Int[np.ndarray, " terms"]:
     """
     kinds = np.repeat(circuit.kind, np.diff(circuit.arg_ptr))
     place = np.flatnonzero(np.isin(kinds, (Kind.DOT_PLAIN, Kind.ADD_PLAIN)))
-    vector = np.array([not family.scalar for family in circuit.packs], dtype=bool)
-    place = place[vector[circuit.plain_pack[circuit.arg2[place]]]]
+    place = place[_vectors(circuit)[circuit.arg2[place]]]
     place = place[np.argsort(circuit.arg2[place], kind="stable")]
     plain = circuit.arg2[place]
     again = np.flatnonzero(plain[1:] == plain[:-1])
     found = np.full(len(circuit.arg2), -1, np.int32)
     found[place[again]] = place[again + 1]
     return found
+
+
+def _vectors(circuit: Circuit) -> np.ndarray:
+    """bool (plaintexts,): which are no numbers."""
+    families = np.array([not family.scalar for family in circuit.packs], dtype=bool)
+    return families[circuit.plain_pack] if len(families) else np.zeros(0, bool)

@@ -137,6 +137,17 @@ class Executor:
                         ciphers.pop(used, None)
         return spent
 
+    def encode_ahead(
+        self, instructions: Iterable[int], limit: int, stop: Callable[[], bool]
+    ) -> None:
+        """Encode plaintexts of `instructions` before they run, the first ones first: up to `limit`
+        bytes, or until `stop`, which is asked before each.
+        """
+        kinds = (Kind.DOT_PLAIN, Kind.ADD_PLAIN)
+        parts = (self.circuit.args(i) for i in instructions if self.circuit.kind[i] in kinds)
+        places = (place for part in parts for place in range(part.start, part.stop))
+        self._encoded.encode_ahead(places, limit, self._encode, stop)
+
     def counts(self, i: int) -> dict[str, int]:
         """What instruction i spends, by the ledger's names."""
         return instruction_counts(self.circuit, i)

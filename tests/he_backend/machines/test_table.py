@@ -16,7 +16,7 @@ import pytest
 
 import he_backend
 from he_backend.errors import BackendError
-from he_backend.machines.protocol import Machine
+from he_backend.machines.protocol import Machine, ServerMachine
 from he_backend.machines.table import MACHINES, find
 
 PACKAGE = Path(he_backend.__file__).parent
@@ -45,9 +45,12 @@ class ToyMachine(SlotsMachine):
         return machine
 
     @classmethod
-    def evaluator(cls, params, slots, server, rotation_steps, levels=()):
+    def evaluator(cls, params, slots, levels=()):
+        return cls(params, slots, ())
+
+    def load_keys(self, server, rotation_steps):
         assert (server / "toy.steps").exists()
-        return cls(params, slots, rotation_steps)
+        super().load_keys(server, rotation_steps)
 
     def decrypt(self, cipher):
         if not self.opens:
@@ -139,13 +142,19 @@ def test_rows_lead_to_machines_that_keep_the_protocols(name, params, tmp_path):
     assert {p.name for p in server.iterdir()} == {*row.server_keys, *row.rotation_keys}
     assert {p.name for p in client.iterdir()} == set(row.client_keys)
     holder = kind.key_holder(params, 16, client)
-    evaluator = kind.evaluator(params, 16, server, [1, 3], [1])
+    evaluator = kind.evaluator(params, 16, [1])
+    assert isinstance(evaluator, ServerMachine)
+    encoded = evaluator.encode(np.arange(16.0), 1, params.scale(1))
+    evaluator.load_keys(server, [1, 3])
     assert isinstance(holder, Machine)
     assert (holder.name, holder.encrypts) == (name, row.encrypts)
     a = holder.encrypt(np.arange(16.0), 1, params.scale(1))
     moved = evaluator.rotate(evaluator.from_bytes(holder.to_bytes(a), 1, a.scale), 3)
     back = holder.decrypt(holder.from_bytes(evaluator.to_bytes(moved), 1, a.scale))
     np.testing.assert_allclose(back, np.roll(np.arange(16.0), -3), atol=1e-6)
+    twice = evaluator.add_plain(evaluator.from_bytes(holder.to_bytes(a), 1, a.scale), encoded)
+    back = holder.decrypt(holder.from_bytes(evaluator.to_bytes(twice), 1, a.scale))
+    np.testing.assert_allclose(back, 2 * np.arange(16.0), atol=1e-6)
 
 
 def test_unknown_machines_are_refused_with_those_that_there_are():

@@ -349,8 +349,8 @@ def test_a_killed_process_is_said_to_be_killed(job):
 
 
 def test_idle_workers_that_die_count_too(job, monkeypatch):
-    """Killed and buried before there is a client, hence before there is any task."""
-    whole = children.Processes._spawn
+    """Killed and buried before a client connects, hence before there is any task."""
+    whole = children.Processes._tell
     killed = []
 
     def alive(pid):
@@ -360,16 +360,16 @@ def test_idle_workers_that_die_count_too(job, monkeypatch):
             return False
         return True
 
-    def spawn(self, name, *rest):
-        if name.startswith("client"):
+    def tell(self, link, header):
+        if header.get("type") == "connect":
             killed.extend(pid for k, pid in self.pids.items() if k.startswith("worker"))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
             while any(alive(pid) for pid in killed):
                 time.sleep(0.01)
-        return whole(self, name, *rest)
+        return whole(self, link, header)
 
-    monkeypatch.setattr(children.Processes, "_spawn", spawn)
+    monkeypatch.setattr(children.Processes, "_tell", tell)
     result = execute(changed(job, workers=2, worker_deaths=2))
     assert_right(job, result)
     assert len(killed) == result.replaced == 2

@@ -11,6 +11,7 @@ from he_backend.processes.arena import Arena
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import plan
 from he_backend.processes.worker import TaskRunner
+from hesim.circuit.plain.execute import Executor
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def work(params, new_draft, tmp_path):
 
 def test_what_later_tasks_read_is_kept_until_the_last_of_them(work):
     circuit, schedule, machine, store, reads = work
-    runner = TaskRunner(circuit, machine, [], store, last_tasks=schedule.last_readers)
+    runner = TaskRunner(Executor(circuit, machine, []), store, last_tasks=schedule.last_readers)
     tasks = [t for t in schedule.tasks if not t.client]
     assert len(tasks) > 4
     for task in tasks:
@@ -61,7 +62,8 @@ def test_ciphertexts_pass_through_an_arena_and_files_only_if_there_is_no_room(wo
     assert list(places.values()) == [0, size, None]
     known = {c: place for c, place in places.items() if place is not None}
     one, other = (
-        TaskRunner(circuit, machine, [], store, arena=arena, durable=False) for _ in range(2)
+        TaskRunner(Executor(circuit, machine, []), store, arena=arena, durable=False)
+        for _ in range(2)
     )
     for task in makers:
         one.run(task, known)
@@ -72,5 +74,5 @@ def test_ciphertexts_pass_through_an_arena_and_files_only_if_there_is_no_room(wo
     store.path(3).write_bytes(b"cut off")
     with pytest.raises(RunFolderError, match=r"c3\.ct is damaged.* run again"):
         other.run(reader, known)
-    TaskRunner(circuit, machine, [], store, arena=arena).run(makers[0], known)
+    TaskRunner(Executor(circuit, machine, []), store, arena=arena).run(makers[0], known)
     assert store.holds(1), "for a later attempt"

@@ -1,6 +1,7 @@
 """Encoded plaintexts that are kept for their next use."""
 
 import dataclasses
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,3 +85,25 @@ def test_what_is_used_in_every_run_stays_while_there_is_room(circuit):
     assert encoded(store, [0, 1, 2]) == [0, 1, 2]
     assert encoded(store, [0, 1, 2]) == [2]
     assert store.held == 20
+
+
+def test_what_is_encoded_ahead_is_used_once_and_bounded(circuit):
+    uses = using(circuit, 0, 1, 0, 2, 3)
+    plains = uses.arg2.tolist()
+
+    def store(limit: int, stop: Callable[[], bool]) -> tuple[list[int], list[int]]:
+        """Plaintexts encoded ahead, and places at which others were."""
+        ahead: list[int] = []
+        found = EncodedPlaintexts(uses, limit=0)
+
+        def encode(plain: int) -> SimpleNamespace:
+            ahead.append(plain)
+            return SimpleNamespace(nbytes=10)
+
+        found.encode_ahead(range(5), limit, encode, stop)
+        return ahead, encoded(found, list(range(5)))
+
+    first, second, _, third, fourth = plains
+    assert store(1000, lambda: False) == ([first, second, third, fourth], [2])
+    assert store(15, lambda: False) == ([first, second], [2, 3, 4])
+    assert store(1000, lambda: True) == ([], [0, 1, 2, 3, 4])
