@@ -24,6 +24,10 @@ from hesim.program import Equation, Literal, Program, Var
 __all__ = ["Emission", "Packed", "PublicPart", "chain", "reduced_groups", "spread"]
 
 
+_MASKS = 2**10
+"""Masks of one family of plaintexts, at most."""
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """An encrypted tensor on the builder's nodes, in a layout.
@@ -426,8 +430,7 @@ class Emission:
         b = self.b
         b.begin(self.source)
         one = self.literals([1.0])[0] if plan.masked else None
-        masks: dict[bytes, Plain] = {}
-        rows = [self._masking(plan, k, masks) for k in range(len(plan.out))] if plan.masked else []
+        rows = self._maskings(plan) if plan.masked else []
         masked: dict[tuple[int, Plain], int] = {}
         sums: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
         meet: dict[tuple[int, int, int], list[tuple[int, Plain]]] = {}
@@ -457,14 +460,24 @@ class Emission:
         made = [self.turned(parts[o]) for o in range(plan.layout.ciphertexts)]
         return b.end(made)
 
-    def _masking(self, plan: Contraction, k: int, masks: dict[bytes, Plain]) -> Plain | None:
-        mask = plan.mask(k)
-        if mask.all():
-            return None
-        key = np.packbits(mask).tobytes()
-        if key not in masks:
-            (masks[key],) = self.masks(mask[None, :])
-        return masks[key]
+    def _maskings(self, plan: Contraction) -> list[Plain | None]:
+        """The mask of each term, None where it leaves everything; equal ones are one."""
+        assert plan.shown is not None, "a plan that was counted by samples is not emitted"
+        keys = list(zip(plan.shown.number.tolist(), plan.turn.tolist(), strict=True))
+        row: dict[tuple[int, int], int | None] = {}
+        known: dict[bytes, int] = {}
+        for k, key in enumerate(keys):
+            if key not in row:
+                mask = plan.mask(k)
+                bits = np.packbits(mask).tobytes()
+                row[key] = None if mask.all() else known.setdefault(bits, len(known))
+        packed = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
+        plains: list[Plain] = []
+        for start in range(0, len(packed), _MASKS):
+            held = np.unpackbits(packed[start : start + _MASKS], axis=1, count=self.b.columns)
+            plains += self.masks(held.astype(bool))
+        found = (row[key] for key in keys)
+        return [None if r is None else plains[r] for r in found]
 
 
 class _Versions:

@@ -28,6 +28,7 @@ __all__ = [
     "Layout",
     "Roll",
     "grid",
+    "indices",
     "places",
     "refined",
     "split",
@@ -285,18 +286,27 @@ def grid(layout: Layout) -> tuple[dict[int, np.ndarray], np.ndarray]:
 
     Returns:
       (index along each axis that has coordinates, whether it is an element), each an array
-      (ciphertexts, columns), int32 and bool.
+      (ciphertexts, columns), int32 and bool, not to be written to.
     """
-    positions = _positions(layout)
+    shape = layout.ciphertexts, layout.columns
+    index, live = indices(layout, np.arange(shape[0]), np.arange(shape[1]))
+    whole = {a: np.broadcast_to(v.astype(np.int32), shape) for a, v in index.items()}
+    return whole, np.broadcast_to(live, shape)
+
+
+def indices(
+    layout: Layout, ciphers: np.ndarray, columns: np.ndarray
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """What some positions hold, as `grid` says it: arrays that broadcast to (ciphers, columns), of
+    length 1 along what they do not depend on.
+    """
     index: dict[int, np.ndarray] = {}
-    live = np.ones((layout.ciphertexts, layout.columns), bool)
-    where = {
-        (c.axis, c.stride): p
-        for c, p in zip((*layout.slots, *layout.ciphers), positions, strict=True)
-    }
-    for c, p in zip((*layout.slots, *layout.ciphers), positions, strict=True):
+    live = np.ones((1, 1), bool)
+    where: dict[tuple[int, int], np.ndarray] = {}
+    for c, p in zip((*layout.slots, *layout.ciphers), _positions(layout, ciphers, columns)):
+        where[c.axis, c.stride] = p
         if c.axis == GAP:
-            live &= p == 0
+            live = live & (p == 0)
         elif c.axis >= 0:
             index[c.axis] = index.get(c.axis, 0) + p * c.stride
     for axis in index:
@@ -305,22 +315,19 @@ def grid(layout: Layout) -> tuple[dict[int, np.ndarray], np.ndarray]:
             index[axis] = index[axis] + r.factor * where[r.by_axis, r.by_stride]
         if rolls:
             index[axis] = index[axis] % layout.shape[axis]
-        index[axis] = np.broadcast_to(index[axis], live.shape).astype(np.int32)
-        live &= index[axis] < layout.shape[axis]
+        if layout.extent(axis) != layout.shape[axis]:
+            live = live & (index[axis] < layout.shape[axis])
     return index, live
 
 
-def _positions(layout: Layout) -> list[np.ndarray]:
-    """Position along each coordinate, slots first: arrays that broadcast to (ciphers, columns)."""
+def _positions(layout: Layout, ciphers: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
+    """Position along each coordinate, slots first, of these ciphertexts and columns."""
     out = []
-    at = 1
-    for c in layout.slots:
-        out.append((np.arange(layout.columns) // at % c.size)[None, :])
-        at *= c.size
-    at = 1
-    for c in layout.ciphers:
-        out.append((np.arange(layout.ciphertexts) // at % c.size)[:, None])
-        at *= c.size
+    for group, numbers in ((layout.slots, columns[None, :]), (layout.ciphers, ciphers[:, None])):
+        at = 1
+        for c in group:
+            out.append(numbers // at % c.size)
+            at *= c.size
     return out
 
 

@@ -18,9 +18,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from hesim.circuit.packing.chains import chained_steps
-from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout, grid, refined
+from hesim.circuit.packing.layout import (
+    GAP,
+    REPLICATED,
+    Coordinate,
+    Layout,
+    grid,
+    indices,
+    refined,
+)
 
-__all__ = ["MapPlan", "Terms", "copies", "giant_steps", "keys_and_parts", "map_plan", "period"]
+__all__ = [
+    "MapPlan",
+    "Terms",
+    "copies",
+    "distinct",
+    "giant_steps",
+    "keys_and_parts",
+    "map_plan",
+    "period",
+]
 
 
 KEY = 0.25
@@ -124,7 +141,7 @@ def planned(terms: Terms, count: int, columns: int, repeats: int, outs: int = 1)
     # Steps that do the same are the same.
     giant, baby = giant % columns, (shift - giant) % repeats
     shift = giant + baby
-    rotations = _distinct(terms.into, shift - giant, repeats) + _distinct(terms.out, giant, columns)
+    rotations = distinct(terms.into, shift - giant, repeats) + distinct(terms.out, giant, columns)
     terms = Terms(terms.out, terms.into, shift)
     low = int(giant.min())
     span = int(giant.max()) - low + 1
@@ -224,10 +241,11 @@ def _reduced(
         if not still and c.axis != GAP:
             columns = (columns[None, :] + at * np.arange(c.size)[:, None]).reshape(-1)
         at *= c.size
-    index, live = grid(layout)
-    chosen, place = np.nonzero(live[np.ix_(ciphers, columns)])
-    cipher, column = ciphers[chosen], columns[place]
-    return {a: v[cipher, column].astype(np.int64) for a, v in index.items()}, column, cipher
+    shape = len(ciphers), len(columns)
+    index, live = indices(layout, ciphers, columns)
+    chosen, place = np.nonzero(np.broadcast_to(live, shape))
+    found = {a: np.broadcast_to(v, shape)[chosen, place] for a, v in index.items()}
+    return found, columns[place], ciphers[chosen]
 
 
 def copies(layout: Layout) -> list[tuple[int, int]]:
@@ -277,14 +295,14 @@ def giant_steps(
         for step in _steps(number, len(number) > _MANY):
             giant = number - number % step if step else np.zeros_like(number)
             baby = unit * (number - giant)
-            count = _distinct(terms.into, baby, repeats) + KEY * len(set((baby % repeats).tolist()))
-            count += outs * _distinct(terms.out, unit * giant, columns)
+            count = distinct(terms.into, baby, repeats) + KEY * len(set((baby % repeats).tolist()))
+            count += outs * distinct(terms.out, unit * giant, columns)
             count += KEY if step & (step - 1) else 0.0  # powers of two share their keys
             if best is None or count < best[0]:
                 best = count, unit * number, unit * giant
     assert best is not None
     for giant, baby in chained_steps(terms.out, terms.shift % repeats, repeats):
-        count = _distinct(terms.into, baby, repeats) + outs * _distinct(terms.out, giant, columns)
+        count = distinct(terms.into, baby, repeats) + outs * distinct(terms.out, giant, columns)
         count += KEY * len({*(baby % repeats).tolist(), *(giant % columns).tolist()})
         if count < best[0]:
             best = count, giant + baby, giant
@@ -327,7 +345,8 @@ def _steps(number: np.ndarray, few: bool) -> list[int]:
     return [0, *(unit * f for f in sorted(factors))]
 
 
-def _distinct(cipher: np.ndarray, step: np.ndarray, modulus: int) -> int:
+def distinct(cipher: np.ndarray, step: np.ndarray, modulus: int) -> int:
+    """How many pairs there are of a ciphertext and a step that is not 0, modulo `modulus`."""
     moved = step % modulus
     turned = moved != 0
     pairs = cipher[turned] * modulus + moved[turned]

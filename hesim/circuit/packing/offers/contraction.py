@@ -22,6 +22,7 @@ from hesim.circuit.packing.contractions import (
     contraction,
     fewest_products,
     results,
+    sampled,
     summed_forms,
 )
 from hesim.circuit.packing.costs import Counted, contraction_work, map_work, shaped
@@ -120,7 +121,7 @@ def _encrypted(labels: Labels, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
             break
         if any(m is not None and relay(w, m) is None for w, m in zip(pair, moved, strict=True)):
             continue
-        plan = contraction(left, right, out, labels, sampled=True)
+        plan = sampled(left, right, out, labels)
         if plan is None:
             continue
         shape = tuple(labels.sizes[k] for k in labels.out)
