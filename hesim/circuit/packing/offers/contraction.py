@@ -27,7 +27,7 @@ from hesim.circuit.packing.contractions import (
 )
 from hesim.circuit.packing.costs import Counted, contraction_work, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed
-from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
+from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout
 from hesim.circuit.packing.maps import MapPlan, map_plan
 from hesim.circuit.packing.offers.movement import flat_strides
 from hesim.circuit.packing.offers.offer import Emit, Offer, Setting, public_operand
@@ -245,59 +245,99 @@ def _digits(s: Setting, var: Var, label: int) -> list[Coordinate]:
 def _poured(
     x: Layout, labels: Labels, digits: list[Coordinate], varying: set[int]
 ) -> Iterator[_Way]:
-    """Products by a matrix whose fresh digits, in any order, lie where the contracted ones were.
+    """Products by a matrix whose fresh digits, in any order, lie where the contracted ones were,
+    and where gaps are.
 
-    Where they are fewer than the rows, partial sums stay to be added up.
+    Where they are fewer than the rows, partial sums stay to be added up, above or below them.
 
     varying: labels of the public tensor. Where none of them lies on slots, it is numbers, and what
       is no element stays what it is.
     """
     summed = set(labels.summed)
-    rows = math.prod(c.size for c in x.slots if c.axis in summed)
     others = tuple(c for c in x.ciphers if c.axis not in summed)
+    padded = any(x.extent(a) != x.shape[a] for a in summed)
+    gaps = [False, True] if any(c.axis == GAP for c in x.slots) else [False]
     seen = set()
-    for order in itertools.permutations(digits):
+    for order, gapped in itertools.product(itertools.permutations(digits), gaps):
+        rooms = summed | {GAP} if gapped else summed
+        rows = math.prod(c.size for c in x.slots if c.axis in rooms)
         placed = _placed_digits(list(order), rows)
         if placed is None:
             continue
         on_slots, rest = placed
-        slots: list[Coordinate] = []
-        source: list[Coordinate] = []
-        shape = list(labels.sizes)
-        parts: list[tuple[int, int]] = []
-        for c in x.slots:
-            if c.axis not in summed:
-                slots.append(c)
-                source.append(c)
+        left = rows // math.prod(1 << (d.size - 1).bit_length() for d in on_slots)
+        for low in [0, left] if left > 1 and not padded else [0]:
+            queue = [Coordinate(_APART, low), *on_slots] if low else list(on_slots)
+            source, slots, parts, shape = _rooms_filled(x, rooms, queue, labels.sizes)
+            vectors = bool(parts) or any(c.axis in varying for c in (*source, *slots))
+            ciphers = (*others, *rest)
+            target = Layout(shape, slots, ciphers, x.rolls, x.zeros or vectors)
+            if (source, target) in seen:
                 continue
-            size, done = c.size, 1
-            while done < size and on_slots:
-                d = on_slots.pop(0)
-                taken = min(d.size, size // done)
-                slots.append(Coordinate(d.axis, taken, d.stride))
-                if d.size > taken:
-                    on_slots.insert(0, Coordinate(d.axis, d.size // taken, d.stride * taken))
-                done *= taken
-            if x.extent(c.axis) != x.shape[c.axis]:
-                # Parts of a padded axis do not know which of them is padding.
-                source.append(c)
-                if done < size:
-                    slots.append(Coordinate(REPLICATED, size // done))
-                continue
-            if done > 1:
-                source.append(Coordinate(c.axis, done, c.stride))
-            if done < size:
-                axis = len(shape)
-                shape.append(size // done)
-                parts.append((c.axis, c.stride * done))
-                slots.append(Coordinate(axis, size // done, 1))
-                source.append(Coordinate(axis, size // done, 1))
-        vectors = bool(parts) or any(c.axis in varying for c in (*source, *slots))
-        ciphers = (*others, *rest)
-        target = Layout(tuple(shape), tuple(slots), ciphers, x.rolls, x.zeros or vectors)
-        if target not in seen:
-            seen.add(target)
+            seen.add((source, target))
             yield _way(x, labels, source, target, parts)
+
+
+_APART = -3
+"""Axis of positions whose sums stay apart, in place of a digit."""
+
+
+def _rooms_filled(
+    x: Layout, rooms: set[int], queue: list[Coordinate], sizes: Sequence[int]
+) -> tuple[
+    tuple[Coordinate, ...], tuple[Coordinate, ...], tuple[tuple[int, int], ...], tuple[int, ...]
+]:
+    """Digits in the place of contracted coordinates, and of gaps, from the lowest up.
+
+    Args:
+      rooms: axes of coordinates that are filled. queue: digits, whose places suffice for them.
+      sizes: of the labels.
+
+    Returns:
+      (coordinates of the operand, cut alike; of the product; the parts, and the shape, with axes of
+      sums that stay apart: see `_Way`).
+    """
+    source: list[Coordinate] = []
+    slots: list[Coordinate] = []
+    parts: list[tuple[int, int]] = []
+    shape = list(sizes)
+
+    def apart(c: Coordinate, below: int, size: int) -> None:
+        axis = GAP
+        if c.axis != GAP:
+            axis = len(shape)
+            shape.append(size)
+            parts.append((c.axis, c.stride * below))
+        slots.append(Coordinate(axis, size, 0 if axis == GAP else 1))
+        source.append(slots[-1])
+
+    for c in x.slots:
+        if c.axis not in rooms:
+            slots.append(c)
+            source.append(c)
+            continue
+        size, done = c.size, 1
+        whole = c.axis != GAP and x.extent(c.axis) != x.shape[c.axis]
+        while done < size and queue:
+            d = queue.pop(0)
+            taken = min(d.size, size // done)
+            if d.size > taken:
+                queue.insert(0, Coordinate(d.axis, d.size // taken, d.stride * taken))
+            if d.axis == _APART:
+                apart(c, done, taken)
+            else:
+                slots.append(Coordinate(d.axis, taken, d.stride))
+                if not whole:
+                    source.append(Coordinate(c.axis, taken, c.stride * done))
+            done *= taken
+        if whole:
+            # Parts of a padded axis do not know which of them is padding.
+            source.append(c)
+            if done < size:
+                slots.append(Coordinate(REPLICATED, size // done))
+        elif done < size:
+            apart(c, done, size // done)
+    return tuple(source), tuple(slots), tuple(parts), tuple(shape)
 
 
 def _beside(x: Layout, labels: Labels, digits: list[Coordinate]) -> Iterator[_Way]:

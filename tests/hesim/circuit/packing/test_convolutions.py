@@ -9,12 +9,9 @@ import pytest
 from jax import lax
 
 from hesim.circuit.packing.offers import convolution
-from hesim.circuit.packing.offers.offer import Setting
-from hesim.circuit.packing.operations import operations
-from hesim.circuit.publics import Publics
 from hesim.trace import trace
 from tests.hesim.circuit.packing.test_small_cases import normal
-from tests.hesim.circuit.packing.vectors import Machine, foretold, holds, random_layout
+from tests.hesim.circuit.packing.vectors import checked_offers, random_layout
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -51,22 +48,8 @@ def _kernel(seed: int) -> int:
         program, wanted = trace(fn, x), np.asarray(fn(x))
     columns = int(rng.choice([16, 64, 256]))
     layout = random_layout(rng, x.shape, columns, rolled=False).canonical()
-    axes = dict.fromkeys(v.id for v in (*program.inputs, *program.ops[0].outputs))
-    setting = Setting(program, Publics(program), axes, columns, {}, {}, {})
-    (op,) = operations(program, axes)
-    offers = [
-        *convolution.convolution(setting, op, (layout,)),
-        *convolution.anywhere(setting, op, (layout,)),
-    ]
-    for offer in offers:
-        machine = Machine(columns, rng)
-        machine.em.publics = setting.publics
-        (made,) = offer.emit(machine.em, op, (machine.pack(layout, x),))
-        assert made.layout == offer.outs[0]
-        values = [np.asarray(kernel)] * len(setting.publics)
-        holds(made.layout, machine.read(made.nodes, values), wanted)
-        assert machine.spent() == foretold(offer.works)
-    return len(offers)
+    rules = convolution.convolution, convolution.anywhere
+    return checked_offers(rules, program, layout, x, wanted)
 
 
 def test_random_convolutions():

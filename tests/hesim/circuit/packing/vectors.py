@@ -11,7 +11,11 @@ from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.emission import Emission, Packed
 from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout, Roll, grid
+from hesim.circuit.packing.offers.offer import Rule, Setting
+from hesim.circuit.packing.operations import operations
+from hesim.circuit.publics import Publics
 from hesim.circuit.shape import StageShape
+from hesim.program import Program
 
 COUNTED = {
     Kind.ROTATE: "rotations",
@@ -204,3 +208,27 @@ def elements(layout: Layout) -> Mapping[tuple[int, ...], list[tuple[int, int]]]:
             if live and all(i < d for i, d in zip(index, layout.shape, strict=True)):
                 found.setdefault(tuple(index), []).append((cipher, column))
     return found
+
+
+def checked_offers(
+    rules: Sequence[Rule], program: Program, layout: Layout, x: np.ndarray, wanted: np.ndarray
+) -> int:
+    """Offers of a program of one operation on x, each written, run and counted; how many.
+
+    wanted: what the operation gives.
+    """
+    rng = np.random.default_rng(0)
+    axes = dict.fromkeys(v.id for v in (*program.inputs, *program.ops[0].outputs))
+    publics = Publics(program)
+    setting = Setting(program, publics, axes, layout.columns, {}, {}, {})
+    (op,) = operations(program, axes)
+    count = 0
+    for offer in (o for rule in rules for o in rule(setting, op, (layout,))):
+        machine = Machine(layout.columns, rng)
+        machine.em.publics = publics
+        (made,) = offer.emit(machine.em, op, (machine.pack(layout, x),))
+        assert made.layout == offer.outs[0]
+        holds(made.layout, machine.read(made.nodes, publics.evaluate([None])), wanted)
+        assert machine.spent() == foretold(offer.works)
+        count += 1
+    return count
