@@ -226,7 +226,8 @@ def checked_offers(
     for offer in (o for rule in rules for o in rule(setting, op, (layout,))):
         machine = Machine(layout.columns, rng)
         machine.em.publics = publics
-        (made,) = offer.emit(machine.em, op, (machine.pack(layout, x),))
+        ((_, brought),) = offer.moves((layout,))
+        (made,) = offer.emit(machine.em, op, (machine.pack(brought or layout, x),))
         assert made.layout == offer.outs[0]
         holds(made.layout, machine.read(made.nodes, publics.evaluate([None])), wanted)
         assert machine.spent() == foretold(offer.works)
