@@ -273,11 +273,18 @@ class PyfhelMachine:
         for value in (float(np.max(rows, initial=0.0)), float(np.min(rows, initial=0.0))):
             checks.checked_values(self.params, self.slots, value, level, scale)
         integers = np.rint(np.asarray(rows, dtype=np.float64) * scale)
-        blobs = [c.handle.to_bytes() for c in ciphers]
-        inputs = [self._bytes.residues(blob, components, level) for blob in blobs]
-        sums = residues.linear_combinations(inputs, integers, self.params.primes[: level + 1])
+
+        def column(component: int, prime: int) -> np.ndarray:
+            blobs = (c.handle.to_bytes() for c in ciphers)
+            read = (self._bytes.residues(b, components, level)[component, prime] for b in blobs)
+            return np.stack([each.copy() for each in read])
+
+        primes = self.params.primes[: level + 1]
+        shape = (components, self.params.n)
+        sums = residues.linear_combinations(column, shape, integers, primes)[::-1]
         results = []
-        for summed in sums:
+        while sums:
+            summed = sums.pop()  # its memory is free when the ciphertext is there
             handle = self._load(self._bytes.cipher(summed, level, product))
             total = _Sum(self._he, product)
             total.take(handle, bare=not summed[1:].any())

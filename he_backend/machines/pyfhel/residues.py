@@ -8,7 +8,7 @@ partial sums are then put together by Horner's rule with one reduction a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,30 +19,37 @@ _EXACT_BITS = 53
 
 
 def linear_combinations(
-    inputs: Sequence[np.ndarray], integers: np.ndarray, primes: Sequence[int]
-) -> np.ndarray:
+    read: Callable[[int, int], np.ndarray],
+    shape: tuple[int, int],
+    integers: np.ndarray,
+    primes: Sequence[int],
+) -> list[np.ndarray]:
     """Sums of integer multiples of residue arrays, modulo each prime.
 
     Args:
-      inputs: K arrays uint64[components, primes, N], reduced.
+      read: uint64[K, N], the reduced residues of one component (the first argument) and one prime
+        of all K arrays; asked for one by one, so that they never need to be there together.
+      shape: components, and N.
       integers: float64[R, K], whole numbers.
       primes: one modulus below 2^60 for each prime index.
 
     Returns:
-      uint64[R, components, primes, N], reduced.
+      R arrays uint64[components, primes, N], reduced.
     """
-    components, count, n = inputs[0].shape
-    out = np.empty((len(integers), components, count, n), dtype=np.uint64)
+    components, n = shape
+    out = [np.empty((components, len(primes), n), dtype=np.uint64) for _ in integers]
     for i, q in enumerate(primes):
         scalars = _centred(integers, q)
-        scalar_limb, column_limb = _limb_bits(scalars, q, len(inputs))
+        scalar_limb, column_limb = _limb_bits(scalars, q, integers.shape[1])
         left = _signed_limbs(scalars, scalar_limb)
         for c in range(components):
+            columns = read(c, i)
             for start in range(0, n, _CHUNK):
                 part = slice(start, min(start + _CHUNK, n))
-                columns = np.stack([x[c, i, part] for x in inputs])
-                right = _unsigned_limbs(columns, column_limb, q)
-                out[:, c, i, part] = _product(left, right, scalar_limb, column_limb, q)
+                right = _unsigned_limbs(columns[:, part], column_limb, q)
+                found = _product(left, right, scalar_limb, column_limb, q)
+                for whole, row in zip(out, found, strict=True):
+                    whole[c, i, part] = row
     return out
 
 

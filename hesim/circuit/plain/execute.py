@@ -102,8 +102,8 @@ class Executor:
         Args:
           instructions: instruction numbers, ascending; none of kind input or refresh.
           ciphers: ciphertexts by number; results are added.
-          keep: results to keep beyond their last use here; default all. Operands made elsewhere
-            always stay.
+          keep: what to keep in `ciphers` beyond its last use here, operands made before included;
+            default all.
 
         Returns:
           What was spent.
@@ -111,7 +111,6 @@ class Executor:
         order = [int(i) for i in instructions]
         groups = scalar_groups(self.circuit, order)
         last = self._last_uses(order) if keep is not None else {}
-        made = set(order)
         spent = Spent()
         done: set[int] = set()
         for i in order:
@@ -133,7 +132,7 @@ class Executor:
             done.add(i)
             if keep is not None:
                 for used in last.get(i, ()):
-                    if used in made and not keep(used):
+                    if not keep(used):
                         ciphers.pop(used, None)
         return spent
 

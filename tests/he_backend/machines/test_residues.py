@@ -34,7 +34,9 @@ def test_against_whole_numbers(seed, rows, terms, bits, extreme):
     integers = np.rint(rng.uniform(-1, 1, (rows, terms)) * 2.0**bits)
     if extreme:
         integers[0] = np.copysign(2.0**bits, integers[0])
-    result = linear_combinations(inputs, integers, MODULI)
+    stacked = np.stack(inputs)
+    found = linear_combinations(lambda c, k: stacked[:, c, k], (2, n), integers, MODULI)
+    result = np.stack(found)
     assert result.shape == (rows, 2, len(MODULI), n) and result.dtype == np.uint64
     for r in range(rows):
         for c in range(2):
