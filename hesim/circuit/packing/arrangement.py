@@ -246,8 +246,8 @@ def _direct(source: Layout, target: Layout) -> Relay | None:
         return None
     if max(source.ciphertexts, target.ciphertexts) * target.columns > _MOST_PLACES:
         return None
-    plan = map_plan(source, target, _kept(source))
-    if plan is None or len(plan.terms) > _MOST_TERMS:
+    plan = map_plan(source, target, _kept(source), most=_MOST_TERMS)
+    if plan is None:
         return None
     if _masked(plan, source, target):
         return Relay(plan, source, target, target, (), (map_work(plan),), masked=True)
@@ -289,8 +289,8 @@ def _filled(source: Layout, target: Layout) -> Relay | None:
     if not fills:
         return None
     middle = y._replace(slots=tuple(slots), zeros=True).canonical()
-    plan = map_plan(source, middle, _kept(source))
-    if plan is None or len(plan.terms) > _MOST_TERMS:
+    plan = map_plan(source, middle, _kept(source), most=_MOST_TERMS)
+    if plan is None:
         return None
     masked = _masked(plan, source, middle)
     work = map_work(plan, masked=masked)

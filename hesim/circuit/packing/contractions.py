@@ -24,7 +24,7 @@ import numpy as np
 
 from hesim.circuit.packing.families import Labels, Masks, Terms, forms, involved, terms
 from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout, Roll, refined, split
-from hesim.circuit.packing.maps import KEY, distinct, period
+from hesim.circuit.packing.maps import KEY, ascending, distinct, period
 
 _LARGEST = 2**17
 """Products of ciphertexts beyond which a contraction is not tried."""
@@ -266,7 +266,7 @@ def _plan(
         b = (found.right_step - turn) % period(right)
         versions = many[1] * distinct(lc, a, n), many[2] * distinct(rc, b, n)
         count = sum(versions) + many[0] * distinct(o, turn, n)
-        price = count + KEY * min(_different(a), _different(b))
+        price = count + KEY * min(len(ascending(a)), len(ascending(b)))
         if best is None or price < best[0]:
             best = price, count, turn % n, a, b
     assert best is not None
@@ -318,7 +318,7 @@ def _masking(
     )
     for left, own, step, other, along, versions in sides:
         # A product by a mask for each (version, class), then one of ciphertexts for each.
-        single = _different(_number(own, step, found.member, found.klass, turn)) * versions
+        single = len(ascending(_number(own, step, found.member, found.klass, turn))) * versions
         price = single + _DEAR * every
         ways.append(_Masking(price, True, left, False, single, ((1, single),), plain))
         # Or one product of ciphertexts for all masked versions that meet the same version.
@@ -341,16 +341,6 @@ def _number(*columns: np.ndarray) -> np.ndarray:
             span = len(values)
         out, span = out * size + column, span * size
     return out
-
-
-def _different(values: np.ndarray) -> int:
-    """How many different values there are, none of them negative."""
-    size = int(values.max(initial=0)) + 1
-    if size > 64 * len(values):
-        return len(np.unique(values))
-    seen = np.zeros(size, bool)
-    seen[values] = True
-    return int(np.count_nonzero(seen))
 
 
 def _counts(values: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ from hesim.circuit.packing.layout import (
 __all__ = [
     "MapPlan",
     "Terms",
+    "ascending",
     "copies",
     "distinct",
     "giant_steps",
@@ -45,6 +46,9 @@ KEY = 0.25
 
 _MANY = 4096
 """Terms beyond which only a few splits into baby and giant steps are compared."""
+
+_NEAR_LEAST = 1.25
+"""Times the least number of rotations at which no further split is looked for."""
 
 _MOST_PAIRS = 2**22
 """Pairs of places, with all that stays where it is left out, beyond which a map is not tried."""
@@ -111,7 +115,11 @@ def period(layout: Layout) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def map_plan(
-    source: Layout, target: Layout, kept: tuple[tuple[int, int], ...], outs: int = 1
+    source: Layout,
+    target: Layout,
+    kept: tuple[tuple[int, int], ...],
+    outs: int = 1,
+    most: int | None = None,
 ) -> MapPlan | None:
     """The cheapest plan of a map.
 
@@ -120,12 +128,13 @@ def map_plan(
       kept: (axis of the operand, axis of the result) that are the same index; other axes of the
         operand are contracted, others of the result fresh.
       outs: maps of this form on the same operand that share its baby steps.
+      most: terms that it may have.
 
     Returns:
-      None if the layouts have no common refinement or no terms.
+      None if the layouts have no common refinement, no terms or too many.
     """
     terms = _terms(source, target, dict(kept))
-    if terms is None or not len(terms):
+    if terms is None or not 0 < len(terms) <= (most or len(terms)):
         return None
     return planned(terms, target.ciphertexts, target.columns, period(source), outs)
 
@@ -177,7 +186,7 @@ def _terms(source: Layout, target: Layout, kept: Mapping[int, int]) -> Terms | N
     a, b = pairs
     repeats = period(x)
     shift = (xp[a] - yp[b]) % repeats
-    found = np.unique((yc[b] * source.ciphertexts + xc[a]) * repeats + shift)
+    found = ascending((yc[b] * source.ciphertexts + xc[a]) * repeats + shift)
     both, shift = np.divmod(found, repeats)
     out, into = np.divmod(both, source.ciphertexts)
     for c in still:
@@ -295,18 +304,26 @@ def giant_steps(
         for step in _steps(number, len(number) > _MANY):
             giant = number - number % step if step else np.zeros_like(number)
             baby = unit * (number - giant)
-            count = distinct(terms.into, baby, repeats) + KEY * len(set((baby % repeats).tolist()))
+            count = distinct(terms.into, baby, repeats) + KEY * len(ascending(baby % repeats))
             count += outs * distinct(terms.out, unit * giant, columns)
             count += KEY if step & (step - 1) else 0.0  # powers of two share their keys
             if best is None or count < best[0]:
                 best = count, unit * number, unit * giant
     assert best is not None
+    if best[0] < _NEAR_LEAST * _least(terms, outs) or len(terms) > _MANY:
+        return best[1], best[2]
     for giant, baby in chained_steps(terms.out, terms.shift % repeats, repeats):
         count = distinct(terms.into, baby, repeats) + outs * distinct(terms.out, giant, columns)
         count += KEY * len({*(baby % repeats).tolist(), *(giant % columns).tolist()})
         if count < best[0]:
             best = count, giant + baby, giant
     return best[1], best[2]
+
+
+def _least(terms: Terms, outs: int) -> float:
+    """About how many rotations the terms need at least, however they are split."""
+    sources, results = (len(ascending(ciphers)) for ciphers in (terms.into, terms.out))
+    return 2.0 * math.sqrt(outs * len(terms)) - sources - outs * results
 
 
 def _multiples(shift: np.ndarray, repeats: int) -> list[tuple[int, np.ndarray]]:
@@ -345,6 +362,17 @@ def _steps(number: np.ndarray, few: bool) -> list[int]:
     return [0, *(unit * f for f in sorted(factors))]
 
 
+def ascending(values: np.ndarray) -> np.ndarray:
+    """The different values, int64 and none of them negative."""
+    size = int(values.max(initial=-1)) + 1
+    if size <= _TABLE + 64 * len(values):
+        seen = np.zeros(size, bool)
+        seen[values] = True
+        return np.flatnonzero(seen)
+    ordered = np.sort(values)
+    return ordered[np.r_[True, ordered[1:] != ordered[:-1]]]
+
+
 def distinct(cipher: np.ndarray, step: np.ndarray, modulus: int) -> int:
     """How many pairs there are of a ciphertext and a step that is not 0, modulo `modulus`."""
     moved = step % modulus
@@ -352,12 +380,7 @@ def distinct(cipher: np.ndarray, step: np.ndarray, modulus: int) -> int:
     pairs = cipher[turned] * modulus + moved[turned]
     if not len(pairs):
         return 0
-    size = int(pairs.max()) + 1
-    if size > 64 * len(pairs) + _TABLE:
-        return len(np.unique(pairs))
-    seen = np.zeros(size, bool)
-    seen[pairs] = True
-    return int(np.count_nonzero(seen))
+    return len(ascending(pairs))
 
 
 def keys_and_parts(

@@ -29,6 +29,11 @@ __all__ = ["NoPlan", "Plan", "search"]
 _FEW = 6
 """Layouts of an unused input that are tried beside the one in which it meets another operand."""
 
+_FEW_STATES = 4
+"""States for which later rules are looked at, the cheapest, since their work grows with elements;
+only one of them where others have offers already.
+"""
+
 _FREE = None
 """Layout of an input that nothing has used yet: the client packs it as it is wanted."""
 
@@ -118,7 +123,7 @@ class _Search:
 
     def _next(self, states: Sequence[_State], op: Operation, live: set[int]) -> list[_State]:
         """The states that an operation leads to: by later rules where earlier ones offer nothing,
-        as long as a state is cheaper than what others have come to.
+        for the cheapest states, as long as they are cheaper than what others have come to.
         """
         found: dict[Any, _State] = {}
         for rules in TIERS:
@@ -127,7 +132,7 @@ class _Search:
             for state in states:
                 if state.seconds < least and not self._after(state, op, rules, live, found):
                     left.append(state)
-            states = left
+            states = left[: 1 if found else _FEW_STATES]
         return list(found.values())
 
     def _after(
