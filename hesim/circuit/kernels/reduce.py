@@ -104,16 +104,44 @@ def rotate_and_sum(b: Builder, node: int, steps: list[int]) -> int:
 
 
 def _rotated_sum(b: Builder, node: int, steps: list[int]) -> int:
-    if len(steps) == 1:
-        return b.rotate(node, steps[0])
-    half = len(steps) // 2
-    if len(steps) % 2 == 0:
-        apart = steps[half] - steps[0]
-        if [s + apart for s in steps[:half]] == steps[half:]:
-            inner = _rotated_sum(b, node, steps[:half])
-            return b.add([(1, inner), (1, b.rotate(inner, apart))])
-    inner = _rotated_sum(b, node, steps[:-1])
-    return b.add([(1, inner), (1, b.rotate(node, steps[-1]))])
+    """The sum of rotations by steps, which are counted from the one after the widest gap of the
+    cycle, so that a run of steps stays one where it goes around.
+    """
+    gaps = [(s - before) % b.columns for before, s in zip([steps[-1], *steps[:-1]], steps)]
+    start = steps[gaps.index(max(gaps))] if len(steps) > 1 and len(set(gaps)) > 1 else steps[0]
+    return b.rotate(_summed_from(b, node, sorted((s - start) % b.columns for s in steps)), start)
+
+
+def _summed_from(b: Builder, node: int, steps: list[int]) -> int:
+    """The sum of rotations by ascending steps from 0 on: runs of equal distance by doubling, runs
+    of runs one after the other, others one by one.
+    """
+    while len(steps) > 1:
+        apart = steps[1]
+        length = next((k for k, s in enumerate(steps) if s != k * apart), len(steps))
+        outer = steps[::length]
+        if steps != [o + k * apart for o in outer for k in range(length)]:
+            return b.add([(1, b.rotate(node, s)) for s in steps])
+        node, steps = _doubled(b, node, apart, length), outer
+    return node
+
+
+def _doubled(b: Builder, node: int, apart: int, count: int) -> int:
+    """The sum of rotations by 0, apart, ..., (count - 1) * apart: as many steps, and so keys, as
+    `count` has bits.
+    """
+    power = node  # the sum of `size` rotations
+    rest: int | None = None  # the sum of as many as the lower bits of `count` say
+    size = 1
+    while True:
+        if count & size:
+            turned = None if rest is None else b.rotate(rest, size * apart)
+            rest = power if turned is None else b.add([(1, power), (1, turned)])
+        if 2 * size > count:
+            assert rest is not None, "there is something to add up"
+            return rest
+        power = b.add([(1, power), (1, b.rotate(power, size * apart))])
+        size *= 2
 
 
 def _weighted(
