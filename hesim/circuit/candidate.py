@@ -12,7 +12,7 @@ import numpy as np
 from hesim.circuit import emission, levels
 from hesim.circuit.aim import Aim
 from hesim.circuit.builder import Builder
-from hesim.circuit.circuit import Circuit, PlaintextFamily, TensorLocation
+from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
 from hesim.circuit.ledger import ledger
 from hesim.circuit.publics import Publics
 from hesim.errors import ParameterError, ValueOverflowError
@@ -23,6 +23,9 @@ __all__ = ["Candidate", "Lowered"]
 
 _SPARE = 1.25
 """Times the largest value met that a level has to hold: calibrations are taken to be as wide."""
+
+_KEY_SECONDS = 0.002
+"""What a rotation key more may cost in a run: it is made once, for many of them."""
 
 
 class Lowered(Protocol):
@@ -113,8 +116,17 @@ class Candidate:
 
     @property
     def cost(self) -> tuple[float, float]:
-        """What is compared with other plans: rounds, if these count, and seconds."""
-        return (self.schedule.rounds if self.aim.rounds else 0, self.schedule.seconds)
+        """What is compared with other plans: rounds, if these count, and seconds, with those of a
+        rotation key for each step.
+        """
+        seconds = self.schedule.seconds + _KEY_SECONDS * self.rotation_keys
+        return (self.schedule.rounds if self.aim.rounds else 0, seconds)
+
+    @functools.cached_property
+    def rotation_keys(self) -> int:
+        """How many different steps it rotates by."""
+        nodes = self.builder.nodes
+        return len({nodes[n].param for n in self.planner.live if nodes[n].kind == Kind.ROTATE})
 
     @functools.cached_property
     def settled(self) -> levels.Schedule:

@@ -23,13 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "compile", "planned", "planned_for"]
 
-_WORTH_TABLES = 1_000_000
+_WORTH_TABLES = 100_000
 """Terms of a Program, one for each product of elements, beyond which the search comes first, and
 tables only where it has no plan.
 """
 
-_WORTH_SEARCH = 1.0
-"""Seconds of a run beyond which a better plan is searched for: a search takes a second or so."""
+_WORTH_SEARCH = 0.2
+"""Seconds of a run beyond which a better plan is searched for: of a small program, a search takes
+about as long.
+"""
+
+_FEW_KEYS = 16
+"""Rotation keys beyond which a better plan is searched for, too: one takes as long to make as a
+dozen rotations, and megabytes.
+"""
 
 _SURROGATE = 1.6
 """How much dearer the search takes a plan to be than it is once its levels are chosen, at most."""
@@ -129,7 +136,7 @@ def planned_for(
         best = _packed(program, params, aim, batch, watch, None, failures)
     if best is None and not (failures and aim.price == math.inf):
         best = _tabled(program, params, aim, batch, layouts, watch, failures)
-        worth = best is None or best.cost > (0, _WORTH_SEARCH)
+        worth = best is None or best.cost > (0, _WORTH_SEARCH) or best.rotation_keys > _FEW_KEYS
         if layouts is None and worth and not searched:
             best = _packed(program, params, aim, batch, watch, best, failures)
     short = any(isinstance(e, LevelError) for e in failures)
