@@ -1,7 +1,8 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
 `noise` and `shared_errors` measure for the better part of an hour, `training` compiles and
-`reviews` trains for minutes, and `packing` wants the machine for itself; these have to be named.
+`reviews` trains for minutes, and `packing` and `paper` want the machine for themselves; these have
+to be named.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks import (
     noise,
     operations,
     packing,
+    paper,
     reviews,
     shared_errors,
     simulation,
@@ -31,6 +33,7 @@ ALL = {
     "operations": operations.main,
     "machines": machines.main,
     "packing": lambda: packing.main([]),
+    "paper": lambda: paper.main([]) == 0,
     "simulation": lambda: simulation.main([]),
     "noise": noise.main,
     "circuits": lambda: circuits.main([]),
@@ -39,7 +42,7 @@ ALL = {
     "training": training.main,
     "reviews": lambda: reviews.main([]),
 }
-LONG = ("noise", "shared_errors", "training", "reviews", "packing")
+LONG = ("noise", "shared_errors", "training", "reviews", "packing", "paper")
 
 
 def main(names: list[str]) -> int:

@@ -1,8 +1,10 @@
 """The published two-layer model, planned and run: `python -m benchmarks.paper [what] [options]`.
 
-`plans` compiles it at the price of a refresh by the key holder and of a bootstrap. `run` sends one
-sentence through it encrypted, from embedded rows to logits; with `--folder` an interrupted run goes
-on where it was. `--size` takes a smaller model of the same operations.
+`plans` compiles it at the price of a refresh by the key holder and of a bootstrap. `tables` and
+`ratios` show what is planned for the matrix products that the paper counts, and for the pairs of
+computations whose seconds it compares, beside its figures. `run` sends one sentence through the
+model encrypted, from embedded rows to logits; with `--folder` an interrupted run goes on where it
+was. `--size` takes a smaller model of the same operations.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from pathlib import Path
 
 import hesim
 from benchmarks.paper_cases import SIZES, bootstrapped, key_holder, sentence, shapes
+from benchmarks.paper_ratios import ratios
 from benchmarks.paper_run import run, show_plan
+from benchmarks.paper_tables import layer, tables
 from he_backend.processes.memory import peak_bytes
 from models.config import EncoderConfig
 
@@ -28,7 +32,8 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """Print the figures; returns 1 if the run's logits are wrong, else 0."""
     parser = argparse.ArgumentParser(description="The published model, planned and run encrypted.")
-    parser.add_argument("what", nargs="?", default="plans", choices=("plans", "run"))
+    what = ("plans", "tables", "ratios", "run")
+    parser.add_argument("what", nargs="?", default="plans", choices=what)
     parser.add_argument("--size", default="whole", choices=tuple(SIZES))
     parser.add_argument("--log-n", type=int, default=15, help="of the ring of a run")
     parser.add_argument("--folder", type=Path, help="keeps the work of a run that is interrupted")
@@ -37,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = SIZES[chosen.size]
     if chosen.what == "run":
         return int(not run(config, chosen.log_n, chosen.folder, chosen.workers))
-    plans(config)
+    {"plans": lambda: plans(config), "tables": tables, "ratios": ratios}[chosen.what]()
     return 0
 
 
@@ -50,6 +55,8 @@ def plans(config: EncoderConfig) -> None:
         started = time.perf_counter()
         circuit = hesim.compile(program, ring, refresh_price=price)
         show_plan(circuit, time.perf_counter() - started)
+        first = ", ".join(f"{count:,} {name}" for name, count in layer(circuit).items())
+        print(f"  of these the first layer {first}")
         print(f"  peak memory              {peak_bytes() / 1e9:8.2f} GB", flush=True)
 
 

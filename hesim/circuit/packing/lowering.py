@@ -36,6 +36,9 @@ _LARGE_BATCH = 32
 ciphertexts of its own.
 """
 
+_MOST_INPUTS = 20_000
+"""Ciphertexts of one input beyond which a layout is not tried."""
+
 _FINALISTS = 3
 """Plans of one batch axis that are emitted, to be compared by their levels."""
 
@@ -131,9 +134,12 @@ def lowerings(
     beam: int = 32,
     bound: float = math.inf,
     watch: CompileWatch | None = None,
+    most: int = _MOST_INPUTS,
 ) -> Iterator[PackedLowering]:
     """The best plans, lowered: those with the batch along the width of the columns, then those that
     treat it as any other axis.
+
+    most: ciphertexts that an input is laid out in.
     """
     secret = [v for v in program.inputs if v.encrypted]
     if not secret or any(0 in v.shape for e in program.ops for v in (*e.inputs, *e.outputs)):
@@ -147,7 +153,7 @@ def lowerings(
         setting = _setting(program, axes, params.slots // width)
         ops = operations(program, axes)
         try:
-            plans = search(setting, ops, prices, beam=beam, bound=bound, watch=watch)
+            plans = search(setting, ops, prices, beam=beam, most=most, bound=bound, watch=watch)
         except NoPlan:
             continue
         bound = min(bound, _NEAR * plans[0].seconds)
