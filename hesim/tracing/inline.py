@@ -22,6 +22,7 @@ from hesim.source import Frame, frames_of, of_frames
 from hesim.tracing.call import Call
 from hesim.tracing.known import Known, known_result
 from hesim.tracing.rewritings import REWRITINGS
+from hesim.tracing.zeros import always_zero, zero_operand
 
 __all__ = ["Inliner", "Value"]
 
@@ -52,11 +53,14 @@ _MARK = "hesim:"
 
 
 class Value(NamedTuple):
-    """One value of the walk: a tracer, whether it is encrypted, and what is known of it."""
+    """One value of the walk: a tracer, whether it is encrypted, what is known of it, and whether it
+    is zero although it is encrypted.
+    """
 
     value: Any
     secret: bool
     known: Known | None = None
+    zero: bool = False
 
 
 Trail = tuple[Frame, ...]
@@ -135,14 +139,15 @@ class Inliner:
             inner = params[_CALLS[name]]
             return self._enter(inner, operands, trail)
         if any(v.secret for v in operands):
-            found = self._of_encrypted(eqn, operands, trail)
+            found = self._of_encrypted(eqn, operands, trail) or _plus_nothing(eqn, operands)
             if found is not None:
                 return found
         out = eqn.primitive.bind(*_values(operands), **eqn.primitive.get_bind_params(params))
         out = list(out) if eqn.primitive.multiple_results else [out]
         secret = any(v.secret for v in operands)
         known = known_result(eqn, [None if v.secret else v.known for v in operands])
-        return [Value(o, secret, k) for o, k in zip(out, known, strict=True)]
+        zero = secret and always_zero(name, _values(operands), _zeros(eqn, operands))
+        return [Value(o, secret, k, zero) for o, k in zip(out, known, strict=True)]
 
     def _of_encrypted(
         self, eqn: Any, operands: Sequence[Value], trail: Trail
@@ -262,3 +267,28 @@ def _values(operands: Sequence[Value]) -> list[Any]:
 
 def _traced(value: Any) -> bool:
     return isinstance(value, Tracer)
+
+
+def _zeros(eqn: Any, operands: Sequence[Value]) -> list[bool]:
+    """Which operands are zero, of an operation on encrypted values."""
+    asked = eqn.primitive.name == "mul"
+    return [
+        v.zero if v.secret else asked and zero_operand(v.known, var.aval.size)
+        for v, var in zip(operands, eqn.invars, strict=True)
+    ]
+
+
+def _plus_nothing(eqn: Any, operands: Sequence[Value]) -> list[Value] | None:
+    """The sum of a public value and an encrypted one that is zero: public; None of others."""
+    if eqn.primitive.name not in ("add", "add_any", "sub"):
+        return None
+    for k, (one, other) in enumerate((operands, operands[::-1])):
+        if one.zero and not other.secret:
+            (out,) = eqn.outvars
+            value = lax.convert_element_type(other.value, out.aval.dtype)
+            if value.shape != out.aval.shape:
+                value = lax.broadcast(value, out.aval.shape)
+            negative = eqn.primitive.name == "sub" and k == 0
+            known = other.known if not negative and np.shape(other.value) == value.shape else None
+            return [Value(lax.neg(value) if negative else value, False, known)]
+    return None
