@@ -19,7 +19,7 @@ from hesim.circuit.packing.inputs import alike, digits, input_layouts, meeting
 from hesim.circuit.packing.layout import Layout
 from hesim.circuit.packing.offers.contraction import labels_of
 from hesim.circuit.packing.offers.offer import Offer, Rule, Setting, of_one_member
-from hesim.circuit.packing.offers.table import OPAQUE, TIERS
+from hesim.circuit.packing.offers.table import OFFERS, OPAQUE, TIERS
 from hesim.circuit.packing.operations import Operation
 from hesim.program import Var
 from hesim.progress import CompileWatch
@@ -33,6 +33,9 @@ _FEW_STATES = 4
 """States for which later rules are looked at, the cheapest, since their work grows with elements;
 only one of them where others have offers already.
 """
+
+_LATER = 12
+"""Offers of a later rule whose moves are looked at: those with the cheapest work."""
 
 _FREE = None
 """Layout of an input that nothing has used yet: the client packs it as it is wanted."""
@@ -133,6 +136,8 @@ class _Search:
                 if state.seconds < least and not self._after(state, op, rules, live, found):
                     left.append(state)
             states = left[: 1 if found else _FEW_STATES]
+            if found and op.kind == "dot_general":
+                break  # which looks for shears of its operands itself
         return list(found.values())
 
     def _after(
@@ -261,6 +266,8 @@ class _Search:
             seen = layouts
         found: dict[Any, list[_Way]] = {}
         offers = rule(self.setting, op, seen) if rule is not None and seen is not None else ()
+        if rules is not OFFERS:
+            offers = heapq.nsmallest(_LATER, offers, key=lambda o: self.prices.seconds(o.works))
         for offer in offers:
             way = self._way(op, offer, seen or layouts)
             if way is not None:
