@@ -45,6 +45,7 @@ def run(
     refresh_price: float | str | None = None,
     objective: str = "seconds",
     interactive: bool = True,
+    memory: float | None = None,
     circuit: Circuit | None = None,
     run_dir: str | os.PathLike | None = None,
     client_dir: str | os.PathLike | None = None,
@@ -71,7 +72,8 @@ def run(
       backend: "pyfhel" (encrypted, client and server processes), "slots" (plain vectors), or
         another machine of `he_backend.machines.table`.
       compare: decrypt every operation's result and hold it against the exact and the predicted one.
-      refresh_price, objective, interactive: as for `hesim.compile`, if no `circuit` is given.
+      refresh_price, objective, interactive, memory: as for `hesim.compile`, if no `circuit` is
+        given.
       circuit: compiled already, of this very program.
       run_dir: where an interrupted run leaves its work and finds it again; default temporary.
       client_dir: the client's state, secret key included; default `run_dir` + ".client".
@@ -116,7 +118,8 @@ def run(
         aim = None
         if circuit is None:
             asked = {"objective": objective, "interactive": interactive}
-            asked |= {"refresh_price": refresh_price, "calibration": calibration}
+            asked |= {"refresh_price": refresh_price, "memory": memory}
+            asked |= {"calibration": calibration}
             circuit = _compiled(program, params, asked, reporter)
             aim = Aim.of(program=program, **asked)
         _check_circuit(program, params, circuit)

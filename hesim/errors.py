@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentError",
+    "EmptySlotsWarning",
     "FolderInUseError",
     "HesimError",
     "LayoutError",
     "LevelError",
     "NotHomomorphicError",
     "Obstacle",
+    "OverBudgetError",
     "ParameterError",
     "SwallowedNoiseWarning",
     "TooLargeError",
@@ -227,6 +229,29 @@ class TooLargeError(LayoutError, MemoryError):
         )
 
 
+class OverBudgetError(LayoutError, MemoryError):
+    """Nothing that was planned runs within the bytes that the caller allows.
+
+    Attributes:
+      needed: bytes of the plan that takes the fewest. memory: that are allowed.
+
+    Examples:
+      >>> import hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: x.sum(), np.zeros(8))
+      >>> hesim.compile(program, params, memory=1_000_000)
+      Traceback (most recent call last):
+          ...
+      hesim.errors.OverBudgetError: <lambda> takes at least ...
+    """
+
+    def __init__(self, message: str, needed: int, memory: int):
+        self.needed, self.memory = needed, memory
+        super().__init__(message)
+
+
 class ValueOverflowError(HesimError, OverflowError):
     """Values met in calibration, or in a certified run, wrap around the modulus at some level.
 
@@ -242,6 +267,10 @@ class ValueOverflowError(HesimError, OverflowError):
           ...
       hesim.errors.ValueOverflowError: ...
     """
+
+
+class EmptySlotsWarning(UserWarning):
+    """A plan leaves slots empty that more members of the batch would fill at the same price."""
 
 
 class SwallowedNoiseWarning(UserWarning):

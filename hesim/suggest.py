@@ -15,6 +15,7 @@ import numpy as np
 from jax import tree_util
 
 from hesim.circuit.compile import Candidate, planned
+from hesim.circuit.cost import KEY_RUNS, key_seconds
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
 from hesim.noise.placement import of_circuit
@@ -62,6 +63,12 @@ class Alternative:
     @property
     def fits(self) -> bool:
         return not self.lacks
+
+    @property
+    def priced_seconds(self) -> float:
+        """Seconds of a run, with a share of those in which its keys are made."""
+        keys = self.key_bytes / self.params.key_bytes()
+        return self.seconds + keys * key_seconds(self.params) / KEY_RUNS
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,8 @@ def suggest(
 ) -> Suggestion:
     """Searches rings, chain lengths and scales; each candidate is compiled and its noise predicted.
 
+    The cheapest has the fewest seconds of a run and of a tenth of the making of its keys.
+
     Args:
       program: from ``hesim.trace``.
       bits: precision wanted of the outputs, -log2 of their root mean square (absolute) error.
@@ -214,7 +223,7 @@ def suggest(
         if 1 << (log_n - 1) >= slots:
             for levels in _lengths(program, log_n, bits, headroom, security):
                 found += trial.set_exact_scale(log_n, levels, headroom, security)
-    found.sort(key=lambda a: (a.seconds, a.key_bytes, a.params.scale_bits))
+    found.sort(key=lambda a: (a.priced_seconds, a.key_bytes, a.params.scale_bits))
     fitting = [a for a in found if a.fits]
     if not fitting:
         raise ParameterError(_nothing(found, bits, slots, memory, security, rings))

@@ -62,6 +62,10 @@ def plan(
         bool,
         typer.Option("--no-interactive", help="The key holder refreshes nothing."),
     ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="GB that compiling, and a process that evaluates, may take."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -91,6 +95,7 @@ def plan(
             refresh_price=price_of(refresh_price),
             objective=objective,
             interactive=not alone,
+            memory=None if memory is None else memory * 1e9,
         )
     console = make_console(whole=True)
     if listing:

@@ -29,6 +29,7 @@ class Aim:
         for the refresher's own.
       refresher: who refreshes.
       objective: "seconds", or "rounds" for the fewest rounds and, of these plans, fewest seconds.
+      memory: bytes that evaluation may take, by one process; None for any.
       contents: largest absolute slot value of the stages of an operation, by its number, -1 for
         inputs: they end at levels that hold it.
       values: largest absolute value of each operation's result, by its number, alike.
@@ -37,6 +38,7 @@ class Aim:
     price: float | None = None
     refresher: Refresher = KEY_HOLDER
     objective: str = "seconds"
+    memory: int | None = None
     contents: Mapping[int, float] = field(default_factory=dict)
     values: Mapping[int, float] = field(default_factory=dict)
 
@@ -54,6 +56,7 @@ class Aim:
         objective: str = "seconds",
         interactive: bool = True,
         calibration: Calibration | None = None,
+        memory: float | None = None,
     ) -> Aim:
         """The aim that arguments of `hesim.compile` describe.
 
@@ -68,7 +71,10 @@ class Aim:
             price = math.inf
             _check_without_rounds(program)
         values = {} if calibration is None else calibration.largest(program)
-        return cls(price, refresher, objective, {}, values)
+        if memory is not None and not 0 < memory < math.inf:
+            raise ParameterError(f"memory={memory!r} must be a positive number of bytes, or None")
+        limit = None if memory is None else int(memory)
+        return cls(price, refresher, objective, limit, {}, values)
 
 
 def _check_without_rounds(program: Program) -> None:

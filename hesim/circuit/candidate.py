@@ -13,7 +13,9 @@ from hesim.circuit import emission, levels
 from hesim.circuit.aim import Aim
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
+from hesim.circuit.cost import KEY_RUNS, key_seconds
 from hesim.circuit.ledger import ledger
+from hesim.circuit.limits.budget import within
 from hesim.circuit.publics import Publics
 from hesim.errors import ParameterError, ValueOverflowError
 from hesim.params import CKKSParams, larger_capacity
@@ -23,9 +25,6 @@ __all__ = ["Candidate", "Lowered"]
 
 _SPARE = 1.25
 """Times the largest value met that a level has to hold: calibrations are taken to be as wide."""
-
-_KEY_SECONDS = 0.002
-"""What a rotation key more may cost in a run: it is made once, for many of them."""
 
 
 class Lowered(Protocol):
@@ -81,6 +80,7 @@ class Candidate:
             floors=self._floors(params),
         )
         self.schedule = self.planner.greedy()
+        self._key_seconds = key_seconds(params)
 
     def _describe(self, source: int) -> str:
         if source < 0:
@@ -116,10 +116,10 @@ class Candidate:
 
     @property
     def cost(self) -> tuple[float, float]:
-        """What is compared with other plans: rounds, if these count, and seconds, with those of a
-        rotation key for each step.
+        """What is compared with other plans: rounds, if these count, and seconds, with a share of
+        those of making keys.
         """
-        seconds = self.schedule.seconds + _KEY_SECONDS * self.rotation_keys
+        seconds = self.schedule.seconds + self._key_seconds / KEY_RUNS * self.rotation_keys
         return (self.schedule.rounds if self.aim.rounds else 0, seconds)
 
     @functools.cached_property
@@ -154,7 +154,11 @@ class Candidate:
         return self._ring == (params.log_n, params.levels)
 
     def circuit(self, params: CKKSParams) -> Circuit:
-        """Settles the levels and emits the instructions, for parameters that it `fits`."""
+        """Settles the levels and emits the instructions, for parameters that it `fits`.
+
+        Raises:
+          OverBudgetError: they do not run within the memory of the aim.
+        """
         if not self.fits(params):
             raise ParameterError(
                 f"planned for log2 N and levels {self._ring}, not for {params}: plan again"
@@ -163,10 +167,14 @@ class Candidate:
         emitted = emission.emit(b, params, self.settled, self.planner.live, self.unit)
         data = emission.arrays(emitted)
         packs, data = _used_packs(tuple(b.packs), data)
+        number = np.arange(len(data["kind"]))
+        if self.aim.memory is not None:
+            budget = self.aim.memory, program.name
+            data, number = within(params, data, packs, self.slots, *budget)
         where = np.full(len(b.nodes) + 1, -2, np.int32)  # not computed
         where[-1] = -1
         for node, cipher in emitted.made.items():
-            where[node] = cipher
+            where[node] = number[cipher]
         ops = program.ops
         number = {v.id: k for k, eqn in enumerate(ops) for v in eqn.outputs}
 
@@ -207,6 +215,7 @@ class Candidate:
                 self._layouts(),
             ),
             refresher=self.aim.refresher,
+            memory=self.aim.memory,
             program=program,
             publics=self.lowered.publics,
             **data,

@@ -199,6 +199,7 @@ class Ledger:
       cipher_bytes: bytes of the ciphertexts alive at a time, at most, by their sizes.
       peak_bytes: predicted memory of one process that evaluates: the machine itself, evaluation
         keys, ciphertexts alive, and the plaintexts that it keeps.
+      key_seconds: predicted for making all evaluation keys on one core; in no other figure.
       costs: name of the cost table that seconds and peak_bytes are predicted by.
     """
 
@@ -226,6 +227,7 @@ class Ledger:
     peak_bytes: int = 0
     costs: str = ""
     levels: int = 0
+    key_seconds: float = 0.0
 
     def counts(self) -> dict[str, int]:
         """The operation counts that a machine can count by itself."""
@@ -238,7 +240,7 @@ class Ledger:
     def _totals(self) -> list[tuple[str, str]]:
         names = [f.name for f in dataclasses.fields(self) if f.name != "operations"]
         values = [(name, getattr(self, name)) for name in names]
-        values.insert(1, values.pop())  # levels belong to the depth
+        values.insert(1, values.pop([name for name, _ in values].index("levels")))
         shown = [(name.replace("_", " "), _written(x)) for name, x in values if x != ""]
         return [(name, f"{x} between refreshes" if name == "levels" else x) for name, x in shown]
 
@@ -323,6 +325,7 @@ class Circuit:
       taps: one Tap per operation of which anything is computed as a tensor.
       input_labels: name of each encrypted leaf.
       refresher: who serves its refreshes.
+      memory: bytes that evaluating it may take, by one process; None for what there is.
       ledger: what it spends.
       program: what it was compiled from; None once loaded.
       publics: what evaluates its public operands; None once loaded.
@@ -362,6 +365,7 @@ class Circuit:
     input_labels: tuple[str, ...]
     ledger: Ledger
     refresher: Refresher = KEY_HOLDER
+    memory: int | None = None
     program: Any = field(default=None, repr=False)
     publics: Any = field(default=None, repr=False)
 
@@ -378,15 +382,33 @@ class Circuit:
             f"{len(self.rotation_steps):,} rotation keys"
         )
 
+    @property
+    def batch(self) -> int:
+        """Members of the batch that lie side by side in the slots, 1 if there is none."""
+        return max([family.batch for family in self.inputs], default=1)
+
+    @property
+    def full_batch(self) -> int:
+        """Members that would fill the slots of these ciphertexts, at the same price."""
+        columns = max([family.columns for family in self.inputs], default=1)
+        return self.params.slots // columns if self.batch > 1 else 1
+
     def _side_by_side(self) -> str:
-        members = max([tap.batch for tap in self.inputs], default=1)
-        return f", {members:,} members of the batch side by side" if members > 1 else ""
+        if self.batch == 1:
+            return ""
+        more = f" (room for {self.full_batch:,})" if self.full_batch > self.batch else ""
+        return f", {self.batch:,} members of the batch side by side{more}"
 
     def __str__(self) -> str:
         return f"{self!r}\n{self.ledger.table()}"
 
     def _repr_html_(self) -> str:
         return html_block(repr(self), inner=self.ledger._repr_html_())
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """Of `memory`, what is left for plaintexts that are kept encoded; None without a limit."""
+        return None if self.memory is None else max(self.memory - self.ledger.peak_bytes, 0)
 
     @cached_property
     def rotation_steps(self) -> tuple[int, ...]:
@@ -459,6 +481,7 @@ class Circuit:
             "input_labels": self.input_labels,
             "ledger": dataclasses.asdict(self.ledger),
             "refresher": dataclasses.asdict(self.refresher),
+            "memory": self.memory,
         }
         for group in ("packs", "inputs"):
             entries = []
@@ -530,6 +553,7 @@ class Circuit:
                 op_sources=tuple(meta["op_sources"]),
                 input_labels=tuple(meta["input_labels"]),
                 refresher=Refresher(**meta.get("refresher", dataclasses.asdict(KEY_HOLDER))),
+                memory=meta.get("memory"),
                 ledger=_ledger(meta["ledger"]),
                 **{name: data[name] for name in _ARRAYS},
                 **groups,

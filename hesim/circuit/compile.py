@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hesim.circuit import tables
+from hesim.circuit import sizes, tables
 from hesim.circuit.aim import Aim
 from hesim.circuit.builder import Overspent
 from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.packing.lowering import PackedLowering, lowerings
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
-from hesim.errors import LayoutError, LevelError, TraceError
+from hesim.errors import LayoutError, LevelError, OverBudgetError, TraceError
 from hesim.params import CKKSParams
 from hesim.program import Program
 from hesim.progress import CompileProgress, CompileWatch, Reporter, watching
@@ -38,6 +40,9 @@ _FEW_KEYS = 16
 dozen rotations, and megabytes.
 """
 
+_OTHERS = 5
+"""Plans beside the best that are kept, for less memory than that one takes."""
+
 _SURROGATE = 1.6
 """How much dearer the search takes a plan to be than it is once its levels are chosen, at most."""
 
@@ -51,6 +56,7 @@ def compile(
     objective: str = "seconds",
     interactive: bool = True,
     calibration: Calibration | None = None,
+    memory: float | None = None,
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
     progress: bool | Callable[[CompileProgress], None] | Reporter | None = None,
@@ -71,6 +77,10 @@ def compile(
         and decryption: the key holder refreshes nothing, a bootstrap may.
       calibration: from `hesim.calibrate` on this program: its values, wider by a quarter, are
         computed at levels whose modulus has room for them.
+      memory: bytes, at most, that compiling takes, and that one process takes which evaluates
+        (`ledger.peak_bytes`: machine, keys, ciphertexts, plaintexts). Where it does not hold a key
+        for every rotation, some are composed of others; plaintexts are kept encoded as far as there
+        is room, else encoded for each use.
       batch: lay the members of a batch side by side in the slots where nothing mixes them.
       layouts: per encrypted input, the axes (without the batch axis) that go on slots, outermost
         first; chosen by predicted cost if None.
@@ -83,6 +93,7 @@ def compile(
     Raises:
       LevelError: levels run out and refreshes are forbidden: how many it takes, in which ring, and
         which operation takes most of them. LayoutError: nothing fits the slots.
+      OverBudgetError, TooLargeError: nothing fits the memory, evaluated or compiled.
       ValueOverflowError: no level holds the values of the calibration.
       TraceError: not a Program, or not CKKSParams. ParameterError: such a price or objective.
 
@@ -96,11 +107,26 @@ def compile(
       (1, 0, 0)
     """
     need_planable(program, params)
-    aim = Aim.of(program, refresh_price, refresher, objective, interactive, calibration)
-    with watching(progress) as watch:
-        plan = planned_for(program, params, aim, batch=batch, layouts=layouts, watch=watch)
+    aim = Aim.of(program, refresh_price, refresher, objective, interactive, calibration, memory)
+    with watching(progress) as watch, sizes.limited(aim.memory):
+        others: list[Candidate] | None = None if aim.memory is None else []
+        plan = planned_for(
+            program, params, aim, batch=batch, layouts=layouts, watch=watch, others=others
+        )
         watch.writing()
-        return plan.circuit(params)
+        circuit = _first_within(params, [plan, *(others or ())])
+    return circuit
+
+
+def _first_within(params: CKKSParams, plans: Sequence[Candidate]) -> Circuit:
+    """The Circuit of the first of these plans, the cheapest first, that memory has room for."""
+    failures: list[OverBudgetError] = []
+    for plan in plans:
+        try:
+            return plan.circuit(params)
+        except OverBudgetError as error:
+            failures.append(error.with_traceback(None))
+    raise min(failures, key=lambda e: e.needed)
 
 
 def planned(
@@ -125,31 +151,72 @@ def planned_for(
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
     watch: CompileWatch | None = None,
+    others: list[Candidate] | None = None,
 ) -> Candidate:
-    """The best plan for an aim; `watch` is told of every layout and operation. Errors are those of
-    `compile`.
+    """The best plan for an aim. Errors are those of `compile`.
+
+    watch: is told of every layout and operation. others: gets a few plans that are not the best,
+    the cheapest first, if it is given.
     """
+    task = _Task(program, params, aim, batch, layouts, watch, others)
     best: Candidate | None = None
-    failures: list[Exception] = []
     searched = layouts is None and tables.terms(program) > _WORTH_TABLES
     if searched:
-        best = _packed(program, params, aim, batch, watch, None, failures)
-    if best is None and not (failures and aim.price == math.inf):
-        best = _tabled(program, params, aim, batch, layouts, watch, failures)
-        worth = best is None or best.cost > (0, _WORTH_SEARCH) or best.rotation_keys > _FEW_KEYS
+        best = _packed(task, None)
+    if best is None and not (task.failures and aim.price == math.inf):
+        best = _tabled(task)
+        worth = best is None or best.cost > (0, _WORTH_SEARCH) or task.most_keys(best) > _FEW_KEYS
         if layouts is None and worth and not searched:
-            best = _packed(program, params, aim, batch, watch, best, failures)
-    short = any(isinstance(e, LevelError) for e in failures)
+            best = _packed(task, best)
+    short = any(isinstance(e, LevelError) for e in task.failures)
     secret = any(v.encrypted for v in program.inputs)
     if best is None and batch and layouts is None and secret and not short:
         # What cannot be laid out for one member at a time may be for all of them as one tensor.
         try:
-            return planned_for(program, params, aim, batch=False, watch=watch)
+            return planned_for(program, params, aim, batch=False, watch=watch, others=others)
         except (LayoutError, LevelError) as error:
-            failures.append(error.with_traceback(None))
+            task.failures.append(error.with_traceback(None))
     if best is None:
-        raise _nearest(failures) or _nothing_to_lay_out(program, params)
+        raise _nearest(task.failures) or _nothing_to_lay_out(program, params)
+    if others is not None:
+        others[:] = [plan for plan in others if plan is not best]
     return best
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is planned, and what came of it: why layouts are none, plans beside the best, and
+    seconds and rotation keys of the fastest run.
+    """
+
+    program: Program
+    params: CKKSParams
+    aim: Aim
+    batch: bool
+    layouts: Sequence[Sequence[int]] | None
+    watch: CompileWatch | None
+    others: list[Candidate] | None
+    failures: list[Exception] = field(default_factory=list)
+    fastest: list[float] = field(default_factory=lambda: [math.inf, 0.0])
+
+    @functools.cached_property
+    def choices(self) -> list[tables.Choice]:
+        """Layouts by tables, those of few ciphertexts first."""
+        found = tables.choices(self.program, self.params, self.batch, self.layouts)
+        return sorted(found, key=lambda choice: choice.ciphers)
+
+    def most_keys(self, best: Candidate) -> int:
+        """Rotation keys of the best plan, or of the fastest where that takes more."""
+        return max(best.rotation_keys, int(self.fastest[1]))
+
+    def better(self, plan: Candidate, best: Candidate | None) -> Candidate:
+        """The cheaper one; keeps a few of the others, and the seconds of the fastest run."""
+        self.fastest[:] = min(self.fastest, [plan.schedule.seconds, plan.rotation_keys])
+        if self.others is not None:
+            self.others.append(plan)
+            self.others.sort(key=lambda other: other.cost)
+            del self.others[_OTHERS:]
+        return plan if best is None or plan.cost < best.cost else best
 
 
 def need_planable(program: Program, params: CKKSParams) -> None:
@@ -171,74 +238,54 @@ def _nearest(failures: Sequence[Exception]) -> Exception | None:
     return next(iter(reversed(failures)), None)
 
 
-def _packed(
-    program: Program,
-    params: CKKSParams,
-    aim: Aim,
-    batch: bool,
-    watch: CompileWatch | None,
-    best: Candidate | None,
-    failures: list[Exception],
-) -> Candidate | None:
-    """The best plan of the search, if it is better than `best`; `failures` gets why others are
-    none.
-    """
-    bound = _SURROGATE * best.schedule.seconds if best and not aim.rounds else math.inf
-    for lowered in _lowerings(program, params, aim, batch, bound, watch):
+def _packed(task: _Task, best: Candidate | None) -> Candidate | None:
+    """The best plan of the search, if it is better than `best`, else that."""
+    bound = _SURROGATE * best.cost[1] if best and not task.aim.rounds else math.inf
+    for lowered in _lowerings(task, bound):
         try:
-            plan = Candidate(lowered, params, aim)
+            plan = Candidate(lowered, task.params, task.aim)
         except LevelError as error:
-            failures.append(error.with_traceback(None))  # tables may need fewer levels
+            task.failures.append(error.with_traceback(None))  # tables may need fewer levels
             continue
-        if _unrefreshable(plan) is None and (best is None or plan.cost < best.cost):
-            best = plan
+        if _unrefreshable(plan) is None:
+            best = task.better(plan, best)
     return best
 
 
-def _lowerings(
-    program: Program,
-    params: CKKSParams,
-    aim: Aim,
-    batch: bool,
-    bound: float,
-    watch: CompileWatch | None,
-) -> Iterator[PackedLowering]:
+def _lowerings(task: _Task, bound: float) -> Iterator[PackedLowering]:
     """Plans of the search; where rounds count, those that use few levels besides."""
-    args = aim.refresher, batch
-    yield from lowerings(program, params, aim.price, *args, bound=bound, watch=watch)
+    aim = task.aim
+
+    def found(price: float | None) -> Iterator[PackedLowering]:
+        args = task.program, task.params, price, aim.refresher, task.batch
+        yield from lowerings(*args, bound=bound, watch=task.watch)
+
+    yield from found(aim.price)
     if aim.rounds and (aim.price or 0.0) < BOOTSTRAP_SECONDS:
-        yield from lowerings(program, params, BOOTSTRAP_SECONDS, *args, bound=bound, watch=watch)
+        yield from found(BOOTSTRAP_SECONDS)
 
 
-def _tabled(
-    program: Program,
-    params: CKKSParams,
-    aim: Aim,
-    batch: bool,
-    layouts: Sequence[Sequence[int]] | None,
-    watch: CompileWatch | None,
-    failures: list[Exception],
-) -> Candidate | None:
-    """The best plan by tables; `failures` gets why others are none."""
+def _tabled(task: _Task) -> Candidate | None:
+    """The best plan by tables."""
     best: Candidate | None = None
-    choices = sorted(tables.choices(program, params, batch, layouts), key=lambda c: c.ciphers)
-    for number, choice in enumerate(choices, 1):
+    program, params, aim, watch = task.program, task.params, task.aim, task.watch
+    for number, choice in enumerate(task.choices, 1):
         if watch is not None:
-            watch.layout(number, len(choices))
-        budget = best.schedule.seconds if best and not aim.rounds else math.inf
+            watch.layout(number, len(task.choices))
+        budget = best.cost[1] if best and not aim.rounds else math.inf
         try:
             lowered = tables.TableLowering(program, params.log_n, choice, budget, watch)
             plan = Candidate(lowered, params, aim)
         except Overspent:
             continue
         except (LayoutError, LevelError) as error:
-            failures.append(error.with_traceback(None))  # its frames hold the tables
+            task.failures.append(error.with_traceback(None))  # its frames hold the tables
             continue
         refused = _unrefreshable(plan)
         if refused is not None:
-            failures.append(refused)
-        elif best is None or plan.cost < best.cost:
-            best = plan
+            task.failures.append(refused)
+        else:
+            best = task.better(plan, best)
     return best
 
 

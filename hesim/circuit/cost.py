@@ -12,11 +12,20 @@ import numpy as np
 
 from hesim.circuit.circuit import Kind
 from hesim.circuit.costs.table import current
+from hesim.params import CKKSParams
 
-__all__ = ["encoding_seconds", "instruction_seconds", "relative_cost"]
+__all__ = ["KEY_RUNS", "encoding_seconds", "instruction_seconds", "key_seconds", "relative_cost"]
 
 _MATRIX_TERMS = 8
 """Terms from which a sum of products by numbers is taken for a row of a matrix product."""
+
+KEY_RUNS = 10
+"""Runs among which the seconds of making keys are shared where plans are compared."""
+
+_OF_ENCRYPTION = 0.44
+"""Seconds of a key, and prime, over those of an encryption with a public key (measured: 0.43 to
+0.46 at N = 2^13 to 2^15 with Pyfhel 3.5).
+"""
 
 _OPERATIONS = {
     Kind.INPUT: "encrypt",
@@ -58,6 +67,14 @@ def instruction_seconds(
 def encoding_seconds(level: int, log_n: int) -> float:
     """Seconds in which a vector is encoded at `level`."""
     return current().seconds("encode", level, log_n)
+
+
+def key_seconds(params: CKKSParams) -> float:
+    """Seconds in which one rotation or relinearization key is made: an encryption for each prime of
+    the chain.
+    """
+    each = current().seconds("encrypt", params.levels, params.log_n)
+    return _OF_ENCRYPTION * (params.levels + 1) * each
 
 
 def relative_cost(

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from hesim.circuit.circuit import Kind, Ledger, PlaintextFamily, Spending
-from hesim.circuit.cost import encoding_seconds, instruction_seconds
-from hesim.circuit.costs.memory import (
-    KEPT_PLAINTEXTS,
-    cipher_bytes,
-    evaluator_bytes,
-    plaintext_bytes,
-)
+from hesim.circuit.cost import encoding_seconds, instruction_seconds, key_seconds
+from hesim.circuit.costs.memory import cipher_bytes, plaintext_bytes
 from hesim.circuit.costs.table import current
 from hesim.circuit.layout import unique_rows
+from hesim.circuit.limits.budget import peak_bytes
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.params import CKKSParams
 
@@ -51,7 +47,7 @@ def ledger(
     encoding = _encoding(data["plain_level"][~scalar], log_n)
     seconds = float(each[kind != Kind.REFRESH].sum()) + encoding
     steps = len(np.unique(data["param"][kind == Kind.ROTATE]))
-    relinearizes = bool(np.any(kind == Kind.RELINEARIZE))
+    peak, keys = peak_bytes(params, data, packs)
 
     def count(k: int) -> int:
         return int(np.sum(kind == k))
@@ -60,7 +56,6 @@ def ledger(
         return int(np.sum(terms[kind == k]))
 
     refreshes = count(Kind.REFRESH)
-    keys = params.key_bytes() * (steps + relinearizes)
     plain = plaintext_bytes(params, data["plain_level"], scalar)
     alive = cipher_bytes(params, data)
     bootstrap = _bootstrap_price(price, refresher)
@@ -89,9 +84,8 @@ def ledger(
         plaintexts=len(data["plain_pack"]),
         plaintext_bytes=plain,
         cipher_bytes=alive,
-        peak_bytes=evaluator_bytes(
-            params, keys, alive, min(plain, KEPT_PLAINTEXTS), data["plain_level"][~scalar]
-        ),
+        peak_bytes=peak,
+        key_seconds=keys / params.key_bytes() * key_seconds(params),
         costs=current().name,
         seconds=seconds + refreshed,
         seconds_bootstrapped=seconds + refreshes * bootstrap,

@@ -6,12 +6,15 @@ each, sort them, and keep an array of all columns for each ciphertext that they 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hesim.errors import TooLargeError
 
-__all__ = ["ENTRY_BYTES", "INDEX_BYTES", "TERM_BYTES", "available", "reserve"]
+__all__ = ["ENTRY_BYTES", "INDEX_BYTES", "TERM_BYTES", "available", "limited", "reserve"]
 
 ENTRY_BYTES = 220
 """Of one element of an elementwise operation: places of both operands, sorted by class (measured:
@@ -37,10 +40,36 @@ _UNKNOWN = 2**32
 """Bytes that are taken to be free where the system does not say."""
 
 
+_limit: contextvars.ContextVar[int | None] = contextvars.ContextVar("limit", default=None)
+
+
 def available() -> int:
-    """Bytes that this process may still take: of the system, and of its control group."""
+    """Bytes that this process may still take: of the system, of its control group, and of what is
+    left within `limited`.
+    """
     found = [free for free in (_free_of_system(), _free_of_group()) if free is not None]
-    return max(min(found) - _LEFT, 0) if found else _UNKNOWN
+    free = max(min(found) - _LEFT, 0) if found else _UNKNOWN
+    limit = _limit.get()
+    return free if limit is None else max(min(free, limit - (_resident() or 0)), 0)
+
+
+@contextlib.contextmanager
+def limited(memory: int | None) -> Iterator[None]:
+    """Within it, this process may take so many bytes more than it has now; None for any."""
+    token = _limit.set(None if memory is None else memory + (_resident() or 0))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def _resident() -> int | None:
+    """Bytes of memory that this process has."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def reserve(operation: Callable[[], str], size: int, held: int = 0) -> None:

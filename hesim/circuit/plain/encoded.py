@@ -32,7 +32,8 @@ class EncodedPlaintexts:
 
     Args:
       circuit: whose operands they are.
-      limit: bytes that are kept; a quarter of what is free by default.
+      limit: bytes that are kept, less if the Circuit is for less memory; a quarter of what is free
+        by default.
       repeated: whether the Circuit is run again and again: then what has room stays.
 
     Attributes:
@@ -42,7 +43,9 @@ class EncodedPlaintexts:
     def __init__(self, circuit: Circuit, limit: int | None = None, *, repeated: bool = False):
         self.held = 0
         self._repeated = repeated
-        self._limit = sizes.available() // _PART if limit is None else limit
+        spare = circuit.spare_bytes
+        self._most = sizes.available() if spare is None else spare
+        self._limit = min(sizes.available() // _PART if limit is None else limit, self._most)
         self._plain, self._next = circuit.arg2, next_uses(circuit)
         self._vectors = _vectors(circuit)
         self._kept: dict[int, tuple[Any, int]] = {}  # with the place of the next use
@@ -63,7 +66,7 @@ class EncodedPlaintexts:
           limit: bytes of all together.
           encode: makes a plaintext, by its number. stop: whether to leave it at that.
         """
-        size = 0
+        size, limit = 0, min(limit, self._most)
         for place in places:
             p = int(self._plain[place])
             if not self._vectors[p] or p in self._ahead:
