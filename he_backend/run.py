@@ -72,8 +72,8 @@ def run(
       backend: "pyfhel" (encrypted, client and server processes), "slots" (plain vectors), or
         another machine of `he_backend.machines.table`.
       compare: decrypt every operation's result and hold it against the exact and the predicted one.
-      refresh_price, objective, interactive, memory: as for `hesim.compile`, if no `circuit` is
-        given.
+      refresh_price, objective, interactive, memory: as for `hesim.compile` (in seconds, and in
+        bytes), if no `circuit` is given.
       circuit: compiled already, of this very program.
       run_dir: where an interrupted run leaves its work and finds it again; default temporary.
       client_dir: the client's state, secret key included; default `run_dir` + ".client".

@@ -20,6 +20,9 @@ __all__ = ["Bar", "CompileProgress", "CompileWatch", "Reporter", "reporting", "w
 _LINE_SECONDS = 10.0
 """Between two lines of one phase in a log."""
 
+_PATIENCE = 3.0
+"""Seconds after which somebody who waits is told of it unasked."""
+
 _DRAW_SECONDS = 0.25
 """Between two drawings in a notebook."""
 
@@ -30,8 +33,9 @@ class CompileProgress:
 
     Attributes:
       phase: what is being done.
-      layout, layouts: number of the layout that is being tried, from 1, and how many there are; the
-        later ones are given up as soon as they cost more than the best.
+      layout, layouts: number of the layout, or of the search for layouts, that is at work, from 1,
+        and how many there may be; the later ones are given up as soon as they cost more than the
+        best.
       operation, operations: operations of the Program lowered in it, and in all.
       op: name of the operation and the caller's line.
       elapsed: seconds so far.
@@ -90,17 +94,57 @@ class Bar:
 
 
 @contextlib.contextmanager
-def reporting(progress: Any) -> Iterator[Reporter]:
+def reporting(progress: Any) -> Iterator[Any]:
     """The Reporter that a `progress=` argument asks for: a Bar for True, what has methods `phase`
-    and `at` as it is, and silence for the rest.
+    and `at` as it is, a Bar after some seconds for None where a person types, and silence for the
+    rest.
     """
     if progress is True:
         with Bar() as bar:
             yield bar
+    elif progress is None and _typed():
+        with _Patient() as patient:
+            yield patient
     elif hasattr(progress, "phase") and hasattr(progress, "at"):
         yield progress
     else:
         yield _Silent()
+
+
+def _typed() -> bool:
+    """Whether commands are typed here, at a prompt or in a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return hasattr(sys, "ps1") or shell is not None
+
+
+class _Patient:
+    """A Bar that appears when it has taken long."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._bar: Bar | None = None
+        self._text = ""
+
+    def __enter__(self) -> _Patient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*error)
+
+    def phase(self, text: str) -> None:
+        self._text = text
+        if self._bar is not None:
+            self._bar.phase(text)
+
+    def at(self, fraction: float, note: str = "", left: float | None = None) -> None:
+        if self._bar is None and time.monotonic() - self._started > _PATIENCE:
+            self._bar = Bar()
+            self._bar.__enter__()
+            self._bar.phase(self._text)
+        if self._bar is not None:
+            self._bar.at(fraction, note, left)
 
 
 class _Silent:
@@ -278,25 +322,53 @@ class CompileWatch:
 
     Args:
       send: called with every CompileProgress.
+      announce: called with what is to be done, before it begins; `send` alone if None.
     """
 
-    def __init__(self, send: Callable[[CompileProgress], None]):
-        self._send = send
+    def __init__(
+        self,
+        send: Callable[[CompileProgress], None],
+        announce: Callable[[str], None] | None = None,
+    ):
+        self._send, self._announce = send, announce
         self._started = time.monotonic()
         self._layout = self._layouts = 1
         self._done = self._operations = 0
+        self._phase = "searching layouts"
+
+    def expect(self, text: str) -> None:
+        """What is to be done, and what it usually takes."""
+        if self._announce is not None:
+            self._announce(f"compiling {text}".rstrip())
+        self._tell(f"planning {text}" if text else self._phase, "")
+
+    def begin(self, layouts: int) -> None:
+        """So many layouts will be tried, searches for layouts included, at most."""
+        self._layout, self._layouts = 0, max(layouts, 1)
 
     def layout(self, number: int, layouts: int) -> None:
         """Layout `number` of so many, from 1, is tried."""
-        self._layout, self._layouts = number, layouts
+        self._phase = f"trying layout {number} of {layouts}"
+        self._next()
+
+    def searching(self) -> None:
+        """Layouts are searched, operation by operation."""
+        self._phase = "searching layouts"
+        self._next()
+
+    def emitting(self, number: int) -> None:
+        """Plan `number` of a search, from 1, is lowered to stages."""
+        self._tell(f"writing plan {number} of the search", "")
+
+    def _next(self) -> None:
+        self._layout = min(self._layout + 1, self._layouts)
         self._done = 0
-        self._tell(f"trying layout {number} of {layouts}", "")
+        self._tell(self._phase, "")
 
     def operation(self, number: int, operations: int, op: Any) -> None:
         """Operation `number`, from 0, an Equation, is lowered."""
         self._done, self._operations = number, operations
-        phase = f"trying layout {self._layout} of {self._layouts}"
-        self._tell(phase, f"{op.name} at {op.source}" if op.source else op.name)
+        self._tell(self._phase, f"{op.name} at {op.source}" if op.source else op.name)
 
     def writing(self) -> None:
         """Layouts are chosen: levels are settled and instructions written."""
@@ -323,10 +395,8 @@ def watching(
         yield CompileWatch(cast("Callable[[CompileProgress], None]", progress))
         return
     with reporting(progress) as reporter:
-        if progress:
-            reporter.phase("compiling")
 
         def send(p: CompileProgress) -> None:
             reporter.at(p.fraction, f"{p.phase}: {p.op}" if p.op else p.phase)
 
-        yield CompileWatch(send)
+        yield CompileWatch(send, reporter.phase)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ from hesim.circuit.aim import Aim
 from hesim.circuit.builder import Overspent
 from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.limits.remarks import expected, unfilled
 from hesim.circuit.packing.lowering import PackedLowering, lowerings
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
-from hesim.errors import LayoutError, LevelError, OverBudgetError, TraceError
+from hesim.errors import EmptySlotsWarning, LayoutError, LevelError, OverBudgetError, TraceError
 from hesim.params import CKKSParams
 from hesim.program import Program
 from hesim.progress import CompileProgress, CompileWatch, Reporter, watching
@@ -39,6 +41,12 @@ _FEW_KEYS = 16
 """Rotation keys beyond which a better plan is searched for, too: one takes as long to make as a
 dozen rotations, and megabytes.
 """
+
+_SEARCHES = 2
+"""Searches for layouts: with the batch below the columns, and with it as an axis like others."""
+
+_WORTH_FILLING = 1.0
+"""Seconds of a run beyond which slots that are empty are worth a warning."""
 
 _OTHERS = 5
 """Plans beside the best that are kept, for less memory than that one takes."""
@@ -109,12 +117,15 @@ def compile(
     need_planable(program, params)
     aim = Aim.of(program, refresh_price, refresher, objective, interactive, calibration, memory)
     with watching(progress) as watch, sizes.limited(aim.memory):
+        watch.expect(expected(program))
         others: list[Candidate] | None = None if aim.memory is None else []
         plan = planned_for(
             program, params, aim, batch=batch, layouts=layouts, watch=watch, others=others
         )
         watch.writing()
         circuit = _first_within(params, [plan, *(others or ())])
+    if circuit.ledger.seconds >= _WORTH_FILLING and circuit.full_batch > circuit.batch:
+        warnings.warn(unfilled(circuit), EmptySlotsWarning, stacklevel=2)
     return circuit
 
 
@@ -161,6 +172,9 @@ def planned_for(
     task = _Task(program, params, aim, batch, layouts, watch, others)
     best: Candidate | None = None
     searched = layouts is None and tables.terms(program) > _WORTH_TABLES
+    if watch is not None:
+        searches = (_SEARCHES << aim.rounds) if layouts is None else 0
+        watch.begin((0 if searched else len(task.choices)) + searches)
     if searched:
         best = _packed(task, None)
     if best is None and not (task.failures and aim.price == math.inf):

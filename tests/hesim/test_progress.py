@@ -1,6 +1,9 @@
 """What is seen while something works: phases in order, shares that grow, nothing lost on errors."""
 
 import io
+import re
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -8,9 +11,19 @@ from rich.console import Console
 
 import hesim
 from hesim import progress
+from hesim.errors import EmptySlotsWarning
 from hesim.progress import Bar, CompileProgress, reporting
 
 PARAMS = hesim.CKKSParams(13, 3, 36, 45, 50)
+RING = hesim.CKKSParams(14, 3, 40, 50, 60)
+W = np.random.default_rng(0).normal(size=(128, 128)) / 12
+
+
+def blocks(x):
+    """Eight of them, 48 operations, more than a second of a run."""
+    for _ in range(8):
+        x = (x @ W) * x - x.mean(1, keepdims=True)
+    return x
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +37,49 @@ def test_compiling_tells_every_operation_of_every_layout(program):
     assert seen[-1].phase == "placing refreshes and writing instructions"
     assert [p.fraction for p in seen] == sorted(p.fraction for p in seen)
     assert 0.0 <= seen[0].fraction < seen[-1].fraction < 1.0
-    assert {p.layout for p in seen[:-1]} == set(range(1, seen[0].layouts + 1))
+    tried = sorted({p.layout for p in seen[:-1]})
+    assert tried == list(range(1, len(tried) + 1)) and len(tried) <= seen[-1].layouts
     first = [p for p in seen if p.layout == 1 and p.op]
     assert [p.op.split(" at ")[0] for p in first] == [e.name for e in program.ops]
     assert "test_progress.py" in first[0].op
+
+
+def test_what_it_takes_is_said_beforehand_and_progress_never_goes_back():
+    program = hesim.trace(blocks, np.zeros((64, 128)))
+    seen: list[CompileProgress] = []
+    hesim.compile(program, RING, progress=seen.append)
+    assert re.match(r"planning 48 operations, mostly in less than 19 s and 0.9 GB", seen[0].phase)
+    assert seen[0].op == ""
+    fractions = [p.fraction for p in seen]
+    assert fractions == sorted(fractions) and any("search" in p.phase for p in seen)
+
+
+def test_more_members_at_the_same_price_are_offered():
+    program = hesim.trace(blocks, np.zeros((40, 128)))
+    with pytest.warns(EmptySlotsWarning, match="40 members .* where 64 would cost the same"):
+        circuit = hesim.compile(program, RING)
+    assert (circuit.batch, circuit.full_batch) == (40, 64) and "(room for 64)" in repr(circuit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        filled = hesim.compile(hesim.trace(blocks, np.zeros((64, 128))), RING)
+    assert filled.ledger.counts() == circuit.ledger.counts()
+
+
+def test_where_commands_are_typed_long_work_is_shown_unasked(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with reporting(None) as reporter:
+        reporter.phase("short work")
+        reporter.at(0.5)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    with reporting(None) as reporter:
+        reporter.phase("long work")
+        reporter.at(0.5)
+    assert "long work: done after 0:00" in capsys.readouterr().err
+    with reporting(False) as reporter:
+        reporter.phase("long work")
+        reporter.at(0.5)
+    assert capsys.readouterr().err == ""
 
 
 def test_what_a_callback_raises_ends_the_compilation(program):

@@ -152,14 +152,18 @@ def lowerings(
         width = 1 << (size - 1).bit_length()
         setting = _setting(program, axes, params.slots // width)
         ops = operations(program, axes)
+        if watch is not None:
+            watch.searching()
         try:
             plans = search(setting, ops, prices, beam=beam, most=most, bound=bound, watch=watch)
         except NoPlan:
             continue
         bound = min(bound, _NEAR * plans[0].seconds)
-        for plan in plans[:_FINALISTS]:
+        for number, plan in enumerate(plans[:_FINALISTS], 1):
             if plan.seconds > bound:
                 break
+            if watch is not None:
+                watch.emitting(number)
             try:
                 lowered = PackedLowering(setting, plan, params.log_n, size, width)
             except LayoutError:
