@@ -53,6 +53,9 @@ _NEAR_LEAST = 1.25
 _MOST_PAIRS = 2**22
 """Pairs of places, with all that stays where it is left out, beyond which a map is not tried."""
 
+_MOST_TERMS = 2**20
+"""Terms beyond which a map is not tried: each is a plaintext and a product by it."""
+
 _TABLE = 2**14
 """Entries of a table that is always cheaper than sorting."""
 
@@ -187,6 +190,8 @@ def _terms(source: Layout, target: Layout, kept: Mapping[int, int]) -> Terms | N
     repeats = period(x)
     shift = (xp[a] - yp[b]) % repeats
     found = ascending((yc[b] * source.ciphertexts + xc[a]) * repeats + shift)
+    if len(found) * math.prod(c.size for c in still) > _MOST_TERMS:
+        return None
     both, shift = np.divmod(found, repeats)
     out, into = np.divmod(both, source.ciphertexts)
     for c in still:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import approx
+from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
+from hesim.circuit.packing.maps import map_plan
 
 rng = np.random.default_rng(1)
 POLY = approx.fit("exp", (-3, 3), degree=3)
@@ -97,3 +99,16 @@ def test_a_value_meets_a_public_batch(check):
     public, x = normal(4, 2, 2), normal(4, 2, 2)
     for v in (normal(2, 2), normal(1, 2, 2)):
         thorough(check, lambda x, v: (x * (v * public) + x, x + v), x, v, encrypted=(0, 1))
+
+
+def test_a_map_of_more_than_a_million_products_is_not_tried():
+    def planned(kept: int):
+        columns = (Coordinate(REPLICATED, 512),)
+        ciphers = (Coordinate(0, kept, 1),)
+        source = Layout((kept, 512), (Coordinate(1, 512, 1),), ciphers)
+        target = Layout((kept, 512), columns, (Coordinate(1, 512, 1), *ciphers))
+        return map_plan(source, target, ((0, 0),))
+
+    plan = planned(2)
+    assert plan is not None and len(plan.terms) == 2 * 512**2
+    assert planned(8) is None
