@@ -37,7 +37,7 @@ import he_backend
 import hesim
 from benchmarks import bare
 from benchmarks.packing_alone import save
-from benchmarks.packing_cases import CASES, PackingCase, ring
+from benchmarks.packing_cases import CASES, PackingCase
 from he_backend.local import run_local
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.processes.memory import peak_bytes
@@ -53,7 +53,7 @@ _SECONDS = r"total\s+([0-9.]+)"
 
 def compiled(case: PackingCase) -> Circuit:
     """The Circuit that `hesim.compile` finds."""
-    return hesim.compile(case.program, ring())
+    return hesim.compile(case.program, case.ring)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     for name in chosen.cases or ["block"]:
-        print(f"\n{name}: {ring()}", flush=True)
+        print(f"\n{name}", flush=True)
         try:
             _show(name, chosen)
         except HesimError as error:
@@ -84,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _show(name: str, chosen: argparse.Namespace) -> None:
     _show_compilation(_compile_apart(name))
     case = CASES[name]()
+    print(f"  {case.ring}")
     circuit = compiled(case)
     _show_plan(circuit, case.sentences)
     _show_in_process(case, circuit, chosen)

@@ -17,6 +17,7 @@ import numpy as np
 
 import approx
 import hesim
+from experiments.planning import plan_model
 from hesim.params import CKKSParams
 from hesim.program import Program
 
@@ -40,11 +41,12 @@ SMALL = Shape(32, 64, 4, 128)
 
 @dataclass(frozen=True)
 class PackingCase:
-    """A traced function, its arguments, and how many sentences they are."""
+    """A traced function, its arguments, how many sentences they are, and ring and primes."""
 
     program: Program
     args: tuple[Any, ...]
     sentences: int
+    ring: CKKSParams
 
 
 def ring() -> CKKSParams:
@@ -57,7 +59,7 @@ def sentences(count: int, shape: Shape | None = None) -> PackingCase:
     rng = np.random.default_rng(0)
     block = _Block(rng, shape or Shape())
     x = block.states(rng, count)
-    return PackingCase(hesim.trace(block, x), (x,), count)
+    return PackingCase(hesim.trace(block, x), (x,), count, ring())
 
 
 def gradient() -> PackingCase:
@@ -80,7 +82,19 @@ def gradient() -> PackingCase:
         return jnp.sum(block(x, adapters) * upstream)
 
     args = (adapters, x, upstream)
-    return PackingCase(hesim.trace(jax.grad(loss), *args, encrypted=(0, 1, 2)), args, 1)
+    program = hesim.trace(jax.grad(loss), *args, encrypted=(0, 1, 2))
+    return PackingCase(program, args, 1, ring())
+
+
+def demo() -> PackingCase:
+    """The demo's model on one sentence, on the demo's ring: fresh weights, random words."""
+    planned = plan_model("demo", batch=1)
+    model, config = planned.model, planned.model.config
+    weights = model.init(jax.random.key(1))  # none of its values leaves a domain
+    words = np.random.default_rng(0).integers(5, config.vocabulary, (1, config.sequence))
+    mask = np.ones(words.shape, np.float32)
+    args = (weights, np.asarray(model.embed(weights, words)), mask)
+    return PackingCase(planned.program, args, 1, planned.circuit.params)
 
 
 CASES: dict[str, Callable[[], PackingCase]] = {
@@ -90,6 +104,7 @@ CASES: dict[str, Callable[[], PackingCase]] = {
     "block128": lambda: sentences(128),
     "small": lambda: sentences(1, SMALL),
     "small32": lambda: sentences(32, SMALL),
+    "demo": demo,
 }
 """By name."""
 
