@@ -32,7 +32,7 @@ from he_backend.errors import (
 )
 from he_backend.processes.admission import Admission
 from he_backend.processes.arena import Arena
-from he_backend.processes.memory import peak_bytes, shared_bytes
+from he_backend.processes.memory import peak_bytes, private_bytes, shared_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.prepared import Prepared
 from he_backend.processes.store import Journal, Store
@@ -378,6 +378,8 @@ class Server:
     # The end
 
     def _send_finished(self) -> None:
+        # What a worker was forked with, and wrote to, is its own by now but makes it no larger.
+        own = sum(max(w.grown, private_bytes(w.pid)) for w in self.workers)
         spent = Spent()
         for record in self.journal.records.values():
             spent.add(Spent.from_message(record))
@@ -390,10 +392,7 @@ class Server:
                 "skipped": self.skipped,
                 "tasks": len(self.schedule.tasks),
                 "replaced": self.deaths.total(),
-                "peak": peak_bytes()
-                - shared_bytes()
-                + self.transit.arena.top
-                + sum(w.grown for w in self.workers),
+                "peak": peak_bytes() - shared_bytes() + self.transit.arena.top + own,
             },
         )
 
