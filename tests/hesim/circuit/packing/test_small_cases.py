@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import approx
-from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
+from hesim.circuit.packing.layout import GAP, Coordinate, Layout
 from hesim.circuit.packing.maps import map_plan
 
 rng = np.random.default_rng(1)
@@ -103,7 +103,7 @@ def test_a_value_meets_a_public_batch(check):
 
 def test_a_map_of_more_than_a_million_products_is_not_tried():
     def planned(kept: int):
-        columns = (Coordinate(REPLICATED, 512),)
+        columns = (Coordinate(GAP, 512),)
         ciphers = (Coordinate(0, kept, 1),)
         source = Layout((kept, 512), (Coordinate(1, 512, 1),), ciphers)
         target = Layout((kept, 512), columns, (Coordinate(1, 512, 1), *ciphers))
