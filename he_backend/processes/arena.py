@@ -16,7 +16,7 @@ class Arena:
     """Places for blobs of a few sizes; a place that is free again serves the next of its size.
 
     Args:
-      limit: bytes in all.
+      limit: bytes in all; none if the system refuses to share so much.
 
     Attributes:
       top: bytes up to the end of the highest place that was ever given away.
@@ -33,9 +33,11 @@ class Arena:
     """
 
     def __init__(self, limit: int):
-        self.limit = limit
         self.top = 0
-        self._memory = mmap.mmap(-1, max(1, limit))  # shared with processes that are forked later
+        try:  # anonymous memory, shared with processes that are forked later
+            self._memory, self.limit = mmap.mmap(-1, max(1, limit)), limit
+        except OSError:
+            self._memory, self.limit = mmap.mmap(-1, 1), 0
         self._free: dict[int, list[int]] = {}
 
     def take(self, size: int) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,18 @@ def test_what_later_tasks_read_is_kept_until_the_last_of_them(work):
     assert sorted(reads) == sorted([0, *tasks[3].needs])
     result = machine.decrypt(machine.from_bytes(store.read(12), *at(circuit, 12)))
     np.testing.assert_array_equal(result, np.full(32, 13.0))
+
+
+def test_an_arena_that_the_system_refuses_has_no_room(monkeypatch):
+    def refused(number: int, size: int) -> mmap.mmap:
+        if size > 1:
+            raise OSError("Cannot allocate memory")
+        return whole(number, size)
+
+    whole = mmap.mmap
+    monkeypatch.setattr(mmap, "mmap", refused)
+    arena = Arena(1 << 20)
+    assert (arena.limit, arena.take(10), arena.top) == (0, None, 0)
 
 
 def at(circuit, c: int) -> tuple[int, float, int]:
