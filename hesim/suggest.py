@@ -153,6 +153,7 @@ def suggest(
     headroom: int = 10,
     rings: Sequence[int] = (12, 13, 14, 15),
     refresh_price: float | str | None = None,
+    interactive: bool = True,
     profile: str | NoiseProfile = "seal",
     keys: int = 2,
 ) -> Suggestion:
@@ -170,7 +171,8 @@ def suggest(
         floats are uniform in [-1, 1] and whole numbers 0.
       headroom: bits of `first_bits` above the scale, for values up to 2^(headroom - 1).
       rings: log2 of the ring degrees to try; SEAL stops at 15 unless its own check is off.
-      refresh_price: as for ``hesim.compile``; infinity forbids refreshes.
+      refresh_price, interactive: as for ``hesim.compile``; without the key holder's part nothing is
+        refreshed.
       profile, keys: as for ``hesim.predict``.
 
     Raises:
@@ -217,7 +219,8 @@ def suggest(
     if not 2 <= headroom <= 30:
         raise ParameterError(f"headroom={headroom} must be from 2 to 30 bits")
     sample = _sample(program) if args is None else args
-    trial = _Trial(program, sample, bits, memory, refresh_price, profile, keys)
+    price = refresh_price if interactive else math.inf
+    trial = _Trial(program, sample, bits, memory, price, profile, keys)
     found: list[Alternative] = []
     for log_n in rings:
         if 1 << (log_n - 1) >= slots:

@@ -31,7 +31,10 @@ def test_the_suggestion_meets_what_was_asked_and_is_the_cheapest_that_does(sugge
     assert suggestion.bits >= 19.9
     assert suggestion.bits < 23  # not far more than asked: that would cost levels
     fitting = [a for a in suggestion.alternatives if a.fits]
-    assert suggestion.seconds == min(a.seconds for a in fitting)
+    assert fitting[0].priced_seconds == min(a.priced_seconds for a in fitting)
+    assert suggestion.params == fitting[0].params and suggestion.seconds == fitting[0].seconds
+    # Half a percent of the seconds is not worth half of the keys.
+    assert all(0.0 < a.priced_seconds / a.seconds - 1.0 < 0.5 for a in fitting)
     assert suggestion.params.security == 128
 
 
@@ -52,6 +55,14 @@ def test_more_bits_take_a_larger_scale(program, suggestion):
     finer = hesim.suggest(program, bits=28, rings=(14,), keys=1)
     assert finer.params.scale_bits >= suggestion.params.scale_bits + 6
     assert finer.bits >= 27.9
+
+
+def test_without_the_key_holder_there_are_levels_for_all_of_it(program):
+    found = hesim.suggest(program, bits=15, rings=(13, 14), keys=1, interactive=False)
+    assert found.refreshes == 0 and found.params.levels >= program.depth
+    assert all(a.refreshes == 0 for a in found.alternatives)
+    short = [a for a in found.alternatives if a.params.levels < program.depth]
+    assert short and all("levels" in a.lacks for a in short)
 
 
 def test_slots_and_memory_are_obeyed(program, suggestion):
