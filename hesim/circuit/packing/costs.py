@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.contractions import Contraction
-from hesim.circuit.packing.maps import MapPlan
+from hesim.circuit.packing.maps import MapCount, MapPlan
 from hesim.circuit.shape import Row, StageShape
 
 __all__ = ["Counted", "Prices", "contraction_work", "counted", "map_work", "shaped"]
@@ -56,14 +56,15 @@ class Prices:
         )
 
 
-def map_work(plan: MapPlan, *, masked: bool = True, scalar: bool = False) -> StageShape:
+def map_work(plan: MapPlan | MapCount, *, masked: bool = True, scalar: bool = False) -> StageShape:
     """Of a public linear map; not `masked`: rotations and additions only."""
+    plan = plan.count if isinstance(plan, MapPlan) else plan
     if not masked:
         return shaped([counted(Kind.ROTATE, plan.rotations)], 0, plan.outs)
     rows = [
         counted(Kind.ROTATE, plan.rotations),
-        *(counted(Kind.DOT_PLAIN, 1, terms, scalar=scalar) for terms in plan.groups.tolist()),
-        *(counted(Kind.ADD, 1, terms) for terms in plan.partials.tolist() if terms > 1),
+        *(counted(Kind.DOT_PLAIN, sums, terms, scalar=scalar) for terms, sums in plan.groups),
+        *(counted(Kind.ADD, sums, terms) for terms, sums in plan.partials if terms > 1),
         counted(Kind.RESCALE, plan.outs),
     ]
     return shaped(rows, 1, plan.outs)

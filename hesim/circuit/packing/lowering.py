@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,7 +40,12 @@ _MOST_INPUTS = 20_000
 """Ciphertexts of one input beyond which a layout is not tried."""
 
 _FINALISTS = 3
-"""Plans of one batch axis that are emitted, to be compared by their levels."""
+"""Plans of one batch axis that are written, to be compared by their levels."""
+
+_MOST_WRITTEN = 50_000
+"""Terms of all plans that are written to be compared, about a second; larger ones go by what the
+search predicts.
+"""
 
 
 class PackedLowering:
@@ -148,9 +153,9 @@ def lowerings(
     gained = min(2, params.levels) if price is None else max(refresher.highest(params.levels), 1)
     level = max(cost, price or 0.0) / max(gained, 1)
     prices = Prices(params.log_n, level if math.isfinite(level) else 1.0)
+    found: list[_Found] = []
     for axes, size in _batches(program, secret, params.slots, batch):
-        width = 1 << (size - 1).bit_length()
-        setting = _setting(program, axes, params.slots // width)
+        setting = _setting(program, axes, params.slots // _width(size))
         ops = operations(program, axes)
         if watch is not None:
             watch.searching()
@@ -159,16 +164,49 @@ def lowerings(
         except NoPlan:
             continue
         bound = min(bound, _NEAR * plans[0].seconds)
-        for number, plan in enumerate(plans[:_FINALISTS], 1):
-            if plan.seconds > bound:
-                break
-            if watch is not None:
-                watch.emitting(number)
-            try:
-                lowered = PackedLowering(setting, plan, params.log_n, size, width)
-            except LayoutError:
-                continue  # of public values that members see irregularly, or too large to write
-            yield lowered
+        found += [_Found(setting, plan, size) for plan in plans[:_FINALISTS]]
+    yield from _written([f for f in found if f.plan.seconds <= bound], params.log_n, watch)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A plan, its setting, and the members of the batch along the width of a column."""
+
+    setting: Setting
+    plan: Plan
+    size: int
+
+
+def _written(
+    found: Sequence[_Found], log_n: int, watch: CompileWatch | None
+) -> Iterator[PackedLowering]:
+    """Plans lowered, the best first: as many as take a second or so to write, at least one."""
+    spent = 0
+    for number, f in enumerate(sorted(found, key=lambda f: f.plan.seconds), 1):
+        terms = _terms(f.plan)
+        if spent and spent + terms > _MOST_WRITTEN:
+            return
+        if watch is not None:
+            watch.emitting(number)
+        try:
+            yield PackedLowering(f.setting, f.plan, log_n, f.size, _width(f.size))
+        except LayoutError:
+            continue  # of public values that members see irregularly, or too large to write
+        spent += terms
+
+
+def _terms(plan: Plan) -> int:
+    """Operands and products of all instructions of a plan, but for moves of operands."""
+    return sum(
+        row.terms * number
+        for _, offer, _ in plan.steps
+        for work in offer.works
+        for row, number in work.rows.items()
+    )
+
+
+def _width(size: int) -> int:
+    return 1 << (size - 1).bit_length()
 
 
 def _setting(program: Program, axes: Mapping[int, int | None], columns: int) -> Setting:

@@ -29,6 +29,7 @@ from hesim.circuit.packing.layout import (
 )
 
 __all__ = [
+    "MapCount",
     "MapPlan",
     "Terms",
     "ascending",
@@ -36,6 +37,7 @@ __all__ = [
     "distinct",
     "giant_steps",
     "keys_and_parts",
+    "map_count",
     "map_plan",
     "period",
 ]
@@ -72,6 +74,24 @@ class Terms:
         return len(self.out)
 
 
+@dataclass(frozen=True)
+class MapCount:
+    """What a map costs.
+
+    Attributes:
+      outs: result ciphertexts. rotations: baby and giant steps that are not zero; turned: the
+        latter.
+      groups: (terms, how many partial sums have so many). partials: (partial sums, how many results
+        have so many).
+    """
+
+    outs: int
+    rotations: int
+    turned: int
+    groups: tuple[tuple[int, int], ...]
+    partials: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class MapPlan:
     """Terms, and the giant step of each.
@@ -102,8 +122,18 @@ class MapPlan:
     @functools.cached_property
     def turned(self) -> int:
         """Partial sums that are rotated."""
-        giant = self.giant % self.columns
-        return len(np.unique(self.terms.out[giant != 0] * self.columns + giant[giant != 0]))
+        return distinct(self.terms.out, self.giant, self.columns)
+
+    @functools.cached_property
+    def count(self) -> MapCount:
+        """What it costs."""
+        groups, partials = _histogram(self.groups), _histogram(self.partials)
+        return MapCount(self.outs, self.rotations, self.turned, groups, partials)
+
+
+def _histogram(values: np.ndarray) -> tuple[tuple[int, int], ...]:
+    found, counts = np.unique(values, return_counts=True)
+    return tuple(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def period(layout: Layout) -> int:
@@ -140,6 +170,15 @@ def map_plan(
     if terms is None or not 0 < len(terms) <= (most or len(terms)):
         return None
     return planned(terms, target.ciphertexts, target.columns, period(source), outs)
+
+
+@functools.lru_cache(maxsize=8192)
+def map_count(
+    source: Layout, target: Layout, kept: tuple[tuple[int, int], ...], outs: int = 1
+) -> MapCount | None:
+    """What `map_plan` costs, without keeping its terms."""
+    plan = map_plan.__wrapped__(source, target, kept, outs)
+    return None if plan is None else plan.count
 
 
 def planned(terms: Terms, count: int, columns: int, repeats: int, outs: int = 1) -> MapPlan:
@@ -306,13 +345,14 @@ def giant_steps(
     if len(np.unique(terms.out)) == len(terms):  # nothing to add up: one rotation each at most
         return terms.shift % repeats, np.zeros_like(terms.shift)
     for unit, number in _multiples(terms.shift % repeats, repeats):
+        (into, low), (out, high) = _pairs(terms.into, number), _pairs(terms.out, number)
         for step in _steps(number, len(number) > _MANY):
-            giant = number - number % step if step else np.zeros_like(number)
-            baby = unit * (number - giant)
-            count = distinct(terms.into, baby, repeats) + KEY * len(ascending(baby % repeats))
-            count += outs * distinct(terms.out, unit * giant, columns)
+            baby = unit * (low % step if step else low)
+            count = distinct(into, baby, repeats) + KEY * len(ascending(baby % repeats))
+            count += outs * distinct(out, unit * (high - high % step), columns) if step else 0
             count += KEY if step & (step - 1) else 0.0  # powers of two share their keys
             if best is None or count < best[0]:
+                giant = number - number % step if step else np.zeros_like(number)
                 best = count, unit * number, unit * giant
     assert best is not None
     if best[0] < _NEAR_LEAST * _least(terms, outs) or len(terms) > _MANY:
@@ -323,6 +363,14 @@ def giant_steps(
         if count < best[0]:
             best = count, giant + baby, giant
     return best[1], best[2]
+
+
+def _pairs(cipher: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different pairs of a ciphertext and a number."""
+    least = int(number.min())
+    span = int(number.max()) - least + 1
+    found, place = np.divmod(ascending(cipher * span + (number - least)), span)
+    return found, place + least
 
 
 def _least(terms: Terms, outs: int) -> float:

@@ -28,7 +28,7 @@ from hesim.circuit.packing.contractions import (
 from hesim.circuit.packing.costs import Counted, contraction_work, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed
 from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout
-from hesim.circuit.packing.maps import MapPlan, map_plan
+from hesim.circuit.packing.maps import MapCount, map_count, map_plan
 from hesim.circuit.packing.offers.movement import flat_strides
 from hesim.circuit.packing.offers.offer import Emit, Offer, Setting, public_operand
 from hesim.circuit.packing.offers.reduction import dotted
@@ -198,11 +198,11 @@ def _with_matrices(
     for pick in itertools.product(*ways):
         maps = []
         for way in pick:
-            plan = map_plan(way.source, way.target, way.kept, len(ways))
+            count = map_count(way.source, way.target, way.kept, len(ways))
             total = reduction(way.target, way.partial, labels.out)
-            if plan is None or total is None:
+            if count is None or total is None:
                 break
-            maps.append(_Map(way, plan, total))
+            maps.append(_Map(way, count, total))
         else:
             yield _matrix_offer(labels, maps, own, other, moved)
 
@@ -227,7 +227,7 @@ class _Way:
 @dataclass(frozen=True, eq=False)
 class _Map:
     way: _Way
-    plan: MapPlan
+    count: MapCount
     total: Reduction
 
 
@@ -453,8 +453,8 @@ def _matrix_offer(
     for number, m in enumerate(maps):
         along = m.way.source.along_slots | m.way.target.along_slots
         scalar = not along & {*strides, *m.way.partial}
-        shared = m.plan.rotations - m.plan.turned if number else 0
-        for row, count in map_work(m.plan, scalar=scalar).rows.items():
+        shared = m.count.rotations - m.count.turned if number else 0
+        for row, count in map_work(m.count, scalar=scalar).rows.items():
             rows.append((row, count - shared if row.kind == Kind.ROTATE else count))
         rows += m.total.rows(1)
     outs = tuple(m.total.layout for m in maps)
@@ -472,8 +472,10 @@ def _matrix_offer(
                 axis: strides[k] * stride
                 for axis, (k, stride) in zip(m.way.partial, m.way.parts, strict=True)
             }
+            plan = map_plan(m.way.source, m.way.target, m.way.kept, len(maps))
+            assert plan is not None, "it was counted"
             nodes = em.matrix(
-                m.plan,
+                plan,
                 Packed(m.way.source, x.nodes, x.gain),
                 m.way.target,
                 m.way.kept,
