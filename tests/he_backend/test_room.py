@@ -60,3 +60,16 @@ def test_contents_are_what_slots_hold_before_gains():
     circuit = hesim.compile(hesim.trace(lambda x: jnp.mean(x) * 3.0, x), params_of(2))
     found = slot_contents(circuit, [x], circuit.publics.evaluate([x]))
     assert found[-1] == 2.0 and max(found.values()) == 1024.0
+
+
+def test_a_run_is_planned_as_it_is_asked():
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=(24, 24)) / 5, rng.normal(size=(5, 24))
+    program, params = hesim.trace(lambda x: (x @ w) ** 2 @ w, x), params_of(3)
+    usual = he_backend.run(program, x, params=params, backend="slots").ledger
+    memory = usual.peak_bytes - 3 * params.key_bytes()
+    asked = {"memory": memory, "interactive": False, "objective": "rounds"}
+    report = he_backend.run(program, x, params=params, backend="slots", **asked)
+    np.testing.assert_allclose(report.outputs, report.exact, rtol=1e-9)
+    assert report.ledger.rotation_keys < usual.rotation_keys
+    assert report.ledger.peak_bytes <= memory and report.ledger.refreshes == 0

@@ -24,9 +24,8 @@ def expected(program: Program) -> str:
     if count * _SECONDS_EACH < _NOTICED:
         return ""
     return (
-        f"{count} operations, mostly in less than {count * _SECONDS_EACH:.0f} s and "
-        f"{max(count * _BYTES_EACH / 1e9, 0.1):.1f} GB, of which {sizes.available() / 1e9:.1f} "
-        "are free"
+        f"{count} operations (mostly within {count * _SECONDS_EACH:.0f} s and "
+        f"{max(count * _BYTES_EACH / 1e9, 0.1):.1f} of the {sizes.available() / 1e9:.1f} GB free)"
     )
 
 
