@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -431,32 +432,33 @@ class Emission:
         b.begin(self.source)
         one = self.literals([1.0])[0] if plan.masked else None
         rows = self._maskings(plan) if plan.masked else []
+        versions = _Versions(b, (left.nodes, plan.left, plan.left_step), 1)
+        others = _Versions(b, (right.nodes, plan.right, plan.right_step), 2)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for k, key in enumerate(zip(plan.out.tolist(), plan.turn.tolist(), strict=True)):
+            groups.setdefault(key, []).append(k)
         masked: dict[tuple[int, Plain], int] = {}
-        sums: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-        meet: dict[tuple[int, int, int], list[tuple[int, Plain]]] = {}
-        versions = _Versions(b, (left.nodes, plan.left, plan.left_step), plan.repeats, 1)
-        others = _Versions(b, (right.nodes, plan.right, plan.right_step), plan.repeats, 2)
-        for repeat in plan.repeats:
-            for k in range(len(plan.out)):
+        parts: dict[int, dict[int, int]] = {}
+        # One sum after the other, so that few rotated and masked ciphertexts are alive at a time.
+        for repeat, ((out, turn), members) in itertools.product(plan.repeats, groups.items()):
+            terms: list[tuple[int, int, int]] = []
+            meet: dict[int, list[tuple[int, Plain]]] = {}
+            for k in members:
                 x, y = versions.get(k, repeat), others.get(k, repeat)
-                out = int(plan.out[k]) + repeat[0], int(plan.turn[k])
                 if not plan.masked:
-                    sums.setdefault(out, []).append((1, x, y))
+                    terms.append((1, x, y))
                     continue
                 plain = rows[k] if rows[k] is not None else one
                 assert plain is not None
                 own, other = (x, y) if plan.mask_left else (y, x)
                 if plan.merged:
-                    meet.setdefault((*out, other), []).append((own, plain))
+                    meet.setdefault(other, []).append((own, plain))
                     continue
                 if (own, plain) not in masked:
                     masked[own, plain] = b.dot_plain([(own, plain)])
-                sums.setdefault(out, []).append((1, masked[own, plain], other))
-        for (o, turn, other), pairs in meet.items():
-            sums.setdefault((o, turn), []).append((1, b.dot_plain(pairs), other))
-        parts: dict[int, dict[int, int]] = {}
-        for (out, turn), terms in sums.items():
-            parts.setdefault(out, {})[turn] = b.rescale(b.dot(terms))
+                terms.append((1, masked[own, plain], other))
+            terms += [(1, b.dot_plain(pairs), other) for other, pairs in meet.items()]
+            parts.setdefault(out + repeat[0], {})[turn] = b.rescale(b.dot(terms))
         made = [self.turned(parts[o]) for o in range(plan.layout.ciphertexts)]
         return b.end(made)
 
@@ -481,36 +483,35 @@ class Emission:
 
 
 class _Versions:
-    """Rotated ciphertexts of an operand, made in chains: few steps, so few keys.
+    """Rotated ciphertexts of an operand, each made when it is asked for, in chains: few steps, so
+    few keys.
 
     A chain needs as many rotations as one from the ciphertext itself for each version.
     """
 
     def __init__(
-        self,
-        b: Builder,
-        operand: tuple[Sequence[int], np.ndarray, np.ndarray],
-        repeats: Sequence[tuple[int, int, int]],
-        which: int,
+        self, b: Builder, operand: tuple[Sequence[int], np.ndarray, np.ndarray], which: int
     ):
         self.b, self.which = b, which
         self.nodes, self.cipher, self.step = operand
         self._made: dict[tuple[int, int], int] = {}
-        for offset in sorted({r[which] for r in repeats}):
-            for cipher in np.unique(self.cipher).tolist():
-                steps = set(self.step[self.cipher == cipher].tolist())
-                self._chain(self.nodes[cipher + offset], steps)
-
-    def _chain(self, node: int, steps: set[int]) -> None:
-        order = chain(frozenset(steps - {0}), self.b.columns)
-        self._made[node, 0] = node
-        for step, previous in order:
-            before = self._made[node, previous]
-            self._made[node, step] = self.b.rotate(before, step - previous)
+        self._before: dict[int, dict[int, int]] = {}
+        for cipher in np.unique(self.cipher).tolist():
+            steps = set(self.step[self.cipher == cipher].tolist())
+            self._before[cipher] = dict(chain(frozenset(steps - {0}), b.columns))
 
     def get(self, k: int, repeat: tuple[int, int, int]) -> int:
-        node = self.nodes[int(self.cipher[k]) + repeat[self.which]]
-        return self._made[node, int(self.step[k])]
+        cipher, step = int(self.cipher[k]), int(self.step[k])
+        node = self.nodes[cipher + repeat[self.which]]
+        way: list[int] = []
+        while step and (node, step) not in self._made:
+            way.append(step)
+            step = self._before[cipher][step]
+        made = self._made[node, step] if step else node
+        for after in reversed(way):
+            made = self._made[node, after] = self.b.rotate(made, after - step)
+            step = after
+        return made
 
 
 def _runs(steps: Sequence[int]) -> list[list[int]]:

@@ -8,7 +8,9 @@ import pytest
 
 import approx
 import hesim.circuit.compile as compiling
+from hesim.circuit.candidate import Candidate
 from hesim.circuit.packing import lowering
+from hesim.circuit.refresher import KEY_HOLDER
 from hesim.errors import LayoutError
 from hesim.trace import trace
 from tests.hesim.circuit.conftest import quiet_params
@@ -68,3 +70,13 @@ def test_a_plan_that_cannot_be_written_leaves_the_tables(monkeypatch):
     monkeypatch.setattr(lowering, "PackedLowering", refused)
     circuit = compiling.compile(trace(lambda x: x @ W, X), quiet_params())
     assert circuit.ledger.inputs > 0
+
+
+def test_a_contraction_keeps_the_ciphertexts_of_a_few_sums_alive():
+    q = rng.normal(size=(6, 32, 16))
+    program = trace(lambda q, k: jnp.einsum("hid,hjd->hij", q, k), q, q, encrypted=(0, 1))
+    params = quiet_params(10, 6)  # a head in each ciphertext
+    for lowered in lowering.lowerings(program, params, None, KEY_HOLDER, False, most=6):
+        circuit = Candidate(lowered, params, None).circuit(params)
+        assert circuit.ledger.rotations > 200
+        assert circuit.most_alive < 150
