@@ -43,18 +43,18 @@ def with_room(
       phase: told if a Circuit is planned anew.
 
     Raises:
-      ValueRangeError, EncodeError: as `attempt`, if no plan holds the values.
+      ValueRangeError, EncodeError: as `attempt`, if no plan holds the values, or none may be made.
     """
     for left in reversed(range(_PLANS)):
         try:
             return circuit, attempt(circuit)
         except (ValueRangeError, EncodeError) as error:
+            if aim is None or not left:
+                raise
             operands = circuit.publics.evaluate(program.flatten(args))
             held = slot_contents(circuit, inputs, operands)
-            if not all(map(np.isfinite, held.values())) or not left:
+            if not all(map(np.isfinite, held.values())):
                 raise
-            if aim is None:
-                raise _advised(error, circuit, held) from error.__cause__
             known = aim.contents
             larger = {s: max(x, known.get(s, 0.0)) for s, x in held.items()}
             aim = dataclasses.replace(aim, contents={**known, **larger})
@@ -64,16 +64,3 @@ def with_room(
             except (ValueOverflowError, LevelError, LayoutError):
                 raise error from None
     raise AssertionError("the last plan returns or raises")
-
-
-def _advised(
-    error: ValueRangeError | EncodeError, circuit: Circuit, held: dict[int, float]
-) -> ValueRangeError | EncodeError:
-    """The error, with the advice to plan by the values, if these parameters have room for them."""
-    if max(held.values(), default=0.0) < circuit.params.capacity(circuit.params.levels):
-        error.args = (
-            f"{error.args[0]}; or plan at levels that hold them, by hesim.compile(program, params, "
-            "calibration=hesim.calibrate(program, [args]))",
-            *error.args[1:],
-        )
-    return error

@@ -206,13 +206,16 @@ def smallest_ring(
     return None
 
 
+_PLANNED = "hesim.compile(program, params, calibration=hesim.calibrate(program, [args]))"
+
+
 def larger_capacity(params: CKKSParams, bits: float, level: int, scale: float) -> str:
     """What makes room for ``bits`` more bits in values at this level and scale, for errors: changes
-    of the parameters that exist and are as secure, and smaller values.
+    of the parameters that exist and are as secure, higher levels if there are, and smaller values.
 
     Examples:
       >>> import hesim
-      >>> params = hesim.CKKSParams(14, 7, 40, 50, 60)
+      >>> params = hesim.CKKSParams(14, 0, 40, 50, 60)
       >>> larger_capacity(params, 4.5, level=0, scale=params.scale(0))
       'take first_bits=56, or scale_bits=34, or scale the values down'
     """
@@ -230,12 +233,13 @@ def larger_capacity(params: CKKSParams, bits: float, level: int, scale: float) -
         (log_n, levels, smaller, first_bits, special_bits), params.security
     ):
         found.append(f"scale_bits={smaller}")
+    higher = params.log_q(levels) - scale_bits - params.log_q(level) + math.log2(scale)
+    planned = f"; or plan at levels that hold them, by {_PLANNED}" if higher > bits + 1.0 else ""
+    if found:
+        return f"take {', or '.join(found)}, or scale the values down{planned}"
     return (
-        f"take {', or '.join(found)}, or scale the values down"
-        if found
-        else (
-            "scale the values down: no larger first_bits or smaller scale_bits makes that much room"
-        )
+        "scale the values down: no larger first_bits or smaller scale_bits makes that much room"
+        + planned
     )
 
 
