@@ -77,6 +77,7 @@ class Inliner:
     def __init__(self) -> None:
         self.trails: list[Trail] = []
         self._numbers: dict[Trail, int] = {}
+        self._done: dict[Any, tuple[Sequence[Value], list[Value]]] = {}
 
     def __call__(self, closed: core.ClosedJaxpr, flags: Sequence[bool], *args: Any) -> list[Any]:
         """The results of a jaxpr; to be traced itself.
@@ -138,16 +139,23 @@ class Inliner:
         if name in _CALLS and _CALLS[name] in params:
             inner = params[_CALLS[name]]
             return self._enter(inner, operands, trail)
+        key = None
         if any(v.secret for v in operands):
             found = self._of_encrypted(eqn, operands, trail) or _plus_nothing(eqn, operands)
             if found is not None:
                 return found
+            key = _same(eqn, operands)
+            if key is not None and key in self._done:
+                return self._done[key][1]
         out = eqn.primitive.bind(*_values(operands), **eqn.primitive.get_bind_params(params))
         out = list(out) if eqn.primitive.multiple_results else [out]
         secret = any(v.secret for v in operands)
         known = known_result(eqn, [None if v.secret else v.known for v in operands])
         zero = secret and always_zero(name, _values(operands), _zeros(eqn, operands))
-        return [Value(o, secret, k, zero) for o, k in zip(out, known, strict=True)]
+        made = [Value(o, secret, k, zero) for o, k in zip(out, known, strict=True)]
+        if key is not None:
+            self._done[key] = operands, made  # which keeps the operands, so that none is another
+        return made
 
     def _of_encrypted(
         self, eqn: Any, operands: Sequence[Value], trail: Trail
@@ -267,6 +275,21 @@ def _values(operands: Sequence[Value]) -> list[Any]:
 
 def _traced(value: Any) -> bool:
     return isinstance(value, Tracer)
+
+
+def _same(eqn: Any, operands: Sequence[Value]) -> Any:
+    """What is equal where an operation on encrypted values is done again; None if nothing tells."""
+    params = tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
+    given = tuple(
+        (np.asarray(v.value).item(), str(var.aval)) if np.isscalar(v.value) else id(v.value)
+        for v, var in zip(operands, eqn.invars, strict=True)
+    )
+    key = eqn.primitive, params, given
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return None if eqn.primitive.name == "refresh" else key
 
 
 def _zeros(eqn: Any, operands: Sequence[Value]) -> list[bool]:
