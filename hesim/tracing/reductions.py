@@ -62,15 +62,55 @@ def windowed(call: Call) -> Callable[..., Any]:
 
 
 def window_sums(call: Call) -> Callable[..., Any]:
-    """A sum over sliding windows as a sum of strided slices, one for each place in the window."""
+    """A sum over sliding windows, axis by axis: of the parts of an axis where windows lie side by
+    side, else of as many slices as the extent of a window has bits.
+    """
+    p = call.params
+    steps = [p[k] for k in ("window_dimensions", "window_strides", "window_dilation")]
 
     def fn(x: Any) -> Any:
-        total = None
-        for part in _shifted(x, jnp.zeros((), x.dtype), call.params):
-            total = part if total is None else total + part
-        return total
+        pads = [(*pad, b - 1) for pad, b in zip(p["padding"], p["base_dilation"], strict=True)]
+        if any(any(pad) for pad in pads):
+            x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+        for axis, (extent, stride, apart) in enumerate(zip(*steps, strict=True)):
+            if extent == stride and apart == 1:
+                x = _sum_of_parts(x, axis, extent)
+                continue
+            x = _sliding_sum(x, axis, extent, apart)
+            if stride > 1:
+                x = lax.slice_in_dim(x, 0, x.shape[axis], stride, axis)
+        return x
 
     return fn
+
+
+def _sum_of_parts(x: Any, axis: int, extent: int) -> Any:
+    """Sums of `extent` neighbours that lie side by side; what is left over is in none."""
+    if extent == 1:
+        return x
+    count = x.shape[axis] // extent
+    if count * extent < x.shape[axis]:
+        x = lax.slice_in_dim(x, 0, count * extent, axis=axis)
+    shape = *x.shape[:axis], count, extent, *x.shape[axis + 1 :]
+    return x.reshape(shape).sum(axis + 1)
+
+
+def _sliding_sum(x: Any, axis: int, extent: int, apart: int) -> Any:
+    """Sums of `extent` elements at equal distances, from every start that has so many."""
+
+    def added(low: Any, high: Any, reach: int) -> Any:
+        count = min(low.shape[axis], high.shape[axis] - reach)
+        near = lax.slice_in_dim(low, 0, count, axis=axis)
+        return near + lax.slice_in_dim(high, reach, reach + count, axis=axis)
+
+    power, rest, size = x, None, 1
+    while True:
+        if extent & size:
+            rest = power if rest is None else added(power, rest, size * apart)
+        if 2 * size > extent:
+            return rest
+        power = added(power, power, size * apart)
+        size *= 2
 
 
 def cumulative_product(call: Call) -> Callable[..., Any]:

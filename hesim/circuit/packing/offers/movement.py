@@ -10,7 +10,7 @@ import numpy as np
 
 from hesim.circuit.packing.arrangement import straight
 from hesim.circuit.packing.emission import Emission, Packed
-from hesim.circuit.packing.layout import Coordinate, Layout, Roll
+from hesim.circuit.packing.layout import GAP, Coordinate, Layout, Roll
 from hesim.circuit.packing.offers.offer import Offer, Setting
 from hesim.circuit.packing.operations import Operation
 
@@ -216,7 +216,12 @@ def sliced(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[O
                 return
             out, which = taken
             chosen = chosen[which]
-        elif wanted[0] == 0 and (len(wanted) == 1 or wanted[1] == 1):
+        elif wanted[0] == 0:
+            strided = _strided(out, axis, int(wanted[1])) if len(wanted) > 1 else None
+            if strided is None and len(wanted) > 1:
+                return
+            out, which = strided or (out, np.arange(out.ciphertexts))
+            chosen = chosen[which]
             out, which = _trimmed(out._replace(zeros=False), axis, len(wanted))
             chosen = chosen[which]
         else:
@@ -235,6 +240,42 @@ def _taken(layout: Layout, axis: int, wanted: np.ndarray) -> tuple[Layout, np.nd
     if len(pieces) != 1 or pieces[0].stride != 1:
         return None
     return _at(layout, layout.ciphers.index(pieces[0]), wanted)
+
+
+def _strided(layout: Layout, axis: int, step: int) -> tuple[Layout, np.ndarray] | None:
+    """(layout, ciphertexts) of every step-th position of an axis, from the first on; None if digits
+    do not tell them apart.
+    """
+    slots: list[Coordinate] = []
+    for c in layout.slots:
+        split = _stepped(c, step) if c.axis == axis else (1, c)
+        if split is None:
+            return None
+        slots += [Coordinate(GAP, split[0]), *([split[1]] if split[1] is not None else [])]
+    chosen = np.arange(layout.ciphertexts)
+    ciphers = list(layout.ciphers)
+    for k, c in enumerate(layout.ciphers):
+        split = _stepped(c, step) if c.axis == axis else (1, c)
+        if split is None:
+            return None
+        if split[0] > 1:
+            layout, which = _at(layout, k, np.arange(0, c.size, split[0]))
+            chosen = chosen[which]
+        ciphers[k] = split[1] or Coordinate(axis, 1, 1)
+    kept = tuple(c for c in slots if c.size > 1)
+    return layout._replace(slots=kept, ciphers=tuple(ciphers)), chosen
+
+
+def _stepped(c: Coordinate, step: int) -> tuple[int, Coordinate | None] | None:
+    """(positions of a coordinate of which the first alone is taken, what is left of it)."""
+    if c.stride % step == 0:
+        return 1, c._replace(stride=c.stride // step)
+    if step % (c.stride * c.size) == 0:
+        return c.size, None
+    below = step // c.stride
+    if step % c.stride or c.size % below:
+        return None
+    return below, Coordinate(c.axis, c.size // below, 1)
 
 
 def _trimmed(layout: Layout, axis: int, count: int) -> tuple[Layout, np.ndarray]:

@@ -19,6 +19,7 @@ W = normal(3, 5, 2)
 MOVES = {
     "slice on columns": lambda x: x[1:, 2:] * 2.0,
     "every other": lambda x: x[::2, 1::2],
+    "every other from the first": lambda x: x[::2, ::2] + (x @ np.ones((4, 8)))[:1, ::4],
     "reshape across axes": lambda x: (x @ np.ones((4, 4))).reshape(2, 6),
     "concatenate": lambda x: jnp.concatenate([x, 0.5 * x, PUBLIC[:1]], 0),
     "concatenate columns": lambda x: jnp.concatenate([x * x, x], 1),
