@@ -26,6 +26,9 @@ __all__ = ["Candidate", "Lowered"]
 _SPARE = 1.25
 """Times the largest value met that a level has to hold: calibrations are taken to be as wide."""
 
+_RESULT_SECONDS = 0.003
+"""What a ciphertext more among the results may cost: it is sent, decrypted and decoded."""
+
 
 class Lowered(Protocol):
     """A Program as stages, however its layouts were chosen."""
@@ -69,10 +72,11 @@ class Candidate:
             PlaintextFamily(-1, one, 0, b.batch, b.width, b.columns, 1.0, np.ones(1))
         )
         results = [v for v in self.program.outputs if isinstance(v, Var) and v.encrypted]
+        self._results = {int(n) for v in results for n in lowered.nodes(v)}
         self.planner = levels.LevelPlanner(
             b,
             params,
-            {int(n) for v in results for n in lowered.nodes(v)},
+            self._results,
             self._describe,
             self.aim.price,
             self.aim.refresher,
@@ -117,9 +121,10 @@ class Candidate:
     @property
     def cost(self) -> tuple[float, float]:
         """What is compared with other plans: rounds, if these count, and seconds, with a share of
-        those of making keys.
+        those of making keys, and those that results take afterwards.
         """
         seconds = self.schedule.seconds + self._key_seconds / KEY_RUNS * self.rotation_keys
+        seconds += _RESULT_SECONDS * len(self._results)
         return (self.schedule.rounds if self.aim.rounds else 0, seconds)
 
     @functools.cached_property

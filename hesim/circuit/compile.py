@@ -254,7 +254,9 @@ def _nearest(failures: Sequence[Exception]) -> Exception | None:
 
 def _packed(task: _Task, best: Candidate | None) -> Candidate | None:
     """The best plan of the search, if it is better than `best`, else that."""
-    bound = _SURROGATE * best.cost[1] if best and not task.aim.rounds else math.inf
+    # Where no refresh is allowed, the search takes levels for dear, and so its seconds for more.
+    comparable = best is not None and not task.aim.rounds and task.aim.price != math.inf
+    bound = _SURROGATE * best.cost[1] if best and comparable else math.inf
     for lowered in _lowerings(task, bound):
         try:
             plan = Candidate(lowered, task.params, task.aim)

@@ -13,6 +13,7 @@ from jax import lax
 import approx
 from hesim import refresh
 from hesim.circuit.publics import NonFiniteOperandError
+from tests.hesim.circuit.conftest import quiet_params
 
 BINARY = {"add": lax.add, "sub": lax.sub, "mul": lax.mul}
 
@@ -288,3 +289,17 @@ def test_jit_and_named_functions(check):
 def test_public_operands_that_are_not_finite(check, fn, w, message):
     with pytest.raises(NonFiniteOperandError, match=message):
         check(fn, np.ones((2, 3)), w)
+
+
+@pytest.mark.parametrize("name", ["product", "sum", "outer", "numbers"])
+def test_one_element_meets_many_numbers_in_one_ciphertext(check, name):
+    w = np.linspace(0.1, 0.9, 300)
+    fn, args = {
+        "product": (lambda s, w: s * w, (np.float64(0.5), w)),
+        "sum": (lambda s, w: s + w, (np.float64(0.5), w)),
+        "outer": (lambda s, w: jnp.outer(s, w), (np.linspace(0.1, 0.3, 3), w)),
+        "numbers": (lambda s: s * jnp.arange(64.0) / 64, (np.float64(0.5),)),
+    }[name]
+    circuit = check(fn, *args, params=quiet_params(12))
+    (tap,) = circuit.outputs
+    assert len(tap.ciphers) == 1 and circuit.ledger.plain_products <= 1

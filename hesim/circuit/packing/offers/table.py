@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from hesim.circuit.packing.offers import (
     contraction,
     convolution,
@@ -76,8 +78,22 @@ LAST: dict[str, Rule] = {
 }
 """Rules where the other one makes no offer for the layouts at hand."""
 
-OPAQUE: dict[str, Rule] = dict.fromkeys((*PRIMITIVES, "sum of products"), opaque.opaque)
+
+class _Every(Mapping[str, Rule]):
+    """The rule of the tables for every kind of operation, also for those that users add."""
+
+    def __getitem__(self, kind: str) -> Rule:
+        return opaque.opaque
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PRIMITIVES)
+
+    def __len__(self) -> int:
+        return len(PRIMITIVES)
+
+
+OPAQUE = _Every()
 """Where there is no offer: the rule of the tables, on this operation alone."""
 
-TIERS = (OFFERS, LAST, OPAQUE)
+TIERS: tuple[Mapping[str, Rule], ...] = (OFFERS, LAST, OPAQUE)
 """Rules in the order in which they are asked; later ones only where earlier ones offer nothing."""
