@@ -73,9 +73,9 @@ def gradient() -> PackingCase:
     adapters = [
         {
             "a": (0.1 * rng.normal(size=(shape.hidden, RANK))).astype(np.float32),
-            "b": (0.1 * rng.normal(size=(RANK, shape.hidden))).astype(np.float32),
+            "b": (size * rng.normal(size=(RANK, shape.hidden))).astype(np.float32),
         }
-        for _ in range(3)
+        for size in (0.1 * block.near, 0.1 * block.near, 0.1)
     ]
 
     def loss(adapters: Any, x: Any, upstream: Any) -> Any:
@@ -120,7 +120,7 @@ class _Block:
             drawn = rng.normal(size=(rows, columns)) * size / np.sqrt(rows)
             return drawn.astype(np.float32)
 
-        near = (2 * (hidden // shape.heads) ** 0.5) ** -0.5
+        self.near = near = (2 * (hidden // shape.heads) ** 0.5) ** -0.5
         centring = (np.eye(hidden) - 1 / hidden).astype(np.float32)
         self.qkv = [weights(hidden, hidden, s) for s in (0.8 * near, 0.8 * near, 0.5)]
         self.out = weights(hidden, hidden, 0.3) @ centring

@@ -11,7 +11,10 @@ from hesim.circuit.packing.arrangement import like
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout
 from hesim.program import Program, Var
 
-__all__ = ["alike", "digits", "factors", "input_layouts", "meeting"]
+_MANY = 32
+"""Members of a leading axis from which it is taken for a batch."""
+
+__all__ = ["alike", "digits", "factors", "input_layouts", "meeting", "members_lowest"]
 
 
 def factors(
@@ -124,40 +127,77 @@ def input_layouts(
 ) -> Iterator[Layout]:
     """Layouts of a fresh tensor: every order of a subset of its digits on columns, the rest on
     ciphertexts, with what is left of the columns replicated on top.
+
+    Where digits do not fit, the highest or one of the others has a part of it on ciphertexts.
     """
     every = [d for a, extent in enumerate(shape) for d in digits(a, split.get(a, (extent,)))]
     seen = set()
     whole = math.prod(shape)
     for count in range(len(every) + 1):
         for order in itertools.permutations(every, count):
-            slots: list[Coordinate] = []
-            rest = [d for d in every if d not in order]
-            room = columns
-            fits = True
-            for d in order:
-                padded = 1 << (d.size - 1).bit_length()
-                highest = not any(e.axis == d.axis and e.stride > d.stride for e in every)
-                if padded != d.size and not highest:
-                    fits = False
-                taken = min(padded, room)
-                if taken > 1:
-                    slots.append(Coordinate(d.axis, taken, d.stride))
-                if taken < padded:
-                    if d.size % taken and not highest:
-                        fits = False
-                    rest.append(Coordinate(d.axis, -(-d.size // taken), d.stride * taken))
-                room //= taken
-            if not fits:
-                continue
-            if room > 1:
-                slots.append(Coordinate(REPLICATED, room))
-            layout = Layout(tuple(shape), tuple(slots), tuple(rest), (), True).canonical()
-            if layout in seen or layout.ciphertexts > most:
-                continue
-            if layout.ciphertexts > 1 and whole < layout.ciphertexts * columns / 128:
-                continue
-            seen.add(layout)
-            yield layout
+            for cut in range(len(order) + 1):
+                layout = _laid(shape, every, order, columns, order[cut - 1 : cut])
+                if layout is None or layout in seen or layout.ciphertexts > most:
+                    continue
+                if layout.ciphertexts > 1 and whole < layout.ciphertexts * columns / 128:
+                    continue
+                seen.add(layout)
+                yield layout
+
+
+def members_lowest(layouts: Sequence[Layout]) -> list[Layout]:
+    """Of layouts of a tensor of many ciphertexts, those in which its first axis has the lowest
+    columns, or ciphertexts of its own, if that may be a batch.
+
+    What is done to each member alike then never moves anything across its neighbours.
+    """
+    if not layouts:
+        return []
+    shape = layouts[0].shape
+    large = all(x.ciphertexts > 1 for x in layouts)
+    if not large or len(shape) < 3 or shape[0] < _MANY:
+        return list(layouts)
+    found = [
+        x
+        for x in layouts
+        if (x.slots and x.slots[0] == Coordinate(0, shape[0], 1)) or 0 not in x.along_slots
+    ]
+    return found or list(layouts)
+
+
+def _laid(
+    shape: Sequence[int],
+    every: Sequence[Coordinate],
+    order: Sequence[Coordinate],
+    columns: int,
+    cut: Sequence[Coordinate],
+) -> Layout | None:
+    """Digits on columns in this order, lowest first; `cut` takes what room the others leave."""
+    slots: list[Coordinate] = []
+    rest = [d for d in every if d not in order]
+    sizes = {d: 1 << (d.size - 1).bit_length() for d in order}
+    for d in cut:
+        others = math.prod(sizes[e] for e in order if e != d)
+        if not 1 < columns // others < sizes[d]:
+            return None
+        sizes[d] = columns // others
+    room = columns
+    for d in order:
+        padded = 1 << (d.size - 1).bit_length()
+        highest = not any(e.axis == d.axis and e.stride > d.stride for e in every)
+        if padded != d.size and not highest:
+            return None
+        taken = min(sizes[d], room)
+        if taken > 1:
+            slots.append(Coordinate(d.axis, taken, d.stride))
+        if taken < padded:
+            if d.size % taken and not highest:
+                return None
+            rest.append(Coordinate(d.axis, -(-d.size // taken), d.stride * taken))
+        room //= taken
+    if room > 1:
+        slots.append(Coordinate(REPLICATED, room))
+    return Layout(tuple(shape), tuple(slots), tuple(rest), (), True).canonical()
 
 
 def alike(model: Layout, shape: tuple[int, ...]) -> Layout | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.arrangement import relay
+from hesim.circuit.packing.arrangement import relay, repeated
 from hesim.circuit.packing.costs import Prices, counted, shaped
-from hesim.circuit.packing.inputs import alike, digits, input_layouts, meeting
+from hesim.circuit.packing.inputs import alike, digits, input_layouts, meeting, members_lowest
 from hesim.circuit.packing.layout import Layout
 from hesim.circuit.packing.offers.contraction import labels_of
 from hesim.circuit.packing.offers.offer import Offer, Rule, Setting, of_one_member
@@ -37,6 +37,12 @@ only one of them where others have offers already.
 _LATER = 12
 """Offers of a later rule whose moves are looked at: those with the cheapest work."""
 
+_ORIGINS = 16
+"""Ways to pack the largest input of which the best state is kept."""
+
+_FAR = 4.0
+"""Times the cheapest state's seconds beyond which it is not."""
+
 _FREE = None
 """Layout of an input that nothing has used yet: the client packs it as it is wanted."""
 
@@ -47,6 +53,7 @@ class _State:
     layouts: Mapping[int, Layout | None]
     choices: tuple | None  # linked: (operation, offer, layouts of the operands, earlier)
     copies: frozenset[tuple[int, Layout]] = frozenset()  # layouts to which values were brought
+    origin: Layout | None = None  # of the largest input
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +96,7 @@ class _Search:
         self.bound = bound
         self._memo: dict[Any, list[_Way]] = {}
         self._inputs: dict[int, list[Layout]] = {}
+        self.largest = -1
 
     def run(
         self,
@@ -104,6 +112,7 @@ class _Search:
         for v in results:
             last[v.id] = len(ops)
         states = [_State(0.0, {v.id: _FREE for v in inputs}, None)]
+        self.largest = max(inputs, key=lambda v: v.size).id if inputs else -1
         for k, op in enumerate(ops):
             if watch is not None:
                 watch.operation(k, len(ops), op.equations[0])
@@ -111,8 +120,21 @@ class _Search:
             found = self._next(states, op, live)
             if not found:
                 raise NoPlan(op)
-            states = heapq.nsmallest(self.beam, found, key=lambda s: s.seconds)
+            states = self._kept(found, inputs)
         return [_plan(self._placed(state, results)) for state in states]
+
+    def _kept(self, found: Sequence[_State], inputs: Sequence[Var]) -> list[_State]:
+        """The cheapest states, and the cheapest of each way to pack the largest input: what a
+        packing costs shows where operands meet, long after others were chosen.
+        """
+        found = sorted(found, key=lambda s: s.seconds)
+        first: dict[Layout | None, _State] = {}
+        for state in found:
+            first.setdefault(state.origin, state)
+        chosen = [*found[: self.beam]]
+        most = _FAR * found[0].seconds
+        chosen += [s for s in [*first.values()][:_ORIGINS] if s.seconds <= most]
+        return sorted({id(s): s for s in chosen}.values(), key=lambda s: s.seconds)
 
     def _placed(self, state: _State, results: Sequence[Var]) -> _State:
         """The state, with inputs that are results and nothing else in as few ciphertexts as can
@@ -161,7 +183,7 @@ class _Search:
             key = tuple(sorted(layouts.items(), key=lambda item: item[0]))
             if key not in found or nxt.seconds < found[key].seconds:
                 copies = frozenset(copy for copy in nxt.copies if copy[0] in live)
-                found[key] = _State(nxt.seconds, layouts, nxt.choices, copies)
+                found[key] = _State(nxt.seconds, layouts, nxt.choices, copies, nxt.origin)
         return offered
 
     def _step(self, state: _State, op: Operation, rules: Mapping[str, Rule]) -> Iterator[_State]:
@@ -180,14 +202,19 @@ class _Search:
                 for v, x in zip(op.outputs, offer.outs, strict=True):
                     after[v.id] = x
                 choices = op, offer, layouts, state.choices
-                yield _State(state.seconds + extra + seconds, after, choices, copies)
+                origin = state.origin or after.get(self.largest)
+                yield _State(state.seconds + extra + seconds, after, choices, copies, origin)
 
     def _operands(self, state: _State, op: Operation) -> Iterator[tuple[tuple[Layout, ...], float]]:
         """Layouts of the operands: those they have, or for unused inputs those they may have."""
         known = [state.layouts[v.id] for v in op.operands]
         ways: list[tuple[Layout, ...]] = [()]
         for k, x in enumerate(known):
-            ways = [(*before, y) for before in ways for y in self._choices(op, k, x, known, before)]
+            ways = [
+                (*before, y)
+                for before in ways
+                for y in self._choices(op, k, x, known, before, state.layouts.values())
+            ]
         for pick in ways:
             extra = sum(self._encrypting(x) for x, y in zip(pick, known, strict=True) if y is _FREE)
             yield pick, extra
@@ -199,17 +226,25 @@ class _Search:
         layout: Layout | None,
         known: Sequence[Layout | None],
         before: Sequence[Layout],
+        live: Collection[Layout | None],
     ) -> list[Layout]:
         """The layout of an operand, or those that an unused input may have: beside others, the ones
         in which it meets them, and a few more.
+
+        live: layouts of the values that are still needed.
         """
         if layout is not None:
             return [layout]
         fresh = self._fresh(op.operands[k])
         others = [y for y in (*before, *known) if y is not None]
-        if not others:
-            return fresh
-        found = [*dict.fromkeys(self._meeting(op, k, others))]
+        if others:
+            found = [*dict.fromkeys(self._meeting(op, k, others))]
+        else:
+            # It may meet any of the values of its shape later on.
+            shape = self.setting.shape(op.operands[k])
+            found = [*dict.fromkeys(x for x in live if x is not None and x.shape == shape)]
+            if not found:
+                return fresh
         return [*found, *(y for y in fresh if y not in found)][: len(found) + _FEW]
 
     def _meeting(self, op: Operation, k: int, others: Sequence[Layout]) -> Iterator[Layout]:
@@ -231,7 +266,8 @@ class _Search:
             if label not in other
             for d in digits(label, self.setting.factors.get((v.id, back[label]), (sizes[label],)))
         ]
-        for x in others:
+        full = [y for x in others if (y := repeated(x)) is not None]
+        for x in (*others, *full):
             for y in meeting(labels.labelled(x, other), new, sizes):
                 if y.ciphertexts <= self.most:
                     yield y.renamed(shape, back).canonical()
@@ -249,7 +285,8 @@ class _Search:
                 for a in range(len(shape))
                 if (v.id, a) in self.setting.factors
             }
-            self._inputs[v.id] = list(input_layouts(shape, split, self.setting.columns, self.most))
+            every = input_layouts(shape, split, self.setting.columns, self.most)
+            self._inputs[v.id] = members_lowest(list(every))
         return list(self._inputs[v.id])
 
     def _offers(

@@ -105,7 +105,7 @@ def _swapped(layout: Layout, axes: tuple[int, ...]) -> Layout | None:
     if len(own) != 1 or len(by) != 1 or own[0].size != by[0].size:
         return None
     (c,), (d,) = own, by
-    if roll.by_axis not in axes or c not in layout.slots or d not in layout.slots:
+    if roll.by_axis not in axes or d not in layout.slots:
         return None
     slots = []
     for e in layout.slots:
@@ -115,8 +115,9 @@ def _swapped(layout: Layout, axes: tuple[int, ...]) -> Layout | None:
             slots.append(c)
         else:
             slots.append(Coordinate(REPLICATED, e.size) if e.axis in axes else e)
-    ciphers = tuple(e for e in layout.ciphers if e.axis not in axes)
-    rolls = (Roll(roll.axis, REPLICATED, 1, 1),)
+    ciphers = tuple(e for e in layout.ciphers if e.axis not in axes and e != c)
+    # On ciphertexts each diagonal is one, turned as a whole.
+    rolls = (Roll(roll.axis, REPLICATED, 1, 1),) if c in layout.slots else ()
     return layout._replace(slots=tuple(slots), ciphers=ciphers, rolls=rolls, zeros=True)
 
 
