@@ -47,7 +47,7 @@ __all__ = ["Server", "main", "unfinished", "unserved"]
 _TASK_ATTEMPTS = 3
 
 _ARENA_PART = 8
-_ARENA_BYTES = 1 << 30
+_ARENA_BYTES = 1 << 31
 """Of the memory that is free, ciphertexts on their way take one part in so many, and so much, at
 most; more of them lie in files.
 """

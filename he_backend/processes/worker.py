@@ -22,11 +22,10 @@ from he_backend.processes.memory import peak_bytes, resident_bytes, shared_bytes
 from he_backend.processes.messages import receive, send
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import Task
+from hesim.circuit.costs.memory import KEPT_CIPHERTEXTS
 from hesim.circuit.plain.execute import Executor, Spent
 
 __all__ = ["TaskRunner", "fork_worker"]
-
-_CIPHER_CACHE = 1 << 29
 
 
 class TaskRunner:
@@ -46,7 +45,7 @@ class TaskRunner:
         self,
         executor: Executor,
         store: Store,
-        cache_bytes: int = _CIPHER_CACHE,
+        cache_bytes: int = KEPT_CIPHERTEXTS,
         last_tasks: Mapping[int, int] | None = None,
         arena: Arena | None = None,
         durable: bool = True,

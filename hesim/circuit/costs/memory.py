@@ -12,6 +12,7 @@ from hesim.params import CKKSParams
 
 __all__ = [
     "ENCODED_AHEAD",
+    "KEPT_CIPHERTEXTS",
     "KEPT_PLAINTEXTS",
     "cipher_bytes",
     "evaluator_bytes",
@@ -24,6 +25,9 @@ KEPT_PLAINTEXTS = 1 << 26
 Circuit uses again later is kept besides (`hesim.circuit.plain.encoded`).
 """
 
+
+KEPT_CIPHERTEXTS = 1 << 29
+"""Bytes of ciphertexts, at most, that a worker keeps for its next tasks."""
 
 ENCODED_AHEAD = 1 << 28
 """Bytes of plaintexts, at most, that a run with several workers encodes while keys are made."""
@@ -99,6 +103,7 @@ def run_bytes(params: CKKSParams, ledger: Ledger, workers: int, clients: int) ->
     """
     kept = min(ledger.plaintext_bytes, KEPT_PLAINTEXTS)
     client = current().machine_bytes(params.log_n, params.levels)
-    own = (workers + 2) * ledger.cipher_bytes + min(ledger.plaintext_bytes, workers * kept)
+    own = ledger.cipher_bytes + (workers + 1) * min(ledger.cipher_bytes, KEPT_CIPHERTEXTS)
+    own += min(ledger.plaintext_bytes, workers * kept)
     own += min(ledger.plaintext_bytes, ENCODED_AHEAD) if workers > 1 else 0
     return ledger.peak_bytes - ledger.cipher_bytes - kept + own + int(clients * client)
