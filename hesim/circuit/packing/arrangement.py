@@ -130,7 +130,8 @@ def cipher_table(whole: Layout, part: Layout) -> np.ndarray:
     out = np.zeros(whole.ciphertexts, np.int64)
     at = 1
     for c in part.ciphers:
-        out += at * (index.get(c.axis, np.zeros(1, np.int64)) // c.stride % c.size)
+        if c.axis >= 0:  # of gaps only the first position holds anything
+            out += at * (index.get(c.axis, np.zeros(1, np.int64)) // c.stride % c.size)
         at *= c.size
     return out
 

@@ -20,7 +20,7 @@ from hesim.circuit.packing.contractions import Labels, contraction, results
 from hesim.circuit.packing.costs import contraction_work, map_work, shaped
 from hesim.circuit.packing.emission import reduced_groups
 from hesim.circuit.packing.gathering import gathering
-from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout, Roll, grid, places
+from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout, Roll, grid, places
 from hesim.circuit.packing.maps import map_plan
 from hesim.circuit.packing.offers.movement import reshaped
 from tests.hesim.circuit.packing.vectors import Machine, elements, foretold, holds, random_layout
@@ -327,3 +327,9 @@ def test_marks_of_replicated_coordinates_are_told_apart():
 def test_steps_that_do_the_same_are_one(seed):
     """Giant steps a whole turn apart, of operands that repeat; and moves without any."""
     assert table_move(np.random.default_rng(seed))
+
+
+def test_ciphertexts_of_a_gap_are_found_without_dividing_by_its_stride():
+    part = Layout((1, 4), (Coordinate(1, 4, 1),), (Coordinate(GAP, 2), Coordinate(0, 1, 1)))
+    with np.errstate(all="raise"):
+        assert cipher_table(part, part).tolist() == [0, 0]
