@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from experiments.training.evaluate import AFTER_TRAINING
 from experiments.training.finetune import MODEL
 from experiments.training.twin import default_ranges, read_encryption, ring_of
 from hesim.circuit.circuit import Circuit
+from hesim.errors import EmptySlotsWarning
 from hesim.params import CKKSParams
 from hesim.program import Program
 from hesim.progress import Reporter
@@ -86,7 +88,9 @@ def plan_model(
     rows = jax.ShapeDtypeStruct((*shape, settings.hidden), np.float32)
     mask = jax.ShapeDtypeStruct(shape, np.float32)
     program = hesim.trace(model.encrypted_forward, weights, rows, mask, encrypted=(1,))
-    circuit = hesim.compile(program, params, progress=progress, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptySlotsWarning)  # the printed Circuit says it, too
+        circuit = hesim.compile(program, params, progress=progress, **options)
     return Planned(program, circuit, model, found.polynomials)
 
 

@@ -27,6 +27,7 @@ from he_backend.machines.table import find
 from he_backend.processes.memory import peak_bytes
 from he_backend.report.environment import environment
 from hesim.circuit.circuit import Circuit
+from hesim.errors import EmptySlotsWarning
 from hesim.program import Equation, Program
 from models.config import EncoderConfig
 from models.data import metrics
@@ -239,7 +240,9 @@ def plan(
 def _circuit(settings: Settings, model: Model) -> Circuit:
     """Of one batch: training simulates its noise, and it is what runs encrypted."""
     batch = min(settings.batch, settings.sentences)
-    return forward_circuit(model, settings.ckks, batch, settings.refresh_price)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptySlotsWarning)  # the batch is what the settings say
+        return forward_circuit(model, settings.ckks, batch, settings.refresh_price)
 
 
 def _label(equation: Equation) -> str:
