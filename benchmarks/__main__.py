@@ -25,6 +25,7 @@ from benchmarks import (
     shared_errors,
     simulation,
     suggest,
+    tables_and_nets,
     training,
 )
 
@@ -39,6 +40,7 @@ ALL = {
     "circuits": lambda: circuits.main([]),
     "shared_errors": lambda: shared_errors.main([]) == 0,
     "suggest": lambda: suggest.main([]),
+    "tables_and_nets": lambda: tables_and_nets.main([]),
     "training": training.main,
     "reviews": lambda: reviews.main([]),
 }
