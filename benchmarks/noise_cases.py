@@ -264,6 +264,7 @@ class _Writer:
             input_labels=tuple(f"input {i}" for i in range(len(inputs))),
             ledger=ledger(self.params, data, self.packs, len(taps), None, names, sources),
             refresher=KEY_HOLDER,
+            memory=None,
             **data,
         )
         return Case(name, circuit, inputs, operands)
