@@ -18,6 +18,7 @@ from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.processes import session
 from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import Progress
+from he_backend.processes.tasks import plan
 from he_backend.report import twin as exact_twin
 from he_backend.report.compare import Vectors, op_records
 from he_backend.report.report import Report, Subject
@@ -387,7 +388,9 @@ def _encrypted(circuit, inputs, operands, decrypt, ranges, where, options) -> _O
     outcome.key_seconds = result.key_seconds
     outcome.peak_bytes = result.peak_bytes
     processes = options["workers"], options["clients"]
-    outcome.predicted_peak_bytes = run_bytes(circuit.params, circuit.ledger, *processes)
+    passing = plan(circuit, decrypt, job.task_seconds).most_bytes(circuit)
+    predicted = run_bytes(circuit.params, circuit.ledger, *processes, passing)
+    outcome.predicted_peak_bytes = predicted
     outcome.tasks, outcome.skipped = result.tasks, result.skipped
     outcome.replaced, outcome.imported_jax = result.replaced, result.imported_jax
     return outcome

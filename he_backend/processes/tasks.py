@@ -91,6 +91,23 @@ class Schedule:
         """Of each ciphertext that a worker reads, the last of its tasks that does."""
         return {c: task.id for task in self.tasks if not task.client for c in task.needs}
 
+    def most_bytes(self, circuit: Circuit) -> int:
+        """Bytes of ciphertexts on their way between tasks, at most, if these run one by one."""
+        held = most = 0
+        left = {c: len(readers) for c, readers in self.consumers.items()}
+        parts = circuit.components
+        sizes = {
+            c: circuit.params.ciphertext_bytes(int(circuit.level[c]), int(parts[c]))
+            for c in self.producer
+        }
+        for task in self.tasks:
+            held += sum(sizes[c] for c in task.gives)
+            most = max(most, held)
+            for c in task.needs:
+                left[c] -= 1
+                held -= 0 if left[c] else sizes[c]
+        return most
+
     def waits_for(self, task: Task) -> set[int]:
         """Tasks that must be done before `task`."""
         return {self.producer[c] for c in task.needs}

@@ -29,6 +29,9 @@ Circuit uses again later is kept besides (`hesim.circuit.plain.encoded`).
 KEPT_CIPHERTEXTS = 1 << 29
 """Bytes of ciphertexts, at most, that a worker keeps for its next tasks."""
 
+_TASK_BYTES = 1 << 26
+"""Bytes of ciphertexts that are alive within a task, at most: it takes a tenth of a second."""
+
 ENCODED_AHEAD = 1 << 28
 """Bytes of plaintexts, at most, that a run with several workers encodes while keys are made."""
 
@@ -96,14 +99,21 @@ def evaluator_bytes(
     return int(contexts + table.key_factor * keys) + ciphers + plaintexts
 
 
-def run_bytes(params: CKKSParams, ledger: Ledger, workers: int, clients: int) -> int:
+def run_bytes(
+    params: CKKSParams, ledger: Ledger, workers: int, clients: int, passing: int | None = None
+) -> int:
     """Bytes of all processes of a run together, each at its peak, by the cost table in use: a
     server with the keys, workers that share them and keep ciphertexts and plaintexts of their own,
     memory for what passes between them, and clients.
+
+    passing: bytes of ciphertexts on their way between tasks, at most; by default those that are
+      alive in the order of the instructions.
     """
     kept = min(ledger.plaintext_bytes, KEPT_PLAINTEXTS)
     client = current().machine_bytes(params.log_n, params.levels)
-    own = ledger.cipher_bytes + (workers + 1) * min(ledger.cipher_bytes, KEPT_CIPHERTEXTS)
+    passing = ledger.cipher_bytes if passing is None else passing
+    own = passing + (workers + 1) * min(passing, KEPT_CIPHERTEXTS)
+    own += workers * min(ledger.cipher_bytes, _TASK_BYTES)
     own += min(ledger.plaintext_bytes, workers * kept)
     own += min(ledger.plaintext_bytes, ENCODED_AHEAD) if workers > 1 else 0
     return ledger.peak_bytes - ledger.cipher_bytes - kept + own + int(clients * client)

@@ -121,3 +121,16 @@ def test_what_most_work_waits_for_comes_first(params, new_draft):
     inputs = [t.instructions for t in schedule.tasks if t.kind == "input"]
     assert inputs == [(1,), (0,)], "the one that is turned eight times, by itself"
     assert turns[:7] == list(range(1, 8)) and len(turns) == 8
+
+
+def test_ciphertexts_on_their_way_are_counted_until_their_last_reader(params, new_draft):
+    draft = new_draft(params, 32)
+    c = draft.input(np.zeros(32))
+    first, second = draft.rotate(c, 1), draft.rotate(c, 2)
+    circuit = draft.circuit(draft.add((1, first), (1, second)))
+    fresh = params.ciphertext_bytes(int(circuit.level[c]), 2)
+    apart = plan(circuit, [3], target=1e-9)
+    assert len(apart.tasks) == 5 and apart.most_bytes(circuit) == 3 * fresh
+    together = plan(circuit, [3], target=1e9)
+    assert len(together.tasks) <= 5 and together.most_bytes(circuit) <= 3 * fresh
+    assert plan(draft.circuit(c), [c]).most_bytes(draft.circuit(c)) == fresh
