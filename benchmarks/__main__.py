@@ -1,8 +1,8 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
 `noise` and `shared_errors` measure for the better part of an hour, `training` compiles and
-`reviews` trains for minutes, and `packing` and `paper` want the machine for themselves; these have
-to be named.
+`reviews` trains for minutes, `compile_sizes` compiles for some, and `packing` and `paper` want the
+machine for themselves; these have to be named.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from benchmarks import (
     approximation,
     circuits,
+    compile_sizes,
     machines,
     noise,
     operations,
@@ -33,6 +34,7 @@ ALL = {
     "approximation": lambda: approximation.main([]),
     "operations": operations.main,
     "machines": machines.main,
+    "compile_sizes": lambda: compile_sizes.main([]) == 0,
     "packing": lambda: packing.main([]),
     "paper": lambda: paper.main([]) == 0,
     "simulation": lambda: simulation.main([]),
@@ -44,7 +46,7 @@ ALL = {
     "training": training.main,
     "reviews": lambda: reviews.main([]),
 }
-LONG = ("noise", "shared_errors", "training", "reviews", "packing", "paper")
+LONG = ("noise", "shared_errors", "training", "reviews", "packing", "paper", "compile_sizes")
 
 
 def main(names: list[str]) -> int:

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 import approx
-from hesim import refresh
+from he_backend.local import run_local
+from he_backend.machines.pyfhel.machine import PyfhelMachine
+from hesim import refresh, trace
+from hesim.circuit.candidate import Candidate
+from hesim.circuit.packing.lowering import lowerings
 from hesim.circuit.plain.errors import ValueRangeError
-from tests.hesim.circuit.conftest import quiet_params
+from hesim.circuit.refresher import KEY_HOLDER
+from tests.hesim.circuit.conftest import close, exact_values, quiet_params, run_slots
 
 ODD = approx.fit("tanh", (-8, 8), degree=5)
 EVEN = approx.fit("exp", (-3, 3), degree=4)
@@ -208,3 +213,41 @@ def test_random_programs(check, seed):
 def test_many_random_programs(check, start):
     for seed in range(start, start + 25):
         check_program(check, seed, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, 80, 20))
+def test_random_programs_run_encrypted(start):
+    """The best packed plan of each, under SEAL: ten of them whose values ciphertexts hold."""
+    checked = 0
+    for seed in range(start, start + 20):
+        checked += checked < 10 and runs_encrypted(seed)
+    assert checked == 10
+
+
+def runs_encrypted(seed: int) -> bool:
+    """Whether there was anything to compare."""
+    fn, drawn = program(seed)
+    args = tuple(drawn)
+    traced = trace(fn, *args, encrypted=tuple(range(len(args))))
+    lowered = next(lowerings(traced, PARAMS, None, KEY_HOLDER, seed % 2 == 0), None)
+    if lowered is None:
+        return False
+    circuit = Candidate(lowered, PARAMS, None).circuit(PARAMS)
+    try:
+        run_slots(circuit, args)
+    except ValueRangeError:
+        return False
+    exact, _ = exact_values(traced, args)
+    machine = PyfhelMachine.generate(PARAMS, circuit.rotation_steps, circuit.slots)
+    leaves = traced.flatten(args)
+    operands = circuit.publics.evaluate(leaves)
+    secret = zip(traced.inputs, leaves, strict=True)
+    inputs = [np.asarray(a, np.float64) for v, a in secret if v.encrypted]
+    taps = [tap for tap in circuit.outputs if tap is not None]
+    decrypt = sorted({int(c) for tap in taps for c in tap.ciphers})
+    vectors, _ = run_local(circuit, machine, inputs, operands, decrypt)
+    for tap, value in zip(circuit.outputs, exact, strict=True):
+        if tap is not None:
+            close(tap.read(vectors), value, f"number {seed}", 1e-4)
+    return True
