@@ -1,5 +1,6 @@
 """One pre-LN block of a transformer with Gaussian-kernel attention, and the gradient of its LoRA
-matrices: hidden 128, 64 tokens, 2 heads, a gated feed-forward of 2 × 256; and a smaller one.
+matrices: hidden 128, 64 tokens, 2 heads, a gated feed-forward of 2 × 256; a smaller one; the model
+of the demo, and a training step of a model like it.
 
 The mean of LayerNorm is left out: inputs and what is added to them are centred in the clear. The
 kernel is exp(2qk - q² - k²) with its width folded into the matrices of q and k.
@@ -17,9 +18,11 @@ import numpy as np
 
 import approx
 import hesim
+from benchmarks.lora_step import lora_step
 from experiments.planning import plan_model
 from hesim.params import CKKSParams
 from hesim.program import Program
+from models.config import EncoderConfig
 
 __all__ = ["CASES", "PackingCase", "ring"]
 
@@ -97,6 +100,22 @@ def demo() -> PackingCase:
     return PackingCase(planned.program, args, 1, planned.circuit.params)
 
 
+def step() -> PackingCase:
+    """A whole LoRA training step of rank 2: one layer of 64 features, one sentence of 32 tokens."""
+    config = EncoderConfig(
+        layers=1,
+        hidden=64,
+        heads=2,
+        ffn=128,
+        sequence=32,
+        vocabulary=64,
+        pooler=(64,),
+        lora_rank=RANK,
+        first_norm=True,
+    )
+    return PackingCase(*lora_step(config, 1), 1, ring())
+
+
 CASES: dict[str, Callable[[], PackingCase]] = {
     "block": lambda: sentences(1),
     "gradient": gradient,
@@ -105,6 +124,7 @@ CASES: dict[str, Callable[[], PackingCase]] = {
     "small": lambda: sentences(1, SMALL),
     "small32": lambda: sentences(32, SMALL),
     "demo": demo,
+    "step": step,
 }
 """By name."""
 

@@ -23,20 +23,12 @@ import numpy as np
 import he_backend
 import hesim
 from benchmarks.circuit_cases import CASES, CircuitCase
+from benchmarks.lora_step import lora_step
 from experiments.demo.settings import Settings
-from models.config import EncoderConfig
 from models.data.batches import Batch
-from models.encrypted.update import (
-    PolynomialSoftmax,
-    encrypted_arguments,
-    lora_update,
-    training_sites,
-)
 from models.nn.encoder import Model
-from models.nn.lora import is_adapter_or_head, partition
-from models.sites.sites import FitSettings, fit_ranges
+from models.sites.sites import fit_ranges
 from models.train.evaluate import collect_ranges
-from models.train.optim import adamw_he
 
 __all__ = ["PROGRAMS", "main"]
 
@@ -55,42 +47,11 @@ def demo() -> CircuitCase:
     return CircuitCase(hesim.trace(model.encrypted_forward, *args, encrypted=(1,)), args)
 
 
-def lora_step() -> CircuitCase:
-    """A whole training step: forward, loss, backward and AdamW-HE with a polynomial root, of one
-    layer of 8 features with adapters of rank 1, on four sentences of 8 tokens.
-    """
-    config = EncoderConfig(
-        layers=1,
-        hidden=8,
-        heads=2,
-        ffn=4,
-        sequence=8,
-        vocabulary=32,
-        pooler=(8,),
-        lora_rank=1,
-        first_norm=True,
-    )
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(3, 32, (4, 8)).astype(np.int32)
-    data = Batch(tokens, np.ones((4, 8), np.float32), rng.integers(0, 2, 4).astype(np.int32))
-    exact = Model(config, low_rank=True)
-    params = exact.init(jax.random.key(0))
-    model = exact.with_sites(
-        fit_ranges(config, collect_ranges(exact, params, data), FitSettings(margin=1.0))
-    )
-    trained, frozen = partition(params, is_adapter_or_head)
-    sites = training_sites(2)
-    root = sites.get("optimizer.inv_sqrt")
-    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=root, prescale=1.0)
-    state = optimizer.init(trained)
-    update = lora_update(model, optimizer, PolynomialSoftmax.of(sites))
-    labels = np.eye(2, dtype=np.float32)[data.targets]
-    x = np.asarray(model.embed(params, tokens))
-    args = (trained, state, frozen, x, data.mask, labels, np.float32(1))
-    return CircuitCase(hesim.trace(update, *args, encrypted=encrypted_arguments(state)), args)
-
-
-PROGRAMS: dict[str, Callable[[], CircuitCase]] = {**CASES, "demo": demo, "lora step": lora_step}
+PROGRAMS: dict[str, Callable[[], CircuitCase]] = {
+    **CASES,
+    "demo": demo,
+    "lora step": lambda: CircuitCase(*lora_step()),
+}
 
 
 def main(names: list[str]) -> bool:
