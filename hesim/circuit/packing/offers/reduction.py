@@ -96,7 +96,7 @@ def _swapped(layout: Layout, axes: tuple[int, ...]) -> Layout | None:
     """What one summed axis rolled lies where that was, rolled by where it lay itself: each result
     is then the sum along a diagonal, and all positions along it hold it by the same few shifts.
 
-    None if more than that is rolled, or they are not of one size.
+    None if more than that is rolled, both are summed, or they are not of one size.
     """
     if len(layout.rolls) != 1 or layout.rolls[0].factor != 1:
         return None
@@ -105,7 +105,7 @@ def _swapped(layout: Layout, axes: tuple[int, ...]) -> Layout | None:
     if len(own) != 1 or len(by) != 1 or own[0].size != by[0].size:
         return None
     (c,), (d,) = own, by
-    if roll.by_axis not in axes or d not in layout.slots:
+    if roll.by_axis not in axes or roll.axis in axes or d not in layout.slots:
         return None
     slots = []
     for e in layout.slots:

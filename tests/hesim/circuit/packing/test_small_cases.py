@@ -4,6 +4,7 @@ both operands, results that are inputs.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import approx
 from hesim.circuit.packing.layout import GAP, Coordinate, Layout
 from hesim.circuit.packing.maps import map_plan
+from tests.hesim.circuit.test_gradient import loss
 
 rng = np.random.default_rng(1)
 POLY = approx.fit("exp", (-3, 3), degree=3)
@@ -112,3 +114,10 @@ def test_a_map_of_more_than_a_million_products_is_not_tried():
     plan = planned(2)
     assert plan is not None and len(plan.terms) == 2 * 512**2
     assert planned(8) is None
+
+
+def test_both_axes_of_a_sheared_tensor_are_summed(check):
+    """As in the gradient of a network with one hidden unit."""
+    weights = normal(1, 1), normal(1, 3), normal(1)
+    grad = jax.value_and_grad(loss)
+    assert check(grad, weights, normal(4, 1), normal(4, 3), encrypted=(0,), batch=False)
