@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "compile", "planned", "planned_for"]
 
-_WORTH_TABLES = 100_000
+_WORTH_TABLES = 50_000
 """Terms of a Program, one for each product of elements, beyond which the search comes first, and
 tables only where it has no plan.
 """
