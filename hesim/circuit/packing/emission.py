@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -526,39 +528,40 @@ def _runs(steps: Sequence[int]) -> list[list[int]]:
     return out
 
 
-def chain(steps: frozenset[int], columns: int) -> list[tuple[int, int]]:
+@functools.lru_cache(maxsize=256)
+def chain(steps: frozenset[int], columns: int) -> tuple[tuple[int, int], ...]:
     """An order to make rotations in, each from one made before: (step, the step it is made from).
 
     Steps between them are few: the most frequent differences are taken, until all are reached.
     """
     if len(steps) < 4:
-        return [(s, 0) for s in sorted(steps)]
+        return tuple((s, 0) for s in sorted(steps))
     points = np.array(sorted(steps | {0}), np.int64)
     differences = (points[:, None] - points[None, :]) % columns
     found, counts = np.unique(differences[differences != 0], return_counts=True)
-    order = found[np.argsort(-counts, kind="stable")].tolist()
-    place = set(points.tolist())
-    parent: dict[int, int] = {0: 0}
+    left = np.zeros(columns, bool)
+    left[points[points != 0]] = True
+    made = [0]
     taken: list[int] = []
     out: list[tuple[int, int]] = []
-    for extra in order:
+    for extra in found[np.argsort(-counts, kind="stable")].tolist():
+        if not left[(np.array(made) + extra) % columns].any():
+            continue
         taken.append(extra)
-        frontier = list(parent)
-        grown = False
-        while frontier:
-            here = frontier.pop(0)
-            for step in taken:
+        # What was made before is closed under the steps before: only the new one leads on.
+        queue: deque[tuple[int, tuple[int, ...]]] = deque((here, (extra,)) for here in made)
+        while queue:
+            here, tried = queue.popleft()
+            for step in tried:
                 there = (here + step) % columns
-                if there in place and there not in parent:
-                    parent[there] = here
+                if left[there]:
+                    left[there] = False
                     out.append((there, here))
-                    frontier.append(there)
-                    grown = True
-        if not grown:
-            taken.pop()
-        if len(parent) == len(place):
+                    made.append(there)
+                    queue.append((there, tuple(taken)))
+        if len(made) == len(points):
             break
-    return out
+    return tuple(out)
 
 
 def spread(layout: Layout, index: np.ndarray) -> np.ndarray:
