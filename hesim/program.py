@@ -112,8 +112,9 @@ class Program:
       outputs: one Var or Literal per flattened result leaf.
       in_tree, out_tree: pytree structures of the arguments (a tuple) and the result.
       labels: a readable name per input leaf, e.g. `args[0]['kernel']`.
-      depth: levels on the longest path, whatever is refreshed on it: a lower bound of those that a
-        Circuit takes (`ledger.depth`), before layouts ask for masks.
+      depth: levels on the longest path, whatever is refreshed on it, if each operation takes its
+        own. A Circuit (`ledger.depth`) takes fewer where constants go into the product before, and
+        more where layouts ask for masks.
       levels: of these, the most between two of the program's own refreshes.
 
     Examples:

@@ -181,8 +181,7 @@ class Ledger:
     """What an encrypted run of a Circuit spends, count for count.
 
     Attributes:
-      depth: levels on the longest path from inputs to results, whatever is refreshed on it: at
-        least the Program's `depth`.
+      depth: levels on the longest path from inputs to results, whatever is refreshed on it.
       levels: of these, the most between two refreshes; what the parameters need.
       refreshes: refreshed ciphertexts. refresh_rounds: round trips that wait for each other, each
         of all ciphertexts that can be sent together; 0 means that nobody but the server takes part.
