@@ -52,6 +52,10 @@ def consistent(circuit: Circuit) -> None:
     params, kind, level, scale = circuit.params, circuit.kind, circuit.level, circuit.scale
     assert level.min(initial=0) >= 0
     assert level.max(initial=0) <= params.levels
+    # Masked products are at triple scale, and rescaled twice, relinearized in between.
+    first = np.append(circuit.arg, -1)[circuit.arg_ptr[:-1]]
+    between = first[kind == Kind.RESCALE]
+    halfway = {int(first[i]) if kind[i] == Kind.RELINEARIZE else int(i) for i in between}
     for i in range(len(circuit)):
         part = circuit.args(i)
         used = circuit.arg[part]
@@ -59,7 +63,7 @@ def consistent(circuit: Circuit) -> None:
             used = np.concatenate([used, circuit.arg2[part]])
         assert np.all(used < i)
         if kind[i] in (Kind.INPUT, Kind.REFRESH, Kind.RESCALE):
-            assert scale[i] == params.scale(int(level[i]))
+            assert i in halfway or scale[i] == params.scale(int(level[i]))
         elif kind[i] != Kind.DROP:
             assert np.all(level[used] == level[i])
         if kind[i] == Kind.RESCALE:
