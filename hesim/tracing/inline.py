@@ -310,7 +310,7 @@ def _plus_nothing(eqn: Any, operands: Sequence[Value]) -> list[Value] | None:
             (out,) = eqn.outvars
             value = lax.convert_element_type(other.value, out.aval.dtype)
             if value.shape != out.aval.shape:
-                value = lax.broadcast(value, out.aval.shape)
+                value = jnp.broadcast_to(value, out.aval.shape)
             negative = eqn.primitive.name == "sub" and k == 0
             known = other.known if not negative and np.shape(other.value) == value.shape else None
             return [Value(lax.neg(value) if negative else value, False, known)]

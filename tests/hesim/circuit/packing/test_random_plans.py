@@ -202,8 +202,9 @@ def check_program(check: Callable, seed: int, finalists: int) -> None:
 # Number 146: a public matrix of an axis that lies on ciphertexts, rolled by one of columns. Number
 # 567: the same ciphertexts, brought to one layout from two. Number 451: a lower piece of an
 # axis, of a size that is no power of two, ahead of a polynomial. Number 151: a choice of two
-# encrypted cases that differs between members.
-@pytest.mark.parametrize("seed", [*range(6), 146, 151, 451, 567])
+# encrypted cases that differs between members. Number 480: public values of size 1 along axes of a
+# zero that they are added to.
+@pytest.mark.parametrize("seed", [*range(6), 146, 151, 451, 480, 567])
 def test_random_programs(check, seed):
     check_program(check, seed, 3)
 
