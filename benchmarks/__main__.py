@@ -1,8 +1,8 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
 `noise` and `shared_errors` measure for the better part of an hour, `training` compiles and
-`reviews` trains for minutes, `compile_sizes` compiles for some, and `packing` and `paper` want the
-machine for themselves; these have to be named.
+`reviews` trains for minutes, `compile_sizes` and `no_worse` compile for some, and `packing` and
+`paper` want the machine for themselves; these have to be named.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks import (
     circuits,
     compile_sizes,
     machines,
+    no_worse,
     noise,
     operations,
     packing,
@@ -35,6 +36,7 @@ ALL = {
     "operations": operations.main,
     "machines": machines.main,
     "compile_sizes": lambda: compile_sizes.main([]) == 0,
+    "no_worse": lambda: no_worse.main([]) == 0,
     "packing": lambda: packing.main([]),
     "paper": lambda: paper.main([]) == 0,
     "simulation": lambda: simulation.main([]),
@@ -46,7 +48,10 @@ ALL = {
     "training": training.main,
     "reviews": lambda: reviews.main([]),
 }
-LONG = ("noise", "shared_errors", "training", "reviews", "packing", "paper", "compile_sizes")
+LONG = (
+    *("noise", "shared_errors", "training", "reviews"),
+    *("packing", "paper", "compile_sizes", "no_worse"),
+)
 
 
 def main(names: list[str]) -> int:
