@@ -8,6 +8,7 @@ most expensive and the least, and the sums.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> int:
     with mock.patch.object(compiling, "planned_for", recorder.planning(compiling.planned_for)):
         pytest.main(["-q", "-n", "0", "-m", "not slow", *chosen], plugins=[recorder])
     found = sorted(recorder.found.values(), key=lambda c: c.ratio)
-    both = [c for c in found if c.before is not None]
+    both = [c for c in found if c.before is not None and math.isfinite(c.before)]
     worse = [c for c in both if c.ratio > 1.0 + 1e-9]
     print(f"\n{len(found):,} programs, {len(both):,} of which tables can plan", end="")
     print(f"; {recorder.large} with more than {_LARGEST:,} terms left out")
