@@ -131,12 +131,15 @@ def _encrypted(labels: Labels, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
 
 
 def _contracting(lay: tuple[Layout, Layout, Layout], labels: Labels, result: Layout) -> Emit:
+    # Along an axis without a place both operands are constant.
+    alike = math.prod(labels.sizes[k] for k in labels.summed if not lay[0].pieces(k))
+
     def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
         plan = contraction(*lay, labels)
         assert plan is not None, "it was offered"
         left, right = em.bounded(xs[0]), em.bounded(xs[-1])
         made = em.contracted(plan, left, right)
-        return [Packed(result, tuple(made), left.gain * right.gain)]
+        return [em.times(Packed(result, tuple(made), left.gain * right.gain), float(alike))]
 
     return emit
 

@@ -203,8 +203,9 @@ def check_program(check: Callable, seed: int, finalists: int) -> None:
 # 567: the same ciphertexts, brought to one layout from two. Number 451: a lower piece of an
 # axis, of a size that is no power of two, ahead of a polynomial. Number 151: a choice of two
 # encrypted cases that differs between members. Number 480: public values of size 1 along axes of a
-# zero that they are added to.
-@pytest.mark.parametrize("seed", [*range(6), 146, 151, 451, 480, 567])
+# zero that they are added to. Number 3119: a sum over an axis along which both operands are
+# constant.
+@pytest.mark.parametrize("seed", [*range(6), 146, 151, 451, 480, 567, 3119])
 def test_random_programs(check, seed):
     check_program(check, seed, 3)
 
