@@ -135,8 +135,8 @@ def input_layouts(
     whole = math.prod(shape)
     for count in range(len(every) + 1):
         for order in itertools.permutations(every, count):
-            for cut in range(len(order) + 1):
-                layout = _laid(shape, every, order, columns, order[cut - 1 : cut])
+            for cut in (None, *order):
+                layout = _laid(shape, every, order, columns, cut)
                 if layout is None or layout in seen or layout.ciphertexts > most:
                     continue
                 if layout.ciphertexts > 1 and whole < layout.ciphertexts * columns / 128:
@@ -170,17 +170,17 @@ def _laid(
     every: Sequence[Coordinate],
     order: Sequence[Coordinate],
     columns: int,
-    cut: Sequence[Coordinate],
+    cut: Coordinate | None,
 ) -> Layout | None:
     """Digits on columns in this order, lowest first; `cut` takes what room the others leave."""
     slots: list[Coordinate] = []
     rest = [d for d in every if d not in order]
     sizes = {d: 1 << (d.size - 1).bit_length() for d in order}
-    for d in cut:
-        others = math.prod(sizes[e] for e in order if e != d)
-        if not 1 < columns // others < sizes[d]:
+    if cut is not None:
+        others = math.prod(sizes[e] for e in order if e != cut)
+        if not 1 < columns // others < sizes[cut]:
             return None
-        sizes[d] = columns // others
+        sizes[cut] = columns // others
     room = columns
     for d in order:
         padded = 1 << (d.size - 1).bit_length()

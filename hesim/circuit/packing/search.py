@@ -120,10 +120,10 @@ class _Search:
             found = self._next(states, op, live)
             if not found:
                 raise NoPlan(op)
-            states = self._kept(found, inputs)
+            states = self._kept(found)
         return [_plan(self._placed(state, results)) for state in states]
 
-    def _kept(self, found: Sequence[_State], inputs: Sequence[Var]) -> list[_State]:
+    def _kept(self, found: Sequence[_State]) -> list[_State]:
         """The cheapest states, and the cheapest of each way to pack the largest input: what a
         packing costs shows where operands meet, long after others were chosen.
         """
@@ -131,10 +131,11 @@ class _Search:
         first: dict[Layout | None, _State] = {}
         for state in found:
             first.setdefault(state.origin, state)
-        chosen = [*found[: self.beam]]
-        most = _FAR * found[0].seconds
-        chosen += [s for s in [*first.values()][:_ORIGINS] if s.seconds <= most]
-        return sorted({id(s): s for s in chosen}.values(), key=lambda s: s.seconds)
+        kept, most = found[: self.beam], _FAR * found[0].seconds
+        # The others of `first` are dearer than the beam, and in order.
+        return kept + [
+            s for s in [*first.values()][:_ORIGINS] if s not in kept and s.seconds <= most
+        ]
 
     def _placed(self, state: _State, results: Sequence[Var]) -> _State:
         """The state, with inputs that are results and nothing else in as few ciphertexts as can

@@ -27,6 +27,7 @@ from hesim.circuit.packing.contractions import (
 )
 from hesim.circuit.packing.costs import Counted, contraction_work, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed
+from hesim.circuit.packing.inputs import digits
 from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout
 from hesim.circuit.packing.maps import MapCount, map_count, map_plan
 from hesim.circuit.packing.offers.movement import flat_strides
@@ -178,15 +179,15 @@ def _matrices(s: Setting, op: Operation, layout: Layout, labels: Labels) -> Iter
     if any(labels.sizes[k] > 1 and not x.pieces(k) for k in own if k in other):
         return  # constant along an axis that the public tensor has as well
     fresh = [k for k in labels.out if k not in own]
-    digits = [[d for k in fresh for d in _digits(s, var, k)] for var in op.outputs]
+    parts = [[d for k in fresh for d in _digits(s, var, k)] for var in op.outputs]
     varying = {k for k in other if labels.sizes[k] > 1}
     yield from _with_matrices(
-        [list(_poured(x, labels, some, varying)) for some in digits], labels, own, other, None
+        [list(_poured(x, labels, some, varying)) for some in parts], labels, own, other, None
     )
     full = repeated(layout)
     x = x if full is None else full.renamed(labels.sizes, dict(enumerate(own)))
     yield from _with_matrices(
-        [list(_beside(x, labels, some)) for some in digits], labels, own, other, full
+        [list(_beside(x, labels, some)) for some in parts], labels, own, other, full
     )
 
 
@@ -236,13 +237,7 @@ class _Map:
 
 def _digits(s: Setting, var: Var, label: int) -> list[Coordinate]:
     """The factors of a fresh axis of a result, lowest stride first."""
-    shape = s.shape(var)
-    out = []
-    stride = 1
-    for size in s.factors.get((var.id, label), (shape[label],)):
-        out.append(Coordinate(label, size, stride))
-        stride *= size
-    return out
+    return digits(label, s.factors.get((var.id, label), (s.shape(var)[label],)))
 
 
 def _poured(
