@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
-from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 __all__ = ["FamilyPeak"]
 
@@ -38,34 +39,16 @@ class FamilyPeak:
 
     def _watch(self) -> None:
         while True:
-            self.peak = max(self.peak, sum(map(_proportional, _family(os.getpid()))))
+            self.peak = max(self.peak, _together())
             if self._ended.wait(self._seconds):
                 return
 
 
-def _family(root: int) -> list[int]:
-    """Process numbers of `root` and its descendants."""
-    parents: dict[int, list[int]] = {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            parents.setdefault(_parent(place), []).append(int(place.name))
-    found = [root]
-    for pid in found:
-        found += parents.get(pid, [])
-    return found
-
-
-def _parent(place: Path) -> int:
-    try:
-        return int((place / "stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):  # it has ended
-        return -1
-
-
-def _proportional(pid: int) -> int:
-    """Bytes of a process, of shared pages its part; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+def _together() -> int:
+    """Bytes of this process and its descendants, of shared pages each one's part."""
+    own = psutil.Process()
+    total = 0
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended
+            total += process.memory_full_info().pss
+    return total
