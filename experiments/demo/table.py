@@ -100,7 +100,7 @@ def _levels(r: Results) -> list[Row]:
             f"N = 2^{ring['log_n']}, {ring['levels']} levels",
             f"log2(QP) = {ring['log_qp']:.0f}, {security}",
         ),
-        Row("levels of the program", str(r.plan["depth"]), "lower bound on its longest path"),
+        Row("levels of the program", str(r.plan["depth"]), "on its longest path"),
         Row(
             "levels between refreshes",
             f"at most {ledger.get('levels', ledger['depth'])}",
