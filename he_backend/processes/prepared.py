@@ -47,7 +47,7 @@ class Prepared:
 
     def __init__(self, config: dict[str, Any]):
         self.folders = Folders(Path(config["run"]), Path(os.devnull))
-        digests = list(config.get("digests", ()))
+        digests = list(config["digests"])
         _verify([self.folders.circuit], digests[:1])
         self.circuit = circuit = Circuit.load(self.folders.circuit)
         paths = [self.folders.operands / f"{k}.npy" for k in range(circuit.operand_count)]
@@ -85,6 +85,6 @@ def _levels(circuit: Circuit) -> list[int]:
 
 
 def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:
-    for path, digest in zip(paths, digests):
+    for path, digest in zip(paths, digests, strict=True):
         if not path.exists() or digest_of(path) != digest:
             raise RunFolderError(f"{path} was altered while the run began; run again")

@@ -33,7 +33,7 @@ from he_backend.errors import (
 )
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.processes import children
-from he_backend.processes.folders import Folders, clean_environment, module_command
+from he_backend.processes.folders import Folders, clean_environment, digest_of, module_command
 from he_backend.processes.keys import ensure_keys
 from he_backend.processes.messages import packed, receive, send
 from he_backend.processes.session import Job, execute
@@ -387,8 +387,10 @@ def started(job, made_keys, tmp_path):
 
     folders, circuit = job.folders, job.circuit
     circuit.save(folders.circuit)
+    written = [folders.circuit]
     for k, operand in enumerate(job.operands):
-        np.save(folders.operands / f"{k}.npy", operand)
+        written.append(folders.operands / f"{k}.npy")
+        np.save(written[-1], operand)
     for k, values in enumerate(job.inputs):
         np.save(folders.inputs / f"{k}.npy", values)
     assert sorted(circuit.rotation_steps) == [1, 2]
@@ -422,6 +424,7 @@ def started(job, made_keys, tmp_path):
         "decrypt": [int(c) for c in job.decrypt],
         "task_seconds": 0.1,
         "ahead": 32,
+        "digests": [digest_of(path) for path in written],
     }
     yield lambda side: start(f"he_backend.processes.{side}", client if side == "client" else server)
     for child in started:
