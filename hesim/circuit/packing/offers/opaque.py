@@ -20,11 +20,11 @@ from hesim.circuit.layout import Tensor
 from hesim.circuit.packing.arrangement import held
 from hesim.circuit.packing.costs import counted, shaped
 from hesim.circuit.packing.emission import Emission, Packed
-from hesim.circuit.packing.gathering import packings
+from hesim.circuit.packing.gathering import Gathering, packings
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout, places
 from hesim.circuit.packing.maps import period
 from hesim.circuit.packing.offers.gathered import alike
-from hesim.circuit.packing.offers.offer import Offer, Setting
+from hesim.circuit.packing.offers.offer import Emit, Offer, Setting
 from hesim.circuit.packing.operations import Operation
 from hesim.circuit.packing.recognition import gathered_from, numbered, recognised
 from hesim.circuit.publics import Publics
@@ -172,7 +172,7 @@ def _read(b: Builder, t: Tensor) -> tuple[Layout, tuple[int, ...]] | None:
     return (layout._replace(zeros=clean).canonical(), nodes)
 
 
-def _gathering(b: Builder, t: Tensor, target: Layout, *, dirty: bool):
+def _gathering(b: Builder, t: Tensor, target: Layout, *, dirty: bool) -> Gathering | None:
     nodes = t.nodes
     zero = np.stack([~b.support[int(n)] for n in nodes])
     repeats = max(b.period[int(n)] for n in nodes)
@@ -182,7 +182,7 @@ def _gathering(b: Builder, t: Tensor, target: Layout, *, dirty: bool):
     return None if found is None or dirty and found.masked else found
 
 
-def _emitting(pick: Sequence[_Way]):
+def _emitting(pick: Sequence[_Way]) -> Emit:
     def emit(em: Emission, op: Operation, xs: tuple[Packed, ...]) -> list[Packed]:
         tensors = _lowered(em, op, xs)
         return [_placed(em, t, way, xs[0]) for t, way in zip(tensors, pick, strict=True)]
