@@ -151,7 +151,6 @@ class Processes:
             "token": self.token,
             "decrypt": [int(c) for c in job.decrypt],
             "params": dataclasses.asdict(job.circuit.params),
-            "inputs": len(job.inputs),
             "ranges": {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in job.ranges.items()},
         }
 

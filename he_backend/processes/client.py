@@ -23,14 +23,13 @@ from he_backend.errors import (
     BlobError,
     PeerGoneError,
     ProtocolError,
-    RunFolderError,
     to_message,
 )
 from he_backend.keyholder import KeyHolder
 from he_backend.machines.protocol import Machine
 from he_backend.machines.table import find
 from he_backend.processes.exchange import Exchange, requested
-from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
+from he_backend.processes.folders import Folders, read_manifest, verify_files, verify_written
 from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.privacy import keep_private
@@ -64,7 +63,7 @@ class _Client:
         self.holder = KeyHolder(
             circuit,
             _machine(circuit, config, folders),
-            _inputs(folders, int(config["inputs"]), config.get("digests")),
+            _inputs(folders, config["digests"]),
             {int(c): _range(*bounds) for c, bounds in config["ranges"].items()},
             folders.values,
             run,
@@ -173,9 +172,8 @@ def _range(low: float | None, high: float | None) -> tuple[float, float]:
 
 def _circuit(config: dict[str, Any]) -> Circuit:
     """What may be asked for: the Circuit of the caller, whatever the server may have of it."""
-    path, digest = Path(config["circuit"]), config.get("circuit_digest")
-    if digest is not None and (not path.exists() or digest_of(path) != digest):
-        raise RunFolderError(f"{path} was altered while the run began; run again")
+    path = Path(config["circuit"])
+    verify_written([path], [config["circuit_digest"]])
     return Circuit.load(path)
 
 
@@ -188,12 +186,10 @@ def _machine(circuit: Circuit, config: dict[str, Any], folders: Folders) -> Mach
     return kind.key_holder(params_of(config["params"]), circuit.slots, folders.client)
 
 
-def _inputs(folders: Folders, count: int, digests: Sequence[str] | None) -> list[np.ndarray]:
+def _inputs(folders: Folders, digests: Sequence[str]) -> list[np.ndarray]:
     """The clear inputs. Raises RunFolderError if one is not the file that the caller wrote."""
-    paths = [folders.inputs / f"{k}.npy" for k in range(count)]
-    for path, digest in zip(paths, digests or ()):
-        if not path.exists() or digest_of(path) != digest:
-            raise RunFolderError(f"{path} was altered while the run began; run again")
+    paths = [folders.inputs / f"{k}.npy" for k in range(len(digests))]
+    verify_written(paths, digests)
     return [np.load(path, allow_pickle=False) for path in paths]
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "read_json",
     "read_manifest",
     "verify_files",
+    "verify_written",
 ]
 
 
@@ -167,6 +169,20 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
             raise BlobError(f"the key file {path} is missing or truncated; {_new_keys(folder)}")
         if digest_of(path) != digest:
             raise BlobError(f"the key file {path} was altered; {_new_keys(folder)}")
+
+
+def verify_written(paths: Sequence[Path], digests: Sequence[str]) -> None:
+    """Hold files against the SHA-256 that the caller noted when it wrote them for a run.
+
+    Args:
+      paths, digests: in the same order, as many.
+
+    Raises:
+      RunFolderError: one is missing or altered.
+    """
+    for path, digest in zip(paths, digests, strict=True):
+        if not path.exists() or digest_of(path) != digest:
+            raise RunFolderError(f"{path} was altered while the run began; run again")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

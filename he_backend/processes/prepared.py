@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from he_backend.errors import RunFolderError
 from he_backend.machines.table import find
-from he_backend.processes.folders import Folders, digest_of, read_manifest, verify_files
+from he_backend.processes.folders import Folders, read_manifest, verify_files, verify_written
 from he_backend.processes.tasks import Schedule, plan
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.memory import ENCODED_AHEAD
@@ -48,10 +46,10 @@ class Prepared:
     def __init__(self, config: dict[str, Any]):
         self.folders = Folders(Path(config["run"]), Path(os.devnull))
         digests = list(config["digests"])
-        _verify([self.folders.circuit], digests[:1])
+        verify_written([self.folders.circuit], digests[:1])
         self.circuit = circuit = Circuit.load(self.folders.circuit)
         paths = [self.folders.operands / f"{k}.npy" for k in range(circuit.operand_count)]
-        _verify(paths, digests[1:])
+        verify_written(paths, digests[1:])
         operands = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
         kind = find(str(config.get("machine", "pyfhel"))).load()
         self.machine = kind.evaluator(circuit.params, circuit.slots, _levels(circuit))
@@ -82,9 +80,3 @@ def _levels(circuit: Circuit) -> list[int]:
     vectors = [not pack.scalar for pack in circuit.packs]
     used = np.array(vectors, dtype=bool)[circuit.plain_pack] if vectors else np.zeros(0, bool)
     return [int(level) for level in np.unique(circuit.plain_level[used])]
-
-
-def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:
-    for path, digest in zip(paths, digests, strict=True):
-        if not path.exists() or digest_of(path) != digest:
-            raise RunFolderError(f"{path} was altered while the run began; run again")

@@ -391,8 +391,9 @@ def started(job, made_keys, tmp_path):
     for k, operand in enumerate(job.operands):
         written.append(folders.operands / f"{k}.npy")
         np.save(written[-1], operand)
-    for k, values in enumerate(job.inputs):
-        np.save(folders.inputs / f"{k}.npy", values)
+    clear = [folders.inputs / f"{k}.npy" for k in range(len(job.inputs))]
+    for path, values in zip(clear, job.inputs, strict=True):
+        np.save(path, values)
     assert sorted(circuit.rotation_steps) == [1, 2]
     shutil.copytree(made_keys.keys, folders.keys, dirs_exist_ok=True)
     for name in ("secret.key", "public.key", "keys.json"):
@@ -414,7 +415,8 @@ def started(job, made_keys, tmp_path):
         "circuit": str(folders.circuit),
         "client": str(folders.client),
         "params": dataclasses.asdict(circuit.params),
-        "inputs": len(job.inputs),
+        "circuit_digest": digest_of(folders.circuit),
+        "digests": [digest_of(path) for path in clear],
         "ranges": {},
     }
     server = {
