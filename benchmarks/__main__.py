@@ -14,15 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 import sys
 
 from benchmarks import (
-    approximation,
     circuits,
     compile_sizes,
     machines,
     no_worse,
-    noise,
     operations,
-    packing,
-    paper,
     reviews,
     shared_errors,
     simulation,
@@ -30,6 +26,10 @@ from benchmarks import (
     tables_and_nets,
     training,
 )
+from benchmarks.approximation import __main__ as approximation
+from benchmarks.noise import table as noise
+from benchmarks.packing import __main__ as packing
+from benchmarks.paper import __main__ as paper
 
 ALL = {
     "approximation": lambda: approximation.main([]),

@@ -2,7 +2,7 @@
 1,024.
 
 `python -m benchmarks.compile_sizes [row ...] [--limit 300]` compiles one block of a transformer
-(`benchmarks.packing_cases`) for each row, in a fresh process, and prints CPU seconds and peak
+(`benchmarks.packing.cases`) for each row, in a fresh process, and prints CPU seconds and peak
 memory beside what was planned: they should grow with the operations on ciphertexts, not with
 elements. A row is hidden:tokens:batch; without any, one size is varied at a time, then several.
 """
@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 import hesim
-from benchmarks.packing_cases import Shape, ring, sentences
+from benchmarks.packing.cases import Shape, ring, sentences
 from he_backend.processes.memory import peak_bytes
 
 __all__ = ["ROWS", "main"]

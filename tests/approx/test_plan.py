@@ -155,7 +155,7 @@ def test_halved_products_of_series_that_decay(decay):
 
 
 def test_published_product_counts_are_not_exceeded():
-    from benchmarks.approximation_plans import lattigo, openfhe
+    from benchmarks.approximation.plans import lattigo, openfhe
 
     for degree in range(1, 256):
         depth, theirs = lattigo(degree)

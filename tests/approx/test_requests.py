@@ -7,7 +7,7 @@ import pytest
 
 import approx
 from approx.errors import ApproxError, DomainError, ToleranceError
-from benchmarks import approximation_requests as table
+from benchmarks.approximation import requests as table
 
 
 def hole(x):

@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("Pyfhel")
 
-from benchmarks import noise, noise_cases
-from benchmarks.noise_measure import Ring, histogram, parameters, quantile
+from benchmarks.noise import cases as noise_cases
+from benchmarks.noise import table as noise
+from benchmarks.noise.measure import Ring, histogram, parameters, quantile
 
 pytestmark = pytest.mark.filterwarnings("ignore::hesim.params.InsecureParametersWarning")
 CASES = ("instructions", "squarings", "polynomial 7", "public matmul", "encrypted matmul", "sum")

@@ -15,8 +15,8 @@ import numpy as np
 
 import he_backend
 import hesim
-from benchmarks.paper_cases import Sentence, key_holder, sentence, shapes
-from benchmarks.paper_memory import FamilyPeak
+from benchmarks.paper.cases import Sentence, key_holder, sentence, shapes
+from benchmarks.paper.memory import FamilyPeak
 from he_backend.processes.messages import Progress
 from hesim.circuit.circuit import Circuit
 from models.config import EncoderConfig

@@ -25,13 +25,11 @@ keys are made anew when their code changes, those with the measured key belong t
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -42,9 +40,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 import numpy as np
 
 import hesim
-from benchmarks import noise_cases
-from benchmarks.noise_cases import DISTRIBUTIONS, Case
-from benchmarks.noise_measure import Ring, encode_std, parameters, quantile
+from benchmarks.noise import cases as noise_cases
+from benchmarks.noise.cases import DISTRIBUTIONS, Case
+from benchmarks.noise.measure import Ring, encode_std, parameters, quantile
 from hesim.certify import certify
 from hesim.params import CKKSParams
 
@@ -346,32 +344,3 @@ def _save(folder: Path, lines: list[Line]) -> None:
         writer = csv.DictWriter(file, records[0])
         writer.writeheader()
         writer.writerows(records)
-
-
-def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", default="runs/noise")
-    parser.add_argument("--rings", type=int, nargs="+", default=[13, 14, 15])
-    parser.add_argument("--first-bits", type=int, nargs="+", default=[60, 50])
-    parser.add_argument("--values", nargs="+", default=DISTRIBUTIONS, choices=DISTRIBUTIONS)
-    parser.add_argument("--keys", type=int, default=20)
-    parser.add_argument("--most", type=int, default=160)
-    parser.add_argument("--cases", nargs="+", default=[], choices=noise_cases.NAMES)
-    parser.add_argument("--levels", type=int, default=LEVELS)
-    return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    given = _parsed(sys.argv[1:])
-    passed = main(
-        given.out,
-        given.rings,
-        given.first_bits,
-        given.values,
-        given.keys,
-        given.cases,
-        given.levels,
-        given.most,
-    )
-    sys.exit(0 if passed else 1)

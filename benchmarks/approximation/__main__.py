@@ -25,12 +25,12 @@ import numpy as np
 
 import approx
 from approx import noise
-from benchmarks import (
-    approximation_cases,
-    approximation_certificates,
-    approximation_plans,
-    approximation_relu,
-    approximation_requests,
+from benchmarks.approximation import (
+    cases,
+    certificates,
+    plans,
+    relu,
+    requests,
 )
 
 
@@ -41,19 +41,19 @@ def optimum(live: bool | None = None) -> bool:
         if live is None
         else live
     )
-    stored = approximation_cases.stored()
+    stored = cases.stored()
     print(f"Sollya: {'run now' if live else 'stored figures (SOLLYA=live runs it)'}")
     print(f"{'case':<38} {'ours':>10} {'Sollya':>10} {'ratio':>9} {'s':>7} {'Sollya s':>9}")
     approx.fit("exp", (-1, 1), degree=3)  # imports
     ratios, times, uncertified, failed = [], [], 0, []
-    for case in approximation_cases.CASES:
+    for case in cases.CASES:
         start = time.perf_counter()
         p = approx.fit(case.target, case.domain, degree=case.degree)
         seconds = time.perf_counter() - start
         known = stored[case.name]
         error, their_seconds = float(known["error"]), float(known["seconds"])
         if live:
-            found, seconds_now = approximation_cases.run_sollya(case)
+            found, seconds_now = cases.run_sollya(case)
             if math.isfinite(found):
                 error, their_seconds = found, seconds_now
             else:
@@ -168,10 +168,10 @@ ALL = {
     "optimum": optimum,
     "published": published,
     "gaussian": gaussian,
-    "relu": approximation_relu.main,
-    "plans": approximation_plans.main,
-    "certificates": approximation_certificates.main,
-    "requests": approximation_requests.main,
+    "relu": relu.main,
+    "plans": plans.main,
+    "certificates": certificates.main,
+    "requests": requests.main,
 }
 
 

@@ -35,9 +35,9 @@ from jax import tree_util
 
 import he_backend
 import hesim
-from benchmarks import bare
-from benchmarks.packing_alone import save
-from benchmarks.packing_cases import CASES, PackingCase
+from benchmarks.packing import bare
+from benchmarks.packing.alone import save
+from benchmarks.packing.cases import CASES, PackingCase
 from he_backend.local import run_local
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.processes.memory import peak_bytes
@@ -58,7 +58,10 @@ def compiled(case: PackingCase) -> Circuit:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the figures of the cases; returns 0."""
-    parser = argparse.ArgumentParser(description="A block of a transformer against its floor.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.packing",
+        description="A block of a transformer against its floor.",
+    )
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; the first by default")
     parser.add_argument("--turns", type=int, default=3, help="runs with encoded plaintexts")
     parser.add_argument("--beside", default="", help="a command to run in turns with ours")
@@ -231,7 +234,7 @@ def _show_memory(case: PackingCase, circuit: Circuit) -> None:
     values = _Values(case, circuit)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder), circuit, values.inputs, values.operands)
-        found = _apart("benchmarks.packing_alone", folder)
+        found = _apart("benchmarks.packing.alone", folder)
     predicted = circuit.ledger.peak_bytes
     print(
         f"  one process' peak        {_mb(found['peak'])}, {_mb(found['keys'])} with keys alone; "

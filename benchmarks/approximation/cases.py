@@ -1,7 +1,7 @@
 """The cases on which fits are compared with Sollya's `remez`, and Sollya's input for each.
 
-`python -m benchmarks.approximation_cases` runs Sollya (if it is installed; nothing else needs it)
-and writes approximation_sollya.json: its input, the error that it prints, and its seconds.
+`python -m benchmarks.approximation.cases` runs Sollya (if it is installed; nothing else needs it)
+and writes sollya.json: its input, the error that it prints, and its seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-STORED = Path(__file__).with_name("approximation_sollya.json")
+STORED = Path(__file__).with_name("sollya.json")
 
 # The named targets in Sollya's language.
 EXPRESSIONS = {

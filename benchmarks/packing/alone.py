@@ -1,6 +1,6 @@
 """One run of a saved Circuit in a process that has nothing else in it: its peak memory.
 
-`python -m benchmarks.packing_alone FOLDER` prints bytes with the keys and in all, as JSON. Imports
+`python -m benchmarks.packing.alone FOLDER` prints bytes with the keys and in all, as JSON. Imports
 no JAX.
 """
 

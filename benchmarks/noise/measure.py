@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.noise_cases import Case
-from benchmarks.noise_keys import KeyReader
+from benchmarks.noise.cases import Case
+from benchmarks.noise.keys import KeyReader
 from he_backend.local import run_local
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine

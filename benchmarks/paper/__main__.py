@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 import hesim
-from benchmarks.paper_cases import SIZES, bootstrapped, key_holder, sentence, shapes
-from benchmarks.paper_ratios import ratios
-from benchmarks.paper_run import run, show_plan
-from benchmarks.paper_tables import layer, tables
+from benchmarks.paper.cases import SIZES, bootstrapped, key_holder, sentence, shapes
+from benchmarks.paper.ratios import ratios
+from benchmarks.paper.run import run, show_plan
+from benchmarks.paper.tables import layer, tables
 from he_backend.processes.memory import peak_bytes
 from models.config import EncoderConfig
 
@@ -31,7 +31,10 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the figures; returns 1 if the run's logits are wrong, else 0."""
-    parser = argparse.ArgumentParser(description="The published model, planned and run encrypted.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper",
+        description="The published model, planned and run encrypted.",
+    )
     what = ("plans", "tables", "ratios", "run")
     parser.add_argument("what", nargs="?", default="plans", choices=what)
     parser.add_argument("--size", default="whole", choices=tuple(SIZES))

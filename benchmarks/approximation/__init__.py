@@ -1,0 +1,1 @@
+"""The approximation module beside the optimum, the paper and other planners."""

@@ -1,0 +1,1 @@
+"""Noise formulas beside measured errors, operation by operation."""
