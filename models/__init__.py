@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from models.data.corpus import Corpus
     from models.data.datasets import Dataset, load
     from models.data.tokenizer import Tokenizer
+    from models.errors import FreshParametersWarning
     from models.nn.encoder import Encoder, Model
     from models.nn.lora import combine, merge, partition
     from models.objectives.losses import (
@@ -48,6 +49,7 @@ _HOMES = {
     "Encoder": "models.nn.encoder",
     "EncoderConfig": "models.config",
     "FitSettings": "models.sites.sites",
+    "FreshParametersWarning": "models.errors",
     "Masking": "models.objectives.mlm",
     "Model": "models.nn.encoder",
     "PRESETS": "models.config",
@@ -102,6 +104,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "FitSettings",
+    "FreshParametersWarning",
     "Masking",
     "Model",
     "Pretraining",

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from hesim.errors import HesimError
 
-__all__ = ["CheckpointError", "DataError", "TensorFileError", "TrainingError"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "FreshParametersWarning",
+    "TensorFileError",
+    "TrainingError",
+]
 
 
 class CheckpointError(HesimError, ValueError):
@@ -21,3 +27,13 @@ class TensorFileError(HesimError, ValueError):
 
 class TrainingError(HesimError, ValueError):
     """A training whose numbers ceased to be finite."""
+
+
+class FreshParametersWarning(UserWarning):
+    """Parameters that were trained are replaced by random numbers, since another task is asked for.
+
+    Examples:
+      >>> import warnings
+      >>> from models import FreshParametersWarning
+      >>> warnings.simplefilter("error", FreshParametersWarning)  # have `load_pretrained` refuse
+    """

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from models.config import EncoderConfig
 from models.data.tokenizer import Tokenizer
-from models.errors import CheckpointError
+from models.errors import CheckpointError, FreshParametersWarning
 from models.nn.encoder import Model
 from models.nn.lora import Params, is_adapter, is_adapter_or_head, merge
 from models.weights.folder import Saved, checked, flatten, load_model
@@ -34,7 +34,11 @@ SHIPPED = Path(__file__).parent.parent / "pretrained"
 
 
 class PretrainedModel(NamedTuple):
-    """A model with float32 parameters, its tokenizer, and the notes on its training."""
+    """A model with float32 parameters, its tokenizer, and the notes on its training.
+
+    notes: of the folder; `started_fresh` lists the parameters that are random numbers, by
+    dotted name.
+    """
 
     model: Model
     params: Params
@@ -83,7 +87,8 @@ def load_pretrained(
         parameters of other shapes than the stored ones.
 
     Warns:
-      UserWarning: a trained pooler or head is replaced by random numbers, without `fresh=True`.
+      FreshParametersWarning: a trained pooler or head is replaced by random numbers, without
+        `fresh=True`.
 
     Examples:
       >>> from models import load_pretrained
@@ -112,11 +117,11 @@ def load_pretrained(
     if config.lm_head == "none":
         kept = {name: leaf for name, leaf in kept.items() if not name.startswith("lm_head.")}
     if replaced and fresh is None:
-        warnings.warn(_said(folder, saved.config, config, replaced), stacklevel=2)
+        said = _said(folder, saved.config, config, replaced)
+        warnings.warn(said, FreshParametersWarning, stacklevel=2)
     task = {name: leaf for name, leaf in random.items() if _of_a_task(name)}
-    return PretrainedModel(
-        model, checked(config, task | kept, folder), saved.tokenizer, saved.notes
-    )
+    notes = saved.notes | {"started_fresh": sorted(task.keys() - kept.keys())}
+    return PretrainedModel(model, checked(config, task | kept, folder), saved.tokenizer, notes)
 
 
 def _kept(

@@ -13,9 +13,9 @@ import pytest
 
 from models.config import EncoderConfig
 from models.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from models.errors import CheckpointError
+from models.errors import CheckpointError, FreshParametersWarning
 from models.nn.encoder import Model
-from models.nn.lora import count
+from models.nn.lora import count, is_adapter_or_head
 from models.objectives.mlm import Masking
 from models.sites.sites import met_ranges, site_names
 from models.weights.folder import save_model
@@ -48,7 +48,7 @@ def saved(tmp_path):
 def test_what_was_saved_comes_back_rounded_as_said(saved):
     folder, params, stored = saved
     found = load_pretrained(folder)
-    assert found.notes == {"steps": 7}
+    assert found.notes == {"steps": 7, "started_fresh": []}
     assert found.tokenizer.vocabulary == TOKENIZER.vocabulary
     assert found.model.config == CONFIG
     np.testing.assert_array_equal(found.params["embedding"]["word"], stored["embedding"]["word"])
@@ -118,9 +118,12 @@ def test_a_finetuned_model_keeps_its_head_and_adapters(tmp_path, recwarn):
 def test_what_another_task_replaces_is_said(tmp_path):
     config, params = tuned(tmp_path / "m", {"task": "glue/RTE"})
     with pytest.warns(
-        UserWarning, match=rf"head.*random numbers \(classes {config.classes} -> 5\)"
+        FreshParametersWarning, match=rf"head.*random numbers \(classes {config.classes} -> 5\)"
     ):
         found = load_pretrained(tmp_path / "m", classes=5)
+    fresh = found.notes["started_fresh"]
+    assert {name.partition(".")[0] for name in fresh} >= {"pooler", "head"}
+    assert all(is_adapter_or_head(tuple(name.split("."))) for name in fresh)
     query = params["blocks"][0]["attention"]["query"]
     np.testing.assert_allclose(
         found.params["blocks"][0]["attention"]["query"]["kernel"],
