@@ -11,21 +11,21 @@ from hesim.lazy import attach
 
 _HOMES = {
     "ExperimentError": "experiments.errors",
-    "Results": "experiments.demo.results",
-    "RunFolder": "experiments.demo.folder",
+    "Results": "experiments.validation.results",
+    "RunFolder": "experiments.validation.folder",
     "Settings": "experiments.demo.settings",
     "run_demo": "experiments.demo.run",
-    "write_report": "experiments.demo.report",
+    "write_report": "experiments.validation.report",
 }
 
 __all__ = ["ExperimentError", "Results", "RunFolder", "Settings", "run_demo", "write_report"]
 
 if TYPE_CHECKING:
-    from experiments.demo.folder import RunFolder
-    from experiments.demo.report import write_report
-    from experiments.demo.results import Results
     from experiments.demo.run import run_demo
     from experiments.demo.settings import Settings
     from experiments.errors import ExperimentError
+    from experiments.validation.folder import RunFolder
+    from experiments.validation.report import write_report
+    from experiments.validation.results import Results
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 import hesim
-from experiments.demo.folder import RunFolder
 from experiments.demo.settings import DEMO_RING, Settings
 from experiments.errors import ExperimentError
 from experiments.training.evaluate import AFTER_TRAINING
 from experiments.training.finetune import MODEL
 from experiments.training.twin import default_ranges, read_encryption, ring_of
+from experiments.validation.folder import RunFolder
 from hesim.circuit.circuit import Circuit
 from hesim.errors import EmptySlotsWarning
 from hesim.params import CKKSParams

@@ -110,7 +110,7 @@ def demo(
     from experiments.console import Display
     from experiments.demo.run import run_demo
     from experiments.demo.settings import FAST, Settings
-    from experiments.demo.table import render
+    from experiments.validation.table import render
     from models.data.datasets import task_spec
 
     base = FAST if fast else Settings()
@@ -202,10 +202,10 @@ def report(
     run_dir: Annotated[Path, typer.Argument(help="Run folder of a finished demo.")],
 ) -> None:
     """Print the table of a finished demo and write its report again."""
-    from experiments.demo.folder import RunFolder
-    from experiments.demo.report import write_report
-    from experiments.demo.results import Results
-    from experiments.demo.table import render
+    from experiments.validation.folder import RunFolder
+    from experiments.validation.report import write_report
+    from experiments.validation.results import Results
+    from experiments.validation.table import render
 
     results = Results.load(RunFolder.find(run_dir))
     console = make_console()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from experiments.console import Display
 from experiments.demo import stages
-from experiments.demo.folder import RunFolder
-from experiments.demo.results import Results
 from experiments.demo.settings import Settings
+from experiments.validation.folder import RunFolder
+from experiments.validation.results import Results
 from experiments.xla_cache import keep_compiled
 from he_backend.machines.table import find
 
@@ -54,7 +54,7 @@ def run_demo(
           ...
       experiments.errors.ExperimentError: ... is not empty and holds no run; ...
     """
-    from experiments.demo.report import write_report
+    from experiments.validation.report import write_report
 
     show = display if display is not None else Display()
     path = Path(run_dir) if run_dir is not None else settings.default_folder()

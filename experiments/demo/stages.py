@@ -19,9 +19,9 @@ import numpy as np
 
 import he_backend
 from experiments.console import Display, Update
-from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
+from experiments.validation.folder import RunFolder
 from he_backend.errors import RunFolderWarning
 from he_backend.machines.table import find
 from he_backend.processes.memory import peak_bytes

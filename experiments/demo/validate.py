@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import Display
-from experiments.demo.folder import RunFolder
 from experiments.demo.settings import Settings
 from experiments.demo.stages import prepare, train
+from experiments.validation.folder import RunFolder
 from models.data import metrics
 from models.data.batches import Batch, batches_of, select_rows
 from models.objectives.losses import share_outside

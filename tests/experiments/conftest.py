@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from experiments.console import Display
-from experiments.demo.folder import RunFolder
-from experiments.demo.results import Results
 from experiments.demo.run import run_demo
 from experiments.demo.settings import Settings
+from experiments.validation.folder import RunFolder
+from experiments.validation.results import Results
 from hesim.params import CKKSParams
 from models.config import preset
 from models.recipes.classify import Recipe

@@ -22,9 +22,9 @@ from experiments.cli import common, main
 from experiments.cli.app import app
 from experiments.console import Display, make_console
 from experiments.demo import run
-from experiments.demo.folder import RunFolder
-from experiments.demo.results import Check, Results
 from experiments.demo.settings import Settings
+from experiments.validation.folder import RunFolder
+from experiments.validation.results import Check, Results
 from experiments.xla_cache import keep_compiled
 from models.errors import DataError
 

@@ -13,11 +13,11 @@ import pytest
 
 from experiments.console import Display, Update
 from experiments.demo import stages
-from experiments.demo.folder import RunFolder
-from experiments.demo.results import LOGIT_ERROR, Results
 from experiments.demo.run import run_demo
 from experiments.demo.settings import FAST, Settings
 from experiments.errors import ExperimentError
+from experiments.validation.folder import RunFolder
+from experiments.validation.results import LOGIT_ERROR, Results
 
 Finished = tuple[Results, RunFolder, str]
 

@@ -7,10 +7,10 @@ import html.parser
 import re
 from pathlib import Path
 
-from experiments.demo.folder import RunFolder
-from experiments.demo.plots import FIGURES, svg
-from experiments.demo.report import page, write_report
-from experiments.demo.results import Results
+from experiments.validation.folder import RunFolder
+from experiments.validation.plots import FIGURES, svg
+from experiments.validation.report import page, write_report
+from experiments.validation.results import Results
 
 Finished = tuple[Results, RunFolder, str]
 

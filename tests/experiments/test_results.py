@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments.demo.folder import RunFolder
-from experiments.demo.results import LOGIT_ERROR, Results, bits
-from experiments.demo.table import groups, render, ways
+from experiments.validation.folder import RunFolder
+from experiments.validation.results import LOGIT_ERROR, Results, bits
+from experiments.validation.table import groups, render, ways
 from he_backend.report.html import power_of_two
 
 Finished = tuple[Results, RunFolder, str]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.demo.results import LOGIT_ERROR, Results, bits
+from experiments.validation.results import LOGIT_ERROR, Results, bits
 from he_backend.report.html import Row, power_of_two
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS
 

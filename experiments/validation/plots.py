@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.demo.results import Results
+from experiments.validation.results import Results
 from he_backend.report import figures
 from he_backend.report.figures import MEASURED, PREDICTED, THIRD, new_figure
 

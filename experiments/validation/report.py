@@ -6,9 +6,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from experiments.demo.plots import FIGURES
-from experiments.demo.results import Results, bits
-from experiments.demo.table import groups, ways
+from experiments.validation.plots import FIGURES
+from experiments.validation.results import Results, bits
+from experiments.validation.table import groups, ways
 from he_backend.report.html import render
 
 __all__ = ["page", "write_report"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.demo.folder import RunFolder
+from experiments.validation.folder import RunFolder
 from he_backend.report.html import Check, power_of_two
 from he_backend.report.report import OpRecord
 from models.data import metrics

@@ -1,0 +1,1 @@
+"""One model exact, through polynomials, simulated and encrypted, and the report that compares."""
