@@ -24,7 +24,7 @@ from hesim.tracing.known import Known, known_result
 from hesim.tracing.rewritings import REWRITINGS
 from hesim.tracing.zeros import always_zero, zero_operand
 
-__all__ = ["Inliner", "Value"]
+__all__ = ["Inliner", "Mark", "Value"]
 
 _CALLS = {
     "jit": "jaxpr",
@@ -66,17 +66,33 @@ class Value(NamedTuple):
 Trail = tuple[Frame, ...]
 
 
+class Mark(NamedTuple):
+    """Where an operation of a flat jaxpr comes from.
+
+    Attributes:
+      trail: its stack frames, innermost first, followed by those of the calls around it.
+      path: its number in its jaxpr, after those of the calls around it: the same in all steps of a
+        loop, and whatever the shapes of the arguments are.
+      traceback: JAX's traceback of the innermost of them that has a frame of the caller's.
+    """
+
+    trail: Trail
+    path: tuple[int, ...]
+    traceback: Any
+
+
 class Inliner:
     """Evaluates a jaxpr with calls inlined.
 
     Attributes:
-      trails: stack frames of the operations of the flat jaxpr, innermost first, each followed by
-        those of the calls around it; `trail_of` finds that of an equation.
+      marks: where the operations of the flat jaxpr come from; `mark_of` finds that of an equation.
     """
 
     def __init__(self) -> None:
-        self.trails: list[Trail] = []
-        self._numbers: dict[Trail, int] = {}
+        self.marks: list[Mark] = []
+        self._numbers: dict[tuple[Trail, tuple[int, ...]], int] = {}
+        self._path: list[int] = []
+        self._tracebacks: list[Any] = []
         self._done: dict[Any, tuple[Sequence[Value], list[Value]]] = {}
 
     def __call__(self, closed: core.ClosedJaxpr, flags: Sequence[bool], *args: Any) -> list[Any]:
@@ -88,18 +104,26 @@ class Inliner:
         given = [Value(a, f) for a, f in zip(args, flags, strict=True)]
         return [v.value for v in self._walk(closed.jaxpr, closed.consts, given, ())]
 
-    def trail_of(self, eqn: Any) -> Trail:
-        """Frames of an equation of the flat jaxpr."""
+    def mark_of(self, eqn: Any) -> Mark:
+        """Where an equation of the flat jaxpr comes from."""
         for entry in reversed(eqn.source_info.name_stack.stack):
             if entry.name.startswith(_MARK):
-                return self.trails[int(entry.name[len(_MARK) :])]
-        return ()
+                return self.marks[int(entry.name[len(_MARK) :])]
+        return Mark((), (), None)
 
     def _number(self, trail: Trail) -> int:
-        if trail not in self._numbers:
-            self._numbers[trail] = len(self.trails)
-            self.trails.append(trail)
-        return self._numbers[trail]
+        key = trail, tuple(self._path)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.marks)
+            self.marks.append(Mark(*key, self._callers()))
+        return self._numbers[key]
+
+    def _callers(self) -> Any:
+        """The innermost traceback of the walk in which there is a frame of the caller's."""
+        for traceback in reversed(self._tracebacks):
+            if of_frames(frames_of(traceback)) is not None:
+                return traceback
+        return self._tracebacks[-1]
 
     def _walk(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value], trail: Trail
@@ -119,15 +143,19 @@ class Inliner:
         held = zip(jaxpr.constvars, consts, strict=True)
         env.update({v: Value(c, False, None if _traced(c) else Known(c)) for v, c in held})
         env.update(zip(jaxpr.invars, args, strict=True))
-        for eqn in jaxpr.eqns:
+        for number, eqn in enumerate(jaxpr.eqns):
             operands = [read(v) for v in eqn.invars]
             here = (*frames_of(eqn.source_info.traceback), *trail)
+            self._path.append(number)
+            self._tracebacks.append(eqn.source_info.traceback)
             stack = source_info_util.new_name_stack(f"{_MARK}{self._number(here)}")
             with (
                 source_info_util.user_context(eqn.source_info.traceback, name_stack=stack),
                 eqn.ctx.manager,
             ):
                 results = self._apply(eqn, operands, here)
+            self._path.pop()
+            self._tracebacks.pop()
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
