@@ -12,6 +12,8 @@ from hesim.lazy import attach
 _HOMES = {
     "ArgumentError": "hesim.errors",
     "BootstrapLaw": "hesim.noise.bootstrap",
+    "Bundle": "hesim.bundles.bundle",
+    "BundleError": "hesim.errors",
     "CKKSParams": "hesim.params",
     "Calibration": "hesim.calibrate",
     "Certificate": "hesim.certify",
@@ -32,11 +34,14 @@ _HOMES = {
     "Refresher": "hesim.circuit.refresher",
     "WorstInput": "hesim.worst_input",
     "bootstrap": "hesim.circuit.refresher",
+    "bundle": "hesim.bundle",
     "calibrate": "hesim.calibrate",
     "certify": "hesim.certify",
     "compile": "hesim.circuit.compile",
+    "load": "hesim.bundles.storage",
     "predict": "hesim.predict",
     "refresh": "hesim.refresh",
+    "save": "hesim.bundles.storage",
     "simulate": "hesim.simulate",
     "suggest": "hesim.suggest",
     "trace": "hesim.trace",
@@ -47,6 +52,8 @@ __all__ = [
     "ArgumentError",
     "KEY_HOLDER",
     "BootstrapLaw",
+    "Bundle",
+    "BundleError",
     "CKKSParams",
     "Calibration",
     "Certificate",
@@ -66,11 +73,14 @@ __all__ = [
     "ValueOverflowError",
     "WorstInput",
     "bootstrap",
+    "bundle",
     "calibrate",
     "certify",
     "compile",
+    "load",
     "predict",
     "refresh",
+    "save",
     "simulate",
     "suggest",
     "trace",
@@ -78,6 +88,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hesim.bundle import bundle
+    from hesim.bundles.bundle import Bundle
+    from hesim.bundles.storage import load, save
     from hesim.calibrate import Calibration, ValueOverflowError, calibrate
     from hesim.certify import Certificate, certify
     from hesim.circuit.circuit import Circuit
@@ -85,6 +98,7 @@ if TYPE_CHECKING:
     from hesim.circuit.refresher import KEY_HOLDER, Refresher, bootstrap
     from hesim.errors import (
         ArgumentError,
+        BundleError,
         HesimError,
         LayoutError,
         LevelError,

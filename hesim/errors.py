@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from approx.errors import HesimError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentError",
+    "BundleError",
     "EmptySlotsWarning",
     "FolderInUseError",
     "HesimError",
@@ -55,6 +56,18 @@ class ArgumentError(HesimError, ValueError):
       Traceback (most recent call last):
           ...
       hesim.errors.ArgumentError: secrets have shape (8, 5), not (keys, slots) = (8, 2048): ...
+    """
+
+
+class BundleError(HesimError, ValueError):
+    """A bundle that cannot be made, read or called so: names the file, argument or operation.
+
+    Examples:
+      >>> import hesim, tempfile
+      >>> hesim.load(tempfile.mkdtemp())
+      Traceback (most recent call last):
+          ...
+      hesim.errors.BundleError: ... holds no bundle: ...
     """
 
 
@@ -282,7 +295,7 @@ class ValueOverflowWarning(UserWarning):
 
 
 @contextmanager
-def reading(path: str | Path, what: str) -> Iterator[None]:
+def reading(path: str | Path | BinaryIO, what: str) -> Iterator[None]:
     """ParameterError that names the file, for whatever goes wrong in reading a saved `what`; a file
     that cannot be opened is an OSError.
     """

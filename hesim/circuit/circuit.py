@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -467,7 +468,7 @@ class Circuit:
             return "input"
         return f"{self.op_names[op]} at {self.op_sources[op]}"
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path | BinaryIO) -> None:
         """Writes the Circuit to one .npz file (no pickle); the Program is not part of it."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         meta: dict[str, Any] = {
@@ -503,11 +504,12 @@ class Circuit:
                 entries.append([tap.op, tap.shape, tap.batch_axis, tap.gain, tap.batch, tap.width])
             meta[group] = entries
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-        with open(path, "wb") as file:
-            np.savez(file, **arrays)
+        with contextlib.ExitStack() as held:
+            named = isinstance(path, str | Path)
+            np.savez(held.enter_context(open(path, "wb")) if named else path, **arrays)
 
     @classmethod
-    def load(cls, path: str | Path) -> Circuit:
+    def load(cls, path: str | Path | BinaryIO) -> Circuit:
         """Reads what `save` wrote; ParameterError if it is something else or damaged."""
         with reading(path, "Circuit"), np.load(path, allow_pickle=False) as data:
             meta = json.loads(data["meta"].tobytes().decode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from hesim.errors import HesimError
 from hesim.primitives import moves_by_parameters
 from hesim.program import Equation, Literal, Program, Var
 
-__all__ = ["NonFiniteOperandError", "Publics", "View"]
+__all__ = ["NonFiniteOperandError", "OperandSource", "Publics", "View"]
 
 
 class NonFiniteOperandError(HesimError, ValueError):
@@ -35,6 +35,20 @@ class View:
 
     def reshape(self, *shape: int) -> View:
         return View(self.operand, self.index.reshape(*shape))
+
+
+class OperandSource(NamedTuple):
+    """What a public operand is made of.
+
+    Attributes:
+      kind: "value" or "inverse" of a public value, else a key of `_WHAT`.
+      values: the public values that it depends on.
+      equation: the operation on encrypted values whose selection or move it is, None of a value.
+    """
+
+    kind: str
+    values: tuple[Var | Literal, ...]
+    equation: Equation | None
 
 
 class Publics:
@@ -125,6 +139,19 @@ class Publics:
     def moved(self, eqn: Equation, operand: int) -> int:
         """Operand: what a move to places known at run time takes from a public input."""
         return self._number("moved", eqn.outputs[0], (operand,))
+
+    def sources(self) -> list[OperandSource]:
+        """What each operand is made of."""
+        producers = {v.id: e for e in self.program.ops for v in e.outputs}
+        found = []
+        for kind, (what, _) in self._entries:
+            if kind in ("value", "inverse"):
+                found.append(OperandSource(kind, (what,), None))
+            else:
+                equation = producers[what.id]
+                public = tuple(v for v in equation.inputs if not v.encrypted)
+                found.append(OperandSource(kind, public, equation))
+        return found
 
     def evaluate(self, flat_args: Sequence[Any]) -> list[np.ndarray]:
         """Values of the operands, float64: what the traced function computes in the clear.

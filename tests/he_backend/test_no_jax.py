@@ -10,6 +10,7 @@ import pytest
 from he_backend.processes.folders import clean_environment
 
 MODULES = [
+    "hesim.bundles.storage",
     "hesim.circuit.plain.execute",
     "he_backend.local",
     "he_backend.machines.slots",

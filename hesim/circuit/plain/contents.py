@@ -15,7 +15,7 @@ from hesim.circuit.plain.slots import PlainMachine, SlotsCipher, SlotsPlain
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["slot_contents"]
+__all__ = ["slot_contents", "slot_ranges"]
 
 
 def slot_contents(
@@ -30,10 +30,47 @@ def slot_contents(
       circuit: run on plain vectors, without a look at levels.
       inputs: encrypted leaves. operands: public operands, both float64.
     """
-    machine = _Boundless(circuit.params, circuit.slots)
+    ciphers = _Noting(circuit)
+    _walk(circuit, _Boundless(circuit.params, circuit.slots), inputs, operands, ciphers)
+    return ciphers.largest
+
+
+def slot_ranges(
+    circuit: Circuit,
+    inputs: Sequence[Float[np.ndarray, "..."]],
+    operands: Sequence[Float[np.ndarray, "..."]],
+) -> dict[int, tuple[float, float]]:
+    """Smallest and largest slot value of every ciphertext that the key holder decrypts: what is
+    refreshed, and the outputs.
+
+    Args:
+      circuit: run on plain vectors.
+      inputs: encrypted leaves. operands: public operands, both float64.
+
+    Raises:
+      BackendError: a level does not hold a value, or values are not finite.
+    """
+    refreshed = np.flatnonzero(circuit.kind == Kind.REFRESH)
+    wanted = {int(circuit.arg[circuit.arg_ptr[i]]) for i in refreshed}
+    wanted |= {int(c) for tap in circuit.outputs if tap is not None for c in tap.ciphers}
+    ciphers = _Ranging(wanted)
+    machine = PlainMachine(circuit.params, circuit.slots, circuit.rotation_steps)
+    _walk(circuit, machine, inputs, operands, ciphers)
+    return ciphers.found
+
+
+def _walk(
+    circuit: Circuit,
+    machine: PlainMachine,
+    inputs: Sequence[np.ndarray],
+    operands: Sequence[np.ndarray],
+    ciphers: UserDict[int, SlotsCipher],
+) -> None:
+    """Run a Circuit; each ciphertext is put into `ciphers` when it is made, and out when it has
+    been read.
+    """
     executor = Executor(circuit, machine, operands)
     last = circuit.last_uses
-    ciphers = _Noting(circuit)
     client = np.isin(circuit.kind, (Kind.INPUT, Kind.REFRESH))
     bounds = [0, *(np.flatnonzero(np.diff(client)) + 1).tolist(), len(circuit)]
     for first, stop in zip(bounds, bounds[1:]):
@@ -46,12 +83,25 @@ def slot_contents(
                     ciphers[i] = machine.encrypt(vector, level, scale)
                 else:
                     held = ciphers[int(circuit.arg[circuit.args(i)][0])].values
-                    ciphers[i] = SlotsCipher(held, level, scale)
+                    ciphers[i] = machine.encrypt(held, level, scale)
         else:
             executor.run(range(first, stop), ciphers, lambda c, until=stop: bool(last[c] >= until))
         for c in [c for c in ciphers if last[c] < stop]:
             del ciphers[c]
-    return ciphers.largest
+
+
+class _Ranging(UserDict[int, SlotsCipher]):
+    """Ciphertexts by number; notes what those hold that are asked for."""
+
+    def __init__(self, wanted: set[int]):
+        self.wanted = wanted
+        self.found: dict[int, tuple[float, float]] = {}
+        super().__init__()
+
+    def __setitem__(self, i: int, cipher: SlotsCipher) -> None:
+        if i in self.wanted:
+            self.found[i] = float(cipher.values.min()), float(cipher.values.max())
+        super().__setitem__(i, cipher)
 
 
 class _Noting(UserDict[int, SlotsCipher]):
