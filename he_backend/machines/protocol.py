@@ -66,6 +66,17 @@ class KeyMaker(Protocol):
         """Write fresh keys to the row's files in both folders. Raises OSError if it cannot."""
         ...
 
+    def key_sizes(self, params: CKKSParams, rotation_steps: Iterable[int]) -> dict[str, int]:
+        """Bytes of each key file that `make_keys` writes to the server's folder, by its name."""
+        ...
+
+    def check_keys(self, params: CKKSParams, rotation_steps: Iterable[int], server: Path) -> None:
+        """Hold key files that somebody else made against what they must be, before they are loaded.
+
+        Raises BlobError if one is no key of these parameters, or of other rotations.
+        """
+        ...
+
     def key_holder(self, params: CKKSParams, slots: int, client: Path) -> Machine:
         """The client's machine. Raises BlobError if its library refuses a key file."""
         ...

@@ -28,6 +28,15 @@ class SlotsMachine(PlainMachine):
         """Nothing: there are no keys."""
 
     @classmethod
+    def key_sizes(cls, params: CKKSParams, rotation_steps: Iterable[int]) -> dict[str, int]:
+        """None: there are no keys."""
+        return {}
+
+    @classmethod
+    def check_keys(cls, params: CKKSParams, rotation_steps: Iterable[int], server: Path) -> None:
+        """Nothing: there are no keys."""
+
+    @classmethod
     def key_holder(cls, params: CKKSParams, slots: int, client: Path) -> SlotsMachine:
         """A machine that encrypts and decrypts nothing really, and rotates by no step."""
         return cls(params, slots, ())

@@ -26,7 +26,7 @@ from Pyfhel import PyCtxt, Pyfhel, PyPtxt
 
 from he_backend.errors import BackendError, BlobError, CircuitError, EncodeError
 from he_backend.machines.cache import ByteCache
-from he_backend.machines.pyfhel import residues
+from he_backend.machines.pyfhel import key_bytes, residues
 from he_backend.machines.pyfhel.seal_bytes import SealBytes
 from hesim.circuit.costs.memory import KEPT_PLAINTEXTS
 from hesim.circuit.plain import checks
@@ -132,6 +132,16 @@ class PyfhelMachine:
             begun = [path for path in paths if path.exists()] or [public]
             raise OSError(errno.EIO, str(error), str(begun[-1])) from error
         shutil.copyfile(public, client / "public.key")
+
+    @classmethod
+    def key_sizes(cls, params: CKKSParams, rotation_steps: Iterable[int]) -> dict[str, int]:
+        """Bytes of each key file in the server's folder, by its name."""
+        return key_bytes.key_sizes(params, rotation_steps)
+
+    @classmethod
+    def check_keys(cls, params: CKKSParams, rotation_steps: Iterable[int], server: Path) -> None:
+        """Raise BlobError unless the server's key files are what SEAL writes for these steps."""
+        key_bytes.check_keys(params, rotation_steps, server)
 
     @classmethod
     def key_holder(cls, params: CKKSParams, slots: int, client: Path) -> PyfhelMachine:
