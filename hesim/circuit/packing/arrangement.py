@@ -349,16 +349,27 @@ def reduction(layout: Layout, axes: tuple[int, ...], names: tuple[int, ...]) -> 
             continue
         above = above and c.axis == REPLICATED and c.stride == 0
         slots.append(c)
-    kept = tuple(c for c in layout.ciphers if c.axis not in axes)
+    kept = tuple(c for c in layout.ciphers if c.axis not in axes and c.axis != GAP)
     rolls = tuple(r for r in layout.rolls if r.axis not in axes)
     part = Layout(layout.shape, tuple(reversed(slots)), kept, rolls, zeros)
     table = cipher_table(layout, part)
     groups: list[list[int]] = [[] for _ in range(part.ciphertexts)]
-    for cipher, out in enumerate(table.tolist()):
-        groups[out].append(cipher)
+    for cipher, (out, empty) in enumerate(zip(table.tolist(), _empty(layout), strict=True)):
+        if not empty:
+            groups[out].append(cipher)
     shape = tuple(layout.shape[a] for a in names)
     out = part.renamed(shape, {a: k for k, a in enumerate(names)}).canonical()
     return Reduction(out, tuple(tuple(g) for g in groups), tuple(steps))
+
+
+def _empty(layout: Layout) -> list[bool]:
+    """Whether each ciphertext lies at a position of a gap that holds no elements."""
+    numbers, found, at = np.arange(layout.ciphertexts), np.zeros(layout.ciphertexts, bool), 1
+    for c in layout.ciphers:
+        if c.axis == GAP:
+            found |= numbers // at % c.size > 0
+        at *= c.size
+    return found.tolist()
 
 
 def whole(layout: Layout) -> bool:

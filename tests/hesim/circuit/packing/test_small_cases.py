@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import approx
+from hesim.circuit.packing.arrangement import reduction
 from hesim.circuit.packing.layout import GAP, Coordinate, Layout
 from hesim.circuit.packing.maps import map_plan
 from tests.hesim.circuit.test_gradient import loss
@@ -121,3 +122,14 @@ def test_both_axes_of_a_sheared_tensor_are_summed(check):
     weights = normal(1, 1), normal(1, 3), normal(1)
     grad = jax.value_and_grad(loss)
     assert check(grad, weights, normal(4, 1), normal(4, 3), encrypted=(0,), batch=False)
+
+
+def test_a_sum_leaves_out_ciphertexts_that_hold_nothing():
+    rows, gap, columns = Coordinate(0, 2, 1), Coordinate(GAP, 2), Coordinate(1, 4, 1)
+    layout = Layout((2, 4), (columns,), (gap, rows))
+    found = reduction(layout, (1,), (0,))
+    assert found is not None
+    assert found.groups == ((0,), (2,))
+    assert found.layout.ciphertexts == 2
+    over_rows = reduction(layout, (0,), (1,))
+    assert over_rows is not None and over_rows.groups == ((0, 2),)
