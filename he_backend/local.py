@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ def run_local(
     progress: Callable[[int, int], None] | None = None,
     keep: bool = True,
     executor: Executor | None = None,
+    state: MutableMapping[int, Any] | None = None,
 ) -> tuple[dict[int, np.ndarray], Spent]:
     """Execute a Circuit from inputs to decrypted outputs.
 
@@ -41,6 +42,8 @@ def run_local(
       progress: called with instructions done and in all.
       keep: whether what is decrypted is kept and returned, or only shown to `taken`.
       executor: of this Circuit, machine and operands, with plaintexts that earlier runs encoded.
+      state: ciphertexts that the run before has handed on, by input instruction, none before the
+        first; they are taken instead of inputs, and replaced by what this run hands on.
 
     Returns:
       Slot values of the decrypted ciphertexts, and what was spent.
@@ -50,18 +53,24 @@ def run_local(
         executor = Executor(circuit, machine, operands)
     last = circuit.last_uses
     wanted = set(decrypt)
+    given = {} if state is None else dict(state)
+    carried = circuit.carried if state is not None else ()
+    kept = wanted.union(c for c, _ in carried)
     ciphers: dict[int, Any] = {}
     spent = Spent()
     for first, stop, client in _stretches(circuit):
         if client:
             started = time.thread_time()
             for i in range(first, stop):
+                if i in given:
+                    ciphers[i] = given[i]
+                    continue
                 ciphers[i] = _client_step(circuit, holder, i, ciphers, taken)
                 spent.counts.update(executor.counts(i))
             elapsed = time.thread_time() - started
             spent.seconds[int(circuit.source[first])] += elapsed  # type: ignore[assignment]
         else:
-            later = wanted.union(np.flatnonzero(last >= stop).tolist())
+            later = kept.union(np.flatnonzero(last >= stop).tolist())
             spent.add(executor.run(range(first, stop), ciphers, later.__contains__))
         for c in [c for c in ciphers if first <= c < stop and c in wanted]:
             vector = holder.decrypt(c, ciphers[c])
@@ -69,6 +78,8 @@ def run_local(
                 taken(c, vector)
             if not keep:
                 holder.decrypted.clear()
+        if state is not None:
+            state.update((i, ciphers[c]) for c, i in carried if first <= c < stop)
         for c in [c for c in ciphers if last[c] < stop]:
             del ciphers[c]
         if progress is not None:

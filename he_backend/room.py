@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from he_backend.errors import EncodeError, ValueRangeError
-from hesim.circuit.aim import Aim
+from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.compile import planned_for
 from hesim.circuit.plain.contents import slot_contents

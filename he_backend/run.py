@@ -23,7 +23,7 @@ from he_backend.report import twin as exact_twin
 from he_backend.report.compare import Vectors, op_records
 from he_backend.report.report import Report, Subject
 from he_backend.room import with_room
-from hesim.circuit.aim import Aim
+from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.memory import run_bytes
 from hesim.circuit.plain.execute import Spent

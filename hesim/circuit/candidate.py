@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
 
 from hesim.circuit import emission, levels
-from hesim.circuit.aim import Aim
+from hesim.circuit.aims.aim import Aim
+from hesim.circuit.aims.carried import HandedOn, Pair
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
 from hesim.circuit.cost import KEY_RUNS, key_seconds
@@ -37,6 +38,9 @@ class Lowered(Protocol):
     publics: Publics
     builder: Builder
     inputs: tuple[PlaintextFamily, ...]
+
+    @property
+    def carried(self) -> Mapping[Pair, HandedOn]: ...
 
     def nodes(self, var: Var) -> Iterable[int]: ...
 
@@ -73,6 +77,7 @@ class Candidate:
         )
         results = [v for v in self.program.outputs if isinstance(v, Var) and v.encrypted]
         self._results = {int(n) for v in results for n in lowered.nodes(v)}
+        self._results |= {n for given in lowered.carried.values() for n in given.nodes}
         self.planner = levels.LevelPlanner(
             b,
             params,
@@ -82,9 +87,20 @@ class Candidate:
             self.aim.refresher,
             rounds=self.aim.rounds,
             floors=self._floors(params),
+            carried=self._stages_carried(),
         )
         self.schedule = self.planner.greedy()
         self._key_seconds = key_seconds(params)
+
+    def _stages_carried(self) -> dict[int, int]:
+        """By stage of a carried argument, that of the result that it is at the next run."""
+        stage = [node.stage for node in self.builder.nodes]
+        found: dict[int, int] = {}
+        for pair, given in self.lowered.carried.items():
+            for i, o in zip(self.lowered.nodes(pair.argument), given.nodes, strict=True):
+                if i != o:
+                    found[stage[i]] = stage[o]
+        return found
 
     def _describe(self, source: int) -> str:
         if source < 0:
@@ -181,16 +197,22 @@ class Candidate:
         for node, cipher in emitted.made.items():
             where[node] = number[cipher]
         ops = program.ops
-        number = {v.id: k for k, eqn in enumerate(ops) for v in eqn.outputs}
+        producers = {v.id: k for k, eqn in enumerate(ops) for v in eqn.outputs}
 
         def tap(var: Var) -> TensorLocation | None:
-            return self.lowered.location(var, number.get(var.id, -1), where)
+            return self.lowered.location(var, producers.get(var.id, -1), where)
 
         found = [tap(eqn.outputs[0]) for eqn in ops]
         taps = [t for t in found if t is not None and np.any(t.cipher != -2)]
-        outputs = tuple(
-            tap(v) if isinstance(v, Var) and v.encrypted else None for v in program.outputs
-        )
+        outputs = [tap(v) if isinstance(v, Var) and v.encrypted else None for v in program.outputs]
+        carried: list[tuple[int, int]] = []
+        fresh = where.copy()
+        for node, cipher in emitted.fresh.items():
+            fresh[node] = number[cipher]
+        for pair, given in self.lowered.carried.items():
+            outputs[pair.output] = given.location(producers.get(pair.result.id, -1), fresh)
+            ends = zip(given.nodes, self.lowered.nodes(pair.argument), strict=True)
+            carried += [(int(fresh[o]), int(where[i])) for o, i in ends if where[i] >= 0]
         decrypted = {int(c) for t in outputs if t is not None for c in t.ciphers}
         labels = [
             label for v, label in zip(program.inputs, program.labels, strict=True) if v.encrypted
@@ -205,7 +227,8 @@ class Candidate:
             operand_count=len(self.lowered.publics),
             op_names=names,
             op_sources=sources,
-            outputs=outputs,
+            outputs=tuple(outputs),
+            carried=tuple(carried),
             taps=tuple(taps),
             input_labels=tuple(labels),
             ledger=ledger(

@@ -294,8 +294,10 @@ _ARRAYS = (
 )
 
 
-_FORMAT = 2
-"""Of files: 2 names what gives plaintexts their rows; 1, which is read as well, has tables only."""
+_FORMAT = 3
+"""Of files: 3 says what is carried to the next run; 2 names what gives plaintexts their rows; 1 has
+tables only. Earlier ones are read as well.
+"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -326,6 +328,8 @@ class Circuit:
       input_labels: name of each encrypted leaf.
       refresher: who serves its refreshes.
       memory: bytes that evaluating it may take, by one process; None for what there is.
+      carried: (ciphertext, input instruction): what this run makes is that input at the next one,
+        at the same level and scale.
       ledger: what it spends.
       program: what it was compiled from; None once loaded.
       publics: what evaluates its public operands; None once loaded.
@@ -366,6 +370,7 @@ class Circuit:
     ledger: Ledger
     refresher: Refresher = KEY_HOLDER
     memory: int | None = None
+    carried: tuple[tuple[int, int], ...] = ()
     program: Any = field(default=None, repr=False)
     publics: Any = field(default=None, repr=False)
 
@@ -482,6 +487,7 @@ class Circuit:
             "ledger": dataclasses.asdict(self.ledger),
             "refresher": dataclasses.asdict(self.refresher),
             "memory": self.memory,
+            "carried": self.carried,
         }
         for group in ("packs", "inputs"):
             entries = []
@@ -555,6 +561,7 @@ class Circuit:
                 input_labels=tuple(meta["input_labels"]),
                 refresher=Refresher(**meta.get("refresher", dataclasses.asdict(KEY_HOLDER))),
                 memory=meta.get("memory"),
+                carried=tuple((c, i) for c, i in meta.get("carried", ())),
                 ledger=_ledger(meta["ledger"]),
                 **{name: data[name] for name in _ARRAYS},
                 **groups,

@@ -5,19 +5,26 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hesim.circuit import sizes, tables
-from hesim.circuit.aim import Aim
+from hesim.circuit.aims.aim import Aim
 from hesim.circuit.builder import Overspent
 from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.limits.remarks import expected, unfilled
 from hesim.circuit.packing.lowering import PackedLowering, lowerings
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
-from hesim.errors import EmptySlotsWarning, LayoutError, LevelError, OverBudgetError, TraceError
+from hesim.errors import (
+    ArgumentError,
+    EmptySlotsWarning,
+    LayoutError,
+    LevelError,
+    OverBudgetError,
+    TraceError,
+)
 from hesim.params import CKKSParams
 from hesim.program import Program
 from hesim.progress import CompileProgress, CompileWatch, Reporter, watching
@@ -67,6 +74,7 @@ def compile(
     memory: float | None = None,
     batch: bool = True,
     layouts: Sequence[Sequence[int]] | None = None,
+    carried: Mapping[int, int] | None = None,
     progress: bool | Callable[[CompileProgress], None] | Reporter | None = None,
 ) -> Circuit:
     """Plans an encrypted run of `program`.
@@ -92,6 +100,10 @@ def compile(
       batch: lay the members of a batch side by side in the slots where nothing mixes them.
       layouts: per encrypted input, the axes (without the batch axis) that go on slots, outermost
         first; chosen by predicted cost if None.
+      carried: by number of an argument, the number of the result that it is at the next run, as the
+        state of a training is: the result then lies as the argument does, at its level, refreshed,
+        and `Circuit.carried` says which ciphertext is which. The result of a function that returns
+        no tuple is number 0.
       progress: True for a bar on the terminal, in the notebook or in the log; or a function that is
         called with a `CompileProgress` for every operation of every layout that is tried.
 
@@ -104,6 +116,7 @@ def compile(
       OverBudgetError, TooLargeError: nothing fits the memory, evaluated or compiled.
       ValueOverflowError: no level holds the values of the calibration.
       TraceError: not a Program, or not CKKSParams. ParameterError: such a price or objective.
+      ArgumentError: no such result can be carried, or not in given layouts.
 
     Examples:
       >>> import hesim, numpy as np
@@ -115,7 +128,13 @@ def compile(
       (1, 0, 0)
     """
     need_planable(program, params)
-    aim = Aim.of(program, refresh_price, refresher, objective, interactive, calibration, memory)
+    aim = Aim.of(
+        *(program, refresh_price, refresher, objective, interactive, calibration, memory), carried
+    )
+    if aim.carried and layouts is not None:
+        raise ArgumentError(
+            "results are carried in layouts that compile chooses: leave out layouts"
+        )
     with watching(progress) as watch, sizes.limited(aim.memory):
         watch.expect(expected(program))
         others: list[Candidate] | None = None if aim.memory is None else []
@@ -171,12 +190,14 @@ def planned_for(
     """
     task = _Task(program, params, aim, batch, layouts, watch, others)
     best: Candidate | None = None
-    searched = layouts is None and tables.terms(program) > _WORTH_TABLES
+    searched = layouts is None and (bool(aim.carried) or tables.terms(program) > _WORTH_TABLES)
     if watch is not None:
         searches = (_SEARCHES << aim.rounds) if layouts is None else 0
         watch.begin((0 if searched else len(task.choices)) + searches)
     if searched:
         best = _packed(task, None)
+    if best is None and aim.carried:
+        raise _nearest(task.failures) or _not_carried(program, aim)
     if best is None and not (task.failures and aim.price == math.inf):
         best = _tabled(task)
         worth = best is None or best.cost > (0, _WORTH_SEARCH) or task.most_keys(best) > _FEW_KEYS
@@ -274,7 +295,7 @@ def _lowerings(task: _Task, bound: float) -> Iterator[PackedLowering]:
 
     def found(price: float | None) -> Iterator[PackedLowering]:
         args = task.program, task.params, price, aim.refresher, task.batch
-        yield from lowerings(*args, bound=bound, watch=task.watch)
+        yield from lowerings(*args, bound=bound, watch=task.watch, carried=aim.carried)
 
     yield from found(aim.price)
     if aim.rounds and (aim.price or 0.0) < BOOTSTRAP_SECONDS:
@@ -312,6 +333,14 @@ def _unrefreshable(plan: Candidate) -> LayoutError | None:
     return LayoutError(
         f"{plan.program.name} fills {plan.slots:,} slots, and the {refresher.name} refreshes "
         f"{refresher.slots:,}: use more levels, so that nothing is refreshed, or split it"
+    )
+
+
+def _not_carried(program: Program, aim: Aim) -> LayoutError:
+    names = ", ".join(program.labels[pair.input] for pair in aim.carried)
+    return LayoutError(
+        f"no plan of {program.name} brings what is carried ({names}) back to where it lay: use a "
+        "larger ring, or carry it by way of the key holder, decrypted and encrypted again"
     )
 
 

@@ -56,6 +56,8 @@ class ShapePlanner:
       refresher: who refreshes, from which level and to which.
       rounds: whether as few rounds as can be are wanted, whatever they cost.
       floors: by source, the level below which outputs do not hold their values.
+      carried: number of the stage whose outputs, refreshed, are those of an input at the next run,
+        by number of that input's stage.
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class ShapePlanner:
         *,
         rounds: bool = False,
         floors: Mapping[int, int] | None = None,
+        carried: Mapping[int, int] | None = None,
     ):
         self.top = params.levels
         self._params = params
         self._describe = describe
         self._refresher = refresher
-        self._costs = StageCosts(shapes, params, refresh_price, refresher, floors)
+        self._costs = StageCosts(shapes, params, refresh_price, refresher, floors, carried)
         self._forbidden = refresh_price is not None and math.isinf(refresh_price)
         self._few = rounds
 
@@ -192,7 +195,7 @@ class LevelPlanner(ShapePlanner):
 
     Args:
       outputs: nodes that are decrypted at the end.
-      describe, refresh_price, refresher, rounds, floors: as for `ShapePlanner`.
+      describe, refresh_price, refresher, rounds, floors, carried: as for `ShapePlanner`.
 
     Attributes:
       live: nodes that the outputs depend on.
@@ -209,11 +212,15 @@ class LevelPlanner(ShapePlanner):
         *,
         rounds: bool = False,
         floors: Mapping[int, int] | None = None,
+        carried: Mapping[int, int] | None = None,
     ):
         self.live = _live(b, [int(n) for n in outputs])
         shapes = stage_shapes(b, self.live)
         super().__init__(
-            shapes, params, describe, refresh_price, refresher, rounds=rounds, floors=floors
+            *(shapes, params, describe, refresh_price, refresher),
+            rounds=rounds,
+            floors=floors,
+            carried=carried,
         )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hesim.circuit import sizes
+from hesim.circuit.aims.carried import HandedOn, Pair
 from hesim.circuit.batching.axes import batch_axes, candidates
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import PlaintextFamily, TensorLocation
@@ -64,7 +65,10 @@ class TableLowering:
 
     Attributes:
       builder: its stages. publics: its public operands. inputs: its encrypted inputs.
+      carried: nothing; tables bring no result to where an argument lies.
     """
+
+    carried: Mapping[Pair, HandedOn] = {}
 
     def __init__(
         self,

@@ -99,9 +99,8 @@ class Emission:
         """Of one member of the batch."""
         return stripped(var.shape, self.axis(var))
 
-    def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation:
-        """Where a value lies in the Circuit; `where` has the ciphertext of each node."""
-        x = self.values[var.id]
+    def location(self, x: Packed, var: Var, op: int, where: np.ndarray) -> TensorLocation:
+        """Where x, the value of `var`, lies; `where` has the ciphertext of each node."""
         axis = self.axis(var)
         cipher, column = places(x.layout)
         return TensorLocation(

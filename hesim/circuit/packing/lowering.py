@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hesim.circuit.aims.carried import HandedOn, Pair
 from hesim.circuit.batching.axes import batch_axes, candidates
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import PlaintextFamily, TensorLocation
@@ -53,7 +55,7 @@ class PackedLowering:
 
     Attributes:
       builder: its stages. publics: its public operands. inputs: its encrypted inputs.
-      plan: layouts and choices.
+      plan: layouts and choices. carried: results as they are arguments at the next run.
     """
 
     def __init__(
@@ -76,6 +78,18 @@ class PackedLowering:
             made = offer.emit(self.emission, op, self._brought(op, offer))
             for v, x in zip(op.outputs, made, strict=True):
                 self.emission.values[v.id] = x
+        self.carried = {pair: self._handed_on(pair) for pair in plan.carried}
+
+    def _handed_on(self, pair: Pair) -> HandedOn:
+        """A carried result as its argument lies, refreshed to where that starts from."""
+        em = self.emission
+        x = em.values[pair.result.id]
+        if pair.result is not pair.argument:
+            x = em.with_gain(em.relaid(x, self.plan.inputs[pair.argument.id]), 1.0)
+            em.b.begin(em.source)
+            nodes = em.b.end([em.b.refresh(n) for n in x.nodes], refreshed=True)
+            x = replace(x, nodes=tuple(nodes))
+        return HandedOn(x.nodes, functools.partial(em.location, x, pair.result))
 
     def _brought(self, op: Operation, offer: Offer) -> tuple[Packed, ...]:
         """The operands where an offer wants them."""
@@ -125,9 +139,8 @@ class PackedLowering:
 
     def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None:
         """Where a value lies, None if it has no place of its own."""
-        if var.id not in self.emission.values:
-            return None
-        return self.emission.location(var, op, where)
+        x = self.emission.values.get(var.id)
+        return None if x is None else self.emission.location(x, var, op, where)
 
 
 def lowerings(
@@ -140,11 +153,12 @@ def lowerings(
     bound: float = math.inf,
     watch: CompileWatch | None = None,
     most: int = _MOST_INPUTS,
+    carried: Sequence[Pair] = (),
 ) -> Iterator[PackedLowering]:
     """The best plans, lowered: those with the batch along the width of the columns, then those that
     treat it as any other axis.
 
-    most: ciphertexts that an input is laid out in.
+    most: ciphertexts that an input is laid out in. carried: results handed to the next run.
     """
     secret = [v for v in program.inputs if v.encrypted]
     if not secret or any(0 in v.shape for e in program.ops for v in (*e.inputs, *e.outputs)):
@@ -155,12 +169,21 @@ def lowerings(
     prices = Prices(params.log_n, level if math.isfinite(level) else 1.0)
     found: list[_Found] = []
     for axes, size in _batches(program, secret, params.slots, batch):
+        if any(axes.get(pair.result.id) != axes.get(pair.argument.id) for pair in carried):
+            continue  # members of a batch at one end, and not at the other
         setting = _setting(program, axes, params.slots // _width(size))
         ops = operations(program, axes)
         if watch is not None:
             watch.searching()
         try:
-            plans = search(setting, ops, prices, beam=beam, most=most, bound=bound, watch=watch)
+            plans = search(
+                *(setting, ops, prices),
+                beam=beam,
+                most=most,
+                bound=bound,
+                watch=watch,
+                carried=carried,
+            )
         except NoPlan:
             continue
         bound = min(bound, _NEAR * plans[0].seconds)

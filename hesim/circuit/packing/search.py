@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hesim.circuit.aims.carried import Pair
 from hesim.circuit.circuit import Kind
 from hesim.circuit.packing.arrangement import relay, repeated
 from hesim.circuit.packing.costs import Prices, counted, shaped
@@ -64,11 +65,13 @@ class Plan:
       seconds: predicted, with every stage at the lowest level that it can run at.
       inputs: layout of every encrypted input, by value id.
       steps: (operation, offer, layouts of its operands) in order.
+      carried: results that are brought to the layout of the argument that they are at the next run.
     """
 
     seconds: float
     inputs: Mapping[int, Layout]
     steps: tuple[tuple[Operation, Offer, tuple[Layout, ...]], ...]
+    carried: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +93,16 @@ class _Way:
 
 class _Search:
     def __init__(
-        self, setting: Setting, prices: Prices, beam: int, most: int, bound: float = math.inf
+        self,
+        setting: Setting,
+        prices: Prices,
+        beam: int,
+        most: int,
+        bound: float = math.inf,
+        carried: Sequence[Pair] = (),
     ):
         self.setting, self.prices, self.beam, self.most = setting, prices, beam, most
-        self.bound = bound
+        self.bound, self.carried = bound, tuple(carried)
         self._memo: dict[Any, list[_Way]] = {}
         self._inputs: dict[int, list[Layout]] = {}
         self.largest = -1
@@ -109,8 +118,8 @@ class _Search:
         for k, op in enumerate(ops):
             for v in op.operands:
                 last[v.id] = k
-        for v in results:
-            last[v.id] = len(ops)
+        for v in (*results, *(pair.argument for pair in self.carried)):
+            last[v.id] = len(ops)  # what is carried meets its argument's layout in the end
         states = [_State(0.0, {v.id: _FREE for v in inputs}, None)]
         self.largest = max(inputs, key=lambda v: v.size).id if inputs else -1
         for k, op in enumerate(ops):
@@ -121,7 +130,11 @@ class _Search:
             if not found:
                 raise NoPlan(op)
             states = self._kept(found)
-        return [_plan(self._placed(state, results)) for state in states]
+        ended = [self._handed_on(self._placed(state, results)) for state in states]
+        plans = [_plan(state, self.carried) for state in ended if state is not None]
+        if not plans:
+            raise NoPlan(ops[-1])
+        return sorted(plans, key=lambda plan: plan.seconds)
 
     def _kept(self, found: Sequence[_State]) -> list[_State]:
         """The cheapest states, and the cheapest of each way to pack the largest input: what a
@@ -146,6 +159,23 @@ class _Search:
             if layouts.get(v.id, _FREE) is _FREE:
                 layouts[v.id] = min(self._fresh(v), key=lambda x: x.ciphertexts)
         return _State(state.seconds, layouts, state.choices)
+
+    def _handed_on(self, state: _State) -> _State | None:
+        """The state, with what is carried in the layouts of its arguments, each of its ciphertexts
+        for a level's price; None if there is no way.
+        """
+        layouts, seconds = dict(state.layouts), state.seconds
+        for pair in self.carried:
+            out = layouts[pair.result.id]
+            into = layouts.get(pair.argument.id)
+            if pair.result is pair.argument or out is None or into is None:
+                continue  # as it is, or used by nothing
+            relaid = relay(out, into)
+            if relaid is None:
+                return None
+            seconds += self.prices.seconds(relaid.works) if out != into else 0.0
+            seconds += self.prices.level * into.ciphertexts
+        return _State(seconds, layouts, state.choices)
 
     def _next(self, states: Sequence[_State], op: Operation, live: set[int]) -> list[_State]:
         """The states that an operation leads to: by later rules where earlier ones offer nothing,
@@ -340,7 +370,7 @@ class NoPlan(Exception):
         self.operation = op
 
 
-def _plan(state: _State) -> Plan:
+def _plan(state: _State, carried: Sequence[Pair] = ()) -> Plan:
     steps = []
     inputs: dict[int, Layout] = {}
     choices = state.choices
@@ -355,7 +385,8 @@ def _plan(state: _State) -> Plan:
     for v, x in state.layouts.items():
         if v not in made and x is not None:
             inputs.setdefault(v, x)
-    return Plan(state.seconds, inputs, tuple(reversed(steps)))
+    pairs = tuple(pair for pair in carried if pair.argument.id in inputs)
+    return Plan(state.seconds, inputs, tuple(reversed(steps)), pairs)
 
 
 def search(
@@ -367,10 +398,11 @@ def search(
     most: int = 20_000,
     bound: float = math.inf,
     watch: CompileWatch | None = None,
+    carried: Sequence[Pair] = (),
 ) -> list[Plan]:
     """The cheapest plans found, best first.
 
-    bound: seconds beyond which a plan is not followed.
+    bound: seconds beyond which a plan is not followed. carried: see `Plan`.
 
     Raises:
       NoPlan: an operation has no offer in any layout that was reached.
@@ -378,4 +410,4 @@ def search(
     program = setting.program
     inputs = [v for v in program.inputs if v.encrypted]
     results = [v for v in program.outputs if isinstance(v, Var) and v.encrypted]
-    return _Search(setting, prices, beam, most, bound).run(ops, inputs, results, watch)
+    return _Search(setting, prices, beam, most, bound, carried).run(ops, inputs, results, watch)

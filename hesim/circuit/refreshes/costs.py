@@ -38,6 +38,8 @@ class StageCosts:
       free: by place, whether a stage may be refreshed or not; those without inputs are fresh.
       siblings: places of stages that the same stages use, more than one, by the first of them.
       floors: by place, level below which the outputs do not hold what is in them.
+      carried: place of the stage that hands its outputs to the next run, by that of the input that
+        they are there.
       top: levels of the chain. highest: level of what is refreshed, at most. lowest: level of what
         a refresh takes.
     """
@@ -49,6 +51,7 @@ class StageCosts:
         price: float | None,
         refresher: Refresher,
         floors: Mapping[int, int] | None = None,
+        carried: Mapping[int, int] | None = None,
     ):
         self.names = sorted(shapes)
         self.shapes = [shapes[s] for s in self.names]
@@ -58,6 +61,8 @@ class StageCosts:
         self.lowest = refresher.min_input_level
         self._log_n = params.log_n
         place = {s: k for k, s in enumerate(self.names)}
+        pairs = (carried or {}).items()
+        self.carried = {place[i]: place[o] for i, o in pairs if i in place}
         self.inputs = [[place[i] for i in s.inputs if i in place] for s in self.shapes]
         self.users: list[list[int]] = [[] for _ in self.names]
         self._exact: list[list[int]] = [[] for _ in self.names]  # those that need its exact scale
@@ -117,6 +122,10 @@ class StageCosts:
             if floor > need:
                 need = floor
         each = 0.0
+        if k in self.carried:  # the run before has refreshed it to this level
+            if need > self.highest:
+                return NEVER, need, 0.0
+            each = self._refreshing[need]
         if not refreshed:
             run = self._drops[k] + need
             if run > self.top:
@@ -161,6 +170,8 @@ class StageCosts:
                 return k
             level[k] = run
             seconds += cost
+        for into, out in self.carried.items():
+            want[out] = want[into]
         return found._replace(seconds=seconds)
 
     def greedy(self) -> list[Placed]:

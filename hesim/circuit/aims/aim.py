@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hesim.circuit.aims.carried import Pair, carried_pairs
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.errors import LevelError, ParameterError
 
@@ -33,6 +34,7 @@ class Aim:
       contents: largest absolute slot value of the stages of an operation, by its number, -1 for
         inputs: they end at levels that hold it.
       values: largest absolute value of each operation's result, by its number, alike.
+      carried: results that are arguments of the next run, in the same ciphertexts.
     """
 
     price: float | None = None
@@ -41,6 +43,7 @@ class Aim:
     memory: int | None = None
     contents: Mapping[int, float] = field(default_factory=dict)
     values: Mapping[int, float] = field(default_factory=dict)
+    carried: tuple[Pair, ...] = ()
 
     @property
     def rounds(self) -> bool:
@@ -57,34 +60,44 @@ class Aim:
         interactive: bool = True,
         calibration: Calibration | None = None,
         memory: float | None = None,
+        carried: Mapping[int, int] | None = None,
     ) -> Aim:
         """The aim that arguments of `hesim.compile` describe.
 
         Raises:
           ParameterError: one of them cannot be. LevelError: the program asks for a refresh that is
-          not allowed. ArgumentError: the calibration is of another program.
+          not allowed, or what is carried needs one. ArgumentError: the calibration is of another
+          program, or no such results can be carried.
         """
         if objective not in OBJECTIVES:
             raise ParameterError(f"objective={objective!r} must be 'seconds' or 'rounds'")
         price = _price(refresh_price)
+        pairs = carried_pairs(program, carried)
         if not interactive and refresher.interactive:
             price = math.inf
-            _check_without_rounds(program)
+            _check_without_rounds(program, pairs)
         values = {} if calibration is None else calibration.largest(program)
         if memory is not None and not 0 < memory < math.inf:
             raise ParameterError(f"memory={memory!r} must be a positive number of bytes, or None")
         limit = None if memory is None else int(memory)
-        return cls(price, refresher, objective, limit, {}, values)
+        return cls(price, refresher, objective, limit, {}, values, pairs)
 
 
-def _check_without_rounds(program: Program) -> None:
-    """LevelError if the program asks for a refresh itself."""
+def _check_without_rounds(program: Program, pairs: Sequence[Pair]) -> None:
+    """LevelError if the program asks for a refresh itself, or hands on what uses levels up."""
     for op in program.ops:
         if op.name == "refresh":
             raise LevelError(
                 f"`refresh` at {op.source} is a round trip to the key holder, and "
                 "interactive=False allows none: take it out and use more levels, or pass "
                 "refresher=hesim.bootstrap(...), which refreshes on the server"
+            )
+    for pair in pairs:
+        if pair.result is not pair.argument:
+            raise LevelError(
+                f"{program.labels[pair.input]} is carried from run to run, which a refresh by the "
+                "key holder brings back to the level that it started from, and interactive=False "
+                "allows none: pass refresher=hesim.bootstrap(...), which refreshes on the server"
             )
 
 
