@@ -10,7 +10,9 @@ import numpy as np
 
 import hesim
 from hesim.circuit.circuit import Circuit
+from hesim.errors import ArgumentError
 from hesim.params import CKKSParams
+from hesim.program import Program
 from models.nn.encoder import Model
 from models.nn.lora import Params, combine, is_adapter_or_head, partition
 from models.train.classifier import Forward
@@ -18,7 +20,7 @@ from models.train.classifier import Forward
 if TYPE_CHECKING:
     from models.encrypted.settings import EncryptionSettings
 
-__all__ = ["encrypted_forward", "forward_circuit", "simulated_forward"]
+__all__ = ["encrypted_forward", "forward_circuit", "forward_program", "simulated_forward"]
 
 
 def simulated_forward(
@@ -34,20 +36,32 @@ def simulated_forward(
     )
 
 
+def forward_program(model: Model, sentences: int, answer: str = "logits") -> Program:
+    """The traced forward pass of a batch of this many rows, which are encrypted; weights and mask
+    are public. Needs no weights, only their shapes.
+
+    answer: "logits" (`Model.encrypted_forward`), or "embeddings" (`Model.encrypted_embeddings`).
+    Raises ArgumentError for another answer, else as `hesim.trace` does.
+    """
+    known = {"logits": model.encrypted_forward, "embeddings": model.encrypted_embeddings}
+    if answer not in known:
+        raise ArgumentError(f"answer={answer!r} is one of {', '.join(known)}")
+    config = model.config
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    pair = (2,) if config.pairs == "bi-encoder" else ()
+    mask = jax.ShapeDtypeStruct((sentences, *pair, config.sequence), np.float32)
+    rows = jax.ShapeDtypeStruct((*mask.shape, config.hidden), np.float32)
+    return hesim.trace(known[answer], params, rows, mask, encrypted=(1,))
+
+
 @functools.lru_cache(maxsize=2)
 def forward_circuit(
     model: Model, ckks: CKKSParams, sentences: int, refresh_price: float | str | None = None
 ) -> Circuit:
-    """The Circuit of `model.encrypted_forward` for a batch of this many sentences, rows encrypted,
-    weights and mask public; kept for the last two calls. Needs no weights, only their shapes, and
-    seconds to compile a small model. Raises as `hesim.compile` does.
+    """The Circuit of `forward_program`, kept for the last two calls; seconds to compile of a small
+    model. Raises as `hesim.compile` does.
     """
-    config = model.config
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    mask = jax.ShapeDtypeStruct((sentences, config.sequence), np.float32)
-    rows = jax.ShapeDtypeStruct((*mask.shape, config.hidden), np.float32)
-    program = hesim.trace(model.encrypted_forward, params, rows, mask, encrypted=(1,))
-    return hesim.compile(program, ckks, refresh_price=refresh_price)
+    return hesim.compile(forward_program(model, sentences), ckks, refresh_price=refresh_price)
 
 
 def encrypted_forward(model: Model, how: EncryptionSettings) -> Forward:

@@ -242,6 +242,22 @@ class Encoder(nnx.Module):
         x = probe("pooler.tanh", x)
         return self.head.project(x)
 
+    def sentences(
+        self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Rows of `embed` and mask -> (what the pooler would read of each row (rows, hidden), with
+        the last LayerNorm's affine part, values met at each site on the way). Of pairs that are
+        read apart, twice as many: one sentence after the other.
+        """
+        probe = SiteRecorder(sites)
+        x, mask = self._sentences(x, mask)
+        x = self.body(x, mask, probe, low_rank=low_rank, pick=self._pick(mask))
+        x, norm = self.normalised(x, probe)
+        gain = norm.gain(probe)
+        if self.pools_mean:  # the gain in the same public factor, which spares a level
+            return weighted_mean(x, mask, gain) + norm.bias[...], probe.values
+        return gain * x[:, 0] + norm.bias[...], probe.values
+
     def hidden(
         self, x: jax.Array, mask: jax.Array, sites: Sites = EXACT, *, low_rank: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -313,8 +329,13 @@ def mean_token(x: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of the tokens whose mask is 1, by public factors: (batch, hidden), one level; 0 of a
     row without any.
     """
+    return weighted_mean(x, mask, jnp.ones((), x.dtype))
+
+
+def weighted_mean(x: jax.Array, mask: jax.Array, weight: jax.Array) -> jax.Array:
+    """`mean_token` times a public weight of the features (hidden,) or of none (), in one level."""
     share = mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
-    return jnp.sum(share.astype(x.dtype)[..., None] * x, axis=1)
+    return jnp.sum((share.astype(x.dtype)[..., None] * weight) * x, axis=1)
 
 
 @functools.lru_cache(maxsize=32)
@@ -404,6 +425,24 @@ class Model:
         of 0 and 1.
         """
         return self.forward_with_values(params, x, mask)[0]
+
+    def encrypted_embeddings(self, params: Params, x: Array, mask: Array) -> jax.Array:
+        """What the pooler would read of each embedded row, with the last LayerNorm's affine part:
+        (batch, hidden), the embedding of a sentence encoder before it is normalised. Of pairs that
+        are read apart (2 batch, hidden), one sentence after the other.
+        """
+        return self.embeddings_with_values(params, x, mask)[0]
+
+    def embeddings_with_values(
+        self, params: Params, x: Array, mask: Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`encrypted_embeddings`, and the values met at each site as `forward_with_values` has
+        them.
+        """
+        encoder = bind(self.config, params)
+        return encoder.sentences(
+            jnp.asarray(x), jnp.asarray(mask), self.sites, low_rank=self.low_rank
+        )
 
     def forward_with_values(
         self, params: Params, x: Array, mask: Array
