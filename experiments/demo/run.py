@@ -1,6 +1,7 @@
 """`hesim demo`: train on real sentences, run held-out ones encrypted, compare, and report.
 
-The four stages are those of `experiments.demo.stages`; what is finished is not done again.
+The stages are those of `experiments.demo.stages` and `experiments.validation.encrypting`; what is
+finished is not done again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from experiments.console import Display
 from experiments.demo import stages
 from experiments.demo.settings import Settings
+from experiments.validation.encrypting import encrypt
 from experiments.validation.folder import RunFolder
 from experiments.validation.results import Results
 from experiments.xla_cache import keep_compiled
@@ -100,7 +102,7 @@ def _work(settings: Settings, folder: RunFolder, show: Display) -> None:
         f"4/4  {settings.sentences} held-out sentences, "
         + ("encrypted" if encrypted else "on plain vectors: nothing is encrypted")
     )
-    stages.encrypt(settings, planned, folder, show)
+    encrypt(planned, settings.backend, folder, show)
 
 
 def _finished(folder: RunFolder) -> bool:

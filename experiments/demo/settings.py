@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.validation.identity import code_digest
 from he_backend.machines.table import DEFAULT_MACHINE
 from hesim.errors import ArgumentError
 from hesim.params import CKKSParams
@@ -19,10 +20,7 @@ from models.config import EncoderConfig, preset
 from models.recipes.classify import Recipe
 from models.sites.sites import FitSettings
 
-__all__ = ["FAST", "PACKAGES", "Settings", "code_digest"]
-
-PACKAGES = ("approx", "hesim", "models", "he_backend")
-"""Packages whose code decides what a run computes."""
+__all__ = ["FAST", "Settings"]
 
 DEMO_RING = CKKSParams(log_n=14, levels=3, scale_bits=40, first_bits=50, special_bits=60)
 
@@ -116,14 +114,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(item) for name, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def code_digest() -> str:
-    """SHA-256 over the Python files of `PACKAGES`, in hexadecimal."""
-    total = hashlib.sha256()
-    root = Path(__file__).resolve().parents[2]
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            total.update(str(path.relative_to(root)).encode())
-            total.update(path.read_bytes())
-    return total.hexdigest()

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.demo.settings import Settings, code_digest
 from experiments.errors import ExperimentError
 from experiments.lock import alone_in
+from experiments.validation.identity import Job, code_digest
 from hesim.files import bound_digest, write_whole
 
 __all__ = ["RunFolder"]
@@ -42,7 +42,7 @@ class RunFolder:
 
     Attributes:
       path: the folder.
-      settings: of the run that it belongs to, as `Settings.plain` gives them.
+      settings: of the run that it belongs to, as their `plain` gives them.
 
     Examples:
       >>> import tempfile
@@ -56,7 +56,7 @@ class RunFolder:
     settings: dict[str, Any]
 
     @classmethod
-    def claim(cls, path: str | Path, settings: Settings, *, fresh: bool = False) -> RunFolder:
+    def claim(cls, path: str | Path, settings: Job, *, fresh: bool = False) -> RunFolder:
         """The folder of a run of these settings, made if absent, emptied if `fresh`.
 
         Raises ExperimentError if it holds something else: a run of other settings or of other code,

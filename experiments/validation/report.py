@@ -45,7 +45,11 @@ def page(results: Results) -> str:
     ledger = {k: v for k, v in results.plan["ledger"].items() if k != "operations"}
     return render(
         "report.html",
-        {name: functools.partial(make, results) for name, make in FIGURES.items()},
+        {
+            name: functools.partial(make, results)
+            for name, make in FIGURES.items()
+            if results.history or name != "learning_curve"
+        },
         Path(__file__).parent / "templates",
         r=results,
         title=_title(results),
@@ -60,7 +64,7 @@ def page(results: Results) -> str:
 
 def _title(results: Results) -> str:
     what = "encrypted" if results.was_encrypted else "on plain vectors (nothing was encrypted)"
-    return f"{results.sentences:,} sentences through a transformer, {what}"
+    return f"{results.sentences:,} {results.rows} through a transformer, {what}"
 
 
 def _cards(results: Results) -> list[tuple[str, str, str]]:
@@ -72,12 +76,12 @@ def _cards(results: Results) -> list[tuple[str, str, str]]:
         (every[3].score, f"{results.metric} {kept}", f"{every[0].score} with exact functions"),
         (
             f"{bits(results.measured_std):.1f} bits",
-            "precision of the logits",
+            f"precision of the {results.answers}",
             f"{bits(results.predicted_std):.1f} bits predicted",
         ),
         (
             f"{seconds:.2f} s",
-            "a sentence",
+            "a sentence" if results.answer == "logits" else "a pair",
             f"{results.seconds['evaluation']:.0f} s for {results.sentences:,} together",
         ),
         (
@@ -93,6 +97,8 @@ def _cards(results: Results) -> list[tuple[str, str, str]]:
 
 def _command(results: Results) -> str:
     settings: dict[str, Any] = results.settings
+    if "command" in settings:
+        return str(settings["command"])
     parts = ["hesim demo"]
     if settings["data"] != "reviews":
         parts.append(f"--data {settings['data']}")

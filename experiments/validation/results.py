@@ -19,13 +19,19 @@ from he_backend.report.html import Check, power_of_two
 from he_backend.report.report import OpRecord
 from models.data import metrics
 
-__all__ = ["LOGIT_ERROR", "MARGIN", "Check", "Results", "Site"]
+__all__ = ["COSINE_ERROR", "LOGIT_ERROR", "MARGIN", "RANK_ERROR", "Check", "Results", "Site"]
 
 MARGIN = 2.0**-10
 """An encrypted label must be the polynomial model's where that model's margin exceeds this."""
 
 LOGIT_ERROR = 2.0**-12
 """Largest permitted difference of an encrypted logit from the polynomial model's."""
+
+COSINE_ERROR = 2.0**-8
+"""Largest permitted difference of an encrypted cosine similarity from the polynomial model's."""
+
+RANK_ERROR = 0.005
+"""Largest permitted difference of Spearman's correlation from that in the clear."""
 
 PREDICTION_FACTOR = 1.5
 """Predicted and measured standard deviation of the logits' error should agree within this."""
@@ -38,7 +44,8 @@ class Site:
     Attributes:
       depth: levels, the map of its domain onto [-1, 1] being folded into a weight.
       max_error: on its domain; `certified` if it is proven.
-      fitted, met: (low, high) of the function's own variable, met on the validation split.
+      fitted, met: (low, high) of the function's own variable, met on the rows that the run says.
+      outside: share of the values met that lie outside the domain.
     """
 
     name: str
@@ -48,6 +55,7 @@ class Site:
     certified: bool
     fitted: tuple[float, float]
     met: tuple[float, float]
+    outside: float = 0.0
 
     @property
     def inside(self) -> bool:
@@ -106,8 +114,9 @@ class Results:
     @classmethod
     def load(cls, folder: RunFolder) -> Results:
         """The results of a folder whose stages are all finished."""
-        training, plan = folder.figures("training"), folder.figures("plan")
-        clear = folder.arrays("training")
+        stage = "clear" if folder.done("clear") else "training"
+        training, plan = folder.figures(stage), folder.figures("plan")
+        clear = folder.arrays(stage)
         count = int(plan["batches"])
         names = [f"encrypted-{k}" for k in range(count)]
         batches = [folder.figures(name) for name in names]
@@ -118,10 +127,11 @@ class Results:
         }
         own = max(int(training["peak_bytes"]), *(int(b["own_peak_bytes"]) for b in batches))
         others = max(int(b["peak_bytes"]) for b in batches)
+        preparing = f"{'training' if stage == 'training' else 'fitting'} and compiling"
         return cls(
             settings=folder.settings,
             dataset=training["dataset"],
-            history=training["history"],
+            history=training.get("history", []),
             seeds=training["seeds"],
             sites=tuple(_site(site) for site in training["sites"]),
             plan=plan,
@@ -131,7 +141,7 @@ class Results:
             ops=_join_operations([b["ops"] for b in batches], plan),
             batches=batches,
             seconds={
-                "training and compiling": float(training["seconds"]) + float(plan["seconds"]),
+                preparing: float(training["seconds"]) + float(plan["seconds"]),
                 "keys": sum(float(b["key_seconds"]) for b in batches),
                 "evaluation": sum(float(b["seconds"]) for b in batches),
                 "checking and comparing": sum(float(b["compare_seconds"]) for b in batches),
@@ -154,6 +164,21 @@ class Results:
     @property
     def regression(self) -> bool:
         return self.dataset["task"] == "regression"
+
+    @property
+    def answer(self) -> str:
+        """What a sentence, or a pair, is answered with: "logits", or the "cosine" of embeddings."""
+        return str(self.settings.get("answer", "logits"))
+
+    @property
+    def answers(self) -> str:
+        """The same in a reader's words, several of them."""
+        return "logits" if self.answer == "logits" else "cosine similarities"
+
+    @property
+    def rows(self) -> str:
+        """What has one answer, several of them."""
+        return "sentences" if self.answer == "logits" else "pairs of sentences"
 
     @property
     def fused(self) -> int:
@@ -187,12 +212,14 @@ class Results:
 
     @property
     def measured_std(self) -> float:
-        """Root mean square of the logits' error, measured."""
+        """Root mean square of the answers' error, measured."""
         return float(np.sqrt(np.mean(self.error**2)))
 
     @property
     def predicted_std(self) -> float:
-        """The same, from simulation under several keys."""
+        """The same, from simulation under several keys; of cosines from one."""
+        if self.answer == "cosine":
+            return float(np.sqrt(np.mean((self.simulated - self.reference) ** 2)))
         return self.ops[int(self.plan["output"])].predicted_std
 
     @property
@@ -247,6 +274,7 @@ class Results:
                 "encrypted" if self.was_encrypted else "plain vectors": self.score(self.encrypted),
             },
             "agreement": None if self.regression else self.agreement,
+            "answer": self.answer,
             "logit_error": {
                 "largest": self.max_error,
                 "measured_std": self.measured_std,
@@ -267,6 +295,8 @@ class Results:
     def checks(self) -> list[Check]:
         """What the run must show, and whether it did."""
         found = []
+        if self.answer == "cosine":
+            return self._cosine_checks()
         if not self.regression:
             clear_cut = self.margins > MARGIN
             same = self.encrypted.argmax(-1) == self.reference.argmax(-1)
@@ -285,17 +315,45 @@ class Results:
                 f"largest error {self.max_error:.2e} = {power_of_two(self.max_error)}",
             )
         )
-        if self.was_encrypted:
-            close = 1 / PREDICTION_FACTOR <= self.ratio <= PREDICTION_FACTOR
-            found.append(
-                Check(
-                    f"predicted standard deviation within a factor {PREDICTION_FACTOR}",
-                    bool(close),
-                    f"measured over predicted: {self.ratio:.2f}",
-                    guarantee=False,
-                )
+        return [*found, *self._prediction_checks()]
+
+    def _cosine_checks(self) -> list[Check]:
+        exact, polynomial, encrypted = (
+            metrics.spearman(values[: self.sentences, 0], self.labels[: self.sentences])
+            for values in (self.exact, self.reference, self.encrypted)
+        )
+        return [
+            Check(
+                "cosine similarities within 2^-8 of the polynomial model's",
+                bool(self.max_error <= COSINE_ERROR),
+                f"largest error {self.max_error:.2e} = {power_of_two(self.max_error)}",
+            ),
+            Check(
+                f"Spearman's correlation within {RANK_ERROR} of the polynomial model's",
+                bool(abs(encrypted - polynomial) <= RANK_ERROR),
+                f"{encrypted:.4f} and {polynomial:.4f}",
+            ),
+            Check(
+                f"Spearman's correlation within {RANK_ERROR} of the exact functions'",
+                bool(abs(encrypted - exact) <= RANK_ERROR),
+                f"{encrypted:.4f} and {exact:.4f}",
+                guarantee=False,
+            ),
+            *self._prediction_checks(),
+        ]
+
+    def _prediction_checks(self) -> list[Check]:
+        if not self.was_encrypted:
+            return []
+        close = 1 / PREDICTION_FACTOR <= self.ratio <= PREDICTION_FACTOR
+        return [
+            Check(
+                f"predicted standard deviation within a factor {PREDICTION_FACTOR}",
+                bool(close),
+                f"measured over predicted: {self.ratio:.2f}",
+                guarantee=False,
             )
-        return found
+        ]
 
     @property
     def broken(self) -> list[Check]:

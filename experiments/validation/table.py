@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.validation.results import LOGIT_ERROR, Results, bits
+from experiments.validation.results import COSINE_ERROR, LOGIT_ERROR, Results, bits
 from he_backend.report.html import Row, power_of_two
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS
 
@@ -64,7 +64,7 @@ def groups(results: Results) -> list[tuple[str, list[Row]]]:
     seeds = [("Models in the clear", [_seeds(results)])] if len(results.seeds) > 1 else []
     return [
         *seeds,
-        ("Precision of the logits", _precision(results)),
+        (f"Precision of the {results.answers}", _precision(results)),
         ("Levels and refreshes", _levels(results)),
         ("Time", _time(results)),
         ("Memory and keys", _memory(results)),
@@ -78,7 +78,8 @@ def _seeds(r: Results) -> Row:
 
 
 def _precision(r: Results) -> list[Row]:
-    limit = f"limit {power_of_two(LOGIT_ERROR)}, against polynomials in float64"
+    most = COSINE_ERROR if r.answer == "cosine" else LOGIT_ERROR
+    limit = f"limit {power_of_two(most)}, against polynomials in float64"
     rows = [Row("largest error", f"{r.max_error:.2e} = {power_of_two(r.max_error)}", limit)]
     for name, std, how in (
         ("measured", r.measured_std, ""),
@@ -121,10 +122,11 @@ def _time(r: Results) -> list[Row]:
     how = "encrypted evaluation" if r.was_encrypted else "evaluation on plain vectors"
     note = "wall clock; all results were decrypted to compare" if r.was_encrypted else ""
     place = list(r.seconds).index("evaluation")
+    one = "sentence" if r.answer == "logits" else "pair"
     rows[place] = Row(how, f"{r.seconds['evaluation']:.1f} s", note)
     return [
         *rows,
-        Row("a sentence, amortised", f"{r.seconds_a_sentence:.2f} s", "evaluation only"),
+        Row(f"a {one}, amortised", f"{r.seconds_a_sentence:.2f} s", "evaluation only"),
         Row("core-seconds as run", f"{core:.0f}", f"{predicted:.0f} predicted for encryption"),
         Row(
             "core-seconds, refreshes as bootstraps",
@@ -155,11 +157,11 @@ def render(results: Results, *, notes: bool = True) -> RenderableType:
     from rich.text import Text
 
     same = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    same.add_column(f"the same {results.sentences} held-out sentences")
+    same.add_column(f"the same {results.sentences} held-out {results.rows}")
     same.add_column(results.metric, justify="right")
     same.add_column(f"all {len(results.labels):,} held out", justify="right")
     same.add_column("labels as\npolynomial", justify="right")
-    same.add_column("largest logit\ndifference", justify="right")
+    same.add_column(f"largest {results.answer.removesuffix('s')}\ndifference", justify="right")
     for way in ways(results):
         style = "bold" if way.name.endswith("encrypted") else ""
         cells = (way.name, way.score, way.held_out, way.agreement, way.difference)

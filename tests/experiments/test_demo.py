@@ -73,8 +73,9 @@ def test_a_finished_run_is_not_done_again(
     def never(*_: object) -> None:
         raise AssertionError("a finished stage was started again")
 
-    for name in ("prepare", "train", "plan", "encrypt"):
+    for name in ("prepare", "train", "plan"):
         monkeypatch.setattr(stages, name, never)
+    monkeypatch.setattr("experiments.demo.run.encrypt", never)
     results, _ = run_demo(settings, path, display=Display(quiet=True))
     assert np.array_equal(results.encrypted, finished[0].encrypted)
 

@@ -1,0 +1,279 @@
+"""A planned forward pass, batch after batch: encrypted, evaluated, decrypted, compared, noted.
+
+What is finished stays finished: a batch leaves its figures and arrays in the run folder, and one
+that was interrupted goes on from the tasks that it had done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import he_backend
+from experiments.console import Display, Update
+from experiments.validation.folder import RunFolder
+from he_backend.errors import RunFolderWarning
+from he_backend.machines.table import find
+from he_backend.processes.memory import peak_bytes
+from he_backend.report.environment import environment
+from hesim.circuit.circuit import Circuit
+from hesim.program import Equation
+from models.data.batches import Batch, select_rows
+from models.data.datasets import Dataset
+from models.nn.encoder import Model
+from models.nn.lora import Params
+from models.sites.sites import Range, site_names
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+__all__ = ["Forward", "describe_dataset", "encrypt", "note_plan", "site_rows"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """A compiled forward pass, and all rows that go through it.
+
+    Attributes:
+      circuit: of one batch; arguments are weights, embedded rows, mask.
+      model: the polynomial twin that was traced.
+      params: its weights, public.
+      rows: token ids and masks, of as many tokens as the Circuit has.
+      batch: rows side by side in the slots.
+      answers: what the client makes of a batch's decrypted outputs; by default nothing else.
+    """
+
+    circuit: Circuit
+    model: Model
+    params: Params
+    rows: Batch
+    batch: int
+    answers: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.rows.tokens) // self.batch)
+
+    def chosen(self, k: int) -> np.ndarray:
+        """Row numbers of batch k, filled up with the first ones; `count` of them are its own."""
+        return np.arange(k * self.batch, (k + 1) * self.batch) % len(self.rows.tokens)
+
+    def count(self, k: int) -> int:
+        """How many rows of batch k are its own."""
+        return min(self.batch, len(self.rows.tokens) - k * self.batch)
+
+    def arguments(self, k: int) -> tuple[Params, np.ndarray, np.ndarray]:
+        """(weights, embedded rows to encrypt, mask) of batch k. The client looks the embedding up,
+        in the clear.
+        """
+        chosen = select_rows(self.rows, self.chosen(k))
+        x = self.model.embed(self.params, chosen.tokens, chosen.types)
+        return self.params, np.asarray(x), chosen.mask
+
+
+def note_plan(forward: Forward, seconds: float, folder: RunFolder, display: Display) -> None:
+    """Writes "plan" and `program.txt`, and says what the run will spend.
+
+    seconds: that compiling took.
+    """
+    circuit = forward.circuit
+    program = circuit.program
+    assert program is not None
+    (folder.path / "program.txt").write_text(f"{program}\n", encoding="utf-8")
+    kinds = Counter(equation.name for equation in program.ops)
+    tap = circuit.outputs[0]
+    assert tap is not None
+    figures = {
+        "listing": str(program),
+        "operations": dict(kinds.most_common()),
+        "labels": [_label(equation) for equation in program.ops],
+        "depth": program.depth,
+        "output": tap.op,
+        "ledger": dataclasses.asdict(circuit.ledger),
+        "instructions": len(circuit.kind),
+        "ring": _ring(circuit),
+        "batch": forward.batch,
+        "batches": forward.batches,
+        "seconds": seconds,
+        "environment": environment(),
+    }
+    if not folder.done("plan"):
+        folder.save("plan", figures)
+    _say_plan(display, figures, folder)
+
+
+def _label(equation: Equation) -> str:
+    """Name of an operation; of a polynomial, the function that it stands in for."""
+    if equation.name != "polynomial":
+        return equation.name
+    return f"polynomial {equation.params['poly'].name}"
+
+
+def _say_plan(display: Display, figures: dict[str, Any], folder: RunFolder) -> None:
+    ledger, ring = figures["ledger"], figures["ring"]
+    kinds = ", ".join(f"{count} {name}" for name, count in figures["operations"].items())
+    security = f"{ring['security']}-bit security" if ring["security"] else "NO SECURITY"
+    display.say(
+        f"traced: {sum(figures['operations'].values())} operations on encrypted values, at least "
+        f"{figures['depth']} levels deep "
+        f"({folder.path / 'program.txt'})\n",
+        dim=f"  {kinds}",
+    )
+    display.say(
+        f"compiled for N = 2^{ring['log_n']}, {ring['levels']} levels, log2(QP) = "
+        f"{ring['log_qp']:.0f}, {security}: {figures['instructions']:,} ciphertext instructions"
+    )
+    names = ("products", "plain_products", "rotations", "relinearizations", "rescales", "refreshes")
+    display.say("  " + ", ".join(f"{ledger[name]:,} {name.replace('_', ' ')}" for name in names))
+    display.say(
+        f"  {ledger['refreshes']:,} ciphertexts are refreshed by the key holder in "
+        f"{ledger['refresh_rounds']} rounds: an interactive evaluation, since SEAL does not "
+        "bootstrap"
+    )
+    display.say(
+        f"  keys to make: {ledger['rotation_keys']} rotation keys and the relinearization key, "
+        f"{ledger['key_bytes'] / 1e6:.0f} MB"
+    )
+
+
+def encrypt(forward: Forward, backend: str, folder: RunFolder, display: Display) -> None:
+    """Every batch encrypted, evaluated, decrypted and compared. Writes "encrypted-<k>" for each."""
+    for k in range(forward.batches):
+        if not folder.done(f"encrypted-{k}"):
+            _encrypt_one(forward, backend, folder, display, k)
+        folder.forget(k)
+
+
+def _encrypt_one(
+    forward: Forward, backend: str, folder: RunFolder, display: Display, k: int
+) -> None:
+    started = time.monotonic()
+    program = forward.circuit.program
+    assert program is not None
+    title = "encrypted" if find(backend).encrypts else "on plain vectors"
+    title += f", batch {k + 1} of {forward.batches}" if forward.batches > 1 else ""
+    with display.bar(title, 1.0) as update, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they are in the report, but for work lost
+        warnings.simplefilter("default", RunFolderWarning)
+        report = he_backend.run(
+            program,
+            *forward.arguments(k),
+            circuit=forward.circuit,
+            backend=backend,
+            compare=True,
+            outside="warn",
+            run_dir=folder.encrypted(k) if find(backend).encrypts else None,
+            progress=_Shown(update),
+        )
+        simulated = forward.answers(report.simulated)
+        update(1.0, "compared with the exact and the predicted results", 0.0)
+    for message in report.outside:
+        display.warn(message)
+    encrypted, reference = forward.answers(report.outputs), forward.answers(report.exact)
+    # Of a batch that was filled up, its own come first.
+    own = forward.count(k) * len(encrypted) // forward.batch
+    figures = {
+        "sentences": own,
+        "encrypted": report.encrypted,
+        "backend": report.backend,
+        "seconds": report.seconds,
+        "key_seconds": report.key_seconds,
+        "core_seconds": report.core_seconds,
+        "bootstrapped_seconds": report.bootstrapped_seconds,
+        "compare_seconds": max(
+            0.0, time.monotonic() - started - report.seconds - report.key_seconds
+        ),
+        "peak_bytes": report.peak_bytes if report.encrypted else 0,
+        "own_peak_bytes": peak_bytes(),
+        "tasks": report.tasks,
+        "skipped": report.skipped,
+        "replaced": report.replaced,
+        "outside": list(report.outside),
+        "ops": [_operation(op) for op in report.ops],
+    }
+    arrays = {
+        "encrypted": encrypted,
+        "reference": reference,
+        "simulated": simulated,
+    }
+    folder.save(f"encrypted-{k}", figures, arrays)
+
+
+class _Shown:
+    """Phases and tasks of an encrypted run on one bar, whose length is that of the tasks."""
+
+    def __init__(self, update: Update) -> None:
+        self._update = update
+        self._done = 0.0
+        self._text = ""
+
+    def __call__(self, p: he_backend.Progress) -> None:
+        self._done = p.fraction
+        note = f"{p.op}, task {p.tasks_done}/{p.tasks_total}" if p.tasks_total else p.op
+        self._update(p.fraction, note, p.eta)
+
+    def phase(self, text: str) -> None:
+        self._text = text
+        self._update(self._done, text, None)
+
+    def at(self, fraction: float, note: str = "", left: float | None = None) -> None:
+        if not note:  # of a task, the call has told it
+            self._update(self._done, f"{self._text}, {fraction:.0%}", None)
+
+
+def _operation(op: he_backend.OpRecord) -> dict[str, Any]:
+    row = dataclasses.asdict(op)
+    row["source"] = str(op.source).replace(f"{_ROOT}{os.sep}", "")
+    return row
+
+
+def site_rows(
+    model: Model, met: Mapping[str, Range], outside: Mapping[str, float] | None = None
+) -> Iterator[dict[str, Any]]:
+    """A row of figures for each polynomial of a twin: what it is, what it met, and the share of
+    values outside its domain.
+    """
+    functions, fitted = dict(model.sites.entries), model.sites.ranges()
+    for name in site_names(model.config):
+        if name not in functions or name not in met:
+            continue
+        function = functions[name]
+        yield {
+            "name": name,
+            "degree": int(function.degree),
+            "depth": int(function.plan.depth),
+            "max_error": float(function.max_error),
+            "certified": bool(function.certified),
+            "fitted": [float(v) for v in fitted[name]],
+            "met": [float(v) for v in met[name]],
+            "outside": float((outside or {}).get(name, 0.0)),
+        }
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a report says of a data set."""
+    return {
+        "name": dataset.name,
+        "description": dataset.description,
+        "task": dataset.task,
+        "metric": dataset.metrics[0],
+        "classes": list(dataset.classes),
+        "sizes": {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")},
+    }
+
+
+def _ring(circuit: Circuit) -> dict[str, Any]:
+    params = circuit.params
+    names = ("log_n", "levels", "scale_bits", "first_bits", "special_bits", "security")
+    return {
+        **{name: getattr(params, name) for name in names},
+        "log_qp": float(params.log_qp),
+        "slots": circuit.slots,
+    }
