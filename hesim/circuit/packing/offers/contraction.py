@@ -340,7 +340,7 @@ def _rooms_filled(
 
 def _beside(x: Layout, labels: Labels, digits: list[Coordinate]) -> Iterator[_Way]:
     """Products by a matrix whose fresh digits lie where the operand is repeated on columns, as one
-    vector may be; its contracted ones stay where they are, to be added up.
+    vector may be; its contracted ones, if there are any, stay where they are, to be added up.
     """
     summed = set(labels.summed)
     hosts = [c for c in x.slots if c.axis == REPLICATED and c.stride == 0]
@@ -373,7 +373,7 @@ def _beside(x: Layout, labels: Labels, digits: list[Coordinate]) -> Iterator[_Wa
                 slots.append(c)
                 source.append(c)
         target = Layout(tuple(shape), tuple(slots), (*others, *rest), x.rolls, True)
-        if target not in seen and parts:
+        if target not in seen and (parts or not summed):
             seen.add(target)
             yield _way(x, labels, source, target, parts)
 
