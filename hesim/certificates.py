@@ -100,20 +100,28 @@ class Certificate:
 
 
 class Record:
-    """Errors of one tensor, gathered ciphertext by ciphertext."""
+    """Errors of one tensor, gathered ciphertext by ciphertext: of those in `among`; of all where it
+    is None, or has none of the tensor's.
+    """
 
-    def __init__(self, circuit: Circuit, tap: Any, keys: int):
+    def __init__(self, circuit: Circuit, tap: Any, keys: int, among: frozenset[int] | None = None):
         self.tap = tap
         self.members = tap.batch if tap.batch_axis >= 0 else 1
         self.level = int(circuit.level[tap.ciphers].min()) if len(tap.ciphers) else -1
         self.squares = np.zeros(keys)
         self.by_slot = np.zeros(circuit.slots)
-        self.count = int(np.sum(tap.cipher > -2)) * self.members
+        there = tap.cipher > -2
+        if among is not None and among.isdisjoint(tap.ciphers.tolist()):
+            among = None
+        if among is not None:
+            there &= (tap.cipher < 0) | np.isin(tap.cipher, list(among))
+        self.count = int(np.sum(there)) * self.members
         self.sample: list[np.ndarray] = []
         order = np.argsort(tap.cipher, kind="stable")
         names, starts = np.unique(tap.cipher[order], return_index=True)
         columns = np.split(tap.column[order], starts[1:])
-        self.columns = {int(c): k for c, k in zip(names, columns) if c >= 0}
+        kept = [(int(c), k) for c, k in zip(names, columns) if c >= 0]
+        self.columns = {c: k for c, k in kept if among is None or c in among}
         self.stride = max(1, self.count // _SAMPLE) | 1
         self.start = 0
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +63,7 @@ def certify(
     switches: Mapping[int, Complex[np.ndarray, "keys slots"]] | None = None,
     profile: str | NoiseProfile = "seal",
     seed: int = 0,
+    among: Collection[int] | None = None,
 ) -> Certificate:
     """Runs a Circuit on plain vectors and carries the errors of an encrypted run beside them.
 
@@ -76,6 +77,8 @@ def certify(
         in the switching key of the first digit, complex (keys, params.slots); drawn where absent.
       profile: the library whose noise is added.
       seed: of all draws.
+      among: ciphertexts whose elements count in what is said of operations, as where a run decrypts
+        only some of each; all by default.
 
     Raises:
       ValueOverflowError: a message wraps around the modulus of its level.
@@ -112,7 +115,7 @@ def certify(
             "give args of a Circuit compiled in this process, or both inputs and operands"
         )
     library = refreshed_by(find_profile(profile), circuit.refresher.error)
-    walk = _Walk(circuit, inputs, operands, library, keys, secrets, seed)
+    walk = _Walk(circuit, inputs, operands, library, keys, secrets, seed, among)
     walk.given = {step: walk.checked(e, "switches") for step, e in (switches or {}).items()}
     walk.run()
     walk.warn_of_range()
@@ -144,6 +147,7 @@ class _Walk:
         keys: int,
         secrets: Complex[np.ndarray, "keys slots"] | None,
         seed: int,
+        among: Collection[int] | None,
     ):
         self.circuit: Circuit = circuit
         self.inputs, self.operands, self.profile = inputs, operands, profile
@@ -167,12 +171,13 @@ class _Walk:
         self.spare_bits: dict[int, float] = {}
         #: The largest message that is refreshed, and by which instruction.
         self.refreshed = (0.0, -1)
-        taps = [*circuit.taps, *(t for t in circuit.outputs if t is not None)]
-        self.records = [Record(circuit, tap, self.keys) for tap in taps]
+        some = None if among is None else frozenset(among)
+        self.records = [Record(circuit, tap, self.keys, some) for tap in circuit.taps]
+        self.records += [Record(circuit, t, self.keys) for t in circuit.outputs if t is not None]
         self.watchers: dict[int, list[Record]] = {}
         for record in self.records:
-            for cipher in record.tap.ciphers:
-                self.watchers.setdefault(int(cipher), []).append(record)
+            for cipher in record.columns:
+                self.watchers.setdefault(cipher, []).append(record)
         powers = embedding.roots(n, profile.generator)
         self.pole = 1.0 / (1.0 - np.exp(1j * np.pi * powers / n))
         self.normals = Normals(self.rng, self.weight.size)

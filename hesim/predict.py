@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,8 @@ def predict(
     tier: str = "predict",
     jit: bool = True,
     walk: bool = True,
+    among: Collection[int] | None = None,
+    simulated: int | None = None,
 ) -> Prediction:
     """Predicted error of every operation, by simulation in float64 under several random keys.
 
@@ -145,6 +147,10 @@ def predict(
         first takes long.
       walk: carry errors through the Circuit where `schedule` is one's and `tier` is "predict";
         otherwise tensors are simulated as in training, but for errors drawn where they are made.
+      among: ciphertexts whose elements count where errors are carried through a Circuit; see
+        ``hesim.certify``.
+      simulated: of the `keys`, those under which values are simulated, where errors are carried
+        through a Circuit; all by default. Outputs and what wraps around are then of so many.
 
     What is compiled is kept for the last few programs, parameters and schedules, so another call
     with other values, keys or seed compiles nothing. A warning names the first operation whose
@@ -170,16 +176,19 @@ def predict(
     plan = canonical(program, params) if schedule is None else schedule
     flat = widened(program.finite(args), program.inputs)
 
+    library = find_profile(profile)
+    if isinstance(plan, CircuitSchedule):
+        library = refreshed_by(library, plan.circuit.refresher.error)
+    walked: dict[int, tuple[float, float, tuple[float, ...]]] = {}
+    if walk and tier == "predict":
+        walked = _walked(program, plan, args, keys, library, seed, among)
+    few = keys if simulated is None or not walked else min(keys, max(simulated, 1))
     with jax.enable_x64(True):
         placements = tuple(sorted(plan.items()))
-        library = find_profile(profile)
-        if isinstance(plan, CircuitSchedule):
-            library = refreshed_by(library, plan.circuit.refresher.error)
         run = (_compiled if jit else _errors)(program, params, library, placements, tier)
         known = program.public_values(flat)
-        results = [run(key, flat, known) for key in jax.random.split(jax.random.key(seed), keys)]
-        results = jax.device_get(results)
-    walked = _walked(program, plan, args, keys, library, seed) if walk and tier == "predict" else {}
+        split = jax.random.split(jax.random.key(seed), keys)[:few]
+        results = jax.device_get([run(key, flat, known) for key in split])
     ops = []
     for k, equation in enumerate(program.ops):
         each = np.array([r[0][k] for r in results])
@@ -215,6 +224,7 @@ def _walked(
     keys: int,
     profile: NoiseProfile,
     seed: int,
+    among: Collection[int] | None,
 ) -> dict[int, tuple[float, float, tuple[float, ...]]]:
     """By operation, (std, 99.9 % quantile, std under each key) from a walk over the Circuit whose
     schedule this is; of none if it is another's, or if values wrap around, which is said elsewhere.
@@ -227,7 +237,7 @@ def _walked(
     parts = [min(each, keys - start) for start in range(0, keys, each)]
     try:
         found = [
-            certify(circuit, args, keys=n, profile=profile, seed=seed + k)
+            certify(circuit, args, keys=n, profile=profile, seed=seed + k, among=among)
             for k, n in enumerate(parts)
         ]
     except ValueOverflowError:
