@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_SIMULATED = 2
+"""Keys under which a comparing run simulates values; errors are predicted under all of `keys`."""
+
 
 def run(
     program: Program,
@@ -56,7 +59,7 @@ def run(
     progress: bool | Callable[[Progress], None] | None = None,
     ranges: Mapping[int, tuple[float, float]] | None = None,
     outside: str = "error",
-    keys: int = 8,
+    keys: int = 32,
     sampled: int = 32,
     calibration: Calibration | None = None,
 ) -> Report:
@@ -172,7 +175,8 @@ def run(
         prediction = None
         if compare:
             reporter.phase(f"predicting the error under {keys} keys")
-            prediction = _predicted(program, circuit, args, keys)
+            among = outcome.vectors if sampled else None
+            prediction = _predicted(program, circuit, args, keys, among)
             reporter.phase("comparing")
         return _report(program, circuit, args, exact, outcome, prediction, backend, compare)
 
@@ -208,6 +212,10 @@ def _report(
     compare: bool,
 ) -> Report:
     encrypts = find(backend).encrypts
+    vectors = outcome.vectors if compare else None
+    ops, overall = op_records(
+        circuit, exact, vectors, prediction, outcome.spent, encrypted=encrypts
+    )
     return Report(
         outputs=_outputs(program, circuit, outcome.vectors, exact.outputs),
         exact=exact.outputs,
@@ -220,14 +228,8 @@ def _report(
         key_seconds=outcome.key_seconds,
         core_seconds=sum(outcome.spent.seconds.values()),
         peak_bytes=outcome.peak_bytes,
-        ops=op_records(
-            circuit,
-            exact,
-            outcome.vectors if compare else None,
-            prediction,
-            outcome.spent,
-            encrypted=encrypts,
-        ),
+        ops=ops,
+        overall=overall,
         compared=compare,
         outside=tuple(str(message) for message in exact.outside),
         tasks=outcome.tasks,
@@ -407,12 +409,24 @@ def _check_ledger(circuit: Circuit, spent: Spent) -> None:
         raise LedgerMismatchError(f"the run spent {listed}")
 
 
-def _predicted(program: Program, circuit: Circuit, args: Sequence[Any], keys: int) -> Any:
+def _predicted(
+    program: Program,
+    circuit: Circuit,
+    args: Sequence[Any],
+    keys: int,
+    among: Collection[int] | None = None,
+) -> Any:
+    """Errors under so many keys, of what was decrypted; values under the first few of them.
+
+    Operations are simulated one by one: compiling a long program as a whole takes longer than the
+    run itself.
+    """
     from hesim.noise import placement
     from hesim.predict import predict
 
     placed = placement.of_circuit(program, circuit)
-    return predict(program, circuit.params, args, keys=keys, schedule=placed)
+    shared = {"keys": keys, "schedule": placed, "jit": False}
+    return predict(program, circuit.params, args, **shared, among=among, simulated=_SIMULATED)
 
 
 def _outputs(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from he_backend.report.intervals import TOLERANCE_BITS, chance, interval
+from he_backend.report.intervals import Observed, Overall, judge
 from he_backend.report.report import OpRecord
 from hesim.circuit.circuit import Circuit, TensorLocation
 from hesim.circuit.plain.execute import Spent
@@ -18,7 +18,7 @@ from hesim.noise.profiles import profile
 
 if TYPE_CHECKING:
     from he_backend.report.twin import Exact
-    from hesim.predict import OpPrediction, Prediction
+    from hesim.predict import Prediction
     from hesim.program import Equation
 
 __all__ = ["Vectors", "op_records"]
@@ -65,8 +65,8 @@ def op_records(
     prediction: Prediction | None,
     spent: Spent,
     encrypted: bool = True,
-) -> tuple[OpRecord, ...]:
-    """One record an operation.
+) -> tuple[tuple[OpRecord, ...], Overall | None]:
+    """One record an operation, and how much noisier the run is than predicted, if that is known.
 
     Args:
       circuit: its taps say where each operation's result lies.
@@ -83,6 +83,10 @@ def op_records(
         for k, tap in taps.items()
         if vectors is not None and 0 <= k < len(exact.ops)
     }
+    judged: dict[int, _Judged] = {}
+    overall = None
+    if prediction is not None and vectors is not None:
+        judged, overall = _judge(circuit, taps, errors, exact, prediction, encrypted)
     # The ledger's first row is what is encrypted.
     spending = circuit.ledger.operations[1:]
     ops = circuit.program.ops if circuit.program is not None else ()
@@ -90,13 +94,7 @@ def op_records(
     for k, (name, source) in enumerate(zip(circuit.op_names, circuit.op_sources, strict=True)):
         tap, error = taps.get(k), errors.get(k, np.zeros(0))
         expected = prediction.ops[k] if prediction is not None else None
-        judged = _Judged(unjudged=FUSED if tap is None else NOT_READ)
-        if tap is not None and error.size and expected is not None:
-            zeros = [records[j] for j in _operands(circuit, k) if _held_zero(records[j])]
-            inherited = max((zero.measured_std for zero in zeros), default=0.0)
-            judged = _judge(
-                circuit, tap, error, exact, k, expected, len(errors), encrypted, inherited
-            )
+        found = judged.get(k, _Judged(unjudged=FUSED if tap is None else NOT_READ))
         records.append(
             OpRecord(
                 name=name,
@@ -109,10 +107,10 @@ def op_records(
                 seconds=float(spent.seconds.get(k, 0.0)),
                 minimum=exact.ranges[k][0],
                 maximum=exact.ranges[k][1],
-                low=judged.low,
-                high=judged.high,
-                chance=judged.chance,
-                unjudged=judged.unjudged if vectors is not None else "",
+                low=found.low,
+                high=found.high,
+                chance=found.chance,
+                unjudged=found.unjudged if vectors is not None else "",
                 elements=error.size,
                 size=exact.ops[k].size if vectors is not None else 0,
                 predicted_seconds=spending[k].seconds if spending else float("nan"),
@@ -122,7 +120,7 @@ def op_records(
                 **(_function(ops[k]) if ops else {}),
             )
         )
-    return tuple(records)
+    return tuple(records), overall
 
 
 def _function(equation: Equation) -> dict[str, Any]:
@@ -148,35 +146,76 @@ class _Judged:
 
 def _judge(
     circuit: Circuit,
-    tap: TensorLocation,
-    error: np.ndarray,
+    taps: Mapping[int, TensorLocation],
+    errors: Mapping[int, np.ndarray],
     exact: Exact,
-    k: int,
-    expected: OpPrediction,
-    operations: int,
+    prediction: Prediction,
     encrypted: bool,
-    inherited: float,
-) -> _Judged:
-    """inherited: error of an operand that is predicted as exact and held encrypted."""
-    measured = _rms(error)
-    if len(expected.by_key) and not any(expected.by_key):
-        high = _of_zero(circuit, tap, exact.ranges[k])
-        if high < measured <= _AMPLIFIED * inherited:
-            return _Judged(unjudged=FED_ZERO)
-        return _Judged(high=high, chance=1.0 if measured <= high else 0.0)
-    if not np.all(np.isfinite(expected.by_key)):
-        return _Judged(unjudged=NOT_FINITE)
-    part = min(1.0, error.size / exact.ops[k].size)
-    shared = {"elements": error.size, "tolerance": TOLERANCE_BITS}
-    low, high = interval(expected.by_key, part, operations, **shared)
-    if not math.isfinite(high):
-        return _Judged(unjudged=FEW_KEYS)
-    if high < measured <= _AMPLIFIED * inherited:
-        return _Judged(unjudged=FED_ZERO)
-    probability = chance(
-        measured, expected.by_key, part, operations, **shared, above_only=not encrypted
-    )
-    return _Judged(low if encrypted else 0.0, high, probability)
+) -> tuple[dict[int, _Judged], Overall | None]:
+    """What each operation with an error is judged to be, and all together.
+
+    What an operand that is predicted as exact, and held encrypted all the same, brings into a
+    result is not predicted: such results are left out, and the rest judged again.
+    """
+    measured = {k: _rms(error) for k, error in errors.items() if error.size}
+    operands = [_operands(circuit, k) for k in range(len(circuit.op_names))]
+    found: dict[int, _Judged] = {}
+    held: dict[int, float] = {}  # std of what was predicted as exact and is not
+    rest: list[int] = []
+    for k, std in measured.items():
+        by_key = prediction.ops[k].by_key
+        if len(by_key) and not any(by_key):
+            high = _of_zero(circuit, taps[k], exact.ranges[k])
+            found[k] = _Judged(high=high, chance=1.0 if std <= high else 0.0)
+            if 0.0 < std <= high:
+                held[k] = std
+        elif not np.all(np.isfinite(by_key)):
+            found[k] = _Judged(unjudged=NOT_FINITE)
+        elif len(by_key) < 2 or not all(by_key):
+            found[k] = _Judged(unjudged=FEW_KEYS)
+        elif len(taps[k].ciphers):
+            rest.append(k)
+    while True:
+        rest.sort()
+        seen = [
+            Observed(
+                measured[k],
+                prediction.ops[k].by_key,
+                errors[k].size,
+                tuple(_near(k, rest, operands)),
+            )
+            for k in rest
+        ]
+        intervals, overall = judge(seen, above_only=not encrypted)
+        fed = set()
+        for k, interval in zip(rest, intervals, strict=True):
+            inherited = max((held[j] for j in operands[k] if j in held), default=0.0)
+            if interval.high < measured[k] <= _AMPLIFIED * inherited:
+                fed.add(k)
+                held[k] = measured[k]
+                found[k] = _Judged(unjudged=FED_ZERO)
+        if not fed:
+            break
+        rest = [k for k in rest if k not in fed]
+    for k, interval in zip(rest, intervals, strict=True):
+        found[k] = _Judged(interval.low, interval.high, interval.chance)
+    return found, overall
+
+
+def _near(k: int, known: Sequence[int], operands: Sequence[Sequence[int]]) -> list[int]:
+    """Places in `known`, sorted operations, of the nearest results that operation k is made of."""
+    places = {j: place for place, j in enumerate(known)}
+    reached: set[int] = set()
+    seen: set[int] = set()
+    waiting = list(operands[k])
+    while waiting:
+        j = waiting.pop()
+        if j in places:
+            reached.add(places[j])
+        elif j not in seen:
+            waiting += operands[j]
+        seen.add(j)
+    return sorted(reached)
 
 
 def _of_zero(circuit: Circuit, tap: TensorLocation, values: tuple[float, float]) -> float:
@@ -193,15 +232,6 @@ def _of_zero(circuit: Circuit, tap: TensorLocation, values: tuple[float, float])
     scale = float(circuit.scale[tap.ciphers].min())
     std = noise_formulas.slot_std(noise, circuit.params.n, seal) / scale
     return rounding + _FRESH * std * abs(tap.gain)
-
-
-def _held_zero(record: OpRecord) -> bool:
-    """Whether an operation is predicted without an error and has one that its encryption brings, or
-    that of its operands.
-    """
-    if record.unjudged == FED_ZERO:
-        return True
-    return record.predicted_std == 0.0 and 0.0 < record.measured_std <= record.high < math.inf
 
 
 def _operands(circuit: Circuit, k: int) -> list[int]:

@@ -20,6 +20,7 @@ from hesim.display import html_block, html_table, shown_as_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from he_backend.report.intervals import Overall
     from hesim.circuit.circuit import Circuit, Ledger
     from hesim.params import CKKSParams
     from hesim.program import Program
@@ -40,8 +41,8 @@ class OpRecord:
       measured_q999, predicted_q999: 99.9 % quantile of the absolute error.
       seconds: CPU seconds that workers and clients spent on it, summed over processes.
       minimum, maximum: range of the exact values.
-      low, high: prediction interval of measured_std, see `he_backend.report.intervals`; wide enough
-        for all operations of the run together.
+      low, high: prediction interval of measured_std, given its operands' errors: see
+        `he_backend.report.intervals`; wide enough for all operations of the run together.
       chance: probability that a sound run has some operation as far from its prediction as this.
       unjudged: why there is no interval, in a comparing run; empty where there is one.
       elements, size: elements of the result that were compared, and that it has.
@@ -187,6 +188,8 @@ class Report:
       peak_bytes: bytes of memory of server, workers and clients at their peaks.
       compared: whether every operation's result was decrypted and held against the exact one.
       ops: one OpRecord an operation in a comparing run; otherwise only names, levels and seconds.
+      overall: of a comparing run, how much noisier it is than predicted by all operations together;
+        None where that cannot be told.
       outside: messages about polynomials that were fed values outside their domain.
       tasks, skipped, replaced: pieces of work, those done by earlier attempts, workers that died.
       imported_jax: whether a worker imported JAX, which none should.
@@ -219,6 +222,7 @@ class Report:
     peak_bytes: int
     ops: tuple[OpRecord, ...]
     compared: bool
+    overall: Overall | None = None
     outside: tuple[str, ...] = ()
     tasks: int = 0
     skipped: int = 0
@@ -258,16 +262,27 @@ class Report:
     def first_unpredicted(self) -> OpRecord | None:
         """The first operation whose error leaves its prediction interval, None if none does.
 
-        Errors are cumulative: what went wrong happened there, or between it and its operands.
+        Its operands' errors are allowed for: what went wrong happened there, or between it and
+        them. What all operations together say is in `overall`.
         """
         return next((op for op in self.ops if op.excess_bits), None)
 
+    @property
+    def as_predicted(self) -> bool | None:
+        """Whether every operation, and all of them together, are as far from exact as predicted: of
+        a sound run in 99 of 100. None if nothing was judged.
+        """
+        if not any(op.judged for op in self.ops):
+            return None
+        sound = self.overall is None or self.overall.sound
+        return sound and self.first_unpredicted is None
+
     def verdict(self) -> str:
         """What the comparison found: how many operations were judged, of how many, whether one left
-        its prediction interval and how likely that is by chance, and what could not be judged.
-        Empty if the run did not compare.
+        its prediction interval or all together are noisier than predicted, how likely that is by
+        chance, and what could not be judged. Empty if the run did not compare.
         """
-        return verdict(self.ops) if self.compared else ""
+        return verdict(self.ops, self.overall) if self.compared else ""
 
     def plot(self) -> Figure:
         """A matplotlib Figure: measured std of every operation over its prediction interval."""
