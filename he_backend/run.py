@@ -21,6 +21,7 @@ from he_backend.processes.messages import Progress
 from he_backend.processes.tasks import plan
 from he_backend.report import twin as exact_twin
 from he_backend.report.compare import Vectors, op_records
+from he_backend.report.phases import Phases
 from he_backend.report.report import Report, Subject
 from he_backend.room import with_room
 from hesim.circuit.aims.aim import Aim
@@ -118,7 +119,8 @@ def run(
         raise BackendError(f"outside={outside!r} must be 'error' or 'warn'")
     _check_counts(workers=(workers, 1), clients=(clients, 1), worker_deaths=(worker_deaths, 0))
     _check_counts(keys=(keys, 1), sampled=(sampled, 0))
-    with reporting(progress) as reporter:
+    with reporting(progress) as shown:
+        reporter = Phases(shown)
         aim = None
         if circuit is None:
             asked = {"objective": objective, "interactive": interactive}
@@ -178,7 +180,8 @@ def run(
             among = outcome.vectors if sampled else None
             prediction = _predicted(program, circuit, args, keys, among)
             reporter.phase("comparing")
-        return _report(program, circuit, args, exact, outcome, prediction, backend, compare)
+        found = program, circuit, args, exact, outcome, prediction
+        return _report(*found, reporter.seconds, backend, compare)
 
 
 def _check_values(
@@ -208,6 +211,7 @@ def _report(
     exact: exact_twin.Exact,
     outcome: _Outcome,
     prediction: Any,
+    phases: Callable[[], dict[str, float]],
     backend: str,
     compare: bool,
 ) -> Report:
@@ -224,8 +228,9 @@ def _report(
         params=circuit.params,
         ledger=circuit.ledger,
         counts={name: outcome.spent.counts.get(name, 0) for name in circuit.ledger.counts()},
-        seconds=outcome.seconds,
+        seconds=outcome.key_seconds + outcome.seconds,
         key_seconds=outcome.key_seconds,
+        phases=phases(),
         core_seconds=sum(outcome.spent.seconds.values()),
         peak_bytes=outcome.peak_bytes,
         ops=ops,

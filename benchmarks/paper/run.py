@@ -95,7 +95,8 @@ def run(config: EncoderConfig, log_n: int, folder: Path | None, workers: int) ->
     error = float(np.abs(logits - exact).max())
     assert report.core_seconds is not None
     print(
-        f"  seconds                  {report.seconds:8.1f} encrypted on {workers} workers, "
+        f"  seconds                  {report.evaluation_seconds:8.1f} encrypted on "
+        f"{workers} workers, "
         f"{report.key_seconds:.1f} for keys, {wall:.1f} with checks in the clear\n"
         f"  core-seconds             {report.core_seconds:8.1f}, predicted "
         f"{circuit.ledger.seconds:.1f}: {circuit.ledger.seconds / report.core_seconds:.2f} of it\n"

@@ -159,8 +159,9 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     cards.append(
         (
             f"{report.seconds:.3g} s",
-            "evaluation, wall clock",
-            f"{report.core_seconds:.2g} core-seconds, {predicted}",
+            "wall clock",
+            f"{report.key_seconds:.2g} s for keys; {report.core_seconds:.2g} core-seconds, "
+            f"{predicted}",
         )
     )
     cards.append(
@@ -229,8 +230,8 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
         levels.insert(2, depth)
     how = "encrypted evaluation" if report.encrypted else "evaluation on plain vectors"
     spent = [
-        Row(how, f"{report.seconds:.2f} s", "wall clock, all attempts"),
-        Row("making keys", f"{report.key_seconds:.2f} s"),
+        Row(how, f"{report.evaluation_seconds:.2f} s", "wall clock, all attempts"),
+        Row("making keys", f"{report.key_seconds:.2f} s", _keys_predicted(report)),
         Row("core-seconds", f"{report.core_seconds:.2f}", "measured, workers and clients together"),
         Row("core-seconds predicted", f"{ledger.seconds:.2f}", f"by {ledger.costs or 'estimate'}"),
         Row(
@@ -258,6 +259,7 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
         ("Precision of the outputs", precision),
         ("Levels and refreshes", levels),
         ("Time", spent),
+        *([("The whole call, wall clock", _phases(report))] if report.phases else []),
         ("Memory and keys", memory),
         ("Operations on ciphertexts, counted", work),
     ]
@@ -275,3 +277,15 @@ def _precision(report: Report) -> list[Row]:
             )
         )
     return rows
+
+
+def _keys_predicted(report: Report) -> str:
+    expected = report.ledger.key_seconds
+    return f"{expected:.2f} core-seconds predicted" if report.encrypted and expected else ""
+
+
+def _phases(report: Report) -> list[Row]:
+    # What was expected of a phase is in brackets.
+    return [
+        Row(name.split(" (", 1)[0], f"{seconds:.2f} s") for name, seconds in report.phases.items()
+    ]

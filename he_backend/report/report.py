@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -182,8 +182,10 @@ class Report:
       refreshes: refreshed ciphertexts.
       refresh_rounds: round trips that depend on each other. A run with any is interactive: SEAL
         does not bootstrap.
-      seconds: wall-clock seconds of all attempts, without making keys.
-      key_seconds: seconds of making keys.
+      seconds: wall-clock seconds of all attempts: making keys, encrypting, evaluating, decrypting.
+      key_seconds: those of them in which keys were made, 0 where they were there.
+      phases: wall-clock seconds of everything that the call did, by phase: compiling, the twins and
+        the comparison, too.
       core_seconds: CPU seconds that workers and clients spent on the Circuit together.
       peak_bytes: bytes of memory of server, workers and clients at their peaks.
       compared: whether every operation's result was decrypted and held against the exact one.
@@ -222,6 +224,7 @@ class Report:
     peak_bytes: int
     ops: tuple[OpRecord, ...]
     compared: bool
+    phases: Mapping[str, float] = field(default_factory=dict)
     overall: Overall | None = None
     outside: tuple[str, ...] = ()
     tasks: int = 0
@@ -242,6 +245,11 @@ class Report:
     def refresh_rounds(self) -> int:
         """Round trips to the key holder that depend on each other."""
         return self.ledger.refresh_rounds
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """Wall-clock seconds without making keys."""
+        return self.seconds - self.key_seconds
 
     @property
     def bootstrapped_seconds(self) -> float:
@@ -314,7 +322,7 @@ class Report:
         )
         lines = [
             f"{self.backend} ({how}), N = 2^{self.params.log_n}, {self.params.levels} levels",
-            f"{self.seconds:.2f} s, keys {self.key_seconds:.2f} s, "
+            f"{self.seconds:.2f} s, {self.key_seconds:.2f} s of them for keys, "
             f"peak {self.peak_bytes / 1e9:.2f} GB; {rounds}",
             f"largest error {self.max_error:.3g}",
         ]
@@ -336,8 +344,8 @@ class Report:
                 f"{'interval':>20} {'bits off':>8} {'seconds':>8}"
             )
             lines += [
-                f"{op.name:<22} {op.level if op.level >= 0 else '-':>5} "
-                f"{op.measured_std:>10.2e} {op.predicted_std:>10.2e} "
+                f"{op.label:<22} {op.level if op.level >= 0 else '-':>5} "
+                f"{_error(op.measured_std):>10} {_error(op.predicted_std):>10} "
                 f"{_interval(op):>20} {_excess(op):>8} {op.seconds:>8.3f}  {op.source}"
                 for op in self.ops
             ]
@@ -357,7 +365,7 @@ class Report:
                 (
                     op.label,
                     op.place,
-                    *(f"{x:.2e}" if x == x else "–" for x in numbers),
+                    *map(_error, numbers),
                     *((_interval(op), _excess(op)) if self.compared else ()),
                     f"{op.seconds:.3f}",
                     f"{op.predicted_seconds:.3f}" if op.predicted_seconds >= 0 else "–",
@@ -375,6 +383,10 @@ class Report:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page(self), encoding="utf-8")
         return target
+
+
+def _error(std: float) -> str:
+    return f"{std:.2e}" if std == std else "–"
 
 
 def _interval(op: OpRecord) -> str:

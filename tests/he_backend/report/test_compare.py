@@ -66,7 +66,9 @@ def test_a_wrong_public_operand_is_named_in_an_encrypted_run(traced):
     report = he_backend.run(program, x, circuit=wrong, compare=True)
     _is_named(report, "dot_general", line=1, bits=3)
     sound = he_backend.run(program, x, circuit=circuit, compare=True)
-    assert sound.first_unpredicted is None, sound.verdict()
+    assert sound.as_predicted, sound.verdict()
+    assert sound.key_seconds > 0.0
+    assert sound.seconds == pytest.approx(sound.key_seconds + sound.evaluation_seconds)
 
 
 def _is_named(report, name, line, bits):

@@ -132,6 +132,16 @@ def test_seconds_are_told_measured_and_predicted(report, text):
     assert total + inputs == pytest.approx(sum(op.seconds for op in report.ledger.operations))
 
 
+def test_the_time_of_the_whole_call_is_told_phase_by_phase(report, text):
+    phases = [name.split(" (")[0] for name in report.phases]
+    assert phases[0].startswith("compiling") and phases[-1] == "comparing"
+    assert "evaluating the exact twin" in phases
+    rows = [row[0] for row in Page(text).rows]
+    first = rows.index(phases[0])
+    assert rows[first : first + len(phases)] == phases
+    assert sum(report.phases.values()) >= report.seconds > 0.0
+
+
 def test_ranges_are_those_of_what_polynomials_were_fed(report):
     gelu, inv = (op for op in report.ops if op.function)
     assert gelu.domain == ((-4.0, 4.0),) and not gelu.outside
