@@ -57,7 +57,7 @@ def lora_step(
     trained, frozen = partition(params, is_adapter_or_head)
     sites = training_sites(2)
     root = sites.get("optimizer.inv_sqrt")
-    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=root, prescale=1.0)
+    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=root, prescale=1.0, stacked=True)
     state = optimizer.init(trained)
     update = lora_update(model, optimizer, PolynomialSoftmax.of(sites))
     labels = np.eye(2, dtype=np.float32)[data.targets]

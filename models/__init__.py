@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from models.train.classifier import make_step
     from models.train.evaluate import collect_ranges, fit_sites, make_evaluate
     from models.train.loop import run_steps
-    from models.train.optim import adamw_he, scale_by_adam_he
+    from models.train.optim import adamw_he, on_stacks, scale_by_adam_he
     from models.train.ranges import check_ranges
     from models.train.schedules import Budget
     from models.train.step import StepOptions, TrainState, initial_state, make_update
@@ -79,6 +79,7 @@ _HOMES = {
     "make_update": "models.train.step",
     "mean_squared_error": "models.objectives.losses",
     "merge": "models.nn.lora",
+    "on_stacks": "models.train.optim",
     "partition": "models.nn.lora",
     "preset": "models.config",
     "range_penalty": "models.objectives.losses",
@@ -133,6 +134,7 @@ __all__ = [
     "make_update",
     "mean_squared_error",
     "merge",
+    "on_stacks",
     "partition",
     "preset",
     "range_penalty",

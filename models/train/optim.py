@@ -7,7 +7,7 @@ m' = m / (1 - b1^t), v' = v / (1 - b2^t), theta <- theta - lr (m' / sqrt(v' + ep
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,55 @@ def scale_by_adam_he(
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
+def on_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`rule` on stacks of the leaves that have the same shape.
+
+    A small matrix fills a small part of a ciphertext. Encrypted, the adapters of all layers then
+    share the ciphertexts in which their step is computed, for the operations of one.
+
+    Args:
+      rule: treats every number by itself, and looks at no parameters: `scale_by_adam_he` does.
+
+    Returns:
+      An optax transformation with the same updates; its state is that of `rule` for the stacks, a
+      dictionary of arrays (leaves, *shape) by shape.
+
+    Raises:
+      ValueError: from `update`: gradients of another structure than the parameters, from JAX.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from models import on_stacks, scale_by_adam_he
+      >>> rule = on_stacks(scale_by_adam_he(eps=1e-8))
+      >>> params = {"query": jnp.zeros((2, 3)), "key": jnp.zeros((2, 3)), "head": jnp.zeros(3)}
+      >>> {name: moment.shape for name, moment in rule.init(params).mean.items()}
+      {'2 3': (2, 2, 3), '3': (1, 3)}
+    """
+
+    def stacks(tree: optax.Updates) -> dict[str, jax.Array]:
+        found: dict[str, list[Any]] = {}
+        for leaf in jax.tree.leaves(tree):
+            found.setdefault(_shape(leaf), []).append(leaf)
+        return {name: jnp.stack(leaves) for name, leaves in found.items()}
+
+    def init(params: optax.Params) -> optax.OptState:
+        return rule.init(stacks(params))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        made, state = rule.update(stacks(updates), state)
+        rows = {name: iter(stack) for name, stack in cast(dict[str, jax.Array], made).items()}
+        return jax.tree.map(lambda leaf: next(rows[_shape(leaf)]), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _shape(leaf: jax.Array) -> str:
+    return " ".join(map(str, leaf.shape))
+
+
 def adamw_he(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,
@@ -90,6 +139,7 @@ def adamw_he(
     inv_sqrt: Callable[[jax.Array], jax.Array] | None = None,
     prescale: float = 1.0,
     mask: Any = None,
+    stacked: bool = False,
 ) -> optax.GradientTransformation:
     """The paper's optimizer: `scale_by_adam_he`, decoupled weight decay, learning rate.
 
@@ -104,6 +154,8 @@ def adamw_he(
       inv_sqrt: an approximation of 1/sqrt, see `scale_by_adam_he`; None: the exact root.
       prescale: see `scale_by_adam_he`.
       mask: which parameters decay, as in `optax.add_decayed_weights`.
+      stacked: moments of leaves of one shape are kept, and turned into steps, as one: see
+        `on_stacks`. The state differs, the updates do not.
 
     Returns:
       An optax transformation; its updates have the shapes of the parameters.
@@ -119,8 +171,9 @@ def adamw_he(
       >>> updates.shape, bool((updates < 0).all())
       ((2,), True)
     """
+    rule = scale_by_adam_he(b1, b2, eps, inv_sqrt, prescale)
     return optax.chain(
-        scale_by_adam_he(b1, b2, eps, inv_sqrt, prescale),
+        on_stacks(rule) if stacked else rule,
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )

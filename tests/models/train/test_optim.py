@@ -1,5 +1,7 @@
 """AdamW-HE against its formula, with the exact and with a polynomial root."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,3 +38,33 @@ def test_polynomial_root_with_prescale():
     ours = run(adamw_he(LR, B1, B2, EPS, WD, inv_sqrt=root, prescale=0.5), gradients)
     np.testing.assert_allclose(ours, exact, rtol=1e-2)
     assert not np.array_equal(ours, exact)
+
+
+def test_stacks_of_leaves_take_the_same_steps():
+    keys = iter(jax.random.split(jax.random.key(2), 12))
+    shapes: dict[str, Any] = {
+        "query": [(2, 3), (3, 2)],
+        "key": [(2, 3), (3, 2)],
+        "head": (3,),
+        "scale": (),
+    }
+
+    def drawn():
+        is_shape = lambda node: isinstance(node, tuple)
+        return jax.tree.map(lambda s: jax.random.normal(next(keys), s), shapes, is_leaf=is_shape)
+
+    params, gradients = drawn(), drawn()
+    taken: list[Any] = []
+    moments: Any = None
+    for stacked in (False, True):
+        optimizer = adamw_he(LR, B1, B2, EPS, WD, stacked=stacked)
+        state = optimizer.init(params)
+        updates: Any = None
+        for _ in range(3):
+            updates, state = jax.jit(optimizer.update)(gradients, state, params)
+        taken.append(updates)
+        moments = state
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *taken)
+    assert sorted(x.shape for x in jax.tree.leaves(moments[0].mean)) == [
+        *((1,), (1, 3), (2, 2, 3), (2, 3, 2))
+    ]
