@@ -7,29 +7,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 import hesim
-from experiments.demo.settings import DEMO_RING, Settings
+from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
-from experiments.training.evaluate import AFTER_TRAINING
-from experiments.training.finetune import MODEL
-from experiments.training.twin import default_ranges, read_encryption, ring_of
-from experiments.validation.folder import RunFolder
+from experiments.validation.subject import find_subject, of_sentences
 from hesim.circuit.circuit import Circuit
 from hesim.errors import EmptySlotsWarning
 from hesim.params import CKKSParams
 from hesim.program import Program
 from hesim.progress import Reporter
-from models.config import PRESETS, EncoderConfig
-from models.encrypted.settings import EncryptionSettings
+from models.encrypted.forward import forward_program
 from models.nn.encoder import Model
-from models.sites.sites import FitSettings, Sites, fit_ranges, function_of, site_names
-from models.train.checkpoint import sites_from_json
-from models.weights.folder import load_model
 
-__all__ = ["Planned", "plan_model"]
+__all__ = ["Planned", "compile_forward", "plan_model"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +37,7 @@ def plan_model(
     batch: int | None = None,
     *,
     length: int | None = None,
+    answer: str | None = None,
     ring: dict[str, Any] | None = None,
     config: str | Path | None = None,
     progress: Reporter | None = None,
@@ -59,10 +50,12 @@ def plan_model(
     evaluation takes.
 
     Args:
-      name: a preset, or the folder of a model that `hesim finetune` or `convert` wrote, or of a
-        demo.
-      batch: sentences side by side in the slots; the demo's 256 by default.
+      name: as `find_subject` takes it: a preset, a shipped model, or the folder of a model that
+        `hesim finetune` or `convert` wrote, or of a demo.
+      batch: sentences, or pairs of them, side by side in the slots; the demo's 256 by default. Of
+        cosine similarities, sentences.
       length: tokens of a sentence; by default as many as the model was trained on.
+      answer: "logits", or "cosine": embeddings of sentences; by default what the model is good for.
       ring: fields of `CKKSParams` that differ from those of the model, or of the demo.
       config: TOML file with the sections `encrypted` and `twin`, for ring and polynomials.
       options: of `hesim.compile`.
@@ -70,78 +63,42 @@ def plan_model(
     Raises:
       ExperimentError: no such model, or one that encryption cannot run. Else as `hesim.compile`.
     """
-    found = _found(name, config)
-    settings, sites = found.model.config, found.model.sites
-    if settings.attention == "softmax":
+    subject = find_subject(name, config)
+    if subject.config.attention == "softmax":
         raise ExperimentError(
             f"{name} has softmax attention, whose maximum no polynomial gives: fine-tune or "
             "convert it with --attention gaussian"
         )
-    params = dataclasses.replace(found.ring, **(ring or {}))
-    settings = settings.replace(lora_rank=0)  # adapters are added to their matrices beforehand
-    if length is not None:
-        settings = settings.replace(sequence=length)
-    model = Model(settings, sites)
+    model = subject.planned(length)
+    if answer not in (None, "logits", "cosine"):
+        raise ExperimentError(f"answer {answer!r} is neither logits nor cosine")
+    if answer is None:
+        answer = subject.answer
+    if answer == "cosine":
+        model = dataclasses.replace(model, config=of_sentences(model.config))
+    params = dataclasses.replace(subject.how.ckks, **(ring or {}))
     members = Settings().batch if batch is None else batch
-    shape = (members, *((2,) if settings.pairs == "bi-encoder" else ()), settings.sequence)
-    weights = jax.eval_shape(model.init, jax.random.key(0))
-    rows = jax.ShapeDtypeStruct((*shape, settings.hidden), np.float32)
-    mask = jax.ShapeDtypeStruct(shape, np.float32)
-    program = hesim.trace(model.encrypted_forward, weights, rows, mask, encrypted=(1,))
+    circuit = compile_forward(model, params, members, answer, progress=progress, **options)
+    assert circuit.program is not None
+    return Planned(circuit.program, circuit, model, subject.polynomials)
+
+
+def compile_forward(
+    model: Model,
+    ckks: CKKSParams,
+    batch: int,
+    answer: str,
+    *,
+    progress: Reporter | None = None,
+    **options: Any,
+) -> Circuit:
+    """The Circuit of a twin's forward pass for a batch of so many rows; what `hesim plan` prints is
+    what `hesim validate` runs.
+
+    answer: "logits", or "cosine", whose Circuit gives embeddings. options: of `hesim.compile`, and
+    raises as it does.
+    """
+    program = forward_program(model, batch, "logits" if answer == "logits" else "embeddings")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptySlotsWarning)  # the printed Circuit says it, too
-        circuit = hesim.compile(program, params, progress=progress, **options)
-    return Planned(program, circuit, model, found.polynomials)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    model: Model
-    ring: CKKSParams
-    polynomials: str
-
-
-def _found(name: str, config: str | Path | None) -> _Found:
-    path = Path(name)
-    if name in PRESETS and not path.is_dir():
-        demo = Settings()
-        how = dataclasses.replace(EncryptionSettings(), ckks=DEMO_RING)
-        if name == "demo":
-            how = dataclasses.replace(how, fit=demo.recipe.fit)
-        how = read_encryption(config, how)
-        return _fitted(PRESETS[name], how)
-    if not path.is_dir():
-        raise ExperimentError(
-            f"there is no model {name!r}: give a preset ({', '.join(sorted(PRESETS))}), or the "
-            "folder of a model, of a run of hesim finetune or of a demo"
-        )
-    if (path / "settings.json").is_file():
-        run = Settings.from_plain(RunFolder.find(path).settings)
-        how = dataclasses.replace(EncryptionSettings(), ckks=run.ckks, fit=run.recipe.fit)
-        return _fitted(run.config, read_encryption(config, how))
-    saved = load_model(path / MODEL if (path / MODEL).is_dir() else path)
-    ring = saved.notes.get("encrypted")
-    usual = dataclasses.replace(AFTER_TRAINING, ckks=DEMO_RING)
-    how = read_encryption(config, ring_of(ring, usual) if ring else usual)
-    settings = saved.config
-    if "length" in saved.notes:
-        settings = settings.replace(sequence=saved.notes["length"])
-    if saved.notes.get("sites"):
-        sites = sites_from_json(saved.notes["sites"])
-        return _Found(Model(settings, sites), how.ckks, "those that it was trained with")
-    return _fitted(settings, how)
-
-
-def _fitted(config: EncoderConfig, how: EncryptionSettings) -> _Found:
-    if config.attention == "softmax":
-        return _Found(Model(config), how.ckks, "")
-    model = Model(config, _usual_sites(config, how.fit))
-    return _Found(model, how.ckks, "fitted over usual ranges")
-
-
-def _usual_sites(config: EncoderConfig, fit: FitSettings) -> Sites:
-    """Polynomials of these degrees: over the ranges of training in the clear, else over others that
-    are met.
-    """
-    usual = default_ranges() | dict(Settings().recipe.targets)
-    return fit_ranges(config, {name: usual[function_of(name)] for name in site_names(config)}, fit)
+        return hesim.compile(program, ckks, progress=progress, **options)

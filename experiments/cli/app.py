@@ -28,6 +28,7 @@ from experiments.cli.common import (
 from experiments.cli.planning import app as planning_app
 from experiments.cli.studies import app as studies_app
 from experiments.cli.training import app as models_app
+from experiments.cli.validating import app as validating_app
 from experiments.console import make_console
 from he_backend.machines.table import DEFAULT_MACHINE
 from hesim.circuit.costs.table import VARIABLE, CostTable
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(planning_app)
 app.add_typer(models_app)
+app.add_typer(validating_app)
 app.add_typer(studies_app, name="study")
 
 
@@ -187,21 +189,10 @@ def data(
 
 
 @app.command()
-def validate(
-    run_dir: Annotated[Path, typer.Argument(help="Run folder of a demo.")],
-) -> None:
-    """Run a trained model on all held-out sentences in the clear: do its ranges hold?"""
-    from experiments.demo.validate import validate_run
-
-    if not validate_run(run_dir, make_console()):
-        raise typer.Exit(BROKEN)
-
-
-@app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Run folder of a finished demo.")],
+    run_dir: Annotated[Path, typer.Argument(help="Run folder of a finished demo or validation.")],
 ) -> None:
-    """Print the table of a finished demo and write its report again."""
+    """Print the table of a finished demo or validation and write its report again."""
     from experiments.validation.folder import RunFolder
     from experiments.validation.report import write_report
     from experiments.validation.results import Results

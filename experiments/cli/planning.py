@@ -20,7 +20,8 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="demo, tiny, paper, or the folder of a model, a fine-tuning or a demo."
+            help="demo, tiny, paper, a shipped model, or the folder of a model, a fine-tuning or a "
+            "demo."
         ),
     ] = "demo",
     batch: Annotated[
@@ -30,6 +31,13 @@ def plan(
     length: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of a sentence.", show_default="the model's own"),
+    ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            help="logits, or cosine: embeddings of sentences, one by one.",
+            show_default="what the model was trained for",
+        ),
     ] = None,
     levels: Annotated[
         int | None,
@@ -89,6 +97,7 @@ def plan(
             model,
             batch,
             length=length,
+            answer=answer,
             ring=ring,
             config=config,
             progress=bar,

@@ -56,8 +56,11 @@ class RunFolder:
     settings: dict[str, Any]
 
     @classmethod
-    def claim(cls, path: str | Path, settings: Job, *, fresh: bool = False) -> RunFolder:
-        """The folder of a run of these settings, made if absent, emptied if `fresh`.
+    def claim(
+        cls, path: str | Path, settings: Job, *, fresh: bool = False, option: str = "--run-dir"
+    ) -> RunFolder:
+        """The folder of a run of these settings, made if absent, emptied if `fresh`. option: of the
+        command line, by which another folder is chosen.
 
         Raises ExperimentError if it holds something else: a run of other settings or of other code,
         or files that are none of ours.
@@ -65,7 +68,7 @@ class RunFolder:
         path = Path(path)
         known = path / _IDENTITY
         if path.exists() and not known.exists() and any(path.iterdir()):
-            raise ExperimentError(f"{path} is not empty and holds no run; choose another --run-dir")
+            raise ExperimentError(f"{path} is not empty and holds no run; choose another {option}")
         if fresh and known.exists():
             with cls(path, {}).held():
                 shutil.rmtree(path)
@@ -76,7 +79,7 @@ class RunFolder:
                 what = "settings" if found.get("settings") != identity["settings"] else "code"
                 raise ExperimentError(
                     f"{path} holds a run of other {what}; add --fresh to start again there, or "
-                    "choose another --run-dir"
+                    f"choose another {option}"
                 )
         else:
             path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,10 @@ class RunFolder:
         """The folder of a run that was made before. Raises ExperimentError if it is none."""
         path = Path(path)
         if not (path / _IDENTITY).exists():
-            raise ExperimentError(f"{path} holds no run; `hesim demo --run-dir DIR` makes one")
+            raise ExperimentError(
+                f"{path} holds no run; `hesim demo --run-dir DIR`, or `hesim validate MODEL --out "
+                "DIR`, makes one"
+            )
         return cls(path, _read(path / _IDENTITY, "", _OF_OTHERS)["settings"])
 
     def held(self) -> contextlib.AbstractContextManager[None]:
@@ -117,7 +123,7 @@ class RunFolder:
         """The figures of a finished stage. Raises ExperimentError if they are gone or altered."""
         if not self.done(name):
             raise ExperimentError(
-                f"{self.path} holds no finished {name}; run `hesim demo` to its end first"
+                f"{self.path} holds no finished {name}; run the command that made it to its end"
             )
         found = self._read(name)
         found.pop(_ARRAYS, None)
@@ -126,7 +132,9 @@ class RunFolder:
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of a finished stage. Raises ExperimentError if they are gone or altered."""
         path = self.path / f"{name}.npz"
-        remedy = f"remove {name}.json beside it and run `hesim demo` again, which makes both anew"
+        remedy = (
+            f"remove {name}.json beside it and run the same command again, which makes both anew"
+        )
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -137,7 +145,7 @@ class RunFolder:
             return {key: data[key] for key in data.files}
 
     def _read(self, name: str) -> dict[str, Any]:
-        remedy = "remove it and run `hesim demo` again, which makes it anew"
+        remedy = "remove it and run the same command again, which makes it anew"
         return _read(self.path / f"{name}.json", self._owner, remedy)
 
     def _digest(self, name: str, content: bytes) -> str:

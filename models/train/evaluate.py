@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from hesim.errors import ArgumentError
 from models.data.batches import Batch
 from models.data.buckets import Plan, bucket_batches, lengths_of, trim
 from models.encrypted.forward import encrypted_forward
@@ -63,6 +64,7 @@ def make_evaluate(
     *,
     buckets: tuple[int, ...] | None = None,
     how: EncryptionSettings | None = None,
+    answer: str = "logits",
 ) -> Callable[[Params, Batch], Evaluated]:
     """A function that runs a model over rows, compiled once for each length of them.
 
@@ -73,13 +75,16 @@ def make_evaluate(
         rows stay as long as they are, and fewer than `size` are run as they are.
       how: None without noise. As encrypted, each batch is answered under the noise of a fresh key;
         the sentences are encrypted and, of a model with adapters, whatever LoRA trained.
+      answer: "logits", or "embeddings" (`Model.encrypted_embeddings`), without noise, which then
+        stand in place of the logits: (n, hidden).
 
     Returns:
       (params, `Batch` of (n, sequence) tokens) -> `Evaluated`: logits (n, classes), the range met
         at each site, and the share of values outside of each polynomial's domain.
 
     Raises:
-      ArgumentError: from the function: shapes that the configuration does not have.
+      ArgumentError: another answer, or embeddings under noise; from the function: shapes that the
+        configuration does not have.
 
     Examples:
       >>> import jax
@@ -93,7 +98,12 @@ def make_evaluate(
       >>> make_evaluate(model)(model.init(jax.random.key(0)), rows).logits.shape
       (2, 2)
     """
+    if answer not in ("logits", "embeddings") or (answer == "embeddings" and how is not None):
+        raise ArgumentError(f"answer={answer!r} is logits, or embeddings without noise (how=None)")
+    width = model.config.classes if answer == "logits" else model.config.hidden
     forward: Forward = exact_forward(model) if how is None else encrypted_forward(model, how)
+    if answer == "embeddings":
+        forward = _embeddings_forward(model)
     unit, domains = model.units(), model.sites.ranges()
 
     @jax.jit
@@ -104,7 +114,7 @@ def make_evaluate(
 
     def evaluate(params: Params, data: Batch) -> Evaluated:
         total = len(data.tokens)
-        logits = np.zeros((total, model.config.classes), np.float32)
+        logits = np.zeros((total, width), np.float32)
         ranges: list[Mapping[str, Any]] = []
         outside: dict[str, float] = {}
         for number, plan in enumerate(_plans(data, size, buckets)):
@@ -116,6 +126,14 @@ def make_evaluate(
         return Evaluated(logits, join_ranges(ranges), outside)
 
     return evaluate
+
+
+def _embeddings_forward(model: Model) -> Forward:
+    def forward(key: jax.Array, params: Params, x: jax.Array, mask: jax.Array):
+        del key
+        return model.embeddings_with_values(params, x, mask)
+
+    return forward
 
 
 def _plans(data: Batch, size: int, buckets: tuple[int, ...] | None) -> Iterator[Plan]:

@@ -181,11 +181,11 @@ def test_validate_looks_at_every_polynomial(
     finished: Finished, shared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with keep_compiled(shared / "compiled"):
-        code = hesim("validate", str(finished[1].path))
+        code = hesim("validate", str(finished[1].path), "--clear")
     shown = capsys.readouterr().out
     for site in finished[0].sites:
         assert site.name in shown
-    assert "40 held-out sentences" in shown
+    assert "40 held-out rows, exact: accuracy" in shown
     assert code == (0 if shown.count("none") == len(finished[0].sites) else common.BROKEN)
 
 
