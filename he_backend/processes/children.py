@@ -1,4 +1,4 @@
-"""The processes of one run, seen from the caller: started, told what to do, heard, and ended."""
+"""The processes of a session, seen from the caller: started, told what to do, heard, and ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from he_backend.errors import (
 )
 from he_backend.machines.table import find
 from he_backend.processes.exchange import begin_attempt
-from he_backend.processes.folders import clean_environment, module_command
-from he_backend.processes.identity import Claimed
-from he_backend.processes.job import Job
+from he_backend.processes.folders import Folders, clean_environment, module_command
+from he_backend.processes.identity import Claimed, ClaimedBatch
+from he_backend.processes.job import Batch, Setup
 from he_backend.processes.messages import Progress, receive, send
 from he_backend.processes.store import read_values, storing
 
-__all__ = ["Processes", "well_formed"]
+__all__ = ["Processes", "missing_values", "well_formed"]
 
 _STOP_SECONDS = 20.0
 _LAST_WORDS_SECONDS = 2.0
@@ -53,14 +53,16 @@ class _Child:
 
 
 class Processes:
-    """Server and clients of one run, ended when the context is left."""
+    """Server and clients of a session, ended when the context is left."""
 
-    def __init__(self, job: Job, claimed: Claimed):
-        self.job = job
+    def __init__(self, setup: Setup, claimed: Claimed):
+        self.setup = setup
         self.claimed = claimed
         self.token = {"token": secrets.token_hex(16)}
-        self.started = time.monotonic()
         self.children: list[_Child] = []
+        self.pids: dict[str, int] = {}
+        self.jax_loaded = False
+        self.peak_before = 0
 
     def __enter__(self) -> Processes:
         place = tempfile.gettempdir()
@@ -69,97 +71,116 @@ class Processes:
             self.sockets = Path(tempfile.mkdtemp(prefix="he-", dir=place))
         return self
 
-    def prepare(self) -> None:
-        """Start the processes and let them do what needs no keys, while these are made."""
+    @property
+    def alive(self) -> bool:
+        """Whether none has ended."""
+        return all(child.process.poll() is None for child in self.children)
+
+    def prepare(self, operands: Sequence[str]) -> None:
+        """Start the processes and let them do what needs no keys, while these are made.
+
+        operands: digests of the first batch's.
+        """
         self._spawn_all()
-        self._tell(self.children[0].link, {"type": "prepare", **self._work()})
+        self._tell(self.children[0].link, {"type": "prepare", **self._work(operands)})
 
     def _spawn_all(self) -> None:
-        job = self.job
-        self._spawn("server", "he_backend.processes.server", job.folders.server)
-        for k in range(job.clients):
-            self._spawn(f"client {k}", "he_backend.processes.client", job.folders.client)
+        folders = self.setup.folders
+        self._spawn("server", "he_backend.processes.server", folders.server)
+        for k in range(self.setup.clients):
+            self._spawn(f"client {k}", "he_backend.processes.client", folders.client)
 
-    def _work(self) -> dict[str, Any]:
+    def _work(self, operands: Sequence[str]) -> dict[str, Any]:
         """What the server has to know of the Circuit."""
-        job = self.job
+        setup = self.setup
         return {
-            "machine": job.machine,
-            "run": str(job.folders.server),
-            "digests": [self.claimed.circuit, *self.claimed.operands],
-            "decrypt": [int(c) for c in job.decrypt],
-            "workers": job.workers,
-            "task_seconds": job.task_seconds,
+            "machine": setup.machine,
+            "run": str(setup.folders.server),
+            "circuit_digest": self.claimed.circuit,
+            "operands": list(operands),
+            "decrypt": [int(c) for c in setup.decrypt],
+            "workers": setup.workers,
+            "task_seconds": setup.task_seconds,
+            "several": setup.several,
         }
 
-    def start(self) -> None:
-        """Let them begin: the keys are there."""
+    def start(self, operands: Sequence[str]) -> None:
+        """Let them take their keys, which are there, and find each other."""
         if not self.children:
             self._spawn_all()
         server, clients = self.children[0], self.children[1:]
         address = str(self.sockets / "s")
-        self._tell(server.link, self._for_server(address))
+        self._tell(server.link, self._for_server(address, operands))
         config = self._for_client(address)
         for child in clients:
             self._tell(child.link, config)
-        self.ready = self._first(server.link, "server")
-        if self.ready.get("redone"):
-            folders = self.job.folders
-            warnings.warn(
-                f"{self.ready['redone']} tasks that were finished run again, since what they left "
-                f"in {folders.server} or {folders.client} is lost or damaged",
-                RunFolderWarning,
-                stacklevel=2,
-            )
+        ready = self._first(server.link, "server")
         with well_formed("server"):
-            self.pids = {str(name): int(pid) for name, pid in self.ready["processes"].items()}
-            self.jax_loaded = bool(self.ready["jax"])
+            self._note_processes(ready)
+            self.jax_loaded = bool(ready["jax"])
+            self.peak_before = int(ready["peak"])
         for child in clients:
             self._tell(child.link, {"type": "connect"})
         for child in clients:
             with well_formed(child.name):
                 self.pids[child.name] = int(self._first(child.link, child.name)["pid"])
 
-    def _for_server(self, address: str) -> dict[str, Any]:
-        job = self.job
-        served = begin_attempt(job.folders.exchange, self.claimed.name, job.circuit)
+    def begin(self, batch: Batch, claimed: ClaimedBatch) -> None:
+        """Let them run a batch."""
+        server, clients = self.children[0], self.children[1:]
+        folders = self.setup.folders.of_batch(batch.name)
+        known = {"type": "batch", "batch": batch.name, "name": claimed.name}
+        served = begin_attempt(folders.exchange, claimed.name, self.setup.circuit)
+        missing = missing_values(folders, claimed.name, self.setup)
+        held = {"operands": claimed.operands, "missing": missing, "served": served}
+        self._tell(server.link, {**known, **held})
+        ranges = {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in batch.ranges.items()}
+        for child in clients:
+            self._tell(child.link, {**known, "inputs": claimed.inputs, "ranges": ranges})
+        begun = self._first(server.link, "server")
+        with well_formed("server"):
+            self._note_processes(begun)
+            redone = int(begun["redone"])
+        if redone:
+            warnings.warn(
+                f"{redone} tasks that were finished run again, since what they left in "
+                f"{folders.server} or {folders.client} is lost or damaged",
+                RunFolderWarning,
+                stacklevel=2,
+            )
+        for child in clients:
+            self._first(child.link, child.name)
+        self._tell(server.link, {"type": "begin"})
+
+    def _note_processes(self, header: dict[str, Any]) -> None:
+        self.pids.update((str(name), int(pid)) for name, pid in header["processes"].items())
+
+    def _for_server(self, address: str, operands: Sequence[str]) -> dict[str, Any]:
+        setup = self.setup
         return {
-            **self._work(),
+            **self._work(operands),
             "type": "start",
-            "name": self.claimed.name,
             "socket": address,
             "token": self.token,
-            "worker_deaths": job.worker_deaths,
-            "missing": self._missing(),
-            "served": served,
-            "silence_seconds": job.silence_seconds,
-            "ahead": job.ahead,
-            "durable": job.durable,
+            "worker_deaths": setup.worker_deaths,
+            "silence_seconds": setup.silence_seconds,
+            "ahead": setup.ahead,
+            "durable": setup.durable,
         }
 
     def _for_client(self, address: str) -> dict[str, Any]:
-        job = self.job
+        setup = self.setup
         return {
-            "machine": job.machine,
-            "circuit": str(job.folders.client_circuit),
+            "machine": setup.machine,
+            "circuit": str(setup.folders.client_circuit),
             "circuit_digest": self.claimed.circuit,
-            "client": str(job.folders.client),
-            "name": self.claimed.name,
-            "digests": self.claimed.inputs,
+            "client": str(setup.folders.client),
             "socket": address,
             "wait": True,
             "token": self.token,
-            "decrypt": [int(c) for c in job.decrypt],
-            "params": dataclasses.asdict(job.circuit.params),
-            "ranges": {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in job.ranges.items()},
+            "decrypt": [int(c) for c in setup.decrypt],
+            "params": dataclasses.asdict(setup.circuit.params),
         }
-
-    def _missing(self) -> list[int]:
-        """Ciphertexts to decrypt whose decrypted values are not there, or damaged."""
-        values, slots = self.job.folders.values, self.job.circuit.slots
-        run = self.claimed.name
-        read = ((int(c), read_values(values, run, int(c))) for c in self.job.decrypt)
-        return [c for c, vector in read if vector is None or vector.shape != (slots,)]
 
     def _spawn(self, name: str, module: str, folder: Path) -> None:
         ours, theirs = socket.socketpair()
@@ -167,7 +188,7 @@ class Processes:
         with storing(path), open(path, "ab") as log:
             start = log.tell()
             child = subprocess.Popen(
-                module_command(module, find(self.job.machine).interpreter),
+                module_command(module, find(self.setup.machine).interpreter),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
@@ -210,7 +231,8 @@ class Processes:
         failed = (c for c in self.children if c.process.poll())
         blamed = next(killed, None) or next(failed, named)
         name = blamed.name if blamed is not None else name
-        folder = self.job.folders.server if name == "server" else self.job.folders.client
+        folders = self.setup.folders
+        folder = folders.server if name == "server" else folders.client
         log = folder / f"{name.replace(' ', '')}.log"
         return BackendError(
             f"the {name} process ended unexpectedly{_last_words(blamed, log)}; see {log}. "
@@ -231,8 +253,8 @@ class Processes:
                     return from_message(header["error"])
         return None
 
-    def listen(self) -> tuple[dict[str, Any], bool]:
-        """Hear events until the server is finished. Raises what a process reports."""
+    def listen(self) -> dict[str, Any]:
+        """Hear events until the server has finished the batch. Raises what a process reports."""
         with selectors.DefaultSelector() as selector:
             for child in self.children:
                 selector.register(child.link, selectors.EVENT_READ, child)
@@ -248,7 +270,7 @@ class Processes:
                         self._progress(header)
                         self._tell(child.link, {"type": "heard"})
                     elif header.get("type") == "finished":
-                        return header, self.jax_loaded
+                        return header
 
     def _explained(self, name: str, header: dict[str, Any]) -> BackendError:
         """What became of a client, if it is one that the server complains of."""
@@ -270,10 +292,10 @@ class Processes:
         return [c.name for c in clients if c.process.poll() is not None]
 
     def _progress(self, header: dict[str, Any]) -> None:
-        if self.job.progress is not None:
+        if self.setup.progress is not None:
             with well_formed("server"):
                 progress = self._told(header)
-            self.job.progress(progress)
+            self.setup.progress(progress)
 
     def _told(self, header: dict[str, Any]) -> Progress:
         done, total = float(header["done"]), float(header["total"])
@@ -281,7 +303,7 @@ class Processes:
         earlier = float(header["done_before"])
         fresh = done - earlier
         eta = elapsed * (total - done) / fresh if fresh > 0 else float("nan")
-        self.pids.update((str(name), int(pid)) for name, pid in header["processes"].items())
+        self._note_processes(header)
         return Progress(
             done=done,
             total=total,
@@ -293,18 +315,18 @@ class Processes:
             processes=dict(self.pids),
         )
 
-    def stop_clients(self) -> int:
-        """Ask the clients to end; the sum of their peak sizes in bytes."""
+    def client_peaks(self) -> int:
+        """Of the clients that say so, the sum of their peak sizes so far, in bytes."""
         peak = 0
-        for child in self.children:
-            if child.name.startswith("client"):
-                child.link.settimeout(_STOP_SECONDS)
-                with contextlib.suppress(ProtocolError):
-                    send(child.link, {"type": "stop"})
+        for child in self.children[1:]:
+            child.link.settimeout(_STOP_SECONDS)
+            with contextlib.suppress(ProtocolError), well_formed(child.name):
+                send(child.link, {"type": "peak"})
+                header = receive(child.link, ())[0]
+                while header["type"] != "peak":
                     header = receive(child.link, ())[0]
-                    while header["type"] != "stopped":
-                        header = receive(child.link, ())[0]
-                    peak += int(header["peak"])
+                peak += int(header["peak"])
+            child.link.settimeout(None)
         return peak
 
     def __exit__(self, *_: object) -> None:
@@ -319,6 +341,17 @@ class Processes:
                 child.process.kill()
                 child.process.wait()
         shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+def missing_values(folders: Folders, name: str, setup: Setup) -> list[int]:
+    """Ciphertexts to decrypt whose decrypted values are not there, or damaged.
+
+    Args:
+      folders, name: of the batch.
+    """
+    shape = (setup.circuit.slots,)
+    read = ((int(c), read_values(folders.values, name, int(c))) for c in setup.decrypt)
+    return [c for c, vector in read if vector is None or vector.shape != shape]
 
 
 def _last_words(child: _Child | None, log: Path) -> str:

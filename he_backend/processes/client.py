@@ -48,26 +48,24 @@ _REFUSAL_FACTOR = 4.0
 
 
 class _Client:
-    """One client process: a KeyHolder behind two sockets."""
+    """One client process: a KeyHolder of the batch at hand, behind two sockets.
+
+    Attributes:
+      exchange, holder: of the batch at hand; none before the first one.
+    """
+
+    exchange: Exchange
+    holder: KeyHolder
 
     def __init__(self, control: socket.socket, config: dict[str, Any]):
         self.control = control
-        self.ended = False
-        folders = Folders(Path(os.devnull), Path(config["client"]))
-        run = str(config.get("name", ""))
+        self.open = self.ended = False
+        self.folders = Folders(Path(os.devnull), Path(config["client"]))
         self.circuit = circuit = _circuit(config)
         taps = (tap for tap in (*circuit.outputs, *circuit.taps) if tap is not None)
         known = config.get("decrypt", [int(c) for tap in taps for c in tap.ciphers])
         self.decrypt = frozenset(int(c) for c in known)
-        self.exchange = Exchange(folders.exchange, run, circuit)
-        self.holder = KeyHolder(
-            circuit,
-            _machine(circuit, config, folders),
-            _inputs(folders, config["digests"]),
-            {int(c): _range(*bounds) for c, bounds in config["ranges"].items()},
-            folders.values,
-            run,
-        )
+        self.machine = _machine(circuit, config, self.folders)
         if config.get("wait"):  # until the server listens
             header, _ = receive(control)
             if header.get("type") != "connect":
@@ -81,6 +79,21 @@ class _Client:
         send(self.server, {"type": "hello", "role": "client", **config.get("token", {})})
         send(control, {"type": "ready", "pid": os.getpid()})
 
+    def _open(self, config: dict[str, Any]) -> None:
+        """Serve another batch from now on, by its own record of what was asked."""
+        folders, run = self.folders.of_batch(str(config["batch"])), str(config["name"])
+        self.holder = KeyHolder(
+            self.circuit,
+            self.machine,
+            _inputs(folders, config["inputs"]),
+            {int(c): _range(*bounds) for c, bounds in config["ranges"].items()},
+            folders.values,
+            run,
+        )
+        self.exchange = Exchange(folders.exchange, run, self.circuit)
+        self.open = True
+        send(self.control, {"type": "batch"})
+
     def serve(self) -> None:
         """Answer the server until it, or the caller, closes."""
         with selectors.DefaultSelector() as selector:
@@ -93,6 +106,10 @@ class _Client:
                     if header["type"] == "stop":
                         send(self.control, {"type": "stopped", "peak": peak_bytes()})
                         return
+                    if header["type"] == "batch":
+                        self._open(header)
+                    elif header["type"] == "peak":
+                        send(self.control, {"type": "peak", "peak": peak_bytes()})
                 elif self.ended:
                     if not _discard(self.server):
                         selector.unregister(self.server)
@@ -101,7 +118,7 @@ class _Client:
 
     def _hear(self) -> None:
         """Serve the next request, or refuse it, which is the last word to the server."""
-        if not self.server.recv(1, socket.MSG_PEEK):
+        if not _says_more(self.server):
             raise PeerGoneError("the server closed the connection")
         began, started = time.monotonic(), time.thread_time()
         numbers: list[int] = []
@@ -122,6 +139,8 @@ class _Client:
 
     def _serve(self, numbers: list[int]) -> list[bytes]:
         """The answer to the next request, whose instructions are noted in `numbers`."""
+        if not self.open:
+            raise ProtocolError("the server asks for something before there is a batch")
 
         def sizes(header: dict[str, Any]) -> Sequence[int]:
             numbers.extend(requested(self.circuit, self.decrypt, header))
@@ -142,9 +161,11 @@ class _Client:
         time.sleep((passed // step + 1) * step - passed)
         with contextlib.suppress(ProtocolError):
             send(self.control, {"type": "error", "error": to_message(error)})
-        with self.exchange.held(), contextlib.suppress(ProtocolError, OSError):
-            if not self.exchange.ended:
-                self.exchange.end()
+        record = self.exchange.held() if self.open else contextlib.nullcontext()
+        with record, contextlib.suppress(ProtocolError, OSError):
+            if not self.open or not self.exchange.ended:
+                if self.open:
+                    self.exchange.end()
                 send(self.server, {"type": "refused"})
             self.server.shutdown(socket.SHUT_WR)
 
@@ -156,6 +177,14 @@ class _Client:
             below = int(circuit.level[circuit.operands(i)[0] if refreshed else i])
             total += KEY_HOLDER.seconds(below, int(circuit.level[i]), circuit.params.log_n)
         return total
+
+
+def _says_more(link: socket.socket) -> bool:
+    """Whether a peer has something to say, when it has or is gone."""
+    try:
+        return bool(link.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def _discard(link: socket.socket) -> bool:
@@ -212,6 +241,10 @@ def main() -> None:
         client.serve()
     except ProtocolError:
         raise SystemExit(0) from None
+    except Exception as error:  # of a batch that cannot be opened
+        with contextlib.suppress(ProtocolError):
+            send(control, {"type": "error", "error": to_message(error)})
+        raise
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Where a run keeps its files: the server's run folder, and the client's state folder beside it.
 
     run_dir/            server: circuit.npz, operands/, keys/ (public, relinearization, rotation),
-                        store/, journal.jsonl, run.json, server.log
+                        run.json, server.log
+      batches/NAME/     of a batch: store/, journal.jsonl, run.json
     run_dir.client/     client only, mode 0700: secret.key (0600), public.key, keys.json, run.json,
-                        circuit.npz, exchange.jsonl, inputs/, values/
+                        circuit.npz
+      batches/NAME/     of a batch: exchange.jsonl, inputs/, values/, run.json
 
+Operands lie under the name of their digest, so that batches share those that they have in common.
 The secret key never enters `run_dir`.
 """
 
@@ -13,9 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +39,21 @@ __all__ = [
 ]
 
 
+_BATCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
 @dataclass(frozen=True)
 class Folders:
-    """Paths of one run.
+    """Paths of one batch of a run.
 
     Args:
       server: the run folder. client: the client's state folder.
+      batch: name of the batch.
     """
 
     server: Path
     client: Path
+    batch: str = "0"
 
     @classmethod
     def of(cls, run_dir: str | os.PathLike, client_dir: str | os.PathLike | None = None) -> Folders:
@@ -60,21 +70,47 @@ class Folders:
             raise RunFolderError(
                 f"the client's folder {client} and the server's {server} must be apart"
             )
-        folder = server
-        try:
-            for folder in (server, server / "operands", server / "keys", server / "store"):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for folder in (client, client / "inputs", client / "values"):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            client.chmod(0o700)
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder} cannot be made ({error.strerror}); choose another run_dir"
-            ) from error
+        folders = cls(server, client)
+        _make(server, folders.operands, folders.keys, client)
+        client.chmod(0o700)
         for folder in (server, client):
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise RunFolderError(f"{folder} cannot be written to; choose another run_dir")
-        return cls(server, client)
+        return folders
+
+    def of_batch(self, name: str) -> Folders:
+        """The same run's paths for a batch; nothing is made.
+
+        Raises:
+          RunFolderError: the name is none that a folder can have.
+        """
+        if not _BATCH.fullmatch(name):
+            raise RunFolderError(
+                f"{name!r} cannot name a batch: take up to 64 letters, digits, '_', '-' and '.', "
+                f"the first one no '-' or '.'"
+            )
+        return replace(self, batch=name)
+
+    def make_batch(self) -> None:
+        """Make the folders of this batch. Raises RunFolderError if the system refuses."""
+        above = (self.work.parent, self.own.parent)
+        _make(*above, *self.all_of_batch)
+
+    @property
+    def batches(self) -> list[str]:
+        """Names of the batches that there is anything of, on either side."""
+        found = {path.name for side in (self.server, self.client) for path in _inside(side)}
+        return sorted(found)
+
+    @property
+    def work(self) -> Path:
+        """What the server has of this batch."""
+        return self.server / _BATCHES / self.batch
+
+    @property
+    def own(self) -> Path:
+        """What the client has of this batch."""
+        return self.client / _BATCHES / self.batch
 
     @property
     def circuit(self) -> Path:
@@ -88,13 +124,17 @@ class Folders:
     def operands(self) -> Path:
         return self.server / "operands"
 
+    def operand(self, digest: str) -> Path:
+        """File of a public operand."""
+        return self.operands / f"{digest}.npy"
+
     @property
     def store(self) -> Path:
-        return self.server / "store"
+        return self.work / "store"
 
     @property
     def journal(self) -> Path:
-        return self.server / "journal.jsonl"
+        return self.work / "journal.jsonl"
 
     @property
     def identity(self) -> Path:
@@ -106,11 +146,11 @@ class Folders:
 
     @property
     def inputs(self) -> Path:
-        return self.client / "inputs"
+        return self.own / "inputs"
 
     @property
     def values(self) -> Path:
-        return self.client / "values"
+        return self.own / "values"
 
     @property
     def client_identity(self) -> Path:
@@ -123,11 +163,20 @@ class Folders:
 
     @property
     def exchange(self) -> Path:
-        return self.client / "exchange.jsonl"
+        return self.own / "exchange.jsonl"
 
     @property
     def client_keys(self) -> Path:
         return self.client / "keys.json"
+
+    @property
+    def batch_identity(self) -> Path:
+        return self.work / "run.json"
+
+    @property
+    def own_identity(self) -> Path:
+        """The client's counterpart of `batch_identity`."""
+        return self.own / "run.json"
 
     @property
     def key_manifest(self) -> Path:
@@ -135,20 +184,48 @@ class Folders:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """Every folder in which the processes of a run write."""
-        server = (self.server, self.operands, self.keys, self.store)
-        return (*server, self.client, self.inputs, self.values)
+        """Every folder in which the processes of a run write, whatever the batch."""
+        return (self.server, self.operands, self.keys, self.client)
+
+    @property
+    def all_of_batch(self) -> tuple[Path, ...]:
+        """Every folder in which they write for this batch."""
+        return (self.work, self.store, self.own, self.inputs, self.values)
 
     def has_work(self) -> bool:
-        """Whether the server's folder holds keys or results of earlier attempts."""
-        kept = (self.journal, self.key_manifest)
-        return any(path.exists() for path in kept) or any(self.store.glob("c*.ct"))
+        """Whether the server's folder holds keys or batches of earlier attempts."""
+        return self.key_manifest.exists() or any(_inside(self.server))
 
     def forget(self) -> None:
-        """Remove the work of earlier attempts: what was computed, and what was decrypted."""
+        """Remove the work of earlier attempts at this batch: what was computed, and decrypted."""
         results = (*self.store.glob("c*.ct"), *self.values.glob("v*.f64"))
         for path in (self.journal, self.exchange, *results):
             path.unlink(missing_ok=True)
+
+    def forget_all(self) -> None:
+        """Remove all batches, on either side."""
+        for folder in (*_inside(self.server), *_inside(self.client)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+_BATCHES = "batches"
+
+
+def _inside(side: Path) -> list[Path]:
+    """Folders of batches on one side."""
+    found = side / _BATCHES
+    return [path for path in found.iterdir() if path.is_dir()] if found.is_dir() else []
+
+
+def _make(*folders: Path) -> None:
+    """Make folders for their owner only. Raises RunFolderError that names the one that fails."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder} cannot be made ({error.strerror}); choose another run_dir"
+            ) from error
 
 
 def digest_of(path: Path) -> str:

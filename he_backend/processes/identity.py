@@ -1,7 +1,9 @@
 """Whose run two folders hold: they carry one random name, and say what was to be computed.
 
-Keys, ciphertexts, journal and decrypted values are bound to that name. Folders that hold another
-run, or a run whose identity is gone, are refused: nothing of theirs is used, and nothing removed.
+A run has one Circuit, one set of keys and any number of batches, each in folders of its own that
+carry a name of their own. Keys are bound to the name of the run; ciphertexts, journal and decrypted
+values to that of their batch. Folders that hold another run or batch, or one whose identity is
+gone, are refused: nothing of theirs is used, and nothing removed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import hashlib
 import json
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,14 @@ import numpy as np
 from he_backend.errors import RunFolderError, RunFolderWarning
 from he_backend.machines.table import find
 from he_backend.processes.folders import Folders, digest_of, read_json
-from he_backend.processes.store import storing, write_array
+from he_backend.processes.store import ArrayFile, storing
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.table import inherited
 from hesim.files import bound_digest, sweep, write_whole
 
-__all__ = ["Claimed", "claim"]
+__all__ = ["Claimed", "ClaimedBatch", "claim", "claim_batch", "known_batch"]
 
-_FORMAT = 4
+_FORMAT = 5
 """Raised when files of a run folder change their form, or tasks their cut: older ones are refused,
 not misread.
 """
@@ -46,15 +48,26 @@ _DIFFERENCES = {
 
 @dataclass(frozen=True)
 class Claimed:
-    """What a job's processes are told of its files.
+    """What a run's processes are told of its files.
 
     Attributes:
       name: of the run. circuit: SHA-256 of the Circuit's file.
-      operands, inputs: SHA-256 of each array's file, in order.
     """
 
     name: str
     circuit: str
+
+
+@dataclass(frozen=True)
+class ClaimedBatch:
+    """What they are told of a batch's files.
+
+    Attributes:
+      name: of the batch, as unique as a run's.
+      operands, inputs: SHA-256 of each array's file, in order.
+    """
+
+    name: str
     operands: list[str]
     inputs: list[str]
 
@@ -62,13 +75,11 @@ class Claimed:
 def claim(
     folders: Folders,
     circuit: Circuit,
-    operands: Sequence[np.ndarray],
-    inputs: Sequence[np.ndarray],
     decrypt: Sequence[int],
     task_seconds: float,
     machine: str = "pyfhel",
 ) -> Claimed:
-    """Write a job's files, after checking that the folders hold this very job or none.
+    """Write a run's files, after checking that the folders hold this very run or none.
 
     The folders must be held. What was damaged since is written anew; what killed writers left is
     removed.
@@ -86,14 +97,12 @@ def claim(
         "format": _FORMAT,
         "machine": machine,
         "circuit": digest_of(fresh),
-        "operands": _digest(operands),
         "task_seconds": task_seconds,
         "costs": hashlib.sha256(inherited().text.encode()).hexdigest(),
         "decrypt": hashlib.sha256(np.asarray(decrypt, np.int64).tobytes()).hexdigest(),
     }
-    secret = {"inputs": _digest(inputs), "server": str(folders.server)}
     try:
-        name = _held_name(folders, identity, secret)
+        name = _held_name(folders, identity)
     except RunFolderError:
         fresh.unlink()
         raise
@@ -101,32 +110,123 @@ def claim(
         write_whole(folders.client_circuit, fresh.read_bytes(), mode=0o600)
     with storing(folders.circuit):
         fresh.replace(folders.circuit)
-    files = [folders.operands / f"{k}.npy" for k in range(len(operands))]
-    files += [folders.inputs / f"{k}.npy" for k in range(len(inputs))]
-    for path, array in zip(files, (*operands, *inputs), strict=True):
-        write_array(path, array)
     if not name:
-        name = _begin(folders, identity, secret)
-    digests = [digest_of(path) for path in files]
-    return Claimed(name, identity["circuit"], digests[: len(operands)], digests[len(operands) :])
+        name = _begin(folders, identity)
+    return Claimed(name, identity["circuit"])
 
 
-def _begin(folders: Folders, identity: dict[str, Any], secret: dict[str, Any]) -> str:
+def claim_batch(
+    folders: Folders,
+    run: str,
+    operands: Sequence[np.ndarray],
+    inputs: Sequence[np.ndarray],
+    written: Mapping[str, Path] | None = None,
+) -> ClaimedBatch:
+    """Write a batch's files, after checking that its folders hold this very batch or none.
+
+    Args:
+      folders: of the batch. run: name of the run, whose folders are held.
+      operands, inputs: public operands and encrypted leaves.
+      written: digests of operands that this process has written or checked already.
+
+    Raises:
+      RunFolderError: the folders hold another batch, or one whose run.json is gone or damaged.
+      StorageError: a file cannot be written.
+    """
+    folders.make_batch()
+    for folder in folders.all_of_batch:
+        sweep(folder)
+    public, secret = [ArrayFile(x) for x in operands], [ArrayFile(x) for x in inputs]
+    claimed = ClaimedBatch(
+        known_batch(folders, run), [x.digest for x in public], [x.digest for x in secret]
+    )
+    digests = {"operands": _digest(claimed.operands), "inputs": _digest(claimed.inputs)}
+    if claimed.name:
+        _refuse_another_batch(folders, digests)
+    for file in public:
+        if file.digest not in (written or {}):
+            _ensure(file, folders.operand(file.digest))
+    for k, file in enumerate(secret):
+        file.write(folders.inputs / f"{k}.npy")
+    if claimed.name:
+        return claimed
+    return ClaimedBatch(_begin_batch(folders, run, digests), claimed.operands, claimed.inputs)
+
+
+def known_batch(folders: Folders, run: str) -> str:
+    """The name of the batch that its folders hold, "" if they hold none of this run.
+
+    Raises:
+      RunFolderError: nobody knows which batch they hold, or of which run.
+    """
+    found = _identity("server", folders.batch_identity)
+    held = _identity("client", folders.own_identity)
+    both = f"or remove {folders.work} and {folders.own} to run the batch anew"
+    for path, one, other in (
+        (folders.own_identity, held, found),
+        (folders.batch_identity, found, folders.journal.exists()),
+    ):
+        if other and not one:
+            raise RunFolderError(
+                f"{path} is gone, so nobody knows of which batch the work beside it is; put it "
+                f"back, {both}"
+            )
+    if not found:
+        return ""
+    if found["name"] != held["name"] or {found["run"], held["run"]} != {run}:
+        raise RunFolderError(
+            f"{folders.work} and {folders.own} hold batches of different runs; put back those that "
+            f"belong together, {both}"
+        )
+    return found["name"]
+
+
+def _refuse_another_batch(folders: Folders, digests: Mapping[str, str]) -> None:
+    found = _identity("server", folders.batch_identity)
+    found |= {"inputs": _identity("client", folders.own_identity).get("inputs")}
+    differ = [_DIFFERENCES[k] for k, v in digests.items() if found.get(k) != v]
+    if differ:
+        raise RunFolderError(
+            f"{folders.work} holds a batch of another program, parameters or arguments (another: "
+            f"{', '.join(differ)}); give this batch another name, choose another run_dir, or "
+            f"remove {folders.work} and {folders.own}"
+        )
+
+
+def _ensure(file: ArrayFile, path: Path) -> None:
+    """Write a file unless it is there and whole."""
+    if not path.exists() or digest_of(path) != file.digest:
+        file.write(path)
+
+
+def _begin(folders: Folders, identity: dict[str, Any]) -> str:
     """Give the folders to a new run, whose name is returned; what was in them is removed."""
-    folders.forget()
+    folders.forget_all()
     for path in (folders.key_manifest, folders.client_keys):
         path.unlink(missing_ok=True)
     name = uuid.uuid4().hex
-    for side, found in (("client", secret), ("server", identity)):
-        path = getattr(folders, side) / folders.identity.name
-        with storing(path):
-            whole = {**found, "name": name}
-            text = json.dumps({**whole, "digest": _own_digest(side, whole)}, indent=1)
-            write_whole(path, text.encode(), mode=0o600)
+    _write("client", folders.client_identity, {"server": str(folders.server), "name": name})
+    _write("server", folders.identity, {**identity, "name": name})
     return name
 
 
-def _held_name(folders: Folders, identity: dict[str, Any], secret: dict[str, Any]) -> str:
+def _begin_batch(folders: Folders, run: str, digests: Mapping[str, str]) -> str:
+    """Give the folders to a new batch, whose name is returned; what was in them is removed."""
+    folders.forget()
+    name = uuid.uuid4().hex
+    known = {"run": run, "name": name}
+    _write("client", folders.own_identity, {**known, "inputs": digests["inputs"]})
+    _write("server", folders.batch_identity, {**known, "operands": digests["operands"]})
+    return name
+
+
+def _write(side: str, path: Path, found: dict[str, Any]) -> None:
+    text = json.dumps({**found, "digest": _own_digest(side, found)}, indent=1)
+    with storing(path):
+        write_whole(path, text.encode(), mode=0o600)
+
+
+def _held_name(folders: Folders, identity: dict[str, Any]) -> str:
     """The name of the run that the folders hold, "" if they hold none.
 
     Raises:
@@ -136,13 +236,11 @@ def _held_name(folders: Folders, identity: dict[str, Any], secret: dict[str, Any
     found = _identity("server", folders.identity)
     both = f"choose another run_dir, or remove {folders.server} and {folders.client}"
     if found and held and found["name"] == held["name"]:
-        differ = [k for k, v in identity.items() if found.get(k) != v]
-        differ += ["inputs"] if held.get("inputs") != secret["inputs"] else []
+        differ = [_DIFFERENCES[k] for k, v in identity.items() if found.get(k) != v]
         if differ:
-            listed = ", ".join(_DIFFERENCES[k] for k in differ)
             raise RunFolderError(
                 f"{folders.server} holds a run of another program, parameters or arguments "
-                f"(another: {listed}); {both}"
+                f"(another: {', '.join(differ)}); {both}"
             )
         return found["name"]
     if found and held:
@@ -199,10 +297,6 @@ def _warn_of_lost_run(folders: Folders, held: dict[str, Any], keys: Sequence[str
     )
 
 
-def _digest(arrays: Sequence[np.ndarray]) -> str:
-    total = hashlib.sha256()
-    for array in arrays:
-        plain = np.ascontiguousarray(array, dtype=np.float64)
-        total.update(repr(plain.shape).encode())
-        total.update(plain.tobytes())
-    return total.hexdigest()
+def _digest(digests: Iterable[str]) -> str:
+    """One digest of several arrays' files."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

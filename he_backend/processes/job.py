@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,27 +13,68 @@ from he_backend.processes.folders import Folders
 from he_backend.processes.messages import Progress
 from hesim.circuit.circuit import Circuit
 
-__all__ = ["Job"]
+__all__ = ["Batch", "Job", "Setup"]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to run encrypted.
+class Setup:
+    """What is the same for all batches of a session.
 
     Attributes:
       circuit: the instructions. decrypt: ciphertexts to decrypt.
-      inputs: encrypted leaves. operands: public operands, both float64.
       folders: of the server and of the client.
-      ranges: calibrated ranges of slot values, by ciphertext.
-      workers, clients: processes. worker_deaths: how many may die before the run gives up.
-      progress: called on every finished task; what it raises ends the run.
+      workers, clients: processes. worker_deaths: how many may die in a batch before it gives up.
+      progress: called on every finished task; what it raises ends the batch.
       ahead: finished tasks that it may not have been told of yet; the run waits at so many.
       task_seconds: predicted seconds that a task should take.
       durable: whether finished tasks are kept for a later attempt.
       machine: its name in `he_backend.machines.table`.
       silence_seconds: a client that does not answer for so long, and 100 times what its task should
-        take, ends the run.
+        take, ends the batch.
+      several: whether more batches than one are to be expected: then plaintexts that have room are
+        encoded once, by the server, before the first one, and stay.
     """
+
+    circuit: Circuit
+    decrypt: Sequence[int]
+    folders: Folders
+    workers: int = 2
+    clients: int = 2
+    worker_deaths: int = 3
+    progress: Callable[[Progress], None] | None = None
+    ahead: int = 32
+    task_seconds: float = 0.1
+    silence_seconds: float = 600.0
+    machine: str = "pyfhel"
+    durable: bool = True
+    several: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("clients", 1), ("worker_deaths", 0), ("ahead", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise BackendError(f"{name}={value!r} must be a whole number, at least {least}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one batch is run on.
+
+    Attributes:
+      inputs: encrypted leaves. operands: public operands, both float64.
+      ranges: calibrated ranges (low, high) of slot values, by ciphertext.
+      name: of its folders.
+    """
+
+    inputs: Sequence[np.ndarray]
+    operands: Sequence[np.ndarray]
+    ranges: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    name: str = "0"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch with all that it takes: the attributes of a Setup and of a Batch."""
 
     circuit: Circuit
     decrypt: Sequence[int]
@@ -51,7 +93,13 @@ class Job:
     durable: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("clients", 1), ("worker_deaths", 0), ("ahead", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise BackendError(f"{name}={value!r} must be a whole number, at least {least}")
+        assert self.setup  # which refuses what no process can be told
+
+    @property
+    def setup(self) -> Setup:
+        names = [field.name for field in dataclasses.fields(Setup) if field.name != "several"]
+        return Setup(**{name: getattr(self, name) for name in names})
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.inputs, self.operands, self.ranges, self.folders.batch)

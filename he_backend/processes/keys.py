@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,24 @@ from he_backend.processes.folders import (
     read_manifest,
     verify_files,
 )
+from he_backend.processes.identity import known_batch
+from he_backend.processes.memory import peak_bytes
 from he_backend.processes.privacy import keep_private
-from he_backend.processes.store import storing
+from he_backend.processes.store import read_finished, storing
 from hesim.files import write_whole
 from hesim.params import CKKSParams
 
-__all__ = ["ensure_keys", "params_of"]
+__all__ = ["MadeKeys", "ensure_keys", "params_of"]
 
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class MadeKeys:
+    """What making keys took: seconds, and bytes at the peak; nothing if they were there."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
 
 
 def ensure_keys(
@@ -54,7 +65,7 @@ def ensure_keys(
     steps: Iterable[int],
     run: str = "",
     machine: str = "pyfhel",
-) -> float:
+) -> MadeKeys:
     """Make the keys of a run unless they are there already.
 
     Args:
@@ -65,10 +76,10 @@ def ensure_keys(
       machine: whose keys they are.
 
     Returns:
-      Seconds it took, 0 if the keys were there.
+      What it took.
 
     New keys are made only where a keys.json is gone. They cannot read what was computed under
-    others, so the work of earlier attempts is removed then, with a RunFolderWarning.
+    others, so the work at batches that are not finished is removed then, with a RunFolderWarning.
 
     Raises:
       BlobError: a key file is missing, truncated, altered, or of another pair.
@@ -80,11 +91,13 @@ def ensure_keys(
     wanted |= {"run": run, "machine": machine}
     if folders.key_manifest.exists() and folders.client_keys.exists():
         _verify(folders, wanted)
-        return 0.0
-    _warn_of_lost_work(folders)
+        return MadeKeys()
+    begun = [batch for batch in map(folders.of_batch, folders.batches) if not _done(batch, run)]
+    _warn_of_lost_work(folders, begun)
     folders.key_manifest.unlink(missing_ok=True)
     folders.client_keys.unlink(missing_ok=True)
-    folders.forget()
+    for batch in begun:
+        batch.forget()
     job = {
         **wanted,
         "keys": str(folders.keys),
@@ -102,7 +115,16 @@ def ensure_keys(
     )
     if done.returncode:
         raise _failure(done)
-    return float(read_manifest(folders.key_manifest)["seconds"])
+    made = read_manifest(folders.key_manifest)
+    return MadeKeys(float(made["seconds"]), int(made["peak"]))
+
+
+def _done(folders: Folders, run: str) -> bool:
+    """Whether a batch is finished, so that it needs no keys any more."""
+    with contextlib.suppress(RunFolderError):
+        name = known_batch(folders, run)
+        return bool(name) and read_finished(folders.journal, name) is not None
+    return False
 
 
 def _verify(folders: Folders, wanted: dict[str, Any]) -> None:
@@ -133,9 +155,12 @@ def _verify(folders: Folders, wanted: dict[str, Any]) -> None:
         )
 
 
-def _warn_of_lost_work(folders: Folders) -> None:
+def _warn_of_lost_work(folders: Folders, begun: Iterable[Folders]) -> None:
     """Say what new keys cost, if anything was computed under those whose keys.json is gone."""
-    tasks = max(_count(folders.journal, b'{"task":'), _count(folders.exchange, b'{"kind":'))
+    tasks = sum(
+        max(_count(batch.journal, b'{"task":'), _count(batch.exchange, b'{"kind":'))
+        for batch in begun
+    )
     if tasks:
         gone = [p for p in (folders.key_manifest, folders.client_keys) if not p.exists()]
         warnings.warn(
@@ -198,7 +223,7 @@ def _make(job: dict[str, Any]) -> None:
     files = _manifest(keys, _server_files(row, job["steps"]))
     held = {"run": job["run"], "files": _manifest(client, row.client_keys), "pair": files}
     found = {name: job[name] for name in ("run", "machine", "params", "steps")}
-    found |= {"files": files, "seconds": time.monotonic() - started}
+    found |= {"files": files, "seconds": time.monotonic() - started, "peak": peak_bytes()}
     for path, manifest in ((client / "keys.json", held), (keys / "keys.json", found)):
         with storing(path):
             write_whole(path, json.dumps(manifest, indent=1).encode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,36 @@ import numpy as np
 
 from he_backend.machines.table import find
 from he_backend.processes.folders import Folders, read_manifest, verify_files, verify_written
+from he_backend.processes.messages import receive
 from he_backend.processes.tasks import Schedule, plan
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.memory import ENCODED_AHEAD
 from hesim.circuit.plain.execute import Executor
 from hesim.circuit.sizes import available
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "Stopped"]
 
 _PLAIN_PART = 4
 """Of the memory that is free, workers keep encoded plaintexts in one part in so many at most."""
 
 
+class Stopped(Exception):
+    """The caller asked to stop."""
+
+
 class Prepared:
-    """A run on the server's side, up to its keys.
+    """A session on the server's side, up to its keys.
 
     Args:
       config: folders, digests of what the caller wrote there, the machine's name, ciphertexts to
-        decrypt, number of workers, seconds that a task should take; plain data.
+        decrypt, number of workers, seconds that a task should take, whether there will be several
+        batches; plain data.
 
     Attributes:
       folders: the server's. circuit: what is run. schedule: its tasks.
-      machine: computes, once `load_keys` was called. executor: on it, with the public operands.
+      machine: computes, once `load_keys` was called.
+      executor: on it, with the public operands of the batch at hand.
+      encoded: plaintexts that were encoded here since this was last set to 0.
 
     Raises:
       RunFolderError: a file is not the one that the caller wrote for this run.
@@ -45,28 +54,89 @@ class Prepared:
 
     def __init__(self, config: dict[str, Any]):
         self.folders = Folders(Path(config["run"]), Path(os.devnull))
-        digests = list(config["digests"])
-        verify_written([self.folders.circuit], digests[:1])
+        verify_written([self.folders.circuit], [config["circuit_digest"]])
         self.circuit = circuit = Circuit.load(self.folders.circuit)
-        paths = [self.folders.operands / f"{k}.npy" for k in range(circuit.operand_count)]
-        verify_written(paths, digests[1:])
-        operands = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
         kind = find(str(config.get("machine", "pyfhel"))).load()
         self.machine = kind.evaluator(circuit.params, circuit.slots, _levels(circuit))
         self.schedule: Schedule = plan(circuit, config["decrypt"], config["task_seconds"])
+        self.encoded = 0
+        self._components = circuit.components
+        self._several = bool(config.get("several", False))
+        self._room = available() // _PLAIN_PART
+        self._digests = list(config["operands"])
+        self._changed: set[int] = set()
         kept = available() // (_PLAIN_PART * int(config["workers"]))
+        operands = self._read(self._digests)
         self.executor = Executor(circuit, self.machine, operands, plain_bytes=kept)
 
-    def encode_until(self, control: socket.socket) -> None:
-        """Encode what is used first, until the caller has something to say, or enough is there."""
+    def size(self, i: int) -> int:
+        """Bytes of ciphertext i."""
+        return self.machine.cipher_size(int(self._components[i]), int(self.circuit.level[i]))
+
+    def encode_until(self, control: socket.socket) -> dict[str, Any]:
+        """Encode what is used first, until the caller has something to say, or enough is there; of
+        several batches, all that has room.
+
+        Returns:
+          What the caller has to say.
+
+        Raises:
+          Stopped: that is to stop.
+        """
+        heard: list[dict[str, Any]] = []
+
+        def hear() -> None:
+            header, _ = receive(control)
+            if header.get("type") == "stop":
+                raise Stopped
+            heard.append(header)
+
         with selectors.DefaultSelector() as selector:
             selector.register(control, selectors.EVENT_READ)
-            work = (t.instructions for t in self.schedule.tasks if not t.client)
-            self.executor.encode_ahead(
-                (i for instructions in work for i in instructions),
-                min(ENCODED_AHEAD, available() // _PLAIN_PART),
-                stop=lambda: bool(selector.select(0)),
-            )
+
+            def stop() -> bool:
+                if selector.select(0):
+                    hear()
+                return bool(heard) and not self._several
+
+            if self._several:
+                self._encode_once(stop)
+            else:
+                limit = min(ENCODED_AHEAD, self._room)
+                self.encoded += self.executor.encode_ahead(self._instructions(), limit, stop)
+        if not heard:
+            hear()
+        return heard[0]
+
+    def take(self, digests: Sequence[str]) -> None:
+        """Go on with the operands of another batch: what depends on those that are the same stays
+        encoded, or is encoded now for good. Others are left to the workers. Raises RunFolderError
+        as above.
+        """
+        changed = {k for k, digest in enumerate(digests) if digest != self._digests[k]}
+        if changed:
+            fresh = dict(zip(sorted(changed), self._read([digests[k] for k in sorted(changed)])))
+            held = enumerate(self.executor.operands)
+            self.executor.replace_operands([fresh.get(k, operand) for k, operand in held])
+            self._digests = list(digests)
+        if self._several and changed != self._changed:
+            self._changed = changed
+            self._encode_once(lambda: False)
+
+    def _encode_once(self, stop: Callable[[], bool]) -> None:
+        """Encode what has room and is not known to change from batch to batch, to stay."""
+        self.encoded += self.executor.encode_ahead(
+            self._instructions(), self._room, stop, stay=True, without=self._changed
+        )
+
+    def _read(self, digests: Sequence[str]) -> list[np.ndarray]:
+        paths = [self.folders.operand(digest) for digest in digests]
+        verify_written(paths, digests)
+        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+
+    def _instructions(self) -> Iterator[int]:
+        """What workers execute, in the order in which they will."""
+        return (i for task in self.schedule.tasks if not task.client for i in task.instructions)
 
     def load_keys(self) -> None:
         """Give the machine its keys. Raises BlobError if they are not those that were made."""

@@ -1,49 +1,57 @@
-"""An encrypted run from the caller's side: folders claimed, keys made, processes heard out.
+"""Encrypted batches from the caller's side: folders claimed, keys made, processes heard out.
 
-The calling process plays data owner and model owner. It evaluates public operands, hands clear
-inputs to the client through the client's folder, and never holds the secret key.
+The calling process plays data owner and model owner. It hands public operands to the server and
+clear inputs to the client through their folders, and never holds the secret key. Imports no JAX.
 """
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from he_backend.errors import RunFolderError
-from he_backend.processes.children import Processes, well_formed
+from he_backend.errors import BackendError, RunFolderError
+from he_backend.processes.children import Processes, missing_values, well_formed
 from he_backend.processes.folders import Folders
-from he_backend.processes.identity import claim
-from he_backend.processes.job import Job
-from he_backend.processes.keys import ensure_keys
+from he_backend.processes.identity import Claimed, ClaimedBatch, claim, claim_batch, known_batch
+from he_backend.processes.job import Batch, Job, Setup
+from he_backend.processes.keys import MadeKeys, ensure_keys
 from he_backend.processes.messages import Progress
-from he_backend.processes.store import read_values
+from he_backend.processes.store import note_finished, read_finished, read_values
 from he_backend.processes.temporary import temporary_folders
 from hesim.circuit.plain.execute import Spent
 from hesim.errors import FolderInUseError
 from hesim.files import alone_in
 
-__all__ = ["Job", "Result", "execute", "temporary_folders"]
+__all__ = ["Batch", "Job", "Result", "Session", "Setup", "execute", "temporary_folders"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out.
+    """What came out of a batch.
 
     Attributes:
       spent: counts and seconds by operation, earlier attempts included.
-      seconds: wall-clock of all attempts, keys excluded. key_seconds: making keys, this time.
-      peak_bytes: server, workers (beyond what they share with it) and clients, at their peaks.
+      seconds: wall-clock of all attempts, from ready processes to the last output.
+      start_seconds: wall-clock until the processes were ready, where this batch started them:
+        keys, plaintexts that are encoded beforehand.
+      key_seconds: making keys, this time.
+      peak_bytes: server, workers (beyond what they share with it) and clients, at their peaks in
+        this session so far; or of the process that made keys, with what ran beside it.
       tasks: in all. skipped: done by earlier attempts. replaced: workers that died.
       imported_jax: whether any process other than the caller had JAX loaded.
-      values: folder of the decrypted slot vectors. run: the run's name, to which they are bound.
+      values: folder of the decrypted slot vectors. run: the batch's name, to which they are bound.
     """
 
     spent: Spent
     seconds: float
+    start_seconds: float
     key_seconds: float
     peak_bytes: int
     tasks: int
@@ -64,63 +72,193 @@ class Result:
         return values
 
 
+class Session:
+    """Runs batch after batch of one Circuit under one set of keys; a context manager.
+
+    Processes start with the first batch that has something to do, and stay until the end, or until
+    a batch fails: the next one starts them anew, with the same keys. Public operands that are the
+    same as in the batch before stay encoded.
+
+    Args:
+      setup: what is the same for all batches.
+
+    Raises:
+      RunFolderError: the folders belong to another computation, are damaged, in use, or cannot be
+        written.
+    """
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self._held = contextlib.ExitStack()
+        self._processes: Processes | None = None
+        self._claimed: Claimed | None = None
+        self._written: dict[str, Path] = {}
+
+    def __enter__(self) -> Session:
+        setup = self.setup
+        with contextlib.ExitStack() as held:
+            held.enter_context(_alone(setup.folders))
+            self._claimed = claim(
+                setup.folders, setup.circuit, setup.decrypt, setup.task_seconds, setup.machine
+            )
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._held:
+            self._stop()
+            self._claimed = None
+
+    def done(self, name: str) -> bool:
+        """Whether the batch of this name is finished, its outputs decrypted and whole.
+
+        Raises:
+          RunFolderError: no batch can have this name.
+        """
+        folders = self.setup.folders.of_batch(name)
+        with contextlib.suppress(RunFolderError):
+            batch = known_batch(folders, self._entered().name)
+            return bool(batch) and self._finished(folders, batch) is not None
+        return False
+
+    def run(self, batch: Batch) -> Result:
+        """Run a batch, going on from what its folders hold of it; a finished one is read back.
+
+        Raises:
+          RunFolderError: its folders hold another batch, are damaged, or cannot be written.
+          BackendError: whatever the client, the server or a worker reports, with operation and
+            source.
+        """
+        name = self._entered().name
+        folders = self.setup.folders.of_batch(batch.name)
+        claimed = claim_batch(folders, name, batch.operands, batch.inputs, self._written)
+        self._written.update((digest, folders.operand(digest)) for digest in claimed.operands)
+        finished = self._finished(folders, claimed.name)
+        if finished is not None:
+            return _result(finished, folders, claimed, skipped=int(finished["tasks"]))
+        try:
+            started = time.monotonic()
+            made = self._start(claimed)
+            start_seconds = time.monotonic() - started
+            finished = self._evaluate(batch, claimed, made)
+        except BaseException:
+            self._stop()
+            raise
+        note_finished(folders.journal, claimed.name, finished)
+        taken = {"start_seconds": start_seconds, "key_seconds": made.seconds}
+        return _result({**finished, **taken}, folders, claimed, skipped=int(finished["skipped"]))
+
+    def forget(self, name: str) -> None:
+        """Remove what there is of a batch on either side: inputs, outputs, work in progress."""
+        folders = self.setup.folders.of_batch(name)
+        for folder in (folders.work, folders.own):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _entered(self) -> Claimed:
+        if self._claimed is None:
+            raise BackendError("the session is not open; enter it: with session as s: s.run(...)")
+        return self._claimed
+
+    def _finished(self, folders: Folders, name: str) -> dict[str, Any] | None:
+        """What was noted of a finished batch, if its outputs are there."""
+        found = read_finished(folders.journal, name)
+        return None if found is None or missing_values(folders, name, self.setup) else found
+
+    def _start(self, claimed: ClaimedBatch) -> MadeKeys:
+        """Have the processes run. What making keys took is returned."""
+        if self._processes is not None and not self._processes.alive:
+            self._stop()
+        if self._processes is not None:
+            return MadeKeys()
+        setup, circuit = self.setup, self.setup.circuit
+        _announce(setup)
+        self._processes = processes = Processes(setup, self._entered()).__enter__()
+        if setup.several or setup.workers > 1:  # who asks for one worker wants one core to work
+            processes.prepare(claimed.operands)
+        made = ensure_keys(
+            setup.folders,
+            circuit.params,
+            circuit.rotation_steps,
+            self._entered().name,
+            setup.machine,
+        )
+        processes.start(claimed.operands)
+        return made
+
+    def _evaluate(self, batch: Batch, claimed: ClaimedBatch, made: MadeKeys) -> dict[str, Any]:
+        processes = self._processes
+        assert processes is not None
+        processes.begin(batch, claimed)
+        finished = processes.listen()
+        with well_formed("server"):
+            spent = Spent.from_message(finished["spent"])
+            peak = int(finished["peak"]) + processes.client_peaks()
+            beside = made.peak_bytes + processes.peak_before if made.peak_bytes else 0
+            return {
+                "spent": spent.to_message(),
+                "seconds": float(finished["seconds"]),
+                "peak": max(peak, beside),
+                "tasks": int(finished["tasks"]),
+                "skipped": int(finished["skipped"]),
+                "replaced": int(finished["replaced"]),
+                "jax": processes.jax_loaded,
+            }
+
+    def _stop(self) -> None:
+        if self._processes is not None:
+            processes, self._processes = self._processes, None
+            processes.__exit__(None, None, None)
+
+
 def execute(job: Job) -> Result:
-    """Run `job`, resuming what its folders hold of the same computation.
+    """Run one batch, resuming what its folders hold of the same computation.
 
     Raises:
       RunFolderError: the folders belong to another computation, are damaged, or cannot be written.
       BackendError: whatever the client, the server or a worker reports, with operation and source.
     """
-    with _held(job.folders):
-        claimed = claim(
-            job.folders,
-            job.circuit,
-            job.operands,
-            job.inputs,
-            job.decrypt,
-            job.task_seconds,
-            job.machine,
-        )
-        _announce_keys(job)
-        with Processes(job, claimed) as processes:
-            if job.workers > 1:  # who asks for one wants one core to work
-                processes.prepare()
-            key_seconds = ensure_keys(
-                job.folders,
-                job.circuit.params,
-                job.circuit.rotation_steps,
-                claimed.name,
-                job.machine,
-            )
-            processes.start()
-            finished, jax_loaded = processes.listen()
-            peak = processes.stop_clients()
-    with well_formed("server"):
-        return Result(
-            spent=Spent.from_message(finished["spent"]),
-            seconds=float(finished["seconds"]),
-            key_seconds=key_seconds,
-            peak_bytes=peak + int(finished["peak"]),
-            tasks=int(finished["tasks"]),
-            skipped=int(finished["skipped"]),
-            replaced=int(finished["replaced"]),
-            imported_jax=jax_loaded,
-            values=job.folders.values,
-            run=claimed.name,
-        )
+    with Session(job.setup) as session:
+        return session.run(job.batch)
 
 
-def _announce_keys(job: Job) -> None:
-    """Say how many keys will be made, and how large they are, before making them."""
-    if job.progress is not None and not job.folders.client_keys.exists():
-        ledger = job.circuit.ledger
+def _result(
+    finished: dict[str, Any], folders: Folders, claimed: ClaimedBatch, skipped: int
+) -> Result:
+    return Result(
+        spent=Spent.from_message(finished["spent"]),
+        seconds=float(finished["seconds"]),
+        start_seconds=float(finished.get("start_seconds", 0.0)),
+        key_seconds=float(finished.get("key_seconds", 0.0)),
+        peak_bytes=int(finished["peak"]),
+        tasks=int(finished["tasks"]),
+        skipped=skipped,
+        replaced=int(finished["replaced"]),
+        imported_jax=bool(finished["jax"]),
+        values=folders.values,
+        run=claimed.name,
+    )
+
+
+def _announce(setup: Setup) -> None:
+    """Say what is made before anything is evaluated, and how large it is."""
+    if setup.progress is None:
+        return
+    ledger, said = setup.circuit.ledger, []
+    if not setup.folders.client_keys.exists():
         size = f"{ledger.key_bytes / 1e6:.0f} MB"
-        op = f"making {ledger.rotation_keys} rotation keys and the relinearization key, {size}"
-        job.progress(Progress(0.0, 1.0, 0, 0, 0.0, float("nan"), op))
+        said.append(
+            f"making {ledger.rotation_keys} rotation keys and the relinearization key, {size}"
+        )
+    if setup.several:
+        said.append(
+            f"encoding plaintexts once for all batches, {ledger.plaintext_bytes / 1e6:.0f} MB"
+        )
+    if said:
+        setup.progress(Progress(0.0, 1.0, 0, 0, 0.0, float("nan"), "; ".join(said)))
 
 
 @contextlib.contextmanager
-def _held(folders: Folders) -> Iterator[None]:
+def _alone(folders: Folders) -> Iterator[None]:
     """Hold both folders, so that two runs never share one."""
     with contextlib.ExitStack() as held:
         for folder in (folders.server, folders.client):

@@ -8,8 +8,10 @@ that lies under another's name, is taken for absent where it can be made again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -20,16 +22,18 @@ import numpy as np
 
 from he_backend.errors import BlobError, RunFolderError, StorageError
 from hesim.circuit.plain.execute import Spent
-from hesim.files import bound_digest, sweep, write_whole
+from hesim.files import bound_digest, replacing, sweep, write_whole
 
 __all__ = [
+    "ArrayFile",
     "Journal",
     "Store",
     "bound_line",
+    "note_finished",
+    "read_finished",
     "read_line",
     "read_values",
     "storing",
-    "write_array",
     "write_values",
 ]
 
@@ -64,12 +68,28 @@ def _room(path: Path) -> str:
     return f"{advice}. Finished tasks are kept in a run_dir: the same one goes on from there"
 
 
-def write_array(path: Path, values: np.ndarray) -> None:
-    """A float64 array as an .npy file, for its owner only. Raises StorageError."""
-    held = io.BytesIO()
-    np.save(held, np.asarray(values, np.float64))
-    with storing(path):
-        write_whole(path, held.getbuffer(), mode=0o600)
+class ArrayFile:
+    """A float64 array as the content of an .npy file.
+
+    Attributes:
+      digest: SHA-256 of it, in hex.
+    """
+
+    def __init__(self, values: np.ndarray):
+        array = np.asarray(values, np.float64, order="C")
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+        self._parts = (head.getbuffer(), array.reshape(-1).view(np.uint8).data)
+        total = hashlib.sha256()
+        for part in self._parts:
+            total.update(part)
+        self.digest = total.hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write it, for its owner only. Raises StorageError."""
+        with storing(path), replacing(path, mode=0o600) as file:
+            for part in self._parts:
+                file.write(part)
 
 
 def write_values(folder: Path, run: str, cipher: int, vector: np.ndarray) -> None:
@@ -207,6 +227,8 @@ class Journal:
         for line in whole.splitlines():
             try:
                 record = read_line(self.run, self.path.name, line)
+                if "finished" in record:
+                    continue
                 if "attempt" in record:
                     self.attempts += 1
                     self.seconds, latest = self.seconds + latest, 0.0
@@ -240,3 +262,29 @@ class Journal:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk, of which `finish` has told
             self._file.close()
+
+
+def note_finished(path: Path, run: str, record: dict[str, Any]) -> None:
+    """Say in a batch's journal that all its tasks are done and its outputs are decrypted.
+
+    Args:
+      path: of the journal, which nobody else writes to any more. run: name of the batch.
+      record: what `read_finished` is to return.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    line = bound_line(run, path.name, {"finished": record}).encode()
+    with storing(path), path.open("ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_finished(path: Path, run: str) -> dict[str, Any] | None:
+    """What `note_finished` noted; None if it did not, or the journal is gone or damaged there."""
+    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
+        last = path.read_bytes().removesuffix(b"\n").rpartition(b"\n")[2]
+        found = read_line(run, path.name, last).get("finished")
+        return found if isinstance(found, dict) else None
+    return None

@@ -17,11 +17,11 @@ from typing import Any
 
 from he_backend.errors import ProtocolError, to_message
 from he_backend.machines.cache import ByteCache
-from he_backend.processes.arena import Arena
 from he_backend.processes.memory import peak_bytes, resident_bytes, shared_bytes
 from he_backend.processes.messages import receive, send
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import Task
+from he_backend.processes.transit import Arena
 from hesim.circuit.costs.memory import KEPT_CIPHERTEXTS
 from hesim.circuit.plain.execute import Executor, Spent
 

@@ -19,7 +19,7 @@ from hesim.circuit import sizes
 from hesim.circuit.circuit import Circuit, Kind
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
+    from jaxtyping import Bool, Int
 
 __all__ = ["EncodedPlaintexts", "next_uses"]
 
@@ -37,11 +37,12 @@ class EncodedPlaintexts:
       repeated: whether the Circuit is run again and again: then what has room stays.
 
     Attributes:
-      held: bytes that are kept now.
+      held: bytes that are kept now until their next use.
+      encoded: vectors that were encoded so far.
     """
 
     def __init__(self, circuit: Circuit, limit: int | None = None, *, repeated: bool = False):
-        self.held = 0
+        self.held = self.encoded = 0
         self._repeated = repeated
         spare = circuit.spare_bytes
         self._most = sizes.available() if spare is None else spare
@@ -51,6 +52,7 @@ class EncodedPlaintexts:
         self._kept: dict[int, tuple[Any, int]] = {}  # with the place of the next use
         self._due: list[tuple[int, int]] = []
         self._ahead: dict[int, Any] = {}
+        self._staying: dict[int, Any] = {}
 
     def encode_ahead(
         self,
@@ -58,6 +60,8 @@ class EncodedPlaintexts:
         limit: int,
         encode: Callable[[int], Any],
         stop: Callable[[], bool],
+        *,
+        stay: bool = False,
     ) -> None:
         """Encode vectors before anything asks for them, each until its first use.
 
@@ -65,16 +69,27 @@ class EncodedPlaintexts:
           places: of operands, in `arg2`, in the order in which they will be used.
           limit: bytes of all together.
           encode: makes a plaintext, by its number. stop: whether to leave it at that.
+          stay: keep them for good instead, or until they are forgotten.
         """
-        size, limit = 0, min(limit, self._most)
+        kept = self._staying if stay else self._ahead
+        size, limit = sum(plain.nbytes for plain in kept.values()), min(limit, self._most)
         for place in places:
             p = int(self._plain[place])
-            if not self._vectors[p] or p in self._ahead:
+            if not self._vectors[p] or p in self._ahead or p in self._staying:
                 continue
             if size >= limit or stop():
                 return
-            self._ahead[p] = plain = encode(p)
+            kept[p] = plain = encode(p)
+            self.encoded += 1
             size += plain.nbytes
+
+    def forget(self, plaintexts: Bool[np.ndarray, " plaintexts"]) -> None:
+        """Forget those that these are, since what they encode has changed."""
+        for kept in (self._ahead, self._staying):
+            for p in [p for p in kept if plaintexts[p]]:
+                del kept[p]
+        for p in [p for p in self._kept if plaintexts[p]]:
+            self._forget(p)
 
     def get(self, place: int, encode: Callable[[], Any]) -> Any:
         """The plaintext of an operand.
@@ -83,11 +98,14 @@ class EncodedPlaintexts:
           place: of the operand, in `arg2`. encode: makes it, with its size as `nbytes`.
         """
         p, then = int(self._plain[place]), int(self._next[place])
+        staying = self._staying.get(p)
+        if staying is not None:
+            return staying
         plain, _ = self._kept.get(p, (None, -1))
         if self._repeated:
             return self._stays(p, encode) if plain is None else plain
         if plain is None:
-            plain = self._ahead.pop(p, None) or encode()
+            plain = self._ahead.pop(p, None) or self._counted(p, encode)
             if then >= 0 and self._has_room(plain.nbytes, place):
                 self.held += plain.nbytes
                 self._keep(p, plain, then)
@@ -98,11 +116,15 @@ class EncodedPlaintexts:
         return plain
 
     def _stays(self, p: int, encode: Callable[[], Any]) -> Any:
-        plain = encode()
+        plain = self._counted(p, encode)
         if self.held + plain.nbytes <= self._limit:
             self.held += plain.nbytes
             self._kept[p] = plain, -1
         return plain
+
+    def _counted(self, p: int, encode: Callable[[], Any]) -> Any:
+        self.encoded += int(self._vectors[p])
+        return encode()
 
     def _keep(self, p: int, plain: Any, then: int) -> None:
         self._kept[p] = plain, then

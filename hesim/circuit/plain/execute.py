@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,19 +41,23 @@ class Spent:
     Attributes:
       counts: operations by the ledger's names.
       seconds: CPU seconds by Program operation, -1 for inputs.
+      encoded: plaintext vectors that were encoded on the way.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[int] = field(default_factory=Counter)
+    encoded: int = 0
 
     def add(self, other: Spent) -> None:
+        self.encoded += other.encoded
         self.counts.update(other.counts)
         for op, seconds in other.seconds.items():
             self.seconds[op] += seconds  # type: ignore[assignment]
 
-    def to_message(self) -> dict[str, dict[str, float]]:
+    def to_message(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
+            "encoded": self.encoded,
             "counts": dict(self.counts),
             "seconds": {str(op): seconds for op, seconds in self.seconds.items()},
         }
@@ -61,7 +65,8 @@ class Spent:
     @classmethod
     def from_message(cls, message: dict) -> Spent:
         seconds = {int(op): float(s) for op, s in message["seconds"].items()}
-        return cls(Counter(message["counts"]), Counter(seconds))  # type: ignore[arg-type]
+        encoded = int(message.get("encoded", 0))
+        return cls(Counter(message["counts"]), Counter(seconds), encoded)  # type: ignore[arg-type]
 
 
 class Executor:
@@ -111,7 +116,7 @@ class Executor:
         order = [int(i) for i in instructions]
         groups = scalar_groups(self.circuit, order)
         last = self._last_uses(order) if keep is not None else {}
-        spent = Spent()
+        spent, before = Spent(), self._encoded.encoded
         done: set[int] = set()
         for i in order:
             started = time.thread_time()
@@ -134,18 +139,47 @@ class Executor:
                 for used in last.get(i, ()):
                     if not keep(used):
                         ciphers.pop(used, None)
+        spent.encoded = self._encoded.encoded - before
         return spent
 
     def encode_ahead(
-        self, instructions: Iterable[int], limit: int, stop: Callable[[], bool]
-    ) -> None:
+        self,
+        instructions: Iterable[int],
+        limit: int,
+        stop: Callable[[], bool],
+        *,
+        stay: bool = False,
+        without: Collection[int] = (),
+    ) -> int:
         """Encode plaintexts of `instructions` before they run, the first ones first: up to `limit`
         bytes, or until `stop`, which is asked before each.
+
+        stay: keep them for every later run, instead of until their first use.
+        without: public operands whose plaintexts are left out.
+
+        Returns:
+          How many were encoded.
         """
+        before, circuit = self._encoded.encoded, self.circuit
         kinds = (Kind.DOT_PLAIN, Kind.ADD_PLAIN)
-        parts = (self.circuit.args(i) for i in instructions if self.circuit.kind[i] in kinds)
-        places = (place for part in parts for place in range(part.start, part.stop))
-        self._encoded.encode_ahead(places, limit, self._encode, stop)
+        left = np.array([family.operand in without for family in circuit.packs], dtype=bool)
+        parts = (circuit.args(i) for i in instructions if circuit.kind[i] in kinds)
+        places: Iterable[int] = (place for part in parts for place in range(part.start, part.stop))
+        if left.any():
+            places = (p for p in places if not left[circuit.plain_pack[circuit.arg2[p]]])
+        self._encoded.encode_ahead(places, limit, self._encode, stop, stay=stay)
+        return self._encoded.encoded - before
+
+    def replace_operands(self, operands: Sequence[Float[np.ndarray, "..."]]) -> None:
+        """Go on with other values of the public operands, of the same shapes; what was encoded of
+        those that are not the same objects is forgotten.
+        """
+        pairs = zip(operands, self.operands, strict=True)
+        changed = np.array([new is not old for new, old in pairs] + [False])  # -1 is a literal
+        self.operands = operands
+        families = np.array([changed[family.operand] for family in self.circuit.packs], dtype=bool)
+        if families.any():
+            self._encoded.forget(families[self.circuit.plain_pack])
 
     def counts(self, i: int) -> dict[str, int]:
         """What instruction i spends, by the ledger's names."""

@@ -27,6 +27,7 @@ from he_backend.errors import (
 )
 from he_backend.processes import children
 from he_backend.processes.folders import Folders, clean_environment
+from he_backend.processes.keys import MadeKeys
 from he_backend.processes.session import Job, execute
 from he_backend.processes.store import Journal, bound_line, read_values, write_values
 from hesim.circuit.costs.table import CostTable
@@ -54,6 +55,13 @@ def assert_right(job, result, operand=None):
 
 def changed(job, **changes):
     return dataclasses.replace(job, **changes)
+
+
+def reopen(job):
+    """As if the run had been killed before it noted that it is finished."""
+    lines = job.folders.journal.read_bytes().splitlines(keepends=True)
+    assert b"finished" in lines[-1]
+    job.folders.journal.write_bytes(b"".join(lines[:-1]))
 
 
 def test_a_client_folder_serves_one_run_only(job, tmp_path):
@@ -94,6 +102,7 @@ def test_a_client_folder_of_a_removed_run_is_used_again(job, tmp_path):
 def test_a_lost_identity_is_named_and_nothing_is_lost(job, side):
     """Without a run.json nobody knows what journal and keys belong to."""
     execute(job)
+    reopen(job)
     gone = getattr(job.folders, side) / "run.json"
     kept = gone.read_bytes()
     gone.unlink()
@@ -104,13 +113,14 @@ def test_a_lost_identity_is_named_and_nothing_is_lost(job, side):
     assert again.skipped == again.tasks and again.key_seconds == 0
 
 
-@pytest.mark.parametrize("name", ["circuit.npz", "operands/0.npy", "inputs/0.npy"])
+@pytest.mark.parametrize("name", ["circuit", "operands", "inputs"])
 @pytest.mark.parametrize("how", ["delete", "truncate", "alter"])
 def test_damaged_job_files_are_written_anew(job, name, how):
     execute(job)
     job.folders.journal.write_bytes(b"{}")
-    folder = job.folders.client if name.startswith("inputs") else job.folders.server
-    damage(folder / name, how)
+    found = getattr(job.folders, name)
+    (path,) = found.glob("*.npy") if found.is_dir() else [found]
+    damage(path, how)
     with pytest.warns(RunFolderWarning, match="tasks that were finished run again"):
         result = execute(job)
     assert_right(job, result)
@@ -131,6 +141,9 @@ def test_damaged_values_are_decrypted_again(job, how):
 def test_damaged_client_keys_are_named_and_can_be_made_again(job, name, how):
     execute(job)
     damage(job.folders.client / name, how)
+    finished = execute(job)
+    assert finished.skipped == finished.tasks, "it needs no keys any more"
+    reopen(job)
     with pytest.raises(BlobError, match=f"{name} .*remove .*keys.json"):
         execute(job)
     job.folders.client_keys.unlink()
@@ -142,6 +155,7 @@ def test_damaged_client_keys_are_named_and_can_be_made_again(job, name, how):
 
 def test_new_keys_discard_what_was_computed_under_the_old_ones(job):
     execute(job)
+    reopen(job)
     job.folders.key_manifest.unlink()
     with pytest.warns(RunFolderWarning, match=f"{job.folders.key_manifest} is gone"):
         result = execute(job)
@@ -160,6 +174,7 @@ def test_files_of_another_run_are_not_used(job, tmp_path):
     result = execute(job)
     assert result.skipped == 0 and result.key_seconds == 0
     assert_right(job, result)
+    reopen(job)
     for side, names in (("server", _KEYS), ("client", ("secret.key", "public.key", "keys.json"))):
         for name in names:
             place = getattr(job.folders, side) / name
@@ -178,9 +193,12 @@ def test_files_of_another_run_are_not_used(job, tmp_path):
 def test_damaged_json_says_which_file_and_what_to_do(job):
     """Bytes that are no JSON, JSON of another shape, and one digit."""
     execute(job)
+    reopen(job)
     for path in (
         job.folders.identity,
         job.folders.client_identity,
+        job.folders.batch_identity,
+        job.folders.own_identity,
         job.folders.key_manifest,
         job.folders.client_keys,
     ):
@@ -305,7 +323,7 @@ def test_a_failing_process_leaves_its_last_words(gone, job, monkeypatch):
     monkeypatch.setattr(
         "he_backend.processes.children.module_command", lambda *_: [sys.executable, "-c", "1/0"]
     )
-    monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: 0.0)
+    monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: MadeKeys())
     with pytest.raises(BackendError, match="server process ended .*ZeroDivisionError"):
         execute(job)
 
@@ -334,7 +352,7 @@ def test_a_server_that_says_something_else_is_named(job, monkeypatch, message):
     code = _ODD_SERVER % json.dumps(message)
     monkeypatch.setattr(children, "module_command", lambda *_: [sys.executable, "-c", code])
     monkeypatch.setattr(children, "_STOP_SECONDS", 0.1)
-    monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: 0.0)
+    monkeypatch.setattr("he_backend.processes.session.ensure_keys", lambda *_: MadeKeys())
     with pytest.raises(ProtocolError, match="the server process sent a message"):
         execute(job)
 
@@ -349,7 +367,7 @@ def test_a_killed_process_is_said_to_be_killed(job):
 
 
 def test_idle_workers_that_die_count_too(job, monkeypatch):
-    """Killed and buried before a client connects, hence before there is any task."""
+    """Killed and buried before the clients are ready, hence before there is any task."""
     whole = children.Processes._tell
     killed = []
 
@@ -361,7 +379,7 @@ def test_idle_workers_that_die_count_too(job, monkeypatch):
         return True
 
     def tell(self, link, header):
-        if header.get("type") == "connect":
+        if header.get("type") == "begin":
             killed.extend(pid for k, pid in self.pids.items() if k.startswith("worker"))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_backend.processes.server import unserved
+from he_backend.processes.pending import unserved
 from he_backend.processes.tasks import plan, predicted_seconds
 from hesim.circuit.circuit import Kind
 

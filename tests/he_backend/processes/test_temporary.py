@@ -18,6 +18,7 @@ import sys, time
 from he_backend.processes.temporary import temporary_folders
 with temporary_folders(None, None) as folders:
     folders.secret_key.write_bytes(b"secret")
+    folders.make_batch()
     (folders.inputs / "0.npy").write_bytes(b"plain")
     print(folders.client, flush=True)
     time.sleep(60)
@@ -87,7 +88,7 @@ def test_a_caller_killed_in_a_run_leaves_no_secret(tmp_path, draft, when):
         for line in caller.stdout:
             if line.startswith(when):
                 break
-        assert list(place.glob("he-run-*/run.client/inputs/0.npy"))
+        assert list(place.glob("he-run-*/run.client/batches/0/inputs/0.npy"))
         caller.kill()
         caller.wait()
         assert gone(place)

@@ -9,9 +9,9 @@ import pytest
 
 from he_backend.errors import RunFolderError
 from he_backend.machines.slots import SlotsMachine
-from he_backend.processes.arena import Arena
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import plan
+from he_backend.processes.transit import Arena
 from he_backend.processes.worker import TaskRunner
 from hesim.circuit.plain.execute import Executor
 
