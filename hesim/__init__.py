@@ -30,9 +30,11 @@ _HOMES = {
     "TooLargeError": "hesim.errors",
     "TraceError": "hesim.errors",
     "ValueOverflowError": "hesim.errors",
+    "Approximated": "hesim.approximating.approximated",
     "KEY_HOLDER": "hesim.circuit.refresher",
     "Refresher": "hesim.circuit.refresher",
     "WorstInput": "hesim.worst_input",
+    "approximate": "hesim.approximating.approximate",
     "bootstrap": "hesim.circuit.refresher",
     "bundle": "hesim.bundle",
     "calibrate": "hesim.calibrate",
@@ -49,6 +51,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Approximated",
     "ArgumentError",
     "KEY_HOLDER",
     "BootstrapLaw",
@@ -72,6 +75,7 @@ __all__ = [
     "TraceError",
     "ValueOverflowError",
     "WorstInput",
+    "approximate",
     "bootstrap",
     "bundle",
     "calibrate",
@@ -88,6 +92,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hesim.approximating.approximate import approximate
+    from hesim.approximating.approximated import Approximated
     from hesim.bundle import bundle
     from hesim.bundles.bundle import Bundle
     from hesim.bundles.storage import load, save

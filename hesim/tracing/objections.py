@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hesim.program import Literal, Var
     from hesim.source import Source
 
-__all__ = ["obstacle"]
+__all__ = ["objection", "obstacle"]
 
 Objection = tuple[str, str]
 """(reason, what to use instead)."""
@@ -123,7 +123,7 @@ def obstacle(
       trail: stack frames around it, innermost first: what library function it lies in decides what
         to use instead.
     """
-    found = _objection(eqn, [v.encrypted for v in operands])
+    found = objection(eqn, [v.encrypted for v in operands])
     if found is None:
         return None
     name = eqn.primitive.name
@@ -133,7 +133,7 @@ def obstacle(
     return Obstacle(name, source, *found, layer_of(trail))
 
 
-def _objection(eqn: Any, secret: Sequence[bool]) -> Objection | None:
+def objection(eqn: Any, secret: Sequence[bool]) -> Objection | None:
     """None for an operation that can be computed."""
     name = eqn.primitive.name
     found = _of_operands(eqn, secret)

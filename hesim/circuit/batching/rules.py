@@ -74,7 +74,7 @@ def reduced(program: Program, eqn: Equation, axes: Axes, size: int) -> list[int 
         return [None]
     if axis in eqn.params["axes"]:
         raise Mixed
-    return [axis - sum(a < axis for a in eqn.params["axes"])]
+    return [axis - sum(int(a < axis) for a in eqn.params["axes"])]
 
 
 def cumulated(program: Program, eqn: Equation, axes: Axes, size: int) -> list[int | None]:
