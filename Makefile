@@ -153,3 +153,4 @@ lock:
 	$(LOCK) --extra dev -o requirements/dev.lock pyproject.toml requirements/build.in
 	$(LOCK) -c requirements/dev.lock -o requirements/build.lock requirements/build.in
 	$(LOCK) -c requirements/dev.lock --extra docs -o requirements/docs.lock pyproject.toml
+	$(LOCK) -c requirements/dev.lock -o requirements/evaluate.lock requirements/evaluate.in

@@ -12,10 +12,15 @@ from hesim.lazy import attach
 _HOMES = {
     "BackendError": "he_backend.errors",
     "BlobError": "he_backend.errors",
+    "BundleSession": "he_backend.bundled",
     "CircuitError": "he_backend.errors",
     "ClientRefusedError": "he_backend.errors",
+    "Connection": "he_backend.owners.connecting",
     "DomainError": "he_backend.errors",
     "EncodeError": "he_backend.errors",
+    "Evaluator": "he_backend.owners.evaluator",
+    "EvaluatorGoneError": "he_backend.errors",
+    "EvaluatorRefusedError": "he_backend.errors",
     "LedgerMismatchError": "he_backend.errors",
     "MissingRotationKey": "he_backend.errors",
     "OpRecord": "he_backend.report.report",
@@ -27,16 +32,22 @@ _HOMES = {
     "StorageError": "he_backend.errors",
     "ValueRangeError": "he_backend.errors",
     "WorkerDied": "he_backend.errors",
+    "connect": "he_backend.owners.connecting",
     "run": "he_backend.run",
 }
 
 __all__ = [
     "BackendError",
     "BlobError",
+    "BundleSession",
     "CircuitError",
     "ClientRefusedError",
+    "Connection",
     "DomainError",
     "EncodeError",
+    "Evaluator",
+    "EvaluatorGoneError",
+    "EvaluatorRefusedError",
     "LedgerMismatchError",
     "MissingRotationKey",
     "OpRecord",
@@ -48,10 +59,12 @@ __all__ = [
     "StorageError",
     "ValueRangeError",
     "WorkerDied",
+    "connect",
     "run",
 ]
 
 if TYPE_CHECKING:
+    from he_backend.bundled import BundleSession
     from he_backend.errors import (
         BackendError,
         BlobError,
@@ -59,6 +72,8 @@ if TYPE_CHECKING:
         ClientRefusedError,
         DomainError,
         EncodeError,
+        EvaluatorGoneError,
+        EvaluatorRefusedError,
         LedgerMismatchError,
         MissingRotationKey,
         ProtocolError,
@@ -68,6 +83,8 @@ if TYPE_CHECKING:
         ValueRangeError,
         WorkerDied,
     )
+    from he_backend.owners.connecting import Connection, connect
+    from he_backend.owners.evaluator import Evaluator
     from he_backend.processes.messages import Progress
     from he_backend.report.report import OpRecord, Report
     from he_backend.run import run

@@ -21,6 +21,8 @@ __all__ = [
     "ClientRefusedError",
     "DomainError",
     "EncodeError",
+    "EvaluatorGoneError",
+    "EvaluatorRefusedError",
     "LedgerMismatchError",
     "MissingRotationKey",
     "PeerGoneError",
@@ -81,6 +83,26 @@ class ClientRefusedError(BackendError):
 
 class ClientGoneError(ClientRefusedError):
     """A client's process ended, or closed its link, in the middle of the exchange."""
+
+
+class EvaluatorGoneError(BackendError, ConnectionError):
+    """The evaluator of another owner does not answer, or went away in the middle of a batch.
+
+    Examples:
+      >>> import he_backend
+      >>> issubclass(he_backend.EvaluatorGoneError, ConnectionError)  # the same command goes on
+      True
+    """
+
+
+class EvaluatorRefusedError(BackendError, PermissionError):
+    """The evaluator of another owner refuses a key holder, and does not say why.
+
+    Examples:
+      >>> import he_backend
+      >>> issubclass(he_backend.EvaluatorRefusedError, PermissionError)  # its own log says why
+      True
+    """
 
 
 class WorkerDied(BackendError):

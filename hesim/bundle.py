@@ -23,6 +23,9 @@ from hesim.program import Equation, Literal, Program, Var, wide_array
 
 __all__ = ["bundle"]
 
+_SLACK = 2.0**-10
+"""By which ranges are wider at least: values carry noise."""
+
 
 def bundle(
     circuit: Circuit,
@@ -41,10 +44,10 @@ def bundle(
       args: as the traced function's. The encrypted ones are an example of what will be encrypted;
         `jax.ShapeDtypeStruct` in their place gives none.
       open: numbers of public arguments to leave open, such as a padding mask.
-      examples: more such tuples of arguments. A call refuses values that leave the ranges met in
-        all examples, and so does the key holder at each refresh and decryption: encrypted, nobody
-        would see that they leave the domain of a polynomial.
-      margin: part of their span, and of their magnitude, by which the ranges are widened.
+      examples: more such tuples of arguments. A call refuses values that leave the range met in
+        all examples: encrypted, nobody would see that they leave the domain of a polynomial. At
+        each refresh and decryption the key holder refuses values of larger magnitude than met.
+      margin: part of their span, and of their magnitude, by which these are widened.
 
     Returns:
       A Bundle, for `hesim.save`.
@@ -315,10 +318,12 @@ def _ranges(
         inputs = [values[k] for k in secret]
         for c, bound in slot_ranges(found.circuit, inputs, operands).items():
             bounds.setdefault(c, []).append(bound)
-    return {c: _widened(those, margin) for c, those in sorted(bounds.items())}
+    largest = {c: max(max(map(abs, bound)) for bound in those) for c, those in bounds.items()}
+    most = {c: (1 + margin) * x + _SLACK for c, x in sorted(largest.items())}
+    return {c: (-x, x) for c, x in most.items()}  # what wraps around the modulus is large
 
 
 def _widened(bounds: Sequence[tuple[float, float]], margin: float) -> tuple[float, float]:
     low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
-    more = margin * max(high - low, abs(high), abs(low)) + 2.0**-10
+    more = margin * max(high - low, abs(high), abs(low)) + _SLACK
     return low - more, high + more

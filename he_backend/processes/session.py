@@ -172,7 +172,7 @@ class Session:
             return MadeKeys()
         setup, circuit = self.setup, self.setup.circuit
         _announce(setup)
-        self._processes = processes = Processes(setup, self._entered()).__enter__()
+        self._processes = processes = self._new_processes().__enter__()
         if setup.several or setup.workers > 1:  # who asks for one worker wants one core to work
             processes.prepare(claimed.operands)
         made = ensure_keys(
@@ -184,6 +184,10 @@ class Session:
         )
         processes.start(claimed.operands)
         return made
+
+    def _new_processes(self) -> Processes:
+        """Those of this session, not yet started."""
+        return Processes(self.setup, self._entered())
 
     def _evaluate(self, batch: Batch, claimed: ClaimedBatch, made: MadeKeys) -> dict[str, Any]:
         processes = self._processes

@@ -59,7 +59,7 @@ class Bundle:
       opened: how open operands are made.
       result: structure of the result, whose leaves are numbers.
       publics: by number, the arrays of the result that are public, of any shape.
-      ranges: smallest and largest slot value that a decrypted ciphertext may have, by its number.
+      ranges: smallest and largest slot value that a decrypted ciphertext may have, by number.
       versions: of this package and of libraries, where it was made.
       whole: of a key holder's part, the digest of the Bundle that it is a part of; else empty.
 

@@ -11,7 +11,16 @@ from typing import Any
 
 from hesim.errors import BundleError
 
-__all__ = ["Structure", "checked", "filled", "leaves_of", "numbers", "pruned", "renumbered"]
+__all__ = [
+    "Structure",
+    "checked",
+    "filled",
+    "leaves_of",
+    "names",
+    "numbers",
+    "pruned",
+    "renumbered",
+]
 
 Structure = Any
 """int, None, or a dict of one entry, as JSON has it."""
@@ -27,6 +36,17 @@ def numbers(structure: Structure) -> Iterator[int]:
     elif structure is not None:
         for _, child in _children(structure):
             yield from numbers(child)
+
+
+def names(structure: Structure, alone: str) -> dict[int, str]:
+    """A name for each leaf: its keys and places, with dots between; `alone` if it has none."""
+    if isinstance(structure, int):
+        return {structure: alone}
+    found = {}
+    for key, child in () if structure is None else _children(structure):
+        inner = names(child, "")
+        found |= {leaf: f"{key}.{name}" if name else str(key) for leaf, name in inner.items()}
+    return found
 
 
 def filled(structure: Structure, leaves: Sequence[Any] | Mapping[int, Any]) -> Any:

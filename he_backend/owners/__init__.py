@@ -1,0 +1,1 @@
+"""Two owners: an evaluator with the model, and a key holder with the data, on one host or two."""

@@ -1,0 +1,91 @@
+"""Bundles run by one caller: what a run of the program gives, in a process that has no JAX."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import he_backend
+import hesim
+from he_backend.errors import BackendError, RunFolderError, ValueRangeError
+from he_backend.processes.folders import clean_environment
+from hesim.bundles.bundle import Bundle
+
+X = np.random.default_rng(4).uniform(-1, 1, (2, 8))
+W = np.linspace(0.5, 1.5, 8)
+MASK = np.array([1.0, 0.0])
+
+
+def exact(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return (x * W) ** 2 * mask[:, None]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        params = hesim.CKKSParams(10, 2, 40, 50, 60, security=None)
+    fn = lambda x, w, mask: [hesim.refresh((x * w) ** 2) * mask[:, None]]
+    program = hesim.trace(fn, X, W, MASK, encrypted=0)
+    return hesim.bundle(hesim.compile(program, params), X, W, MASK, open=2)
+
+
+@pytest.mark.parametrize("backend", ["slots", "pyfhel"])
+def test_batches_under_one_set_of_keys(bundle, backend, tmp_path):
+    seen = []
+    options = {"backend": backend, "workers": 1, "clients": 1, "progress": seen.append}
+    with he_backend.BundleSession(bundle, run_dir=tmp_path / "run", **options) as session:
+        for mask in (MASK, 1 - MASK):
+            (found,) = session.run(X, mask)
+            np.testing.assert_allclose(found, exact(X, mask), atol=1e-6)
+        with pytest.raises(ValueRangeError, match="examples lay"):
+            session.run(3 * X, MASK)
+    if backend == "pyfhel":
+        before = len(seen)
+        with he_backend.BundleSession(bundle, run_dir=tmp_path / "run", **options) as session:
+            (again,) = session.run(X, MASK)
+            np.testing.assert_allclose(again, exact(X, MASK), atol=1e-6)
+            assert len(seen) == before, "it was read back"
+            with pytest.raises(RunFolderError, match="another name"):
+                session.run(X / 2, MASK, name="0")
+
+
+def test_a_part_is_not_run(bundle):
+    with pytest.raises(BackendError, match="he_backend.connect"):
+        he_backend.BundleSession(bundle.for_key_holder())
+
+
+def test_nothing_but_numpy_and_the_machines_library_is_needed(bundle, tmp_path):
+    """As in an environment that has nothing else."""
+    hesim.save(bundle, tmp_path / "bundle")
+    np.save(tmp_path / "x.npy", X)
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in ALLOWED:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+ALLOWED = {"numpy", "Pyfhel", "hesim", "he_backend", "approx"}
+sys.meta_path.insert(0, Absent())
+import numpy as np, he_backend, hesim
+bundle = hesim.load("bundle")
+with he_backend.BundleSession(bundle, workers=1, clients=1) as session:
+    np.save("found.npy", session.run(np.load("x.npy"), np.array([1.0, 0.0]))[0])
+"""
+    environment = {**clean_environment(), "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(Path(tmp_path, "found.npy")), exact(X, MASK), atol=1e-6)
