@@ -29,11 +29,13 @@ _HOMES = {
     "Report": "he_backend.report.report",
     "RunFolderError": "he_backend.errors",
     "RunFolderWarning": "he_backend.errors",
+    "Session": "he_backend.sessions",
     "StorageError": "he_backend.errors",
     "ValueRangeError": "he_backend.errors",
     "WorkerDied": "he_backend.errors",
     "connect": "he_backend.owners.connecting",
     "run": "he_backend.run",
+    "session": "he_backend.sessions",
 }
 
 __all__ = [
@@ -56,11 +58,13 @@ __all__ = [
     "Report",
     "RunFolderError",
     "RunFolderWarning",
+    "Session",
     "StorageError",
     "ValueRangeError",
     "WorkerDied",
     "connect",
     "run",
+    "session",
 ]
 
 if TYPE_CHECKING:
@@ -88,5 +92,6 @@ if TYPE_CHECKING:
     from he_backend.processes.messages import Progress
     from he_backend.report.report import OpRecord, Report
     from he_backend.run import run
+    from he_backend.sessions import Session, session
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

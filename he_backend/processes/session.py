@@ -143,6 +143,8 @@ class Session:
             finished = self._evaluate(batch, claimed, made)
         except BaseException:
             self._stop()
+            if not self.setup.durable:
+                self.forget(batch.name)
             raise
         note_finished(folders.journal, claimed.name, finished)
         taken = {"start_seconds": start_seconds, "key_seconds": made.seconds}

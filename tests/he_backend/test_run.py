@@ -159,20 +159,20 @@ def test_all_that_is_decrypted_has_a_range(params, monkeypatch):
     circuit = hesim.compile(program, hesim.CKKSParams(11, 2, 40, 50, 60, security=None))
     jobs = []
 
-    def note(job):
-        jobs.append(job)
+    def note(session, batch):
+        jobs.append((session.setup.decrypt, batch.ranges))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("he_backend.processes.session.execute", note)
+    monkeypatch.setattr("he_backend.processes.session.Session.run", note)
     with pytest.raises(KeyboardInterrupt):
         he_backend.run(program, x, w, circuit=circuit, compare=True)
-    (job,) = jobs
+    ((decrypt, ranges),) = jobs
     refreshes = np.flatnonzero(circuit.kind == Kind.REFRESH)
     refreshed = {int(circuit.arg[circuit.arg_ptr[i]]) for i in refreshes}
     sampled = {int(c) for tap in circuit.taps for c in tap.ciphers}
-    assert refreshed and sampled - refreshed and sampled <= set(job.decrypt)
-    assert refreshed.union(job.decrypt) <= set(job.ranges)
-    assert all(-100 < low < high < 100 for low, high in job.ranges.values())
+    assert refreshed and sampled - refreshed and sampled <= set(decrypt)
+    assert refreshed.union(decrypt) <= set(ranges)
+    assert all(-100 < low < high < 100 for low, high in ranges.values())
 
 
 def test_resume_through_run(traced, tmp_path):

@@ -1,0 +1,516 @@
+"""`session`: batch after batch of one Program under one set of keys, each with its report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax import tree_util
+
+from he_backend import evaluating
+from he_backend.errors import BackendError
+from he_backend.evaluating import Outcome
+from he_backend.machines.table import DEFAULT_MACHINE, find
+from he_backend.processes import session as processes
+from he_backend.processes.folders import Folders
+from he_backend.processes.messages import Progress
+from he_backend.processes.tasks import plan
+from he_backend.report import twin
+from he_backend.report.compare import Vectors, op_records
+from he_backend.report.phases import Phases
+from he_backend.report.report import Report, Subject
+from he_backend.room import with_room
+from hesim.circuit.aims.aim import Aim
+from hesim.circuit.circuit import Circuit
+from hesim.circuit.costs.memory import run_bytes
+from hesim.params import CKKSParams
+from hesim.program import Program, need_program
+from hesim.progress import Reporter, reporting
+
+if TYPE_CHECKING:
+    from hesim.calibrate import Calibration
+
+__all__ = ["Options", "Session", "check_params", "compiled", "session"]
+
+_SIMULATED = 2
+"""Keys under which a comparing run simulates values; errors are predicted under all of `keys`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How batches are run; the arguments of `session` by the same names.
+
+    Raises:
+      BackendError: one of them is out of range.
+    """
+
+    backend: str = DEFAULT_MACHINE
+    compare: bool = False
+    workers: int = 2
+    clients: int = 2
+    worker_deaths: int = 3
+    progress: bool | Callable[[Progress], None] | None = None
+    ranges: Mapping[int, tuple[float, float]] | None = None
+    outside: str = "error"
+    keys: int = 32
+    sampled: int = 32
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        find(self.backend)
+        if self.outside not in ("error", "warn"):
+            raise BackendError(f"outside={self.outside!r} must be 'error' or 'warn'")
+        least = {"workers": 1, "clients": 1, "worker_deaths": 0, "keys": 1, "sampled": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise BackendError(f"{name}={value!r} must be a whole number, at least {low}")
+
+    @property
+    def encrypts(self) -> bool:
+        return find(self.backend).encrypts
+
+
+class Session:
+    """Runs batches of one Program; a context manager, from `he_backend.session`.
+
+    Args:
+      program, circuit: what is run. options: how; see `session` for them and for the folders.
+      run_dir, client_dir: where keys and batches are left and found; temporary by default.
+      several: whether more batches than one are to be expected, so that it pays to encode all
+        plaintexts that have room before the first one.
+
+    Attributes:
+      program, circuit, options: as above.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> circuit = hesim.compile(hesim.trace(lambda x: x * x, np.ones(2)), params)
+      >>> with he_backend.session(circuit, backend="slots") as session:
+      ...     session.run(np.array([0.5, 2.0])).outputs
+      array([0.25, 4.  ])
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        circuit: Circuit,
+        options: Options,
+        run_dir: str | os.PathLike | None = None,
+        client_dir: str | os.PathLike | None = None,
+        *,
+        several: bool = True,
+    ):
+        _check_circuit(program, circuit)
+        _check_refresher(circuit, options)
+        self.program, self.circuit, self.options = program, circuit, options
+        self._where = run_dir, client_dir
+        self._several = several
+        self._count = 0
+        self._told: Callable[[Progress], None] = lambda p: None
+        self._exits = contextlib.ExitStack()
+        self._encrypted: processes.Session | None = None
+
+    def __enter__(self) -> Session:
+        """Hold the folders, if they are not temporary: nobody else uses them until the end."""
+        if self.options.encrypts and self._where[0] is not None and self._several:
+            self._open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._encrypted = None
+        self._exits.close()
+
+    def done(self, batch: int | str) -> bool:
+        """Whether the batch of this name, or number, is finished in the run folder, so that `run`
+        with the same arguments reads it back. Never without a folder, or where nothing is
+        encrypted.
+        """
+        if not self.options.encrypts or self._where[0] is None:
+            return False
+        return self._open().done(str(batch))
+
+    def forget(self, batch: int | str) -> None:
+        """Remove what the run folder and the client's folder hold of a batch."""
+        if self.options.encrypts and self._where[0] is not None:
+            self._open().forget(str(batch))
+
+    def run(self, *args: Any, batch: int | str | None = None) -> Report:
+        """Run the Program on a batch of arguments, and report as `he_backend.run` does.
+
+        Args:
+          args: of the Program; encrypted and public ones may differ from batch to batch.
+          batch: its name: digits for a number, otherwise letters, digits, "_", "-" and ".". By
+            default batches are numbered from 0 in the order of the calls.
+
+        Raises:
+          RunFolderError: the run folder holds a batch of this name with other arguments.
+          Others as `he_backend.run` does.
+        """
+        with reporting(self.options.progress) as shown:
+            return self.report(args, batch, Phases(shown))
+
+    def report(
+        self,
+        args: Sequence[Any],
+        batch: int | str | None,
+        reporter: Phases,
+        aim: Aim | None = None,
+    ) -> Report:
+        """What `run` does, its phases told to `reporter`.
+
+        aim: what the Circuit was planned for, if nothing has been run yet and it may be planned
+          anew where a level does not hold the values.
+        """
+        reporter.phase("evaluating the exact twin")
+        exact = twin.evaluate(self.program, args, keep_ops=self.options.compare)
+        self._check_values(exact)
+        for message in exact.outside:
+            warnings.warn(str(message), stacklevel=3)
+        self._told = _told(self.options.progress, reporter)
+        attempt = self._checked if self.options.encrypts else self._in_the_clear
+        self.circuit, found = with_room(
+            *(self.program, self.circuit, aim, args, exact.inputs),
+            lambda circuit: attempt(circuit, args, exact, reporter),
+            reporter.phase,
+        )
+        if isinstance(found, Outcome):
+            outcome = found
+        else:
+            name = str(self._count if batch is None else batch)
+            outcome = self._in_processes(args, exact, found, name)
+        evaluating.check_ledger(self.circuit, outcome.spent)
+        prediction = None
+        if self.options.compare:
+            reporter.phase(f"predicting the error under {self.options.keys} keys")
+            among = outcome.vectors if self.options.sampled else None
+            prediction = self._predicted(args, self.options.keys, among)
+            reporter.phase("comparing")
+        self._count += batch is None
+        return self._report(args, exact, outcome, prediction, reporter)
+
+    # Before anything is encrypted
+
+    def _check_values(self, exact: twin.Exact) -> None:
+        """Raises what is known to go wrong before anything runs: values outside of a polynomial's
+        domain, unlike those of the calibration, or too large for the modulus. The first two are
+        only noted in `exact.outside` if `outside` is "warn".
+        """
+        options = self.options
+        if exact.outside and options.outside == "error":
+            raise exact.outside[0]
+        if options.calibration is not None:
+            options.calibration.check(self.circuit.params, self.circuit)
+            exact.outside.extend(twin.unlike(self.program, exact, options.calibration))
+            if exact.outside and options.outside == "error":
+                raise exact.outside[0]
+
+    def _operands(self, circuit: Circuit, args: Sequence[Any]) -> list[np.ndarray]:
+        """The public operands, in the order of this Circuit."""
+        return circuit.publics.evaluate(self.program.flatten(args))
+
+    def _decrypt(self, circuit: Circuit) -> list[int]:
+        return evaluating.decrypted(circuit, self.options.sampled if self.options.compare else 0)
+
+    def _checked(
+        self, circuit: Circuit, args: Sequence[Any], exact: twin.Exact, reporter: Reporter
+    ) -> dict[int, tuple[float, float]]:
+        """Ranges of what the client will see, unless a value overflows somewhere. A server cannot
+        see a value wrap around; the twin on plain vectors can, beforehand.
+        """
+        reporter.phase("checking for overflow on plain vectors")
+        operands, decrypt = self._operands(circuit, args), self._decrypt(circuit)
+        found = evaluating.check_on_slots(circuit, exact.inputs, operands, decrypt, reporter)
+        return {**found, **(self.options.ranges or {})}
+
+    # Evaluations
+
+    def _in_the_clear(
+        self, circuit: Circuit, args: Sequence[Any], exact: twin.Exact, reporter: Reporter
+    ) -> Outcome:
+        reporter.phase("evaluating on plain vectors")
+        made = find(self.options.backend).load()
+        machine = made.generate(circuit.params, circuit.rotation_steps, circuit.slots)
+        return evaluating.in_the_clear(
+            *(circuit, machine, exact.inputs, self._operands(circuit, args)),
+            *(self._decrypt(circuit), self.options.ranges, self._told),
+        )
+
+    def _in_processes(
+        self,
+        args: Sequence[Any],
+        exact: twin.Exact,
+        ranges: Mapping[int, tuple[float, float]],
+        name: str,
+    ) -> Outcome:
+        operands, circuit = self._operands(self.circuit, args), self.circuit
+        held = self._open()
+        result = held.run(processes.Batch(exact.inputs, operands, ranges, name))
+        decrypt = held.setup.decrypt
+        vectors: Mapping[int, np.ndarray] = Vectors(
+            decrypt, lambda c: result.vector(c, circuit.slots)
+        )
+        if self._where[0] is None:
+            vectors = {c: vectors[c] for c in decrypt}
+            held.forget(name)
+        return Outcome.of(result, vectors, self._predicted_peak)
+
+    def _open(self) -> processes.Session:
+        """The session in processes, in folders that are this one's from now on."""
+        if self._encrypted is None:
+            options = self.options
+            folders: Folders = self._exits.enter_context(processes.temporary_folders(*self._where))
+            setup = processes.Setup(
+                self.circuit,
+                self._decrypt(self.circuit),
+                folders,
+                workers=options.workers,
+                clients=options.clients,
+                worker_deaths=options.worker_deaths,
+                progress=lambda p: self._told(p),
+                machine=options.backend,
+                durable=self._where[0] is not None,
+                several=self._several,
+            )
+            self._encrypted = self._exits.enter_context(processes.Session(setup))
+        return self._encrypted
+
+    @cached_property
+    def _predicted_peak(self) -> int:
+        circuit, held = self.circuit, self._open().setup
+        passing = plan(circuit, held.decrypt, held.task_seconds).most_bytes(circuit)
+        return run_bytes(circuit.params, circuit.ledger, held.workers, held.clients, passing)
+
+    # The report
+
+    @cached_property
+    def _placed(self) -> Any:
+        """Where errors arise in this Circuit."""
+        from hesim.noise import placement
+
+        return placement.of_circuit(self.program, self.circuit)
+
+    def _predicted(
+        self, args: Sequence[Any], keys: int, among: Collection[int] | None = None
+    ) -> Any:
+        """Errors under so many keys, of what was decrypted; values under the first few of them.
+
+        Operations are simulated one by one: compiling a long program as a whole takes longer than
+        the run itself.
+        """
+        from hesim.predict import predict
+
+        shared = {"keys": keys, "schedule": self._placed, "jit": False}
+        shared |= {"among": among, "simulated": _SIMULATED}
+        return predict(self.program, self.circuit.params, args, **shared)
+
+    def _report(
+        self,
+        args: Sequence[Any],
+        exact: twin.Exact,
+        outcome: Outcome,
+        prediction: Any,
+        reporter: Phases,
+    ) -> Report:
+        circuit, options, spent = self.circuit, self.options, outcome.spent
+        vectors = outcome.vectors if options.compare else None
+        ops, overall = op_records(
+            circuit, exact, vectors, prediction, spent, encrypted=options.encrypts
+        )
+        return Report(
+            outputs=_outputs(self.program, circuit, outcome.vectors, exact.outputs),
+            exact=exact.outputs,
+            encrypted=options.encrypts,
+            backend=options.backend,
+            params=circuit.params,
+            ledger=circuit.ledger,
+            counts={name: spent.counts.get(name, 0) for name in circuit.ledger.counts()},
+            seconds=outcome.key_seconds + outcome.seconds,
+            key_seconds=outcome.key_seconds,
+            phases=reporter.seconds(),
+            core_seconds=sum(spent.seconds.values()),
+            peak_bytes=outcome.peak_bytes,
+            ops=ops,
+            overall=overall,
+            compared=options.compare,
+            outside=tuple(str(message) for message in exact.outside),
+            tasks=outcome.tasks,
+            skipped=outcome.skipped,
+            replaced=outcome.replaced,
+            imported_jax=outcome.imported_jax,
+            subject=Subject.of(self.program, circuit),
+            refresher=circuit.refresher,
+            predicted_peak_bytes=outcome.predicted_peak_bytes,
+            simulate=lambda: (prediction or self._predicted(args, 1)).outputs,
+        )
+
+
+def session(
+    program: Program | Circuit,
+    *,
+    params: CKKSParams | None = None,
+    backend: str = DEFAULT_MACHINE,
+    compare: bool = False,
+    refresh_price: float | str | None = None,
+    objective: str = "seconds",
+    interactive: bool = True,
+    memory: float | None = None,
+    circuit: Circuit | None = None,
+    run_dir: str | os.PathLike | None = None,
+    client_dir: str | os.PathLike | None = None,
+    workers: int = 2,
+    clients: int = 2,
+    worker_deaths: int = 3,
+    progress: bool | Callable[[Progress], None] | None = None,
+    ranges: Mapping[int, tuple[float, float]] | None = None,
+    outside: str = "error",
+    keys: int = 32,
+    sampled: int = 32,
+    calibration: Calibration | None = None,
+) -> Session:
+    """Batch after batch of one Program under one set of keys; use it as a context manager.
+
+    Keys are made once, for the first batch that has something to do, and public arguments that are
+    the same from batch to batch are encoded once. What depends on others, a padding mask, is
+    encoded anew. With a `run_dir` a session goes on after a kill, at whatever point: run the same
+    batches again, and those that are finished are read back.
+
+    A plan is not made anew for the values of a batch, since all batches share it: give `compile`,
+    or this, a `calibration` whose levels hold the values of all.
+
+    Args:
+      program: from `hesim.trace`; or a Circuit that was compiled in this process.
+      params, backend, compare, refresh_price, objective, interactive, memory, circuit, workers,
+        clients, progress, ranges, outside, keys, sampled, calibration: as for `he_backend.run`.
+      run_dir: where the session leaves keys and batches, and finds them again; default temporary.
+      client_dir: the client's state, secret key included; default `run_dir` + ".client".
+      worker_deaths: how many workers may be killed in a batch before it gives up.
+
+    Raises:
+      RunFolderError: another session is in the folders, or they hold one of another program, other
+        parameters or other choices.
+      BackendError: arguments out of range, or a Circuit of another program.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x, w: x * w, np.ones(2), np.ones(2), encrypted=(0,))
+      >>> with he_backend.session(program, params=params, backend="slots") as session:
+      ...     for x in ([1.0, 2.0], [3.0, 4.0]):
+      ...         session.run(np.array(x), np.array([0.5, 2.0])).outputs
+      array([0.5, 4. ])
+      array([1.5, 8. ])
+    """
+    if isinstance(program, Circuit):
+        if circuit is not None and circuit is not program:
+            raise BackendError("give one circuit, as the first argument or as circuit=")
+        circuit, program = program, program.program
+        if program is None:
+            raise BackendError(
+                "a loaded circuit carries no program; give both: "
+                "he_backend.session(program, circuit=circuit)"
+            )
+    need_program(program, "session")
+    assert isinstance(program, Program)
+    options = Options(
+        backend=backend,
+        compare=compare,
+        workers=workers,
+        clients=clients,
+        worker_deaths=worker_deaths,
+        progress=progress,
+        ranges=ranges,
+        outside=outside,
+        keys=keys,
+        sampled=sampled,
+        calibration=calibration,
+    )
+    if circuit is None:
+        asked = {"objective": objective, "interactive": interactive, "memory": memory}
+        asked |= {"refresh_price": refresh_price, "calibration": calibration}
+        with reporting(progress) as shown:
+            circuit = compiled(program, params, asked, shown)
+    check_params(circuit, params)
+    return Session(program, circuit, options, run_dir, client_dir)
+
+
+def compiled(
+    program: Program, params: CKKSParams | None, asked: Mapping[str, Any], reporter: Reporter
+) -> Circuit:
+    """`hesim.compile` with what was `asked`; BackendError without params."""
+    if params is None:
+        raise BackendError("give params, or a circuit compiled with hesim.compile")
+    import hesim
+
+    return hesim.compile(program, params, **asked, progress=reporter)
+
+
+def check_params(circuit: Circuit, params: CKKSParams | None) -> None:
+    """BackendError if a Circuit was compiled for other parameters than those that are given."""
+    if params is not None and params != circuit.params:
+        raise BackendError("params differ from those that the circuit was compiled for")
+
+
+def _told(
+    progress: bool | Callable[[Progress], None] | None, reporter: Reporter
+) -> Callable[[Progress], None]:
+    """What tasks are told to: the caller's function, and the phase that they belong to."""
+    evaluating = False
+
+    def told(p: Progress) -> None:
+        nonlocal evaluating
+        if callable(progress):
+            progress(p)
+        if not p.tasks_total:
+            reporter.phase(p.op)
+            return
+        if not evaluating and p.processes:
+            reporter.phase("evaluating encrypted")
+            evaluating = True
+        reporter.at(p.fraction, p.op, p.eta)
+
+    return told
+
+
+def _check_refresher(circuit: Circuit, options: Options) -> None:
+    """Refuses a Circuit whose refreshes the machine cannot serve; plain vectors need none."""
+    refresher = circuit.refresher
+    if options.encrypts and circuit.ledger.refreshes and not refresher.interactive:
+        raise BackendError(
+            f"the circuit was planned for refreshes by a {refresher.name}, and {options.backend} "
+            "does not bootstrap: compile it with hesim.KEY_HOLDER, who refreshes in round trips "
+            "(refresh_price='bootstrap' plans as few as a bootstrap would), or run it with "
+            "backend='slots'"
+        )
+
+
+def _check_circuit(program: Program, circuit: Circuit) -> None:
+    """BackendError if a Circuit is of another program."""
+    if circuit.publics is None or circuit.program is not program:
+        raise BackendError(
+            "the circuit was not compiled from this program object (a loaded Circuit carries no "
+            "program); compile it with hesim.compile(program, params)"
+        )
+
+
+def _outputs(
+    program: Program, circuit: Circuit, vectors: Mapping[int, np.ndarray], exact: Any
+) -> Any:
+    """fn's result out of decrypted vectors; leaves that are public come from the exact one."""
+    leaves = tree_util.tree_leaves(exact)
+    read = [
+        leaf if tap is None else tap.read(vectors)
+        for tap, leaf in zip(circuit.outputs, leaves, strict=True)
+    ]
+    return tree_util.tree_unflatten(program.out_tree, read)
