@@ -389,8 +389,9 @@ def session(
 
     Args:
       program: from `hesim.trace`; or a Circuit that was compiled in this process.
-      params, backend, compare, refresh_price, objective, interactive, memory, circuit, workers,
-        clients, progress, ranges, outside, keys, sampled, calibration: as for `he_backend.run`.
+      params, backend, compare, objective, interactive, circuit, workers, clients, progress, ranges,
+        outside, keys, sampled, calibration: as for `he_backend.run`.
+      refresh_price, memory: likewise, in seconds and in bytes.
       run_dir: where the session leaves keys and batches, and finds them again; default temporary.
       client_dir: the client's state, secret key included; default `run_dir` + ".client".
       worker_deaths: how many workers may be killed in a batch before it gives up.
