@@ -194,6 +194,8 @@ def _encrypt_one(
         "skipped": report.skipped,
         "replaced": report.replaced,
         "outside": list(report.outside),
+        "as_predicted": report.as_predicted,
+        "verdict": report.verdict(),
         "ops": [_operation(op) for op in report.ops],
     }
     arrays = {

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.validation.plots import FIGURES
 from experiments.validation.results import Results, bits
 from experiments.validation.table import groups, ways
-from he_backend.report.html import render
+from he_backend.report.html import body, render
 
 __all__ = ["page", "write_report"]
 
@@ -42,7 +42,7 @@ def write_report(results: Results, path: str | Path) -> Path:
 
 def page(results: Results) -> str:
     """The whole page as text."""
-    ledger = {k: v for k, v in results.plan["ledger"].items() if k != "operations"}
+    ring = results.plan["ring"]
     return render(
         "report.html",
         {
@@ -54,9 +54,22 @@ def page(results: Results) -> str:
         r=results,
         title=_title(results),
         cards=_cards(results),
+        subject=None,
+        backend=str(results.batches[0].get("backend", "pyfhel")),
+        log_n=ring["log_n"],
+        security=ring["security"],
+        warnings=results.outside,
         ways=ways(results),
-        groups=groups(results),
-        ledger=ledger,
+        **body(
+            results.ops,
+            results.plan["ledger"],
+            encrypted=results.was_encrypted,
+            refreshes=results.total("refreshes"),
+            rounds=results.total("refresh_rounds"),
+            checks=results.checks,
+            groups=groups(results),
+            listing=results.plan["listing"],
+        ),
         command=_command(results),
         environment=results.environment,
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.validation.folder import RunFolder
 from he_backend.report.html import Check, power_of_two
+from he_backend.report.intervals import CONFIDENCE
 from he_backend.report.report import OpRecord
 from models.data import metrics
 
@@ -35,6 +36,10 @@ RANK_ERROR = 0.005
 
 PREDICTION_FACTOR = 1.5
 """Predicted and measured standard deviation of the logits' error should agree within this."""
+
+
+RARE = 0.02
+"""Chance, at most, of what is not put down to chance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,13 +352,31 @@ class Results:
             return []
         close = 1 / PREDICTION_FACTOR <= self.ratio <= PREDICTION_FACTOR
         return [
+            *self._verdict(),
             Check(
                 f"predicted standard deviation within a factor {PREDICTION_FACTOR}",
                 bool(close),
                 f"measured over predicted: {self.ratio:.2f}",
                 guarantee=False,
-            )
+            ),
         ]
+
+    def _verdict(self) -> list[Check]:
+        """Whether chance accounts for the batches that were not called as predicted."""
+        from scipy import stats
+
+        judged = [b for b in self.batches if b.get("as_predicted") is not None]
+        if not judged:
+            return []
+        wrong = [b for b in judged if not b["as_predicted"]]
+        # Of so many sound batches, one in a hundred is called unsound.
+        chance = float(stats.binom.sf(len(wrong) - 1, len(judged), 1.0 - CONFIDENCE))
+        detail = str(wrong[0]["verdict"] if wrong else judged[0]["verdict"])
+        if len(judged) > 1:
+            count = f"{len(judged) - len(wrong)} of {len(judged)} batches"
+            detail = f"{count}; {'the first other one' if wrong else 'the first'}: {detail}"
+        name = "errors of all operations are as predicted"
+        return [Check(name, chance > RARE, detail, guarantee=False)]
 
     @property
     def broken(self) -> list[Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from hesim.circuit.refresher import BOOTSTRAP_SECONDS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from he_backend.report.report import Report
+    from he_backend.report.report import OpRecord, Report
 
-__all__ = ["Check", "Row", "error_figure", "page", "power_of_two", "render"]
+__all__ = ["Check", "Row", "body", "error_figure", "page", "power_of_two", "render"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -80,21 +80,66 @@ def render(
 
 def page(report: Report) -> str:
     """The whole page of a run as text."""
-    ledger = {k: v for k, v in vars(report.ledger).items() if k != "operations"}
+    subject = report.subject
     return render(
         "run.html",
         _drawings(report),
-        r=report,
         title=_title(report),
-        subject=report.subject,
-        environment=report.subject.environment if report.subject is not None else None,
+        subject=subject,
+        environment=subject.environment if subject is not None else None,
+        backend=report.backend,
+        log_n=report.params.log_n,
+        security=report.params.security,
         cards=_cards(report),
-        checks=_checks(report),
         warnings=_warnings(report),
-        groups=_groups(report),
-        ledger=ledger,
-        confidence=percent(CONFIDENCE),
+        **body(
+            report.ops,
+            vars(report.ledger),
+            encrypted=report.encrypted,
+            compared=report.compared,
+            refreshes=report.refreshes,
+            rounds=report.refresh_rounds,
+            checks=_checks(report),
+            groups=_groups(report),
+            listing=subject.listing if subject is not None else "",
+        ),
     )
+
+
+def body(
+    ops: Sequence[OpRecord],
+    ledger: Mapping[str, Any],
+    *,
+    encrypted: bool,
+    refreshes: int,
+    rounds: int,
+    checks: Sequence[Check],
+    groups: Sequence[tuple[str, Sequence[Row]]],
+    listing: str,
+    compared: bool = True,
+) -> dict[str, Any]:
+    """What the body of `run.html`, and of pages that extend it, reads.
+
+    Args:
+      ops: of the run. ledger: the Circuit's, by name.
+      encrypted: whether anything was. compared: whether operations were decrypted and compared.
+      refreshes, rounds: ciphertexts refreshed, and round trips that follow each other.
+      checks: statements about the run. groups: its figures by subject.
+      listing: the Program, one line an operation; empty if it is not known.
+    """
+    return {
+        "ops": ops,
+        "ledger": {k: v for k, v in ledger.items() if k != "operations"},
+        "ledger_rows": ledger.get("operations") or [],
+        "encrypted": encrypted,
+        "compared": compared,
+        "refreshes": refreshes,
+        "rounds": rounds,
+        "checks": checks,
+        "groups": groups,
+        "listing": listing,
+        "confidence": percent(CONFIDENCE),
+    }
 
 
 def error_figure(report: Report) -> Figure:

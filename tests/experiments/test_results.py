@@ -65,7 +65,24 @@ def test_a_run_on_plain_vectors_is_never_called_encrypted(results: Results) -> N
         results, batches=[{**b, "encrypted": True} for b in results.batches]
     )
     assert ways(encrypted)[3].name.endswith("encrypted")
-    assert len(encrypted.checks) == len(results.checks) + 1
+    assert len(encrypted.checks) == len(results.checks) + 2
+
+
+def test_batches_are_as_predicted_but_for_one_in_a_hundred(results: Results) -> None:
+    verdicts = {True: "all within", False: "first outside"}
+
+    def check(*sound: bool | None) -> list[tuple[bool, str]]:
+        told = [{"encrypted": True, "as_predicted": s, "verdict": verdicts.get(s)} for s in sound]
+        batches = [{**results.batches[0], **batch} for batch in told]
+        found = dataclasses.replace(results, batches=batches).checks
+        return [(c.passed, c.detail) for c in found if c.name.startswith("errors of all")]
+
+    assert check(True) == [(True, "all within")]
+    assert check(False) == [(False, "first outside")]
+    counted = "14 of 15 batches; the first other one: first outside"
+    assert check(*[True] * 14, False) == [(True, counted)]  # a chance of 14 %
+    assert not check(*[True] * 13, False, False)[0][0]  # of 1 %
+    assert check(None) == []
 
 
 def test_the_table_counts_all_batches(results: Results) -> None:
