@@ -33,9 +33,15 @@ class Connection:
       bundle: the key holder's part. session: with the evaluator. held: what leaving it closes.
 
     Examples:
-      >>> import he_backend
-      >>> issubclass(he_backend.Connection, object)  # see he_backend.connect
-      True
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> circuit = hesim.compile(hesim.trace(lambda x: x * x, np.ones(2)), params)
+      >>> half = hesim.bundle(circuit, np.ones(2)).for_key_holder()
+      >>> with he_backend.connect(half, "unix:/called/at/the/first/batch") as connection:
+      ...     connection.done("monday")
+      False
     """
 
     def __init__(self, bundle: Bundle, session: RemoteSession, held: contextlib.ExitStack):
