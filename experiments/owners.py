@@ -85,7 +85,7 @@ def encrypt(
         for name, call in zip(names, calls, strict=True):
             path = out if len(data) == 1 and out.suffix == ".npz" else out / f"{name}.npz"
             known = " (read back)" if session.done(name) else ""
-            write_result(part, session.run(*call, name=name), path)
+            write_result(part, session.run(*call, batch=name), path)
             display.say(f"{name}: {path}{known}")
 
 

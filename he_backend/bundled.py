@@ -98,13 +98,13 @@ class BundleSession:
         self._held.close()
         self._session = None
 
-    def run(self, *args: Any, name: str | None = None) -> Any:
+    def run(self, *args: Any, batch: int | str | None = None) -> Any:
         """The function's result: NumPy arrays, float64, in dicts, lists and tuples.
 
         Args:
           args: those that are encrypted or were left open when the bundle was made.
-          name: of the batch; "0", "1", ... by default, in the order of calls. With a run_dir, a
-            batch that is finished is read back, and one that was interrupted goes on.
+          batch: its name, or number; by default batches are numbered from 0. With a run_dir, one
+            that is finished is read back, one that was interrupted goes on.
 
         Raises:
           BundleError: arguments of another form.
@@ -115,8 +115,6 @@ class BundleSession:
         bundle = self.bundle
         leaves = bundle.arguments(*args)
         inputs, operands = bundle.secret(leaves), bundle.filled(leaves)
-        if name is None:
-            name, self._count = str(self._count), self._count + 1
         circuit = bundle.circuit
         if not self._row.encrypts:
             steps = circuit.rotation_steps
@@ -126,5 +124,7 @@ class BundleSession:
         if self._session is None:
             raise BackendError("the session is not open; enter it: with session as s: s.run(...)")
         ranges = twin_ranges(slot_ranges(circuit, inputs, operands))
+        name = str(self._count if batch is None else batch)
         found = self._session.run(Batch(inputs, operands, ranges, name))
+        self._count += batch is None
         return bundle.outputs({c: found.vector(c, circuit.slots) for c in bundle.decrypted})

@@ -72,7 +72,7 @@ def serve(
     from experiments import owners
 
     place = folder if folder is not None else owners.default_folder("serve", bundle)
-    settings = {"machine": backend, "workers": workers, "idle_seconds": idle}
+    settings = {"backend": backend, "workers": workers, "idle_seconds": idle}
     with resumable(place):
         owners.serve(bundle, listen, place, Display(), certificates=certificates, **settings)
 
@@ -102,6 +102,6 @@ def encrypt(
     from experiments import owners
 
     place = folder if folder is not None else owners.default_folder("encrypt", bundle)
-    settings = {"machine": backend, "clients": clients, "certificates": certificates}
+    settings = {"backend": backend, "clients": clients, "certificates": certificates}
     with resumable(place):
         owners.encrypt(bundle, connect, data, out, place, Display(), **settings)

@@ -56,7 +56,7 @@ class Connection:
     def __exit__(self, *error: object) -> None:
         self._held.close()
 
-    def run(self, *args: Any, name: str | None = None) -> Any:
+    def run(self, *args: Any, batch: int | str | None = None) -> Any:
         """Encrypt the arguments, have them evaluated, and decrypt the result.
 
         A batch that is finished is read back; one that was interrupted goes on.
@@ -64,7 +64,7 @@ class Connection:
         Args:
           args: those that are encrypted or were left open when the bundle was made. Open ones reach
             the evaluator in the clear.
-          name: of the batch; "0", "1", ... by default, in the order of calls.
+          batch: its name, or number; by default batches are numbered from 0 in the order of calls.
 
         Returns:
           The result: NumPy arrays, float64, in dicts, lists and tuples.
@@ -76,21 +76,21 @@ class Connection:
           RunFolderError: a batch of this name had other arguments; the folder cannot be used.
         """
         leaves = self.bundle.arguments(*args)
-        if name is None:
-            name, self._count = str(self._count), self._count + 1
+        name = str(self._count if batch is None else batch)
         opened = [
             np.asarray(x, np.float64)
             for x, leaf in zip(leaves, self.bundle.leaves, strict=True)
             if not leaf.encrypted
         ]
-        batch = Batch(self.bundle.secret(leaves), opened, self.bundle.ranges, name)
-        found = self._session.run(batch)
+        held = Batch(self.bundle.secret(leaves), opened, self.bundle.ranges, name)
+        found = self._session.run(held)
+        self._count += batch is None
         slots = self.bundle.circuit.slots
         return self.bundle.outputs({c: found.vector(c, slots) for c in self.bundle.decrypted})
 
-    def done(self, name: str) -> bool:
+    def done(self, batch: int | str) -> bool:
         """Whether the batch of this name is finished. RunFolderError if none can have it."""
-        return self._session.done(name)
+        return self._session.done(str(batch))
 
 
 def connect(
@@ -99,7 +99,7 @@ def connect(
     folder: str | os.PathLike[str] | None = None,
     *,
     certificates: str | os.PathLike[str] | None = None,
-    machine: str = DEFAULT_MACHINE,
+    backend: str = DEFAULT_MACHINE,
     clients: int = 2,
     progress: Callable[[Progress], None] | None = None,
 ) -> Connection:
@@ -114,7 +114,7 @@ def connect(
       folder: of keys, inputs and results, made for its owner only if absent; the same one goes on
         from there. A temporary one by default, removed at the end.
       certificates: folder with own.crt, own.key and peer.crt, for TLS.
-      machine: as the evaluator's.
+      backend: as the evaluator's.
       clients: processes that encrypt, refresh and decrypt.
       progress: called on every finished task.
 
@@ -141,7 +141,7 @@ def connect(
       he_backend.errors.EvaluatorGoneError: no evaluator answers at unix:/nobody/listens/here ...
     """
     half, where = bundle.for_key_holder(), Address.parse(address)
-    versions.check(half.versions, machine if find(machine).encrypts else None)
+    versions.check(half.versions, backend if find(backend).encrypts else None)
     if not where.local and certificates is None:
         raise BackendError(
             "another host is spoken to over TLS only: name a folder of certificates, which `hesim "
@@ -153,7 +153,7 @@ def connect(
             folders = held.enter_context(temporary_folders(None, None))
         else:
             home = Path(folder).resolve()
-            held.enter_context(claimed(home, half, machine))
+            held.enter_context(claimed(home, half, backend))
             folders = Folders.of(home / "evaluation", home / "own")
         setup = Setup(
             half.circuit,
@@ -161,7 +161,7 @@ def connect(
             folders,
             workers=1,
             clients=clients,
-            machine=machine,
+            machine=backend,
             progress=progress,
         )
         session = RemoteSession(setup, Contact(where, pair, half.evaluated))

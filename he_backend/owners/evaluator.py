@@ -42,7 +42,7 @@ class Evaluator:
         free one.
       folder: where it keeps its state; made if absent.
       certificates: folder with own.crt, own.key and peer.crt, for TLS; see `hesim certificates`.
-      machine: "pyfhel", or "slots", which encrypts nothing.
+      backend: "pyfhel", or "slots", which encrypts nothing.
       workers: processes that evaluate.
       idle_seconds: a key holder that is silent for so many seconds is shown out.
 
@@ -61,7 +61,7 @@ class Evaluator:
       ... )
       >>> circuit = hesim.compile(hesim.trace(lambda x: x * x, np.ones(2)), params)
       >>> bundle, place = hesim.bundle(circuit, np.array([-1.0, 1.0])), tempfile.mkdtemp()
-      >>> at = {"machine": "slots"}  # "pyfhel" encrypts
+      >>> at = {"backend": "slots"}  # "pyfhel" encrypts
       >>> with he_backend.Evaluator(bundle, f"unix:{place}/s", place + "/model", **at) as evaluator:
       ...     threading.Thread(target=evaluator.serve).start()
       ...     half = bundle.for_key_holder()
@@ -77,7 +77,7 @@ class Evaluator:
         folder: str | os.PathLike[str],
         *,
         certificates: str | os.PathLike[str] | None = None,
-        machine: str = DEFAULT_MACHINE,
+        backend: str = DEFAULT_MACHINE,
         workers: int = 2,
         idle_seconds: float = 600.0,
     ):
@@ -86,13 +86,12 @@ class Evaluator:
                 "this is the key holder's part of a bundle, which cannot be evaluated: serve the "
                 "whole one"
             )
-        find(machine)
-        versions.check(bundle.versions, machine if find(machine).encrypts else None)
+        versions.check(bundle.versions, backend if find(backend).encrypts else None)
         self.bundle = bundle
         self.folder = Path(folder).resolve()
-        self.settings = Settings(machine, workers, idle_seconds=idle_seconds)
+        self.settings = Settings(backend, workers, idle_seconds=idle_seconds)
         self._held = contextlib.ExitStack()
-        self._held.enter_context(claimed(self.folder, bundle, machine))
+        self._held.enter_context(claimed(self.folder, bundle, backend))
         self.log = self._held.enter_context(_log_in(self.folder))
         self._lock = threading.Condition()
         self._service: Service | None = None

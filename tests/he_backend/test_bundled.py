@@ -53,7 +53,7 @@ def test_batches_under_one_set_of_keys(bundle, backend, tmp_path):
             np.testing.assert_allclose(again, exact(X, MASK), atol=1e-6)
             assert len(seen) == before, "it was read back"
             with pytest.raises(RunFolderError, match="another name"):
-                session.run(X / 2, MASK, name="0")
+                session.run(X / 2, MASK, batch="0")
 
 
 def test_a_part_is_not_run(bundle):

@@ -73,7 +73,7 @@ def serving(bundle, tmp_path) -> Serving:
 
     @contextlib.contextmanager
     def serve(**settings: Any) -> Iterator[he_backend.Evaluator]:
-        asked = {"machine": "slots", "workers": 1, **settings}
+        asked = {"backend": "slots", "workers": 1, **settings}
         address = asked.pop("address", f"unix:{tmp_path / 'socket'}")
         model = asked.pop("bundle", bundle)
         folder = asked.pop("folder", tmp_path / "evaluator")
@@ -96,7 +96,7 @@ def connecting(bundle, tmp_path):
 
     def connect(evaluator: he_backend.Evaluator | str, **settings: Any) -> he_backend.Connection:
         address = evaluator if isinstance(evaluator, str) else evaluator.address
-        asked = {"machine": "slots", "clients": 1, "folder": tmp_path / "holder", **settings}
+        asked = {"backend": "slots", "clients": 1, "folder": tmp_path / "holder", **settings}
         half = asked.pop("bundle", bundle).for_key_holder()
         return he_backend.connect(half, address, **asked)
 

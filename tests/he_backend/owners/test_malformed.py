@@ -281,7 +281,7 @@ def test_on_a_clients_link_it_ends_the_visit_and_nothing_more(serving, connectin
         for link in strangers:
             link.close()
         np.testing.assert_allclose(
-            session.run(X, 1 - MASK, name="1")["out"], exact(X, 1 - MASK), atol=1e-6
+            session.run(X, 1 - MASK, batch="1")["out"], exact(X, 1 - MASK), atol=1e-6
         )
 
 

@@ -40,23 +40,23 @@ def test_batch_after_batch_the_result_is_the_functions(serving, connecting):
 def test_a_finished_batch_is_read_back_without_the_evaluator(serving, connecting):
     with serving() as evaluator:
         with connecting(evaluator) as session:
-            first = session.run(X, MASK, name="monday")
+            first = session.run(X, MASK, batch="monday")
         address = evaluator.address
     with connecting(address) as session:
-        again = session.run(X, MASK, name="monday")
+        again = session.run(X, MASK, batch="monday")
         np.testing.assert_array_equal(first["out"], again["out"])
         with pytest.raises(RunFolderError, match="another name"):
-            session.run(X / 2, MASK, name="monday")
+            session.run(X / 2, MASK, batch="monday")
         with pytest.raises(EvaluatorGoneError, match="no evaluator answers"):
-            session.run(X, MASK, name="tuesday")
+            session.run(X, MASK, batch="tuesday")
 
 
 def test_over_tls_keys_are_brought_once(serving, connecting, certificates, log, tmp_path):
     ours, theirs = certificates
-    with serving(address="127.0.0.1:0", certificates=ours, machine="pyfhel") as evaluator:
+    with serving(address="127.0.0.1:0", certificates=ours, backend="pyfhel") as evaluator:
         for _ in range(2):
-            with connecting(evaluator, certificates=theirs, machine="pyfhel") as session:
-                found = session.run(X, MASK, name=f"{time.monotonic_ns()}")
+            with connecting(evaluator, certificates=theirs, backend="pyfhel") as session:
+                found = session.run(X, MASK, batch=f"{time.monotonic_ns()}")
                 np.testing.assert_allclose(found["out"], exact(X, MASK), atol=1e-2)
     assert log().count("brought the keys") == 1 and log().count("is finished") == 2
     kept = [p for p in (tmp_path / "evaluator").rglob("*") if p.is_file()]
@@ -176,11 +176,11 @@ def test_the_key_holder_goes_and_the_evaluator_serves_the_next(serving, connecti
 
 
 def test_an_evaluator_that_lost_its_folder_is_brought_all_again(serving, connecting, tmp_path, log):
-    with serving(machine="pyfhel") as evaluator, connecting(evaluator, machine="pyfhel") as session:
+    with serving(backend="pyfhel") as evaluator, connecting(evaluator, backend="pyfhel") as session:
         session.run(X, MASK)
     shutil.rmtree(tmp_path / "evaluator")
-    with serving(machine="pyfhel") as evaluator, connecting(evaluator, machine="pyfhel") as session:
-        found = session.run(X, 1 - MASK, name="1")
+    with serving(backend="pyfhel") as evaluator, connecting(evaluator, backend="pyfhel") as session:
+        found = session.run(X, 1 - MASK, batch="1")
     np.testing.assert_allclose(found["out"], exact(X, 1 - MASK), atol=1e-2)
     assert log().count("brought the keys") == 1
 
@@ -188,15 +188,15 @@ def test_an_evaluator_that_lost_its_folder_is_brought_all_again(serving, connect
 def test_folders_are_of_one_bundle_and_one_process(serving, connecting, other_bundle, tmp_path):
     with serving() as evaluator:
         with pytest.raises(RunFolderError, match="another process is using"):
-            he_backend.Evaluator(other_bundle, "unix:/x", tmp_path / "evaluator", machine="slots")
+            he_backend.Evaluator(other_bundle, "unix:/x", tmp_path / "evaluator", backend="slots")
         with connecting(evaluator):
             pass
     with pytest.raises(RunFolderError, match="is of another bundle"):
-        he_backend.Evaluator(other_bundle, "unix:/x", tmp_path / "evaluator", machine="slots")
+        he_backend.Evaluator(other_bundle, "unix:/x", tmp_path / "evaluator", backend="slots")
     with pytest.raises(RunFolderError, match="is of another bundle"):
         connecting("unix:/x", bundle=other_bundle)
     with pytest.raises(RunFolderError, match="is of another machine"):
-        connecting("unix:/x", machine="pyfhel")
+        connecting("unix:/x", backend="pyfhel")
 
 
 def test_a_silent_key_holder_is_shown_out(serving, connecting, log):

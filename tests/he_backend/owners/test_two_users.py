@@ -55,7 +55,7 @@ def told(progress):
         sys.stdin.readline()
         for pid in clients:
             os.kill(pid, signal.SIGCONT)
-with he_backend.connect(half, ADDRESS, "state", certificates="certificates", machine=MACHINE,
+with he_backend.connect(half, ADDRESS, "state", certificates="certificates", backend=MACHINE,
                         progress=told) as session:
     found = session.run(data["x"], data["mask"])
 np.savez("result.npz", **found)
