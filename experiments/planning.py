@@ -64,11 +64,6 @@ def plan_model(
       ExperimentError: no such model, or one that encryption cannot run. Else as `hesim.compile`.
     """
     subject = find_subject(name, config)
-    if subject.config.attention == "softmax":
-        raise ExperimentError(
-            f"{name} has softmax attention, whose maximum no polynomial gives: fine-tune or "
-            "convert it with --attention gaussian"
-        )
     model = subject.planned(length)
     if answer not in (None, "logits", "cosine"):
         raise ExperimentError(f"answer {answer!r} is neither logits nor cosine")

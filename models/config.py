@@ -15,7 +15,9 @@ from typing import Any, Literal, get_args
 from hesim.errors import ArgumentError
 from models.checks import check_numbers
 
-Attention = Literal["gaussian", "softmax", "gaussian_normalised", "power_softmax"]
+Attention = Literal[
+    "gaussian", "softmax", "gaussian_normalised", "power_softmax", "squared_softmax"
+]
 Activation = Literal[
     "glu_relu",
     "glu_gelu",
@@ -71,7 +73,9 @@ class EncoderConfig:
       classes: logits, 1 for regression.
       attention: "gaussian" or "softmax"; for comparison "gaussian_normalised", the Gaussian kernel
         with rows divided by their sum, and "power_softmax", scores to the even power
-        `attention_power` divided by their sum.
+        `attention_power` divided by their sum. "squared_softmax" is softmax as encryption can run
+        it, without a maximum: the same numbers from the same parameters by `softmax_squarings`
+        squarings.
       activation: of the feed-forward network: relu, gelu, gelu_tanh or silu, gated with `glu_`
         before it, or glu_bilinear.
       positions: "sinusoidal", "learned" or "none".
@@ -94,6 +98,8 @@ class EncoderConfig:
       causal: a token attends to itself and those before it only (a decoder), and the token that is
         pooled is the last real one.
       attention_power: of power-softmax, even.
+      softmax_squarings: k of squared_softmax: the softmax of scores over 2^k, which are small, is
+        squared and normalised k times.
       pooling: what the pooler reads: one "token", the first, which spares the last layer all
         others' queries and feed-forward network, or the "mean" of all real ones.
       pairs: how two sentences are read: by a "cross-encoder", as one row, or by a "bi-encoder",
@@ -139,6 +145,7 @@ class EncoderConfig:
     token_types: int = 0
     causal: bool = False
     attention_power: int = 4
+    softmax_squarings: int = 3
     pooling: Pooling = "token"
     pairs: Pairs = "cross-encoder"
 
@@ -170,6 +177,8 @@ class EncoderConfig:
                 f"attention_power={self.attention_power} must be even and positive: an odd power "
                 "would weigh tokens negatively"
             )
+        if not 0 <= self.softmax_squarings <= 8:
+            raise ArgumentError(f"softmax_squarings={self.softmax_squarings} is from 0 to 8")
         std = () if self.initial_std is None else ("initial_std",)
         check_numbers(self, positive=("norm_epsilon",), at_least_0=("lora_alpha", *std))
         if self.lora_rank < 0 or self.token_types < 0:

@@ -58,7 +58,10 @@ def convert(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     attention: Annotated[
-        str, typer.Option(help="gaussian, gaussian_normalised, power_softmax or softmax.")
+        str,
+        typer.Option(
+            help="gaussian, gaussian_normalised, power_softmax, squared_softmax or softmax."
+        ),
     ] = "gaussian",
     activation: Annotated[
         str | None,

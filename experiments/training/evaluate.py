@@ -36,23 +36,18 @@ on training rows, widened by a quarter, since no training moves its values any m
 @dataclasses.dataclass(frozen=True)
 class Answers:
     """Scores by measure of one model on the held-out rows of `data`; twin: of what encryption can
-    run, None where the model has softmax attention, which it cannot.
+    run, softmax attention by squarings.
     """
 
     data: TaskData
     baseline: dict[str, float]
     exact: dict[str, float]
-    twin: TwinAnswers | None
+    twin: TwinAnswers
 
     @property
     def warnings(self) -> list[str]:
         """What a reader of the scores must know."""
-        if self.twin is not None:
-            return self.twin.warnings
-        return [
-            "softmax attention takes a maximum, which encryption cannot: no polynomial or simulated"
-            " scores. Fine-tune with --attention gaussian for a model that runs encrypted"
-        ]
+        return self.twin.warnings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +137,6 @@ def evaluate_folder(
     targets = data.test.targets
     plain = make_evaluate(merged(model, saved.params)[0], buckets=buckets)
     exact = plain(merged(model, saved.params)[1], data.test)
-    answers = Answers(data, baseline(data), metrics.score(exact.answers, targets), None)
-    if saved.config.attention == "softmax":
-        return answers
     if own:
         twin = model.with_sites(sites_from_json(saved.notes["sites"]))
     else:
@@ -160,7 +152,7 @@ def evaluate_folder(
         chosen,
         unused,
     )
-    return dataclasses.replace(answers, twin=found)
+    return Answers(data, baseline(data), metrics.score(exact.answers, targets), found)
 
 
 def _task(saved: Saved, path: Path, data_dir: str | None) -> tuple[TaskData, tuple[int, ...]]:
@@ -193,15 +185,12 @@ def render(answers: Answers) -> RenderableType:
         ("exact functions", answers.exact),
     ]
     twin = answers.twin
-    if twin is not None:
-        rows += [
-            ("polynomials", twin.polynomial),
-            ("polynomials, simulated noise", twin.simulated),
-        ]
+    rows += [
+        ("polynomials", twin.polynomial),
+        ("polynomials, simulated noise", twin.simulated),
+    ]
     for label, found in rows:
         scores.add_row(label, *(f"{found[name]:.4f}" for name in answers.data.metrics))
-    if twin is None:
-        return scores
     scores.caption = f"simulated: {twin.how.ckks}, {twin.how.profile}"
     fitted = "as trained with" if twin.own else "fitted on training rows"
     sites = Table("site", "met", "holds on", "outside", title=f"ranges, {fitted}")

@@ -199,6 +199,8 @@ _PENALISED: Mapping[str, Range] = {
     "gelu_tanh": (-6.0, 6.0),
     "silu": (-6.0, 6.0),
     "inv": (0.05, 2.0),
+    "softmax_exp": (-3.0, 3.0),
+    "softmax_inv": (0.02, 16.0),
     "tanh": (-4.0, 4.0),
 }
 

@@ -75,6 +75,8 @@ _CONFIG = {
     "next-word prediction, every token guessing the one that follows it. false: an encoder, which "
     "sees the whole row and guesses hidden words (masked language modelling).",
     "attention_power": "Even power of the scores where attention is power_softmax.",
+    "softmax_squarings": "How often the softmax of small scores is squared and normalised where "
+    "attention is squared_softmax.",
     "pooling": "What the pooler reads once the model has a task: "
     f"{_choices(EncoderConfig, 'pooling')}. token is the first one, of a decoder the last one, and "
     "mean that of all; pre-training reads every token.",
@@ -156,6 +158,8 @@ _RANGES = {
     "gelu": ((-4.0, 4.0), "GELU's input"),
     "gelu_tanh": ((-4.0, 4.0), "the input of GELU by tanh"),
     "silu": ((-4.0, 4.0), "SiLU's input"),
+    "softmax_exp": ((-3.0, 3.0), "scores of softmax by squarings, over 2^softmax_squarings"),
+    "softmax_inv": ((0.02, 16.0), "the sums that softmax by squarings divides by"),
 }
 """From function to its range, by default, and what it is of."""
 

@@ -57,6 +57,8 @@ _FUNCTIONS: Mapping[str, tuple[str, Range]] = {
     "gelu": ("GELU's input", (-14.0, 14.0)),
     "gelu_tanh": ("the input of GELU by tanh", (-14.0, 14.0)),
     "silu": ("SiLU's input", (-14.0, 14.0)),
+    "softmax_exp": ("softmax's scores over 2^softmax_squarings", (-4.0, 4.0)),
+    "softmax_inv": ("the sums that softmax divides by", (0.02, 16.0)),
     "tanh": ("the pooler's tanh", (-5.0, 5.0)),
     "loss_exp": ("logits less their mean in the loss's softmax", (-4.0, 4.0)),
 }
@@ -89,6 +91,13 @@ TWIN = (
         "The kernel's exponential as (1 + x / 2^k)^(2^k) with k = exp_squarings, as in the paper, "
         "in place of one polynomial; it holds on [-2^k, 0].",
         optional=True,
+    ),
+    Option(
+        "twin",
+        "softmax_squarings",
+        _DEFAULT.softmax_squarings,
+        "Of a model in the clear with softmax attention, as it runs encrypted: the softmax of the "
+        "scores over two to this power is squared and normalised as many times.",
     ),
     Option(
         "twin",
@@ -160,7 +169,8 @@ def as_encrypted_of(
             margin=twin["margin"],
         )
         known = {option.name: ring[option.name] for option in RING}
-        return dataclasses.replace(ring_of(known, how), range_rows=twin["range_rows"], fit=fit)
+        chosen = {name: twin[name] for name in ("range_rows", "softmax_squarings")}
+        return dataclasses.replace(ring_of(known, how), fit=fit, **chosen)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
 

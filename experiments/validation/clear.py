@@ -25,7 +25,7 @@ from models.data import metrics
 from models.data.batches import Batch, select_rows
 from models.data.datasets import Dataset, load, task_spec
 from models.data.tasks import prepare_task
-from models.encrypted.twin import merged, twin_of
+from models.encrypted.twin import encryptable, merged, twin_of
 from models.nn.encoder import Model
 from models.nn.lora import Params
 from models.recipes.finetune import overlay
@@ -44,14 +44,16 @@ _USUAL = 256
 class Prepared:
     """A validation's model and data.
 
-    resolved: the settings with everything decided. dataset: what the rows are of. model: the twin,
-    adapters added to their matrices, for rows of the validation's length. params: of both. test:
+    resolved: the settings with everything decided. dataset: what the rows are of. exact: the
+    model without adapters, which are added to their matrices, for rows of the validation's length.
+    model: its twin. params: of both. test:
     all held-out rows (of cosine similarities all sentences, two a pair), in the order of the
     encrypted run, which takes the first ones. labels: of rows, or of pairs.
     """
 
     resolved: Resolved
     dataset: Dataset
+    exact: Model
     model: Model
     params: Params
     test: Batch
@@ -115,11 +117,11 @@ def prepare(asked: Validation, display: Display) -> Prepared:
         with display.bar("fitting polynomials", 1.0) as update:
             update(0.0, "to what the model meets on training rows", None)
             sites = twin_of(Model(config), weights, train, (longest,), subject.how).sites
+    twin = Model(encryptable(config, subject.how.softmax_squarings), sites)
     resolved = _resolved(asked, subject, config, answer, data, rows)
     test = shown if answer == "logits" else _one_by_one(shown)
-    return Prepared(
-        resolved, dataset, Model(config, sites), weights, test, np.asarray(shown.targets)
-    )
+    labels = np.asarray(shown.targets)
+    return Prepared(resolved, dataset, Model(config), twin, weights, test, labels)
 
 
 def _of_demo(asked: Validation, subject: Subject) -> Prepared:
@@ -142,7 +144,8 @@ def _of_demo(asked: Validation, subject: Subject) -> Prepared:
         )
     resolved = _resolved(asked, subject, config, "logits", subject.demo.data, rows)
     labels = np.asarray(data.test.targets)
-    return Prepared(resolved, data.dataset, trained.model, trained.params, data.test, labels)
+    exact = Model(config)
+    return Prepared(resolved, data.dataset, exact, trained.model, trained.params, data.test, labels)
 
 
 def _resolved(
@@ -241,9 +244,10 @@ def evaluate_in_the_clear(data: Prepared) -> Clear:
     answer = data.resolved.answer
     made = "logits" if answer == "logits" else "embeddings"
     size = min(128, len(data.test.tokens))
-    whole = Model(data.model.config.replace(sequence=data.test.tokens.shape[-1]))
+    tokens = data.test.tokens.shape[-1]
     found = {}
-    for kind, model in (("exact", whole), ("polynomial", whole.with_sites(data.model.sites))):
+    for kind, one in (("exact", data.exact), ("polynomial", data.model)):
+        model = dataclasses.replace(one, config=one.config.replace(sequence=tokens))
         found[kind] = make_evaluate(model, size, answer=made)(data.params, data.test)
     answers = {kind: answers_of(answer)(one.answers) for kind, one in found.items()}
     scores = {kind: metrics.score(one, data.labels) for kind, one in answers.items()}

@@ -34,6 +34,10 @@ from models.sites.sites import Range, site_names
 
 _ROOT = Path(__file__).resolve().parents[2]
 
+_KEYS, _FEWER_KEYS = 8, 2
+"""Random keys under which the error of the first batch is predicted, and that of each other one: a
+prediction takes longer than the run, and all batches share one Circuit."""
+
 __all__ = ["Forward", "describe_dataset", "encrypt", "note_plan", "site_rows"]
 
 
@@ -168,6 +172,7 @@ def _encrypt_one(
             circuit=forward.circuit,
             backend=backend,
             compare=True,
+            keys=_KEYS if k == 0 else _FEWER_KEYS,
             outside="warn",
             run_dir=folder.encrypted(k) if find(backend).encrypts else None,
             progress=_Shown(update),

@@ -20,6 +20,7 @@ from experiments.training.twin import default_ranges, read_encryption, ring_of
 from experiments.validation.folder import RunFolder
 from models.config import PRESETS, EncoderConfig
 from models.encrypted.settings import EncryptionSettings
+from models.encrypted.twin import encryptable
 from models.nn.encoder import Model
 from models.sites.sites import FitSettings, Sites, fit_ranges, function_of, site_names
 from models.train.checkpoint import sites_from_json
@@ -76,9 +77,10 @@ class Subject:
 
     def planned(self, length: int | None = None) -> Model:
         """The twin for a plan, adapters added to their matrices, for rows of `length` tokens, by
-        default its own; polynomials that it does not bring along hold on usual ranges.
+        default its own, softmax by squarings; polynomials that it does not bring along hold on
+        usual ranges.
         """
-        config = self.config.replace(lora_rank=0)
+        config = encryptable(self.config.replace(lora_rank=0), self.how.softmax_squarings)
         if length is not None:
             config = config.replace(sequence=length)
         sites = self.own if self.own is not None else usual_sites(config, self.how.fit)

@@ -25,7 +25,8 @@ class EncryptionSettings:
     (`encrypted_step.training_sites`). loss_scale: factor of the loss and so of the gradients, which
     lifts them above the noise: the second moment's, a thousandfold at the first step by its bias
     correction, must stay below AdamW-HE's epsilon, which grows with the square of the factor.
-    range_rows: training rows on which the ranges are measured.
+    range_rows: training rows on which the ranges are measured. softmax_squarings: of the twin of a
+    model with softmax attention.
     """
 
     ckks: CKKSParams = CKKSParams(
@@ -41,6 +42,8 @@ class EncryptionSettings:
             ("inv_sqrt", 31),
             ("relu", 31),
             ("silu", 31),
+            ("softmax_exp", 15),
+            ("softmax_inv", 63),
             ("tanh", 63),
         ),
         margin=1.0,
@@ -48,6 +51,7 @@ class EncryptionSettings:
     )
     loss_scale: float = 32.0
     range_rows: int = 1024
+    softmax_squarings: int = 3
 
     def __post_init__(self) -> None:
         check_numbers(self, positive=("loss_scale", "range_rows"))

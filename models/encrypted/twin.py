@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from models.config import EncoderConfig
 from models.data.batches import Batch, select_rows
 from models.data.datasets import sample
 from models.encrypted.settings import EncryptionSettings
@@ -12,7 +13,7 @@ from models.nn.lora import Params, is_adapter, merge, partition
 from models.sites.sites import fit_ranges
 from models.train.evaluate import make_evaluate
 
-__all__ = ["merged", "twin_of"]
+__all__ = ["encryptable", "merged", "twin_of"]
 
 
 def merged(model: Model, params: Params) -> tuple[Model, Params]:
@@ -23,12 +24,22 @@ def merged(model: Model, params: Params) -> tuple[Model, Params]:
     return dataclasses.replace(model, config=model.config.replace(lora_rank=0)), plain
 
 
+def encryptable(config: EncoderConfig, squarings: int = 3) -> EncoderConfig:
+    """The configuration of the twin, of the same parameters: softmax attention by so many
+    squarings, which sums, products and polynomials can compute; any other as it is.
+    """
+    if config.attention != "softmax":
+        return config
+    return config.replace(attention="squared_softmax", softmax_squarings=squarings)
+
+
 def twin_of(
     model: Model, params: Params, train: Batch, buckets: tuple[int, ...], how: EncryptionSettings
 ) -> Model:
     """The model with polynomials over the ranges that it meets on training rows, each widened;
-    adapters kept as two thin products.
+    adapters kept as two thin products, softmax as `encryptable` has it.
     """
+    model = dataclasses.replace(model, config=encryptable(model.config, how.softmax_squarings))
     rows = sample(len(train.tokens), how.range_rows)
     plain, weights = merged(model, params)
     met = make_evaluate(plain, buckets=buckets)(weights, select_rows(train, rows)).ranges

@@ -1,5 +1,5 @@
-"""Self-attention: the Gaussian kernel, which encryption can evaluate, softmax, which it cannot, and
-two normalised kernels in between.
+"""Self-attention: the Gaussian kernel, which encryption can evaluate, softmax, which it cannot, two
+normalised kernels in between, and softmax by squarings.
 
 gaussian: S_ij = exp(-|q_i - k_j|^2 / (2 sqrt(d))), d the features of a head, output S V with no
 normalisation (Rho et al. 2025, eq. 2; the kernel of Skyformer, Chen et al. 2021). Nothing is
@@ -11,6 +11,12 @@ gaussian_normalised: the same kernel with each row divided by its sum. power_sof
 a site `inv`, the reciprocal of a row's mean over the visible tokens.
 
 softmax: with an additive mask, in the clear only. The mask is public, hence so are the lengths.
+
+squared_softmax: the same without a maximum, by softmax(s) = normalised(softmax(s / 2)^2) (normalise
+and square: Cho et al. 2024, section 4): y = exp(s / 2^k) times the mask, divided by its sum; then k
+times y^2 divided by its sum, which lies between 1 / tokens and 1 whatever the scores are. So no
+score has to be near another, as it has for one exp and one division. The last division waits until
+the values are mixed.
 """
 
 from __future__ import annotations
@@ -76,6 +82,7 @@ class Attention(nnx.Module):
         self.heads = config.heads
         self.mean = config.attention_mean
         self.power = config.attention_power
+        self.squarings = config.softmax_squarings
         self.epsilon = config.norm_epsilon
 
     def __call__(
@@ -117,6 +124,9 @@ class Attention(nnx.Module):
         if self.gaussian:
             factor = (2 * features**0.5 * probe.unit(f"{name}.exp")) ** -0.5
             return factor, factor
+        if self.kind == "squared_softmax":
+            unit = probe.unit(f"{name}.softmax_exp")
+            return features**-0.5 / (2**self.squarings * unit), 1.0
         return features**-0.5, 1.0
 
     def _mix(
@@ -139,6 +149,8 @@ class Attention(nnx.Module):
             logits = jnp.einsum("...id,...jd->...ij", q, k)
             scores = jax.nn.softmax(logits + MASKED * (1 - _over_scores(visible(mask, causal))))
             return _weighted(scores, split_heads(v, self.heads))
+        if self.kind == "squared_softmax":
+            return self._squared(name, q, k, split_heads(v, self.heads), mask, probe, causal)
         weights = self.row_weights(mask, causal)
         if not causal:
             v = v * weights[..., None]
@@ -157,6 +169,29 @@ class Attention(nnx.Module):
         rows = scores if causal else scores * _over_scores(weights)
         total = jnp.sum(rows * (1 / unit) if unit != 1.0 else rows, axis=-1, keepdims=True)
         return mixed * probe(site, total + self.epsilon / unit)
+
+    def _squared(
+        self,
+        name: str,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array,
+        probe: SiteRecorder,
+        causal: bool,
+    ) -> jax.Array:
+        """Values (batch, heads, tokens, d) mixed by the scores' softmax, normalised and squared."""
+
+        def inverse_of_sum(site: str, y: jax.Array) -> jax.Array:
+            unit = probe.unit(site)
+            total = jnp.sum(y, axis=-1, keepdims=True)
+            return probe(site, total * (1 / unit) if unit != 1.0 else total)
+
+        y = probe(f"{name}.softmax_exp", jnp.einsum("...id,...jd->...ij", q, k))
+        y = y * _over_scores(self.row_weights(mask, causal))
+        for j in range(self.squarings):
+            y = jnp.square(y * inverse_of_sum(f"{name}.square{j}.softmax_inv", y))
+        return _weighted(y, v) * inverse_of_sum(f"{name}.softmax_inv", y)
 
     def row_weights(self, mask: jax.Array, causal: bool = False) -> jax.Array:
         """Public weights of the tokens that a query sees, shaped as `visible`: over their number

@@ -109,7 +109,7 @@ def finetune(
     if settings.encrypted is not None and config.attention == "softmax":
         raise ParameterError(
             "softmax attention takes a maximum, which encryption cannot: start from a model with "
-            "Gaussian attention"
+            "Gaussian attention, or train in the clear and validate encrypted (hesim validate)"
         )
     if (np.ndim(data.train.tokens) == 3) != (settings.pairs == "bi-encoder"):
         raise ParameterError(

@@ -43,6 +43,8 @@ EXACT_FUNCTIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
+    "softmax_exp": jnp.exp,
+    "softmax_inv": jnp.reciprocal,
     "tanh": jnp.tanh,
 }
 
@@ -72,6 +74,11 @@ def site_names(config: EncoderConfig) -> tuple[str, ...]:
             attention.append(f"{place}.attention.exp")
         if config.attention in ("gaussian_normalised", "power_softmax"):
             attention.append(f"{place}.attention.inv")
+        if config.attention == "squared_softmax":
+            squares = [f"square{j}.softmax_inv" for j in range(config.softmax_squarings)]
+            attention += [
+                f"{place}.attention.{site}" for site in ("softmax_exp", *squares, "softmax_inv")
+            ]
         ffn = [] if config.function == "bilinear" else [f"{place}.ffn.{config.function}"]
         norms = [f"{place}.attention_norm.inv_sqrt"], [f"{place}.ffn_norm.inv_sqrt"]
         if config.post_norm:
@@ -396,6 +403,8 @@ class FitSettings:
         ("inv_sqrt", 7),
         ("relu", 7),
         ("silu", 7),
+        ("softmax_exp", 15),
+        ("softmax_inv", 63),
         ("tanh", 7),
     )
     margin: float = 0.1
@@ -458,7 +467,9 @@ class FitSettings:
         kind, knobs = function_of(name), self.knobs(name)
         try:
             if knobs is None:
-                made = approx.fit(kind, domain, degree=self.degree(name), method=self.method)
+                made = approx.fit(
+                    _TARGETS.get(kind, kind), domain, degree=self.degree(name), method=self.method
+                )
             else:
                 made = approx.composite(_COMPOSITES.get(kind, kind), domain, **knobs)
         except approx.ApproxError as error:
@@ -470,7 +481,8 @@ class FitSettings:
         return cheap(kind, made) if self.derivatives == "cheap" else made
 
 
-_COMPOSITES: Mapping[str, str] = {"exp": "exp_squaring"}
+_TARGETS: Mapping[str, str] = {"softmax_exp": "exp", "softmax_inv": "inv"}
+_COMPOSITES: Mapping[str, str] = {"exp": "exp_squaring", "softmax_inv": "inv"}
 
 
 def _entry(table: tuple[tuple[str, Any], ...], name: str) -> Any | None:
@@ -490,12 +502,12 @@ def widen(name: str, met: Range, margin: float) -> Range:
     """
     low, high = met
     kind = function_of(name)
-    if name == "loss.exp":
+    if name == "loss.exp" or kind == "softmax_exp":
         more = margin * max(high - low, 1e-3)
         return (low - more, high + more)
     if kind == "exp":
         return (min(low * (1 + margin), -1e-3), 0.0)
-    if kind in ("inv", "inv_sqrt"):
+    if kind in ("inv", "inv_sqrt", "softmax_inv"):
         if low <= 0:
             what = "variance" if kind == "inv_sqrt" else "value"
             raise ParameterError(

@@ -52,7 +52,7 @@ def test_a_named_error_is_one_message(capsys: pytest.CaptureFixture[str]) -> Non
         (("fit", "nonsense"), "nonsense"),
         (("fit", "gelu", "--range", "3", "-3"), "ApproxError|DomainError"),
         (("plan", "--levels", "40"), "ParameterError"),
-        (("plan", "bert"), "softmax attention, whose maximum no polynomial gives"),
+        (("plan", "demo", "--answer", "words"), "answer 'words' is neither logits nor cosine"),
         (("plan", "nowhere"), "no model 'nowhere': give a preset"),
         (("report", "/nowhere"), "ExperimentError: /nowhere holds no run"),
         (("validate", "/nowhere"), "ExperimentError"),

@@ -112,7 +112,6 @@ def test_the_log_has_each_report_once(finished: Path):
 def test_a_finished_model_is_evaluated_three_ways(finished: Path, glue: Path, capsys):
     found = evaluate_folder(finished, data_dir=str(glue))
     twin = found.twin
-    assert twin is not None
     assert found.exact["accuracy"] > found.baseline["accuracy"]
     assert abs(found.exact["accuracy"] - twin.polynomial["accuracy"]) < 0.1
     assert abs(twin.polynomial["accuracy"] - twin.simulated["accuracy"]) < 0.1
@@ -147,7 +146,6 @@ def test_the_twin_of_a_model_trained_in_the_clear_holds_what_it_meets(
         layer["kernel"] = 20 * layer["kernel"]
     save_model(tmp_path / "m", saved.config, saved.params, saved.tokenizer, saved.notes)
     found = evaluate_folder(tmp_path / "m", data_dir=str(glue)).twin
-    assert found is not None
     met, held = found.noisy.ranges["pooler.tanh"], found.fitted["pooler.tanh"]
     assert met[1] - met[0] > 10 and "pooler.tanh" not in dict(found.outside)
     assert held[0] < met[0] and met[1] < held[1]
@@ -157,7 +155,6 @@ def test_sites_that_are_left_and_rows_that_run_away_are_named(finished: Path, gl
     fit = dataclasses.replace(AFTER_TRAINING.fit, ranges=(("exp", (-1e-3, 0.0)),))
     narrow = dataclasses.replace(AFTER_TRAINING, fit=fit)
     found = evaluate_folder(finished, data_dir=str(glue), how=narrow).twin
-    assert found is not None
     assert "layer0.attention.exp" in dict(found.outside)
     assert any("layer0.attention.exp" in line for line in found.warnings)
     assert any("range penalty" in line for line in found.warnings)
@@ -329,24 +326,13 @@ def test_odd_texts_have_a_defined_encoding(encoder: Path):
     assert np.isfinite(np.asarray(model.predict(params, found.ids, found.mask))).all()
 
 
-def test_a_softmax_model_is_evaluated_exactly_and_told_why_no_further(
-    finished: Path, glue: Path, tmp_path: Path, capsys
-):
-    saved = load_model(finished / "model")
-    config = saved.config.replace(attention="softmax")
-    save_model(tmp_path / "m", config, saved.params, saved.tokenizer, saved.notes)
-    assert main_exits(["evaluate", str(tmp_path / "m"), "--data-dir", str(glue)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "exact functions" in said and "polynomials, simulated" not in said
-    assert "softmax attention takes a maximum" in said
-
-
 @pytest.mark.parametrize(
     ("attention", "activation"),
     [
         ("gaussian_normalised", "glu_gelu_tanh"),
         ("power_softmax", "glu_silu"),
         ("gaussian", "silu"),
+        ("softmax", "glu_relu"),
     ],
 )
 def test_every_function_that_a_model_may_have_is_evaluated_through_polynomials(
@@ -357,7 +343,7 @@ def test_every_function_that_a_model_may_have_is_evaluated_through_polynomials(
     params = Model(config).init(jax.random.key(0))
     save_model(tmp_path / "m", config, params, saved.tokenizer, saved.notes)
     found = evaluate_folder(tmp_path / "m", data_dir=str(glue))
-    assert found.twin is not None and len(found.twin.fitted) == len(found.twin.noisy.ranges)
+    assert len(found.twin.fitted) == len(found.twin.noisy.ranges)
     assert abs(found.exact["accuracy"] - found.twin.polynomial["accuracy"]) < 0.2
 
 
@@ -388,21 +374,20 @@ def test_the_ring_of_an_evaluation_is_the_trainings_or_a_files(
     notes = saved.notes | {"encrypted": ring}
     save_model(tmp_path / "m", saved.config, saved.params, saved.tokenizer, notes)
     found = evaluate_folder(tmp_path / "m", data_dir=str(glue)).twin
-    assert found is not None
     assert (found.how.ckks.log_n, found.how.ckks.levels, found.how.ckks.scale_bits) == (15, 9, 40)
     file = tmp_path / "e.toml"
     file.write_text("[encrypted]\nlevels = 5\n[twin]\nrelu_degree = 7\n")
     how = read_encryption(file, AFTER_TRAINING)
     assert how.ckks.levels == 5 and how.fit.margin == AFTER_TRAINING.fit.margin
     other = evaluate_folder(tmp_path / "m", data_dir=str(glue), how=file).twin
-    assert other is not None and not other.unused
+    assert not other.unused
     assert (other.how.ckks.log_n, other.how.ckks.levels, other.how.ckks.scale_bits) == (15, 5, 40)
     assert other.how.fit == how.fit
     sites = fit_ranges(saved.config, other.noisy.ranges, how.fit)
     notes = notes | {"sites": sites_to_json(sites)}
     save_model(tmp_path / "own", saved.config, saved.params, saved.tokenizer, notes)
     own = evaluate_folder(tmp_path / "own", data_dir=str(glue), how=file).twin
-    assert own is not None and own.own and own.unused
+    assert own.own and own.unused
     assert own.how.ckks == other.how.ckks and "[twin]" in " ".join(own.warnings)
 
 

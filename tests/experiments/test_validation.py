@@ -160,15 +160,17 @@ def test_pairs_read_apart_are_rows_of_two(data: Path, tokenizer: Tokenizer, tmp_
     assert results.broken == [] and results.metric == "accuracy"
 
 
-def test_an_encoder_without_a_head_compares_sentences(
+def test_an_encoder_with_softmax_and_without_a_head_compares_sentences(
     data: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     fresh = ["head.bias", "head.kernel", "pooler.0.bias", "pooler.0.kernel"]
-    name = saved(tmp_path / "mini", tokenizer, data, {"fresh": fresh}, positions="learned")
+    shape = {"positions": "learned", "attention": "softmax"}
+    name = saved(tmp_path / "mini", tokenizer, data, {"fresh": fresh}, **shape)
     asked = Validation(name, data="sts-b", sentences=8, backend="slots")
     results, folder = run_validation(asked, tmp_path / "run", display=QUIET)
     assert folder.settings["answer"] == "cosine" and results.encrypted.shape == (4, 1)
     assert results.metric == "spearman" and len(results.exact) == 12
+    assert "layer0.attention.square2.softmax_inv" in {site.name for site in results.sites}
     assert [check.name for check in results.broken] == []
     assert results.answers in (folder.path / "report.html").read_text()
 
