@@ -69,7 +69,7 @@ def test_a_run_on_plain_vectors_is_never_called_encrypted(results: Results) -> N
 
 
 def test_batches_are_as_predicted_but_for_one_in_a_hundred(results: Results) -> None:
-    verdicts = {True: "all within", False: "first outside"}
+    verdicts: dict[bool | None, str] = {True: "all within", False: "first outside"}
 
     def check(*sound: bool | None) -> list[tuple[bool, str]]:
         told = [{"encrypted": True, "as_predicted": s, "verdict": verdicts.get(s)} for s in sound]
