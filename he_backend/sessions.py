@@ -35,11 +35,9 @@ from hesim.progress import Reporter, reporting
 
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration
+    from hesim.predict import OpPrediction, Prediction
 
 __all__ = ["Options", "Session", "check_params", "compiled", "session"]
-
-_SIMULATED = 2
-"""Keys under which a comparing run simulates values; errors are predicted under all of `keys`."""
 
 
 @dataclass(frozen=True)
@@ -301,16 +299,20 @@ class Session:
 
     def _predicted(
         self, args: Sequence[Any], keys: int, among: Collection[int] | None = None
-    ) -> Any:
-        """Errors under so many keys, of what was decrypted; values under the first few of them.
+    ) -> Mapping[int, OpPrediction]:
+        """Errors of operations under so many keys, of what was decrypted."""
+        from hesim.predict import walked
 
-        Operations are simulated one by one: compiling a long program as a whole takes longer than
-        the run itself.
+        found = walked(self.circuit, args, keys, among=among)
+        return found or dict(enumerate(self._simulated(args, keys).ops))
+
+    def _simulated(self, args: Sequence[Any], keys: int = 1) -> Prediction:
+        """Values of operations under so many keys, one by one: compiling a long program as a whole
+        takes longer than a run of it.
         """
         from hesim.predict import predict
 
-        shared = {"keys": keys, "schedule": self._placed, "jit": False}
-        shared |= {"among": among, "simulated": _SIMULATED}
+        shared = {"keys": keys, "schedule": self._placed, "jit": False, "walk": False}
         return predict(self.program, self.circuit.params, args, **shared)
 
     def _report(
@@ -318,7 +320,7 @@ class Session:
         args: Sequence[Any],
         exact: twin.Exact,
         outcome: Outcome,
-        prediction: Any,
+        prediction: Mapping[int, OpPrediction] | None,
         reporter: Phases,
     ) -> Report:
         circuit, options, spent = self.circuit, self.options, outcome.spent
@@ -350,7 +352,7 @@ class Session:
             subject=Subject.of(self.program, circuit),
             refresher=circuit.refresher,
             predicted_peak_bytes=outcome.predicted_peak_bytes,
-            simulate=lambda: (prediction or self._predicted(args, 1)).outputs,
+            simulate=lambda: self._simulated(args).outputs,
         )
 
 

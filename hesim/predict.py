@@ -25,10 +25,11 @@ from hesim.program import need_program, widened
 from hesim.simulate import simulate_program
 
 if TYPE_CHECKING:
+    from hesim.circuit.circuit import Circuit
     from hesim.params import CKKSParams
     from hesim.program import Program
 
-__all__ = ["OpPrediction", "Prediction", "predict"]
+__all__ = ["OpPrediction", "Prediction", "predict", "walked"]
 
 _SAMPLE = 8192
 """Elements of a tensor, at most, that enter its quantile from each key."""
@@ -121,8 +122,6 @@ def predict(
     tier: str = "predict",
     jit: bool = True,
     walk: bool = True,
-    among: Collection[int] | None = None,
-    simulated: int | None = None,
 ) -> Prediction:
     """Predicted error of every operation, by simulation in float64 under several random keys.
 
@@ -147,10 +146,6 @@ def predict(
         first takes long.
       walk: carry errors through the Circuit where `schedule` is one's and `tier` is "predict";
         otherwise tensors are simulated as in training, but for errors drawn where they are made.
-      among: ciphertexts whose elements count where errors are carried through a Circuit; see
-        ``hesim.certify``.
-      simulated: of the `keys`, those under which values are simulated, where errors are carried
-        through a Circuit; all by default. Outputs and what wraps around are then of so many.
 
     What is compiled is kept for the last few programs, parameters and schedules, so another call
     with other values, keys or seed compiles nothing. A warning names the first operation whose
@@ -179,16 +174,15 @@ def predict(
     library = find_profile(profile)
     if isinstance(plan, CircuitSchedule):
         library = refreshed_by(library, plan.circuit.refresher.error)
-    walked: dict[int, tuple[float, float, tuple[float, ...]]] = {}
-    if walk and tier == "predict":
-        walked = _walked(program, plan, args, keys, library, seed, among)
-    few = keys if simulated is None or not walked else min(keys, max(simulated, 1))
+    carried: dict[int, OpPrediction] = {}
+    if walk and tier == "predict" and isinstance(plan, CircuitSchedule) and plan.program is program:
+        carried = walked(plan.circuit, args, keys, library, seed)
     with jax.enable_x64(True):
         placements = tuple(sorted(plan.items()))
         run = (_compiled if jit else _errors)(program, params, library, placements, tier)
         known = program.public_values(flat)
-        split = jax.random.split(jax.random.key(seed), keys)[:few]
-        results = jax.device_get([run(key, flat, known) for key in split])
+        results = [run(key, flat, known) for key in jax.random.split(jax.random.key(seed), keys)]
+        results = jax.device_get(results)
     ops = []
     for k, equation in enumerate(program.ops):
         each = np.array([r[0][k] for r in results])
@@ -202,7 +196,8 @@ def predict(
             _spare_bits(params, place, float(x)) for x in largest.max(axis=1, initial=0.0)
         )
         rows = _lost(params, place, largest) if min(spare) <= 0 else ()
-        std, quantile, by_key = walked.get(k, (std, quantile, by_key))
+        if k in carried:
+            std, quantile, by_key = carried[k].std, carried[k].q999, carried[k].by_key
         ops.append(OpPrediction(std, quantile, place.level, by_key, spare, rows))
     _warn(program, ops)
     outputs, exact = (
@@ -217,21 +212,24 @@ def predict(
     )
 
 
-def _walked(
-    program: Program,
-    schedule: Schedule,
+def walked(
+    circuit: Circuit,
     args: Sequence[PyTree],
     keys: int,
-    profile: NoiseProfile,
-    seed: int,
-    among: Collection[int] | None,
-) -> dict[int, tuple[float, float, tuple[float, ...]]]:
-    """By operation, (std, 99.9 % quantile, std under each key) from a walk over the Circuit whose
-    schedule this is; of none if it is another's, or if values wrap around, which is said elsewhere.
+    profile: str | NoiseProfile = "seal",
+    seed: int = 0,
+    among: Collection[int] | None = None,
+) -> dict[int, OpPrediction]:
+    """Predicted errors by a walk over a Circuit alone: nothing is simulated or compiled.
+
+    Args:
+      circuit: with its Program. args: of it.
+      keys, profile, seed, among: as for ``hesim.certify``; as many keys at a time as memory holds.
+
+    Returns:
+      By number of the operation, those that have a ciphertext of their own; of none if values wrap
+      around the modulus.
     """
-    if not isinstance(schedule, CircuitSchedule) or schedule.program is not program:
-        return {}
-    circuit = schedule.circuit
     bytes_per_key = 8 * circuit.params.slots * max(circuit.most_alive, 1)
     each = max(1, min(keys, int(_WALK_BYTES // bytes_per_key)))
     parts = [min(each, keys - start) for start in range(0, keys, each)]
@@ -242,14 +240,15 @@ def _walked(
         ]
     except ValueOverflowError:
         return {}
-    walked = {}
-    for k in range(len(program.ops)):
+    carried = {}
+    for k in range(len(circuit.op_names)):
         ops = [certificate.ops[k] for certificate in found]
         if ops[0].level >= 0:
             by_key = tuple(std for op in ops for std in op.by_key)
             quantile = float(np.average([op.q999 for op in ops], weights=parts))
-            walked[k] = float(np.sqrt(np.mean(np.square(by_key)))), quantile, by_key
-    return walked
+            std = float(np.sqrt(np.mean(np.square(by_key))))
+            carried[k] = OpPrediction(std, quantile, ops[0].level, by_key)
+    return carried
 
 
 @lru_cache(maxsize=8)

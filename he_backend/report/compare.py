@@ -15,10 +15,10 @@ from hesim.circuit.circuit import Circuit, TensorLocation
 from hesim.circuit.plain.execute import Spent
 from hesim.noise import formulas as noise_formulas
 from hesim.noise.profiles import profile
+from hesim.predict import OpPrediction
 
 if TYPE_CHECKING:
     from he_backend.report.twin import Exact
-    from hesim.predict import Prediction
     from hesim.program import Equation
 
 __all__ = ["Vectors", "op_records"]
@@ -37,6 +37,10 @@ _AMPLIFIED = 2.0**16
 
 _ROUNDING = 2.0**-40
 """Rounding of a long chain in float64, as a part of the largest value."""
+
+
+EXACT = OpPrediction(0.0, 0.0, -1, (0.0,))
+"""Of a result without a ciphertext."""
 
 
 class Vectors(Mapping[int, np.ndarray]):
@@ -62,7 +66,7 @@ def op_records(
     circuit: Circuit,
     exact: Exact,
     vectors: Mapping[int, np.ndarray] | None,
-    prediction: Prediction | None,
+    prediction: Mapping[int, OpPrediction] | None,
     spent: Spent,
     encrypted: bool = True,
 ) -> tuple[tuple[OpRecord, ...], Overall | None]:
@@ -72,7 +76,7 @@ def op_records(
       circuit: its taps say where each operation's result lies.
       exact: the exact twin, with the value of each operation if the run compares.
       vectors: decrypted slot values of the tapped ciphertexts, or None if the run did not compare.
-      prediction: of the simulator, or None.
+      prediction: by operation, of those that have a ciphertext; or None.
       spent: seconds by operation. What the ledger predicts of an operation is of its Circuit.
       encrypted: whether the machine encrypts; if not, errors below an interval are no surprise.
     """
@@ -85,15 +89,18 @@ def op_records(
     }
     judged: dict[int, _Judged] = {}
     overall = None
+    known = dict(prediction or {})
     if prediction is not None and vectors is not None:
-        judged, overall = _judge(circuit, taps, errors, exact, prediction, encrypted)
+        # What has no ciphertext is zero, and known to be.
+        known |= {k: EXACT for k, tap in taps.items() if k >= 0 and not len(tap.ciphers)}
+        judged, overall = _judge(circuit, taps, errors, exact, known, encrypted)
     # The ledger's first row is what is encrypted.
     spending = circuit.ledger.operations[1:]
     ops = circuit.program.ops if circuit.program is not None else ()
     records = []
     for k, (name, source) in enumerate(zip(circuit.op_names, circuit.op_sources, strict=True)):
         tap, error = taps.get(k), errors.get(k, np.zeros(0))
-        expected = prediction.ops[k] if prediction is not None else None
+        expected = known.get(k)
         found = judged.get(k, _Judged(unjudged=FUSED if tap is None else NOT_READ))
         records.append(
             OpRecord(
@@ -149,7 +156,7 @@ def _judge(
     taps: Mapping[int, TensorLocation],
     errors: Mapping[int, np.ndarray],
     exact: Exact,
-    prediction: Prediction,
+    prediction: Mapping[int, OpPrediction],
     encrypted: bool,
 ) -> tuple[dict[int, _Judged], Overall | None]:
     """What each operation with an error is judged to be, and all together.
@@ -158,12 +165,12 @@ def _judge(
     result is not predicted: such results are left out, and the rest judged again.
     """
     measured = {k: _rms(error) for k, error in errors.items() if error.size}
-    operands = [_operands(circuit, k) for k in range(len(circuit.op_names))]
+    operands = _operands(circuit)
     found: dict[int, _Judged] = {}
     held: dict[int, float] = {}  # std of what was predicted as exact and is not
     rest: list[int] = []
     for k, std in measured.items():
-        by_key = prediction.ops[k].by_key
+        by_key = prediction[k].by_key if k in prediction else ()
         if len(by_key) and not any(by_key):
             high = _of_zero(circuit, taps[k], exact.ranges[k])
             found[k] = _Judged(high=high, chance=1.0 if std <= high else 0.0)
@@ -173,14 +180,14 @@ def _judge(
             found[k] = _Judged(unjudged=NOT_FINITE)
         elif len(by_key) < 2 or not all(by_key):
             found[k] = _Judged(unjudged=FEW_KEYS)
-        elif len(taps[k].ciphers):
+        else:
             rest.append(k)
     while True:
         rest.sort()
         seen = [
             Observed(
                 measured[k],
-                prediction.ops[k].by_key,
+                prediction[k].by_key,
                 errors[k].size,
                 tuple(_near(k, rest, operands)),
             )
@@ -234,14 +241,17 @@ def _of_zero(circuit: Circuit, tap: TensorLocation, values: tuple[float, float])
     return rounding + _FRESH * std * abs(tap.gain)
 
 
-def _operands(circuit: Circuit, k: int) -> list[int]:
-    """Operations whose results operation k reads."""
-    program = circuit.program
-    if program is None:
-        return []
-    made = {v.id: j for j, e in enumerate(program.ops[:k]) for v in e.outputs}
-    ids = [getattr(v, "id", None) for v in program.ops[k].inputs]
-    return [made[i] for i in ids if i in made]
+def _operands(circuit: Circuit) -> list[list[int]]:
+    """By operation, those whose results it reads."""
+    if circuit.program is None:
+        return [[] for _ in circuit.op_names]
+    made: dict[int, int] = {}
+    found = []
+    for k, equation in enumerate(circuit.program.ops):
+        ids = [getattr(v, "id", None) for v in equation.inputs]
+        found.append([made[i] for i in ids if i in made])
+        made |= {v.id: k for v in equation.outputs}
+    return found
 
 
 def _level(circuit: Circuit, tap: TensorLocation | None) -> int:

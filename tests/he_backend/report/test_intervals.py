@@ -17,8 +17,8 @@ from he_backend.report import twin
 from he_backend.report.compare import op_records
 from he_backend.report.intervals import Interval, Observed, Overall, judge
 from hesim.circuit.plain.execute import Spent
-from hesim.noise import placement
 from hesim.noise.profiles import profile as find_profile
+from hesim.predict import walked
 
 KEYS = 32
 GELU = approx.fit("gelu", (-6, 6), degree=6)
@@ -209,14 +209,12 @@ def encrypted(compiled):
 
 @pytest.mark.parametrize("bits", [0.0, -0.5, 0.5])
 def test_encrypted_runs_are_as_noisy_as_the_profile_says_and_as_no_other(compiled, encrypted, bits):
-    program, circuit, args = compiled
+    _, circuit, args = compiled
     seal = find_profile("seal")
     variances = (seal.error_variance * 4.0**bits, seal.rounding_variance * 4.0**bits)
     named = dict(zip(("error_variance", "rounding_variance"), variances, strict=True))
     other = dataclasses.replace(seal, name="another", **named)
-    placed = placement.of_circuit(program, circuit)
-    shared = {"keys": KEYS, "schedule": placed, "jit": False, "simulated": 1}
-    prediction = hesim.predict(program, circuit.params, args, profile=other, **shared)
+    prediction = walked(circuit, args, KEYS, other)
     for vectors in encrypted:
         ops, overall = recorded(compiled, vectors, prediction)
         assert overall is not None
