@@ -24,6 +24,7 @@ from he_backend.errors import RunFolderWarning
 from he_backend.machines.table import find
 from he_backend.processes.memory import peak_bytes
 from he_backend.report.environment import environment
+from he_backend.sessions import Session
 from hesim.circuit.circuit import Circuit
 from hesim.program import Equation
 from models.data.batches import Batch, select_rows
@@ -34,9 +35,8 @@ from models.sites.sites import Range, site_names
 
 _ROOT = Path(__file__).resolve().parents[2]
 
-_KEYS, _FEWER_KEYS = 8, 2
-"""Random keys under which the error of the first batch is predicted, and that of each other one: a
-prediction takes longer than the run, and all batches share one Circuit."""
+_KEYS = 8
+"""Random keys under which the error of each batch is predicted."""
 
 __all__ = ["Forward", "describe_dataset", "encrypt", "note_plan", "site_rows"]
 
@@ -148,35 +148,43 @@ def _say_plan(display: Display, figures: dict[str, Any], folder: RunFolder) -> N
 
 
 def encrypt(forward: Forward, backend: str, folder: RunFolder, display: Display) -> None:
-    """Every batch encrypted, evaluated, decrypted and compared. Writes "encrypted-<k>" for each."""
-    for k in range(forward.batches):
-        if not folder.done(f"encrypted-{k}"):
-            _encrypt_one(forward, backend, folder, display, k)
-        folder.forget(k)
+    """Every batch encrypted, evaluated, decrypted and compared, all under one set of keys. Writes
+    "encrypted-<k>" for each.
+    """
+    waiting = [k for k in range(forward.batches) if not folder.done(f"encrypted-{k}")]
+    shown = _Shown()
+    if waiting:
+        with he_backend.session(
+            forward.circuit,
+            backend=backend,
+            compare=True,
+            keys=_KEYS,
+            outside="warn",
+            run_dir=folder.encrypted if find(backend).encrypts else None,
+            progress=shown,
+        ) as session:
+            for k in waiting:
+                _encrypt_one(session, forward, folder, display, k, shown)
+                session.forget(k)
+    folder.forget()
 
 
 def _encrypt_one(
-    forward: Forward, backend: str, folder: RunFolder, display: Display, k: int
+    session: Session,
+    forward: Forward,
+    folder: RunFolder,
+    display: Display,
+    k: int,
+    shown: _Shown,
 ) -> None:
     started = time.monotonic()
-    program = forward.circuit.program
-    assert program is not None
-    title = "encrypted" if find(backend).encrypts else "on plain vectors"
+    title = "encrypted" if session.options.encrypts else "on plain vectors"
     title += f", batch {k + 1} of {forward.batches}" if forward.batches > 1 else ""
     with display.bar(title, 1.0) as update, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are in the report, but for work lost
         warnings.simplefilter("default", RunFolderWarning)
-        report = he_backend.run(
-            program,
-            *forward.arguments(k),
-            circuit=forward.circuit,
-            backend=backend,
-            compare=True,
-            keys=_KEYS if k == 0 else _FEWER_KEYS,
-            outside="warn",
-            run_dir=folder.encrypted(k) if find(backend).encrypts else None,
-            progress=_Shown(update),
-        )
+        shown.on(update)
+        report = session.run(*forward.arguments(k), batch=k)
         simulated = forward.answers(report.simulated)
         update(1.0, "compared with the exact and the predicted results", 0.0)
     for message in report.outside:
@@ -214,7 +222,11 @@ def _encrypt_one(
 class _Shown:
     """Phases and tasks of an encrypted run on one bar, whose length is that of the tasks."""
 
-    def __init__(self, update: Update) -> None:
+    def __init__(self) -> None:
+        self.on(lambda done, note, left: None)
+
+    def on(self, update: Update) -> None:
+        """From now on another bar, of the next batch."""
         self._update = update
         self._done = 0.0
         self._text = ""

@@ -2,7 +2,7 @@
 
     <run>/settings.json   what the folder belongs to
     <run>/<name>.json     a finished stage's figures       <run>/<name>.npz   its arrays
-    <run>/training-<seed> checkpoints                      <run>/encrypted-<k>  batch k in progress,
+    <run>/training-<seed> checkpoints                      <run>/encrypted  batches in progress,
                                                            with the client's state beside it
     <run>/report.html     the result
 
@@ -159,15 +159,15 @@ class RunFolder:
         """Where the training of a seed keeps its checkpoints."""
         return self.path / f"training-{seed}"
 
-    def encrypted(self, batch: int) -> Path:
-        """The run folder of a batch, as `he_backend.run` wants it."""
-        return self.path / f"encrypted-{batch}"
+    @property
+    def encrypted(self) -> Path:
+        """The run folder of the encrypted batches, as `he_backend.session` wants it."""
+        return self.path / "encrypted"
 
-    def forget(self, batch: int) -> None:
-        """Remove what a finished batch needed: its ciphertexts, and the client's secret key."""
-        folder = self.encrypted(batch)
-        shutil.rmtree(folder.with_name(folder.name + ".client"), ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+    def forget(self) -> None:
+        """Remove what finished batches needed: ciphertexts, and the client's secret key."""
+        shutil.rmtree(self.encrypted.with_name("encrypted.client"), ignore_errors=True)
+        shutil.rmtree(self.encrypted, ignore_errors=True)
 
 
 def _write(path: Path, owner: str, content: Mapping[str, Any]) -> None:

@@ -257,5 +257,6 @@ def test_a_finetuned_model_runs_encrypted(model: str, tmp_path: Path) -> None:
     results, folder = run_validation(asked, tmp_path / "run", display=QUIET)
     assert results.was_encrypted and results.broken == []
     assert 0 < results.max_error < 2.0**-12
-    assert not list(folder.path.glob("encrypted-*.client"))
+    assert not list(folder.path.glob("encrypted*.client"))
+    assert [row["key_seconds"] > 0 for row in results.batches] == [True, False]
     assert Results.load(folder).ratio == results.ratio
