@@ -61,7 +61,8 @@ def run(
       compare: decrypt every operation's result and hold it against the exact and the predicted one.
       refresh_price, objective, interactive, memory: as for `hesim.compile` (in seconds, and in
         bytes), if no `circuit` is given.
-      circuit: compiled already, of this very program.
+      circuit: compiled already, of this program or another trace of the same function; may have
+        been saved and loaded.
       run_dir: where an interrupted run leaves its work and finds it again; default temporary.
       client_dir: the client's state, secret key included; default `run_dir` + ".client".
       workers, clients: processes that evaluate, and that hold the key.

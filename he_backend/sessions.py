@@ -29,6 +29,8 @@ from he_backend.room import with_room
 from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.memory import run_bytes
+from hesim.circuit.publics import bound
+from hesim.errors import ParameterError
 from hesim.params import CKKSParams
 from hesim.program import Program, need_program
 from hesim.progress import Reporter, reporting
@@ -108,9 +110,8 @@ class Session:
         *,
         several: bool = True,
     ):
-        _check_circuit(program, circuit)
         _check_refresher(circuit, options)
-        self.program, self.circuit, self.options = program, circuit, options
+        self.program, self.circuit, self.options = program, _bound(program, circuit), options
         self._where = run_dir, client_dir
         self._several = several
         self._count = 0
@@ -390,7 +391,8 @@ def session(
     or this, a `calibration` whose levels hold the values of all.
 
     Args:
-      program: from `hesim.trace`; or a Circuit that was compiled in this process.
+      program: from `hesim.trace`; or a Circuit that was compiled in this process. A loaded one is
+        given as `circuit`, beside the Program.
       params, backend, compare, objective, interactive, circuit, workers, clients, progress, ranges,
         outside, keys, sampled, calibration: as for `he_backend.run`.
       refresh_price, memory: likewise, in seconds and in bytes.
@@ -498,13 +500,12 @@ def _check_refresher(circuit: Circuit, options: Options) -> None:
         )
 
 
-def _check_circuit(program: Program, circuit: Circuit) -> None:
-    """BackendError if a Circuit is of another program."""
-    if circuit.publics is None or circuit.program is not program:
-        raise BackendError(
-            "the circuit was not compiled from this program object (a loaded Circuit carries no "
-            "program); compile it with hesim.compile(program, params)"
-        )
+def _bound(program: Program, circuit: Circuit) -> Circuit:
+    """A Circuit with its Program, also where it was loaded. BackendError if that is another one."""
+    try:
+        return bound(circuit, program)
+    except ParameterError as error:
+        raise BackendError(str(error)) from error
 
 
 def _outputs(

@@ -46,6 +46,8 @@ from hesim.params import larger_capacity
 if TYPE_CHECKING:
     from jaxtyping import Complex, Float, PyTree
 
+    from hesim.program import Program
+
 __all__ = ["RELINEARIZATION", "Certificate", "OpCertificate", "certify"]
 
 RELINEARIZATION = -1
@@ -64,12 +66,13 @@ def certify(
     profile: str | NoiseProfile = "seal",
     seed: int = 0,
     among: Collection[int] | None = None,
+    program: Program | None = None,
 ) -> Certificate:
     """Runs a Circuit on plain vectors and carries the errors of an encrypted run beside them.
 
     Args:
       circuit: from ``hesim.compile``, or loaded.
-      args: arguments of the traced function; needs a Circuit that still has its Program.
+      args: arguments of the traced function; of a loaded Circuit, together with `program`.
       inputs, operands: instead of `args`, the encrypted leaves and the public operands.
       keys: secret keys to sample.
       secrets: complex (keys, params.slots), embeddings S of given keys instead.
@@ -84,7 +87,7 @@ def certify(
       ValueOverflowError: a message wraps around the modulus of its level.
       TraceError: not a Circuit, or arguments of another structure or shape. ParameterError: keys
         below 1, encrypted arguments that are not finite, neither `args` nor `inputs` and
-        `operands`, or secrets or switches of another shape.
+        `operands`, another program, or secrets or switches of another shape.
 
     Examples:
       >>> import hesim, numpy as np
@@ -105,6 +108,10 @@ def certify(
         )
     if keys < 1:
         raise ParameterError(f"keys={keys} must be at least 1")
+    if program is not None:
+        from hesim.circuit.publics import bound
+
+        circuit = bound(circuit, program)
     if args is not None and circuit.program is not None:
         flat = circuit.program.finite(args)
         encrypted = [v.encrypted for v in circuit.program.inputs]
@@ -112,7 +119,8 @@ def certify(
         operands = circuit.publics.evaluate(flat)
     if inputs is None or operands is None:
         raise ParameterError(
-            "give args of a Circuit compiled in this process, or both inputs and operands"
+            "give args of a Circuit compiled in this process, or program=, or both inputs and "
+            "operands"
         )
     library = refreshed_by(find_profile(profile), circuit.refresher.error)
     walk = _Walk(circuit, inputs, operands, library, keys, secrets, seed, among)

@@ -333,6 +333,7 @@ class Circuit:
       ledger: what it spends.
       program: what it was compiled from; None once loaded.
       publics: what evaluates its public operands; None once loaded.
+      origin: of a loaded one, by what `hesim.circuit.publics.bound` knows its Program.
 
     Examples:
       >>> import hesim, numpy as np
@@ -373,6 +374,7 @@ class Circuit:
     carried: tuple[tuple[int, int], ...] = ()
     program: Any = field(default=None, repr=False)
     publics: Any = field(default=None, repr=False)
+    origin: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -474,7 +476,11 @@ class Circuit:
         return f"{self.op_names[op]} at {self.op_sources[op]}"
 
     def save(self, path: str | Path | BinaryIO) -> None:
-        """Writes the Circuit to one .npz file (no pickle); the Program is not part of it."""
+        """Writes the Circuit to one .npz file (no pickle).
+
+        The Program is not part of it, but the file says which one it was: `he_backend.run` and
+        `hesim.certify` take the loaded Circuit with another trace of the same function.
+        """
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         meta: dict[str, Any] = {
             "format": _FORMAT,
@@ -487,6 +493,7 @@ class Circuit:
             "ledger": dataclasses.asdict(self.ledger),
             "refresher": dataclasses.asdict(self.refresher),
             "memory": self.memory,
+            "origin": self._origin(),
             "carried": self.carried,
         }
         for group in ("packs", "inputs"):
@@ -513,6 +520,9 @@ class Circuit:
         with contextlib.ExitStack() as held:
             named = isinstance(path, str | Path)
             np.savez(held.enter_context(open(path, "wb")) if named else path, **arrays)
+
+    def _origin(self) -> Mapping[str, Any] | None:
+        return self.origin if self.publics is None else self.publics.origin()
 
     @classmethod
     def load(cls, path: str | Path | BinaryIO) -> Circuit:
@@ -561,6 +571,7 @@ class Circuit:
                 input_labels=tuple(meta["input_labels"]),
                 refresher=Refresher(**meta.get("refresher", dataclasses.asdict(KEY_HOLDER))),
                 memory=meta.get("memory"),
+                origin=meta.get("origin"),
                 carried=tuple((c, i) for c, i in meta.get("carried", ())),
                 ledger=_ledger(meta["ledger"]),
                 **{name: data[name] for name in _ARRAYS},

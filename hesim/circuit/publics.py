@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from hesim.circuit.layout import stripped
 from hesim.circuit.moves import index_places, move_table, scatter_targets
-from hesim.errors import HesimError
+from hesim.circuit.origin import PARTS, digests
+from hesim.errors import HesimError, ParameterError
 from hesim.primitives import moves_by_parameters
 from hesim.program import Equation, Literal, Program, Var
 
-__all__ = ["NonFiniteOperandError", "OperandSource", "Publics", "View"]
+if TYPE_CHECKING:
+    from hesim.circuit.circuit import Circuit
+
+__all__ = ["NonFiniteOperandError", "OperandSource", "Publics", "View", "bound"]
 
 
 class NonFiniteOperandError(HesimError, ValueError):
@@ -140,6 +145,42 @@ class Publics:
         """Operand: what a move to places known at run time takes from a public input."""
         return self._number("moved", eqn.outputs[0], (operand,))
 
+    def plain(self) -> list[list[Any]]:
+        """The operands as plain data, their values by number: see `restored`."""
+        literals = {
+            id(v): [e.index, k]
+            for e in self.program.equations
+            for k, v in enumerate(e.inputs)
+            if isinstance(v, Literal)
+        }
+        return [
+            [
+                kind,
+                what.id if isinstance(what, Var) else literals[id(what)],
+                list(extra) if isinstance(extra, tuple) else extra,
+                None if user is None else user.index,
+            ]
+            for (kind, (what, extra)), user in zip(self._entries, self._users, strict=True)
+        ]
+
+    def origin(self) -> dict[str, Any]:
+        """Plain data by which `bound` finds back from a saved Circuit."""
+        return {**digests(self.program), "publics": self.plain()}
+
+    @classmethod
+    def restored(cls, program: Program, plain: Sequence[Sequence[Any]]) -> Publics:
+        """The operands that `plain` described, of a Program with the same numbers."""
+        found = cls(program)
+        made = (v for e in program.equations for v in e.outputs)
+        values = {v.id: v for v in (*program.inputs, *(v for v, _ in program.consts), *made)}
+        equations = {e.index: e for e in program.equations}
+        for kind, what, extra, user in plain:
+            held = values[what] if isinstance(what, int) else equations[what[0]].inputs[what[1]]
+            found.user = None if user is None else equations[user]
+            found._number(kind, held, tuple(extra) if isinstance(extra, list) else extra)
+        found.user = None
+        return found
+
     def sources(self) -> list[OperandSource]:
         """What each operand is made of."""
         producers = {v.id: e for e in self.program.ops for v in e.outputs}
@@ -182,6 +223,31 @@ class Publics:
                     f"NaN or infinite. It is {_origin(what, self._made)}."
                 )
         return out
+
+
+def bound(circuit: Circuit, program: Program) -> Circuit:
+    """The Circuit with `program`, of which it was compiled, in this process or in another one.
+
+    Raises:
+      ParameterError: it was compiled of another Program; says what differs.
+    """
+    if circuit.program is program and circuit.publics is not None:
+        return circuit
+    origin = circuit.origin if circuit.publics is None else circuit.publics.origin()
+    if origin is None:
+        raise ParameterError(
+            "the circuit does not say which program it was compiled from (a version before this "
+            "one saved it); compile it anew with hesim.compile(program, params)"
+        )
+    own = digests(program)
+    differ = [what for part, what in PARTS.items() if origin[part] != own[part]]
+    if differ:
+        raise ParameterError(
+            f"the circuit was not compiled from this program (another: {'; '.join(differ)}); "
+            f"compile it with hesim.compile(program, params)"
+        )
+    publics = Publics.restored(program, origin["publics"])
+    return dataclasses.replace(circuit, program=program, publics=publics, origin=origin)
 
 
 _WHAT = {
