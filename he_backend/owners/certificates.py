@@ -1,7 +1,8 @@
 """Who is at the other end of a TLS link: each side knows the other's certificate, and no other.
 
 A side's folder has three files: own.crt, own.key (0600), and peer.crt, which is the other side's
-own.crt. Certificates sign themselves; there is no authority, and nobody else's is accepted.
+own.crt; of several key holders, their certificates one after another. Certificates sign themselves;
+there is no authority, and nobody else's is accepted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hesim.files import write_whole
 __all__ = ["Certificates", "make_certificate", "make_pair"]
 
 _DAYS = 365
+_BEGIN = "-----BEGIN CERTIFICATE-----"
 _FILES = ("own.crt", "own.key", "peer.crt")
 
 
@@ -47,7 +49,7 @@ class Certificates:
         if stat.S_IMODE(self._key.stat().st_mode) & 0o077:
             raise BackendError(f"others may read {self._key}: chmod 600 it, or make another pair")
         try:
-            self._expected = ssl.PEM_cert_to_DER_cert(self._peer.read_text("ascii").strip() + "\n")
+            self._expected = _certificates_in(self._peer.read_text("ascii"))
             self._server = self._context(ssl.PROTOCOL_TLS_SERVER)
             self._client = self._context(ssl.PROTOCOL_TLS_CLIENT)
         except (ValueError, OSError) as error:
@@ -84,9 +86,19 @@ class Certificates:
             link.do_handshake()
         except (OSError, ValueError) as error:
             raise ProtocolError(f"no TLS link with the peer came about ({error})") from error
-        if link.getpeercert(binary_form=True) != self._expected:
+        found = link.getpeercert(binary_form=True)
+        if found is None or found not in self._expected:
             raise ProtocolError(f"the peer's certificate is another than {self._peer}")
-        return hashlib.sha256(self._expected).hexdigest()
+        return hashlib.sha256(found).hexdigest()
+
+
+def _certificates_in(text: str) -> frozenset[bytes]:
+    """The certificates of a PEM file, as they are sent. ValueError if there is none."""
+    parts = text.split(_BEGIN)[1:]
+    found = frozenset(ssl.PEM_cert_to_DER_cert(f"{_BEGIN}\n{part.strip()}\n") for part in parts)
+    if not found:
+        raise ssl.SSLError("there is no certificate in peer.crt")
+    return found
 
 
 def make_certificate(folder: str | os.PathLike[str], name: str, days: int = _DAYS) -> None:

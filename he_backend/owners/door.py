@@ -25,7 +25,7 @@ from he_backend.owners.certificates import Certificates
 from he_backend.owners.pump import cut
 from he_backend.processes.messages import SMALL, receive, send
 
-__all__ = ["Door", "Visitor", "refuse"]
+__all__ = ["Door", "Visitor", "refuse", "wait_to_refuse"]
 
 _PATIENCE_SECONDS = 10.0
 """In which a stranger has to say all that it has to say."""
@@ -188,8 +188,13 @@ class Door:
 def refuse(visitor: Visitor, reason: str, log: logging.Logger) -> None:
     """Send a visitor away with the word that all are told, at a time that tells nothing."""
     log.warning("%s was refused: %s", visitor.name, reason)
-    passed = time.monotonic() - visitor.since
-    time.sleep((passed // _REFUSAL_SECONDS + 1) * _REFUSAL_SECONDS - passed)
+    wait_to_refuse(visitor)
     with contextlib.suppress(ProtocolError):
         send(visitor.link, {"type": "refused"})
     visitor.link.close()
+
+
+def wait_to_refuse(visitor: Visitor) -> None:
+    """Let the time come at which whatever is wrong may be answered."""
+    passed = time.monotonic() - visitor.since
+    time.sleep((passed // _REFUSAL_SECONDS + 1) * _REFUSAL_SECONDS - passed)

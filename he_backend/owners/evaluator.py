@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from hesim.bundles.bundle import Bundle
 __all__ = ["Evaluator"]
 
 _LEAVE_SECONDS = 30.0
+_LOG_BYTES = 1 << 24
+"""Of the log, of which two older parts are kept: strangers must not fill the disk."""
+
 _BUSY_SECONDS = 3.0
 
 
@@ -186,7 +190,7 @@ def _log_in(folder: Path) -> Iterator[logging.Logger]:
     log.parent = logging.getLogger("he_backend.owners")
     path = folder / "evaluator.log"
     with storing(path):
-        handler = logging.FileHandler(path)
+        handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=2)
         path.chmod(0o600)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)

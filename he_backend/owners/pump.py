@@ -26,6 +26,7 @@ class _End:
         self.link = link
         self.out = bytearray()
         self.closed = False
+        self.heard = time.monotonic()
         self.reads_want_write = self.writes_want_read = False
 
     def read_into(self, other: _End) -> None:
@@ -43,6 +44,7 @@ class _End:
                 data = b""
             other.out += data
             self.closed = not data
+            self.heard = time.monotonic()
 
     def write(self) -> None:
         """Give what the other end brought, as far as it is taken. Raises OSError if it is gone."""
@@ -69,8 +71,11 @@ class _End:
         return (selectors.EVENT_READ if read else 0) | (selectors.EVENT_WRITE if write else 0)
 
 
-def pump(one: socket.socket, other: socket.socket) -> None:
-    """Carry bytes until either side closes or goes away, then close both."""
+def pump(one: socket.socket, other: socket.socket, patience: float | None = None) -> None:
+    """Carry bytes until either side closes or goes away, then close both.
+
+    patience: seconds in which `other` has to say something, again and again; None for any time.
+    """
     ends = _End(one), _End(other)
     with (
         contextlib.closing(one),
@@ -89,7 +94,11 @@ def pump(one: socket.socket, other: socket.socket) -> None:
                 left = any(end.out and not end.closed for end in ends)
                 if not left or time.monotonic() > until:
                     return
-            _wait(ends, None if until is None else max(0.0, until - time.monotonic()))
+            silent = None if patience is None else ends[1].heard + patience
+            left = min((t - time.monotonic() for t in (until, silent) if t), default=None)
+            if left is not None and left <= 0 and until is None:
+                return
+            _wait(ends, None if left is None else max(0.0, left))
 
 
 def _wait(ends: tuple[_End, _End], seconds: float | None) -> None:
@@ -104,12 +113,15 @@ def _wait(ends: tuple[_End, _End], seconds: float | None) -> None:
         selector.select(seconds)
 
 
-def plain(link: socket.socket) -> socket.socket:
-    """A socket without TLS that is the same link; of a TLS one, a thread carries its bytes."""
-    if not isinstance(link, ssl.SSLSocket):
+def plain(link: socket.socket, patience: float | None = None) -> socket.socket:
+    """A socket without TLS that is the same link, whose bytes a thread carries.
+
+    patience: as of `pump`, for what is at the far end.
+    """
+    if not isinstance(link, ssl.SSLSocket) and patience is None:
         return link
     ours, theirs = socket.socketpair()
-    threading.Thread(target=pump, args=(theirs, link), daemon=True).start()
+    threading.Thread(target=pump, args=(theirs, link, patience), daemon=True).start()
     return ours
 
 

@@ -20,6 +20,7 @@ from he_backend.errors import (
     BackendError,
     EvaluatorGoneError,
     EvaluatorRefusedError,
+    PeerGoneError,
     ProtocolError,
 )
 from he_backend.machines.table import find
@@ -27,6 +28,7 @@ from he_backend.owners import wire
 from he_backend.owners.addresses import Address, dial
 from he_backend.owners.certificates import Certificates
 from he_backend.owners.pump import cut, plain, pump
+from he_backend.owners.service import ALIVE_SECONDS
 from he_backend.processes.children import Processes, _Child
 from he_backend.processes.folders import read_manifest
 from he_backend.processes.identity import Claimed
@@ -39,6 +41,9 @@ __all__ = ["Contact", "RemoteSession"]
 _WELCOME_SECONDS = 60.0
 _PAUSE_SECONDS = 120.0
 _LEAVE_SECONDS = 5.0
+_SILENCES = 6
+"""An evaluator that says nothing so many times in a row, when it should, is given up."""
+
 _EVENT_BYTES = 1 << 24
 """Of a message from the evaluator, at most; the largest says what each operation spent."""
 
@@ -102,10 +107,17 @@ class _Evaluator:
         self.link = link
 
     def poll(self) -> int | None:
-        """None while the link is open and nothing is said, which between batches is the end."""
+        """None while the link is open and nothing is said but that it is, which between batches is
+        all that may be said.
+        """
         if self.link.fileno() < 0:
             return 0
-        return 0 if select.select([self.link], [], [], 0)[0] else None
+        with contextlib.suppress(ProtocolError):
+            while select.select([self.link], [], [], 0)[0]:
+                if receive(self.link, (), _EVENT_BYTES)[0].get("type") != "alive":
+                    return 0
+            return None
+        return 0
 
     def wait(self, timeout: float | None = None) -> int:
         del timeout
@@ -121,6 +133,7 @@ class _RemoteProcesses(Processes):
     def __init__(self, setup: Setup, claimed: Claimed, contact: Contact):
         super().__init__(setup, claimed)
         self.contact = contact
+        self._ops = {*setup.circuit.op_names, "input"}
         self._links: list[socket.socket] = []
 
     def prepare(self, operands: Sequence[str]) -> None:
@@ -165,9 +178,12 @@ class _RemoteProcesses(Processes):
             token = header.get("token")
             if header.get("type") != "welcome" or not isinstance(token, str):
                 raise self.contact.refused()
-        except ProtocolError as error:  # a certificate that is not accepted shows here first
+        except PeerGoneError as error:  # a certificate that is not accepted shows here first
             link.close()
             raise self.contact.refused() from error
+        except ProtocolError as error:
+            link.close()
+            raise self.contact.gone() from error
         except BaseException:
             link.close()
             raise
@@ -176,7 +192,7 @@ class _RemoteProcesses(Processes):
                 self._bring(link, files)
         except ProtocolError as error:
             raise self.contact.gone() from error
-        found = plain(link)
+        found = plain(link, _SILENCES * ALIVE_SECONDS)
         found.settimeout(None)
         return found, token
 
@@ -225,6 +241,12 @@ class _RemoteProcesses(Processes):
         with contextlib.suppress(ProtocolError):
             send(link, header, blobs)
 
+    def _first(self, link: socket.socket, name: str) -> dict[str, Any]:
+        header: dict[str, Any] = {"type": "alive"}
+        while header.get("type") == "alive":
+            header = super()._first(link, name)
+        return header
+
     def _receive(self, link: socket.socket, name: str) -> dict[str, Any]:
         if name != "server":
             return super()._receive(link, name)
@@ -232,8 +254,12 @@ class _RemoteProcesses(Processes):
             header, _ = receive(link, (), _EVENT_BYTES)
         except ProtocolError as error:
             raise self._ended(name) from error
-        if header.get("type") in ("ended", "refused", "error"):
+        if header.get("type") == "refused":
+            raise self.contact.refused()
+        if header.get("type") in ("ended", "error"):
             raise self._ended(name)
+        if header.get("type") == "progress" and header.get("op") not in self._ops:
+            raise ProtocolError("the evaluator tells of an operation that the Circuit has not")
         return header
 
     def _ended(self, name: str) -> BackendError:

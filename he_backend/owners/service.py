@@ -24,7 +24,7 @@ from typing import Any
 from he_backend.errors import BackendError, BlobError, ProtocolError, from_message
 from he_backend.machines.table import find
 from he_backend.owners import keysets, wire
-from he_backend.owners.door import Visitor
+from he_backend.owners.door import Visitor, wait_to_refuse
 from he_backend.owners.keysets import KeySet
 from he_backend.owners.pump import cut, plain, pump
 from he_backend.processes.folders import clean_environment, module_command
@@ -32,10 +32,13 @@ from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.store import storing
 from hesim.errors import HesimError
 
-__all__ = ["Service", "Settings"]
+__all__ = ["ALIVE_SECONDS", "Service", "Settings"]
 
 _PAUSE_SECONDS = 120.0
 """A key holder that stops in the middle of a message is given up."""
+
+ALIVE_SECONDS = 20.0
+"""A key holder hears something at least so often."""
 
 _STOP_SECONDS = 20.0
 _MOST_LINKS = 8
@@ -103,8 +106,10 @@ class Service:
                     error,
                     exc_info=None if known else error,
                 )
+                if not self._ready:  # of keys that are not accepted, too, it is told no more
+                    wait_to_refuse(self.visitor)
                 with contextlib.suppress(ProtocolError):
-                    send(link, {"type": "ended"})
+                    send(link, {"type": "ended" if self._ready else "refused"})
 
     def join(self, visitor: Visitor) -> None:
         """Connect a client's link with the server, until either closes."""
@@ -207,7 +212,9 @@ class Service:
         while True:
             owed = not self._running or self._unheard > 0
             left = until - time.monotonic() if owed else self.settings.idle_seconds
-            ready = [key.fileobj for key, _ in selector.select(max(0.0, left))]
+            ready = [k.fileobj for k, _ in selector.select(max(0.0, min(left, ALIVE_SECONDS)))]
+            if not ready:
+                send(link, {"type": "alive"})
             if control in ready:
                 if self._unheard == 0:
                     until = time.monotonic() + self.settings.idle_seconds
@@ -216,7 +223,7 @@ class Service:
                 until = time.monotonic() + self.settings.idle_seconds
                 if not self._hear_holder(link, control):
                     return
-            if not ready and owed:
+            if not ready and owed and until <= time.monotonic():
                 raise ProtocolError(f"it said nothing for {self.settings.idle_seconds:.0f} seconds")
 
     def _hear_holder(self, link: socket.socket, control: socket.socket) -> bool:

@@ -219,3 +219,22 @@ def test_a_stopped_evaluator_does_not_hold_the_key_holder_for_ever(place, monkey
             held(place)
         assert time.monotonic() - began < 60
         os.kill(process.pid, signal.SIGCONT)
+
+
+def test_an_evaluator_that_stops_in_a_batch_is_given_up(place, monkeypatch):
+    monkeypatch.setattr("he_backend.owners.remote._SILENCES", 0.15)
+    with evaluating(place) as process:
+
+        def stop(tasks: int) -> None:
+            if tasks == 5:
+                for each in (*descendants(process.pid), psutil.Process(process.pid)):
+                    each.suspend()
+
+        began = time.monotonic()
+        with pytest.raises(EvaluatorGoneError):
+            held(place, stop)
+        assert time.monotonic() - began < 60
+        for each in (psutil.Process(process.pid), *descendants(process.pid)):
+            each.resume()
+        found, _ = held(place)
+    np.testing.assert_allclose(found, EXACT, atol=1e-5)

@@ -10,6 +10,7 @@ import ssl
 import stat
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,22 @@ def test_a_certificate_signed_by_the_known_one_is_another(certificates, tmp_path
     assert isinstance(server[0], ProtocolError) and "another than" in str(server[0])
 
 
+def test_several_key_holders_are_known_by_one_file(certificates, tmp_path):
+    ours, theirs = certificates
+    other, second = make_pair(tmp_path / "second")
+    both = Path(shutil.copytree(ours, tmp_path / "both"))
+    known = [(side / "own.crt").read_text() for side in (theirs, second)]
+    (both / "peer.crt").write_text("".join(known))
+    (second / "peer.crt").write_bytes((ours / "own.crt").read_bytes())
+    names = []
+    for holder in (theirs, second):
+        said = shake(Certificates(both), Certificates(holder))
+        assert [entries[1] for entries in said] == [b"x", b"x"]
+        names.append(said[0][0])
+    assert names[0] != names[1]
+    assert isinstance(shake(Certificates(both), Certificates(other))[0][0], ProtocolError)
+
+
 def tls_pair(certificates: tuple[Path, Path]) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
     one, other = socket.socketpair()
     ours, theirs = (Certificates(side) for side in certificates)
@@ -167,3 +184,21 @@ def test_bytes_are_carried_both_ways_whole_and_the_end_is_passed_on(certificates
     assert near.recv(64) == b"the last word" and near.recv(1) == b""
     near.close()
     inner.close()
+
+
+def test_a_far_end_that_falls_silent_is_given_up():
+    near, inner = socket.socketpair()
+    outer, far = socket.socketpair()
+    thread = threading.Thread(target=pump, args=(inner, outer, 0.4), daemon=True)
+    thread.start()
+    for _ in range(3):
+        time.sleep(0.2)
+        far.sendall(b"x")
+        assert near.recv(1) == b"x"
+    near.sendall(b"more than once")  # what this end says does not count
+    near.settimeout(10)
+    assert near.recv(1) == b""
+    thread.join(10)
+    assert not thread.is_alive()
+    near.close()
+    far.close()

@@ -139,7 +139,7 @@ def test_at_the_door(serving, connecting, bundle, count):
                 link.shutdown(socket.SHUT_WR)
                 said = b"".join(iter(lambda: link.recv(1 << 12), b""))
                 # Another digest of keys is that of a key set which is not known yet.
-                welcome = b'"welcome"' in said and said.endswith(packed({"type": "ended"}))
+                welcome = b'"welcome"' in said and said.endswith(packed({"type": "refused"}))
                 assert welcome or said in (b"", packed({"type": "refused"}))
 
         with nothing_left():

@@ -122,6 +122,17 @@ def test_other_certificates_lead_nowhere(serving, connecting, certificates, log,
     assert "was shown out: no TLS link" in log()
 
 
+def test_keys_of_another_circuit_are_refused_with_the_same_word(serving, bundle, log):
+    files = {"public.key": [1 << 20, "0" * 64], "relin.key": [7, "0" * 64]}
+    hello = wire.hello(bundle.digest, "pyfhel", wire.digest_of_keys(files))
+    with serving(backend="pyfhel") as evaluator, dial(Address.parse(evaluator.address)) as link:
+        send(link, hello)
+        assert receive(link)[0]["keys"] == "wanted"
+        send(link, {"type": "keys", "files": files})
+        assert receive(link) == ({"type": "refused"}, [])
+    assert "its key files are not those of this Circuit" in log()
+
+
 def test_values_unlike_the_examples_are_refused_on_this_side(serving, connecting, log):
     refused = pytest.raises(ValueRangeError, match="examples lay")
     with serving() as evaluator, connecting(evaluator) as session, refused:
