@@ -232,9 +232,11 @@ class Approximated:
         return rows
 
     def _title(self) -> str:
+        count = len(self.sites)
+        counted = f"{count or 'no'} place{'' if count == 1 else 's'}"
         relative = self.output_error / self.largest if self.largest else 0.0
         return (
-            f"{self.__name__}: {len(self.sites)} places made polynomial; error at the output "
+            f"{self.__name__}: {counted} made polynomial; error at the output "
             f"{self.output_error:.2g} ({relative:.1e} of the largest result), on "
             f"{self.batches} batch{'' if self.batches == 1 else 'es'}"
         )

@@ -178,11 +178,13 @@ def _problems(
             value = override[1]
         if not isinstance(value, Mapping):
             fixed[key] = value
-            problems[key] = Problem(place.name, place.known, place.function, value.hull)
+            what = place.name, place.known, place.function, value.hull
+            problems[key] = Problem(*what, source=place.source)
             continue
         domain = _domain(place, met[key], value, asked.margin)
         samples = np.concatenate(met[key].samples)
-        problems[key] = Problem(place.name, place.known, place.function, domain, samples)
+        what = place.name, place.known, place.function, domain, samples
+        problems[key] = Problem(*what, source=place.source)
         one = _given(problems[key], value, asked)
         if one is not None:
             fixed[key] = one

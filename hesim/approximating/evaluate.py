@@ -49,10 +49,9 @@ def exactly(
             env[v] = value
             for place in waiting.get(v, ()):
                 assert given is not None
-                with _as_made(flat, flat_maker[place.var]):
+                with _as_made(flat, place.told_by):
                     define([place.var], [given(place, value)])
 
-    flat_maker = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars} if places else {}
     define(jaxpr.invars, leaves)
     for eqn in jaxpr.eqns if equations is None else equations:
         values = [read(v) for v in eqn.invars]

@@ -16,6 +16,7 @@ from approx.targets import Target
 from hesim.approximating import kinks
 from hesim.approximating.expressions import Expression
 from hesim.errors import HesimError
+from hesim.source import Source
 
 __all__ = ["Approximation", "Passed", "Problem", "finest", "quick"]
 
@@ -69,7 +70,7 @@ class Problem:
     Attributes:
       name: of the function. known: whether `approx` has a target of this name.
       function: of float64 arrays. domain: (low, high).
-      samples: values that were met.
+      samples: values that were met. source: the caller's line.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Problem:
     function: Expression
     domain: tuple[float, float]
     samples: np.ndarray | None = None
+    source: Source | None = None
 
     @property
     def target(self) -> Any:

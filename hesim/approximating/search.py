@@ -32,7 +32,7 @@ class Place:
       function: the function.
       key: the same in all steps of a loop, and whatever the shapes of the arguments are.
       name: of the function. known: whether `approx.fit` knows it by this name.
-      source: the caller's line.
+      source: the caller's line. told_by: the equation that has this line.
     """
 
     var: Any
@@ -42,6 +42,7 @@ class Place:
     name: str
     known: bool
     source: Source | None
+    told_by: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +154,24 @@ def _place(graph: Graph, var: Any) -> Place:
     function, root = rebased(graph.expression(var), graph.root(var))
     mark = graph.flat.mark_of(graph.maker(var))
     name = known_name(function)
-    source = of_frames(mark.trail) or graph.flat.traced_at
+    told_by = _telling(graph, var)
+    source = of_frames(graph.flat.mark_of(told_by).trail) or graph.flat.traced_at
     text = label(function, mark.trail) if name is None else name
     key = mark.path, function.key
-    return Place(var, root, function, key, text, name is not None, source)
+    return Place(var, root, function, key, text, name is not None, source, told_by)
+
+
+def _telling(graph: Graph, var: Any) -> Any:
+    """The last equation of a place that is not only a multiple of a value, or its sum with a
+    number: those may be of the next layer, as the 1 * x of Flax's pooling is.
+    """
+    eqn = graph.maker(var)
+    while eqn.primitive.name in _LINEAR:
+        secret = [v for v in eqn.invars if graph.secret(v)]
+        if len(secret) != 1 or secret[0] not in graph.impure:
+            break
+        eqn = graph.maker(secret[0])
+    return eqn
 
 
 def _obstacles(graph: Graph, equations: list[Any]) -> list[Obstacle]:

@@ -129,9 +129,8 @@ def _lowered(shares: Shares, chosen: Chosen, measure: Measure, goal: float) -> C
 def _out_of_reach(shares: Shares, tol: float, error: float, lacking: list[Key]) -> str:
     reached = f"; {error:.1e} was" if np.isfinite(error) else ""
     hard = "".join(
-        f"\n - {shares.problems[k].name} on ({shares.problems[k].domain[0]:.4g}, "
-        f"{shares.problems[k].domain[1]:.4g})"
-        for k in lacking
+        f"\n - {p.name} on ({p.domain[0]:.4g}, {p.domain[1]:.4g}) at {p.source}"
+        for p in (shares.problems[k] for k in lacking)
     )
     those = f" Out of reach there are:{hard}" if hard else ""
     return (

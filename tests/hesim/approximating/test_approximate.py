@@ -205,9 +205,9 @@ def test_all_that_cannot_be_replaced_is_listed_at_once(normal: Normal) -> None:
     assert len(set(lines)) == 3
 
 
-def test_a_tolerance_out_of_reach_names_the_function() -> None:
+def test_a_tolerance_out_of_reach_names_the_function_and_its_line() -> None:
     fn = lambda x: jnp.log(x)
-    with pytest.raises(approx.ToleranceError, match="log on"):
+    with pytest.raises(approx.ToleranceError, match=r"log on .* at .*test_approximate\.py:\d+"):
         hesim.approximate(fn, [np.geomspace(1e-6, 10, 64, dtype=np.float32)], tol=1e-3)
 
 
@@ -238,6 +238,21 @@ def test_it_keeps_the_lines_of_the_function(smooth: hesim.Approximated, normal: 
     program = hesim.trace(smooth, normal(5, 4))
     lines = {op.source.function for op in program.ops if op.source is not None}
     assert lines == {"two_layers"}
+
+
+def test_a_place_has_its_own_line_where_the_next_layer_takes_a_multiple(normal: Normal) -> None:
+    def fn(x: jax.Array) -> jax.Array:
+        x = nnx.relu(x)
+        return nnx.max_pool(x, (2,), strides=(2,))
+
+    first = fn.__code__.co_firstlineno
+    smooth = hesim.approximate(fn, [normal(8, 4, 2)], degree=7)
+    lines = [site.source.line for site in smooth.sites if site.source is not None]
+    assert lines == [first + 1, first + 2]
+    x = normal(2, 4, 2)
+    ops = hesim.trace(smooth, x).ops
+    drawn = [op.source for op in ops if op.name.startswith("polynomial")]
+    assert [source.line for source in drawn if source is not None] == lines
 
 
 def test_pytrees_go_in_and_out(normal: Normal) -> None:
