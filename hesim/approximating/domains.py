@@ -49,7 +49,12 @@ def widened(met: Range, margin: float, function: Callable[[Any], Any]) -> Range:
 
 def _mild(function: Callable[[Any], Any], domain: Range, met: Range) -> bool:
     """Whether a function is finite on a domain, and not much larger than on what was met of it."""
-    values = np.asarray(function(np.linspace(*domain, _POINTS)))
+    points = np.linspace(*domain, _POINTS)
+    if domain[0] < 0.0 < domain[1]:
+        # A pole at 0 may lie between two points.
+        points = np.append(points, 0.0)
+    with np.errstate(all="ignore"):
+        values = np.asarray(function(points))
     known = np.asarray(function(np.linspace(*met, _POINTS)))
     if not np.all(np.isfinite(values)):
         return False
