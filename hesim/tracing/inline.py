@@ -65,6 +65,9 @@ class Value(NamedTuple):
 
 Trail = tuple[Frame, ...]
 
+_CONVERSIONS = frozenset({"convert_element_type", "copy", "copy_p", "reduce_precision"})
+"""Operations that are there or not by the dtypes of the arguments; they are not numbered."""
+
 
 class Mark(NamedTuple):
     """Where an operation of a flat jaxpr comes from.
@@ -72,7 +75,7 @@ class Mark(NamedTuple):
     Attributes:
       trail: its stack frames, innermost first, followed by those of the calls around it.
       path: its number in its jaxpr, after those of the calls around it: the same in all steps of a
-        loop, and whatever the shapes of the arguments are.
+        loop, and whatever the shapes and precisions of the arguments are.
       traceback: JAX's traceback of the innermost of them that has a frame of the caller's.
     """
 
@@ -143,7 +146,9 @@ class Inliner:
         held = zip(jaxpr.constvars, consts, strict=True)
         env.update({v: Value(c, False, None if _traced(c) else Known(c)) for v, c in held})
         env.update(zip(jaxpr.invars, args, strict=True))
-        for number, eqn in enumerate(jaxpr.eqns):
+        number = 0
+        for eqn in jaxpr.eqns:
+            number += eqn.primitive.name not in _CONVERSIONS
             operands = [read(v) for v in eqn.invars]
             here = (*frames_of(eqn.source_info.traceback), *trail)
             self._path.append(number)
