@@ -96,10 +96,13 @@ def read_call(bundle: Bundle, path: Path) -> list[Any]:
     Raises:
       ExperimentError: it is no such file, or has arrays of other names.
     """
+    if not zipfile.is_zipfile(path):
+        what = "does not exist" if not path.exists() else "is no .npz file of plain arrays"
+        raise ExperimentError(f"{path} {what}: numpy.savez({path.stem + '.npz'!r}, ...) makes one")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays}
-    except (ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ExperimentError(f"{path} is no .npz file of plain arrays: {error}") from error
     labels = [leaf.label for leaf in bundle.leaves]
     if len(labels) == 1 and len(found) == 1:

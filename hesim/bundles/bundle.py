@@ -177,7 +177,7 @@ class Bundle:
         part = "Key holder's part of the bundle" if self.operands is None else "Bundle"
         return (
             f"{part} of {self.name}: {_counted(self.leaves)}, N = 2^{p.log_n}, {p.levels} levels, "
-            f"{ledger.refreshes:,} refreshes"
+            f"{ledger.refreshes:,} refresh{'' if ledger.refreshes == 1 else 'es'}"
         )
 
     def __str__(self) -> str:
@@ -192,23 +192,28 @@ _OF_PLAINTEXTS = ("plain_pack", "plain_row", "plain_level", "plain_scale")
 
 def _checked(given: Any, leaf: Leaf) -> np.ndarray:
     try:
-        array = np.asarray(given)
-        fits = np.can_cast(array.dtype, leaf.dtype, "same_kind") or leaf.encrypted
-        array = array.astype(np.float64 if leaf.encrypted else leaf.dtype)
+        raw = np.asarray(given)
+        real = not np.iscomplexobj(raw)
+        fits = np.can_cast(raw.dtype, leaf.dtype, "same_kind") or (leaf.encrypted and real)
+        with np.errstate(over="ignore"):
+            kept = raw if real else np.real(raw)
+            array = kept.astype(np.float64 if leaf.encrypted else leaf.dtype)
     except (TypeError, ValueError) as error:
         raise BundleError(f"{leaf.label} is no array of {leaf.dtype}: {error}") from error
     if array.shape != leaf.shape or not fits:
         raise BundleError(
             f"{leaf.label} must be {leaf.dtype} of shape {leaf.shape}, with which the program was "
-            f"traced, not {np.asarray(given).dtype} of shape {array.shape}"
+            f"traced, not {raw.dtype} of shape {array.shape}"
         )
+    infinite = int(np.sum(~np.isfinite(array)))
+    if infinite:
+        raise ValueRangeError(
+            f"{infinite} of {array.size} values are NaN or infinite; clean the input first"
+        ).at(f"input {leaf.label}", "")
+    if array.dtype.kind in "iu" and not np.array_equal(array, raw):
+        raise BundleError(f"{leaf.label} has values that are no {leaf.dtype}")
     if not leaf.encrypted:
         return array
-    if not np.all(np.isfinite(array)):
-        raise ValueRangeError(
-            f"{np.sum(~np.isfinite(array))} of {array.size} values are NaN or infinite; clean the "
-            f"input first"
-        ).at(f"input {leaf.label}", "")
     low, high = array.min(initial=np.inf), array.max(initial=-np.inf)
     if low < leaf.low or high > leaf.high:
         raise ValueRangeError(

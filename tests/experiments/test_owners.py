@@ -93,8 +93,17 @@ def test_files_that_are_no_call_are_named(place, tmp_path):
     with pytest.raises(ExperimentError, match=r"a.npz has arrays named x, y; the arguments are"):
         read_call(bundle, tmp_path / "a.npz")
     (tmp_path / "b.npz").write_text("no archive")
-    with pytest.raises(ExperimentError, match=r"b.npz is no .npz file"):
-        read_call(bundle, tmp_path / "b.npz")
+    np.save(tmp_path / "c.npy", X)
+    np.savez(tmp_path / "d.npz", np.array([None]))
+    bad = {
+        "b.npz": "is no .npz file of plain arrays: numpy.savez",
+        "c.npy": "is no .npz file of plain arrays: numpy.savez",
+        "d.npz": "is no .npz file of plain arrays",
+        "e.npz": "does not exist",
+    }
+    for name, words in bad.items():
+        with pytest.raises(ExperimentError, match=rf"{name} {words}"):
+            read_call(bundle, tmp_path / name)
 
 
 def test_one_sides_certificate_waits_for_the_others(tmp_path, capsys):

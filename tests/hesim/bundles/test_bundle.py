@@ -103,6 +103,8 @@ def test_ranges_are_those_of_all_examples(circuit, bundle):
         (({"x": X}, MASK * 0.5), hesim.BundleError, "must be int32"),
         (({"x": X + np.nan}, MASK), ValueRangeError, "NaN"),
         (({"x": 9 * X}, MASK), ValueRangeError, "examples lay"),
+        (({"x": X * (1 + 1j)}, MASK), hesim.BundleError, "not complex64"),
+        (({"x": X}, MASK.astype(np.int64) + 2**40), hesim.BundleError, "no int32"),
     ],
 )
 def test_a_call_of_another_form_is_refused(bundle, args, error, words):
