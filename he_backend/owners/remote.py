@@ -29,7 +29,7 @@ from he_backend.owners.addresses import Address, dial
 from he_backend.owners.certificates import Certificates
 from he_backend.owners.pump import cut, plain, pump
 from he_backend.owners.service import ALIVE_SECONDS
-from he_backend.processes.children import Processes, _Child
+from he_backend.processes.children import Child, Processes
 from he_backend.processes.folders import read_manifest
 from he_backend.processes.identity import Claimed
 from he_backend.processes.job import Setup
@@ -142,7 +142,7 @@ class _RemoteProcesses(Processes):
     def start(self, operands: Sequence[str]) -> None:
         """Call the evaluator, bring the keys if it has them not, and connect the clients."""
         link, token = self._called()
-        self.children.append(_Child("server", _Evaluator(link), link, 0))  # type: ignore[arg-type]
+        self.children.append(Child("server", _Evaluator(link), link, 0))  # type: ignore[arg-type]
         ready = self._first(link, "server")
         self.jax_loaded = bool(ready.get("jax"))
         address = self.sockets / "s"

@@ -34,7 +34,7 @@ from he_backend.processes.job import Batch, Setup
 from he_backend.processes.messages import Progress, receive, send
 from he_backend.processes.store import read_values, storing
 
-__all__ = ["Processes", "missing_values", "well_formed"]
+__all__ = ["Child", "Processes", "missing_values", "well_formed"]
 
 _STOP_SECONDS = 20.0
 _LAST_WORDS_SECONDS = 2.0
@@ -43,7 +43,7 @@ _SOCKET_PATH = 80
 
 
 @dataclass(frozen=True)
-class _Child:
+class Child:
     """A process that we started, the link to it, and where its words begin in its log."""
 
     name: str
@@ -59,7 +59,7 @@ class Processes:
         self.setup = setup
         self.claimed = claimed
         self.token = {"token": secrets.token_hex(16)}
-        self.children: list[_Child] = []
+        self.children: list[Child] = []
         self.pids: dict[str, int] = {}
         self.jax_loaded = False
         self.peak_before = 0
@@ -197,7 +197,7 @@ class Processes:
                 cwd=folder,
             )
         theirs.close()
-        self.children.append(_Child(name, child, ours, start))
+        self.children.append(Child(name, child, ours, start))
 
     def _tell(self, link: socket.socket, header: dict[str, Any]) -> None:
         """Send to a process; if it has died already, hearing from it tells how."""
@@ -260,7 +260,7 @@ class Processes:
                 selector.register(child.link, selectors.EVENT_READ, child)
             while True:
                 for key, _ in selector.select():
-                    child: _Child = key.data
+                    child: Child = key.data
                     header = self._receive(child.link, child.name)
                     if header.get("type") == "error":
                         raise self._explained(child.name, header)
@@ -354,7 +354,7 @@ def missing_values(folders: Folders, name: str, setup: Setup) -> list[int]:
     return [c for c, vector in read if vector is None or vector.shape != shape]
 
 
-def _last_words(child: _Child | None, log: Path) -> str:
+def _last_words(child: Child | None, log: Path) -> str:
     """How a process ended, in brackets: the signal, or the exception that its log ends with."""
     if child is None:
         return ""

@@ -110,3 +110,15 @@ def test_one_sides_certificate_waits_for_the_others(tmp_path, capsys):
     assert hesim_("certificates", tmp_path / "mine", "--name", "evaluator") == 0
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["own.crt", "own.key"]
     assert "put theirs at" in capsys.readouterr().out
+
+
+def test_the_commands_need_neither_jax_nor_a_model():
+    code = (
+        "import sys, experiments.cli, experiments.owners, he_backend\n"
+        "he_backend.connect, he_backend.Evaluator\n"
+        "outside = {'jax', 'jaxtyping', 'flax', 'models', 'scipy', 'psutil'} & set(sys.modules)\n"
+        "sys.exit(f'imported {outside}' if outside else 0)"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
