@@ -7,6 +7,7 @@ that was interrupted goes on from the tasks that it had done.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 import warnings
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import he_backend
@@ -29,14 +31,15 @@ from hesim.circuit.circuit import Circuit
 from hesim.program import Equation
 from models.data.batches import Batch, select_rows
 from models.data.datasets import Dataset
+from models.encrypted.forward import simulated_forward
 from models.nn.encoder import Model
 from models.nn.lora import Params
 from models.sites.sites import Range, site_names
 
 _ROOT = Path(__file__).resolve().parents[2]
 
-_KEYS = 8
-"""Random keys under which the error of each batch is predicted."""
+_KEYS, _LEAST_KEYS = 8, 4
+"""Random keys under which errors are predicted: of one batch, and at least of each of several."""
 
 __all__ = ["Forward", "describe_dataset", "encrypt", "note_plan", "site_rows"]
 
@@ -51,6 +54,7 @@ class Forward:
       params: its weights, public.
       rows: token ids and masks, of as many tokens as the Circuit has.
       batch: rows side by side in the slots.
+      answer: "logits", or "embeddings", of the Circuit.
       answers: what the client makes of a batch's decrypted outputs; by default nothing else.
     """
 
@@ -59,6 +63,7 @@ class Forward:
     params: Params
     rows: Batch
     batch: int
+    answer: str = "logits"
     answers: Callable[[np.ndarray], np.ndarray] = np.asarray
 
     @property
@@ -72,6 +77,20 @@ class Forward:
     def count(self, k: int) -> int:
         """How many rows of batch k are its own."""
         return min(self.batch, len(self.rows.tokens) - k * self.batch)
+
+    @functools.cached_property
+    def simulate(self) -> Callable[..., Any]:
+        """(key, weights, rows, mask) -> outputs with simulated noise, compiled once for all
+        batches.
+        """
+        forward = simulated_forward(
+            self.model, self.circuit.params, circuit=self.circuit, answer=self.answer
+        )
+        return jax.jit(lambda *args: forward(*args)[0])
+
+    def simulated(self, k: int) -> np.ndarray:
+        """The outputs of batch k under one random key, simulated."""
+        return np.asarray(self.simulate(jax.random.key(k), *self.arguments(k)))
 
     def arguments(self, k: int) -> tuple[Params, np.ndarray, np.ndarray]:
         """(weights, embedded rows to encrypt, mask) of batch k. The client looks the embedding up,
@@ -158,7 +177,7 @@ def encrypt(forward: Forward, backend: str, folder: RunFolder, display: Display)
             forward.circuit,
             backend=backend,
             compare=True,
-            keys=_KEYS,
+            keys=max(_LEAST_KEYS, _KEYS // forward.batches),
             outside="warn",
             run_dir=folder.encrypted if find(backend).encrypts else None,
             progress=shown,
@@ -185,7 +204,8 @@ def _encrypt_one(
         warnings.simplefilter("default", RunFolderWarning)
         shown.on(update)
         report = session.run(*forward.arguments(k), batch=k)
-        simulated = forward.answers(report.simulated)
+        shown.phase("simulating under one random key")
+        simulated = forward.answers(forward.simulated(k))
         update(1.0, "compared with the exact and the predicted results", 0.0)
     for message in report.outside:
         display.warn(message)

@@ -130,6 +130,7 @@ def _plan(data: Prepared, folder: RunFolder, show: Display) -> Forward:
     params = data.params | {"embedding": dict(data.params["embedding"])}
     if data.model.config.positions == "learned":  # as many as the traced model has
         params["embedding"]["position"] = params["embedding"]["position"][:length]
-    forward = Forward(circuit, data.model, params, cut, resolved.batch, answers)
+    made = "logits" if resolved.answer == "logits" else "embeddings"
+    forward = Forward(circuit, data.model, params, cut, resolved.batch, made, answers)
     note_plan(forward, time.monotonic() - started, folder, show)
     return forward

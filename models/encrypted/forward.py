@@ -24,16 +24,20 @@ __all__ = ["encrypted_forward", "forward_circuit", "forward_program", "simulated
 
 
 def simulated_forward(
-    model: Model, ckks: CKKSParams, profile: str = "seal", circuit: Circuit | None = None
+    model: Model,
+    ckks: CKKSParams,
+    profile: str = "seal",
+    circuit: Circuit | None = None,
+    answer: str = "logits",
 ) -> Forward:
     """The model's forward with the noise of an encrypted run under these parameters.
 
     circuit: as for `hesim.simulate`, that of `forward_circuit`: the noise is then that of the
-    circuit's own levels, refreshes and rotations, for batches of any size.
+    circuit's own levels, refreshes and rotations, for batches of any size. answer: as for
+    `forward_program`.
     """
-    return hesim.simulate(
-        model.forward_with_values, ckks, encrypted=(1,), profile=profile, circuit=circuit
-    )
+    known = {"logits": model.forward_with_values, "embeddings": model.embeddings_with_values}
+    return hesim.simulate(known[answer], ckks, encrypted=(1,), profile=profile, circuit=circuit)
 
 
 def forward_program(model: Model, sentences: int, answer: str = "logits") -> Program:
