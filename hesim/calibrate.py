@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.domains import inside, public_polynomials
 from hesim.errors import ArgumentError, ParameterError, ValueOverflowError, reading
+from hesim.files import replacing
 from hesim.noise.placement import canonical
 from hesim.params import larger_capacity
 from hesim.program import Equation, Literal, Program, Var, need_program, widened
@@ -340,8 +341,9 @@ class Calibration:
         return cls(**data, program=program)
 
     def save(self, path: str | Path) -> None:
-        """Writes ``to_json``."""
-        Path(path).write_text(self.to_json())
+        """Writes ``to_json``, whole or not at all."""
+        with replacing(path) as file:
+            file.write(self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | Path, program: Program | None = None) -> Calibration:

@@ -16,6 +16,7 @@ from he_backend.report.environment import environment
 from he_backend.report.verdict import verdict
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.display import html_block, html_table, shown_as_text
+from hesim.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -376,12 +377,13 @@ class Report:
         return html_block(name + summary[0], *summary[1:], inner=html_table(rows))
 
     def to_html(self, path: str | os.PathLike) -> Path:
-        """Write one self-contained HTML page and return its path."""
+        """Write one self-contained HTML page, whole or not at all, and return its path."""
         from he_backend.report.html import page
 
-        target = Path(path)
+        target, text = Path(path), page(self)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page(self), encoding="utf-8")
+        with replacing(target) as file:
+            file.write(text.encode())
         return target
 
 

@@ -18,6 +18,7 @@ from hesim.circuit.plain_rows import PlaintextFamily
 from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import ParameterError, reading
+from hesim.files import replacing
 from hesim.params import CKKSParams
 
 if TYPE_CHECKING:
@@ -476,7 +477,7 @@ class Circuit:
         return f"{self.op_names[op]} at {self.op_sources[op]}"
 
     def save(self, path: str | Path | BinaryIO) -> None:
-        """Writes the Circuit to one .npz file (no pickle).
+        """Writes the Circuit to one .npz file (no pickle), whole or not at all.
 
         The Program is not part of it, but the file says which one it was: `he_backend.run` and
         `hesim.certify` take the loaded Circuit with another trace of the same function.
@@ -519,7 +520,7 @@ class Circuit:
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
         with contextlib.ExitStack() as held:
             named = isinstance(path, str | Path)
-            np.savez(held.enter_context(open(path, "wb")) if named else path, **arrays)
+            np.savez(held.enter_context(replacing(path)) if named else path, **arrays)
 
     def _origin(self) -> Mapping[str, Any] | None:
         return self.origin if self.publics is None else self.publics.origin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import jax
@@ -35,6 +36,21 @@ def test_slots_give_the_exact_numbers(traced):
     np.testing.assert_allclose(report.outputs, report.exact, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(report.exact, einsum(*args), rtol=1e-4, atol=1e-5)
     assert all(op.measured_std < 1e-12 for op in report.ops)
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(traced, tmp_path, monkeypatch):
+    program, circuit, args = traced
+    report = he_backend.run(program, *args, circuit=circuit, backend="slots")
+    path = tmp_path / "report.html"
+    path.write_text("the page of yesterday")
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hesim.files.os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*report\.html"):
+        report.to_html(path)
+    assert path.read_text() == "the page of yesterday" and list(tmp_path.iterdir()) == [path]
 
 
 def test_encrypted_and_compared(traced, tmp_path):

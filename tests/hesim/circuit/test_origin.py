@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,3 +91,17 @@ def test_a_circuit_that_does_not_say_its_program_is_refused(saved):
     nameless = dataclasses.replace(Circuit.load(saved[1]), origin=None)
     with pytest.raises(hesim.ParameterError, match="does not say which program"):
         bound(nameless, traced())
+
+
+def test_a_circuit_is_saved_whole_or_the_old_file_stays(saved, tmp_path, monkeypatch):
+    path = tmp_path / "circuit.npz"
+    saved[0].save(path)
+    before = path.read_bytes()
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hesim.files.os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*circuit\.npz"):
+        saved[0].save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
