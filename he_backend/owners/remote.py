@@ -33,7 +33,7 @@ from he_backend.processes.children import Child, Processes
 from he_backend.processes.folders import read_manifest
 from he_backend.processes.identity import Claimed
 from he_backend.processes.job import Setup
-from he_backend.processes.messages import SMALL, packed, receive, send
+from he_backend.processes.messages import SMALL, Progress, packed, receive, send
 from he_backend.processes.session import Session
 
 __all__ = ["Contact", "RemoteSession"]
@@ -205,6 +205,9 @@ class _RemoteProcesses(Processes):
 
     def _bring(self, link: socket.socket, files: dict[str, list]) -> None:
         link.settimeout(_PAUSE_SECONDS)
+        if self.setup.progress is not None:
+            op = f"bringing the keys, {sum(size for size, _ in files.values()) / 1e6:.0f} MB"
+            self.setup.progress(Progress(0.0, 1.0, 0, 0, 0.0, float("nan"), op))
         send(link, {"type": "keys", "files": files})
         for name in sorted(files):
             with open(self.setup.folders.keys / name, "rb") as file:
