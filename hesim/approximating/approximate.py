@@ -27,7 +27,7 @@ def approximate(
     tol: float | None = None,
     degree: int | None = None,
     levels: int | None = None,
-    margin: float = 0.1,
+    margin: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> Approximated:
@@ -52,8 +52,9 @@ def approximate(
         1e-3 of the largest result if nothing is asked for.
       degree: of every polynomial, instead.
       levels: that polynomials may take together on any path, instead; shared out in the same way.
-      margin: part of its width by which the range met at each place is made wider on each side; of
-        functions with a pole near it, part of the logarithm of its ratio.
+      margin: part of its width by which the range met at each place is made wider on each side, or
+        of its logarithm where a pole is near. By default as far as the tails of the values go on:
+        one time in fifty, as many values again go beyond an end.
       overrides: by the name of a function ("gelu"), or by the caller's line ("model.py:12"): an
         `approx` object, or a dictionary of `degree`, `depth`, `tol`, `domain` or `margin`.
       name: shown in listings; the function's own by default.
@@ -85,7 +86,7 @@ def approximate(
     if not callable(fn):
         raise ArgumentError(f"approximate takes a function first, not a {type(fn).__name__}.")
     given = arguments(batches)
-    asked = Asked(tol, degree, levels, float(margin), dict(overrides or {}))
+    asked = Asked(tol, degree, levels, margin, dict(overrides or {}))
     encrypted = encrypted_arguments(encrypted, given[0])
     title = str(name or getattr(fn, "__name__", type(fn).__name__))
     made = Compiled(fn, title, encrypted)

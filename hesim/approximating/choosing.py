@@ -191,7 +191,7 @@ def _problems(
     return fixed, problems
 
 
-def _domain(place: Place, met: Met, value: Override, margin: float) -> tuple[float, float]:
+def _domain(place: Place, met: Met, value: Override, margin: float | None) -> tuple[float, float]:
     if "domain" in value:
         low, high = value["domain"]
         return float(low), float(high)
@@ -200,7 +200,8 @@ def _domain(place: Place, met: Met, value: Override, margin: float) -> tuple[flo
             f"{place.name} at {place.source} meets NaN or infinite values on the batches: find "
             "where they come from."
         )
-    return widened((met.low, met.high), float(value.get("margin", margin)), place.function)
+    samples = np.concatenate(met.samples)
+    return widened((met.low, met.high), samples, place.function, value.get("margin", margin))
 
 
 def _given(problem: Problem, value: Override, asked: Asked) -> Approximation | None:
@@ -258,7 +259,8 @@ def _widen(
         if told or met[key].outside == 0:
             continue
         low, high = problem.domain
-        wider = widened((met[key].low, met[key].high), asked.margin, problem.function)
+        ends = met[key].low, met[key].high
+        wider = widened(ends, np.concatenate(met[key].samples), problem.function, asked.margin)
         wider = min(low, wider[0]), max(high, wider[1])
         problems[key] = dataclasses.replace(problem, domain=wider)
         changed = True

@@ -35,7 +35,7 @@ class Compiled:
         self._flats: dict[Any, Flat] = {}
         self._found: dict[Any, Found] = {}
 
-    def decide(self, batches: Sequence[tuple[Any, ...]], margin: float) -> None:
+    def decide(self, batches: Sequence[tuple[Any, ...]], margin: float | None) -> None:
         """Looks at what calibration batches tell of comparisons and maxima.
 
         Raises:

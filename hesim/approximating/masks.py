@@ -5,7 +5,7 @@ where(m, f(x), f(-1e9)), so that the function meets the values alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ from jax import lax
 from jax._src import source_info_util
 from jax.extend import core
 
-from hesim.approximating.graph import Graph
-from hesim.approximating.rewriting import FAR
+from hesim.approximating.elementwise import elementwise
+from hesim.approximating.graph import Graph, is_float
+from hesim.approximating.rewriting import FAR, far_case
 from hesim.tracing.flat import Flat, without_dead
 
 __all__ = ["masks_after_functions"]
@@ -39,22 +40,11 @@ class _Masked(NamedTuple):
 def masks_after_functions(flat: Flat) -> Flat:
     """The same function; as it is if nothing is masked so."""
     graph = Graph(flat)
-    if not any(_far_case(graph, eqn) is not None for eqn in flat.closed.jaxpr.eqns):
+    if not any(far_case(graph, eqn) is not None for eqn in flat.closed.jaxpr.eqns):
         return flat
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in flat.closed.jaxpr.invars]
     closed = jax.make_jaxpr(functools.partial(_walk, graph))(*avals)
     return replace(flat, closed=without_dead(closed))
-
-
-def _far_case(graph: Graph, eqn: Any) -> int | None:
-    """Number of the encrypted case of a public choice of which the other is a far number."""
-    if eqn.primitive.name != "select_n" or len(eqn.invars) != 3 or graph.secret(eqn.invars[0]):
-        return None
-    for case, (one, other) in enumerate((eqn.invars[1:], eqn.invars[:0:-1])):
-        number = graph.uniform(other)
-        if graph.secret(one) and number is not None and abs(number) >= FAR:
-            return case
-    return None
 
 
 def _walk(graph: Graph, *args: Any) -> list[Any]:
@@ -79,22 +69,44 @@ def _walk(graph: Graph, *args: Any) -> list[Any]:
 
 def _results(graph: Graph, eqn: Any, env: dict[Any, Any], read: Callable[[Any], Any]) -> list[Any]:
     params = eqn.primitive.get_bind_params(eqn.params)
-    case = _far_case(graph, eqn)
+    case = far_case(graph, eqn)
     if case is not None:
         number = graph.uniform(eqn.invars[2 - case])
         assert number is not None
         return [_Masked(read(eqn.invars[0]), case, read(eqn.invars[1 + case]), float(number))]
     held = [None if isinstance(v, core.Literal) else env.get(v) for v in eqn.invars]
     masked = [h for h in held if isinstance(h, _Masked)]
-    if masked and graph.unary(eqn.outvars[0]):
-        first = masked[0]
+    number = _number(graph, eqn, held) if masked else None
+    if number is not None:
         values = [
             h.value if isinstance(h, _Masked) else read(v)
             for h, v in zip(held, eqn.invars, strict=True)
         ]
-        root = graph.maker(graph.root(eqn.outvars[0]))
-        far = graph.uniform(root.invars[2 - first.case])
-        number = float(graph.expression(eqn.outvars[0])(np.asarray(far)))
-        return [_Masked(first.which, first.case, eqn.primitive.bind(*values, **params), number)]
+        value = eqn.primitive.bind(*values, **params)
+        return [_Masked(masked[0].which, masked[0].case, value, number)]
     out = eqn.primitive.bind(*map(read, eqn.invars), **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _number(graph: Graph, eqn: Any, held: Sequence[Any]) -> float | None:
+    """What an equation makes of the numbers behind masks; None if the mask is not to be moved
+    behind it.
+    """
+    masked = [h for h in held if isinstance(h, _Masked)]
+    alike = all(h.which is masked[0].which and h.case == masked[0].case for h in masked)
+    function = elementwise(eqn)
+    if not alike or function is None or not is_float(eqn.outvars[0]):
+        return None
+    if len(masked) == 1 and eqn.primitive.name in ("add", "sub") and _far(masked[0].number):
+        first = isinstance(held[0], _Masked) or eqn.primitive.name == "add"
+        return masked[0].number if first else -masked[0].number  # still far, whatever is added
+    pairs = list(zip(held, eqn.invars, strict=True))
+    numbers = [h.number if isinstance(h, _Masked) else graph.uniform(v) for h, v in pairs]
+    if any(n is None for n in numbers):
+        return None
+    with np.errstate(all="ignore"):
+        return float(function(*numbers))
+
+
+def _far(number: float) -> bool:
+    return abs(number) >= FAR

@@ -27,11 +27,15 @@ class Shift:
     constant: float
     mean: bool
 
-    def apply(self, x: Any, axes: Sequence[int]) -> Any:
-        """In the place of the maxima of x over axes."""
+    def apply(self, x: Any, axes: Sequence[int], hidden: Any = None) -> Any:
+        """In the place of the maxima of x over axes; `hidden`: where x is left out of the mean."""
         if self.mean:
-            count = np.prod([x.shape[k] for k in axes])
-            total = lax.reduce_sum(x, tuple(axes)) * jnp.asarray(1.0 / count, x.dtype)
+            count: Any = float(np.prod([x.shape[k] for k in axes]))
+            if hidden is not None:
+                x = lax.select(hidden, jnp.zeros_like(x), x)
+                there = lax.convert_element_type(lax.bitwise_not(hidden), x.dtype)
+                count = lax.max(lax.reduce_sum(there, tuple(axes)), jnp.ones((), x.dtype))
+            total = lax.reduce_sum(x, tuple(axes)) * (1.0 / count)
             return total + jnp.asarray(self.constant, x.dtype)
         shape = [n for k, n in enumerate(x.shape) if k not in axes]
         return lax.full(shape, self.constant, x.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 from hesim.approximating.evaluate import exactly
 from hesim.approximating.graph import Graph, is_float
 from hesim.approximating.maxima import Shift
-from hesim.approximating.rewriting import FAR, Decisions, Path
+from hesim.approximating.rewriting import FAR, Decisions, Path, hides
 from hesim.tracing.flat import Flat
 
 __all__ = ["decided"]
@@ -26,7 +26,7 @@ _STILL = 2e-5
 
 _COMPARED = ("max", "min", "lt", "le", "gt", "ge", "eq", "ne")
 _SINGULAR = frozenset({"rsqrt", "sqrt", "log", "pow"})
-_MOST_SPREAD = 1.0
+_LEAST_GAIN = 0.5
 """Natural logs by which a shift by the mean must bring maxima nearer to each other."""
 
 Range = tuple[float, float]
@@ -44,15 +44,26 @@ class _Met:
     still: frozenset[Path]
 
 
-def decided(flat: Flat, batches: Sequence[Sequence[Any]], margin: float) -> Decisions:
+_MARGIN = 0.2
+"""Part of its width by which a range must keep away from where a comparison turns, if none is
+given."""
+
+
+def decided(flat: Flat, batches: Sequence[Sequence[Any]], margin: float | None) -> Decisions:
     """What can be decided on argument leaves of calibration batches."""
+    margin = _MARGIN if margin is None else margin
     graph = Graph(flat)
     watched = [eqn for eqn in flat.closed.jaxpr.eqns if _watched(graph, eqn)]
     if not watched:
         return Decisions({}, {})
     met = _met(graph, watched, batches)
-    shifts = {path: _shift(met.maxima[path]) for path in met.still}
     masks = frozenset(p for p, ranges in met.publics.items() if ranges[0][0] <= -FAR)
+    known = {
+        flat.mark_of(eqn).path: hides(graph, masks, eqn.invars[0]) is not None
+        for eqn in watched
+        if eqn.primitive.name == "reduce_max"
+    }
+    shifts = {path: _shift(met.maxima[path], known[path]) for path in met.still}
     return Decisions(shifts, _chosen(graph, met, margin), masks)
 
 
@@ -132,9 +143,12 @@ def _ranges(graph: Graph, eqn: Any, values: Sequence[Any], out: Sequence[Any]) -
         asked = [x - low, high - x]
     elif name == "reduce_max":
         (x,), axes = values, tuple(eqn.params["axes"])
-        asked = [out[0], out[0] - x.mean(axes)]
+        valid = x > -FAR
+        count = jnp.maximum(valid.sum(axes), 1)
+        asked = [out[0], out[0] - jnp.where(valid, x, 0).sum(axes) / count, x]
     else:
-        asked = [jnp.asarray(values[0]) - jnp.asarray(values[1])]
+        difference = jnp.asarray(values[0]) - jnp.asarray(values[1])
+        asked = [jnp.abs(difference) if name in ("eq", "ne") else difference]
     return jnp.stack([jnp.stack([jnp.min(x), jnp.max(x)]) for x in map(jnp.asarray, asked)])
 
 
@@ -170,9 +184,10 @@ def _distance(values: Sequence[Any], others: Sequence[Any]) -> float:
     return found
 
 
-def _shift(ranges: Sequence[Range]) -> Shift:
-    (low, high), (near, far) = ranges
-    mean = np.isfinite([near, far]).all() and far - near < high - low - _MOST_SPREAD
+def _shift(ranges: Sequence[Range], maskable: bool) -> Shift:
+    (low, high), (near, far), (least, _) = ranges
+    whole = maskable or least > -FAR
+    mean = whole and np.isfinite([near, far]).all() and far - near < high - low - _LEAST_GAIN
     return Shift(0.5 * (near + far) if mean else 0.5 * (low + high), bool(mean))
 
 
@@ -208,8 +223,10 @@ def _answer(
         return _of_bools(eqn, said)
     if ranges is None:
         return None
-    if name in ("eq", "ne") and eqn.invars[0] is eqn.invars[1]:
-        return int(name == "eq")
+    if name in ("eq", "ne"):
+        if eqn.invars[0] is eqn.invars[1]:
+            return int(name == "eq")
+        return int(name == "ne") if ranges[0][0] > 0.0 else None
     if name == "clamp":
         sides = [_side(graph, eqn, r, margin) for r in ranges]
         return 1 if sides == [1, 1] else 0 if sides[0] == -1 else 2 if sides[1] == -1 else None
@@ -218,7 +235,12 @@ def _answer(
         return None
     if name in ("max", "min"):
         return int((side < 0) == (name == "max"))
-    return int({"lt": side < 0, "le": side < 0, "eq": False, "ne": True}.get(name, side > 0))
+    return int(
+        {
+            "lt": side < 0,
+            "le": side < 0,
+        }.get(name, side > 0)
+    )
 
 
 def _of_bools(eqn: Any, said: Mapping[Any, bool]) -> int | None:

@@ -25,14 +25,15 @@ class Asked:
     """How approximations are chosen.
 
     Attributes:
-      tol, degree, levels: one of them, as of `hesim.approximate`. margin: part of a range's width.
+      tol, degree, levels: one of them, as of `hesim.approximate`.
+      margin: part of a range's width, or None.
       overrides: by name or line.
     """
 
     tol: float | None
     degree: int | None
     levels: int | None
-    margin: float
+    margin: float | None
     overrides: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class Asked:
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             if value is not None and (not whole or value < 1):
                 raise ArgumentError(f"{name}={value!r} is not a whole number from 1.")
-        if not (np.isfinite(self.margin) and self.margin >= 0):
+        if self.margin is not None and not (np.isfinite(self.margin) and self.margin >= 0):
             raise ArgumentError(f"margin={self.margin!r} is not a part of a width: 0 or more.")
         for name, value in self.overrides.items():
             _check_override(name, value)

@@ -18,7 +18,7 @@ from hesim.approximating import maxima
 from hesim.approximating.graph import Graph, is_float
 from hesim.tracing.flat import Flat, without_dead
 
-__all__ = ["Decisions", "FAR", "Path", "rewritten"]
+__all__ = ["Decisions", "FAR", "Path", "far_case", "hides", "rewritten"]
 
 
 Path = tuple[int, ...]
@@ -243,12 +243,49 @@ def _masked(step: _Step, values: Sequence[Any]) -> Any:
     return lax.select_n(jnp.broadcast_to(far, near.shape), near, _full(step, -FAR * FAR))
 
 
+def hides(graph: Graph, masks: frozenset[Path], var: Any) -> tuple[str, Any] | None:
+    """(how, the public operand) of what puts far numbers into a value where a mask says so: a
+    "choice", whose predicate it is, or a "sum"; None if nothing does.
+    """
+    maker = graph.maker(var)
+    if maker is None:
+        return None
+    if maker.primitive.name == "add" and graph.flat.mark_of(maker).path in masks:
+        return "sum", next(v for v in maker.invars if not graph.secret(v))
+    case = far_case(graph, maker)
+    return None if case is None else (f"choice {case}", maker.invars[0])
+
+
+def far_case(graph: Graph, eqn: Any) -> int | None:
+    """Number of the encrypted case of a public choice of which the other is a far number."""
+    if eqn.primitive.name != "select_n" or len(eqn.invars) != 3 or graph.secret(eqn.invars[0]):
+        return None
+    for case, (one, other) in enumerate((eqn.invars[1:], eqn.invars[:0:-1])):
+        number = graph.uniform(other)
+        if graph.secret(one) and number is not None and abs(number) >= FAR:
+            return case
+    return None
+
+
+def _hidden(step: _Step) -> Any:
+    """Where what a maximum is taken of holds far numbers; None if it holds none."""
+    found = hides(step.graph, step.decisions.masks, step.eqn.invars[0])
+    if found is None:
+        return None
+    how, public = found
+    value = step.walk.read(public)
+    if how == "sum":
+        return jnp.broadcast_to(value < -FAR, step.eqn.invars[0].aval.shape)
+    return value if how == "choice 0" else lax.bitwise_not(value)
+
+
 def _maximum(sign: int) -> Rule:
     def rule(step: _Step, values: Sequence[Any]) -> Any:
         (x,), axes = values, step.eqn.params["axes"]
         shift = step.decisions.shifts.get(step.path)
         if shift is not None:
-            return shift.apply(x, axes)
+            hidden = _hidden(step) if shift.mean else None
+            return shift.apply(x, axes, hidden)
         return sign * maxima.over_axes(sign * x, axes)
 
     return rule
