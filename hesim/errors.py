@@ -145,6 +145,7 @@ class NotHomomorphicError(HesimError, TypeError):
         *,
         layer: str = "",
         more: Sequence[Obstacle] = (),
+        hint: str = "",
     ):
         self.operation = operation
         self.source = source
@@ -155,11 +156,11 @@ class NotHomomorphicError(HesimError, TypeError):
             text += f"\nAnd {len(more)} more to replace:{shown}"
         if len(more) > _MOST_SHOWN:
             text += f"\n - ... and {len(more) - _MOST_SHOWN} others"
-        super().__init__(text)
+        super().__init__(f"{text}\n{hint}" if hint else text)
 
     @classmethod
-    def of(cls, obstacles: Sequence[Obstacle]) -> NotHomomorphicError:
-        """One error for all obstacles of a function, at least one."""
+    def of(cls, obstacles: Sequence[Obstacle], hint: str = "") -> NotHomomorphicError:
+        """One error for all obstacles of a function, at least one; `hint`: said at the end."""
         first, *more = obstacles
         return cls(
             first.operation,
@@ -168,6 +169,7 @@ class NotHomomorphicError(HesimError, TypeError):
             first.instead,
             layer=first.layer,
             more=more,
+            hint=hint,
         )
 
 

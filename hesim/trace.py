@@ -110,7 +110,8 @@ def _build(flat: Flat) -> Program:
         made = Equation(eqn.primitive, operands, outputs, dict(eqn.params), source, len(equations))
         equations.append(made)
     if obstacles:
-        raise NotHomomorphicError.of(list(obstacles.values()))
+        all_of_them = list(obstacles.values())
+        raise NotHomomorphicError.of(all_of_them, _by_itself(flat.name, all_of_them))
     results = tuple(map(read, jaxpr.outvars))
     kept = _alive(equations, results)
     depth, levels = longest_path(kept), longest_path(kept, anew=True)
@@ -118,6 +119,18 @@ def _build(flat: Flat) -> Program:
         *(flat.name, kept, inputs, consts, results),
         *(flat.in_tree, flat.out_tree, flat.labels, depth, levels),
     )
+
+
+def _by_itself(name: str, obstacles: Sequence[Obstacle]) -> str:
+    """What `hesim.approximate` would do about obstacles; empty if nothing."""
+    from hesim.approximating.rewriting import replaceable
+
+    operations = [one.operation for one in obstacles]
+    rest = list(dict.fromkeys(f"`{op}`" for op in operations if not replaceable(op)))
+    if all(not replaceable(op) for op in operations):
+        return ""
+    but = f", all but {', '.join(rest)}" if rest else ""
+    return f"hesim.approximate({name}, batches) puts polynomials in their places by itself{but}."
 
 
 def _carried(value: Var | Literal) -> bool:

@@ -28,7 +28,7 @@ def approximate(
     degree: int | None = None,
     levels: int | None = None,
     margin: float | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str | int, Any] | None = None,
     name: str | None = None,
 ) -> Approximated:
     """The same function with every operation on encrypted values that no polynomial scheme can do
@@ -55,8 +55,9 @@ def approximate(
       margin: part of its width by which the range met at each place is made wider on each side, or
         of its logarithm where a pole is near. By default as far as the tails of the values go on:
         one time in fifty, as many values again go beyond an end.
-      overrides: by the name of a function ("gelu"), or by the caller's line ("model.py:12"): an
-        `approx` object, or a dictionary of `degree`, `depth`, `tol`, `domain` or `margin`.
+      overrides: by the name of a function ("gelu"), the caller's line ("model.py:12") or the number
+        of a site: an `approx` object, or a dictionary of `degree`, `depth`, `tol`, `domain`,
+        `margin`.
       name: shown in listings; the function's own by default.
 
     Returns:

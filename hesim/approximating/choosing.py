@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-import approx
 from hesim.approximating import sharing
 from hesim.approximating.compiled import Compiled
-from hesim.approximating.domains import widened
-from hesim.approximating.fitting import Approximation, Problem, finest
-from hesim.approximating.requests import Asked, Override, override_of
+from hesim.approximating.demands import given, problem_of, told_of, wider_problems
+from hesim.approximating.fitting import Problem
+from hesim.approximating.requests import Asked
 from hesim.approximating.search import Key, Place
 from hesim.approximating.trial import Met, Trial, distance, largest, places_of, table_of
-from hesim.errors import ArgumentError
 
 __all__ = ["Results", "chosen"]
 
@@ -65,9 +62,11 @@ def chosen(made: Compiled, batches: Sequence[tuple[Any, ...]], asked: Asked) -> 
     runs = _Runs(made, batches)
     places = runs.places
     met = runs.exact()
-    names: dict[str, None] = {}
-    fixed, problems = _problems(places, met, asked, names)
-    _all_used(asked, names)
+    told = told_of(places, asked)
+    problems = {
+        key: problem_of(place, met[key], told[key], asked.margin) for key, place in places.items()
+    }
+    fixed = given(problems, told, asked)
     size = max((largest(out) for out in runs.exactly), default=0.0)
     tol = asked.tol
     if tol is None and asked.degree is None and asked.levels is None:
@@ -77,9 +76,11 @@ def chosen(made: Compiled, batches: Sequence[tuple[Any, ...]], asked: Asked) -> 
     for _ in range(_WIDENINGS):
         met = {}
         runs.error(problems, found, met)
-        if not _widen(problems, met, asked, places):
+        wider = wider_problems(problems, met, told, asked.margin)
+        if not wider:
             break
-        fixed, problems = _refixed(places, problems, asked, fixed)
+        problems |= wider
+        fixed = given(problems, told, asked)
         found = _choice(runs, problems, gains, fixed, asked, tol)
     ordered = {key: found[key] for key in places}
     error = runs.error(problems, ordered, None)
@@ -164,68 +165,6 @@ def _error_of(approximation: Any, function: Any) -> Any:
     return lambda x: np.asarray(approximation(x), np.float64) - function(x)
 
 
-def _problems(
-    places: Mapping[Key, Place], met: Mapping[Key, Met], asked: Asked, names: dict[str, None]
-) -> tuple[dict[Key, Any], dict[Key, Problem]]:
-    """(approximations that are given, what is to be approximated), by key."""
-    fixed: dict[Key, Any] = {}
-    problems: dict[Key, Problem] = {}
-    for key, place in places.items():
-        override = override_of(asked.overrides, place)
-        value: Any = {}
-        if override is not None:
-            names[override[0]] = None
-            value = override[1]
-        if not isinstance(value, Mapping):
-            fixed[key] = value
-            what = place.name, place.known, place.function, value.hull
-            problems[key] = Problem(*what, source=place.source)
-            continue
-        domain = _domain(place, met[key], value, asked.margin)
-        samples = np.concatenate(met[key].samples)
-        what = place.name, place.known, place.function, domain, samples
-        problems[key] = Problem(*what, source=place.source)
-        one = _given(problems[key], value, asked)
-        if one is not None:
-            fixed[key] = one
-    return fixed, problems
-
-
-def _domain(place: Place, met: Met, value: Override, margin: float | None) -> tuple[float, float]:
-    if "domain" in value:
-        low, high = value["domain"]
-        return float(low), float(high)
-    if not (np.isfinite(met.low) and np.isfinite(met.high)):
-        raise ArgumentError(
-            f"{place.name} at {place.source} meets NaN or infinite values on the batches: find "
-            "where they come from."
-        )
-    samples = np.concatenate(met.samples)
-    return widened((met.low, met.high), samples, place.function, value.get("margin", margin))
-
-
-def _given(problem: Problem, value: Override, asked: Asked) -> Approximation | None:
-    """What an override, or one degree for all, says of a problem by itself."""
-    line = problem.straight()
-    if line is not None:
-        return line
-    if "tol" in value:
-        return approx.fit(problem.target, problem.domain, tol=value["tol"])
-    if "depth" in value:
-        return approx.fit(problem.target, problem.domain, depth=value["depth"])
-    degree = value.get("degree", asked.degree)
-    return None if degree is None else finest(problem, int(degree))
-
-
-def _all_used(asked: Asked, names: Mapping[str, None]) -> None:
-    unused = [name for name in asked.overrides if name not in names]
-    if unused:
-        raise ArgumentError(
-            f"overrides has {', '.join(map(repr, unused))}, but no such function or line needs a "
-            "polynomial: see the names and lines of .sites of a run without overrides."
-        )
-
-
 def _choice(
     runs: _Runs,
     problems: Mapping[Key, Problem],
@@ -241,47 +180,3 @@ def _choice(
         return sharing.within_tolerance(shares, lambda c: runs.error(problems, c, None), tol)
     assert asked.levels is not None
     return sharing.within_levels(shares, runs.found, asked.levels)
-
-
-def _widen(
-    problems: dict[Key, Problem],
-    met: Mapping[Key, Met],
-    asked: Asked,
-    places: Mapping[Key, Place],
-) -> bool:
-    """Makes the domains wider that values left with approximations in the places before."""
-    changed = False
-    for key, problem in problems.items():
-        override = override_of(asked.overrides, places[key])
-        told = override is not None and (
-            not isinstance(override[1], Mapping) or "domain" in override[1]
-        )
-        if told or met[key].outside == 0:
-            continue
-        low, high = problem.domain
-        ends = met[key].low, met[key].high
-        wider = widened(ends, np.concatenate(met[key].samples), problem.function, asked.margin)
-        wider = min(low, wider[0]), max(high, wider[1])
-        problems[key] = dataclasses.replace(problem, domain=wider)
-        changed = True
-    return changed
-
-
-def _refixed(
-    places: Mapping[Key, Place],
-    problems: dict[Key, Problem],
-    asked: Asked,
-    fixed: Mapping[Key, Any],
-) -> tuple[dict[Key, Any], dict[Key, Problem]]:
-    """The given approximations on domains that have changed."""
-    again: dict[Key, Any] = {}
-    for key in fixed:
-        override = override_of(asked.overrides, places[key])
-        value = {} if override is None else override[1]
-        if isinstance(value, Mapping):
-            one = _given(problems[key], value, asked)
-            if one is not None:
-                again[key] = one
-        else:
-            again[key] = value
-    return again, problems

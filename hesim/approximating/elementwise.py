@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-__all__ = ["Function", "elementwise"]
+__all__ = ["FUNCTIONS", "Function", "elementwise"]
 
 Function = Callable[..., Any]
 """Of float64 and bool arrays, one for each operand."""
@@ -31,7 +31,7 @@ def _root(x: Any) -> Any:
     return 1.0 / np.sqrt(x)
 
 
-_FUNCTIONS: dict[str, Function] = {
+FUNCTIONS: dict[str, Function] = {
     "add": np.add,
     "add_any": np.add,
     "sub": np.subtract,
@@ -106,7 +106,7 @@ def elementwise(eqn: Any) -> Function | None:
         return lambda x: np.power(x, power)
     if name == "convert_element_type":
         return _converted(eqn)
-    return _FUNCTIONS.get(name)
+    return FUNCTIONS.get(name)
 
 
 def _converted(eqn: Any) -> Function | None:

@@ -27,14 +27,14 @@ class Asked:
     Attributes:
       tol, degree, levels: one of them, as of `hesim.approximate`.
       margin: part of a range's width, or None.
-      overrides: by name or line.
+      overrides: by name, line or number.
     """
 
     tol: float | None
     degree: int | None
     levels: int | None
     margin: float | None
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str | int, Any]
 
     def __post_init__(self) -> None:
         given = [n for n in ("tol", "degree", "levels") if getattr(self, n) is not None]
@@ -56,7 +56,7 @@ class Asked:
             _check_override(name, value)
 
 
-def _check_override(name: str, value: Any) -> None:
+def _check_override(name: str | int, value: Any) -> None:
     if isinstance(value, (approx.Polynomial, approx.Composite)):
         return
     if not isinstance(value, Mapping):
@@ -122,8 +122,12 @@ def _is_real(arg: Any) -> bool:
     )
 
 
-def override_of(overrides: Mapping[str, Any], place: Place) -> tuple[str, Any] | None:
-    """The (name, value) that is about a place: by its line before its name."""
+def override_of(
+    overrides: Mapping[str | int, Any], place: Place, number: int
+) -> tuple[str | int, Any] | None:
+    """The (name, value) that is about a place: by its number, its line or its name."""
+    if number in overrides:
+        return number, overrides[number]
     brief = "" if place.source is None else place.source.brief
     lines = {brief, brief.rsplit("/", 1)[-1]}
     if place.source is not None:

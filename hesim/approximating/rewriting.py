@@ -15,10 +15,11 @@ from jax._src import source_info_util
 from jax.extend import core
 
 from hesim.approximating import maxima
+from hesim.approximating.elementwise import FUNCTIONS
 from hesim.approximating.graph import Graph, is_float
 from hesim.tracing.flat import Flat, without_dead
 
-__all__ = ["Decisions", "FAR", "Path", "far_case", "hides", "rewritten"]
+__all__ = ["Decisions", "FAR", "Path", "far_case", "hides", "replaceable", "rewritten"]
 
 
 Path = tuple[int, ...]
@@ -324,3 +325,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("lt", "le", "gt", "ge"), _compared),
     **dict.fromkeys(("eq", "ne", "is_finite"), _compared),
 }
+
+
+def replaceable(operation: str) -> bool:
+    """Whether functions of one value, or several of them, can stand for a primitive."""
+    return operation in _RULES or operation in FUNCTIONS

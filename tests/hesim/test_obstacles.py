@@ -177,6 +177,8 @@ def test_all_obstacles_are_told_at_once_each_with_its_line():
     )
     text = str(caught.value)
     assert "And 4 more to replace" in text
+    assert "hesim.approximate(fn, batches) puts" in text
+    assert text.endswith("by itself, all but `floor`.")
     assert all(f":{line + k} " in text for k in (1, 2, 3))
 
 
@@ -184,6 +186,7 @@ def test_what_follows_from_an_obstacle_is_none():
     with pytest.raises(NotHomomorphicError) as caught:
         trace(lambda x: x[jnp.argmax(x, axis=0)], X)
     assert [o.operation for o in caught.value.obstacles] == ["argmax"]
+    assert "hesim.approximate" not in str(caught.value)
 
 
 # --- other kinds ----------------------------------------------------------------------------------

@@ -168,6 +168,8 @@ def test_overrides_by_name_by_line_and_by_object(normal: Normal) -> None:
     made = hesim.approximate(two_layers, x, overrides={"gelu_tanh": gelu, "tanh": {"degree": 5}})
     assert made.sites[0].approximation is gelu
     assert made.sites[1].degree == 5
+    made = hesim.approximate(two_layers, x, overrides={1: {"degree": 3}, "gelu_tanh": gelu})
+    assert [site.degree for site in made.sites] == [gelu.degree, 3]
     made = hesim.approximate(two_layers, x, overrides={line: {"domain": (-6, 6), "tol": 1e-3}})
     assert [site.domain for site in made.sites] == [(-6.0, 6.0)] * 2
 
