@@ -123,7 +123,7 @@ def _build(flat: Flat) -> Program:
 
 def _by_itself(name: str, obstacles: Sequence[Obstacle]) -> str:
     """What `hesim.approximate` would do about obstacles; empty if nothing."""
-    from hesim.approximating.rewriting import replaceable
+    from hesim.approximating.rewritings.rewriting import replaceable
 
     operations = [one.operation for one in obstacles]
     rest = list(dict.fromkeys(f"`{op}`" for op in operations if not replaceable(op)))

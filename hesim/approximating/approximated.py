@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from hesim.approximating.choosing import Results
 from hesim.approximating.compiled import Compiled
 from hesim.approximating.evaluate import exactly, replaced
-from hesim.approximating.search import Found, Key, Place
+from hesim.approximating.places.search import Found, Key, Place
 from hesim.approximating.trial import Met, distance, statistics
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import TraceError
@@ -133,7 +133,7 @@ class Approximated:
       >>> smooth = hesim.approximate(lambda x: jnp.tanh(2 * x), [x], tol=1e-3)
       >>> smooth.output_error <= 1e-3, smooth.sites[0].operation, len(smooth.sites)
       (True, 'tanh', 1)
-      >>> smooth.check(np.linspace(-4, 4, 32)).outside[0] > 0.3
+      >>> smooth.check(np.linspace(-8, 8, 32)).outside[0] > 0.3
       True
     """
 

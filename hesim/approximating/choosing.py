@@ -12,8 +12,8 @@ from hesim.approximating import sharing
 from hesim.approximating.compiled import Compiled
 from hesim.approximating.demands import given, problem_of, told_of, wider_problems
 from hesim.approximating.fitting import Problem
+from hesim.approximating.places.search import Key, Place
 from hesim.approximating.requests import Asked
-from hesim.approximating.search import Key, Place
 from hesim.approximating.trial import Met, Trial, distance, largest, places_of, table_of
 
 __all__ = ["Results", "chosen"]

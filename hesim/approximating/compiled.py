@@ -11,10 +11,10 @@ import numpy as np
 from jax import tree_util
 from jax.core import Tracer
 
-from hesim.approximating.masks import masks_after_functions
-from hesim.approximating.observing import decided
-from hesim.approximating.rewriting import Decisions, rewritten
-from hesim.approximating.search import Found, found_in
+from hesim.approximating.places.search import Found, found_in
+from hesim.approximating.rewritings.masks import masks_after_functions
+from hesim.approximating.rewritings.observing import decided
+from hesim.approximating.rewritings.rewriting import Decisions, rewritten
 from hesim.errors import NotHomomorphicError
 from hesim.tracing.flat import Flat, flattened
 

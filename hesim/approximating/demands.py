@@ -11,8 +11,8 @@ import numpy as np
 import approx
 from hesim.approximating.domains import widened
 from hesim.approximating.fitting import Approximation, Problem, finest
+from hesim.approximating.places.search import Key, Place
 from hesim.approximating.requests import Asked, override_of
-from hesim.approximating.search import Key, Place
 from hesim.approximating.trial import Met
 from hesim.errors import ArgumentError
 

@@ -9,7 +9,7 @@ from typing import Any
 from jax._src import source_info_util
 from jax.extend import core
 
-from hesim.approximating.search import Found, Place
+from hesim.approximating.places.search import Found, Place
 from hesim.tracing.flat import Flat
 
 __all__ = ["exactly", "replaced"]

@@ -14,7 +14,7 @@ import approx
 from approx.polynomial import Polynomial, affine_map
 from approx.targets import Target
 from hesim.approximating import kinks
-from hesim.approximating.expressions import Expression
+from hesim.approximating.places.expressions import Expression
 from hesim.errors import HesimError
 from hesim.source import Source
 

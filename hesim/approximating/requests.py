@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import approx
-from hesim.approximating.search import Place
+from hesim.approximating.places.search import Place
 from hesim.errors import ArgumentError
 
 __all__ = ["Asked", "Override", "arguments", "encrypted_arguments", "override_of"]

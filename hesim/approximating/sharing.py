@@ -11,7 +11,7 @@ from jax.extend import core
 from approx.errors import ToleranceError
 from approx.polynomial import Polynomial
 from hesim.approximating.fitting import Approximation, Problem, finest, finished, quick
-from hesim.approximating.search import Found, Key
+from hesim.approximating.places.search import Found, Key
 
 __all__ = ["critical_levels", "within_levels", "within_tolerance"]
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hesim.approximating.evaluate import exactly
-from hesim.approximating.search import Found, Key, Place
+from hesim.approximating.places.search import Found, Key, Place
 
 __all__ = ["Met", "Trial", "distance", "largest"]
 

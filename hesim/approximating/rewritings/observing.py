@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hesim.approximating.evaluate import exactly
-from hesim.approximating.graph import Graph, is_float
-from hesim.approximating.maxima import Shift
-from hesim.approximating.rewriting import FAR, Decisions, Path, hides
+from hesim.approximating.places.graph import Graph, is_float
+from hesim.approximating.rewritings.maxima import Shift
+from hesim.approximating.rewritings.rewriting import FAR, Decisions, Path, hides
 from hesim.tracing.flat import Flat
 
 __all__ = ["decided"]

@@ -15,9 +15,9 @@ from jax import lax
 from jax._src import source_info_util
 from jax.extend import core
 
-from hesim.approximating.elementwise import elementwise
-from hesim.approximating.graph import Graph, is_float
-from hesim.approximating.rewriting import FAR, far_case
+from hesim.approximating.places.elementwise import elementwise
+from hesim.approximating.places.graph import Graph, is_float
+from hesim.approximating.rewritings.rewriting import FAR, far_case
 from hesim.tracing.flat import Flat, without_dead
 
 __all__ = ["masks_after_functions"]

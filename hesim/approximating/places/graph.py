@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from hesim.approximating.elementwise import elementwise
-from hesim.approximating.expressions import INPUT, Expression
+from hesim.approximating.places.elementwise import elementwise
+from hesim.approximating.places.expressions import INPUT, Expression
 from hesim.tracing.flat import Flat
 from hesim.tracing.objections import objection
 

@@ -14,9 +14,9 @@ from jax import lax
 from jax._src import source_info_util
 from jax.extend import core
 
-from hesim.approximating import maxima
-from hesim.approximating.elementwise import FUNCTIONS
-from hesim.approximating.graph import Graph, is_float
+from hesim.approximating.places.elementwise import FUNCTIONS
+from hesim.approximating.places.graph import Graph, is_float
+from hesim.approximating.rewritings import maxima
 from hesim.tracing.flat import Flat, without_dead
 
 __all__ = ["Decisions", "FAR", "Path", "far_case", "hides", "replaceable", "rewritten"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hesim.approximating.elementwise import Function
+from hesim.approximating.places.elementwise import Function
 
 __all__ = ["Expression", "INPUT"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from approx.targets import NAMED
-from hesim.approximating.expressions import Expression
+from hesim.approximating.places.expressions import Expression
 from hesim.source import Frame
 
 __all__ = ["FREE", "known_name", "label", "rebased"]

@@ -1,0 +1,1 @@
+"""What takes several values, or compares them, written with functions of one value."""
