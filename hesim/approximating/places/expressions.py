@@ -10,7 +10,10 @@ import numpy as np
 
 from hesim.approximating.places.elementwise import Function
 
-__all__ = ["Expression", "INPUT"]
+__all__ = ["Expression", "FREE", "INPUT"]
+
+FREE = frozenset({"copy", "copy_p", "stop_gradient", "convert_element_type", "reduce_precision"})
+"""Operations that give their operand."""
 
 
 class Expression:
@@ -33,7 +36,8 @@ class Expression:
         self.operands = tuple(operands)
         self.var = var
         parts = (name, detail, *(_key(operand) for operand in self.operands))
-        self.key = hashlib.sha1("|".join(parts).encode()).hexdigest()[:16]
+        same = name in FREE  # a conversion is there or not by the dtypes of the arguments
+        self.key = parts[2] if same else hashlib.sha1("|".join(parts).encode()).hexdigest()[:16]
 
     def __call__(self, x: Any) -> np.ndarray:
         x = np.asarray(x, np.float64)
@@ -82,7 +86,10 @@ class Expression:
             made.name, made.function, made.var = self.name, self.function, self.var
             made.operands = tuple(operands)
             parts = (self.name, self.key, *(_key(o) for o in operands))
-            made.key = hashlib.sha1("|".join(parts).encode()).hexdigest()[:16]
+            same = self.name in FREE
+            made.key = (
+                parts[2] if same else hashlib.sha1("|".join(parts).encode()).hexdigest()[:16]
+            )
             done[id(self)] = made
         return done[id(self)]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from approx.targets import NAMED
-from hesim.approximating.places.expressions import Expression
+from hesim.approximating.places.expressions import FREE, Expression
 from hesim.source import Frame
 
-__all__ = ["FREE", "known_name", "label", "rebased"]
+__all__ = ["known_name", "label", "rebased"]
 
 _ANYWHERE = np.concatenate([np.linspace(-4.13, 4.37, 35), [-0.011, 0.013]])
 _POSITIVE = np.geomspace(0.07, 9.1, 35)
@@ -31,7 +31,6 @@ _PLAIN = frozenset({"x", "add", "sub", "add_any", "mul", "neg", "square", "copy"
 _MOST_TOLD = 3
 """Primitives that the name of a function without one is made of."""
 
-FREE = frozenset({"copy", "copy_p", "stop_gradient", "convert_element_type", "reduce_precision"})
 _SHIFTS = frozenset({"add", "sub", "add_any", "neg"})
 
 

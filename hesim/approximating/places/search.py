@@ -7,9 +7,9 @@ from typing import Any
 
 from jax.extend import core
 
-from hesim.approximating.places.expressions import Expression
+from hesim.approximating.places.expressions import FREE, Expression
 from hesim.approximating.places.graph import Graph, is_float
-from hesim.approximating.places.names import FREE, known_name, label, rebased
+from hesim.approximating.places.names import known_name, label, rebased
 from hesim.errors import Obstacle
 from hesim.source import Source, of_frames
 from hesim.tracing.flat import Flat
