@@ -97,9 +97,11 @@ class RunFolder:
             )
         return cls(path, _read(path / _IDENTITY, "", _OF_OTHERS)["settings"])
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes from working in this folder; ExperimentError if one does."""
-        return alone_in(self.path, "--run-dir")
+    def held(self, option: str = "--run-dir") -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from working in this folder; ExperimentError if one does. option: of
+        the command line, by which another folder is chosen.
+        """
+        return alone_in(self.path, option)
 
     def done(self, name: str) -> bool:
         """Whether a stage has been finished."""

@@ -72,7 +72,7 @@ def run_validation(
     data = in_the_clear.prepare(asked, show)
     path = Path(out) if out is not None else asked.default_folder(data.resolved.digest)
     folder = RunFolder.claim(path, data.resolved, fresh=fresh, option="--out")
-    with folder.held():
+    with folder.held("--out"):
         show.say(
             f"run folder: {folder.path}  ",
             dim="(interrupt at any time: the same command resumes)",

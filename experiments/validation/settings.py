@@ -86,6 +86,7 @@ class Validation:
             ("layout", None if self.layout == "throughput" else self.layout),
             ("length", self.length),
             ("answer", self.answer),
+            ("config", None if self.config is None else Path(self.config).name),
             ("refresh-price", self.refresh_price),
             ("objective", None if self.objective == "seconds" else self.objective),
             ("backend", None if self.backend == DEFAULT_MACHINE else self.backend),
