@@ -272,7 +272,8 @@ class Calibration:
         return f"{self._title()}\n{text_table(self._rows())}"
 
     def _title(self) -> str:
-        return f"{self.program_name}: {self.batches} batches, {len(self.ops)} operations"
+        batches = f"{self.batches} batch{'' if self.batches == 1 else 'es'}"
+        return f"{self.program_name}: {batches}, {len(self.ops)} operations"
 
     def _rows(self) -> list[tuple[str, ...]]:
         head = ("operation", "low", "high", "rms", "domain", "met", "outside", "source")
@@ -299,7 +300,7 @@ class Calibration:
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Ranges met (bars) against polynomial domains (brackets); saved if a path is given."""
-        from matplotlib.figure import Figure
+        from approx.choice.figures import Figure
 
         found = (*self.publics, *self.polynomials)
         figure = Figure(figsize=(8, 1.2 + 0.35 * max(len(found), 1)), layout="constrained")

@@ -110,7 +110,7 @@ class WorstInput:
 
     def plot(self) -> Figure:
         """Best value so far against evaluations, of both searches."""
-        from matplotlib.figure import Figure
+        from approx.choice.figures import Figure
 
         figure = Figure(figsize=(7, 3.2), layout="constrained")
         axes = figure.add_subplot()

@@ -172,7 +172,7 @@ def _legend(figure: Figure) -> None:
 
 
 def _figure(xlabel: str, ylabel: str) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
+    from approx.choice.figures import Figure
 
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axes = figure.add_subplot()

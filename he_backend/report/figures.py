@@ -245,7 +245,7 @@ def new_figure(
     sharex: bool = False,
 ) -> tuple[Figure, Any]:
     """A Figure of no window and its axes; sizes in inches, `heights` relative ones of the rows."""
-    from matplotlib.figure import Figure
+    from approx.choice.figures import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     ratios = {"height_ratios": heights} if heights else None

@@ -27,7 +27,7 @@ def figure(sites: Sequence[tuple[Site, Callable[[Any], Any], np.ndarray]]) -> Fi
     Args:
       sites: each with its function and values that were met.
     """
-    from matplotlib.figure import Figure
+    from approx.choice.figures import Figure
 
     shown = sites[:_MOST]
     columns = max(min(_COLUMNS, len(shown)), 1)

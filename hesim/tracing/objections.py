@@ -65,10 +65,11 @@ _TARGETS = {
 """First argument of the `approx.fit` call that replaces a function of one variable."""
 
 _COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "eq_to", "le_to", "lt_to"})
-_SORTING = frozenset(
+_ORDERING = frozenset({"sort", "argmax", "argmin", "top_k", "approx_top_k"})
+_COMPARING = frozenset(
     {
-        *("max", "min", "clamp", "sort", "argmax", "argmin", "reduce_max", "reduce_min", "top_k"),
-        *("cummax", "cummin", "approx_top_k", "reduce_window_max", "reduce_window_min"),
+        *("max", "min", "clamp", "reduce_max", "reduce_min", "cummax", "cummin"),
+        *("reduce_window_max", "reduce_window_min"),
         *("scatter-max", "scatter-min", "select_and_scatter_add", "select_and_gather_add"),
         *("select_and_scatter",),
     }
@@ -213,7 +214,13 @@ def _unsupported(eqn: Any) -> Objection:
             "Fit one on the range that the values keep to: "
             'approx.fit("relu", (low, high), depth=...)(x).',
         )
-    if name in _SORTING:
+    if name in _ORDERING:
+        return (
+            "it compares encrypted values, to put them in order.",
+            "Return the values and do it after decryption, or compare them two at a time by "
+            'approx.composite("sign", (low, high), tol=...) of their difference.',
+        )
+    if name in _COMPARING:
         return (
             "it compares encrypted values.",
             "max(a, b) = (a + b + |a - b|)/2 with |x| = x * sign(x) and "

@@ -201,7 +201,7 @@ def test_what_follows_from_an_obstacle_is_none():
         (lambda x: jnp.linalg.inv(x @ x.T), "divides by encrypted", "Keep the matrix public"),
         (lambda x: lax.cumlogsumexp(x, 0), "logs of sums", "jnp.cumsum"),
         (lambda x: lax.igamma(x, x), "two encrypted", "approx.fit"),
-        (lambda x: lax.top_k(x, 2)[0], "compares", 'approx.composite("sign"'),
+        (lambda x: lax.top_k(x, 2)[0], "put them in order", 'approx.composite("sign"'),
         (lambda x: lax.complex(x, x), "complex", "x @ cos"),
     ],
 )

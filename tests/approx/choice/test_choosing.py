@@ -109,6 +109,10 @@ def test_report_of_a_composite_and_of_unknown_targets():
         approx.report(c, [math.nan])
 
 
+def test_a_notebook_shows_their_figures_without_pyplot(front):
+    assert front.plot()._repr_png_().startswith(b"\x89PNG")
+
+
 def test_their_figures(front, tmp_path):
     figure = front.plot()
     axes = figure.axes[0]
