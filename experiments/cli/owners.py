@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from experiments.cli.common import BackendOption, resumable
-from experiments.console import Display
+from experiments.console import Display, make_console
 from he_backend.machines.table import DEFAULT_MACHINE
 
 __all__ = ["app"]
@@ -30,7 +30,7 @@ def share(
     """Write the part of a bundle that a key holder needs, without any number of the model."""
     from experiments import owners
 
-    owners.share(bundle, out, Display())
+    owners.share(bundle, out, Display(make_console(whole=True)))
 
 
 @app.command()
@@ -47,10 +47,14 @@ def certificates(
 
     if name is None:
         evaluator, holder = make_pair(out, days)
-        Display().say(f"for the evaluator: {evaluator}\nfor the key holder: {holder}")
+        Display(make_console(whole=True)).say(
+            f"for the evaluator: {evaluator}\nfor the key holder: {holder}"
+        )
         return
     make_certificate(out, name, days)
-    Display().say(f"give the other side {out / 'own.crt'}, and put theirs at {out / 'peer.crt'}")
+    Display(make_console(whole=True)).say(
+        f"give the other side {out / 'own.crt'}, and put theirs at {out / 'peer.crt'}"
+    )
 
 
 @app.command()
@@ -74,7 +78,14 @@ def serve(
     place = folder if folder is not None else owners.default_folder("serve", bundle)
     settings = {"backend": backend, "workers": workers, "idle_seconds": idle}
     with resumable(place):
-        owners.serve(bundle, listen, place, Display(), certificates=certificates, **settings)
+        owners.serve(
+            bundle,
+            listen,
+            place,
+            Display(make_console(whole=True)),
+            certificates=certificates,
+            **settings,
+        )
 
 
 @app.command()
@@ -104,4 +115,6 @@ def encrypt(
     place = folder if folder is not None else owners.default_folder("encrypt", bundle)
     settings = {"backend": backend, "clients": clients, "certificates": certificates}
     with resumable(place):
-        owners.encrypt(bundle, connect, data, out, place, Display(), **settings)
+        owners.encrypt(
+            bundle, connect, data, out, place, Display(make_console(whole=True)), **settings
+        )
