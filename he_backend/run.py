@@ -119,4 +119,4 @@ def run(
             aim = Aim.of(program=program, **asked)
         check_params(circuit, params)
         with Session(program, circuit, options, run_dir, client_dir, several=False) as session:
-            return session.report(args, 0, reporter, aim)
+            return session.report(args, 0, reporter, aim, compare=compare)

@@ -77,6 +77,16 @@ class Options:
         return find(self.backend).encrypts
 
 
+@dataclass(frozen=True)
+class _Given:
+    """A batch: arguments, evaluated exactly; where its phases are told; whether it is compared."""
+
+    args: Sequence[Any]
+    exact: twin.Exact
+    reporter: Phases
+    compare: bool
+
+
 class Session:
     """Runs batches of one Program; a context manager, from `he_backend.session`.
 
@@ -143,20 +153,25 @@ class Session:
         if self.options.encrypts and self._where[0] is not None:
             self._open().forget(str(batch))
 
-    def run(self, *args: Any, batch: int | str | None = None) -> Report:
+    def run(
+        self, *args: Any, batch: int | str | None = None, compare: bool | None = None
+    ) -> Report:
         """Run the Program on a batch of arguments, and report as `he_backend.run` does.
 
         Args:
           args: of the Program; encrypted and public ones may differ from batch to batch.
           batch: its name: digits for a number, otherwise letters, digits, "_", "-" and ".". By
             default batches are numbered from 0 in the order of the calls.
+          compare: whether this one is compared operation by operation; as the session by default.
+            A comparison takes about as long as the evaluation, so of many batches some will do.
 
         Raises:
           RunFolderError: the run folder holds a batch of this name with other arguments.
           Others as `he_backend.run` does.
         """
+        compares = self.options.compare if compare is None else compare
         with reporting(self.options.progress) as shown:
-            return self.report(args, batch, Phases(shown))
+            return self.report(args, batch, Phases(shown), compare=compares)
 
     def report(
         self,
@@ -164,6 +179,8 @@ class Session:
         batch: int | str | None,
         reporter: Phases,
         aim: Aim | None = None,
+        *,
+        compare: bool,
     ) -> Report:
         """What `run` does, its phases told to `reporter`.
 
@@ -171,31 +188,32 @@ class Session:
           anew where a level does not hold the values.
         """
         reporter.phase("evaluating the exact twin")
-        exact = twin.evaluate(self.program, args, keep_ops=self.options.compare)
+        exact = twin.evaluate(self.program, args, keep_ops=compare)
         self._check_values(exact)
         for message in exact.outside:
             warnings.warn(str(message), stacklevel=3)
         self._told = _told(self.options.progress, reporter)
         attempt = self._checked if self.options.encrypts else self._in_the_clear
+        given = _Given(args, exact, reporter, compare)
         self.circuit, found = with_room(
             *(self.program, self.circuit, aim, args, exact.inputs),
-            lambda circuit: attempt(circuit, args, exact, reporter),
+            lambda circuit: attempt(circuit, given),
             reporter.phase,
         )
         if isinstance(found, Outcome):
             outcome = found
         else:
             name = str(self._count if batch is None else batch)
-            outcome = self._in_processes(args, exact, found, name)
+            outcome = self._in_processes(given, found, name)
         evaluating.check_ledger(self.circuit, outcome.spent)
         prediction = None
-        if self.options.compare:
+        if compare:
             reporter.phase(f"predicting the error under {self.options.keys} keys")
             among = outcome.vectors if self.options.sampled else None
             prediction = self._predicted(args, self.options.keys, among)
             reporter.phase("comparing")
         self._count += batch is None
-        return self._report(args, exact, outcome, prediction, reporter)
+        return self._report(given, outcome, prediction)
 
     # Before anything is encrypted
 
@@ -217,44 +235,39 @@ class Session:
         """The public operands, in the order of this Circuit."""
         return circuit.publics.evaluate(self.program.flatten(args))
 
-    def _decrypt(self, circuit: Circuit) -> list[int]:
-        return evaluating.decrypted(circuit, self.options.sampled if self.options.compare else 0)
+    def _decrypt(self, circuit: Circuit, compare: bool) -> list[int]:
+        return evaluating.decrypted(circuit, self.options.sampled if compare else 0)
 
-    def _checked(
-        self, circuit: Circuit, args: Sequence[Any], exact: twin.Exact, reporter: Reporter
-    ) -> dict[int, tuple[float, float]]:
+    def _checked(self, circuit: Circuit, given: _Given) -> dict[int, tuple[float, float]]:
         """Ranges of what the client will see, unless a value overflows somewhere. A server cannot
         see a value wrap around; the twin on plain vectors can, beforehand.
         """
-        reporter.phase("checking for overflow on plain vectors")
-        operands, decrypt = self._operands(circuit, args), self._decrypt(circuit)
-        found = evaluating.check_on_slots(circuit, exact.inputs, operands, decrypt, reporter)
+        given.reporter.phase("checking for overflow on plain vectors")
+        operands = self._operands(circuit, given.args)
+        work = operands, self._decrypt(circuit, given.compare), given.reporter
+        found = evaluating.check_on_slots(circuit, given.exact.inputs, *work)
         return {**found, **(self.options.ranges or {})}
 
     # Evaluations
 
-    def _in_the_clear(
-        self, circuit: Circuit, args: Sequence[Any], exact: twin.Exact, reporter: Reporter
-    ) -> Outcome:
-        reporter.phase("evaluating on plain vectors")
+    def _in_the_clear(self, circuit: Circuit, given: _Given) -> Outcome:
+        given.reporter.phase("evaluating on plain vectors")
         made = find(self.options.backend).load()
         machine = made.generate(circuit.params, circuit.rotation_steps, circuit.slots)
         return evaluating.in_the_clear(
-            *(circuit, machine, exact.inputs, self._operands(circuit, args)),
-            *(self._decrypt(circuit), self.options.ranges, self._told),
+            *(circuit, machine, given.exact.inputs, self._operands(circuit, given.args)),
+            *(self._decrypt(circuit, given.compare), self.options.ranges, self._told),
         )
 
     def _in_processes(
-        self,
-        args: Sequence[Any],
-        exact: twin.Exact,
-        ranges: Mapping[int, tuple[float, float]],
-        name: str,
+        self, given: _Given, ranges: Mapping[int, tuple[float, float]], name: str
     ) -> Outcome:
-        operands, circuit = self._operands(self.circuit, args), self.circuit
-        held = self._open()
-        result = held.run(processes.Batch(exact.inputs, operands, ranges, name))
-        decrypt = held.setup.decrypt
+        circuit, held = self.circuit, self._open()
+        operands, decrypt = (
+            self._operands(circuit, given.args),
+            self._decrypt(circuit, given.compare),
+        )
+        result = held.run(processes.Batch(given.exact.inputs, operands, ranges, name, decrypt))
         vectors: Mapping[int, np.ndarray] = Vectors(
             decrypt, lambda c: result.vector(c, circuit.slots)
         )
@@ -270,7 +283,7 @@ class Session:
             folders: Folders = self._exits.enter_context(processes.temporary_folders(*self._where))
             setup = processes.Setup(
                 self.circuit,
-                self._decrypt(self.circuit),
+                self._decrypt(self.circuit, options.compare),
                 folders,
                 workers=options.workers,
                 clients=options.clients,
@@ -317,15 +330,11 @@ class Session:
         return predict(self.program, self.circuit.params, args, **shared)
 
     def _report(
-        self,
-        args: Sequence[Any],
-        exact: twin.Exact,
-        outcome: Outcome,
-        prediction: Mapping[int, OpPrediction] | None,
-        reporter: Phases,
+        self, given: _Given, outcome: Outcome, prediction: Mapping[int, OpPrediction] | None
     ) -> Report:
+        args, exact, compare = given.args, given.exact, given.compare
         circuit, options, spent = self.circuit, self.options, outcome.spent
-        vectors = outcome.vectors if options.compare else None
+        vectors = outcome.vectors if compare else None
         ops, overall = op_records(
             circuit, exact, vectors, prediction, spent, encrypted=options.encrypts
         )
@@ -339,12 +348,12 @@ class Session:
             counts={name: spent.counts.get(name, 0) for name in circuit.ledger.counts()},
             seconds=outcome.key_seconds + outcome.seconds,
             key_seconds=outcome.key_seconds,
-            phases=reporter.seconds(),
+            phases=given.reporter.seconds(),
             core_seconds=sum(spent.seconds.values()),
             peak_bytes=outcome.peak_bytes,
             ops=ops,
             overall=overall,
-            compared=options.compare,
+            compared=compare,
             outside=tuple(str(message) for message in exact.outside),
             tasks=outcome.tasks,
             skipped=outcome.skipped,

@@ -129,9 +129,10 @@ class Processes:
         """Let them run a batch."""
         server, clients = self.children[0], self.children[1:]
         folders = self.setup.folders.of_batch(batch.name)
-        known = {"type": "batch", "batch": batch.name, "name": claimed.name}
+        known: dict[str, Any] = {"type": "batch", "batch": batch.name, "name": claimed.name}
         served = begin_attempt(folders.exchange, claimed.name, self.setup.circuit)
-        missing = missing_values(folders, claimed.name, self.setup)
+        known["decrypt"] = decrypt = batch.decrypted(self.setup)
+        missing = missing_values(folders, claimed.name, self.setup.circuit.slots, decrypt)
         held = {"operands": claimed.operands, "missing": missing, "served": served}
         self._tell(server.link, {**known, **held})
         ranges = {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in batch.ranges.items()}
@@ -343,15 +344,14 @@ class Processes:
         shutil.rmtree(self.sockets, ignore_errors=True)
 
 
-def missing_values(folders: Folders, name: str, setup: Setup) -> list[int]:
-    """Ciphertexts to decrypt whose decrypted values are not there, or damaged.
+def missing_values(folders: Folders, name: str, slots: int, decrypt: Sequence[int]) -> list[int]:
+    """Those of the ciphertexts to decrypt whose decrypted values are not there, or damaged.
 
     Args:
       folders, name: of the batch.
     """
-    shape = (setup.circuit.slots,)
-    read = ((int(c), read_values(folders.values, name, int(c))) for c in setup.decrypt)
-    return [c for c, vector in read if vector is None or vector.shape != shape]
+    read = ((int(c), read_values(folders.values, name, int(c))) for c in decrypt)
+    return [c for c, vector in read if vector is None or vector.shape != (slots,)]
 
 
 def _last_words(child: Child | None, log: Path) -> str:

@@ -91,6 +91,7 @@ class _Client:
             run,
         )
         self.exchange = Exchange(folders.exchange, run, self.circuit)
+        self.decrypt = frozenset(int(c) for c in config.get("decrypt", self.decrypt))
         self.open = True
         send(self.control, {"type": "batch"})
 

@@ -75,7 +75,6 @@ class ClaimedBatch:
 def claim(
     folders: Folders,
     circuit: Circuit,
-    decrypt: Sequence[int],
     task_seconds: float,
     machine: str = "pyfhel",
 ) -> Claimed:
@@ -99,7 +98,6 @@ def claim(
         "circuit": digest_of(fresh),
         "task_seconds": task_seconds,
         "costs": hashlib.sha256(inherited().text.encode()).hexdigest(),
-        "decrypt": hashlib.sha256(np.asarray(decrypt, np.int64).tobytes()).hexdigest(),
     }
     try:
         name = _held_name(folders, identity)
@@ -120,13 +118,14 @@ def claim_batch(
     run: str,
     operands: Sequence[np.ndarray],
     inputs: Sequence[np.ndarray],
+    decrypt: Sequence[int],
     written: Mapping[str, Path] | None = None,
 ) -> ClaimedBatch:
     """Write a batch's files, after checking that its folders hold this very batch or none.
 
     Args:
       folders: of the batch. run: name of the run, whose folders are held.
-      operands, inputs: public operands and encrypted leaves.
+      operands, inputs: public operands and encrypted leaves. decrypt: ciphertexts to decrypt.
       written: digests of operands that this process has written or checked already.
 
     Raises:
@@ -141,6 +140,7 @@ def claim_batch(
         known_batch(folders, run), [x.digest for x in public], [x.digest for x in secret]
     )
     digests = {"operands": _digest(claimed.operands), "inputs": _digest(claimed.inputs)}
+    digests["decrypt"] = _digest(map(str, decrypt))
     if claimed.name:
         _refuse_another_batch(folders, digests)
     for file in public:
@@ -216,7 +216,8 @@ def _begin_batch(folders: Folders, run: str, digests: Mapping[str, str]) -> str:
     name = uuid.uuid4().hex
     known = {"run": run, "name": name}
     _write("client", folders.own_identity, {**known, "inputs": digests["inputs"]})
-    _write("server", folders.batch_identity, {**known, "operands": digests["operands"]})
+    public = {name: digest for name, digest in digests.items() if name != "inputs"}
+    _write("server", folders.batch_identity, {**known, **public})
     return name
 
 
@@ -298,5 +299,5 @@ def _warn_of_lost_run(folders: Folders, held: dict[str, Any], keys: Sequence[str
 
 
 def _digest(digests: Iterable[str]) -> str:
-    """One digest of several arrays' files."""
+    """One digest of several texts, such as those of arrays' files."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -21,7 +21,7 @@ class Setup:
     """What is the same for all batches of a session.
 
     Attributes:
-      circuit: the instructions. decrypt: ciphertexts to decrypt.
+      circuit: the instructions. decrypt: ciphertexts to decrypt, where a batch names no others.
       folders: of the server and of the client.
       workers, clients: processes. worker_deaths: how many may die in a batch before it gives up.
       progress: called on every finished task; what it raises ends the batch.
@@ -64,12 +64,18 @@ class Batch:
       inputs: encrypted leaves. operands: public operands, both float64.
       ranges: calibrated ranges (low, high) of slot values, by ciphertext.
       name: of its folders.
+      decrypt: ciphertexts to decrypt; those of the Setup by default.
     """
 
     inputs: Sequence[np.ndarray]
     operands: Sequence[np.ndarray]
     ranges: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     name: str = "0"
+    decrypt: Sequence[int] | None = None
+
+    def decrypted(self, setup: Setup) -> list[int]:
+        """Ciphertexts to decrypt."""
+        return [int(c) for c in (setup.decrypt if self.decrypt is None else self.decrypt)]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class Prepared:
         batches; plain data.
 
     Attributes:
-      folders: the server's. circuit: what is run. schedule: its tasks.
+      folders: the server's. circuit: what is run. schedule: its tasks, where a batch names no
+        ciphertexts to decrypt.
       machine: computes, once `load_keys` was called.
       executor: on it, with the public operands of the batch at hand.
       encoded: plaintexts that were encoded here since this was last set to 0.
@@ -58,7 +59,10 @@ class Prepared:
         self.circuit = circuit = Circuit.load(self.folders.circuit)
         kind = find(str(config.get("machine", "pyfhel"))).load()
         self.machine = kind.evaluator(circuit.params, circuit.slots, _levels(circuit))
-        self.schedule: Schedule = plan(circuit, config["decrypt"], config["task_seconds"])
+        self._task_seconds = float(config["task_seconds"])
+        self._schedules: dict[tuple[int, ...], Schedule] = {}
+        self._decrypt = [int(c) for c in config["decrypt"]]
+        self.schedule = self.scheduled(self._decrypt)
         self.encoded = 0
         self._components = circuit.components
         self._several = bool(config.get("several", False))
@@ -68,6 +72,13 @@ class Prepared:
         kept = available() // (_PLAIN_PART * int(config["workers"]))
         operands = self._read(self._digests)
         self.executor = Executor(circuit, self.machine, operands, plain_bytes=kept)
+
+    def scheduled(self, decrypt: Sequence[int] | None) -> Schedule:
+        """The tasks of a batch that decrypts these ciphertexts; by default those of `config`."""
+        key = tuple(self._decrypt if decrypt is None else map(int, decrypt))
+        if key not in self._schedules:
+            self._schedules[key] = plan(self.circuit, key, self._task_seconds)
+        return self._schedules[key]
 
     def size(self, i: int) -> int:
         """Bytes of ciphertext i."""

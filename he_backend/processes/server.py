@@ -89,15 +89,16 @@ class _Batch:
         self.store = Store(folders.store, run)
         self.store.clean()
         self.journal = Journal(folders.journal, run)
-        self.journal.keep(len(prepared.schedule.tasks))
+        self.schedule = prepared.scheduled(config.get("decrypt"))
+        self.journal.keep(len(self.schedule.tasks))
         served = config.get("served")
         missing = config.get("missing", ())
-        self.pending = Pending(prepared.schedule, self.journal, self.store, missing, served)
+        self.pending = Pending(self.schedule, self.journal, self.store, missing, served)
         self.transit = Transit(self.store, arena, prepared.size, durable)
         self.runner = TaskRunner(
             prepared.executor,
             self.store,
-            last_tasks=prepared.schedule.last_readers,
+            last_tasks=self.schedule.last_readers,
             arena=arena,
             durable=durable,
         )
@@ -139,11 +140,10 @@ class Server:
         self.config = config
         self.prepared = prepared
         self.circuit, self.machine = prepared.circuit, prepared.machine
-        self.schedule = prepared.schedule
         self.peak_before = peak_bytes()
         prepared.load_keys()
         self.durable = bool(config.get("durable", True))
-        whole = sum(map(prepared.size, self.schedule.producer))
+        whole = sum(map(prepared.size, prepared.schedule.producer))
         self.arena = Arena(min(whole, _ARENA_BYTES, available() // _ARENA_PART))
         self.workers: list[_Peer] = []
         self.clients: list[_Peer] = []
@@ -222,7 +222,7 @@ class Server:
             "spent": spent.to_message(),
             "seconds": batch.journal.seconds + batch.seconds,
             "skipped": batch.pending.skipped,
-            "tasks": len(self.schedule.tasks),
+            "tasks": len(batch.schedule.tasks),
             "replaced": batch.deaths.total(),
             "peak": peak_bytes() - shared_bytes() + self.arena.top + own,
         }
@@ -242,9 +242,9 @@ class Server:
             {
                 "type": "progress",
                 "done": pending.seconds,
-                "total": self.schedule.seconds,
+                "total": batch.schedule.seconds,
                 "tasks_done": len(pending.done),
-                "tasks_total": len(self.schedule.tasks),
+                "tasks_total": len(batch.schedule.tasks),
                 "done_before": pending.seconds_before,
                 "elapsed": batch.seconds,
                 "op": op,
@@ -284,7 +284,8 @@ class Server:
     def _start_worker(self, name: str) -> None:
         links = (p.link for p in (*self.workers, *self.clients))
         mine = (self.control, *self.admission.sockets(), *links)
-        pid, link = fork_worker(self._running().runner, self.schedule.tasks, iter(mine))
+        batch = self._running()
+        pid, link = fork_worker(batch.runner, batch.schedule.tasks, iter(mine))
         self.workers.append(_Peer(link, name, pid))
         self.selector.register(link, selectors.EVENT_READ)
 
@@ -393,11 +394,12 @@ class Server:
             raise ClientRefusedError(
                 f"{client.name} answered with something else than it was asked"
             )
+        batch = self._running()
         for i, blob in zip(makes, blobs, strict=True):
             level, scale = int(self.circuit.level[i]), float(self.circuit.scale[i])
             self.machine.from_bytes(blob, level, scale, 2)
-            if i in self.schedule.producer:
-                self._running().transit.write(i, blob)
+            if i in batch.schedule.producer:
+                batch.transit.write(i, blob)
         spent = Spent()
         spent.seconds[task.op] += float(seconds)  # type: ignore[assignment]
         name = {"input": "inputs", "refresh": "refreshes"}.get(task.kind)

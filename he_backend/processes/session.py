@@ -98,9 +98,7 @@ class Session:
         setup = self.setup
         with contextlib.ExitStack() as held:
             held.enter_context(_alone(setup.folders))
-            self._claimed = claim(
-                setup.folders, setup.circuit, setup.decrypt, setup.task_seconds, setup.machine
-            )
+            self._claimed = claim(setup.folders, setup.circuit, setup.task_seconds, setup.machine)
             self._held = held.pop_all()
         return self
 
@@ -131,7 +129,9 @@ class Session:
         """
         name = self._entered().name
         folders = self.setup.folders.of_batch(batch.name)
-        claimed = claim_batch(folders, name, batch.operands, batch.inputs, self._written)
+        decrypt = batch.decrypted(self.setup)
+        given = batch.operands, batch.inputs, decrypt
+        claimed = claim_batch(folders, name, *given, self._written)
         self._written.update((digest, folders.operand(digest)) for digest in claimed.operands)
         finished = self._finished(folders, claimed.name)
         if finished is not None:
@@ -164,7 +164,10 @@ class Session:
     def _finished(self, folders: Folders, name: str) -> dict[str, Any] | None:
         """What was noted of a finished batch, if its outputs are there."""
         found = read_finished(folders.journal, name)
-        return None if found is None or missing_values(folders, name, self.setup) else found
+        slots = self.setup.circuit.slots
+        if found is None or missing_values(folders, name, slots, found["decrypt"]):
+            return None
+        return found
 
     def _start(self, claimed: ClaimedBatch) -> MadeKeys:
         """Have the processes run. What making keys took is returned."""
@@ -205,6 +208,7 @@ class Session:
                 "seconds": float(finished["seconds"]),
                 "peak": max(peak, beside),
                 "tasks": int(finished["tasks"]),
+                "decrypt": batch.decrypted(self.setup),
                 "skipped": int(finished["skipped"]),
                 "replaced": int(finished["replaced"]),
                 "jax": processes.jax_loaded,

@@ -114,12 +114,13 @@ def test_a_failed_batch_does_not_end_the_session(traced):
 
 
 def test_a_session_of_another_circuit_or_program_is_refused(traced, params, tmp_path):
-    program, circuit, w = traced
+    program, circuit, _ = traced
     with he_backend.session(circuit, run_dir=tmp_path / "run"):
         pass
+    wider = hesim.CKKSParams(11, 4, 40, 50, 60, security=None)
     with (
-        pytest.raises(he_backend.RunFolderError, match="another: which values are decrypted"),
-        he_backend.session(circuit, run_dir=tmp_path / "run", compare=True),
+        pytest.raises(he_backend.RunFolderError, match="another: program or parameters"),
+        he_backend.session(program, params=wider, run_dir=tmp_path / "run"),
     ):
         pass
     other = hesim.trace(lambda x: x * x, np.ones(4))
@@ -127,3 +128,18 @@ def test_a_session_of_another_circuit_or_program_is_refused(traced, params, tmp_
         he_backend.session(other, circuit=circuit)
     with pytest.raises(he_backend.BackendError, match="give params"):
         he_backend.session(other)
+
+
+def test_some_batches_are_compared(traced, tmp_path):
+    """Under the same keys; a batch that was run without cannot be read back with."""
+    _, circuit, w = traced
+    with he_backend.session(circuit, keys=2, run_dir=tmp_path / "run") as session:
+        first = session.run(*with_w(0, w), compare=True)
+        second = session.run(*with_w(1, w))
+        with pytest.raises(he_backend.RunFolderError, match="another: which values are decrypted"):
+            session.run(*with_w(1, w), batch=1, compare=True)
+    assert first.compared and first.verdict() and first.ops[0].measured_std > 0
+    folder = tmp_path / "run.client" / "batches"
+    decrypted = [len(list((folder / name / "values").glob("v*"))) for name in "01"]
+    assert not second.compared and decrypted[1] < decrypted[0]
+    assert second.key_seconds == 0 and second.max_error < TOLERANCE

@@ -55,7 +55,7 @@ def started(job, made_keys, tmp_path):
 
     folders, circuit = job.folders, job.circuit
     circuit.save(folders.circuit)
-    claimed = claim_batch(folders, "run", job.operands, job.inputs)
+    claimed = claim_batch(folders, "run", job.operands, job.inputs, job.decrypt)
     assert sorted(circuit.rotation_steps) == [1, 2]
     shutil.copytree(made_keys.keys, folders.keys, dirs_exist_ok=True)
     for name in ("secret.key", "public.key", "keys.json"):
