@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from he_backend.errors import BackendError
+from he_backend.evaluating import check_ledger
 from he_backend.local import run_local, twin_ranges
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.processes.job import Batch, Setup
@@ -110,6 +111,7 @@ class BundleSession:
           BundleError: arguments of another form.
           ValueRangeError: values unlike the bundle's examples, or that overflow.
           RunFolderError: a batch of this name had other arguments.
+          LedgerMismatchError: the run spent something else than the Circuit's ledger says.
           BackendError: whatever a process reports, with operation and source.
         """
         bundle = self.bundle
@@ -119,12 +121,14 @@ class BundleSession:
         if not self._row.encrypts:
             steps = circuit.rotation_steps
             machine = self._row.load().generate(circuit.params, steps, circuit.slots)
-            vectors, _ = run_local(circuit, machine, inputs, operands, bundle.decrypted)
+            vectors, spent = run_local(circuit, machine, inputs, operands, bundle.decrypted)
+            check_ledger(circuit, spent)
             return bundle.outputs(vectors)
         if self._session is None:
             raise BackendError("the session is not open; enter it: with session as s: s.run(...)")
         ranges = twin_ranges(slot_ranges(circuit, inputs, operands))
         name = str(self._count if batch is None else batch)
         found = self._session.run(Batch(inputs, operands, ranges, name))
+        check_ledger(circuit, found.spent)
         self._count += batch is None
         return bundle.outputs({c: found.vector(c, circuit.slots) for c in bundle.decrypted})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import BackendError
+from he_backend.evaluating import check_ledger
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.owners.addresses import Address
 from he_backend.owners.certificates import Certificates
@@ -73,6 +74,7 @@ class Connection:
           BundleError: arguments of another form.
           ValueRangeError: values unlike those of the bundle's examples, before or after.
           EvaluatorGoneError, EvaluatorRefusedError: about the other side.
+          LedgerMismatchError: it spent something else than the Circuit's ledger says.
           RunFolderError: a batch of this name had other arguments; the folder cannot be used.
         """
         leaves = self.bundle.arguments(*args)
@@ -84,6 +86,7 @@ class Connection:
         ]
         held = Batch(self.bundle.secret(leaves), opened, self.bundle.ranges, name)
         found = self._session.run(held)
+        check_ledger(self.bundle.circuit, found.spent)
         self._count += batch is None
         slots = self.bundle.circuit.slots
         return self.bundle.outputs({c: found.vector(c, slots) for c in self.bundle.decrypted})

@@ -17,6 +17,7 @@ from he_backend.errors import (
     ClientRefusedError,
     EvaluatorGoneError,
     EvaluatorRefusedError,
+    LedgerMismatchError,
     RunFolderError,
     ValueRangeError,
 )
@@ -219,6 +220,17 @@ def test_a_silent_key_holder_is_shown_out(serving, connecting, log):
         assert "said nothing for 2 seconds" in log()
         found = session.run(X, 1 - MASK)  # it calls again
     np.testing.assert_allclose(found["out"], exact(X, 1 - MASK), atol=1e-6)
+
+
+def test_an_evaluator_that_spends_something_else_is_noticed(serving, connecting, bundle):
+    ledger = dataclasses.replace(
+        bundle.circuit.ledger, rotations=bundle.circuit.ledger.rotations + 1
+    )
+    circuit = dataclasses.replace(bundle.for_key_holder().circuit, ledger=ledger)
+    other = dataclasses.replace(bundle.for_key_holder(), circuit=circuit)
+    wrong = pytest.raises(LedgerMismatchError, match="rotations")
+    with serving() as evaluator, connecting(evaluator, bundle=other) as session, wrong:
+        session.run(X, MASK)
 
 
 def test_the_half_of_a_bundle_cannot_be_served(bundle, tmp_path):
