@@ -147,26 +147,26 @@ class Service:
         circuit_digest, operands = self.keys.prepare()
         control = held.enter_context(self._server())
         settings, bundle = self.settings, self._bundle
-        send(
-            control,
-            {
-                "type": "start",
-                "machine": settings.machine,
-                "run": str(self.keys.folders.server),
-                "circuit_digest": circuit_digest,
-                "operands": operands,
-                "decrypt": [int(c) for c in bundle.decrypted],
-                "workers": settings.workers,
-                "task_seconds": settings.task_seconds,
-                "several": True,
-                "socket": str(place / "s"),
-                "token": {"token": self._inner},
-                "worker_deaths": settings.worker_deaths,
-                "silence_seconds": settings.idle_seconds,
-                "ahead": 32,
-                "durable": True,
-            },
-        )
+        work = {
+            "machine": settings.machine,
+            "run": str(self.keys.folders.server),
+            "circuit_digest": circuit_digest,
+            "operands": operands,
+            "decrypt": [int(c) for c in bundle.decrypted],
+            "workers": settings.workers,
+            "task_seconds": settings.task_seconds,
+            "several": True,
+        }
+        start = {
+            "socket": str(place / "s"),
+            "token": {"token": self._inner},
+            "worker_deaths": settings.worker_deaths,
+            "silence_seconds": settings.idle_seconds,
+            "ahead": 32,
+            "durable": True,
+        }
+        send(control, {"type": "prepare", **work})  # it encodes what stays for all batches
+        send(control, {"type": "start", **work, **start})
         with selectors.DefaultSelector() as selector:
             selector.register(link, selectors.EVENT_READ)
             selector.register(control, selectors.EVENT_READ)

@@ -24,6 +24,7 @@ from he_backend.errors import (
 from he_backend.owners import wire
 from he_backend.owners.addresses import Address, dial
 from he_backend.owners.certificates import make_pair
+from he_backend.processes.job import Batch
 from he_backend.processes.messages import receive, send
 from hesim.circuit.plain.errors import BackendError as Refused
 from tests.he_backend.owners.conftest import MASK, X, exact
@@ -36,6 +37,15 @@ def test_batch_after_batch_the_result_is_the_functions(serving, connecting):
             np.testing.assert_allclose(found["out"], exact(X, mask), atol=1e-6)
         np.testing.assert_allclose(found["w"], np.linspace(0.5, 1.5, 8), atol=1e-6)
         assert session.done("0") and session.done("1") and not session.done("2")
+
+
+def test_plaintexts_are_encoded_once_for_all_batches_of_a_visit(serving, connecting, bundle):
+    with serving(backend="pyfhel") as evaluator, connecting(evaluator, backend="pyfhel") as session:
+        encoded = []
+        for k in range(3):
+            batch = Batch([X / (k + 1)], [MASK.astype(np.float64)], bundle.ranges, str(k))
+            encoded.append(session._session.run(batch).spent.encoded)
+    assert encoded[0] > 0 and encoded[2] == 0
 
 
 def test_a_finished_batch_is_read_back_without_the_evaluator(serving, connecting):
