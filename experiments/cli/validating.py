@@ -88,6 +88,9 @@ def validate(
         float | None,
         typer.Option(min=0.0, help="GB that compiling, and a process that evaluates, may take."),
     ] = None,
+    compare: Annotated[
+        str, typer.Option(help="Batches compared operation by operation: first, or all.")
+    ] = "first",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -104,7 +107,7 @@ def validate(
     backend: BackendOption = DEFAULT_MACHINE,
 ) -> None:
     """Run a trained model on held-out sentences: exact, polynomial, simulated, encrypted."""
-    from typing import cast
+    from typing import Literal, cast
 
     from experiments.console import Display
     from experiments.validation.run import run_validation, validate_in_the_clear
@@ -127,6 +130,7 @@ def validate(
         refresh_price=price_of(refresh_price),
         objective=objective,
         memory=None if memory is None else memory * 1e9,
+        compare=cast("Literal['first', 'all']", compare),
         backend=backend,
     )
     console = make_console()

@@ -143,7 +143,7 @@ class Results:
             labels=clear["labels"],
             exact=clear["exact"],
             polynomial=clear["polynomial"],
-            ops=_join_operations([b["ops"] for b in batches], plan),
+            ops=_join_operations(batches, plan),
             batches=batches,
             seconds={
                 preparing: float(training["seconds"]) + float(plan["seconds"]),
@@ -396,18 +396,20 @@ def _site(row: dict[str, Any]) -> Site:
 
 
 def _join_operations(
-    batches: Sequence[Sequence[dict[str, Any]]], plan: dict[str, Any]
+    batches: Sequence[dict[str, Any]], plan: dict[str, Any]
 ) -> tuple[OpRecord, ...]:
-    """Operations over batches: mean squares of standard deviations and of the ends of intervals,
-    largest quantile, widest range, all seconds.
+    """Operations over batches. Of those that were compared mean squares of standard deviations and
+    of the ends of intervals, largest quantile, widest range; of all the seconds.
     """
     # The ledger's first row is what is encrypted.
     spending = plan["ledger"].get("operations", [])[1:]
     known = {field.name for field in dataclasses.fields(OpRecord)}
+    compared = [batch.get("compared", True) for batch in batches]
     joined = []
-    for k, rows in enumerate(zip(*batches, strict=True)):
-        every = [OpRecord(**{name: row[name] for name in known & set(row)}) for row in rows]
-        first = every[0]
+    for k, rows in enumerate(zip(*(batch["ops"] for batch in batches), strict=True)):
+        all_rows = [OpRecord(**{name: row[name] for name in known & set(row)}) for row in rows]
+        every = [op for op, told in zip(all_rows, compared, strict=True) if told] or all_rows
+        first, count = every[0], len(all_rows)
         label = plan["labels"][k].split(" ", 1)
         expected = float(spending[k]["seconds"]) if spending else math.nan
         joined.append(
@@ -418,14 +420,14 @@ def _join_operations(
                 predicted_std=_rms([op.predicted_std for op in every]),
                 measured_q999=max(op.measured_q999 for op in every),
                 predicted_q999=max(op.predicted_q999 for op in every),
-                seconds=sum(op.seconds for op in every),
+                seconds=sum(op.seconds for op in all_rows),
                 minimum=min(op.minimum for op in every),
                 maximum=max(op.maximum for op in every),
                 low=_rms([op.low for op in every]),
                 high=_rms([op.high for op in every]),
                 chance=min(op.chance for op in every),
-                predicted_seconds=expected * len(every),
-                refreshes=int(spending[k]["refreshes"]) * len(every) if spending else 0,
+                predicted_seconds=expected * count,
+                refreshes=int(spending[k]["refreshes"]) * count if spending else 0,
                 function=label[1] if label[0] == "polynomial" and len(label) > 1 else "",
             )
         )

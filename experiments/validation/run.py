@@ -87,7 +87,8 @@ def run_validation(
             f"3/3  {len(forward.rows.tokens):,} held-out rows, "
             + ("encrypted" if encrypts else "on plain vectors: nothing is encrypted")
         )
-        encrypt(forward, asked.backend, folder, show)
+        compared = 1 if asked.compare == "first" else None
+        encrypt(forward, asked.backend, folder, show, compared)
         results = Results.load(folder)
         folder.save("results", results.summary())
         write_report(results, folder.path / "report.html")

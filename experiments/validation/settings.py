@@ -37,6 +37,8 @@ class Validation:
       answer: "logits", or "cosine" of embedded pairs; None: what the model is good for.
       config: TOML file with the sections `encrypted` and `twin`.
       refresh_price, objective, memory: as for `hesim.compile`, seconds and bytes.
+      compare: which batches are compared operation by operation, "first" or "all": a comparison
+        takes as long as an evaluation. The answers are compared of all.
       backend: a machine of the table.
 
     Examples:
@@ -57,6 +59,7 @@ class Validation:
     refresh_price: float | str | None = None
     objective: str = "seconds"
     memory: float | None = None
+    compare: Literal["first", "all"] = "first"
     backend: str = DEFAULT_MACHINE
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class Validation:
                 raise ArgumentError(f"{name} must be at least 1, got {value}")
         if self.layout not in get_args(Layout):
             raise ArgumentError(f"layout={self.layout!r} is one of {', '.join(get_args(Layout))}")
+        if self.compare not in ("first", "all"):
+            raise ArgumentError(f"compare={self.compare!r} is first or all")
 
     def rows_at_a_time(self, tokens: int, slots: int, least: int) -> int:
         """Rows of a batch, at most. tokens: of a row; least: rows that belong together."""
