@@ -1,7 +1,7 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
-`noise` and `shared_errors` measure for the better part of an hour, `training` compiles and
-`reviews` trains for minutes, `compile_sizes` and `no_worse` compile for some, and `packing` and
+`noise`, `shared_errors` and `verdict` measure for the better part of an hour, `training` compiles
+and `reviews` trains for minutes, `compile_sizes` and `no_worse` compile for some, and `packing` and
 `paper` want the machine for themselves; these have to be named.
 """
 
@@ -26,6 +26,7 @@ from benchmarks import (
     suggest,
     tables_and_nets,
     training,
+    verdict,
 )
 from benchmarks.approximation import __main__ as approximation
 from benchmarks.noise import table as noise
@@ -45,13 +46,14 @@ ALL = {
     "noise": noise.main,
     "circuits": lambda: circuits.main([]),
     "shared_errors": lambda: shared_errors.main([]) == 0,
+    "verdict": lambda: verdict.main([]) == 0,
     "suggest": lambda: suggest.main([]),
     "tables_and_nets": lambda: tables_and_nets.main([]),
     "training": training.main,
     "reviews": lambda: reviews.main([]),
 }
 LONG = (
-    *("noise", "shared_errors", "training", "reviews"),
+    *("noise", "shared_errors", "verdict", "training", "reviews"),
     *("packing", "paper", "compile_sizes", "no_worse"),
 )
 

@@ -317,7 +317,7 @@ def _precision(report: Report) -> list[Row]:
         rows.append(
             Row(
                 "errors against predicted",
-                f"{overall.bits:+.2f} bits",
+                f"{round(overall.bits, 2) + 0.0:+.2f} bits",
                 f"of all operations together; a sound run stays within ±{overall.margin:.2f}",
             )
         )
