@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import zipfile
@@ -19,7 +18,6 @@ from experiments.errors import ExperimentError
 from hesim.bundles import structure
 from hesim.bundles.bundle import Bundle
 from hesim.files import replacing
-from hesim.progress import Bar
 
 __all__ = ["encrypt", "read_call", "serve", "share", "write_result"]
 
@@ -83,37 +81,12 @@ def encrypt(
     if len(set(names)) < len(names):
         raise ExperimentError("two files have one name, by which their batches are known")
     calls = [read_call(part, path) for path in data]
-    with contextlib.ExitStack() as held:
-        shown = _Shown(held.enter_context(Bar()))
-        connection = he_backend.connect(part, address, folder, progress=shown, **settings)
-        session = held.enter_context(connection)
+    with he_backend.connect(part, address, folder, progress=True, **settings) as session:
         for name, call in zip(names, calls, strict=True):
             path = out if len(data) == 1 and out.suffix == ".npz" else out / f"{name}.npz"
-            shown.batch = name
             known = " (read back)" if session.done(name) else ""
             write_result(part, session.run(*call, batch=name), path)
             display.say(f"{name}: {path}{known}")
-
-
-class _Shown:
-    """Shows the progress of batches on a bar.
-
-    Attributes:
-      batch: name of the one at hand.
-    """
-
-    def __init__(self, bar: Bar):
-        self.batch = ""
-        self._bar = bar
-        self._phase = ""
-
-    def __call__(self, progress: he_backend.Progress) -> None:
-        phase = f"{self.batch}: evaluating encrypted" if progress.tasks_total else progress.op
-        if phase != self._phase:
-            self._bar.phase(phase)
-            self._phase = phase
-        if progress.tasks_total:
-            self._bar.at(progress.fraction, progress.op, progress.eta)
 
 
 def read_call(bundle: Bundle, path: Path) -> list[Any]:

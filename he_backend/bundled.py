@@ -14,6 +14,7 @@ from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.processes.job import Batch, Setup
 from he_backend.processes.messages import Progress
 from he_backend.processes.session import Session, temporary_folders
+from he_backend.telling import telling
 from hesim.bundles import versions
 from hesim.bundles.bundle import Bundle
 from hesim.circuit.plain.contents import slot_ranges
@@ -33,7 +34,7 @@ class BundleSession:
       run_dir, client_dir: folders of server and client, by which an interrupted batch goes on;
         temporary ones by default.
       workers, clients: processes that evaluate, and that hold the key.
-      progress: called on every finished task.
+      progress: True for a bar; or a function that is called on every finished task.
 
     Raises:
       BackendError: a part of a bundle only, or an unknown backend.
@@ -61,7 +62,7 @@ class BundleSession:
         client_dir: str | os.PathLike[str] | None = None,
         workers: int = 2,
         clients: int = 2,
-        progress: Callable[[Progress], None] | None = None,
+        progress: bool | Callable[[Progress], None] | None = None,
     ):
         if bundle.operands is None:
             raise BackendError(
@@ -76,9 +77,9 @@ class BundleSession:
             "machine": backend,
             "workers": workers,
             "clients": clients,
-            "progress": progress,
             "durable": run_dir is not None,
         }
+        self._progress = progress
         self._held = contextlib.ExitStack()
         self._session: Session | None = None
         self._count = 0
@@ -89,7 +90,12 @@ class BundleSession:
                 folders = held.enter_context(temporary_folders(*self._folders))
                 bundle = self.bundle
                 setup = Setup(
-                    bundle.circuit, bundle.decrypted, folders, several=True, **self._options
+                    bundle.circuit,
+                    bundle.decrypted,
+                    folders,
+                    several=True,
+                    progress=held.enter_context(telling(self._progress)),
+                    **self._options,
                 )
                 self._session = held.enter_context(Session(setup))
                 self._held = held.pop_all()

@@ -21,6 +21,7 @@ from he_backend.processes.folders import Folders
 from he_backend.processes.job import Batch, Setup
 from he_backend.processes.messages import Progress
 from he_backend.processes.session import temporary_folders
+from he_backend.telling import telling
 from hesim.bundles import versions
 from hesim.bundles.bundle import Bundle
 
@@ -104,7 +105,7 @@ def connect(
     certificates: str | os.PathLike[str] | None = None,
     backend: str = DEFAULT_MACHINE,
     clients: int = 2,
-    progress: Callable[[Progress], None] | None = None,
+    progress: bool | Callable[[Progress], None] | None = None,
 ) -> Connection:
     """Connect a key holder with an evaluator, on this host or another.
 
@@ -119,7 +120,7 @@ def connect(
       certificates: folder with own.crt, own.key and peer.crt, for TLS.
       backend: as the evaluator's.
       clients: processes that encrypt, refresh and decrypt.
-      progress: called on every finished task.
+      progress: True for a bar; or a function that is called on every finished task.
 
     Returns:
       A Connection; enter it, `with connect(...) as session`. Nobody is called before the first
@@ -165,7 +166,7 @@ def connect(
             workers=1,
             clients=clients,
             machine=backend,
-            progress=progress,
+            progress=held.enter_context(telling(progress)),
         )
         session = RemoteSession(setup, Contact(where, pair, half.evaluated))
         held.enter_context(session)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,15 @@ def test_batches_under_one_set_of_keys(bundle, backend, tmp_path):
             assert len(seen) == before, "it was read back"
             with pytest.raises(RunFolderError, match="another name"):
                 session.run(X / 2, MASK, batch="0")
+
+
+def test_progress_is_shown_if_it_is_asked_for(bundle, capsys):
+    options: dict[str, Any] = {"workers": 1, "clients": 1}
+    with he_backend.BundleSession(bundle, progress=True, **options) as session:
+        for _ in range(2):
+            session.run(X, MASK)
+    said = capsys.readouterr().err
+    assert "rotation keys" in said and said.count("evaluating encrypted ...") == 2
 
 
 def test_a_part_is_not_run(bundle):
