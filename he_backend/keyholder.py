@@ -153,7 +153,8 @@ class KeyHolder:
             error = ValueRangeError(
                 f"decrypted values from {vector.min():.4g} to {vector.max():.4g} leave the "
                 f"calibrated range [{low:.4g}, {high:.4g}]: an operation before overflowed, or the "
-                f"data is unlike the calibration data"
+                f"data is unlike that of the calibration: calibrate on more of it, or give "
+                f"hesim.bundle more examples, or a larger margin"
             )
             error.slots = tuple(np.flatnonzero((vector < low) | (vector > high)).tolist())
             raise error

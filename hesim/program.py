@@ -23,6 +23,10 @@ __all__ = ["Equation", "Literal", "Program", "Var", "need_program"]
 _SCATTERS = {"scatter": jax.lax.scatter, "scatter-add": jax.lax.scatter_add}
 
 
+_MOST_TOLD = 200
+"""Characters of a structure of arguments that an error shows."""
+
+
 @dataclass(frozen=True, eq=False)
 class Var:
     """One value of a Program.
@@ -159,6 +163,18 @@ class Program:
                 )
         return leaves
 
+    def _otherwise(self, args: Sequence[Any], tree: Any) -> str:
+        """Which of the arguments have another structure than the traced ones, and which."""
+        wanted, given = self.in_tree.children(), tree.children()
+        if len(wanted) != len(given):
+            return f"{self.name} takes {len(wanted)} arguments, as traced, not {len(given)}"
+        k = next(k for k, pair in enumerate(zip(wanted, given, strict=True)) if pair[0] != pair[1])
+        if tree_util.treedef_is_leaf(wanted[k]):
+            kind = type(args[k]).__name__
+            return f"args[{k}] of {self.name} must be one array, as traced, not a {kind}"
+        traced, other = (_short(str(one)) for one in (wanted[k], given[k]))
+        return f"args[{k}] of {self.name} must be a {traced}, as traced, not a {other}"
+
     def flatten(self, args: Sequence[Any]) -> list[Any]:
         """Leaves of `args` in the order of `inputs`.
 
@@ -174,10 +190,7 @@ class Program:
             )
         leaves, tree = tree_util.tree_flatten(tuple(args))
         if tree != self.in_tree:
-            raise TraceError(
-                f"{self.name} was traced with arguments of structure {self.in_tree}, but called "
-                f"with {tree}; trace it again for the new structure."
-            )
+            raise TraceError(f"{self._otherwise(args, tree)}; or trace it again for what you give.")
         for leaf, var, label in zip(leaves, self.inputs, self.labels, strict=True):
             if np.shape(leaf) != var.shape:
                 raise TraceError(
@@ -430,6 +443,10 @@ def wide_array(value: Any) -> Any:
     if _is_float(getattr(value, "dtype", None)) and value.dtype != np.float64:
         return value.astype(np.float64)
     return value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_TOLD else f"{text[:_MOST_TOLD]}…"
 
 
 def widened(flat: Sequence[Any], declared: Sequence[Var]) -> list[Any]:

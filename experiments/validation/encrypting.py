@@ -265,7 +265,8 @@ class _Shown:
 
     def __call__(self, p: he_backend.Progress) -> None:
         self._done = p.fraction
-        note = f"{p.op}, task {p.tasks_done}/{p.tasks_total}" if p.tasks_total else p.op
+        task = f"task {p.tasks_done}/{p.tasks_total}" if p.tasks_total else ""
+        note = ", ".join(filter(None, (p.op, task)))
         self._update(p.fraction, note, p.eta)
 
     def phase(self, text: str) -> None:

@@ -259,7 +259,8 @@ def need_planable(program: Program, params: CKKSParams) -> None:
     if not isinstance(program, Program) or not isinstance(params, CKKSParams):
         raise TraceError(
             f"compile takes a Program and CKKSParams, not a {type(program).__name__} and a "
-            f"{type(params).__name__}: program = hesim.trace(fn, *example_args)."
+            f"{type(params).__name__}: program = hesim.trace(fn, *example_args), params = "
+            f"hesim.CKKSParams(log_n=14, ...) or hesim.suggest(program).params."
         )
 
 

@@ -71,6 +71,23 @@ def test_a_bare_array_is_no_tuple_of_arguments(program, circuit):
             call()
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((np.ones(3),), "takes 2 arguments, as traced, not 1"),
+        ((np.ones(3).tolist(), {"w": np.ones(3)}), r"args\[0\] of f must be one array, .* a list"),
+        ((np.ones(3), {"v": np.ones(3)}), r"args\[1\] of f must be a .*'w'.* not a .*'v'"),
+    ],
+)
+def test_the_argument_of_another_structure_is_named(args, words):
+    def f(x, more):
+        return x * more["w"]
+
+    program = hesim.trace(f, np.ones(3), {"w": np.ones(3)})
+    with pytest.raises(hesim.TraceError, match=words):
+        program(*args)
+
+
 def test_suggest_needs_something_encrypted():
     with pytest.raises(ParameterError, match="no encrypted input"):
         hesim.suggest(hesim.trace(fn, X, encrypted=()), bits=10)
