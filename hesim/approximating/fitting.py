@@ -21,7 +21,7 @@ from hesim.source import Source
 __all__ = ["Approximation", "Passed", "Problem", "finest", "quick"]
 
 MOST_DEGREE = 255
-_COMPOSITE_FROM = 63
+_COMPOSITE_FROM = 127
 """Degree above which a composite is looked at too."""
 
 _NODES = 4096

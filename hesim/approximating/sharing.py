@@ -23,7 +23,7 @@ _COARSEST = 0.05
 
 _ROUNDS = 9
 _MISSES = 4
-_FULL = 0.35
+_FULL = 0.6
 """Part of what is allowed that an error takes when no coarser approximations are looked for."""
 
 _FINEST, _LOOSEST = -40.0, 4.0
@@ -87,7 +87,7 @@ def within_tolerance(shares: Shares, measure: Measure, tol: float) -> Chosen:
     for _ in range(_ROUNDS):
         found = shares.at(budget)
         missing = shares.lacking(found)
-        chosen: Chosen = {k: finished(shares.problems[k], v) for k, v in found.items() if v}
+        chosen: Chosen = {k: v for k, v in found.items() if v is not None}
         reached = np.inf if missing else measure(chosen)
         lacking = missing or lacking
         if missing and best is None and not np.isfinite(error):
@@ -110,7 +110,9 @@ def within_tolerance(shares: Shares, measure: Measure, tol: float) -> Chosen:
             break
     if best is None:
         raise ToleranceError(_out_of_reach(shares, tol, error, lacking))
-    return _lowered(shares, best, measure, goal)
+    best = _lowered(shares, best, measure, goal)
+    finest_of_them: Chosen = {k: finished(shares.problems[k], v) for k, v in best.items()}
+    return finest_of_them if measure(finest_of_them) <= 1.2 * goal else best
 
 
 def _lowered(shares: Shares, chosen: Chosen, measure: Measure, goal: float) -> Chosen:
@@ -118,7 +120,7 @@ def _lowered(shares: Shares, chosen: Chosen, measure: Measure, goal: float) -> C
     for key in [k for k in chosen if k not in shares.fixed]:
         one = chosen[key]
         size = 2 ** (one.degree.bit_length() - 1)
-        if not isinstance(one, Polynomial) or not 4 <= size <= one.degree <= 1.25 * size:
+        if not isinstance(one, Polynomial) or not 4 <= size <= one.degree <= 1.5 * size:
             continue
         tried = chosen | {key: finest(shares.problems[key], size - 1)}
         if measure(tried) <= goal:

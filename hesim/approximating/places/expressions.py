@@ -87,9 +87,7 @@ class Expression:
             made.operands = tuple(operands)
             parts = (self.name, self.key, *(_key(o) for o in operands))
             same = self.name in FREE
-            made.key = (
-                parts[2] if same else hashlib.sha1("|".join(parts).encode()).hexdigest()[:16]
-            )
+            made.key = parts[2] if same else hashlib.sha1("|".join(parts).encode()).hexdigest()[:16]
             done[id(self)] = made
         return done[id(self)]
 

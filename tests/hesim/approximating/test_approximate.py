@@ -63,13 +63,15 @@ MASK = np.arange(8) < np.array([3, 8, 5, 4, 8, 6])[:, None]
         (lambda x: jax.nn.softmax(jnp.where(MASK, x, -1e30)), ["exp", "inv"]),
         (lambda x: jax.nn.softmax(x, where=MASK, axis=-1), ["exp", "inv"]),
         (lambda x: jax.nn.log_softmax(x), ["exp", "log"]),
-        (lambda x: jax.nn.logsumexp(x, axis=-1), ["exp", "log"]),
+        pytest.param(
+            lambda x: jax.nn.logsumexp(x, axis=-1), ["exp", "log"], marks=pytest.mark.slow
+        ),
         (lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True), ["inv_sqrt"]),
         (lambda x: x.max(-1), ["relu"]),
-        (lambda x: x.min(0), ["relu"]),
+        pytest.param(lambda x: x.min(0), ["relu"], marks=pytest.mark.slow),
         (lambda x: jnp.maximum(x, x[::-1]), ["relu"]),
         (lambda x: jnp.abs(x - 9.0), ["abs"]),
-        (lambda x: jax.lax.cummax(x), ["relu"]),
+        pytest.param(lambda x: jax.lax.cummax(x), ["relu"], marks=pytest.mark.slow),
         (lambda x: (x.var(-1) + 1e-5) ** -0.5, ["inv_sqrt"]),
     ],
 )
@@ -136,12 +138,12 @@ def two_layers(x: Any) -> Any:
 
 
 def test_a_smaller_tolerance_takes_higher_degrees_and_gives_smaller_errors(normal: Normal) -> None:
-    made = [hesim.approximate(two_layers, [normal(256, 4)], tol=t) for t in (1e-1, 1e-2, 1e-3)]
+    made = [hesim.approximate(two_layers, [normal(256, 4)], tol=t) for t in (1e-1, 1e-3)]
     held = normal(32, 4, seed=9)
     errors = [far(one, two_layers, held) for one in made]
     degrees = [[site.degree for site in one.sites] for one in made]
-    assert degrees[0] < degrees[1] < degrees[2]
-    assert all(e <= t for e, t in zip(errors, (1e-1, 1e-2, 1e-3), strict=True))
+    assert degrees[0] < degrees[1]
+    assert errors[0] <= 1e-1 and errors[1] <= 1e-3
 
 
 def test_one_degree_for_all(normal: Normal) -> None:
@@ -151,10 +153,10 @@ def test_one_degree_for_all(normal: Normal) -> None:
 
 
 def test_levels_are_shared_out_and_kept(normal: Normal) -> None:
-    made = {n: hesim.approximate(two_layers, [normal(32, 4)], levels=n) for n in (7, 9, 11)}
+    made = {n: hesim.approximate(two_layers, [normal(32, 4)], levels=n) for n in (7, 10)}
     assert all(sum(site.levels for site in one.sites) <= n for n, one in made.items())
     errors = [one.output_error for one in made.values()]
-    assert errors[0] > errors[1] > errors[2]
+    assert errors[0] > errors[1]
     with pytest.raises(approx.ToleranceError, match="levels=2"):
         hesim.approximate(two_layers, [normal(32, 4)], levels=2)
 
