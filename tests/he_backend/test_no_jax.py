@@ -12,8 +12,10 @@ from he_backend.processes.folders import clean_environment
 MODULES = [
     "hesim.bundles.storage",
     "hesim.circuit.plain.execute",
+    "he_backend.bundled",
     "he_backend.local",
     "he_backend.machines.slots",
+    *(f"he_backend.owners.{name}" for name in ("connecting", "evaluator")),
     *(f"he_backend.processes.{name}" for name in ("client", "keys", "server", "tasks", "worker")),
 ]
 
