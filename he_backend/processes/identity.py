@@ -27,7 +27,7 @@ from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.table import inherited
 from hesim.files import bound_digest, sweep, write_whole
 
-__all__ = ["Claimed", "ClaimedBatch", "claim", "claim_batch", "known_batch"]
+__all__ = ["Claimed", "ClaimedBatch", "claim", "claim_batch", "known_batch", "operands_in_use"]
 
 _FORMAT = 5
 """Raised when files of a run folder change their form, or tasks their cut: older ones are refused,
@@ -150,7 +150,8 @@ def claim_batch(
         file.write(folders.inputs / f"{k}.npy")
     if claimed.name:
         return claimed
-    return ClaimedBatch(_begin_batch(folders, run, digests), claimed.operands, claimed.inputs)
+    name = _begin_batch(folders, run, digests, claimed.operands)
+    return ClaimedBatch(name, claimed.operands, claimed.inputs)
 
 
 def known_batch(folders: Folders, run: str) -> str:
@@ -179,6 +180,16 @@ def known_batch(folders: Folders, run: str) -> str:
             f"belong together, {both}"
         )
     return found["name"]
+
+
+def operands_in_use(folders: Folders) -> set[str]:
+    """Digests of the operands that the batches in these folders have.
+
+    Raises:
+      RunFolderError: a batch's run.json is damaged.
+    """
+    each = (folders.of_batch(name).batch_identity for name in folders.batches)
+    return {digest for path in each for digest in _identity("server", path).get("files", ())}
 
 
 def _refuse_another_batch(folders: Folders, digests: Mapping[str, str]) -> None:
@@ -210,13 +221,16 @@ def _begin(folders: Folders, identity: dict[str, Any]) -> str:
     return name
 
 
-def _begin_batch(folders: Folders, run: str, digests: Mapping[str, str]) -> str:
+def _begin_batch(
+    folders: Folders, run: str, digests: Mapping[str, str], operands: Sequence[str]
+) -> str:
     """Give the folders to a new batch, whose name is returned; what was in them is removed."""
     folders.forget()
     name = uuid.uuid4().hex
     known = {"run": run, "name": name}
     _write("client", folders.own_identity, {**known, "inputs": digests["inputs"]})
-    public = {name: digest for name, digest in digests.items() if name != "inputs"}
+    public: dict[str, Any] = {k: digest for k, digest in digests.items() if k != "inputs"}
+    public["files"] = sorted(set(operands))
     _write("server", folders.batch_identity, {**known, **public})
     return name
 

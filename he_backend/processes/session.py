@@ -19,7 +19,14 @@ import numpy as np
 from he_backend.errors import BackendError, RunFolderError
 from he_backend.processes.children import Processes, missing_values, well_formed
 from he_backend.processes.folders import Folders
-from he_backend.processes.identity import Claimed, ClaimedBatch, claim, claim_batch, known_batch
+from he_backend.processes.identity import (
+    Claimed,
+    ClaimedBatch,
+    claim,
+    claim_batch,
+    known_batch,
+    operands_in_use,
+)
 from he_backend.processes.job import Batch, Job, Setup
 from he_backend.processes.keys import MadeKeys, ensure_keys
 from he_backend.processes.messages import Progress
@@ -93,6 +100,7 @@ class Session:
         self._processes: Processes | None = None
         self._claimed: Claimed | None = None
         self._written: dict[str, Path] = {}
+        self._last: frozenset[str] = frozenset()
 
     def __enter__(self) -> Session:
         setup = self.setup
@@ -133,6 +141,7 @@ class Session:
         given = batch.operands, batch.inputs, decrypt
         claimed = claim_batch(folders, name, *given, self._written)
         self._written.update((digest, folders.operand(digest)) for digest in claimed.operands)
+        self._last = frozenset(claimed.operands)
         finished = self._finished(folders, claimed.name)
         if finished is not None:
             return _result(finished, folders, claimed, skipped=int(finished["tasks"]))
@@ -151,10 +160,17 @@ class Session:
         return _result({**finished, **taken}, folders, claimed, skipped=int(finished["skipped"]))
 
     def forget(self, name: str) -> None:
-        """Remove what there is of a batch on either side: inputs, outputs, work in progress."""
+        """Remove what there is of a batch on either side: inputs, outputs, work in progress; and
+        public operands that neither the last batch nor another one in the folders has.
+        """
         folders = self.setup.folders.of_batch(name)
         for folder in (folders.work, folders.own):
             shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(RunFolderError):  # of a batch that nobody knows, all may be
+            kept = self._last | operands_in_use(folders)
+            for path in [p for p in folders.operands.glob("*.npy") if p.stem not in kept]:
+                path.unlink(missing_ok=True)
+                self._written.pop(path.stem, None)
 
     def _entered(self) -> Claimed:
         if self._claimed is None:

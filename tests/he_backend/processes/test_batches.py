@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from he_backend.errors import BackendError, RunFolderError, RunFolderWarning
+from he_backend.processes.folders import read_manifest
 from he_backend.processes.messages import receive, send
 from he_backend.processes.session import Batch, Session
 from he_backend.processes.store import read_finished
@@ -25,11 +26,11 @@ def setup(job):
 
 @pytest.fixture
 def batches(job, rng):
-    """A batch by its number: inputs of its own; `changed` operands are multiplied by -1."""
+    """A batch by its number: inputs of its own; `changed` operands are others."""
 
     def batch(number, *changed):
         inputs = [rng.uniform(-1, 1, x.shape) for x in job.inputs]
-        operands = [-w if k in changed else w for k, w in enumerate(job.operands)]
+        operands = [-w / k if k in changed else w for k, w in enumerate(job.operands)]
         return Batch(inputs, operands, name=f"b{number}")
 
     return batch
@@ -53,28 +54,33 @@ def test_plaintexts_stay_encoded_until_their_operand_changes(setup, batches):
     # All, none, by the workers what changed, once more for good, and again by the workers.
     assert encoded == [len(plan[0].operands), 0, 1, 1, 1]
     assert [result.key_seconds > 0 for result in results] == [True, False, False, False, False]
+    key_process = read_manifest(setup.folders.key_manifest)["peak"]
+    assert 0 < key_process < min(result.peak_bytes for result in results[:1])
 
 
-def test_processes_stay_and_workers_are_of_one_batch(setup, batches):
-    seen: list[dict[str, int]] = []
-    counts = dataclasses.replace(setup, progress=lambda p: seen.append(p.processes))
-    with Session(counts) as session:
-        for number in range(2):
-            session.run(batches(number))
-            seen.append({})
-    first, second = (seen[k - 1] for k, pids in enumerate(seen) if not pids and k and seen[k - 1])
-    for name, pid in first.items():
-        assert (second[name] == pid) is not name.startswith("worker"), name
-
-
-def test_every_batch_has_a_record_of_its_own_of_what_was_asked(setup, batches):
-    with Session(setup) as session:
-        for number in range(2):
-            session.run(batches(number))
-    records = [setup.folders.of_batch(f"b{k}").exchange.read_bytes() for k in range(2)]
+def test_processes_stay_and_neither_workers_nor_memory_nor_what_was_asked_do(setup, batches):
+    """Resident memory of server and clients, at the end of each batch."""
+    pids: dict[str, int] = {}
+    noting = dataclasses.replace(setup, progress=lambda p: pids.update(p.processes))
+    seen, sizes, names = [], [], []
+    with Session(noting) as session:
+        for number in range(6):
+            names.append(session.run(batches(number, 1 + number % 3)).run)
+            seen.append(dict(pids))
+            sizes.append(sum(resident(pid) for name, pid in pids.items() if "worker" not in name))
+    for name, pid in seen[0].items():
+        assert (seen[1][name] == pid) is not name.startswith("worker"), name
+    assert sizes[-1] < sizes[1] + (4 << 20), [f"{size / 1e6:.1f} MB" for size in sizes]
+    folders = [setup.folders.of_batch(f"b{k}") for k in range(6)]
+    records = [each.exchange.read_bytes() for each in folders]
     asked = [record.count(b'{"kind":') for record in records]
     assert asked[0] == asked[1] > 0
-    assert not set(records[0].splitlines()) & set(records[1].splitlines()), "they are not bound"
+    assert not set(records[0].splitlines()) & set(records[1].splitlines()), "each is bound"
+    journal = folders[-1].journal
+    assert read_finished(journal, names[-1]) and not read_finished(journal, "another")
+    with journal.open("ab") as file:
+        file.write(b"{}\n")
+    assert read_finished(journal, names[-1]) is None
 
 
 @pytest.mark.parametrize("name", ["server", "client 0"])
@@ -121,15 +127,18 @@ def test_a_batch_that_lost_a_value_is_not_done(setup, batches):
             assert_right(setup, batch, session.run(batch))
 
 
-@pytest.mark.parametrize("side", ["work", "own"])
-def test_a_batch_whose_identity_is_lost_is_refused_and_the_others_run(setup, batches, side):
+def test_a_batch_whose_identity_is_lost_is_refused_and_the_others_run(setup, batches):
     with Session(setup) as session:
         session.run(batches(0))
         folders = setup.folders.of_batch("b0")
-        (getattr(folders, side) / "run.json").unlink()
-        assert not session.done("b0")
-        with pytest.raises(RunFolderError, match=r"run\.json is gone.*put it back, or remove"):
-            session.run(batches(0))
+        for side in (folders.work, folders.own):
+            (side / "run.json").rename(side / "elsewhere")
+            assert not session.done("b0")
+            with pytest.raises(RunFolderError, match=r"run\.json is gone.*put it back, or remove"):
+                session.run(batches(0))
+            (side / "elsewhere").rename(side / "run.json")
+        assert session.done("b0")
+        (folders.own / "run.json").unlink()
         batch = batches(1)
         assert_right(setup, batch, session.run(batch))
         session.forget("b0")
@@ -153,36 +162,30 @@ def test_batches_of_two_runs_do_not_mix(setup, batches, tmp_path):
             session.run(batches(0))
 
 
+def test_what_is_forgotten_leaves_nothing_but_what_others_have(setup, batches):
+    operands = setup.folders.operands
+    with Session(setup) as session:
+        for number, changed in enumerate([(), (3,), (5,), (5,)]):
+            session.run(batches(number, *changed))
+        whole = len(list(operands.glob("*.npy")))
+        assert whole == 3, "the operands of `work` are all the same"
+        session.forget("b1")
+        session.forget("b2")
+        assert len(list(operands.glob("*.npy"))) == whole - 1  # b3 has the other changed one
+        assert setup.folders.batches == ["b0", "b3"]
+        assert not any(setup.folders.of_batch("b1").own.glob("**/*"))
+        batch = batches(4, 3)  # written again
+        assert_right(setup, batch, session.run(batch))
+
+
 def test_a_session_that_is_not_entered_runs_nothing(setup, batches):
     with pytest.raises(BackendError, match="not open"):
         Session(setup).run(batches(0))
 
 
-def test_memory_does_not_grow_from_batch_to_batch(setup, batches):
-    """Of server and clients, resident and at the end of each batch."""
-    pids: dict[str, int] = {}
-    noting = dataclasses.replace(setup, progress=lambda p: pids.update(p.processes))
-    sizes = []
-    with Session(noting) as session:
-        for number in range(6):
-            session.run(batches(number, number % 3))
-            sizes.append(sum(resident(pid) for name, pid in pids.items() if "worker" not in name))
-    assert sizes[-1] < sizes[1] + (4 << 20), [f"{size / 1e6:.1f} MB" for size in sizes]
-
-
 def resident(pid: int) -> int:
     with open(f"/proc/{pid}/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_a_finished_batch_says_so_in_its_journal_only_as_the_last_word(setup, batches):
-    with Session(setup) as session:
-        result = session.run(batches(0))
-    journal = setup.folders.of_batch("b0").journal
-    assert read_finished(journal, result.run) and not read_finished(journal, "another")
-    with journal.open("ab") as file:
-        file.write(b"{}\n")
-    assert read_finished(journal, result.run) is None
 
 
 def test_a_client_without_a_batch_serves_nothing(started, tmp_path, monkeypatch):
