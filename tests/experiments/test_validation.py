@@ -122,6 +122,8 @@ def test_a_finetuned_model_is_validated_from_where_it_was_stopped(
     results, folder = finished
     assert results.encrypted.shape == (12, 2) and results.broken == []
     np.testing.assert_allclose(results.encrypted, results.polynomial[:12], rtol=1e-4, atol=1e-5)
+    assert [batch["compared"] for batch in results.batches] == [True, False]
+    assert results.predicted_std > 0 and results.simulated.shape == (12, 2)
     assert len(results.labels) == len(results.exact) == 40
     assert {site.outside for site in results.sites} == {0.0} and len(results.sites) == 5
     page = (folder.path / "report.html").read_text()
