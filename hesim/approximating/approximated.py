@@ -226,7 +226,7 @@ class Approximated:
         for site in self.sites:
             place = "" if site.source is None else site.source.brief
             row = (str(site.number), site.operation, place, _span(site.met), _span(site.domain))
-            error = f"{site.error:.1e}{'' if site.certified else ' (estimate)'}"
+            error = f"{site.error:.1e}{'' if site.certified or not site.error else ' (estimate)'}"
             sizes = str(site.degree), str(site.levels), error, f"{site.gain:.2g}"
             rows.append((*row, *sizes, _share(site.outside)))
         return rows

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import approx
+from approx.errors import ApproxError, ToleranceError
 from hesim.approximating.domains import widened
 from hesim.approximating.fitting import Approximation, Problem, finest
 from hesim.approximating.places.search import Key, Place
@@ -81,6 +82,16 @@ def _given(problem: Problem, told: Any, degree: int | None) -> Approximation | N
     line = problem.straight()
     if line is not None:
         return line
+    try:
+        return _fitted(problem, told, degree)
+    except ApproxError as error:
+        raise ToleranceError(
+            f"{problem.name} at {problem.source}: {error} Ask by tol=, which uses composites, or "
+            "give an object of your own by overrides=."
+        ) from error
+
+
+def _fitted(problem: Problem, told: Mapping[str, Any], degree: int | None) -> Approximation | None:
     if "tol" in told:
         return approx.fit(problem.target, problem.domain, tol=told["tol"])
     if "depth" in told:

@@ -52,7 +52,9 @@ def _values(axes: Axes, site: Site, function: Callable[[Any], Any], samples: np.
     wanted = function(x)
     inside = function(np.linspace(low, high, 400))
     axes.plot(x, wanted, color="0.7", linewidth=4.0, label="function")
-    axes.plot(x, site.approximation(x), color="C0", linewidth=1.4, label=f"degree {site.degree}")
+    with np.errstate(all="ignore"):  # outside of the domain anything may come
+        values_there = site.approximation(x)
+    axes.plot(x, values_there, color="C0", linewidth=1.4, label=f"degree {site.degree}")
     axes.axvspan(low, high, color="C2", alpha=0.10)
     span = max(float(np.ptp(inside)), 1e-9)
     axes.set_ylim(float(np.min(inside)) - 0.15 * span, float(np.max(inside)) + 0.15 * span)

@@ -74,7 +74,7 @@ def label(function: Expression, trail: tuple[Frame, ...]) -> str:
     """A name for a function that has none in `approx.fit`: the one that the caller called."""
     found = derivative_of(function)
     if found is not None:
-        return f"{found}'"
+        return "step" if found == "relu" else f"{found}'"
     for frame in reversed(trail):
         path = frame.file.replace("\\", "/")
         if path.endswith(("jax/_src/nn/functions.py", "jax/_src/ops/special.py")):

@@ -45,6 +45,16 @@ def test_a_function_of_one_value_is_one_site_however_it_is_written(
     assert operations(fn, normal(8, 4)) == expected
 
 
+def test_a_step_is_a_composite_that_no_degree_gives(normal: Normal) -> None:
+    fn = lambda x: jnp.where(x[:, :1] > 0, x, -x)
+    x = normal(64, 4)
+    made = hesim.approximate(fn, [x], tol=5e-2)
+    assert [site.operation for site in made.sites] == ["step"]
+    assert far(made, fn, x) <= 5e-2
+    with pytest.raises(approx.ToleranceError, match=r"step at .*test_approximate\.py:\d+.*tol="):
+        hesim.approximate(fn, [x], degree=7)
+
+
 def test_what_is_used_twice_is_computed_once(normal: Normal) -> None:
     made = hesim.approximate(lambda x: (jnp.exp(x).sum(-1), jnp.exp(x) @ x.T), [normal(4, 4)])
     assert [site.operation for site in made.sites] == ["exp"]
