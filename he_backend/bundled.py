@@ -101,8 +101,8 @@ class BundleSession:
                 self._held = held.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._held.close()
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
         self._session = None
 
     def run(self, *args: Any, batch: int | str | None = None) -> Any:

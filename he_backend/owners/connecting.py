@@ -55,8 +55,8 @@ class Connection:
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._held.close()
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
 
     def run(self, *args: Any, batch: int | str | None = None) -> Any:
         """Encrypt the arguments, have them evaluated, and decrypt the result.

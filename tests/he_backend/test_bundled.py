@@ -59,11 +59,13 @@ def test_batches_under_one_set_of_keys(bundle, backend, tmp_path):
 
 def test_progress_is_shown_if_it_is_asked_for(bundle, capsys):
     options: dict[str, Any] = {"workers": 1, "clients": 1}
-    with he_backend.BundleSession(bundle, progress=True, **options) as session:
-        for _ in range(2):
-            session.run(X, MASK)
+    session = he_backend.BundleSession(bundle, progress=True, **options)
+    with pytest.raises(ValueRangeError), session:
+        for factor in (1, 1, 3):
+            session.run(factor * X, MASK)
     said = capsys.readouterr().err
     assert "rotation keys" in said and said.count("evaluating encrypted ...") == 2
+    assert said.splitlines()[-1].startswith("evaluating encrypted: stopped after")
 
 
 def test_a_part_is_not_run(bundle):
