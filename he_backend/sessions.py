@@ -28,8 +28,9 @@ from he_backend.report.report import Report, Subject
 from he_backend.room import with_room
 from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
-from hesim.circuit.costs.memory import run_bytes
+from hesim.circuit.costs.memory import run_bytes, staying_bytes
 from hesim.circuit.publics import bound
+from hesim.circuit.sizes import available
 from hesim.errors import ParameterError
 from hesim.params import CKKSParams
 from hesim.program import Program, need_program
@@ -300,7 +301,9 @@ class Session:
     def _predicted_peak(self) -> int:
         circuit, held = self.circuit, self._open().setup
         passing = plan(circuit, held.decrypt, held.task_seconds).most_bytes(circuit)
-        return run_bytes(circuit.params, circuit.ledger, held.workers, held.clients, passing)
+        staying = staying_bytes(circuit.spare_bytes, available()) if self._several else None
+        counts = held.workers, held.clients
+        return run_bytes(circuit.params, circuit.ledger, *counts, passing, staying)
 
     # The report
 

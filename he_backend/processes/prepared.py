@@ -20,14 +20,16 @@ from he_backend.processes.folders import Folders, read_manifest, verify_files, v
 from he_backend.processes.messages import receive
 from he_backend.processes.tasks import Schedule, plan
 from hesim.circuit.circuit import Circuit
-from hesim.circuit.costs.memory import ENCODED_AHEAD
+from hesim.circuit.costs.memory import ENCODED_AHEAD, staying_bytes
 from hesim.circuit.plain.execute import Executor
 from hesim.circuit.sizes import available
 
 __all__ = ["Prepared", "Stopped"]
 
 _PLAIN_PART = 4
-"""Of the memory that is free, workers keep encoded plaintexts in one part in so many at most."""
+"""Of the memory that is free, workers of a single batch keep encoded plaintexts in one part in so
+many at most.
+"""
 
 
 class Stopped(Exception):
@@ -66,10 +68,11 @@ class Prepared:
         self.encoded = 0
         self._components = circuit.components
         self._several = bool(config.get("several", False))
-        self._room = available() // _PLAIN_PART
+        self._staying = staying_bytes(circuit.spare_bytes, available())
         self._digests = list(config["operands"])
         self._changed: set[int] = set()
-        kept = available() // (_PLAIN_PART * int(config["workers"]))
+        room = self._staying // 3 if self._several else available() // _PLAIN_PART
+        kept = room // int(config["workers"])
         operands = self._read(self._digests)
         self.executor = Executor(circuit, self.machine, operands, plain_bytes=kept)
 
@@ -113,7 +116,7 @@ class Prepared:
             if self._several:
                 self._encode_once(stop)
             else:
-                limit = min(ENCODED_AHEAD, self._room)
+                limit = min(ENCODED_AHEAD, available() // _PLAIN_PART)
                 self.encoded += self.executor.encode_ahead(self._instructions(), limit, stop)
         if not heard:
             hear()
@@ -137,7 +140,7 @@ class Prepared:
     def _encode_once(self, stop: Callable[[], bool]) -> None:
         """Encode what has room and is not known to change from batch to batch, to stay."""
         self.encoded += self.executor.encode_ahead(
-            self._instructions(), self._room, stop, stay=True, without=self._changed
+            self._instructions(), self._staying, stop, stay=True, without=self._changed
         )
 
     def _read(self, digests: Sequence[str]) -> list[np.ndarray]:

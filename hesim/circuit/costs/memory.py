@@ -18,6 +18,7 @@ __all__ = [
     "evaluator_bytes",
     "plaintext_bytes",
     "run_bytes",
+    "staying_bytes",
 ]
 
 KEPT_PLAINTEXTS = 1 << 26
@@ -99,8 +100,25 @@ def evaluator_bytes(
     return int(contexts + table.key_factor * keys) + ciphers + plaintexts
 
 
+def staying_bytes(spare: int | None, free: int) -> int:
+    """Bytes of encoded plaintexts, at most, that a server keeps for batch after batch; workers keep
+    a third of that besides until they use them again.
+
+    Args:
+      spare: what a Circuit for so much memory leaves for plaintexts; None if nobody said how much.
+      free: bytes of memory that are free.
+    """
+    budget = free // 4 if spare is None else min(spare, 3 * free // 4)
+    return 3 * budget // 4
+
+
 def run_bytes(
-    params: CKKSParams, ledger: Ledger, workers: int, clients: int, passing: int | None = None
+    params: CKKSParams,
+    ledger: Ledger,
+    workers: int,
+    clients: int,
+    passing: int | None = None,
+    staying: int | None = None,
 ) -> int:
     """Bytes of all processes of a run together, each at its peak, by the cost table in use: a
     server with the keys, workers that share them and keep ciphertexts and plaintexts of their own,
@@ -108,6 +126,8 @@ def run_bytes(
 
     passing: bytes of ciphertexts on their way between tasks, at most; by default those that are
       alive in the order of the instructions.
+    staying: bytes of plaintexts that the server keeps encoded, at most; by default those that a run
+      with several workers encodes while keys are made.
     """
     kept = min(ledger.plaintext_bytes, KEPT_PLAINTEXTS)
     client = current().machine_bytes(params.log_n, params.levels)
@@ -115,5 +135,6 @@ def run_bytes(
     own = passing + (workers + 1) * min(passing, KEPT_CIPHERTEXTS)
     own += workers * min(ledger.cipher_bytes, _TASK_BYTES)
     own += min(ledger.plaintext_bytes, workers * kept)
-    own += min(ledger.plaintext_bytes, ENCODED_AHEAD) if workers > 1 else 0
+    staying = (ENCODED_AHEAD if workers > 1 else 0) if staying is None else staying
+    own += min(ledger.plaintext_bytes, staying)
     return ledger.peak_bytes - ledger.cipher_bytes - kept + own + int(clients * client)

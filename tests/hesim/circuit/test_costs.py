@@ -8,7 +8,7 @@ import pytest
 import hesim
 from hesim.circuit.circuit import Kind
 from hesim.circuit.cost import instruction_seconds
-from hesim.circuit.costs.memory import cipher_bytes, run_bytes
+from hesim.circuit.costs.memory import cipher_bytes, run_bytes, staying_bytes
 from hesim.circuit.costs.table import VARIABLE, CostTable, OperationCost, current, using
 from hesim.errors import ParameterError
 
@@ -96,3 +96,18 @@ def test_a_run_takes_more_memory_with_more_processes(program, small_params):
     one, two, three = (run_bytes(circuit.params, circuit.ledger, *n) for n in processes)
     assert circuit.ledger.peak_bytes < one < two < three
     assert circuit.ledger.key_bytes < circuit.ledger.peak_bytes
+
+
+@pytest.mark.filterwarnings("ignore:INSECURE")
+def test_what_stays_encoded_for_batch_after_batch_is_bounded_and_predicted(program, small_params):
+    """A fifth of what is free; with a limit on memory, most of what that leaves."""
+    free = 16 << 30
+    assert staying_bytes(None, free) == 3 << 30
+    assert staying_bytes(1 << 30, free) == 3 << 28
+    assert staying_bytes(1 << 40, free) == 9 << 30
+    circuit = hesim.compile(program, small_params(levels=2))
+    alone = run_bytes(circuit.params, circuit.ledger, 1, 1)
+    held = [
+        run_bytes(circuit.params, circuit.ledger, 1, 1, None, n) - alone for n in (0, 100, free)
+    ]
+    assert held == [0, 100, circuit.ledger.plaintext_bytes] and held[2] > 100
