@@ -87,6 +87,11 @@ def prepare(asked: Validation, display: Display) -> Prepared:
     dataset = load(data, data_dir=where)
     config = subject.config.replace(lora_rank=0)
     config = of_sentences(config) if answer == "cosine" else config
+    most = subject.saved.config.sequence
+    if asked.length is not None and asked.length > most:
+        raise ExperimentError(
+            f"{asked.model} reads rows of at most {most} tokens: --length {asked.length} is more"
+        )
     longest = asked.length or _longest(subject)
     task = prepare_task(
         data,

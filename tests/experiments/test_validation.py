@@ -207,6 +207,7 @@ def load_rows(ids: np.ndarray, mask: np.ndarray) -> Any:
         ({"corpus_digest": "0"}, ("--data", "sst-2"), "trained on text alone, its head is random"),
         ({}, (), "name a data set with --data"),
         (trained("glue/SST-2"), ("--data", "sts-b"), "answers with 2 logits, glue/STS-B wants 1"),
+        (trained("glue/RTE"), ("--length", "999"), r"reads rows of at most \d+ tokens"),
         (trained("glue/RTE"), ("--sentences", "13"), "holds out 12 sentences, fewer than the 13"),
     ],
 )
