@@ -59,7 +59,7 @@ class Compiled:
         key = self._key(args)
         if key in self._flats:
             return self._flats[key]
-        flat = flattened(self.fn, args, self.encrypted, self.name)
+        flat = flattened(self.fn, args, self.encrypted, self.name, both_ways=True)
         if not any(isinstance(c, Tracer) for c in flat.closed.consts):
             self._flats[key] = flat
         return flat

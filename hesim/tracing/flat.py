@@ -48,11 +48,18 @@ class Flat:
     traced_at: Source | None
 
 
-def flattened(fn: Callable[..., Any], args: Sequence[Any], encrypted: Any, name: str) -> Flat:
+def flattened(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    encrypted: Any,
+    name: str,
+    both_ways: bool = False,
+) -> Flat:
     """Reads a function.
 
     Args:
       fn, args, encrypted: as of `hesim.trace`. name: for messages.
+      both_ways: whether choices on encrypted predicates become selections.
 
     Raises:
       TraceError: as `hesim.trace`.
@@ -79,7 +86,7 @@ def flattened(fn: Callable[..., Any], args: Sequence[Any], encrypted: Any, name:
     with explained(name, fn, traced_at):
         closed = jax.make_jaxpr(flat_fn)(*avals)
     closed = without_dead(closed)
-    inline = Inliner()
+    inline = Inliner(both_ways)
     flat = without_dead(jax.make_jaxpr(functools.partial(inline, closed, flags))(*avals))
     return Flat(name, flat, tuple(flags), in_tree, out_tree, labels, inline.mark_of, traced_at)
 

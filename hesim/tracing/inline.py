@@ -91,7 +91,9 @@ class Inliner:
       marks: where the operations of the flat jaxpr come from; `mark_of` finds that of an equation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, both_ways: bool = False) -> None:
+        """both_ways: whether choices on encrypted predicates become selections, too."""
+        self._both_ways = both_ways
         self.marks: list[Mark] = []
         self._numbers: dict[tuple[Trail, tuple[int, ...]], int] = {}
         self._path: list[int] = []
@@ -201,7 +203,8 @@ class Inliner:
             return self._unrolled(params, operands, trail)
         if name == "while":
             return self._repeated(params, operands, trail)
-        if name == "cond" and not operands[0].secret:
+        two = self._both_ways and name == "cond" and len(params["branches"]) == 2
+        if name == "cond" and (two or not operands[0].secret):
             return self._chosen(params["branches"], operands, trail)
         if name == "custom_linear_solve":
             lengths = params["const_lengths"]
@@ -287,13 +290,16 @@ class Inliner:
             taken = int(np.clip(int(index.known.value()), 0, last))
             return self._enter(branches[taken], rest, trail)
         results = [self._enter(branch, rest, trail) for branch in branches]
-        which = lax.clamp(np.int32(0), lax.convert_element_type(index.value, np.int32), last)
-        chosen = which if len(branches) > 2 else lax.convert_element_type(which, np.bool_)
+        chosen = index.value
+        if not index.secret:
+            chosen = lax.clamp(np.int32(0), lax.convert_element_type(chosen, np.int32), last)
+        if len(branches) == 2:
+            chosen = lax.convert_element_type(chosen, np.bool_)
         out = []
         for cases in zip(*results, strict=True):
             arrays = [jnp.asarray(case.value) for case in cases]
             one = arrays[0] if len(arrays) == 1 else lax.select_n(chosen, *arrays)
-            out.append(Value(one, any(case.secret for case in cases)))
+            out.append(Value(one, index.secret or any(case.secret for case in cases)))
         return out
 
 

@@ -227,6 +227,8 @@ def _indicator(step: _Step, var: Any, dtype: Any) -> Any:
     if name in ("broadcast_in_dim", "reshape", "transpose", "squeeze"):
         value = _indicator(step, inner[0], dtype)
         return maker.primitive.bind(value, **maker.primitive.get_bind_params(maker.params))
+    if name == "convert_element_type" and not is_float(inner[0]):
+        return _indicator(step, inner[0], dtype)
     if name == "not":
         return 1 - _indicator(step, inner[0], dtype)
     if name in ("and", "or") and not step.graph.unary(var):

@@ -51,6 +51,11 @@ def test_a_step_is_a_composite_that_no_degree_gives(normal: Normal) -> None:
     made = hesim.approximate(fn, [x], tol=5e-2)
     assert [site.operation for site in made.sites] == ["step"]
     assert far(made, fn, x) <= 5e-2
+    choice = lambda x: jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: x * x, x)
+    batches = [normal(2, 2, seed=k) for k in range(8)]
+    both = hesim.approximate(choice, batches, tol=5e-2)
+    assert [site.operation for site in both.sites] == ["step"]
+    assert max(far(both, choice, x) for x in batches) <= 5e-2
     with pytest.raises(approx.ToleranceError, match=r"step at .*test_approximate\.py:\d+.*tol="):
         hesim.approximate(fn, [x], degree=7)
 
