@@ -16,10 +16,11 @@ from hesim.approximating.choosing import Results
 from hesim.approximating.compiled import Compiled
 from hesim.approximating.evaluate import exactly, replaced
 from hesim.approximating.places.search import Found, Key, Place
-from hesim.approximating.trial import Met, distance, statistics
+from hesim.approximating.trial import Met, distance, largest, statistics
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import TraceError
 from hesim.source import Source
+from hesim.tracing.flat import Flat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,12 +88,15 @@ class Check:
       error: largest difference at the output.
       met: range of the values at each site. outside: part of them outside of its domain.
       sites: of the function.
+      assumed: of the difference, what comes of a clamp or a comparison that has acted here, and
+        never did on the calibration batches; 0 if none has.
     """
 
     error: float
     met: tuple[tuple[float, float], ...]
     outside: tuple[float, ...]
     sites: tuple[Site, ...]
+    assumed: float = 0.0
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows = [("site", "operation", "source", "met", "domain", "outside")]
@@ -102,14 +106,22 @@ class Check:
             rows.append((*row, _share(outside)))
         return rows
 
+    def _title(self) -> str:
+        text = f"largest error at the output: {self.error:.3g}"
+        if not self.assumed:
+            return text
+        return (
+            f"{text}, {self.assumed:.3g} by a clamp or a comparison that acted here, and never on "
+            "the calibration batches: calibrate on this batch, too"
+        )
+
     def __str__(self) -> str:
-        return f"largest error at the output: {self.error:.3g}\n{text_table(self._rows())}"
+        return f"{self._title()}\n{text_table(self._rows())}"
 
     _repr_pretty_ = shown_as_text
 
     def _repr_html_(self) -> str:
-        title = f"largest error at the output: {self.error:.3g}"
-        return html_block(title, inner=html_table(self._rows()))
+        return html_block(self._title(), inner=html_table(self._rows()))
 
 
 class Approximated:
@@ -193,8 +205,10 @@ class Approximated:
             args = args[0]
         found = self._found(args)
         if id(found) not in self._checks:
-            self._checks[id(found)] = jax.jit(lambda leaves: self._compare(found, leaves))
-        exact, made, stats = self._checks[id(found)](self._compiled.leaves(args))
+            flat = self._compiled.flat(args)
+            self._checks[id(found)] = jax.jit(lambda leaves: self._compare(found, flat, leaves))
+        exact, simpler, made, stats = self._checks[id(found)](self._compiled.leaves(args))
+        assumed = distance(simpler, exact)
         met = {key: Met() for key in self._approximations}
         keys = list(self._approximations)
         for k, rows in stats.items():
@@ -205,9 +219,10 @@ class Approximated:
             tuple((m.low, m.high) for m in met.values()),
             tuple(m.outside / max(m.count, 1.0) for m in met.values()),
             self.sites,
+            assumed if assumed > _ROUNDED * largest(exact) else 0.0,
         )
 
-    def _compare(self, found: Found, leaves: Any) -> Any:
+    def _compare(self, found: Found, flat: Flat, leaves: Any) -> Any:
         stats: dict[int, list[Any]] = {}
         number = {key: k for k, key in enumerate(self._approximations)}
 
@@ -217,7 +232,7 @@ class Approximated:
             return self._given(place, root)
 
         made = replaced(found, leaves, given)
-        return exactly(found.flat, leaves), made, stats
+        return exactly(flat, leaves), exactly(found.flat, leaves), made, stats
 
     # --- what it looks like -----------------------------------------------------------------------
 
@@ -260,6 +275,9 @@ class Approximated:
 
         return figure([(site, site._place.function, site._samples) for site in self.sites])
 
+
+_ROUNDED = 1e-4
+"""Of the largest result: what another order of operations may differ by in float32."""
 
 _HEAD: tuple[str, ...] = (
     *("site", "operation", "source", "met", "domain", "degree", "levels", "error", "gain"),

@@ -274,6 +274,15 @@ def test_a_place_has_its_own_line_where_the_next_layer_takes_a_multiple(normal: 
     assert [source.line for source in drawn if source is not None] == lines
 
 
+def test_a_clamp_that_acts_on_other_inputs_only_is_told_by_the_check(normal: Normal) -> None:
+    fn = lambda x: jnp.clip(jnp.tanh(x) + x, -9.0, 9.0)
+    smooth = hesim.approximate(fn, [normal(32, 4)], degree=15)
+    inside, beyond = smooth.check(normal(8, 4)), smooth.check(np.full((2, 4), 3.0, np.float32) * 9)
+    assert inside.assumed == 0.0 and "clamp" not in str(inside)
+    assert beyond.assumed == pytest.approx(19.0) and beyond.error > 15.0
+    assert "19 by a clamp or a comparison that acted here" in str(beyond)
+
+
 def test_pytrees_go_in_and_out(normal: Normal) -> None:
     fn = lambda pair: {"a": jnp.exp(pair["x"]), "b": [pair["y"].sum()]}
     batch = {"x": normal(3, 2), "y": normal(2, 2)}
