@@ -36,7 +36,7 @@ def save(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
       folder: new, or empty.
 
     Raises:
-      BundleError: there is something in the folder.
+      BundleError: there is something in the folder, or it is no Bundle.
       OSError: it cannot be written.
 
     Examples:
@@ -50,6 +50,11 @@ def save(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
       >>> hesim.load(folder).digest == bundle.digest
       True
     """
+    if not isinstance(bundle, Bundle):
+        raise BundleError(
+            f"save takes a Bundle first, not a {type(bundle).__name__}: bundle = "
+            f"hesim.bundle(circuit, *args), or circuit.save(path) for a Circuit alone"
+        )
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BundleError(f"{target} is there and not empty: choose another folder, or remove it")

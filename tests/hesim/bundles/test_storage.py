@@ -112,6 +112,8 @@ def test_an_altered_manifest_is_named(copy):
 def test_it_is_written_whole_or_not_at_all(bundle, saved, tmp_path, monkeypatch):
     with pytest.raises(hesim.BundleError, match="not empty"):
         hesim.save(bundle, saved)
+    with pytest.raises(hesim.BundleError, match=r"not a Circuit: bundle = hesim\.bundle"):
+        hesim.save(bundle.circuit, tmp_path / "new")
     written = []
 
     def full(path, content):
