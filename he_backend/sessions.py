@@ -26,6 +26,7 @@ from he_backend.report.compare import Vectors, op_records
 from he_backend.report.phases import Phases
 from he_backend.report.report import Report, Subject
 from he_backend.room import with_room
+from he_backend.telling import Told
 from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.memory import run_bytes, staying_bytes
@@ -193,7 +194,7 @@ class Session:
         self._check_values(exact)
         for message in exact.outside:
             warnings.warn(str(message), stacklevel=3)
-        self._told = _told(self.options.progress, reporter)
+        self._told = Told(self.options.progress, reporter)
         attempt = self._checked if self.options.encrypts else self._in_the_clear
         given = _Given(args, exact, reporter, compare)
         self.circuit, found = with_room(
@@ -477,27 +478,6 @@ def check_params(circuit: Circuit, params: CKKSParams | None) -> None:
     """BackendError if a Circuit was compiled for other parameters than those that are given."""
     if params is not None and params != circuit.params:
         raise BackendError("params differ from those that the circuit was compiled for")
-
-
-def _told(
-    progress: bool | Callable[[Progress], None] | None, reporter: Reporter
-) -> Callable[[Progress], None]:
-    """What tasks are told to: the caller's function, and the phase that they belong to."""
-    evaluating = False
-
-    def told(p: Progress) -> None:
-        nonlocal evaluating
-        if callable(progress):
-            progress(p)
-        if not p.tasks_total:
-            reporter.phase(p.op)
-            return
-        if not evaluating and p.processes:
-            reporter.phase("evaluating encrypted")
-            evaluating = True
-        reporter.at(p.fraction, p.op, p.eta)
-
-    return told
 
 
 def _check_refresher(circuit: Circuit, options: Options) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from he_backend.processes.messages import Progress
 from hesim.progress import Reporter, reporting
 
-__all__ = ["telling"]
+__all__ = ["Told", "telling"]
 
 
 @contextlib.contextmanager
@@ -19,21 +19,24 @@ def telling(
     after some seconds where a person types, or a function.
     """
     with reporting(progress) as reporter:
-        yield _Told(progress if callable(progress) else None, reporter)
+        yield Told(progress, reporter)
 
 
-class _Told:
-    """Tells a function, and a Reporter by phases."""
+class Told:
+    """Tells a function, if `progress` is one, and a Reporter by phases."""
 
-    def __init__(self, function: Callable[[Progress], None] | None, reporter: Reporter):
-        self._function, self._reporter = function, reporter
+    def __init__(self, progress: bool | Callable[[Progress], None] | None, reporter: Reporter):
+        self._function = progress if callable(progress) else None
+        self._reporter = reporter
         self._phase = ""
         self._done = 0
 
     def __call__(self, progress: Progress) -> None:
         if self._function is not None:
             self._function(progress)
-        phase = "evaluating encrypted" if progress.tasks_total else progress.op
+        phase = progress.op
+        if progress.tasks_total:  # what runs in no process of its own has told its phase before
+            phase = "evaluating encrypted" if progress.processes else self._phase
         if phase != self._phase or progress.tasks_done < self._done:  # of the next batch
             self._reporter.phase(phase)
         self._phase, self._done = phase, progress.tasks_done
