@@ -265,6 +265,8 @@ class _Writer:
             ledger=ledger(self.params, data, self.packs, len(taps), None, names, sources),
             refresher=KEY_HOLDER,
             memory=None,
+            carried=(),
+            origin=None,
             **data,
         )
         return Case(name, circuit, inputs, operands)
