@@ -27,6 +27,7 @@ from he_backend.report.phases import Phases
 from he_backend.report.report import Report, Subject
 from he_backend.room import with_room
 from he_backend.telling import Told
+from hesim.bundles.bundle import Bundle
 from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.memory import run_bytes, staying_bytes
@@ -430,6 +431,11 @@ def session(
       array([0.5, 4. ])
       array([1.5, 8. ])
     """
+    if isinstance(program, Bundle):
+        raise BackendError(
+            "a bundle runs by itself, without JAX: with he_backend.BundleSession(bundle) as "
+            "session: session.run(...)"
+        )
     if isinstance(program, Circuit):
         if circuit is not None and circuit is not program:
             raise BackendError("give one circuit, as the first argument or as circuit=")

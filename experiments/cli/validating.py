@@ -117,6 +117,8 @@ def validate(
 
     if answer not in (None, "logits", "cosine"):
         raise typer.BadParameter(f"--answer {answer} is neither logits nor cosine")
+    if clear and (out is not None or fresh):
+        raise typer.BadParameter("--clear keeps nothing: leave out --out and --fresh")
     asked = Validation(
         model=model,
         data=data,

@@ -263,3 +263,10 @@ def test_a_finetuned_model_runs_encrypted(model: str, tmp_path: Path) -> None:
     assert not list(folder.path.glob("encrypted*.client"))
     assert [row["key_seconds"] > 0 for row in results.batches] == [True, False]
     assert Results.load(folder).ratio == results.ratio
+
+
+def test_what_is_kept_nowhere_needs_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", str(tmp_path), "--clear", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    assert "--clear keeps nothing" in capsys.readouterr().err.replace("\n", " ")

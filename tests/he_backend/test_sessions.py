@@ -143,3 +143,9 @@ def test_some_batches_are_compared(traced, tmp_path):
     decrypted = [len(list((folder / name / "values").glob("v*"))) for name in "01"]
     assert not second.compared and decrypted[1] < decrypted[0]
     assert second.key_seconds == 0 and second.max_error < TOLERANCE
+
+
+def test_a_bundle_is_told_where_it_runs(params):
+    circuit = hesim.compile(hesim.trace(lambda x: x * x, np.ones(2)), params)
+    with pytest.raises(he_backend.BackendError, match="BundleSession"):
+        he_backend.session(hesim.bundle(circuit, np.ones(2)))  # pyright: ignore[reportArgumentType]
