@@ -246,6 +246,7 @@ class Candidate:
             memory=self.aim.memory,
             program=program,
             publics=self.lowered.publics,
+            origin=None,
             **data,
         )
 
