@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jax import lax
 
 from hesim.tracing.call import Call, over_elements
 
-__all__ = ["cumulative_product", "reduced", "window_sums", "windowed"]
+__all__ = ["cumulative_product", "reduced", "shifted", "window_sums", "windowed"]
 
 Values = list[Any]
 Combine = Callable[[Values, Values], Values]
@@ -50,9 +50,9 @@ def windowed(call: Call) -> Callable[..., Any]:
 
     def fn(*operands: Any) -> list[Any]:
         xs, first = operands[:count], operands[count:]
-        split = [_shifted(x, a, params) for x, a in zip(xs, first, strict=True)]
+        split = [shifted(x, a, params) for x, a in zip(xs, first, strict=True)]
         with jax.ensure_compile_time_eval():
-            inside = _shifted(jnp.ones(xs[0].shape, bool), False, params)
+            inside = shifted(jnp.ones(xs[0].shape, bool), False, params)
             masks = [np.asarray(mask) for mask in inside]
         parts = [_Part(list(x), mask) for *x, mask in zip(*split, masks, strict=True)]
         total = [jnp.broadcast_to(a, masks[0].shape) for a in first]
@@ -187,11 +187,12 @@ def _joined(left: _Part, right: _Part, combine: Combine) -> _Part:
     return _Part(values, None if np.all(here | there) else here | there)
 
 
-def _shifted(x: Any, first: Any, params: dict[str, Any]) -> list[Any]:
+def shifted(x: Any, first: Any, params: Mapping[str, Any]) -> list[Any]:
     """One strided slice of x for each place in a window; what lies outside x is `first`."""
     base, pads = params["base_dilation"], params["padding"]
     config = [(low, high, b - 1) for (low, high), b in zip(pads, base, strict=True)]
-    x = lax.pad(x, jnp.asarray(first, x.dtype), config)
+    if any(any(c) for c in config):
+        x = lax.pad(x, jnp.asarray(first, x.dtype), config)
     extents, apart = params["window_dimensions"], params["window_dilation"]
     strides = params["window_strides"]
     counts = [

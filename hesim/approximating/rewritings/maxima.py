@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from hesim.tracing.reductions import shifted
 
 __all__ = ["Shift", "cumulative", "larger", "over_axes", "over_windows", "smaller"]
 
@@ -109,28 +110,7 @@ def _joined(left: _Part, right: _Part) -> _Part:
 
 
 def _shifted(x: Any, params: Mapping[str, Any]) -> list[_Part]:
-    """One strided slice of x for each place in a window."""
-    base, pads = params["base_dilation"], params["padding"]
-    config = [(low, high, b - 1) for (low, high), b in zip(pads, base, strict=True)]
-    inside = np.asarray(_padded_numpy(x.shape, config))
-    if any(any(c) for c in config):
-        x = lax.pad(x, jnp.zeros((), x.dtype), config)
-    extents, apart = params["window_dimensions"], params["window_dilation"]
-    strides = params["window_strides"]
-    counts = [
-        (d - (w - 1) * a - 1) // s + 1
-        for d, w, a, s in zip(x.shape, extents, apart, strides, strict=True)
-    ]
-    found = []
-    for place in itertools.product(*map(range, extents)):
-        start = [i * a for i, a in zip(place, apart, strict=True)]
-        stop = [b + (n - 1) * s + 1 for b, n, s in zip(start, counts, strides, strict=True)]
-        mask = inside[tuple(map(slice, start, stop, strides))]
-        found.append((lax.slice(x, start, stop, strides), mask))
-    return found
-
-
-def _padded_numpy(shape: Sequence[int], config: Sequence[tuple[int, int, int]]) -> Any:
-    """Where an array lies in what `lax.pad` makes of it."""
+    """One strided slice of x for each place in a window, and where it lies inside of x."""
     with jax.ensure_compile_time_eval():
-        return lax.pad(jnp.ones(tuple(shape), bool), jnp.zeros((), bool), config)
+        inside = [np.asarray(part) for part in shifted(jnp.ones(x.shape, bool), False, params)]
+    return list(zip(shifted(x, 0.0, params), inside, strict=True))
