@@ -18,8 +18,12 @@ __all__ = [
     "INTERRUPTED",
     "REFUSED",
     "BackendOption",
+    "ConfigOption",
     "DataDirOption",
     "DataOption",
+    "MemoryOption",
+    "ObjectiveOption",
+    "RefreshPriceOption",
     "price_of",
     "resumable",
 ]
@@ -81,4 +85,25 @@ DataOption = Annotated[
 ]
 DataDirOption = Annotated[
     Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
+]
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file with the sections encrypted and twin, for ring and polynomials.",
+        dir_okay=False,
+    ),
+]
+
+RefreshPriceOption = Annotated[
+    str | None, typer.Option(help="'bootstrap', or seconds a refreshed ciphertext.")
+]
+
+ObjectiveOption = Annotated[
+    str, typer.Option(help="seconds, or rounds: the fewest round trips to the key holder.")
+]
+
+MemoryOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="GB that compiling, and a process that evaluates, may take."),
 ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from experiments.cli.common import price_of
+from experiments.cli.common import (
+    ConfigOption,
+    MemoryOption,
+    ObjectiveOption,
+    RefreshPriceOption,
+    price_of,
+)
 from experiments.console import make_console
 
 __all__ = ["app"]
@@ -60,27 +65,14 @@ def plan(
         int | None,
         typer.Option(help="Bits of the special prime.", show_default="60"),
     ] = None,
-    refresh_price: Annotated[
-        str | None, typer.Option(help="'bootstrap', or seconds a refreshed ciphertext.")
-    ] = None,
-    objective: Annotated[
-        str, typer.Option(help="seconds, or rounds: the fewest round trips to the key holder.")
-    ] = "seconds",
+    refresh_price: RefreshPriceOption = None,
+    objective: ObjectiveOption = "seconds",
     alone: Annotated[
         bool,
         typer.Option("--no-interactive", help="The key holder refreshes nothing."),
     ] = False,
-    memory: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="GB that compiling, and a process that evaluates, may take."),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="TOML file with the sections encrypted and twin, for ring and polynomials.",
-            dir_okay=False,
-        ),
-    ] = None,
+    memory: MemoryOption = None,
+    config: ConfigOption = None,
     listing: Annotated[bool, typer.Option("--listing", help="Print the program, too.")] = False,
 ) -> None:
     """Plan a model's encrypted run, without running it: layouts, levels, seconds, memory, keys."""

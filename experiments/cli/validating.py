@@ -10,7 +10,11 @@ import typer
 from experiments.cli.common import (
     BROKEN,
     BackendOption,
+    ConfigOption,
     DataDirOption,
+    MemoryOption,
+    ObjectiveOption,
+    RefreshPriceOption,
     price_of,
     resumable,
 )
@@ -71,23 +75,10 @@ def validate(
             show_default="what the model was trained for",
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="TOML file with the sections encrypted and twin, for ring and polynomials.",
-            dir_okay=False,
-        ),
-    ] = None,
-    refresh_price: Annotated[
-        str | None, typer.Option(help="'bootstrap', or seconds a refreshed ciphertext.")
-    ] = None,
-    objective: Annotated[
-        str, typer.Option(help="seconds, or rounds: the fewest round trips to the key holder.")
-    ] = "seconds",
-    memory: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="GB that compiling, and a process that evaluates, may take."),
-    ] = None,
+    config: ConfigOption = None,
+    refresh_price: RefreshPriceOption = None,
+    objective: ObjectiveOption = "seconds",
+    memory: MemoryOption = None,
     compare: Annotated[
         str, typer.Option(help="Batches compared operation by operation: first, or all.")
     ] = "first",
