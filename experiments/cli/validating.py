@@ -80,7 +80,7 @@ def validate(
     objective: ObjectiveOption = "seconds",
     memory: MemoryOption = None,
     compare: Annotated[
-        str, typer.Option(help="Batches compared operation by operation: first, or all.")
+        str, typer.Option(help="Batches compared operation by operation: none, first, or all.")
     ] = "first",
     out: Annotated[
         Path | None,
@@ -98,11 +98,11 @@ def validate(
     backend: BackendOption = DEFAULT_MACHINE,
 ) -> None:
     """Run a trained model on held-out sentences: exact, polynomial, simulated, encrypted."""
-    from typing import Literal, cast
+    from typing import cast
 
     from experiments.console import Display
     from experiments.validation.run import run_validation, validate_in_the_clear
-    from experiments.validation.settings import Layout, Validation
+    from experiments.validation.settings import Compared, Layout, Validation
     from experiments.validation.subject import Answer
     from experiments.validation.table import render
 
@@ -123,7 +123,7 @@ def validate(
         refresh_price=price_of(refresh_price),
         objective=objective,
         memory=None if memory is None else memory * 1e9,
-        compare=cast("Literal['first', 'all']", compare),
+        compare=cast(Compared, compare),
         backend=backend,
     )
     console = make_console()

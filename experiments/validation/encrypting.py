@@ -177,6 +177,7 @@ def encrypt(
     "encrypted-<k>" for each.
 
     compared: so many batches, the first ones, are compared operation by operation, too; None: all.
+      The answers are compared of all.
     """
     waiting = [k for k in range(forward.batches) if not folder.done(f"encrypted-{k}")]
     shown = _Shown()

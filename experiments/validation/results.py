@@ -171,6 +171,11 @@ class Results:
         return self.dataset["task"] == "regression"
 
     @property
+    def labelled(self) -> bool:
+        """Whether an answer is one of several classes."""
+        return self.answer == "logits" and not self.regression
+
+    @property
     def answer(self) -> str:
         """What a sentence, or a pair, is answered with: "logits", or the "cosine" of embeddings."""
         return str(self.settings.get("answer", "logits"))

@@ -87,7 +87,7 @@ def run_validation(
             f"3/3  {len(forward.rows.tokens):,} held-out rows, "
             + ("encrypted" if encrypts else "on plain vectors: nothing is encrypted")
         )
-        compared = 1 if asked.compare == "first" else None
+        compared = {"none": 0, "first": 1, "all": None}[asked.compare]
         encrypt(forward, asked.backend, folder, show, compared)
         results = Results.load(folder)
         folder.save("results", results.summary())

@@ -14,11 +14,14 @@ from he_backend.machines.table import DEFAULT_MACHINE
 from hesim.errors import ArgumentError
 from models.encrypted.settings import EncryptionSettings
 
-__all__ = ["Layout", "Resolved", "Validation", "digest_of_folder"]
+__all__ = ["Compared", "Layout", "Resolved", "Validation", "digest_of_folder"]
 
 Layout = Literal["throughput", "latency"]
 """As many rows side by side as fill the slots of a ciphertext with their tokens, or one at a time
 (of cosine similarities, one pair)."""
+
+Compared = Literal["none", "first", "all"]
+"""Batches that are compared operation by operation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Validation:
       answer: "logits", or "cosine" of embedded pairs; None: what the model is good for.
       config: TOML file with the sections `encrypted` and `twin`.
       refresh_price, objective, memory: as for `hesim.compile`, seconds and bytes.
-      compare: which batches are compared operation by operation, "first" or "all": a comparison
-        takes as long as an evaluation. The answers are compared of all.
+      compare: which batches are compared operation by operation, "none", "first" or "all": a
+        comparison takes as long as an evaluation, or longer. The answers are compared of all.
       backend: a machine of the table.
 
     Examples:
@@ -59,7 +62,7 @@ class Validation:
     refresh_price: float | str | None = None
     objective: str = "seconds"
     memory: float | None = None
-    compare: Literal["first", "all"] = "first"
+    compare: Compared = "first"
     backend: str = DEFAULT_MACHINE
 
     def __post_init__(self) -> None:
@@ -71,8 +74,10 @@ class Validation:
                 raise ArgumentError(f"{name} must be at least 1, got {value}")
         if self.layout not in get_args(Layout):
             raise ArgumentError(f"layout={self.layout!r} is one of {', '.join(get_args(Layout))}")
-        if self.compare not in ("first", "all"):
-            raise ArgumentError(f"compare={self.compare!r} is first or all")
+        if self.compare not in get_args(Compared):
+            raise ArgumentError(
+                f"compare={self.compare!r} is one of {', '.join(get_args(Compared))}"
+            )
 
     def rows_at_a_time(self, tokens: int, slots: int, least: int) -> int:
         """Rows of a batch, at most. tokens: of a row; least: rows that belong together."""
@@ -94,6 +99,7 @@ class Validation:
             ("config", None if self.config is None else Path(self.config).name),
             ("refresh-price", self.refresh_price),
             ("objective", None if self.objective == "seconds" else self.objective),
+            ("compare", None if self.compare == "first" else self.compare),
             ("backend", None if self.backend == DEFAULT_MACHINE else self.backend),
         ):
             if value is not None:

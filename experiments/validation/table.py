@@ -52,7 +52,7 @@ def ways(results: Results) -> list[Ways]:
                 name,
                 _score(results, logits),
                 "" if everything is None else _score(results, everything),
-                "" if reference or results.regression else f"{same:.1%}",
+                "" if reference or not results.labelled else f"{same:.1%}",
                 "" if reference else f"{np.max(np.abs(logits - results.reference)):.1e}",
             )
         )
@@ -120,7 +120,9 @@ def _time(r: Results) -> list[Row]:
     core = sum(float(b["core_seconds"]) for b in r.batches)
     predicted = float(r.plan["ledger"]["seconds"]) * len(r.batches)
     how = "encrypted evaluation" if r.was_encrypted else "evaluation on plain vectors"
-    note = "wall clock; all results were decrypted to compare" if r.was_encrypted else ""
+    told = any(batch.get("compared", True) for batch in r.batches)
+    note = "wall clock" + ("; results of every operation were decrypted to compare" if told else "")
+    note = note if r.was_encrypted else ""
     place = list(r.seconds).index("evaluation")
     one = "sentence" if r.answer == "logits" else "pair"
     rows[place] = Row(how, f"{r.seconds['evaluation']:.1f} s", note)
@@ -160,11 +162,13 @@ def render(results: Results, *, notes: bool = True) -> RenderableType:
     same.add_column(f"the same {results.sentences} held-out {results.rows}")
     same.add_column(results.metric, justify="right")
     same.add_column(f"all {len(results.labels):,} held out", justify="right")
-    same.add_column("labels as\npolynomial", justify="right")
+    if results.labelled:
+        same.add_column("labels as\npolynomial", justify="right")
     same.add_column(f"largest {results.answer.removesuffix('s')}\ndifference", justify="right")
     for way in ways(results):
         style = "bold" if way.name.endswith("encrypted") else ""
-        cells = (way.name, way.score, way.held_out, way.agreement, way.difference)
+        agreement = (way.agreement,) if results.labelled else ()
+        cells = (way.name, way.score, way.held_out, *agreement, way.difference)
         same.add_row(*cells, style=style)
     rest = Table(box=None, show_header=False, pad_edge=False)
     rest.add_column(no_wrap=True)

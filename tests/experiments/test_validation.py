@@ -156,10 +156,14 @@ def test_pairs_read_apart_are_rows_of_two(data: Path, tokenizer: Tokenizer, tmp_
     name = saved(
         tmp_path / "rte", tokenizer, data, trained("glue/RTE"), pairs="bi-encoder", pooling="mean"
     )
-    asked = Validation(name, data="rte", sentences=1, layout="latency", backend="slots")
+    asked = Validation(
+        name, data="rte", sentences=1, layout="latency", compare="none", backend="slots"
+    )
     results, folder = run_validation(asked, tmp_path / "run", display=QUIET)
     assert folder.settings["batch"] == 1 and len(results.labels) == 12
     assert results.broken == [] and results.metric == "accuracy"
+    assert not results.batches[0]["compared"] and not results.batches[0]["verdict"]
+    assert "--compare none" in (folder.path / "report.html").read_text()
 
 
 def test_an_encoder_with_softmax_and_without_a_head_compares_sentences(
