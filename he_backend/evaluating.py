@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,14 @@ from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Spent
 from hesim.progress import Reporter
 
-__all__ = ["Outcome", "check_ledger", "check_on_slots", "decrypted", "in_the_clear"]
+__all__ = [
+    "Outcome",
+    "check_ledger",
+    "check_on_slots",
+    "decrypted",
+    "expected_counts",
+    "in_the_clear",
+]
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,11 @@ class Outcome:
 
 
 def decrypted(circuit: Circuit, sampled: int) -> list[int]:
-    """Ciphertexts that the client decrypts: all outputs, and up to `sampled` of each operation."""
+    """Ciphertexts that the client decrypts: all outputs that are not carried to the next batch, and
+    up to `sampled` of each operation.
+    """
     found = {int(c) for tap in circuit.outputs if tap is not None for c in tap.ciphers}
+    found -= {c for c, _ in circuit.carried}
     for tap in circuit.taps if sampled else ():
         places = np.linspace(0, len(tap.ciphers) - 1, min(sampled, len(tap.ciphers)))
         found.update(tap.ciphers[np.unique(places.astype(int))].tolist())
@@ -77,6 +88,7 @@ def in_the_clear(
     decrypt: Collection[int],
     ranges: Mapping[int, tuple[float, float]] | None,
     progress: Callable[[Progress], None],
+    state: MutableMapping[int, Any] | None = None,
 ) -> Outcome:
     """Of a machine that does not encrypt, in this process; see `run_local`."""
     started = time.monotonic()
@@ -87,7 +99,10 @@ def in_the_clear(
         progress(Progress(done, total, done, total, elapsed, eta))
 
     vectors, spent = run_local(
-        circuit, machine, inputs, operands, list(decrypt), ranges=ranges, progress=report
+        *(circuit, machine, inputs, operands, list(decrypt)),
+        ranges=ranges,
+        progress=report,
+        state=state,
     )
     return Outcome(vectors, spent, time.monotonic() - started, peak_bytes=peak_bytes())
 
@@ -119,11 +134,20 @@ def check_on_slots(
     return twin_ranges(found)
 
 
-def check_ledger(circuit: Circuit, spent: Spent) -> None:
-    """Raises LedgerMismatchError if something else was spent than the Circuit says."""
+def expected_counts(circuit: Circuit, *, follows: bool = False) -> dict[str, int]:
+    """What a batch spends, by the ledger's names; one that `follows` another encrypts less."""
+    counts = circuit.ledger.counts()
+    return counts | {"inputs": counts["inputs"] - len(circuit.carried)} if follows else counts
+
+
+def check_ledger(circuit: Circuit, spent: Spent, *, follows: bool = False) -> None:
+    """Raises LedgerMismatchError if something else was spent than the Circuit says.
+
+    follows: whether the batch went on from another, so that what is carried was not encrypted.
+    """
     wrong = {
         name: (expected, spent.counts.get(name, 0))
-        for name, expected in circuit.ledger.counts().items()
+        for name, expected in expected_counts(circuit, follows=follows).items()
         if spent.counts.get(name, 0) != expected
     }
     if wrong:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from he_backend.machines.table import DEFAULT_MACHINE
+from he_backend.options import Asked, Options
 from he_backend.processes.messages import Progress
 from he_backend.report.phases import Phases
 from he_backend.report.report import Report
-from he_backend.sessions import Options, Session, check_params, compiled
+from he_backend.sessions import Session, check_params, compiled
 from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams
@@ -119,4 +120,4 @@ def run(
             aim = Aim.of(program=program, **asked)
         check_params(circuit, params)
         with Session(program, circuit, options, run_dir, client_dir, several=False) as session:
-            return session.report(args, 0, reporter, aim, compare=compare)
+            return session.report(args, Asked("0", compare), reporter, aim)

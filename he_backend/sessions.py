@@ -14,9 +14,11 @@ import numpy as np
 from jax import tree_util
 
 from he_backend import evaluating
+from he_backend.carrying import LeftHere, filled, leaves_of, public_results, result, with_carried
 from he_backend.errors import BackendError
 from he_backend.evaluating import Outcome
 from he_backend.machines.table import DEFAULT_MACHINE, find
+from he_backend.options import Asked, Options
 from he_backend.processes import session as processes
 from he_backend.processes.folders import Folders
 from he_backend.processes.messages import Progress
@@ -42,52 +44,20 @@ if TYPE_CHECKING:
     from hesim.calibrate import Calibration
     from hesim.predict import OpPrediction, Prediction
 
-__all__ = ["Options", "Session", "check_params", "compiled", "session"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How batches are run; the arguments of `session` by the same names.
-
-    Raises:
-      BackendError: one of them is out of range.
-    """
-
-    backend: str = DEFAULT_MACHINE
-    compare: bool = False
-    workers: int = 2
-    clients: int = 2
-    worker_deaths: int = 3
-    progress: bool | Callable[[Progress], None] | None = None
-    ranges: Mapping[int, tuple[float, float]] | None = None
-    outside: str = "error"
-    keys: int = 32
-    sampled: int = 32
-    calibration: Calibration | None = None
-
-    def __post_init__(self) -> None:
-        find(self.backend)
-        if self.outside not in ("error", "warn"):
-            raise BackendError(f"outside={self.outside!r} must be 'error' or 'warn'")
-        least = {"workers": 1, "clients": 1, "worker_deaths": 0, "keys": 1, "sampled": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise BackendError(f"{name}={value!r} must be a whole number, at least {low}")
-
-    @property
-    def encrypts(self) -> bool:
-        return find(self.backend).encrypts
+__all__ = ["Session", "check_params", "compiled", "session"]
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A batch: arguments, evaluated exactly; where its phases are told; whether it is compared."""
+    """A batch: arguments, evaluated exactly if it is checked; public results by number; where its
+    phases are told; how it is run.
+    """
 
     args: Sequence[Any]
     exact: twin.Exact
+    public: Mapping[int, np.ndarray]
     reporter: Phases
-    compare: bool
+    asked: Asked
 
 
 class Session:
@@ -131,6 +101,7 @@ class Session:
         self._told: Callable[[Progress], None] = lambda p: None
         self._exits = contextlib.ExitStack()
         self._encrypted: processes.Session | None = None
+        self._local: dict[str, LeftHere] = {}
 
     def __enter__(self) -> Session:
         """Hold the folders, if they are not temporary: nobody else uses them until the end."""
@@ -152,12 +123,18 @@ class Session:
         return self._open().done(str(batch))
 
     def forget(self, batch: int | str) -> None:
-        """Remove what the run folder and the client's folder hold of a batch."""
-        if self.options.encrypts and self._where[0] is not None:
+        """Remove what either side holds of a batch, and what it left to go on from."""
+        self._local.pop(str(batch), None)
+        if self.options.encrypts and (self._where[0] is not None or self._encrypted is not None):
             self._open().forget(str(batch))
 
     def run(
-        self, *args: Any, batch: int | str | None = None, compare: bool | None = None
+        self,
+        *args: Any,
+        batch: int | str | None = None,
+        after: int | str | None = None,
+        compare: bool | None = None,
+        check: bool = True,
     ) -> Report:
         """Run the Program on a batch of arguments, and report as `he_backend.run` does.
 
@@ -165,60 +142,111 @@ class Session:
           args: of the Program; encrypted and public ones may differ from batch to batch.
           batch: its name: digits for a number, otherwise letters, digits, "_", "-" and ".". By
             default batches are numbered from 0 in the order of the calls.
+          after: a batch whose carried results, still encrypted, are the carried arguments of this
+            one. These are neither encrypted nor looked at, but by the checks: without them, None
+            may stand for one.
           compare: whether this one is compared operation by operation; as the session by default.
             A comparison takes about as long as the evaluation, so of many batches some will do.
+            One that goes on from another is held against the function of what that one left, which
+            the key holder decrypts: errors are those of this batch alone.
+          check: whether the function is evaluated in the clear, too: by a twin on the arguments,
+            whose carried ones are then what the caller believes them to be, and on plain vectors
+            for overflow. Without, ranges that the client checks are those of the session, and the
+            report has nothing exact.
 
         Raises:
-          RunFolderError: the run folder holds a batch of this name with other arguments.
+          RunFolderError: the run folder holds a batch of this name with other arguments, or going
+            on from another batch; or what `after` left is gone, damaged, or not finished.
+          BackendError: nothing is carried, or no batch `after` has been run.
           Others as `he_backend.run` does.
         """
-        compares = self.options.compare if compare is None else compare
+        compares = self.options.compare and check if compare is None else compare
+        asked = Asked(
+            str(self._count if batch is None else batch),
+            compares,
+            None if after is None else str(after),
+            check,
+        )
         with reporting(self.options.progress) as shown:
-            return self.report(args, batch, Phases(shown), compare=compares)
+            report = self.report(args, asked, Phases(shown))
+        self._count += batch is None
+        return report
+
+    def read(self, batch: int | str) -> Any:
+        """The function's result of a finished batch, with what is carried, decrypted by the key
+        holder from what the batch left. It is for the client only.
+
+        Raises:
+          RunFolderError: there is no such batch, it is not finished, or what it left is gone or
+            damaged. ValueRangeError: of values that it cannot have left.
+        """
+        return tree_util.tree_unflatten(self.program.out_tree, self._leaves(str(batch)))
+
+    def _leaves(self, batch: str) -> list[Any]:
+        """All leaves of the result of a finished batch."""
+        if self.options.encrypts:
+            vectors, public = self._open().read(batch, self.options.ranges or {})
+        else:
+            vectors, public = self._left_here(batch).read(self.circuit)
+        return leaves_of(self.circuit, vectors, public, carried=True)
 
     def report(
-        self,
-        args: Sequence[Any],
-        batch: int | str | None,
-        reporter: Phases,
-        aim: Aim | None = None,
-        *,
-        compare: bool,
+        self, args: Sequence[Any], asked: Asked, reporter: Phases, aim: Aim | None = None
     ) -> Report:
         """What `run` does, its phases told to `reporter`.
 
         aim: what the Circuit was planned for, if nothing has been run yet and it may be planned
           anew where a level does not hold the values.
         """
-        reporter.phase("evaluating the exact twin")
-        exact = twin.evaluate(self.program, args, keep_ops=compare)
-        self._check_values(exact)
-        for message in exact.outside:
-            warnings.warn(str(message), stacklevel=3)
+        given = self._given(args, asked, reporter)
         self._told = Told(self.options.progress, reporter)
         attempt = self._checked if self.options.encrypts else self._in_the_clear
-        given = _Given(args, exact, reporter, compare)
         self.circuit, found = with_room(
-            *(self.program, self.circuit, aim, args, exact.inputs),
+            *(self.program, self.circuit, aim, given.args, given.exact.inputs),
             lambda circuit: attempt(circuit, given),
             reporter.phase,
         )
-        if isinstance(found, Outcome):
-            outcome = found
-        else:
-            name = str(self._count if batch is None else batch)
-            outcome = self._in_processes(given, found, name)
-        evaluating.check_ledger(self.circuit, outcome.spent)
+        outcome = found if isinstance(found, Outcome) else self._in_processes(given, found)
+        follows = asked.after is not None
+        evaluating.check_ledger(self.circuit, outcome.spent, follows=follows)
         prediction = None
-        if compare:
+        if asked.compare:
             reporter.phase(f"predicting the error under {self.options.keys} keys")
             among = outcome.vectors if self.options.sampled else None
-            prediction = self._predicted(args, self.options.keys, among)
+            prediction = self._predicted(given.args, self.options.keys, among)
             reporter.phase("comparing")
-        self._count += batch is None
         return self._report(given, outcome, prediction)
 
     # Before anything is encrypted
+
+    def _given(self, args: Sequence[Any], asked: Asked, reporter: Phases) -> _Given:
+        """The batch, evaluated in the clear if it is to be checked. Raises as `run`."""
+        program, circuit = self.program, self.circuit
+        if asked.after is not None:
+            if not circuit.carried:
+                raise BackendError(
+                    f"batch {asked.name!r} is to go on from {asked.after!r}, but the circuit "
+                    "carries nothing: hesim.compile(program, params, carried={argument: result})"
+                )
+            if asked.compare:
+                reporter.phase(f"decrypting what batch {asked.after} left")
+                args = with_carried(program, circuit, args, self._leaves(asked.after))
+            elif not asked.check:
+                args = filled(program, circuit, args)
+        if not asked.check:
+            exact = twin.unchecked(program, args)
+            return _Given(args, exact, self._public(args), reporter, asked)
+        reporter.phase("evaluating the exact twin")
+        exact = twin.evaluate(program, args, keep_ops=asked.compare)
+        self._check_values(exact)
+        for message in exact.outside:
+            warnings.warn(str(message), stacklevel=4)
+        leaves = tree_util.tree_leaves(exact.outputs)
+        public = {k: leaf for k, leaf in enumerate(leaves) if circuit.outputs[k] is None}
+        return _Given(args, exact, public, reporter, asked)
+
+    def _public(self, args: Sequence[Any]) -> dict[int, np.ndarray]:
+        return public_results(self.program, self.program.flatten(args))
 
     def _check_values(self, exact: twin.Exact) -> None:
         """Raises what is known to go wrong before anything runs: values outside of a polynomial's
@@ -245,9 +273,11 @@ class Session:
         """Ranges of what the client will see, unless a value overflows somewhere. A server cannot
         see a value wrap around; the twin on plain vectors can, beforehand.
         """
+        if not given.asked.check:
+            return dict(self.options.ranges or {})
         given.reporter.phase("checking for overflow on plain vectors")
         operands = self._operands(circuit, given.args)
-        work = operands, self._decrypt(circuit, given.compare), given.reporter
+        work = operands, self._decrypt(circuit, given.asked.compare), given.reporter
         found = evaluating.check_on_slots(circuit, given.exact.inputs, *work)
         return {**found, **(self.options.ranges or {})}
 
@@ -255,29 +285,53 @@ class Session:
 
     def _in_the_clear(self, circuit: Circuit, given: _Given) -> Outcome:
         given.reporter.phase("evaluating on plain vectors")
+        after, inputs = given.asked.after, given.exact.inputs
+        state = {} if after is None else dict(self._left_here(after).ciphers)
         made = find(self.options.backend).load()
         machine = made.generate(circuit.params, circuit.rotation_steps, circuit.slots)
-        return evaluating.in_the_clear(
-            *(circuit, machine, given.exact.inputs, self._operands(circuit, given.args)),
-            *(self._decrypt(circuit, given.compare), self.options.ranges, self._told),
+        outcome = evaluating.in_the_clear(
+            *(circuit, machine, inputs, self._operands(circuit, given.args)),
+            *(self._decrypt(circuit, given.asked.compare), self.options.ranges, self._told),
+            state if circuit.carried else None,
         )
+        if circuit.carried:
+            left = LeftHere(machine, state, outcome.vectors, given.public)
+            self._local[given.asked.name] = left
+        return outcome
 
-    def _in_processes(
-        self, given: _Given, ranges: Mapping[int, tuple[float, float]], name: str
-    ) -> Outcome:
+    def _left_here(self, batch: str) -> LeftHere:
+        if batch not in self._local:
+            known = ", ".join(self._local) or "none yet"
+            raise BackendError(
+                f"no batch {batch!r} was run to go on from, but {known}: run it first"
+            )
+        return self._local[batch]
+
+    def _in_processes(self, given: _Given, ranges: Mapping[int, tuple[float, float]]) -> Outcome:
         circuit, held = self.circuit, self._open()
-        operands, decrypt = (
-            self._operands(circuit, given.args),
-            self._decrypt(circuit, given.compare),
-        )
-        result = held.run(processes.Batch(given.exact.inputs, operands, ranges, name, decrypt))
+        batch = self._batch(given, ranges)
+        done = held.run(batch)
+        decrypt = batch.decrypted(held.setup)
         vectors: Mapping[int, np.ndarray] = Vectors(
-            decrypt, lambda c: result.vector(c, circuit.slots)
+            decrypt, lambda c: done.vector(c, circuit.slots)
         )
-        if self._where[0] is None:
+        if self._where[0] is None and not circuit.carried:
             vectors = {c: vectors[c] for c in decrypt}
-            held.forget(name)
-        return Outcome.of(result, vectors, self._predicted_peak)
+            held.forget(batch.name)
+        return Outcome.of(done, vectors, self._predicted_peak)
+
+    def _batch(self, given: _Given, ranges: Mapping[int, tuple[float, float]]) -> processes.Batch:
+        """What the processes are told of a batch."""
+        circuit, asked = self.circuit, given.asked
+        return processes.Batch(
+            given.exact.inputs,
+            self._operands(circuit, given.args),
+            ranges,
+            asked.name,
+            self._decrypt(circuit, asked.compare),
+            asked.after,
+            given.public if circuit.carried else {},
+        )
 
     def _open(self) -> processes.Session:
         """The session in processes, in folders that are this one's from now on."""
@@ -337,14 +391,14 @@ class Session:
     def _report(
         self, given: _Given, outcome: Outcome, prediction: Mapping[int, OpPrediction] | None
     ) -> Report:
-        args, exact, compare = given.args, given.exact, given.compare
+        args, exact, compare = given.args, given.exact, given.asked.compare
         circuit, options, spent = self.circuit, self.options, outcome.spent
         vectors = outcome.vectors if compare else None
         ops, overall = op_records(
             circuit, exact, vectors, prediction, spent, encrypted=options.encrypts
         )
         return Report(
-            outputs=_outputs(self.program, circuit, outcome.vectors, exact.outputs),
+            outputs=result(self.program, circuit, outcome.vectors, given.public),
             exact=exact.outputs,
             encrypted=options.encrypts,
             backend=options.backend,
@@ -504,15 +558,3 @@ def _bound(program: Program, circuit: Circuit) -> Circuit:
         return bound(circuit, program)
     except ParameterError as error:
         raise BackendError(str(error)) from error
-
-
-def _outputs(
-    program: Program, circuit: Circuit, vectors: Mapping[int, np.ndarray], exact: Any
-) -> Any:
-    """fn's result out of decrypted vectors; leaves that are public come from the exact one."""
-    leaves = tree_util.tree_leaves(exact)
-    read = [
-        leaf if tap is None else tap.read(vectors)
-        for tap, leaf in zip(circuit.outputs, leaves, strict=True)
-    ]
-    return tree_util.tree_unflatten(program.out_tree, read)

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,13 @@ class Processes:
         served = begin_attempt(folders.exchange, claimed.name, self.setup.circuit)
         known["decrypt"] = decrypt = batch.decrypted(self.setup)
         missing = missing_values(folders, claimed.name, self.setup.circuit.slots, decrypt)
-        held = {"operands": claimed.operands, "missing": missing, "served": served}
+        held: dict[str, Any] = {"operands": claimed.operands, "missing": missing, "served": served}
+        known["follows"] = batch.after is not None
+        if batch.after is not None:
+            before, _, name = claimed.after.partition("/")
+            held["after"] = {"batch": before, "name": name}
         self._tell(server.link, {**known, **held})
-        ranges = {str(c): [_finite(lo), _finite(hi)] for c, (lo, hi) in batch.ranges.items()}
+        ranges = _plain(batch.ranges)
         for child in clients:
             self._tell(child.link, {**known, "inputs": claimed.inputs, "ranges": ranges})
         begun = self._first(server.link, "server")
@@ -152,6 +156,27 @@ class Processes:
         for child in clients:
             self._first(child.link, child.name)
         self._tell(server.link, {"type": "begin"})
+
+    def read(
+        self,
+        folders: Folders,
+        name: str,
+        ranges: Mapping[int, tuple[float, float]],
+        asked: Iterable[tuple[dict[str, Any], list[bytes]]],
+    ) -> None:
+        """Have a process of the key holder's decrypt what a batch left; no other is started.
+
+        Args:
+          folders, name: of the batch. ranges: as of a Batch. asked: `states.reading.requests`.
+        """
+        self._spawn("reader", "he_backend.processes.client", folders.client)
+        link = self.children[0].link
+        config = {**self._for_client(""), "type": "read", "batch": folders.batch, "name": name}
+        self._tell(link, {**config, "ranges": _plain(ranges)})
+        for header, blobs in asked:
+            with contextlib.suppress(ProtocolError):
+                send(link, header, blobs)
+            self._first(link, "reader")
 
     def _note_processes(self, header: dict[str, Any]) -> None:
         self.pids.update((str(name), int(pid)) for name, pid in header["processes"].items())
@@ -382,6 +407,11 @@ def well_formed(name: str) -> Iterator[None]:
         raise ProtocolError(
             f"the {name} process sent a message that is none of its own ({error!r})"
         ) from error
+
+
+def _plain(ranges: Mapping[int, tuple[float, float]]) -> dict[str, list[float | None]]:
+    """Ranges as JSON has them."""
+    return {str(c): [_finite(low), _finite(high)] for c, (low, high) in ranges.items()}
 
 
 def _finite(bound: float) -> float | None:

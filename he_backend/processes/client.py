@@ -33,6 +33,8 @@ from he_backend.processes.folders import Folders, read_manifest, verify_files, v
 from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.privacy import keep_private
+from he_backend.processes.states import reading
+from he_backend.processes.states.left import carried_inputs
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.plain.execute import with_source
 from hesim.circuit.refresher import KEY_HOLDER
@@ -86,11 +88,12 @@ class _Client:
             self.circuit,
             self.machine,
             _inputs(folders, config["inputs"]),
-            {int(c): _range(*bounds) for c, bounds in config["ranges"].items()},
+            {int(c): reading.ends(*bounds) for c, bounds in config["ranges"].items()},
             folders.values,
             run,
         )
-        self.exchange = Exchange(folders.exchange, run, self.circuit)
+        carried = carried_inputs(self.circuit) if config.get("follows") else ()
+        self.exchange = Exchange(folders.exchange, run, self.circuit, carried)
         self.decrypt = frozenset(int(c) for c in config.get("decrypt", self.decrypt))
         self.open = True
         send(self.control, {"type": "batch"})
@@ -196,10 +199,6 @@ def _discard(link: socket.socket) -> bool:
         return False
 
 
-def _range(low: float | None, high: float | None) -> tuple[float, float]:
-    return (-np.inf if low is None else float(low), np.inf if high is None else float(high))
-
-
 def _circuit(config: dict[str, Any]) -> Circuit:
     """What may be asked for: the Circuit of the caller, whatever the server may have of it."""
     path = Path(config["circuit"])
@@ -230,6 +229,10 @@ def main() -> None:
     try:
         config, _ = receive(control)
         if config.get("type") == "stop":  # before there was anything to do
+            return
+        if config.get("type") == "read":
+            folders, circuit = Folders(Path(os.devnull), Path(config["client"])), _circuit(config)
+            reading.serve(control, config, circuit, _machine(circuit, config, folders))
             return
         client = _Client(control, config)
     except ProtocolError as error:  # the server, or the caller, knows why

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,14 @@ class Exchange:
       path: a file of lines, in the client's folder; made if absent.
       run: name of the run.
       circuit: says what depends on what.
+      carried: input instructions that the server has from another batch: nobody encrypts them.
     """
 
-    def __init__(self, path: Path, run: str, circuit: Circuit):
+    def __init__(self, path: Path, run: str, circuit: Circuit, carried: Collection[int] = ()):
         self.path = path
         self.run = run
         self.circuit = circuit
+        self.carried = frozenset(carried)
         self.served: set[int] = set()
         self.ended = False
         self._now: set[tuple[str, int]] = set()
@@ -93,13 +95,17 @@ class Exchange:
         """Note a request, before it is served.
 
         Raises:
-          ProtocolError: it was served in this attempt, or it needs what was never served, or the
-            exchange has ended.
+          ProtocolError: it was served in this attempt, or it needs what was never served, or is
+            carried from another batch, or the exchange has ended.
         """
         with self.held():
             if self.ended:
                 raise ProtocolError("a request came after the exchange had ended")
             for i in numbers:
+                if kind == "input" and i in self.carried:
+                    raise ProtocolError(
+                        f"the server asks for input {i}, which it has from the batch before"
+                    )
                 if (kind, i) in self._now:
                     raise ProtocolError(f"the server asks for {kind} {i} a second time")
                 if kind != "input" and not self._possible(kind, i):
@@ -137,7 +143,7 @@ class Exchange:
         while stack:
             c = stack.pop()
             if self.circuit.kind[c] in (Kind.INPUT, Kind.REFRESH):
-                if c not in self.served:
+                if c not in self.served and c not in self.carried:
                     return False
                 continue
             for a in self.circuit.operands(c):

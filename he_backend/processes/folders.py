@@ -2,10 +2,10 @@
 
     run_dir/            server: circuit.npz, operands/, keys/ (public, relinearization, rotation),
                         run.json, server.log
-      batches/NAME/     of a batch: store/, journal.jsonl, run.json
+      batches/NAME/     of a batch: store/, journal.jsonl, run.json; carried/ for a next one
     run_dir.client/     client only, mode 0700: secret.key (0600), public.key, keys.json, run.json,
                         circuit.npz
-      batches/NAME/     of a batch: exchange.jsonl, inputs/, values/, run.json
+      batches/NAME/     of a batch: exchange.jsonl, inputs/, values/, run.json, public.npz
 
 Operands lie under the name of their digest, so that batches share those that they have in common.
 The secret key never enters `run_dir`.
@@ -133,6 +133,11 @@ class Folders:
         return self.work / "store"
 
     @property
+    def left(self) -> Path:
+        """What the batch leaves to those that go on from it."""
+        return self.work / "carried"
+
+    @property
     def journal(self) -> Path:
         return self.work / "journal.jsonl"
 
@@ -151,6 +156,11 @@ class Folders:
     @property
     def values(self) -> Path:
         return self.own / "values"
+
+    @property
+    def public(self) -> Path:
+        """What is public of the batch's results, as the caller computed it."""
+        return self.own / "public.npz"
 
     @property
     def client_identity(self) -> Path:
@@ -201,6 +211,11 @@ class Folders:
         results = (*self.store.glob("c*.ct"), *self.values.glob("v*.f64"))
         for path in (self.journal, self.exchange, *results):
             path.unlink(missing_ok=True)
+        self.forget_left()
+
+    def forget_left(self) -> None:
+        """Remove what this batch left to others."""
+        shutil.rmtree(self.left, ignore_errors=True)
 
     def forget_all(self) -> None:
         """Remove all batches, on either side."""

@@ -13,7 +13,7 @@ import json
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,17 @@ from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.table import inherited
 from hesim.files import bound_digest, sweep, write_whole
 
-__all__ = ["Claimed", "ClaimedBatch", "claim", "claim_batch", "known_batch", "operands_in_use"]
+__all__ = [
+    "Claimed",
+    "ClaimedBatch",
+    "claim",
+    "claim_batch",
+    "known_batch",
+    "operands_in_use",
+    "went_on_from",
+]
 
-_FORMAT = 5
+_FORMAT = 6
 """Raised when files of a run folder change their form, or tasks their cut: older ones are refused,
 not misread.
 """
@@ -43,6 +51,7 @@ _DIFFERENCES = {
     "task_seconds": "task_seconds",
     "costs": "the table of costs (HESIM_COSTS), by which tasks are cut",
     "decrypt": "which values are decrypted (compare, sampled)",
+    "after": "batch that it goes on from",
 }
 
 
@@ -65,11 +74,13 @@ class ClaimedBatch:
     Attributes:
       name: of the batch, as unique as a run's.
       operands, inputs: SHA-256 of each array's file, in order.
+      after: the batch that it goes on from, as "NAME/UNIQUE NAME", "" if from none.
     """
 
     name: str
     operands: list[str]
     inputs: list[str]
+    after: str = ""
 
 
 def claim(
@@ -120,6 +131,7 @@ def claim_batch(
     inputs: Sequence[np.ndarray],
     decrypt: Sequence[int],
     written: Mapping[str, Path] | None = None,
+    after: str = "",
 ) -> ClaimedBatch:
     """Write a batch's files, after checking that its folders hold this very batch or none.
 
@@ -127,6 +139,7 @@ def claim_batch(
       folders: of the batch. run: name of the run, whose folders are held.
       operands, inputs: public operands and encrypted leaves. decrypt: ciphertexts to decrypt.
       written: digests of operands that this process has written or checked already.
+      after: the batch that it goes on from, as in ClaimedBatch.
 
     Raises:
       RunFolderError: the folders hold another batch, or one whose run.json is gone or damaged.
@@ -137,10 +150,11 @@ def claim_batch(
         sweep(folder)
     public, secret = [ArrayFile(x) for x in operands], [ArrayFile(x) for x in inputs]
     claimed = ClaimedBatch(
-        known_batch(folders, run), [x.digest for x in public], [x.digest for x in secret]
+        known_batch(folders, run), [x.digest for x in public], [x.digest for x in secret], after
     )
     digests = {"operands": _digest(claimed.operands), "inputs": _digest(claimed.inputs)}
     digests["decrypt"] = _digest(map(str, decrypt))
+    digests["after"] = after
     if claimed.name:
         _refuse_another_batch(folders, digests)
     for file in public:
@@ -151,7 +165,14 @@ def claim_batch(
     if claimed.name:
         return claimed
     name = _begin_batch(folders, run, digests, claimed.operands)
-    return ClaimedBatch(name, claimed.operands, claimed.inputs)
+    return replace(claimed, name=name)
+
+
+def went_on_from(folders: Folders) -> str:
+    """The batch that the one in these folders goes on from, as in ClaimedBatch. RunFolderError if
+    its run.json is damaged.
+    """
+    return str(_identity("server", folders.batch_identity).get("after", ""))
 
 
 def known_batch(folders: Folders, run: str) -> str:

@@ -65,6 +65,9 @@ class Batch:
       ranges: calibrated ranges (low, high) of slot values, by ciphertext.
       name: of its folders.
       decrypt: ciphertexts to decrypt; those of the Setup by default.
+      after: name of a batch whose carried results take the place of carried inputs, which are
+        neither looked at nor encrypted then.
+      public: public leaves of the result, by number, kept for whoever reads what the batch leaves.
     """
 
     inputs: Sequence[np.ndarray]
@@ -72,6 +75,8 @@ class Batch:
     ranges: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     name: str = "0"
     decrypt: Sequence[int] | None = None
+    after: str | None = None
+    public: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     def decrypted(self, setup: Setup) -> list[int]:
         """Ciphertexts to decrypt."""

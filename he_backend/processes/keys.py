@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ def ensure_keys(
       What it took.
 
     New keys are made only where a keys.json is gone. They cannot read what was computed under
-    others, so the work at batches that are not finished is removed then, with a RunFolderWarning.
+    others, so the work at batches that are not finished is removed then, with a RunFolderWarning,
+    and what finished ones left to go on from.
 
     Raises:
       BlobError: a key file is missing, truncated, altered, or of another pair.
@@ -92,12 +93,15 @@ def ensure_keys(
     if folders.key_manifest.exists() and folders.client_keys.exists():
         _verify(folders, wanted)
         return MadeKeys()
-    begun = [batch for batch in map(folders.of_batch, folders.batches) if not _done(batch, run)]
-    _warn_of_lost_work(folders, begun)
+    batches = list(map(folders.of_batch, folders.batches))
+    begun = [batch for batch in batches if not _done(batch, run)]
+    _warn_of_lost_work(folders, begun, [batch for batch in batches if batch.left.is_dir()])
     folders.key_manifest.unlink(missing_ok=True)
     folders.client_keys.unlink(missing_ok=True)
     for batch in begun:
         batch.forget()
+    for batch in batches:
+        batch.forget_left()
     job = {
         **wanted,
         "keys": str(folders.keys),
@@ -155,17 +159,21 @@ def _verify(folders: Folders, wanted: dict[str, Any]) -> None:
         )
 
 
-def _warn_of_lost_work(folders: Folders, begun: Iterable[Folders]) -> None:
-    """Say what new keys cost, if anything was computed under those whose keys.json is gone."""
+def _warn_of_lost_work(folders: Folders, begun: Iterable[Folders], left: Sequence[Folders]) -> None:
+    """Say what new keys cost, if anything was computed under those whose keys.json is gone.
+
+    begun: batches that are not finished. left: those that left something to go on from.
+    """
     tasks = sum(
         max(_count(batch.journal, b'{"task":'), _count(batch.exchange, b'{"kind":'))
         for batch in begun
     )
-    if tasks:
+    if tasks or left:
         gone = [p for p in (folders.key_manifest, folders.client_keys) if not p.exists()]
         warnings.warn(
             f"{' and '.join(map(str, gone))} is gone, and with it the use of the keys: new ones "
-            f"are made, and the {tasks} tasks that were finished under the old ones run again",
+            f"are made, and the {tasks} tasks that were finished under the old ones run again"
+            + (f"; what {len(left)} batches left to go on from is lost" if left else ""),
             RunFolderWarning,
             stacklevel=2,
         )

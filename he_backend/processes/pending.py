@@ -20,6 +20,7 @@ class Pending:
       store: the ciphertexts that these left.
       missing: ciphertexts whose decrypted values the client has no more.
       served: inputs and refreshes that the client knows to have served; None if it was not asked.
+      left: where the batch keeps what is carried; None if it carries nothing.
 
     Attributes:
       done: numbers of finished tasks. waiting: of the others, each with those that it waits for.
@@ -34,8 +35,10 @@ class Pending:
         store: Store,
         missing: Iterable[int] = (),
         served: Iterable[int] | None = None,
+        left: Store | None = None,
     ):
         self.schedule = schedule
+        self._left = left
         self._missing = frozenset(missing)
         self._served = None if served is None else frozenset(served)
         done = {n for n in journal.records if self._kept(schedule.tasks[n])}
@@ -54,14 +57,16 @@ class Pending:
         for number, before in self.waiting.items():
             for t in before:
                 self._followers.setdefault(t, []).append(number)
-        self._ready: dict[bool, list[int]] = {False: [], True: []}
+        self._ready: dict[str, list[int]] = {"worker": [], "client": [], "server": []}
         for number, before in self.waiting.items():
             if not before:
                 self._make_ready(number)
 
-    def take(self, *, client: bool) -> Task | None:
-        """The first task that is ready, of a client or of a worker; None if there is none."""
-        ready = self._ready[client]
+    def take(self, side: str) -> Task | None:
+        """The first task that is ready for a "worker", a "client" or the "server"; None if there is
+        none.
+        """
+        ready = self._ready[side]
         return self.schedule.tasks[heapq.heappop(ready)] if ready else None
 
     def put_back(self, task: Task) -> None:
@@ -81,13 +86,17 @@ class Pending:
         return [c for c in task.needs if self.done.issuperset(consumers[c])]
 
     def _make_ready(self, number: int) -> None:
-        heapq.heappush(self._ready[self.schedule.tasks[number].client], number)
+        heapq.heappush(self._ready[self.schedule.tasks[number].side], number)
 
     def _kept(self, task: Task) -> bool:
-        """Whether the client still has what it decrypted, and knows what it encrypted."""
+        """Whether the client still has what it decrypted, and knows what it encrypted, and the
+        server what is carried.
+        """
         if task.kind == "decrypt":
             return self._missing.isdisjoint(task.instructions)
-        if task.kind == "evaluate" or self._served is None:
+        if task.kind == "keep":
+            return self._left is not None and all(map(self._left.holds, task.instructions))
+        if not task.client or self._served is None:
             return True
         return self._served.issuperset(task.instructions)
 

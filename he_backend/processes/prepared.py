@@ -76,11 +76,16 @@ class Prepared:
         operands = self._read(self._digests)
         self.executor = Executor(circuit, self.machine, operands, plain_bytes=kept)
 
-    def scheduled(self, decrypt: Sequence[int] | None) -> Schedule:
-        """The tasks of a batch that decrypts these ciphertexts; by default those of `config`."""
-        key = tuple(self._decrypt if decrypt is None else map(int, decrypt))
+    def scheduled(self, decrypt: Sequence[int] | None, *, follows: bool = False) -> Schedule:
+        """The tasks of a batch that decrypts these ciphertexts; by default those of `config`.
+
+        follows: whether it goes on from what another batch left.
+        """
+        wanted = tuple(self._decrypt if decrypt is None else map(int, decrypt))
+        key = (follows, *wanted)
         if key not in self._schedules:
-            self._schedules[key] = plan(self.circuit, key, self._task_seconds)
+            seconds = self._task_seconds
+            self._schedules[key] = plan(self.circuit, wanted, seconds, follows=follows)
         return self._schedules[key]
 
     def size(self, i: int) -> int:
@@ -150,7 +155,8 @@ class Prepared:
 
     def _instructions(self) -> Iterator[int]:
         """What workers execute, in the order in which they will."""
-        return (i for task in self.schedule.tasks if not task.client for i in task.instructions)
+        tasks = (task for task in self.schedule.tasks if task.side == "worker")
+        return (i for task in tasks for i in task.instructions)
 
     def load_keys(self) -> None:
         """Give the machine its keys. Raises BlobError if they are not those that were made."""

@@ -36,6 +36,7 @@ from he_backend.processes.memory import peak_bytes, private_bytes, shared_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.pending import Pending
 from he_backend.processes.prepared import Prepared, Stopped
+from he_backend.processes.states.left import Left, Source
 from he_backend.processes.store import Journal, Store
 from he_backend.processes.tasks import Task
 from he_backend.processes.transit import Arena, Transit
@@ -76,7 +77,8 @@ class _Batch:
     """One batch on the server's side: what is done of it, and where its ciphertexts lie.
 
     Args:
-      config: name and folder of the batch, digests of its operands, what the clients have of it.
+      config: name and folder of the batch, digests of its operands, what the clients have of it,
+        and which batch it goes on from, if from any.
       prepared, arena, durable: of the session.
     """
 
@@ -89,11 +91,15 @@ class _Batch:
         self.store = Store(folders.store, run)
         self.store.clean()
         self.journal = Journal(folders.journal, run)
-        self.schedule = prepared.scheduled(config.get("decrypt"))
+        self.source = self._source(config.get("after"), prepared)
+        follows = self.source is not None
+        self.schedule = prepared.scheduled(config.get("decrypt"), follows=follows)
+        self.left = Left(folders.left, run)
+        self.left.clean()
         self.journal.keep(len(self.schedule.tasks))
         served = config.get("served")
         missing = config.get("missing", ())
-        self.pending = Pending(self.schedule, self.journal, self.store, missing, served)
+        self.pending = Pending(self.schedule, self.journal, self.store, missing, served, self.left)
         self.transit = Transit(self.store, arena, prepared.size, durable)
         self.runner = TaskRunner(
             prepared.executor,
@@ -106,6 +112,26 @@ class _Batch:
         self.unheard = 0
         self.begun = False
         """Whether the clients are ready for it."""
+
+    def _source(self, after: Mapping[str, Any] | None, prepared: Prepared) -> Source | None:
+        """Where its carried inputs are, if they are another batch's results."""
+        if after is None:
+            return None
+        folder = prepared.folders.of_batch(str(after["batch"])).left
+        return Source(Left(folder, str(after["name"])), prepared.circuit, prepared.machine)
+
+    def do(self, task: Task) -> Spent:
+        """A task of the server's own: what is carried is taken from the batch before, or kept."""
+        started = time.thread_time()
+        for c in task.instructions:
+            if task.kind == "keep":
+                self.left.write(c, self.transit.read(c))
+            elif c in self.schedule.producer:
+                assert self.source is not None
+                self.transit.write(c, self.source.read(c))
+        spent = Spent()
+        spent.seconds[task.op] += time.thread_time() - started  # type: ignore[assignment]
+        return spent
 
     def finish(self, task: Task, spent: Spent) -> None:
         """Note a task that is done, and let go of what nobody reads any more."""
@@ -164,7 +190,8 @@ class Server:
         send(self.control, {"type": "ready", "peak": self.peak_before, **ready})
         while True:
             self._hand_out()
-            for key, _ in self.selector.select(self._patience()):
+            busy = self._do_own()
+            for key, _ in self.selector.select(0.0 if busy else self._patience()):
                 self._handle(key.fileobj)
             self.admission.show_out_the_silent()
             self._end_with_the_silent()
@@ -255,20 +282,36 @@ class Server:
     def _processes(self) -> dict[str, int]:
         return {"server": os.getpid(), **{w.name: w.pid for w in self.workers}}
 
-    def _hand_out(self) -> None:
-        """Tasks to all who are idle, unless the caller is far behind and could not stop them."""
+    def _going(self) -> _Batch | None:
+        """The batch at hand, unless the caller is far behind and could not stop what is begun."""
         batch = self.batch
         if batch is None or not batch.begun or batch.unheard >= int(self.config["ahead"]):
+            return None
+        return batch
+
+    def _do_own(self) -> bool:
+        """One task of the server's own, if there is one; whether there was."""
+        batch = self._going()
+        task = None if batch is None else batch.pending.take("server")
+        if batch is None or task is None:
+            return False
+        self._finish(task, batch.do(task))
+        return True
+
+    def _hand_out(self) -> None:
+        """Tasks to all who are idle."""
+        batch = self._going()
+        if batch is None:
             return
         for worker in list(self.workers):
-            if worker.task is None and (task := batch.pending.take(client=False)):
+            if worker.task is None and (task := batch.pending.take("worker")):
                 worker.task = task
                 try:
                     send(worker.link, self._order(task))
                 except ProtocolError:
                     self._replace(worker)
         for client in self.clients:
-            if client.task is None and (task := batch.pending.take(client=True)):
+            if client.task is None and (task := batch.pending.take("client")):
                 client.task = task
                 self._ask(client, task)
 

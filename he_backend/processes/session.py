@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,13 @@ from he_backend.processes.identity import (
     claim_batch,
     known_batch,
     operands_in_use,
+    went_on_from,
 )
 from he_backend.processes.job import Batch, Job, Setup
 from he_backend.processes.keys import MadeKeys, ensure_keys
 from he_backend.processes.messages import Progress
+from he_backend.processes.states import reading
+from he_backend.processes.states.left import left_by, without_carried
 from he_backend.processes.store import note_finished, read_finished, read_values
 from he_backend.processes.temporary import temporary_folders
 from hesim.circuit.plain.execute import Spent
@@ -131,16 +134,13 @@ class Session:
         """Run a batch, going on from what its folders hold of it; a finished one is read back.
 
         Raises:
-          RunFolderError: its folders hold another batch, are damaged, or cannot be written.
+          RunFolderError: its folders hold another batch, are damaged, or cannot be written; or what
+            it goes on from is gone, damaged, not finished, or another batch than it was.
           BackendError: whatever the client, the server or a worker reports, with operation and
             source.
         """
-        name = self._entered().name
         folders = self.setup.folders.of_batch(batch.name)
-        decrypt = batch.decrypted(self.setup)
-        given = batch.operands, batch.inputs, decrypt
-        claimed = claim_batch(folders, name, *given, self._written)
-        self._written.update((digest, folders.operand(digest)) for digest in claimed.operands)
+        claimed = self._claim(batch, folders)
         self._last = frozenset(claimed.operands)
         finished = self._finished(folders, claimed.name)
         if finished is not None:
@@ -158,6 +158,59 @@ class Session:
         note_finished(folders.journal, claimed.name, finished)
         taken = {"start_seconds": start_seconds, "key_seconds": made.seconds}
         return _result({**finished, **taken}, folders, claimed, skipped=int(finished["skipped"]))
+
+    def read(
+        self, name: str, ranges: Mapping[int, tuple[float, float]]
+    ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+        """Slot vectors of the results of a finished batch by ciphertext, with what it left, which
+        the key holder decrypts; and the public leaves of its result by number.
+
+        ranges: as of a Batch.
+
+        Raises:
+          RunFolderError: there is no such batch, it is not finished, or what it left is lost.
+          BackendError: what the key holder reports.
+        """
+        circuit, setup = self.setup.circuit, self.setup
+        entered = self._entered()
+        folders = setup.folders.of_batch(name)
+        _, _, unique = left_by(folders, entered.name, name).partition("/")
+        found, missing = reading.values_of(circuit, folders, unique)
+        if missing:
+            asked = reading.requests(circuit, folders, unique, missing)
+            with Processes(setup, entered) as processes:
+                processes.read(folders, unique, ranges, asked)
+            found, missing = reading.values_of(circuit, folders, unique)
+        if missing:
+            raise RunFolderError(
+                f"decrypted values are gone from {folders.values}, or damaged; read it again"
+            )
+        return found, reading.public_of(folders, unique)
+
+    def _claim(self, batch: Batch, folders: Folders) -> ClaimedBatch:
+        """Write a batch's files; those of one that is finished need no batch before it any more."""
+        run, after, inputs = self._entered().name, "", batch.inputs
+        if batch.after is not None:
+            if not self.setup.circuit.carried:
+                raise BackendError(
+                    f"the batch {batch.name!r} is to go on from {batch.after!r}, but the circuit "
+                    f"carries nothing: hesim.compile(program, params, carried={{argument: result}})"
+                )
+            inputs = without_carried(self.setup.circuit, inputs)
+            after = self._forgotten(batch, folders) or left_by(folders, run, batch.after)
+        given = batch.operands, inputs, batch.decrypted(self.setup)
+        claimed = claim_batch(folders, run, *given, self._written, after)
+        if self.setup.circuit.carried:
+            reading.note_public(folders, claimed.name, batch.public)
+        self._written.update((digest, folders.operand(digest)) for digest in claimed.operands)
+        return claimed
+
+    def _forgotten(self, batch: Batch, folders: Folders) -> str:
+        """What a finished batch went on from, if nothing is left of that one."""
+        if batch.after in self.setup.folders.batches or not self.done(batch.name):
+            return ""
+        found = went_on_from(folders)
+        return found if found.startswith(f"{batch.after}/") else ""
 
     def forget(self, name: str) -> None:
         """Remove what there is of a batch on either side: inputs, outputs, work in progress; and

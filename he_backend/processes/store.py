@@ -30,10 +30,12 @@ __all__ = [
     "Store",
     "bound_line",
     "note_finished",
+    "read_bound",
     "read_finished",
     "read_line",
     "read_values",
     "storing",
+    "write_bound",
     "write_values",
 ]
 
@@ -94,20 +96,28 @@ class ArrayFile:
 
 def write_values(folder: Path, run: str, cipher: int, vector: np.ndarray) -> None:
     """Keep the decrypted slot values of a ciphertext of a run. Raises StorageError."""
-    name = f"v{cipher}.f64"
     data = np.ascontiguousarray(vector, np.float64).tobytes()
-    with storing(folder / name):
-        write_whole(folder / name, data + bound_digest(run, name, data), mode=0o600)
+    write_bound(folder / f"v{cipher}.f64", run, data)
 
 
 def read_values(folder: Path, run: str, cipher: int) -> np.ndarray | None:
     """float64[slots]: what `write_values` kept; None if it is gone, damaged, or another's."""
-    name = f"v{cipher}.f64"
+    data = read_bound(folder / f"v{cipher}.f64", run)
+    return None if data is None or len(data) % 8 else np.frombuffer(data)
+
+
+def write_bound(path: Path, run: str, data: bytes) -> None:
+    """Write a file for its owner only, bound to its name and to a run. Raises StorageError."""
+    with storing(path):
+        write_whole(path, data + bound_digest(run, path.name, data), mode=0o600)
+
+
+def read_bound(path: Path, run: str) -> bytes | None:
+    """What `write_bound` wrote; None if it is gone, damaged, or another's."""
     try:
-        data = _read_bound(folder / name, run)
+        return _read_bound(path, run)
     except FileNotFoundError:
         return None
-    return None if data is None or len(data) % 8 else np.frombuffer(data)
 
 
 def _read_bound(path: Path, run: str) -> bytes | None:
@@ -156,11 +166,14 @@ class Store:
 
     def write(self, cipher: int, blob: bytes) -> None:
         """Keep the bytes of a ciphertext. Raises StorageError."""
+        # Not flushed to the disk: after a loss of power the digest tells, and it is made again.
+        self._write(cipher, blob, durable=False)
+
+    def _write(self, cipher: int, blob: bytes, *, durable: bool) -> None:
         path = self.path(cipher)
         with storing(path):
-            # Not flushed to the disk: after a loss of power the digest tells, and it is made again.
             digest = bound_digest(self.run, path.name, blob)
-            write_whole(path, b"".join((blob, digest)), durable=False)
+            write_whole(path, b"".join((blob, digest)), durable=durable)
 
     def read(self, cipher: int) -> bytes:
         """The bytes of a ciphertext. Raises RunFolderError if the file is gone or damaged."""

@@ -4,7 +4,8 @@ Between two visits to the client, instructions are put into depth-first order fr
 results backwards, so that what is made is used soon, and cut into pieces of about a predicted tenth
 of a second, several at a time that do not wait for each other: most ciphertexts then never leave
 the task that makes them, and workers seldom wait. Inputs, refreshes and decryptions are the
-client's tasks. A task depends only on tasks before it, so any ready-first order ends; of those that
+client's tasks; the server itself keeps what is carried to the next batch, and takes it from there.
+A task depends only on tasks before it, so any ready-first order ends; of those that
 could run, the ones with the most to do behind them come first. The plan is a function of the
 Circuit and of the table of costs: a resumed run finds the same tasks.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +37,8 @@ _LEAST = 0.05
 too.
 """
 
+_SIDES = {"evaluate": "worker", "carry": "server", "keep": "server"}
+
 _URGENT = 16
 """Tasks among which the most urgent is looked for: further ones would keep more in memory."""
 
@@ -46,8 +49,10 @@ class Task:
 
     Attributes:
       id: position in the plan; every task it waits for has a smaller one.
-      kind: "evaluate" (a worker), or "input", "refresh", "decrypt" (the client).
-      instructions: ascending; for "decrypt" the ciphertexts to decrypt.
+      kind: "evaluate" (a worker), "input", "refresh", "decrypt" (the client), or "carry", "keep"
+        (the server itself): carried inputs that are taken from the batch before, and results that
+        are kept for the one after.
+      instructions: ascending; for "decrypt" and "keep" ciphertexts.
       needs: ciphertexts made by other tasks. gives: results that other tasks need.
       seconds: predicted.
       op: Program operation of its last instruction, -1 for inputs.
@@ -62,8 +67,13 @@ class Task:
     op: int
 
     @property
+    def side(self) -> str:
+        """Who does it: "worker", "client" or "server"."""
+        return _SIDES.get(self.kind, "client")
+
+    @property
     def client(self) -> bool:
-        return self.kind != "evaluate"
+        return self.side == "client"
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Schedule:
     @cached_property
     def last_readers(self) -> dict[int, int]:
         """Of each ciphertext that a worker reads, the last of its tasks that does."""
-        return {c: task.id for task in self.tasks if not task.client for c in task.needs}
+        return {c: t.id for t in self.tasks if t.side == "worker" for c in t.needs}
 
     def most_bytes(self, circuit: Circuit) -> int:
         """Bytes of ciphertexts on their way between tasks, at most, if these run one by one."""
@@ -143,24 +153,29 @@ def predicted_seconds(circuit: Circuit) -> np.ndarray:
     return seconds
 
 
-def plan(circuit: Circuit, decrypt: Iterable[int], target: float = 0.1) -> Schedule:
+def plan(
+    circuit: Circuit, decrypt: Iterable[int], target: float = 0.1, *, follows: bool = False
+) -> Schedule:
     """The tasks of a Circuit.
 
     Args:
       circuit: the instructions.
       decrypt: ciphertexts that the client decrypts: outputs, and taps in a comparing run.
       target: seconds that a task should take, where the Circuit allows it.
+      follows: whether carried inputs are those of the batch before. Tasks are cut alike without.
     """
     seconds = predicted_seconds(circuit)
+    carried = {i for _, i in circuit.carried}
     operands = [circuit.operands(i) for i in range(len(circuit))]
     client = np.isin(circuit.kind, (Kind.INPUT, Kind.REFRESH))
     rounds = _rounds(circuit, operands, client)
     pieces: list[list[int]] = []
     for members in rounds:
         if client[members[0]]:
-            pieces += _batches(
-                members, seconds, min(target, float(seconds[members].sum()) / _LANES)
-            )
+            share = min(target, float(seconds[members].sum()) / _LANES)
+            for own in (False, True):  # no task is half the client's and half the server's
+                part = [i for i in members if (i in carried) is own]
+                pieces += _batches(part, seconds, share) if part else []
         else:
             pieces += _Cut(_depth_first(members, operands), operands, seconds).pieces(target)
     pieces = _urgent_first(pieces, operands, seconds)
@@ -168,24 +183,31 @@ def plan(circuit: Circuit, decrypt: Iterable[int], target: float = 0.1) -> Sched
     for number, piece in enumerate(pieces):
         owner[piece] = number
     decrypted = sorted({int(c) for c in decrypt})
+    kept = sorted({c for c, _ in circuit.carried})
     shared = {a for i in range(len(circuit)) for a in operands[i] if owner[a] != owner[i]}
-    shared |= set(decrypted)
+    shared |= {*decrypted, *kept}
     tasks = [
         _task(circuit, number, piece, operands, owner, shared, seconds)
         for number, piece in enumerate(pieces)
     ]
-    return Schedule((*tasks, *_decryptions(circuit, decrypted, len(tasks), owner)))
+    if follows:
+        tasks = [
+            replace(t, kind="carry", seconds=0.0) if carried.issuperset(t.instructions) else t
+            for t in tasks
+        ]
+    tasks += _decryptions(circuit, decrypted, len(tasks), owner)
+    return Schedule((*tasks, *_keeping(circuit, kept, len(tasks), owner)))
 
 
 def _rounds(circuit: Circuit, operands: Sequence[list[int]], client: np.ndarray) -> list[list[int]]:
     """Instructions by visits to the client so far and whose turn it is, in an acyclic order.
 
-    The key (changes of side on the longest path, side) grows along every dependency.
+    The key (visits and changes of side on the longest path, side) grows along every dependency.
     """
     visits = np.zeros(len(circuit), dtype=np.int64)
     found: dict[tuple[int, bool], list[int]] = {}
     for i in range(len(circuit)):
-        visits[i] = max((visits[a] + (client[a] != client[i]) for a in operands[i]), default=0)
+        visits[i] = max((visits[a] + (client[a] or client[i]) for a in operands[i]), default=0)
         found.setdefault((int(visits[i]), bool(client[i])), []).append(i)
     return [found[key] for key in sorted(found)]
 
@@ -343,13 +365,26 @@ def _decryptions(
     circuit: Circuit, ciphers: Sequence[int], first: int, owner: np.ndarray
 ) -> list[Task]:
     """Decryptions, in batches of ciphertexts made by neighbouring tasks."""
-    ordered = sorted(ciphers, key=lambda c: (int(owner[c]), c))
     tasks = []
-    for start in range(0, len(ordered), CLIENT_BATCH):
-        batch = tuple(sorted(ordered[start : start + CLIENT_BATCH]))
+    for batch in _neighbours(ciphers, owner):
         cost = sum(
             KEY_HOLDER.seconds(int(circuit.level[c]), 0, circuit.params.log_n) / 2 for c in batch
         )
         op = int(circuit.source[batch[0]])
         tasks.append(Task(first + len(tasks), "decrypt", batch, batch, (), cost, op))
     return tasks
+
+
+def _keeping(circuit: Circuit, ciphers: Sequence[int], first: int, owner: np.ndarray) -> list[Task]:
+    """What is carried is kept for the next batch as soon as it is there."""
+    return [
+        Task(first + k, "keep", batch, batch, (), 0.0, int(circuit.source[batch[0]]))
+        for k, batch in enumerate(_neighbours(ciphers, owner))
+    ]
+
+
+def _neighbours(ciphers: Sequence[int], owner: np.ndarray) -> list[tuple[int, ...]]:
+    """Ciphertexts made by neighbouring tasks, in batches."""
+    ordered = sorted(ciphers, key=lambda c: (int(owner[c]), c))
+    starts = range(0, len(ordered), CLIENT_BATCH)
+    return [tuple(sorted(ordered[start : start + CLIENT_BATCH])) for start in starts]

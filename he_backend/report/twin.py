@@ -17,7 +17,7 @@ from hesim.program import Equation, Literal, Program, widened
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration
 
-__all__ = ["Exact", "check_domain", "evaluate", "unlike"]
+__all__ = ["Exact", "check_domain", "evaluate", "unchecked", "unlike"]
 
 _WIDER = 0.25
 """Part of its width by which a calibrated range may be exceeded on either side."""
@@ -101,6 +101,19 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
         outputs = [np.asarray(v) for v in program.evaluate(flat, hook, wide=True)]
     result = tree_util.tree_unflatten(program.out_tree, outputs)
     return Exact(secret, result, ranges, ops, outside, met)
+
+
+def unchecked(program: Program, args: Sequence[Any]) -> Exact:
+    """What is known of `program` on `args` where nothing encrypted is evaluated: the inputs. There
+    are no outputs, and ranges are NaN.
+
+    Raises:
+      TraceError: arguments of another structure or shape.
+    """
+    flat = widened(program.flatten(args), program.inputs)
+    secret = [x for x, v in zip(flat, program.inputs) if v.encrypted]
+    nowhere = (float("nan"), float("nan"))
+    return Exact(secret, None, [nowhere] * len(program.ops), [], [])
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -214,6 +214,7 @@ class Candidate:
             ends = zip(given.nodes, self.lowered.nodes(pair.argument), strict=True)
             carried += [(int(fresh[o]), int(where[i])) for o, i in ends if where[i] >= 0]
         decrypted = {int(c) for t in outputs if t is not None for c in t.ciphers}
+        decrypted -= {c for c, _ in carried}
         labels = [
             label for v, label in zip(program.inputs, program.labels, strict=True) if v.encrypted
         ]
@@ -229,6 +230,7 @@ class Candidate:
             op_sources=sources,
             outputs=tuple(outputs),
             carried=tuple(carried),
+            carries=self.aim.carries,
             taps=tuple(taps),
             input_labels=tuple(labels),
             ledger=ledger(
@@ -241,6 +243,7 @@ class Candidate:
                 sources,
                 self.aim.refresher,
                 self._layouts(),
+                len(carried),
             ),
             refresher=self.aim.refresher,
             memory=self.aim.memory,

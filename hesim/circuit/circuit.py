@@ -190,6 +190,7 @@ class Ledger:
       rotations, relinearizations, rescales, additions, plain_additions: operations.
       plain_products: ciphertext by plaintext. products: ciphertext by ciphertext.
       inputs, outputs: ciphertexts encrypted and decrypted. drops: modulus switches.
+      carried: of the inputs, those that every run but the first takes from the one before it.
       rotation_keys: distinct rotation steps. key_bytes: bytes of those keys and the
         relinearization key together.
       plaintexts: distinct plaintexts encoded.
@@ -229,6 +230,7 @@ class Ledger:
     costs: str = ""
     levels: int = 0
     key_seconds: float = 0.0
+    carried: int = 0
 
     def counts(self) -> dict[str, int]:
         """The operation counts that a machine can count by itself."""
@@ -331,6 +333,7 @@ class Circuit:
       memory: bytes that evaluating it may take, by one process; None for what there is.
       carried: (ciphertext, input instruction): what this run makes is that input at the next one,
         at the same level and scale.
+      carries: (argument, result) of the function, by number, as `compile` was asked to carry them.
       ledger: what it spends.
       program: what it was compiled from; None once loaded.
       publics: what evaluates its public operands; None once loaded.
@@ -373,6 +376,7 @@ class Circuit:
     refresher: Refresher = KEY_HOLDER
     memory: int | None = None
     carried: tuple[tuple[int, int], ...] = ()
+    carries: tuple[tuple[int, int], ...] = ()
     program: Any = field(default=None, repr=False)
     publics: Any = field(default=None, repr=False)
     origin: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -496,6 +500,7 @@ class Circuit:
             "memory": self.memory,
             "origin": self._origin(),
             "carried": self.carried,
+            "carries": self.carries,
         }
         for group in ("packs", "inputs"):
             entries = []
@@ -574,6 +579,7 @@ class Circuit:
                 memory=meta.get("memory"),
                 origin=meta.get("origin"),
                 carried=tuple((c, i) for c, i in meta.get("carried", ())),
+                carries=tuple((a, r) for a, r in meta.get("carries", ())),
                 ledger=_ledger(meta["ledger"]),
                 **{name: data[name] for name in _ARRAYS},
                 **groups,

@@ -28,6 +28,7 @@ def ledger(
     sources: Sequence[str],
     refresher: Refresher = KEY_HOLDER,
     layouts: Sequence[tuple[int, str]] = (),
+    carried: int = 0,
 ) -> Ledger:
     """Counts and predicted seconds.
 
@@ -38,6 +39,7 @@ def ledger(
       names, sources: of the program's operations.
       refresher: who refreshes.
       layouts: of inputs and of each operation's result, the ciphertexts and where in them it lies.
+      carried: inputs that later runs take from the run before.
     """
     kind, terms, log_n = data["kind"], np.diff(data["arg_ptr"]), params.log_n
     scalar = np.array([p.scalar for p in packs] or [False])[data["plain_pack"]]
@@ -90,6 +92,7 @@ def ledger(
         seconds=seconds + refreshed,
         seconds_bootstrapped=seconds + refreshes * bootstrap,
         operations=_operations(data, each, ("input", *names), ("", *sources), layouts),
+        carried=carried,
     )
 
 

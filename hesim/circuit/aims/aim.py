@@ -35,6 +35,7 @@ class Aim:
         inputs: they end at levels that hold it.
       values: largest absolute value of each operation's result, by its number, alike.
       carried: results that are arguments of the next run, in the same ciphertexts.
+      carries: (argument, result) by number, as they were asked for.
     """
 
     price: float | None = None
@@ -44,6 +45,7 @@ class Aim:
     contents: Mapping[int, float] = field(default_factory=dict)
     values: Mapping[int, float] = field(default_factory=dict)
     carried: tuple[Pair, ...] = ()
+    carries: tuple[tuple[int, int], ...] = ()
 
     @property
     def rounds(self) -> bool:
@@ -80,7 +82,8 @@ class Aim:
         if memory is not None and not 0 < memory < math.inf:
             raise ParameterError(f"memory={memory!r} must be a positive number of bytes, or None")
         limit = None if memory is None else int(memory)
-        return cls(price, refresher, objective, limit, {}, values, pairs)
+        asked = tuple((carried or {}).items())
+        return cls(price, refresher, objective, limit, {}, values, pairs, asked)
 
 
 def _check_without_rounds(program: Program, pairs: Sequence[Pair]) -> None:

@@ -1,0 +1,70 @@
+"""How batches of a session are run, as its callers ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from he_backend.errors import BackendError
+from he_backend.machines.table import DEFAULT_MACHINE, find
+from he_backend.processes.messages import Progress
+
+if TYPE_CHECKING:
+    from hesim.calibrate import Calibration
+
+__all__ = ["Asked", "Options"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How batches are run; the arguments of `session` by the same names.
+
+    Raises:
+      BackendError: one of them is out of range.
+    """
+
+    backend: str = DEFAULT_MACHINE
+    compare: bool = False
+    workers: int = 2
+    clients: int = 2
+    worker_deaths: int = 3
+    progress: bool | Callable[[Progress], None] | None = None
+    ranges: Mapping[int, tuple[float, float]] | None = None
+    outside: str = "error"
+    keys: int = 32
+    sampled: int = 32
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        find(self.backend)
+        if self.outside not in ("error", "warn"):
+            raise BackendError(f"outside={self.outside!r} must be 'error' or 'warn'")
+        least = {"workers": 1, "clients": 1, "worker_deaths": 0, "keys": 1, "sampled": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise BackendError(f"{name}={value!r} must be a whole number, at least {low}")
+
+    @property
+    def encrypts(self) -> bool:
+        return find(self.backend).encrypts
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How one batch is run, of the arguments of `Session.run`.
+
+    Attributes:
+      name: of the batch. after: of the one that it goes on from.
+      compare, check: as there.
+    """
+
+    name: str
+    compare: bool = False
+    after: str | None = None
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.compare and not self.check:
+            raise BackendError("compare=True holds a run against exact values: leave check=True")

@@ -1,0 +1,1 @@
+"""Results that are arguments of the next batch: where they lie, and who reads them."""
