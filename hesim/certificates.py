@@ -6,7 +6,7 @@ Imports no JAX.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from hesim.display import html_block, html_table, shown_as_text
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Certificate", "OpCertificate", "Record"]
+__all__ = ["Certificate", "OpCertificate", "Record", "Left"]
 
 _SAMPLE = 4096
 _WORST = 5
@@ -47,6 +47,23 @@ class OpCertificate:
 
 
 @dataclass(frozen=True)
+class Left:
+    """What a run of a Circuit with carried ciphertexts leaves for the next: arrays as in the walk.
+
+    Attributes:
+      runs: how many there were, this one included.
+      weight: |S|^2 of the secret keys.
+      switches: errors of the switching keys' first digits, by rotation step.
+      ciphers: message and errors, by the input instruction that they are at the next run.
+    """
+
+    runs: int
+    weight: np.ndarray
+    switches: dict[int, tuple[np.ndarray, np.ndarray | None]]
+    ciphers: dict[int, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What a Circuit's run is predicted to be wrong by.
 
@@ -57,6 +74,7 @@ class Certificate:
       seconds: wall time of the whole, in seconds.
       spare_bits: by level, bits to spare: log2 of half the modulus over a bound on the coefficients
         of any message there, intermediate ones included.
+      left: what the next run's `after=` goes on from; None if the Circuit carries nothing.
 
     Examples:
       >>> import hesim, numpy as np
@@ -75,6 +93,7 @@ class Certificate:
     keys: int
     seconds: float
     spare_bits: dict[int, float]
+    left: Left | None = field(default=None, repr=False, compare=False)
 
     def table(self) -> str:
         """Operations with their errors, as text."""

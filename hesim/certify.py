@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hesim.certificates import Certificate, OpCertificate, Record
+from hesim.certificates import Certificate, Left, OpCertificate, Record
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.scalar_groups import numbers, scalar_groups
 from hesim.errors import (
@@ -67,8 +67,12 @@ def certify(
     seed: int = 0,
     among: Collection[int] | None = None,
     program: Program | None = None,
+    after: Certificate | None = None,
 ) -> Certificate:
     """Runs a Circuit on plain vectors and carries the errors of an encrypted run beside them.
+
+    Of a Circuit with carried ciphertexts (`hesim.compile(carried=)`), run after run: what one run
+    leaves has errors of its own, and the next starts from them, under the same keys.
 
     Args:
       circuit: from ``hesim.compile``, or loaded.
@@ -82,12 +86,15 @@ def certify(
       seed: of all draws.
       among: ciphertexts whose elements count in what is said of operations, as where a run decrypts
         only some of each; all by default.
+      after: of the run before, on this Circuit: its keys and what it has handed on are taken, and
+        not `keys`, `secrets`, `switches`, nor what `args` or `inputs` have in its place.
 
     Raises:
       ValueOverflowError: a message wraps around the modulus of its level.
       TraceError: not a Circuit, or arguments of another structure or shape. ParameterError: keys
         below 1, encrypted arguments that are not finite, neither `args` nor `inputs` and
-        `operands`, another program, or secrets or switches of another shape.
+        `operands`, another program, or secrets or switches of another shape. ArgumentError: `after`
+        is of a Circuit that carries nothing, or of another.
 
     Examples:
       >>> import hesim, numpy as np
@@ -123,7 +130,8 @@ def certify(
             "operands"
         )
     library = refreshed_by(find_profile(profile), circuit.refresher.error)
-    walk = _Walk(circuit, inputs, operands, library, keys, secrets, seed, among)
+    before = None if after is None else _left(after, circuit)
+    walk = _Walk(circuit, inputs, operands, library, keys, secrets, seed, among, before)
     walk.given = {step: walk.checked(e, "switches") for step, e in (switches or {}).items()}
     walk.run()
     walk.warn_of_range()
@@ -138,9 +146,24 @@ def certify(
         None if tap is None else next(rest).certificate("output", str(k), added)
         for k, tap in enumerate(circuit.outputs)
     )
-    return Certificate(
-        tuple(ops), outputs, walk.keys, time.perf_counter() - started, walk.spare_bits
-    )
+    elapsed = time.perf_counter() - started
+    return Certificate(tuple(ops), outputs, walk.keys, elapsed, walk.spare_bits, walk.left())
+
+
+def _left(after: Certificate, circuit: Circuit) -> Left:
+    """What the run before has handed on, or an ArgumentError."""
+    if not isinstance(after, Certificate):
+        raise ArgumentError(f"after= takes the Certificate of the run before, not {after!r:.60}")
+    if after.left is None:
+        raise ArgumentError(
+            "after= is the certificate of a Circuit that carries nothing from run to run: compile "
+            "it with carried={argument: result}"
+        )
+    shape = len(after.left.weight), circuit.params.slots
+    fits = after.left.weight.shape == shape
+    if not fits or set(after.left.ciphers) != {i for _, i in circuit.carried}:
+        raise ArgumentError("after= is the certificate of a run of another Circuit than this one")
+    return after.left
 
 
 class _Walk:
@@ -156,22 +179,27 @@ class _Walk:
         secrets: Complex[np.ndarray, "keys slots"] | None,
         seed: int,
         among: Collection[int] | None,
+        before: Left | None = None,
     ):
         self.circuit: Circuit = circuit
         self.inputs, self.operands, self.profile = inputs, operands, profile
         self.params = circuit.params
-        self.rng = np.random.default_rng(seed)
+        self.runs = 0 if before is None else before.runs
+        self.rng = np.random.default_rng([seed, self.runs] if self.runs else seed)
         n = self.params.n
-        if secrets is None:
-            size = math.sqrt(formulas.secret_norm(n, profile) / 2.0)
-            shape = (keys, self.params.slots)
-            secrets = self.rng.normal(0, size, shape) + 1j * self.rng.normal(0, size, shape)
-        self.keys = len(secrets)
-        secrets = self.checked(secrets, "secrets")
         self.given: dict[int, np.ndarray] = {}
-        self.weight = np.abs(secrets) ** 2
         self.copies = self.params.slots // circuit.slots
         self.switches: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        if before is None:
+            self.weight = self._weight(keys, secrets)
+        else:
+            self.weight, self.switches = before.weight, dict(before.switches)
+        self.keys = len(self.weight)
+        self.before = {} if before is None else before.ciphers
+        self.handed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.handing: dict[int, list[int]] = {}
+        for cipher, i in circuit.carried:
+            self.handing.setdefault(cipher, []).append(i)
         self.others: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.messages: dict[int, np.ndarray] = {}
         self.errors: dict[int, np.ndarray] = {}
@@ -193,6 +221,21 @@ class _Walk:
         self.products: dict[int, np.ndarray] = {}
         self.hidden = hiding_noise(circuit, profile)
 
+    def _weight(self, keys: int, secrets: Any) -> Float[np.ndarray, "keys slots"]:
+        """|S|^2 of the secrets given, or of so many that are drawn."""
+        if secrets is None:
+            size = math.sqrt(formulas.secret_norm(self.params.n, self.profile) / 2.0)
+            shape = (keys, self.params.slots)
+            secrets = self.rng.normal(0, size, shape) + 1j * self.rng.normal(0, size, shape)
+        self.keys = len(secrets)
+        return np.abs(self.checked(secrets, "secrets")) ** 2
+
+    def left(self) -> Left | None:
+        """What the next run goes on from; None if nothing is carried."""
+        if not self.circuit.carried:
+            return None
+        return Left(self.runs + 1, self.weight, self.switches, self.handed)
+
     def checked(self, embeddings: Any, name: str) -> Complex[np.ndarray, "keys slots"]:
         """One embedding per key, or an ArgumentError."""
         array = np.asarray(embeddings)
@@ -213,6 +256,8 @@ class _Walk:
             self._note_size(i)
             for record in self.watchers.get(i, ()):
                 record.add(i, self._transformed(i, self.errors[i]))
+            for place in self.handing.get(i, ()):
+                self.handed[place] = self.messages[i], self.errors[i]
             for cipher in ends.get(i, ()):
                 del self.messages[cipher], self.errors[cipher]
 
@@ -233,7 +278,9 @@ class _Walk:
         kind, level, scale = int(c.kind[i]), int(c.level[i]), float(c.scale[i])
         arg = c.arg[part].tolist()
         m, e = self.messages, self.errors
-        if kind == Kind.INPUT:
+        if i in self.before:
+            m[i], e[i] = self.before[i]
+        elif kind == Kind.INPUT:
             number, row = c.input_rows[int(c.param[i])]
             m[i] = np.broadcast_to(c.inputs[number].vector(row, self.inputs), (c.slots,))
             e[i] = self._drawn(formulas.fresh(self.params.n, self.profile), scale)

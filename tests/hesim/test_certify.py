@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -209,3 +210,40 @@ def test_a_key_holder_refreshes_the_first_copy_of_the_slots():
     secrets[:, 0] = 3000.0
     found = hesim.certify(circuit, (x, x), secrets=secrets)
     assert {slot for slot, _ in found.ops[-1].worst[:2]} == {0, 31}
+
+
+def test_errors_of_what_is_carried_add_up_from_run_to_run():
+    """A sum grows by what is encrypted anew at each run; a mean with it forgets."""
+
+    def fn(total, mean, x):
+        return total + x, 0.5 * mean + 0.5 * x
+
+    x = RNG.uniform(-1, 1, PARAMS.slots)
+    program = hesim.trace(fn, x, x, x, encrypted=(0, 1, 2))
+    circuit = hesim.compile(program, PARAMS, carried={0: 0, 1: 1})
+    found = [hesim.certify(circuit, (x, x, x), keys=4)]
+    for _ in range(11):
+        found.append(hesim.certify(circuit, (x, x, x), keys=4, after=found[-1]))
+    outputs: Any = [f.outputs for f in found]
+    totals, means = (np.array([pair[k].std for pair in outputs]) for k in (0, 1))
+    steps = np.diff(totals**2)
+    assert np.allclose(steps, steps.mean(), rtol=0.2)  # of 4 keys, drawn anew in each run
+    assert totals[-1] > 3 * totals[0]
+    assert means[-1] < 1.3 * means[0]
+    # The message goes on, too: sums of x, whatever the arguments are.
+    left = found[-1].left
+    assert left is not None and left.ciphers.keys() == {i for _, i in circuit.carried}
+    messages = [m for m, _ in left.ciphers.values()]
+    assert any(np.allclose(m, 13 * x) for m in messages)
+
+
+def test_a_run_goes_on_after_one_of_its_own_circuit_only():
+    x = RNG.uniform(-1, 1, 32)
+    program = hesim.trace(lambda s, x: s + x, x, x, encrypted=(0, 1))
+    plain, going_on = hesim.compile(program, PARAMS), hesim.compile(program, PARAMS, carried={0: 0})
+    with pytest.raises(ValueError, match="carries nothing"):
+        hesim.certify(plain, (x, x), after=hesim.certify(plain, (x, x), keys=1))
+    with pytest.raises(ValueError, match="another Circuit"):
+        hesim.certify(plain, (x, x), after=hesim.certify(going_on, (x, x), keys=1))
+    with pytest.raises(ValueError, match="takes the Certificate"):
+        hesim.certify(going_on, (x, x), after=cast(Any, 7))

@@ -32,12 +32,15 @@ def momentum(state, x, y):
     return (w - 0.1 * m, m), jnp.sum((x @ w - y) ** 2)
 
 
-def run_carried(circuit: Circuit, steps: list[tuple]) -> list[list[np.ndarray | None]]:
-    """Outputs of runs on the slot machine, each going on from the ciphertexts of the one before;
-    `steps`: arguments of each.
+def run_carried(
+    circuit: Circuit, steps: list[tuple], made: type = SlotsMachine
+) -> list[list[np.ndarray | None]]:
+    """Outputs of runs in this process, each going on from the ciphertexts of the one before.
+
+    steps: arguments of each. made: the machine, that of plain vectors by default.
     """
     program, state, found = circuit.program, {}, []
-    machine = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
+    machine = made.generate(circuit.params, circuit.rotation_steps, circuit.slots)
     results = [tap for tap in circuit.outputs if tap is not None]
     decrypt = sorted({int(c) for tap in results for c in tap.ciphers})
     for number, args in enumerate(steps):
