@@ -30,6 +30,7 @@ _HOMES = {
     "RunFolderError": "he_backend.errors",
     "RunFolderWarning": "he_backend.errors",
     "Session": "he_backend.sessions",
+    "Step": "he_backend.steps",
     "StorageError": "he_backend.errors",
     "ValueRangeError": "he_backend.errors",
     "WorkerDied": "he_backend.errors",
@@ -59,6 +60,7 @@ __all__ = [
     "RunFolderError",
     "RunFolderWarning",
     "Session",
+    "Step",
     "StorageError",
     "ValueRangeError",
     "WorkerDied",
@@ -93,5 +95,6 @@ if TYPE_CHECKING:
     from he_backend.report.report import OpRecord, Report
     from he_backend.run import run
     from he_backend.sessions import Session, session
+    from he_backend.steps import Step
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

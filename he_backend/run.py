@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from he_backend.circuits import check_params, compiled
 from he_backend.machines.table import DEFAULT_MACHINE
 from he_backend.options import Asked, Options
 from he_backend.processes.messages import Progress
 from he_backend.report.phases import Phases
 from he_backend.report.report import Report
-from he_backend.sessions import Session, check_params, compiled
+from he_backend.sessions import Session
 from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.params import CKKSParams

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from jax import tree_util
 
 from he_backend import evaluating
 from he_backend.carrying import LeftHere, filled, leaves_of, public_results, result, with_carried
+from he_backend.circuits import check_params, check_refresher, compiled, of_program
 from he_backend.errors import BackendError
 from he_backend.evaluating import Outcome
 from he_backend.machines.table import DEFAULT_MACHINE, find
@@ -28,23 +29,22 @@ from he_backend.report.compare import Vectors, op_records
 from he_backend.report.phases import Phases
 from he_backend.report.report import Report, Subject
 from he_backend.room import with_room
+from he_backend.steps import Batches, Step, Training
 from he_backend.telling import Told
 from hesim.bundles.bundle import Bundle
 from hesim.circuit.aims.aim import Aim
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.costs.memory import run_bytes, staying_bytes
-from hesim.circuit.publics import bound
 from hesim.circuit.sizes import available
-from hesim.errors import ParameterError
 from hesim.params import CKKSParams
 from hesim.program import Program, need_program
-from hesim.progress import Reporter, reporting
+from hesim.progress import reporting
 
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration
     from hesim.predict import OpPrediction, Prediction
 
-__all__ = ["Session", "check_params", "compiled", "session"]
+__all__ = ["Session", "session"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Session:
         *,
         several: bool = True,
     ):
-        _check_refresher(circuit, options)
-        self.program, self.circuit, self.options = program, _bound(program, circuit), options
+        check_refresher(circuit, options)
+        self.program, self.circuit, self.options = program, of_program(program, circuit), options
         self._where = run_dir, client_dir
         self._several = several
         self._count = 0
@@ -181,6 +181,75 @@ class Session:
             damaged. ValueRangeError: of values that it cannot have left.
         """
         return tree_util.tree_unflatten(self.program.out_tree, self._leaves(str(batch)))
+
+    def steps(
+        self,
+        state: Sequence[Any],
+        batches: Batches,
+        *,
+        count: int | None = None,
+        keep: int = 2,
+        check: bool = False,
+        read: bool | Callable[[int], bool] = False,
+    ) -> Iterator[Step]:
+        """Steps of a training: each goes on from the state that the one before left encrypted.
+
+        With a run_dir the same call goes on after a kill: the last step that was finished comes
+        once more, read back, since nobody may have seen it, and then those after it. Of what steps
+        leave the last `keep` states stay, older batches are forgotten. If the last state is
+        damaged, the one before it is gone on from, and the work since is made again.
+
+        Args:
+          state: the carried arguments at the start, in the order of `carried` in the compilation.
+          batches: the other arguments of each step, a tuple: a sequence of them, or a function of
+            the step's number, which must return the same when it is asked again.
+          count: steps in all; by default as many as a sequence has, or without end.
+          keep: states, at least 1; one is all that there is if it is damaged.
+          check: whether each step is evaluated in the clear, too, from the twin's own results.
+          read: after which steps the key holder decrypts the state, into the step's `outputs`.
+
+        Yields:
+          Finished steps, by number from 0.
+
+        Raises:
+          RunFolderError: no kept state is whole, or a step was run with other arguments.
+          RunFolderWarning is given where work is made again.
+          Others as `run`, with the number of the step; what it began from is kept.
+
+        Examples:
+          >>> import he_backend, hesim, numpy as np
+          >>> params = hesim.CKKSParams(
+          ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+          ... )
+          >>> program = hesim.trace(lambda s, x: (s + x, s * x), np.ones(2), np.ones(2))
+          >>> circuit = hesim.compile(program, params, carried={0: 0})
+          >>> with he_backend.session(program, circuit=circuit, backend="slots") as session:
+          ...     for step in session.steps((np.zeros(2),), [(np.ones(2),)] * 3):
+          ...         print(step.number, step.outputs[0], step.outputs[1].round(6))
+          0 None [0. 0.]
+          1 None [1. 1.]
+          2 None [2. 2.]
+        """
+        return iter(Training(self, state, batches, count, keep, check, read))
+
+    @property
+    def batches(self) -> list[str]:
+        """Names of the batches that there is anything of, finished or begun."""
+        if not self.options.encrypts:
+            return list(self._local)
+        held = self._open() if self._where[0] is not None else self._encrypted
+        return [] if held is None else held.setup.folders.batches
+
+    def damaged(self, batch: int | str) -> str | None:
+        """What a finished batch left that is gone or damaged, as text; None if all is whole."""
+        return self._open().damaged(str(batch)) if self.options.encrypts else None
+
+    def public(self, batch: int | str) -> Mapping[int, np.ndarray] | None:
+        """Public leaves of a batch's result by number; None if nothing is known of the batch."""
+        if not self.options.encrypts:
+            left = self._local.get(str(batch))
+            return None if left is None else left.public
+        return self._open().public(str(batch))
 
     def _leaves(self, batch: str) -> list[Any]:
         """All leaves of the result of a finished batch."""
@@ -521,40 +590,3 @@ def session(
             circuit = compiled(program, params, asked, shown)
     check_params(circuit, params)
     return Session(program, circuit, options, run_dir, client_dir)
-
-
-def compiled(
-    program: Program, params: CKKSParams | None, asked: Mapping[str, Any], reporter: Reporter
-) -> Circuit:
-    """`hesim.compile` with what was `asked`; BackendError without params."""
-    if params is None:
-        raise BackendError("give params, or a circuit compiled with hesim.compile")
-    import hesim
-
-    return hesim.compile(program, params, **asked, progress=reporter)
-
-
-def check_params(circuit: Circuit, params: CKKSParams | None) -> None:
-    """BackendError if a Circuit was compiled for other parameters than those that are given."""
-    if params is not None and params != circuit.params:
-        raise BackendError("params differ from those that the circuit was compiled for")
-
-
-def _check_refresher(circuit: Circuit, options: Options) -> None:
-    """Refuses a Circuit whose refreshes the machine cannot serve; plain vectors need none."""
-    refresher = circuit.refresher
-    if options.encrypts and circuit.ledger.refreshes and not refresher.interactive:
-        raise BackendError(
-            f"the circuit was planned for refreshes by a {refresher.name}, and {options.backend} "
-            "does not bootstrap: compile it with hesim.KEY_HOLDER, who refreshes in round trips "
-            "(refresh_price='bootstrap' plans as few as a bootstrap would), or run it with "
-            "backend='slots'"
-        )
-
-
-def _bound(program: Program, circuit: Circuit) -> Circuit:
-    """A Circuit with its Program, also where it was loaded. BackendError if that is another one."""
-    try:
-        return bound(circuit, program)
-    except ParameterError as error:
-        raise BackendError(str(error)) from error

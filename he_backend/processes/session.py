@@ -32,7 +32,7 @@ from he_backend.processes.job import Batch, Job, Setup
 from he_backend.processes.keys import MadeKeys, ensure_keys
 from he_backend.processes.messages import Progress
 from he_backend.processes.states import reading
-from he_backend.processes.states.left import left_by, without_carried
+from he_backend.processes.states.left import first_damaged, left_by, without_carried
 from he_backend.processes.store import note_finished, read_finished, read_values
 from he_backend.processes.temporary import temporary_folders
 from hesim.circuit.plain.execute import Spent
@@ -186,6 +186,24 @@ class Session:
                 f"decrypted values are gone from {folders.values}, or damaged; read it again"
             )
         return found, reading.public_of(folders, unique)
+
+    def damaged(self, name: str) -> str | None:
+        """What a finished batch left that is gone or damaged, as text; None if all is whole."""
+        folders = self.setup.folders.of_batch(name)
+        try:
+            unique = known_batch(folders, self._entered().name)
+            reading.public_of(folders, unique)
+        except RunFolderError as error:
+            return str(error)
+        lost = first_damaged(self.setup.circuit, folders, unique)
+        return None if lost is None else f"{lost} is gone or damaged"
+
+    def public(self, name: str) -> dict[int, np.ndarray] | None:
+        """Public leaves of a batch's result by number; None if they are not known."""
+        folders = self.setup.folders.of_batch(name)
+        with contextlib.suppress(RunFolderError):
+            return reading.public_of(folders, known_batch(folders, self._entered().name))
+        return None
 
     def _claim(self, batch: Batch, folders: Folders) -> ClaimedBatch:
         """Write a batch's files; those of one that is finished need no batch before it any more."""

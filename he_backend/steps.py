@@ -1,0 +1,207 @@
+"""Steps of a training: batches that each go on from the state that the one before left."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from he_backend.carrying import next_state, public_results, with_state
+from he_backend.errors import (
+    BackendError,
+    DomainError,
+    EncodeError,
+    RunFolderError,
+    RunFolderWarning,
+    ValueRangeError,
+)
+
+if TYPE_CHECKING:
+    from he_backend.report.report import Report
+    from he_backend.sessions import Session
+
+__all__ = ["Batches", "Step", "Training"]
+
+Batches = Sequence[Sequence[Any]] | Callable[[int], Sequence[Any]]
+"""Arguments of each step that are not carried, in their order: by its number."""
+
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step.
+
+    Attributes:
+      number: from 0. report: of its batch.
+      outputs: the function's result; None in the place of what is carried, unless it was read.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda s, x: s + x, np.ones(2), np.ones(2))
+      >>> circuit = hesim.compile(program, params, carried={0: 0})
+      >>> with he_backend.session(program, circuit=circuit, backend="slots") as session:
+      ...     steps = list(session.steps((np.zeros(2),), [(np.ones(2),)] * 3, read=True))
+      >>> steps[-1].number, steps[-1].batch, steps[-1].outputs
+      (2, 'step-2', array([3., 3.]))
+    """
+
+    number: int
+    report: Report
+    outputs: Any
+
+    @property
+    def batch(self) -> str:
+        """Name of its batch in the session."""
+        return name_of(self.number)
+
+
+def name_of(number: int) -> str:
+    """Name of a step's batch."""
+    return f"{_PREFIX}{number}"
+
+
+class Training:
+    """The steps of `Session.steps`, in order.
+
+    Args:
+      session: runs them. state, batches, count, keep, check, read: as there.
+
+    Raises:
+      BackendError: the Circuit carries nothing, or one of the arguments cannot be.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        state: Sequence[Any],
+        batches: Batches,
+        count: int | None,
+        keep: int,
+        check: bool,
+        read: bool | Callable[[int], bool],
+    ):
+        if not session.circuit.carries:
+            raise BackendError(
+                "the circuit does not say what it carries from step to step: "
+                "hesim.compile(program, params, carried={argument: result})"
+            )
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise BackendError(f"keep={keep!r} must be a whole number, at least 1")
+        if not callable(batches):
+            count = len(batches) if count is None else min(count, len(batches))
+        self.session, self.start = session, tuple(state)
+        self.count, self.keep, self.check = count, keep, check
+        self._batches = batches if callable(batches) else batches.__getitem__
+        self._read = read if callable(read) else lambda number: bool(read)
+
+    def __iter__(self) -> Iterator[Step]:
+        first = max(self._stands(), 0)
+        state = self._state(first)
+        for k in itertools.count(first) if self.count is None else range(first, self.count):
+            args = self._args(k, state)
+            report = self._run(k, args)
+            outputs = self.session.read(name_of(k)) if self._read(k) else report.outputs
+            yield Step(k, report, outputs)
+            if k >= self.keep:
+                self.session.forget(name_of(k - self.keep))
+            state = self._after(k, args)
+
+    def _args(self, k: int, state: Sequence[Any]) -> tuple[Any, ...]:
+        return with_state(self.session.circuit, state, tuple(self._batches(k)))
+
+    def _run(self, k: int, args: Sequence[Any]) -> Report:
+        """Step k. Errors say which step it was, and what is kept."""
+        name, before = name_of(k), name_of(k - 1) if k else None
+        try:
+            return self.session.run(*args, batch=name, after=before, check=self.check)
+        except BackendError as error:
+            if isinstance(error, ValueRangeError | EncodeError | DomainError):
+                self.session.forget(name)  # it may be run with other arguments
+            kept = f"the state that step {k - 1} left is kept" if k else "nothing was begun before"
+            text = str(error.args[0]) if error.args else ""
+            error.args = (
+                f"{text} [step {k} of the training, counted from 0; {kept}: the same call goes on "
+                f"from there]",
+            )
+            raise
+
+    # Where it stood
+
+    def _stands(self) -> int:
+        """The last finished step whose state is whole, -1 if there is none. What came after it is
+        forgotten, with a RunFolderWarning if it was finished.
+
+        Raises:
+          RunFolderError: steps are finished, but no state is whole.
+        """
+        session = self.session
+        numbers = sorted((n for n in map(_number, session.batches) if n >= 0), reverse=True)
+        finished = [n for n in numbers if session.done(name_of(n))]
+        damaged: list[str] = []
+        for n in finished:
+            lost = session.damaged(name_of(n))
+            if lost is None:
+                self._forget(numbers, n, damaged)
+                return n
+            damaged.append(lost)
+        if not finished:
+            return -1
+        raise RunFolderError(
+            f"no state of the training is whole: {'; '.join(damaged)}. Put the files back, or "
+            f"forget {', '.join(map(name_of, sorted(numbers)))} to begin again from the first step"
+        )
+
+    def _forget(self, numbers: Sequence[int], kept: int, damaged: Sequence[str]) -> None:
+        if not damaged:
+            return
+        warnings.warn(
+            f"{'; '.join(damaged)}: the training goes on from the state that step {kept} left, and "
+            f"the steps since are made again",
+            RunFolderWarning,
+            stacklevel=4,
+        )
+        for n in [n for n in numbers if n > kept]:
+            self.session.forget(name_of(n))
+
+    # The state as the caller knows it: what of it is public; all of it for checks
+
+    def _state(self, first: int) -> tuple[Any, ...]:
+        """Before step `first`."""
+        if first and not self.check:
+            public = self.session.public(name_of(first - 1))
+            if public is not None:
+                return self._next(public)
+        state = self.start
+        for k in range(first):
+            state = self._after(k, self._args(k, state))
+        return state
+
+    def _after(self, k: int, args: Sequence[Any]) -> tuple[Any, ...]:
+        """The state after step k: by the function itself for checks, else only what is public."""
+        program = self.session.program
+        if self.check:
+            from jax import tree_util
+
+            leaves = tree_util.tree_leaves(program(*args, precision="float64"))
+            return next_state(program, self.session.circuit, leaves)
+        public = self.session.public(name_of(k))
+        if public is None:
+            public = public_results(program, program.flatten(args))
+        return self._next(public)
+
+    def _next(self, public: Any) -> tuple[Any, ...]:
+        program = self.session.program
+        leaves = [public.get(k) for k in range(len(program.outputs))]
+        return next_state(program, self.session.circuit, leaves)
+
+
+def _number(batch: str) -> int:
+    """The step whose batch has this name, -1 if it is none's."""
+    digits = batch.removeprefix(_PREFIX)
+    return int(digits) if batch.startswith(_PREFIX) and digits.isdecimal() else -1
