@@ -25,6 +25,7 @@ from experiments.cli.common import (
     price_of,
     resumable,
 )
+from experiments.cli.encrypted_training import app as encrypted_training_app
 from experiments.cli.owners import app as owners_app
 from experiments.cli.planning import app as planning_app
 from experiments.cli.studies import app as studies_app
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(planning_app)
 app.add_typer(models_app)
+app.add_typer(encrypted_training_app)
 app.add_typer(validating_app)
 app.add_typer(owners_app)
 app.add_typer(studies_app, name="study")

@@ -32,9 +32,14 @@ __all__ = [
     "Job",
     "TaskSettings",
     "check_length",
+    "job_of",
+    "job_options",
     "job_template",
+    "job_values",
     "read_job",
     "read_table",
+    "row_of",
+    "said_of",
     "task_spec",
 ]
 
@@ -205,12 +210,15 @@ _PENALISED: Mapping[str, Range] = {
 }
 
 
-def _options(
+def job_options(
     settings: FineTune,
     train_rows: int,
     encryption: Mapping[str, Mapping[str, Any]] | None = None,
+    more: Sequence[Option] = (),
 ) -> tuple[Option, ...]:
-    """encryption: sections of a table whose ring and twin are the defaults."""
+    """All options of a job, at these defaults. encryption: sections whose ring and twin are the
+    defaults. more: others of its section `training`.
+    """
     return (
         Option("task", "task", "rte", f"{', '.join(GLUE).lower()}, or reviews."),
         Option(
@@ -237,6 +245,7 @@ def _options(
         ),
         *options_of(settings, "training", _TRAINING),
         _multiplier("training", settings.multiplier),
+        *more,
         *options_of(
             settings,
             "penalty",
@@ -266,7 +275,7 @@ def _options(
 def job_template() -> str:
     """A TOML file with every option at its default, explained."""
     return template(
-        _options(FineTune(), 0),
+        job_options(FineTune(), 0),
         "Settings of `hesim finetune`. Every option may be left out; epochs, rates, epsilon, "
         "adapters, batch, pairs, pooling and buckets then are those of the task's row in "
         "experiments/training/settings/glue.toml.",
@@ -285,29 +294,70 @@ def read_job(
     row is that of `GLUE_TABLE`, while the ranges of its twin are not taken: they are those of the
     models that come with the package, and any other may be the start.
     """
-    said = {name: value for name, value in (given or {}).items() if value is not None}
-    values = _merged(path, said, _options(FineTune(), 0))
-    spec = task_spec(values["task"]["task"])
-    row = read_table(table)[0].get(spec.removeprefix("glue/"), TaskSettings())
-    method = values["training"]["method"]
+    said = said_of(given)
+    row, method = row_of(path, said, table)
     try:
         encryption = None if table is None else _table_values(table)
-        options = _options(row.fine_tune(method), row.train_rows, encryption)
-        values = _merged(path, said, options)
+        values = job_values(path, said, row.fine_tune(method), row.train_rows, encryption)
         how = as_encrypted_of(values) if values["encrypted"]["simulate"] else None
-        penalty = dict(values["penalty"])
-        ranges = [(name, penalty.pop(name)) for name in _PENALISED]
-        for name, pair in ranges:
-            check_range(name, pair)
-        targets = tuple((name, (float(low), float(high))) for name, (low, high) in ranges)
-        settings = FineTune(
-            **values["training"],
-            **penalty,
-            ranges=targets if penalty["penalty"] else (),
-            encrypted=how,
-        )
+        return job_of(values, how)
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{_blamed(path, said, table)}: {error}") from error
+
+
+def said_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of the command line that were given at all."""
+    return {name: value for name, value in (given or {}).items() if value is not None}
+
+
+def row_of(
+    path: str | Path | None,
+    said: Mapping[str, Any],
+    table: str | Path | None = None,
+    more: Sequence[Option] = (),
+) -> tuple[TaskSettings, str]:
+    """The row of a job's task in a table, and the job's method. more: as of `job_values`. Raises
+    ExperimentError for the file, DataError for no such task.
+    """
+    values = _merged(path, said, job_options(FineTune(), 0, more=more))
+    name = task_spec(values["task"]["task"]).removeprefix("glue/")
+    return read_table(table)[0].get(name, TaskSettings()), values["training"]["method"]
+
+
+def job_values(
+    path: str | Path | None,
+    said: Mapping[str, Any],
+    usual: FineTune,
+    train_rows: int,
+    encryption: Mapping[str, Mapping[str, Any]] | None = None,
+    more: Sequence[Option] = (),
+) -> dict[str, dict[str, Any]]:
+    """From section to option to value of a job's file; ExperimentError names what is wrong in it.
+
+    said: options that win over the file. usual, train_rows: what it is where it says nothing.
+    encryption: sections whose ring and twin are the defaults. more: options that others have not.
+    """
+    values = _merged(path, said, job_options(usual, train_rows, encryption, more))
+    values["task"]["task"] = task_spec(values["task"]["task"])
+    return values
+
+
+def job_of(values: Mapping[str, Mapping[str, Any]], how: EncryptionSettings | None) -> Job:
+    """The job that these values say. how: as the settings' `encrypted`. Raises ExperimentError,
+    and as `FineTune` does for what does not go together.
+    """
+    penalty = dict(values["penalty"])
+    ranges = [(name, penalty.pop(name)) for name in _PENALISED]
+    for name, pair in ranges:
+        check_range(name, pair)
+    targets = tuple((name, (float(low), float(high))) for name, (low, high) in ranges)
+    own = {field.name for field in dataclasses.fields(FineTune)}
+    settings = FineTune(
+        **{name: value for name, value in values["training"].items() if name in own},
+        **penalty,
+        ranges=targets if penalty["penalty"] else (),
+        encrypted=how,
+    )
     check_length(values["task"]["length"], settings.buckets)
     if values["task"]["train_rows"] < 0:
         raise ExperimentError(f"train_rows is {values['task']['train_rows']}, but at least 0 (all)")
@@ -320,7 +370,7 @@ def read_job(
             "to start from (start)"
         )
     return Job(
-        task=spec,
+        task=values["task"]["task"],
         start=start,
         attention=attention,
         length=values["task"]["length"],

@@ -46,6 +46,7 @@ __all__ = [
     "learning_rates",
     "make_optimizer",
     "penalty_factors",
+    "scaled_root",
     "task_batches",
 ]
 
@@ -94,7 +95,7 @@ def make_optimizer(settings: FineTune) -> optax.GradientTransformationExtraArgs:
         adam = scale_by_adam_he(eps=settings.epsilon)
     else:
         root = training_sites(1, settings.encrypted.fit).get(_ROOT)
-        epsilon, multiplier = _scaled(settings, settings.encrypted)
+        epsilon, multiplier = scaled_root(settings, settings.encrypted)
         adam = scale_by_adam_he(eps=epsilon, inv_sqrt=root, prescale=multiplier)
     return optax.chain(
         adam,
@@ -115,7 +116,7 @@ def _shared(settings: FineTune) -> FineTune:
     return dataclasses.replace(settings, **{name: fields[name] for name in names})
 
 
-def _scaled(settings: FineTune, how: EncryptionSettings) -> tuple[float, float]:
+def scaled_root(settings: FineTune, how: EncryptionSettings) -> tuple[float, float]:
     """Epsilon and multiplier of the root for gradients that are `loss_scale` times as large."""
     low, _ = training_sites(1, how.fit).ranges()[_ROOT]
     multiplier = low / settings.epsilon if settings.multiplier is None else settings.multiplier
@@ -158,7 +159,7 @@ def compiled_step(model: Model, settings: FineTune) -> tuple[optax.GradientTrans
     sites = training_sites(classes, how.fit)
     softmax = PolynomialSoftmax.of(sites)
     update = lora_update(model, optimizer, softmax, how.loss_scale)
-    epsilon, multiplier = _scaled(settings, how)
+    epsilon, multiplier = scaled_root(settings, how)
     unit = model.units() | dict.fromkeys(TRAINING_SITES, 1.0)
     domains = model.sites.ranges() | training_domains(sites)
 

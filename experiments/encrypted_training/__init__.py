@@ -1,0 +1,1 @@
+"""`hesim encrypted-finetune`: fine-tuning on encrypted sentences and labels, rehearsed and run."""

@@ -1,0 +1,74 @@
+"""`hesim encrypted-finetune`: rehearsed, or run encrypted, in one folder that the same command
+resumes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.console import Display
+from experiments.encrypted_training.preparing import claim, fitted, plan_steps, prepare
+from experiments.encrypted_training.rehearsing import rehearse
+from experiments.encrypted_training.report import Found, table, write_report
+from experiments.encrypted_training.running import Running, run_encrypted
+from experiments.encrypted_training.settings import EncryptedJob
+from experiments.training.finetune import remember
+from experiments.training.signals import until_signalled
+from experiments.validation.folder import RunFolder
+
+__all__ = ["run_encrypted_training"]
+
+
+def run_encrypted_training(
+    job: EncryptedJob,
+    out: str | Path,
+    how: Running | None,
+    *,
+    data_dir: str | None = None,
+    memory: float | None = None,
+    fresh: bool = False,
+    display: Display | None = None,
+) -> tuple[bool, RunFolder]:
+    """Rehearse a training, or run it encrypted, or do what is left of either.
+
+    Args:
+      job: what is trained. out: its run folder. how: None for a rehearsal.
+      data_dir: GLUE's folder.
+      memory: bytes, as for `hesim.compile`.
+      fresh: start again from nothing.
+      display: what a person sees; by default the console.
+
+    Returns:
+      Whether it is finished, and the run folder. Ctrl-C ends a rehearsal after its step, and an
+      encrypted run at once, as KeyboardInterrupt.
+
+    Raises:
+      ExperimentError: a folder of another run, a rehearsal that does not hold what is asked for, or
+        a step that leaves a domain. DataError, CheckpointError; the errors of `hesim.compile` where
+        there is no plan, and those of `he_backend.session`.
+    """
+    show = display if display is not None else Display()
+    show.stage("1/3  Data, model, and its polynomials")
+    start, data = prepare(job, data_dir, show)
+    folder = claim(job, start, data, Path(out), fresh=fresh)
+    with folder.held("--out"):
+        remember(folder.path, data_dir)
+        show.say(f"run folder: {folder.path}  ", dim="(stop at any time: the same command goes on)")
+        prepared = fitted(job, start, data, folder)
+        show.stage("2/3  Trace and compile one step")
+        planned = plan_steps(prepared, folder, show, memory)
+        if how is None:
+            show.stage("3/3  Rehearsal: simulated, nothing is encrypted")
+            with until_signalled() as stop:
+                if not rehearse(planned, folder, show, job.save_every, stop):
+                    return False, folder
+        else:
+            what = "encrypted" if how.encrypts else "on plain vectors: nothing is encrypted"
+            show.stage(f"3/3  {planned.steps:,} steps, {what}")
+            run_encrypted(planned, folder, show, how)
+        found = Found.of(folder)
+        show.console.print(table(found))
+        for line in found.warnings:
+            show.warn(line)
+        show.say(f"report: {write_report(found, folder)}")
+    return True, folder
