@@ -191,6 +191,8 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     """(figure, name, note) of what a reader wants to know first."""
     error, ledger = report.max_error, report.ledger
     cards = [(f"{error:.1e}", "largest error of the outputs", power_of_two(error))]
+    if report.exact is None:
+        cards = [("–", "largest error of the outputs", "not checked")]
     if report.compared:
         judged = sum(op.judged for op in report.ops)
         outside = sum(bool(op.excess_bits) for op in report.ops)
@@ -313,6 +315,8 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
 def _precision(report: Report) -> list[Row]:
     error, overall = report.max_error, report.overall
     rows = [Row("largest error", f"{error:.2e} = {power_of_two(error)}", "against exact float64")]
+    if report.exact is None:
+        rows = [Row("largest error", "–", "not checked")]
     if overall is not None:
         rows.append(
             Row(

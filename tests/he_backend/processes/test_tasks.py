@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -134,3 +136,24 @@ def test_ciphertexts_on_their_way_are_counted_until_their_last_reader(params, ne
     together = plan(circuit, [3], target=1e9)
     assert len(together.tasks) <= 5 and together.most_bytes(circuit) <= 3 * fresh
     assert plan(draft.circuit(c), [c]).most_bytes(draft.circuit(c)) == fresh
+
+
+def test_what_is_carried_is_cut_alike_in_a_first_batch_and_in_later_ones(params, new_draft):
+    """An argument may be another one at the next run, refreshed as it came."""
+    draft = new_draft(params, 32)
+    a, b, x = (draft.input(np.zeros(32)) for _ in range(3))
+    turned = draft.refresh(b, draft.params.levels)
+    out = draft.rescale(draft.dot_plain((draft.add((1, a), (1, x)), 0.5)))
+    carried = ((turned, a), (a, b))
+    circuit = dataclasses.replace(draft.circuit(out), carried=carried)
+    first, later = (plan(circuit, [out], target=1e9, follows=f) for f in (False, True))
+    cut = [(t.instructions, t.needs, t.gives) for t in first.tasks]
+    assert cut == [(t.instructions, t.needs, t.gives) for t in later.tasks]
+    kinds: list[dict[str, tuple[int, ...]]] = [{}, {}]
+    for found, schedule in zip(kinds, (first, later), strict=True):
+        for t in schedule.tasks:
+            found[t.kind] = tuple(sorted((*found.get(t.kind, ()), *t.instructions)))
+    assert kinds[0]["refresh"] == kinds[1]["refresh"] == (turned,)
+    assert (kinds[1]["carry"], kinds[1]["input"]) == ((a, b), (x,)) and "carry" not in kinds[0]
+    assert kinds[0]["keep"] == kinds[1]["keep"] == (a, turned)
+    assert {t.side for t in later.tasks} == {"worker", "client", "server"}
