@@ -4,7 +4,9 @@
 `ratios` show what is planned for the matrix products that the paper counts, and for the pairs of
 computations whose seconds it compares, beside its figures. `run` sends one sentence through the
 model encrypted, from embedded rows to logits; with `--folder` an interrupted run goes on where it
-was. `--size` takes a smaller model of the same operations.
+was. `lines` sets the paper's Tables 2 and 12 beside its own formulas at its own prices. `training`
+runs a small model's forward pass, gradient and optimizer encrypted, trained in three ways, and
+`training --planned` says what is predicted. `--size` takes a smaller model of the same operations.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from pathlib import Path
 
 import hesim
 from benchmarks.paper.cases import SIZES, bootstrapped, key_holder, sentence, shapes
+from benchmarks.paper.lines import lines
 from benchmarks.paper.ratios import ratios
 from benchmarks.paper.run import run, show_plan
 from benchmarks.paper.tables import layer, tables
+from benchmarks.paper.training import training
 from he_backend.processes.memory import peak_bytes
 from models.config import EncoderConfig
 
@@ -35,17 +39,23 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.paper",
         description="The published model, planned and run encrypted.",
     )
-    what = ("plans", "tables", "ratios", "run")
+    what = ("plans", "tables", "ratios", "lines", "run", "training")
     parser.add_argument("what", nargs="?", default="plans", choices=what)
     parser.add_argument("--size", default="whole", choices=tuple(SIZES))
     parser.add_argument("--log-n", type=int, default=15, help="of the ring of a run")
     parser.add_argument("--folder", type=Path, help="keeps the work of a run that is interrupted")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--planned", action="store_true", help="of a training: encrypt nothing")
     chosen = parser.parse_args([] if arguments is None else arguments)
     config = SIZES[chosen.size]
     if chosen.what == "run":
         return int(not run(config, chosen.log_n, chosen.folder, chosen.workers))
-    {"plans": lambda: plans(config), "tables": tables, "ratios": ratios}[chosen.what]()
+    if chosen.what == "training":
+        training(measured=not chosen.planned)
+        return 0
+    {"plans": lambda: plans(config), "tables": tables, "ratios": ratios, "lines": lines}[
+        chosen.what
+    ]()
     return 0
 
 

@@ -1,0 +1,48 @@
+"""`python -m benchmarks.paper lines`: the published algorithms at the published prices."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.paper import formulas
+from benchmarks.paper.formulas import Spent
+from benchmarks.paper.lines import variants
+from benchmarks.paper.training import Measured, ratios_of
+
+
+def test_left_right_and_inner_are_the_counts_of_table_6():
+    total = formulas.left() + formulas.right() + formulas.inner(False)
+    d = formulas.BLOCK
+    assert total == Spent(6 * d, 4 * d, 3 * d + 5 * d**0.5, d)
+    public = formulas.left() + formulas.inner(True)
+    assert total.rotations - public.rotations == pytest.approx(d + 2 * d**0.5)
+    assert public.products == 0
+
+
+def test_prices_fall_with_the_level_as_table_8_does():
+    product = formulas.left() + formulas.inner(True)
+    ratio = product.seconds(formulas.LOW) / product.seconds()
+    assert ratio == pytest.approx(0.103 / 0.242)
+    assert product.seconds() == pytest.approx(0.242, rel=0.2)
+    assert Spent(extended=2).seconds(formulas.LOW) == pytest.approx(0.274)
+
+
+def test_totals_and_ratios_are_near_those_of_table_2():
+    full, softly, gaussian = variants()
+    for variant in (full, softly, gaussian):
+        assert variant.fine_tuning == pytest.approx(variant.theirs, rel=0.25)
+        assert variant.inference == pytest.approx(variant.theirs_forward, rel=0.25)
+    assert full.fine_tuning / gaussian.fine_tuning == pytest.approx(6.94, rel=0.25)
+
+
+def test_published_seconds_of_lines_add_up_to_the_published_totals():
+    for variant in variants():
+        layers = 2 * sum(line.theirs for line in variant.there + variant.back)
+        assert layers + 1.5 + variant.steps.theirs == pytest.approx(variant.theirs, abs=0.1)
+
+
+def test_a_step_shared_by_a_batch_counts_its_part_of_the_optimizer():
+    found = ratios_of(Measured(2, 6, 32), Measured(1, 2, 16))
+    assert [ours for ours, _ in found.values()] == [2, 3, 2, 38 / 18, 8 / 3]
+    theirs = [round(theirs, 2) for _, theirs in found.values()]
+    assert theirs == [2.33, 3.37, 24.52, 6.94, 3.63]
