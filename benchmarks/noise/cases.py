@@ -266,6 +266,7 @@ class _Writer:
             refresher=KEY_HOLDER,
             memory=None,
             carried=(),
+            carries=(),
             origin=None,
             **data,
         )
