@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -95,7 +95,7 @@ def encrypted_finetune(
         return
     from experiments.console import Display
     from experiments.encrypted_training.run import run_encrypted_training
-    from experiments.encrypted_training.running import Running
+    from experiments.encrypted_training.running import Check, Running
 
     given = {
         "task.task": task,
@@ -109,7 +109,7 @@ def encrypted_finetune(
     }
     job = read_job(config, given)
     folder = out or Path("runs") / job.folder
-    how = Running(backend, workers, check, from_step, job.save_every)  # pyright: ignore
+    how = Running(backend, workers, cast(Check, check), from_step, job.save_every)
     display = Display()
     with resumable(folder):
         done, _ = run_encrypted_training(

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.console import Display
 from experiments.encrypted_training.settings import EncryptedJob
-from experiments.training.finetune import Start, describe, load_start
+from experiments.training.finetune import Start, describe, load_rows, load_start
 from experiments.training.twin import said_ring
 from experiments.validation.folder import RunFolder
 from he_backend.report.environment import environment
@@ -24,7 +24,7 @@ from hesim.errors import ParameterError
 from hesim.program import Program
 from hesim.progress import Bar
 from models.data.batches import Batch
-from models.data.tasks import TaskData, baseline, prepare_task
+from models.data.tasks import TaskData, baseline
 from models.nn.lora import Params, count
 from models.recipes.encrypted_training import (
     EncryptedTraining,
@@ -99,15 +99,7 @@ def prepare(job: EncryptedJob, data_dir: str | None, show: Display) -> tuple[Sta
     ExperimentError.
     """
     start = load_start(job.start, job.attention, job.task, job.length, data_dir, job.settings.seed)
-    data = prepare_task(
-        job.task,
-        start.tokenizer,
-        job.length,
-        data_dir=data_dir,
-        train_rows=job.train_rows or None,
-        token_types=start.config.token_types,
-        pairs=job.settings.pairs,
-    )
+    data = load_rows(start, job.task, job.length, job.train_rows, job.settings.pairs, data_dir)
     show.say(describe(data))
     for line in job.off:
         show.say(f"off: {line}")

@@ -63,9 +63,7 @@ where the error they leave does not matter: the twin is trained with it."""
 
 def _usual(row: FineTune) -> FineTune:
     """What is other than in training in the clear: less of everything that costs seconds."""
-    return dataclasses.replace(
-        row, epochs=1, batch=8, rank=2, adapted=("query", "key", "value"), alpha=row.alpha
-    )
+    return dataclasses.replace(row, epochs=1, batch=8, rank=2, adapted=("query", "key", "value"))
 
 
 @dataclasses.dataclass(frozen=True)

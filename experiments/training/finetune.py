@@ -18,7 +18,7 @@ from experiments.training.logbook import Logbook
 from experiments.training.signals import until_signalled
 from experiments.training.twin import said_ring
 from hesim.files import write_whole
-from models.config import EncoderConfig, preset
+from models.config import EncoderConfig, Pairs, preset
 from models.data.datasets import load
 from models.data.tasks import TaskData, baseline, prepare_task
 from models.data.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ from models.train.loop import Progress
 from models.weights.folder import save_model
 from models.weights.shipped import load_pretrained
 
-__all__ = ["Start", "describe", "load_start", "run_finetuning"]
+__all__ = ["Start", "describe", "load_rows", "load_start", "run_finetuning"]
 
 MODEL = "model"
 """Folder of the finished model within the folder of a run."""
@@ -79,6 +79,23 @@ def load_start(
     return Start(config, params, tokenizer)
 
 
+def load_rows(
+    start: Start, task: str, length: int, train_rows: int, pairs: Pairs, data_dir: str | None
+) -> TaskData:
+    """The task's rows of `length` tokens, as the start's tokenizer reads them; train_rows: at most,
+    0 for all; pairs: how two sentences are read. Raises DataError for data that cannot be read.
+    """
+    return prepare_task(
+        task,
+        start.tokenizer,
+        length,
+        data_dir=data_dir,
+        train_rows=train_rows or None,
+        token_types=start.config.token_types,
+        pairs=pairs,
+    )
+
+
 def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None = None) -> FineTuned:
     """Prepare the data, train with a bar, write log and model; goes on from what `out` holds.
 
@@ -95,15 +112,7 @@ def run_finetuning(job: Job, out: Path, display: Display, data_dir: str | None =
     settings, mesh = job.settings, job.devices.mesh()
     start = load_start(job.start, job.attention, job.task, job.length, data_dir, settings.seed)
     display.stage("Data")
-    data = prepare_task(
-        job.task,
-        start.tokenizer,
-        job.length,
-        data_dir=data_dir,
-        train_rows=job.train_rows or None,
-        token_types=start.config.token_types,
-        pairs=job.settings.pairs,
-    )
+    data = load_rows(start, job.task, job.length, job.train_rows, settings.pairs, data_dir)
     display.say(describe(data))
     if (start.config.pairs, settings.pairs) == ("bi-encoder", "cross-encoder"):
         display.say(
