@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from jax import tree_util
 
 from he_backend import evaluating
-from he_backend.carrying import LeftHere, filled, leaves_of, public_results, result, with_carried
+from he_backend.carrying import LeftHere, filled, leaves_of, public_results, with_carried
 from he_backend.circuits import check_params, check_refresher, compiled, of_program
 from he_backend.errors import BackendError
 from he_backend.evaluating import Outcome
@@ -25,9 +24,10 @@ from he_backend.processes.folders import Folders
 from he_backend.processes.messages import Progress
 from he_backend.processes.tasks import plan
 from he_backend.report import twin
-from he_backend.report.compare import Vectors, op_records
+from he_backend.report.batch import Given, Reports
+from he_backend.report.compare import Vectors
 from he_backend.report.phases import Phases
-from he_backend.report.report import Report, Subject
+from he_backend.report.report import Report
 from he_backend.room import with_room
 from he_backend.steps import Batches, Step, Training
 from he_backend.telling import Told
@@ -42,22 +42,8 @@ from hesim.progress import reporting
 
 if TYPE_CHECKING:
     from hesim.calibrate import Calibration
-    from hesim.predict import OpPrediction, Prediction
 
 __all__ = ["Session", "session"]
-
-
-@dataclass(frozen=True)
-class _Given:
-    """A batch: arguments, evaluated exactly if it is checked; public results by number; where its
-    phases are told; how it is run.
-    """
-
-    args: Sequence[Any]
-    exact: twin.Exact
-    public: Mapping[int, np.ndarray]
-    reporter: Phases
-    asked: Asked
 
 
 class Session:
@@ -278,17 +264,15 @@ class Session:
         outcome = found if isinstance(found, Outcome) else self._in_processes(given, found)
         follows = asked.after is not None
         evaluating.check_ledger(self.circuit, outcome.spent, follows=follows)
-        prediction = None
-        if asked.compare:
-            reporter.phase(f"predicting the error under {self.options.keys} keys")
-            among = outcome.vectors if self.options.sampled else None
-            prediction = self._predicted(given.args, self.options.keys, among)
-            reporter.phase("comparing")
-        return self._report(given, outcome, prediction)
+        return self._reports.report(given, outcome)
+
+    @cached_property
+    def _reports(self) -> Reports:
+        return Reports(self.program, self.circuit, self.options)
 
     # Before anything is encrypted
 
-    def _given(self, args: Sequence[Any], asked: Asked, reporter: Phases) -> _Given:
+    def _given(self, args: Sequence[Any], asked: Asked, reporter: Phases) -> Given:
         """The batch, evaluated in the clear if it is to be checked. Raises as `run`."""
         program, circuit = self.program, self.circuit
         if asked.after is not None:
@@ -304,7 +288,7 @@ class Session:
                 args = filled(program, circuit, args)
         if not asked.check:
             exact = twin.unchecked(program, args)
-            return _Given(args, exact, self._public(args), reporter, asked)
+            return Given(args, exact, self._public(args), reporter, asked)
         reporter.phase("evaluating the exact twin")
         exact = twin.evaluate(program, args, keep_ops=asked.compare)
         self._check_values(exact)
@@ -312,7 +296,7 @@ class Session:
             warnings.warn(str(message), stacklevel=4)
         leaves = tree_util.tree_leaves(exact.outputs)
         public = {k: leaf for k, leaf in enumerate(leaves) if circuit.outputs[k] is None}
-        return _Given(args, exact, public, reporter, asked)
+        return Given(args, exact, public, reporter, asked)
 
     def _public(self, args: Sequence[Any]) -> dict[int, np.ndarray]:
         return public_results(self.program, self.program.flatten(args))
@@ -338,7 +322,7 @@ class Session:
     def _decrypt(self, circuit: Circuit, compare: bool) -> list[int]:
         return evaluating.decrypted(circuit, self.options.sampled if compare else 0)
 
-    def _checked(self, circuit: Circuit, given: _Given) -> dict[int, tuple[float, float]]:
+    def _checked(self, circuit: Circuit, given: Given) -> dict[int, tuple[float, float]]:
         """Ranges of what the client will see, unless a value overflows somewhere. A server cannot
         see a value wrap around; the twin on plain vectors can, beforehand.
         """
@@ -352,7 +336,7 @@ class Session:
 
     # Evaluations
 
-    def _in_the_clear(self, circuit: Circuit, given: _Given) -> Outcome:
+    def _in_the_clear(self, circuit: Circuit, given: Given) -> Outcome:
         given.reporter.phase("evaluating on plain vectors")
         after, inputs = given.asked.after, given.exact.inputs
         state = {} if after is None else dict(self._left_here(after).ciphers)
@@ -376,7 +360,7 @@ class Session:
             )
         return self._local[batch]
 
-    def _in_processes(self, given: _Given, ranges: Mapping[int, tuple[float, float]]) -> Outcome:
+    def _in_processes(self, given: Given, ranges: Mapping[int, tuple[float, float]]) -> Outcome:
         circuit, held = self.circuit, self._open()
         batch = self._batch(given, ranges)
         done = held.run(batch)
@@ -389,7 +373,7 @@ class Session:
             held.forget(batch.name)
         return Outcome.of(done, vectors, self._predicted_peak)
 
-    def _batch(self, given: _Given, ranges: Mapping[int, tuple[float, float]]) -> processes.Batch:
+    def _batch(self, given: Given, ranges: Mapping[int, tuple[float, float]]) -> processes.Batch:
         """What the processes are told of a batch."""
         circuit, asked = self.circuit, given.asked
         return processes.Batch(
@@ -429,69 +413,6 @@ class Session:
         staying = staying_bytes(circuit.spare_bytes, available()) if self._several else None
         counts = held.workers, held.clients
         return run_bytes(circuit.params, circuit.ledger, *counts, passing, staying)
-
-    # The report
-
-    @cached_property
-    def _placed(self) -> Any:
-        """Where errors arise in this Circuit."""
-        from hesim.noise import placement
-
-        return placement.of_circuit(self.program, self.circuit)
-
-    def _predicted(
-        self, args: Sequence[Any], keys: int, among: Collection[int] | None = None
-    ) -> Mapping[int, OpPrediction]:
-        """Errors of operations under so many keys, of what was decrypted."""
-        from hesim.predict import walked
-
-        found = walked(self.circuit, args, keys, among=among)
-        return found or dict(enumerate(self._simulated(args, keys).ops))
-
-    def _simulated(self, args: Sequence[Any], keys: int = 1) -> Prediction:
-        """Values of operations under so many keys, one by one: compiling a long program as a whole
-        takes longer than a run of it.
-        """
-        from hesim.predict import predict
-
-        shared = {"keys": keys, "schedule": self._placed, "jit": False, "walk": False}
-        return predict(self.program, self.circuit.params, args, **shared)
-
-    def _report(
-        self, given: _Given, outcome: Outcome, prediction: Mapping[int, OpPrediction] | None
-    ) -> Report:
-        args, exact, compare = given.args, given.exact, given.asked.compare
-        circuit, options, spent = self.circuit, self.options, outcome.spent
-        vectors = outcome.vectors if compare else None
-        ops, overall = op_records(
-            circuit, exact, vectors, prediction, spent, encrypted=options.encrypts
-        )
-        return Report(
-            outputs=result(self.program, circuit, outcome.vectors, given.public),
-            exact=exact.outputs,
-            encrypted=options.encrypts,
-            backend=options.backend,
-            params=circuit.params,
-            ledger=circuit.ledger,
-            counts={name: spent.counts.get(name, 0) for name in circuit.ledger.counts()},
-            seconds=outcome.key_seconds + outcome.seconds,
-            key_seconds=outcome.key_seconds,
-            phases=given.reporter.seconds(),
-            core_seconds=sum(spent.seconds.values()),
-            peak_bytes=outcome.peak_bytes,
-            ops=ops,
-            overall=overall,
-            compared=compare,
-            outside=tuple(str(message) for message in exact.outside),
-            tasks=outcome.tasks,
-            skipped=outcome.skipped,
-            replaced=outcome.replaced,
-            imported_jax=outcome.imported_jax,
-            subject=Subject.of(self.program, circuit),
-            refresher=circuit.refresher,
-            predicted_peak_bytes=outcome.predicted_peak_bytes,
-            simulate=lambda: self._simulated(args).outputs,
-        )
 
 
 def session(
