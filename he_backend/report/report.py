@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from he_backend.report.intervals import Overall
-    from hesim.circuit.circuit import Circuit, Ledger
+    from hesim.circuit.circuit import Circuit
+    from hesim.circuit.costs.spending import Ledger
     from hesim.params import CKKSParams
     from hesim.program import Program
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hesim.circuit.circuit import Kind, Ledger, PlaintextFamily, Spending
+from hesim.circuit.circuit import Kind, PlaintextFamily
 from hesim.circuit.cost import encoding_seconds, instruction_seconds, key_seconds
 from hesim.circuit.costs.memory import cipher_bytes, plaintext_bytes
+from hesim.circuit.costs.spending import Ledger, Spending
 from hesim.circuit.costs.table import current
 from hesim.circuit.layout import unique_rows
 from hesim.circuit.limits.budget import peak_bytes

@@ -11,7 +11,8 @@ import pytest
 
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
-from hesim.circuit.circuit import Circuit, Kind, Ledger, PlaintextFamily, TensorLocation
+from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
+from hesim.circuit.costs.spending import Ledger
 from hesim.params import CKKSParams
 
 LEDGER = {

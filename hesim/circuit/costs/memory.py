@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hesim.circuit.circuit import Kind, Ledger
+from hesim.circuit.circuit import Kind
+from hesim.circuit.costs.spending import Ledger
 from hesim.circuit.costs.table import current
 from hesim.params import CKKSParams
 
