@@ -29,7 +29,7 @@ from he_backend.report.compare import Vectors
 from he_backend.report.phases import Phases
 from he_backend.report.report import Report
 from he_backend.room import with_room
-from he_backend.steps import Batches, Step, Training
+from he_backend.steps import Batches, States, Step, Training
 from he_backend.telling import Told
 from hesim.bundles.bundle import Bundle
 from hesim.circuit.aims.aim import Aim
@@ -170,12 +170,13 @@ class Session:
 
     def steps(
         self,
-        state: Sequence[Any],
+        state: States,
         batches: Batches,
         *,
         count: int | None = None,
+        first: int = 0,
         keep: int = 2,
-        check: bool = False,
+        check: bool | Callable[[int], bool] = False,
         read: bool | Callable[[int], bool] = False,
     ) -> Iterator[Step]:
         """Steps of a training: each goes on from the state that the one before left encrypted.
@@ -186,16 +187,20 @@ class Session:
         damaged, the one before it is gone on from, and the work since is made again.
 
         Args:
-          state: the carried arguments at the start, in the order of `carried` in the compilation.
+          state: the carried arguments at the start, in the order of `carried` in the compilation;
+            or a function of a step's number that gives those before it as the caller knows them:
+            what of them is public, and all of them before a step that is checked.
           batches: the other arguments of each step, a tuple: a sequence of them, or a function of
             the step's number, which must return the same when it is asked again.
-          count: steps in all; by default as many as a sequence has, or without end.
+          count: the number at which it ends; by default as many as a sequence has, or without end.
+          first: number of the first step, of a training that began elsewhere.
           keep: states, at least 1; one is all that there is if it is damaged.
-          check: whether each step is evaluated in the clear, too, from the twin's own results.
+          check: whether steps are evaluated in the clear, too, from the twin's own results; or,
+            where `state` is a function, which of them, by number.
           read: after which steps the key holder decrypts the state, into the step's `outputs`.
 
         Yields:
-          Finished steps, by number from 0.
+          Finished steps, in order.
 
         Raises:
           RunFolderError: no kept state is whole, or a step was run with other arguments.
@@ -216,7 +221,7 @@ class Session:
           1 None [1. 1.]
           2 None [2. 2.]
         """
-        return iter(Training(self, state, batches, count, keep, check, read))
+        return iter(Training(self, state, batches, count, first, keep, check, read))
 
     @property
     def batches(self) -> list[str]:

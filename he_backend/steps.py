@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from he_backend.report.report import Report
     from he_backend.sessions import Session
 
-__all__ = ["Batches", "Step", "Training"]
+__all__ = ["Batches", "States", "Step", "Training"]
 
 Batches = Sequence[Sequence[Any]] | Callable[[int], Sequence[Any]]
 """Arguments of each step that are not carried, in their order: by its number."""
+
+States = Sequence[Any] | Callable[[int], Sequence[Any]]
+"""The carried arguments at the start; or, by a step's number, those before it as the caller knows
+them, of which public ones must be right, and all of a step that is checked."""
 
 _PREFIX = "step-"
 
@@ -70,7 +74,7 @@ class Training:
     """The steps of `Session.steps`, in order.
 
     Args:
-      session: runs them. state, batches, count, keep, check, read: as there.
+      session: runs them. state, batches, count, first, keep, check, read: as there.
 
     Raises:
       BackendError: the Circuit carries nothing, or one of the arguments cannot be.
@@ -79,11 +83,12 @@ class Training:
     def __init__(
         self,
         session: Session,
-        state: Sequence[Any],
+        state: States,
         batches: Batches,
         count: int | None,
+        first: int,
         keep: int,
-        check: bool,
+        check: bool | Callable[[int], bool],
         read: bool | Callable[[int], bool],
     ):
         if not session.circuit.carries:
@@ -93,37 +98,49 @@ class Training:
             )
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise BackendError(f"keep={keep!r} must be a whole number, at least 1")
+        if callable(check) and not callable(state):
+            raise BackendError(
+                "steps that are checked by choice need the state before each of them: "
+                "state=lambda number: (...,)"
+            )
         if not callable(batches):
             count = len(batches) if count is None else min(count, len(batches))
-        self.session, self.start = session, tuple(state)
-        self.count, self.keep, self.check = count, keep, check
+        self.session, self.first = session, first
+        self.start = state if callable(state) else tuple(state)
+        self.count, self.keep = count, keep
+        self._check = check if callable(check) else lambda number: bool(check)
         self._batches = batches if callable(batches) else batches.__getitem__
         self._read = read if callable(read) else lambda number: bool(read)
 
     def __iter__(self) -> Iterator[Step]:
-        first = max(self._stands(), 0)
-        state = self._state(first)
-        for k in itertools.count(first) if self.count is None else range(first, self.count):
+        begin = max(self._stands(), self.first)
+        state = self._state(begin)
+        for k in itertools.count(begin) if self.count is None else range(begin, self.count):
             args = self._args(k, state)
             report = self._run(k, args)
             outputs = self.session.read(name_of(k)) if self._read(k) else report.outputs
             yield Step(k, report, outputs)
-            if k >= self.keep:
+            if k - self.keep >= self.first:
                 self.session.forget(name_of(k - self.keep))
-            state = self._after(k, args)
+            if k + 1 != self.count:
+                state = self._after(k, args)
 
     def _args(self, k: int, state: Sequence[Any]) -> tuple[Any, ...]:
         return with_state(self.session.circuit, state, tuple(self._batches(k)))
 
     def _run(self, k: int, args: Sequence[Any]) -> Report:
         """Step k. Errors say which step it was, and what is kept."""
-        name, before = name_of(k), name_of(k - 1) if k else None
+        name, before = name_of(k), name_of(k - 1) if k > self.first else None
         try:
-            return self.session.run(*args, batch=name, after=before, check=self.check)
+            return self.session.run(*args, batch=name, after=before, check=self._check(k))
         except BackendError as error:
             if isinstance(error, ValueRangeError | EncodeError | DomainError):
                 self.session.forget(name)  # it may be run with other arguments
-            kept = f"the state that step {k - 1} left is kept" if k else "nothing was begun before"
+            kept = (
+                f"the state that step {k - 1} left is kept"
+                if before
+                else "nothing was begun before"
+            )
             text = str(error.args[0]) if error.args else ""
             error.args = (
                 f"{text} [step {k} of the training, counted from 0; {kept}: the same call goes on "
@@ -141,7 +158,8 @@ class Training:
           RunFolderError: steps are finished, but no state is whole.
         """
         session = self.session
-        numbers = sorted((n for n in map(_number, session.batches) if n >= 0), reverse=True)
+        found = map(_number, session.batches)
+        numbers = sorted((n for n in found if n >= self.first), reverse=True)
         finished = [n for n in numbers if session.done(name_of(n))]
         damaged: list[str] = []
         for n in finished:
@@ -171,21 +189,25 @@ class Training:
 
     # The state as the caller knows it: what of it is public; all of it for checks
 
-    def _state(self, first: int) -> tuple[Any, ...]:
-        """Before step `first`."""
-        if first and not self.check:
-            public = self.session.public(name_of(first - 1))
+    def _state(self, number: int) -> tuple[Any, ...]:
+        """Before step `number`, of a training that goes on."""
+        if callable(self.start):
+            return tuple(self.start(number))
+        if number > self.first and not self._check(number):
+            public = self.session.public(name_of(number - 1))
             if public is not None:
                 return self._next(public)
         state = self.start
-        for k in range(first):
+        for k in range(self.first, number):
             state = self._after(k, self._args(k, state))
         return state
 
     def _after(self, k: int, args: Sequence[Any]) -> tuple[Any, ...]:
         """The state after step k: by the function itself for checks, else only what is public."""
+        if callable(self.start):
+            return tuple(self.start(k + 1))
         program = self.session.program
-        if self.check:
+        if self._check(k):
             from jax import tree_util
 
             leaves = tree_util.tree_leaves(program(*args, precision="float64"))

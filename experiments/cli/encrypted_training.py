@@ -44,6 +44,7 @@ def encrypted_finetune(
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step.")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of the adapters of LoRA.")] = None,
     rehearse: Annotated[
         bool,
         typer.Option(
@@ -103,6 +104,7 @@ def encrypted_finetune(
         "training.method": method,
         "training.steps": steps,
         "training.batch": batch,
+        "training.rank": rank,
         "training.seed": seed,
         "start.attention": attention,
         "start.start": start,

@@ -8,11 +8,12 @@ is trained when a model is to be saved.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,9 +34,10 @@ from experiments.validation.folder import RunFolder
 from he_backend.errors import BackendError
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.sessions import Session
+from he_backend.steps import Step
 from hesim.circuit.plain.errors import ValueRangeError
 from hesim.errors import ArgumentError
-from models.recipes.encrypted_training import Inputs, State
+from models.recipes.encrypted_training import Inputs, State, Watched
 from models.sites.sites import join_ranges
 
 __all__ = ["Check", "Running", "run_encrypted"]
@@ -94,6 +96,7 @@ def run_encrypted(
     names the step, and what is kept. Others as `he_backend.session`.
     """
     if folder.done(how.name):
+        _forget(folder, how)
         return
     if not 0 <= how.start < planned.steps:
         raise ExperimentError(f"there are {planned.steps:,} steps: begin at one before the last")
@@ -104,7 +107,7 @@ def run_encrypted(
 
 
 class _Run:
-    """One attempt. begin: the state before step `first`, which is encrypted by the client."""
+    """One attempt. begin: the state before step `how.start`, which is encrypted by the client."""
 
     def __init__(
         self, planned: Planned, folder: RunFolder, show: Display, how: Running, begin: State
@@ -113,9 +116,10 @@ class _Run:
         self.first, self.begin = how.start, begin
         if not how.encrypts and (saved := latest(folder, how.name)):
             self.first, self.begin = saved, load_state(folder, how.name, saved, begin)
-        self.exact, self.exact_at = begin, how.start
+        self.exact = {how.start: begin}
+        self.exact_losses: dict[int, float] = {}
         self.seconds: list[float] = []
-        self.note, self.number = "", self.first
+        self.note, self.number, self.since = "", -1, time.monotonic()
         self.update: Update = lambda done, note, left: None
 
     def go(self) -> None:
@@ -125,29 +129,28 @@ class _Run:
             self._train()
 
     def _train(self) -> None:
-        planned, how, steps = self.planned, self.how, self.planned.steps
-        with he_backend.session(
-            planned.program,
-            circuit=planned.circuit,
-            backend=how.backend,
-            workers=how.workers,
-            run_dir=self.folder.path / f"{how.name}.server" if how.encrypts else None,
-            client_dir=self.folder.path / f"{how.name}.client" if how.encrypts else None,
-            progress=self._told,
-        ) as session:
-            at = self._resumed(session)
-            if at > how.start:
-                self.show.say(f"going on from step {at:,}")
-            with Logbook(self.out, at) as log:
-                for number in range(at, steps):
-                    self.number = number
-                    figures = self._one(session, number)
-                    log.write(number + 1, figures)
-                    if saves(number + 1, steps, how.every):
-                        self._save(session, number, figures)
+        planned, how = self.planned, self.how
+        with (
+            he_backend.session(
+                planned.program,
+                circuit=planned.circuit,
+                backend=how.backend,
+                workers=how.workers,
+                run_dir=self.folder.path / f"{how.name}.server" if how.encrypts else None,
+                client_dir=self.folder.path / f"{how.name}.client" if how.encrypts else None,
+                progress=self._told,
+            ) as session,
+            contextlib.ExitStack() as held,
+        ):
+            log: Logbook | None = None
+            for step in self._steps(session):
+                log = log or held.enter_context(Logbook(self.out, step.number))
+                figures = self._figures(step)
+                log.write(step.number + 1, figures)
+                if self._saves(step.number):
+                    self._save(step, figures)
             self._finish()
-        for side in ("server", "client") if how.encrypts else ():
-            shutil.rmtree(self.folder.path / f"{how.name}.{side}", ignore_errors=True)
+        _forget(self.folder, how)
 
     @property
     def out(self) -> Path:
@@ -155,37 +158,58 @@ class _Run:
         whole = self.how.name == "encrypted"
         return self.folder.path if whole else self.folder.path / self.how.name
 
-    def _resumed(self, session: Session) -> int:
-        """The step to begin with: the last one that is finished, which is read back, or the first
-        one.
-        """
-        numbers = range(self.planned.steps - 1, self.first - 1, -1)
-        return next((n for n in numbers if session.done(n)), self.first)
+    def _saves(self, number: int) -> bool:
+        return saves(number + 1, self.planned.steps, self.how.every)
 
-    def _one(self, session: Session, number: int) -> dict[str, float]:
-        """Step `number`, from 0, encrypted; its figures."""
-        planned, how = self.planned, self.how
-        inputs = planned.inputs(number)
-        self.note, began = f"step {number + 1:,}", time.monotonic()
-        figures: dict[str, float] = {"rate": float(inputs.rate)}
-        state = self.begin
-        if how.check != "none":
-            state = self._exact_before(number)
-            figures["exact_loss"] = self._checked(number, inputs)
-        elif number > self.first:
-            state = _counted(self.begin, number - self.first)
-        fully = how.check == "every" or (how.check == "first" and number == self.first)
-        after = number - 1 if number > self.first else None
+    def _steps(self, session: Session) -> Iterator[Step]:
+        """Finished steps, the last one of an earlier attempt first."""
+        how = self.how
+        steps = session.steps(
+            self._before,
+            self._inputs,
+            count=self.planned.steps,
+            first=self.first,
+            check=lambda k: how.check == "every" or (how.check == "first" and k == self.first),
+            read=self._saves,
+        )
         try:
-            report = session.run(*state, *inputs, batch=number, after=after, check=fully)
+            yield from steps
         except (BackendError, ValueRangeError) as error:
+            if self.number < 0:
+                raise ExperimentError(f"{error}; or begin anew, with --fresh") from error
             raise ExperimentError(
-                f"step {number + 1:,} of {planned.steps:,} failed: {error}. What the step before "
-                f"left is kept in {self.folder.path}: the same command goes on from there"
+                f"step {self.number + 1:,} of {self.planned.steps:,} failed: {error}. The same "
+                f"command goes on from {self.folder.path}"
             ) from error
-        if number - 2 >= self.first:
-            session.forget(number - 2)
-        logits = np.asarray(report.outputs[2])
+
+    def _before(self, number: int) -> State:
+        """The state before a step as this process knows it: exact; unchecked, its count alone."""
+        if self.how.check != "none":
+            return self._exact_before(number)
+        return _counted(self.begin, number - self.first)
+
+    def _inputs(self, number: int) -> Inputs:
+        """The arguments of a step that is about to be run; what the exact one gives is noted."""
+        if self.number < 0 and number > self.how.start:
+            self.show.say(f"going on from step {number:,}")
+        if self.number < 0:
+            self._at(number)
+        inputs = self.planned.inputs(number)
+        if self.how.check != "none":
+            self.exact_losses[number] = self._checked(number, inputs)
+        return inputs
+
+    def _at(self, number: int) -> None:
+        """This step is worked at from now on."""
+        self.number, self.since = number, time.monotonic()
+
+    def _figures(self, step: Step) -> dict[str, float]:
+        """Of a finished step."""
+        report, number, planned = step.report, step.number, self.planned
+        figures: dict[str, float] = {"rate": planned.rate(number)}
+        if number in self.exact_losses:
+            figures["exact_loss"] = self.exact_losses.pop(number)
+        logits = np.asarray(step.outputs[2])
         figures["loss"] = planned.training.loss(logits, planned.batch(number))
         if not math.isfinite(figures["loss"]):
             raise ExperimentError(
@@ -198,25 +222,35 @@ class _Run:
             "refreshes": report.refreshes,
             "peak_bytes": report.peak_bytes if report.encrypted else 0,
         }
-        self.seconds.append(time.monotonic() - began)
-        self._show(number + 1, figures)
+        seconds = time.monotonic() - self.since
+        if not report.tasks or report.skipped < report.tasks:  # what is read back takes no time
+            self.seconds.append(seconds)
+        self._show(number + 1, figures, seconds)
+        self._at(number + 1)
         return figures
 
     # The exact step beside it
 
     def _exact_before(self, number: int) -> State:
         """The exact state before this step."""
-        while self.exact_at < number:
-            inputs = self.planned.inputs(self.exact_at)
-            self.exact = self.planned.training.watched(self.exact, inputs).state
-            self.exact_at += 1
-        return self.exact
+        while (last := max(self.exact)) < number:
+            self._goes_on(
+                last, self.planned.training.watched(self.exact[last], self.planned.inputs(last))
+            )
+        return self.exact[number]
+
+    def _goes_on(self, number: int, found: Watched) -> None:
+        """Keep the state that exact step `number` gave, and those before it that may be asked for
+        again.
+        """
+        self.exact[number + 1] = found.state
+        self.exact.pop(number + 1 - _RECENT, None)
 
     def _checked(self, number: int, inputs: Inputs) -> float:
         """The loss of the exact step. ExperimentError if a value leaves its polynomial's domain: it
         would make the encrypted step worthless, and nobody could see it.
         """
-        found = self.planned.training.watched(self.exact, inputs)
+        found = self.planned.training.watched(self._exact_before(number), inputs)
         left = {name: float(share) for name, share in found.outside.items() if float(share) > 0}
         if left:
             met = join_ranges([{name: found.ranges[name] for name in left}])
@@ -228,7 +262,7 @@ class _Run:
                 f"before left is kept in {self.folder.path}. Begin anew, in another --out, with "
                 f"{worst.remedy}"
             )
-        self.exact, self.exact_at = found.state, number + 1
+        self._goes_on(number, found)
         return self.planned.training.loss(found.logits, self.planned.batch(number))
 
     # What a person sees
@@ -245,19 +279,19 @@ class _Run:
         """A task of the step that is being evaluated."""
         done = self.number + p.fraction
         task = f"task {p.tasks_done}/{p.tasks_total}" if p.tasks_total else ""
-        note = ", ".join(filter(None, (self.note, task)))
+        note = ", ".join(filter(None, (self.note or f"step {self.number + 1:,}", task)))
         self.update(self._share(done), note, self._left(done))
 
-    def _show(self, done: int, figures: Mapping[str, float]) -> None:
+    def _show(self, done: int, figures: Mapping[str, float], seconds: float) -> None:
         exact = f" (exact {figures['exact_loss']:.4f})" if "exact_loss" in figures else ""
-        self.note = f"step {done:,}, loss {figures['loss']:.4f}{exact}, {self.seconds[-1]:,.0f} s"
+        self.note = f"step {done:,}, loss {figures['loss']:.4f}{exact}, {seconds:,.0f} s"
         self.update(self._share(done), self.note, self._left(done))
 
     # What is kept
 
-    def _save(self, session: Session, number: int, figures: Mapping[str, float]) -> State:
-        """The key holder reads what step `number` left: its state, and a model's folder."""
-        trained, optimizer, _ = session.read(number)
+    def _save(self, step: Step, figures: Mapping[str, float]) -> None:
+        """Keep what the key holder read of a step: its state, and a model's folder."""
+        trained, optimizer, _ = step.outputs
         like = self.planned.state
         leaves = [
             np.asarray(new, np.asarray(old).dtype)
@@ -266,7 +300,7 @@ class _Run:
             )
         ]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        done = number + 1
+        done = step.number + 1
         scores = scores_of(self.planned, state)
         kept: dict[str, Any] = {"step": done, "scores": scores}
         if self.how.check != "none":
@@ -276,7 +310,6 @@ class _Run:
         save_trained(self.out / MODEL, self.planned, state, notes | {"trained": self.what})
         said = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.show.say(f"step {done:,}: model in {self.out / MODEL}; validation {said}")
-        return state
 
     @property
     def what(self) -> str:
@@ -306,6 +339,12 @@ class _Run:
 def saves(done: int, steps: int, every: int) -> bool:
     """Whether the model is saved after so many steps."""
     return done == steps or (every > 0 and done % every == 0)
+
+
+def _forget(folder: RunFolder, how: Running) -> None:
+    """Remove what a finished run needed: ciphertexts, and the client's secret key."""
+    for side in ("server", "client"):
+        shutil.rmtree(folder.path / f"{how.name}.{side}", ignore_errors=True)
 
 
 def _counted(state: State, steps: int) -> State:

@@ -143,6 +143,20 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: str, what: st
         read_job(path)
 
 
+def test_options_of_the_command_win_over_the_file(settings: Path, monkeypatch):
+    from experiments.encrypted_training import run as running
+
+    jobs: list[EncryptedJob] = []
+    monkeypatch.setattr(
+        running, "run_encrypted_training", lambda job, *_, **__: (jobs.append(job) or True, None)
+    )
+    options = ("--rank", "3", "--batch", "2", "--length", "16", "--rehearse")
+    with pytest.raises(SystemExit) as ended:
+        main(["encrypted-finetune", "--config", str(settings), *options])
+    assert ended.value.code == 0
+    assert (jobs[0].settings.rank, jobs[0].settings.batch, jobs[0].length) == (3, 2, 16)
+
+
 # Rehearsal
 
 

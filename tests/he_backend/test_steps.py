@@ -111,6 +111,25 @@ def test_a_step_that_leaves_its_range_is_named_and_the_state_before_it_kept(
             close(session.read(found[1].batch), exact(traced[0], 2)[1])
 
 
+def test_a_caller_who_knows_the_states_chooses_the_steps_that_are_checked(traced):
+    """Of a training that began elsewhere, two steps before."""
+    results = exact(traced[0], COUNT)
+    asked: list[int] = []
+
+    def before(number: int) -> tuple:
+        asked.append(number)
+        return (results[number - 1][0],)
+
+    with opened(traced, backend="slots") as session:
+        steps = session.steps(before, batches(), first=2, check=lambda k: k == 3)
+        found = list(steps)
+        assert session.batches == ["step-2", "step-3"]
+    assert [step.number for step in found] == asked == [2, 3]
+    assert [step.report.exact is not None for step in found] == [False, True]
+    for step in found:
+        close(step.outputs[1:], results[step.number][1:])
+
+
 def test_what_cannot_be_a_training_is_refused(traced):
     program, circuit = traced
     fixed = he_backend.session(program, params=circuit.params, backend="slots")
@@ -119,5 +138,7 @@ def test_what_cannot_be_a_training_is_refused(traced):
     with opened(traced, backend="slots") as session:
         with pytest.raises(he_backend.BackendError, match="keep=0"):
             session.steps((state(),), batches(), keep=0)
+        with pytest.raises(he_backend.BackendError, match="state=lambda number"):
+            session.steps((state(),), batches(), check=lambda k: True)
         with pytest.raises(he_backend.BackendError, match="a state has 1 arguments"):
             next(session.steps(state(), batches()))
