@@ -442,7 +442,7 @@ class _Walk:
         in every use; the other, smaller digits' and the rounding's together.
         """
         profile = self.profile
-        if profile.digit_size(self.params.levels + 1) > 1 or profile.centred_digits:
+        if formulas.digit_size(self.params, profile) > 1 or profile.centred_digits:
             return self._drawn(formulas.key_switch(self.params, level, profile), scale)
         if step not in self.switches:
             self.switches[step] = self._first_digit(step)

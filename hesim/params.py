@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import islice
+from typing import Any
 
 from hesim.errors import ParameterError
 
@@ -45,6 +47,9 @@ SEAL_LIMITS: dict[int, int] = {10: 27, 11: 54, 12: 109, 13: 218, 14: 438, 15: 88
 #: Largest distance, in bits, of a canonical scale from 2**scale_bits.
 SCALE_TOLERANCE_BITS = 0.02
 
+_Shape = tuple[int, int, int, int, int, "int | None"]
+"""log_n, levels, scale_bits, first_bits, special_bits and digits."""
+
 _MAX_PRIME_BITS = 60
 _MIN_PRIME_BITS = 20
 
@@ -66,6 +71,10 @@ class CKKSParams:
       special_bits: size in bits of the key-switching prime, the largest. Ten bits above
         ``first_bits`` make a rotation two bits quieter in SEAL than equal sizes do.
       security: 128, 192 or 256 (classical bits), or None, which skips the check with a warning.
+      digits: in how many digits key switching takes a ciphertext apart, at least 2 and at most one
+        a prime; there are as many primes of 60 bits to switch with as the largest digit needs. Then
+        the canonical scale at the top is the top prime. So OpenFHE has it. None for SEAL's way: a
+        digit a prime, and one special prime.
 
     Raises:
       ParameterError: no such primes exist, or the chain is too long for the ring at that security.
@@ -89,6 +98,7 @@ class CKKSParams:
     first_bits: int
     special_bits: int
     security: int | None = 128
+    digits: int | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -99,8 +109,17 @@ class CKKSParams:
             raise ParameterError(_refusal(self))
 
     @property
-    def _shape(self) -> tuple[int, int, int, int, int]:
-        return self.log_n, self.levels, self.scale_bits, self.first_bits, self.special_bits
+    def _shape(self) -> _Shape:
+        return (
+            *(self.log_n, self.levels, self.scale_bits, self.first_bits, self.special_bits),
+            self.digits,
+        )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The arguments that make these parameters, as plain data; `digits` where it is given."""
+        names = [f.name for f in fields(self) if f.name != "digits" or self.digits is not None]
+        return {name: getattr(self, name) for name in names}
 
     @property
     def n(self) -> int:
@@ -115,16 +134,16 @@ class CKKSParams:
     @property
     def primes(self) -> tuple[int, ...]:
         """Data primes ``q_0 .. q_levels``, first prime first."""
-        return _chain(self._shape)[:-1]
+        return _chain(self._shape)[: self.levels + 1]
 
     @property
     def special(self) -> int:
-        """The key-switching prime P."""
-        return _chain(self._shape)[-1]
+        """The key-switching modulus P: one prime, or a product of several if there are `digits`."""
+        return math.prod(_chain(self._shape)[self.levels + 1 :])
 
     @property
     def moduli(self) -> tuple[int, ...]:
-        """All primes in SEAL's order: ``q_0 .. q_levels``, then the special prime."""
+        """All primes in SEAL's order: ``q_0 .. q_levels``, then those of P."""
         return _chain(self._shape)
 
     @property
@@ -154,9 +173,16 @@ class CKKSParams:
         return 2.0 ** (self.log_q(level) - 1 - math.log2(self.scale(level)))
 
     def key_bytes(self, count: int = 1) -> int:
-        """Bytes of ``count`` rotation or relinearization keys: 16·N·k·(k-1) each, k moduli."""
-        k = self.levels + 2
-        return count * 16 * self.n * k * (k - 1)
+        """Bytes of ``count`` rotation or relinearization keys: 16·N·k·d each, k moduli, d
+        digits.
+        """
+        k = len(self.moduli)
+        return count * 16 * self.n * k * (self.digits or self.levels + 1)
+
+    @property
+    def digit_primes(self) -> int:
+        """Data primes in a digit of key switching, the last one's fewer perhaps."""
+        return 1 if self.digits is None else -(-(self.levels + 1) // self.digits)
 
     def ciphertext_bytes(self, level: int, components: int = 2) -> int:
         """Bytes of the residues of a ciphertext at ``level``; headers come on top."""
@@ -176,7 +202,12 @@ class CKKSParams:
 
 
 def largest_levels(
-    log_n: int, scale_bits: int, first_bits: int, special_bits: int, security: int = 128
+    log_n: int,
+    scale_bits: int,
+    first_bits: int,
+    special_bits: int,
+    security: int = 128,
+    digits: int | None = None,
 ) -> int:
     """The largest ``levels`` that is secure in this ring, -1 if not even the two end primes fit."""
     room = _limit(log_n, security) - first_bits - special_bits
@@ -184,7 +215,7 @@ def largest_levels(
         if levels * scale_bits > room + 1:
             continue
         try:
-            chain = _chain((log_n, levels, scale_bits, first_bits, special_bits))
+            chain = _chain((log_n, levels, scale_bits, first_bits, special_bits, digits))
         except ParameterError:
             continue
         if _secure(chain, log_n, security):
@@ -193,12 +224,17 @@ def largest_levels(
 
 
 def smallest_ring(
-    levels: int, scale_bits: int, first_bits: int, special_bits: int, security: int = 128
+    levels: int,
+    scale_bits: int,
+    first_bits: int,
+    special_bits: int,
+    security: int = 128,
+    digits: int | None = None,
 ) -> int | None:
     """log2 of the smallest ring degree that is secure with these primes, or None if none is."""
     for log_n in sorted(SECURITY_LIMITS[security]):
         try:
-            chain = _chain((log_n, levels, scale_bits, first_bits, special_bits))
+            chain = _chain((log_n, levels, scale_bits, first_bits, special_bits, digits))
         except ParameterError:
             continue
         if _secure(chain, log_n, security):
@@ -219,18 +255,18 @@ def larger_capacity(params: CKKSParams, bits: float, level: int, scale: float) -
       >>> larger_capacity(params, 4.5, level=0, scale=params.scale(0))
       'take first_bits=56, or scale_bits=34, or scale the values down'
     """
-    log_n, levels, scale_bits, first_bits, special_bits = params._shape
+    log_n, levels, scale_bits, first_bits, special_bits, digits = params._shape
     more = math.ceil(bits) + 1
     first, found = first_bits + more, []
     for special in sorted({max(first, special_bits), min(special_bits + more, _MAX_PRIME_BITS)}):
-        if _exists((log_n, levels, scale_bits, first, special), params.security):
+        if _exists((log_n, levels, scale_bits, first, special, digits), params.security):
             also = f" with special_bits={special}" if special != special_bits else ""
             found.append(f"first_bits={first}{also}")
             break
     smaller = scale_bits - more
     # A smaller scale takes as many bits from each prime: values gain where there are fewer of them.
     if round(math.log2(scale) / scale_bits) > level and _exists(
-        (log_n, levels, smaller, first_bits, special_bits), params.security
+        (log_n, levels, smaller, first_bits, special_bits, digits), params.security
     ):
         found.append(f"scale_bits={smaller}")
     higher = params.log_q(levels) - scale_bits - params.log_q(level) + math.log2(scale)
@@ -243,9 +279,9 @@ def larger_capacity(params: CKKSParams, bits: float, level: int, scale: float) -
     )
 
 
-def _exists(shape: tuple[int, int, int, int, int], security: int | None) -> bool:
+def _exists(shape: _Shape, security: int | None) -> bool:
     """Whether there are such parameters."""
-    log_n, _, *sizes = shape
+    log_n, _, *sizes, _ = shape
     low = max(_MIN_PRIME_BITS, log_n + 2)
     if not low <= sizes[0] <= sizes[1] <= sizes[2] <= _MAX_PRIME_BITS:
         return False
@@ -287,6 +323,18 @@ def _check_sizes(p: CKKSParams) -> None:
         raise ParameterError(
             f"security={p.security!r} must be 128, 192, 256, or None to skip the check"
         )
+    if p.digits is not None:
+        whole("digits", 2, p.levels + 1, "a digit of key switching has a prime at least")
+        if (p.digits - 1) * -(-(p.levels + 1) // p.digits) > p.levels:
+            raise ParameterError(
+                f"the {p.levels + 1} data primes do not make {p.digits} digits of one size: take "
+                f"digits={-(-(p.levels + 1) // -(-(p.levels + 1) // p.digits))}"
+            )
+        if p.special_bits != _MAX_PRIME_BITS:
+            raise ParameterError(
+                f"special_bits={p.special_bits}: the primes that digits are switched with have "
+                f"{_MAX_PRIME_BITS} bits"
+            )
     if p.first_bits <= p.scale_bits:
         raise ParameterError(
             f"first_bits={p.first_bits} is not above scale_bits={p.scale_bits}: not even the value "
@@ -313,7 +361,7 @@ def _insecure_message(p: CKKSParams) -> str:
 def _refusal(p: CKKSParams) -> str:
     assert p.security is not None
     limit = _limit(p.log_n, p.security)
-    sizes = (p.scale_bits, p.first_bits, p.special_bits, p.security)
+    sizes = (p.scale_bits, p.first_bits, p.special_bits, p.security, p.digits)
     text = (
         f"log2(QP) = {p.log_qp:.1f} bits (special prime included) is above the {limit} bits that "
         f"give {p.security}-bit security at N = 2^{p.log_n} (2024 guidelines)."
@@ -334,12 +382,12 @@ def _refusal(p: CKKSParams) -> str:
     return text + " security=None skips the check, for tests only."
 
 
-# Primes. A chain is (q_0, ..., q_levels, special).
+# Primes. A chain is (q_0, ..., q_levels, and those of P).
 
 
 @lru_cache(maxsize=256)
-def _chain(shape: tuple[int, int, int, int, int]) -> tuple[int, ...]:
-    log_n, levels, scale_bits, first_bits, special_bits = shape
+def _chain(shape: _Shape) -> tuple[int, ...]:
+    log_n, levels, scale_bits, first_bits, special_bits, digits = shape
     step = 2 << log_n
     special = next(_below(1 << special_bits, step), 0)
     first = next((q for q in _below(1 << first_bits, step) if q != special), 0)
@@ -348,13 +396,13 @@ def _chain(shape: tuple[int, int, int, int, int]) -> tuple[int, ...]:
             f"too few primes of {first_bits} and {special_bits} bits are 1 modulo {step}: "
             f"take larger primes"
         )
-    used = {special, first}
+    used = {first} if digits else {special, first}
     target = 2.0**scale_bits
     scale = target
     chain: list[int] = []
     for level in range(levels, 0, -1):
         q = next(q for q in _nearest(scale * scale / target, step) if q not in used)
-        scale = scale * scale / q
+        scale = float(q) if digits and level == levels else scale * scale / q
         if abs(math.log2(scale / target)) > SCALE_TOLERANCE_BITS:
             raise ParameterError(
                 f"there are too few {scale_bits}-bit primes equal to 1 modulo {step} to keep the "
@@ -363,13 +411,24 @@ def _chain(shape: tuple[int, int, int, int, int]) -> tuple[int, ...]:
             )
         used.add(q)
         chain.append(q)
-    return (first, *reversed(chain), special)
+    data = (first, *reversed(chain))
+    return (*data, special) if digits is None else (*data, *_special_primes(data, digits, step))
+
+
+def _special_primes(data: tuple[int, ...], digits: int, step: int) -> tuple[int, ...]:
+    """The largest primes of 60 bits that are not in `data`, as many as the bits of the largest
+    digit of it need.
+    """
+    width = -(-len(data) // digits)
+    parts = [math.prod(data[i : i + width]) for i in range(0, len(data), width)]
+    count = -(-max(part.bit_length() for part in parts) // _MAX_PRIME_BITS)
+    return tuple(islice((q for q in _below(1 << _MAX_PRIME_BITS, step) if q not in data), count))
 
 
 @lru_cache(maxsize=256)
-def _scales(shape: tuple[int, int, int, int, int]) -> tuple[float, ...]:
+def _scales(shape: _Shape) -> tuple[float, ...]:
     chain = _chain(shape)
-    scales = [2.0 ** shape[2]]
+    scales = [2.0 ** shape[2] if shape[5] is None else float(chain[shape[1]])]
     for level in range(shape[1], 0, -1):
         scales.append(scales[-1] * scales[-1] / chain[level])
     return tuple(reversed(scales))

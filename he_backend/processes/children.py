@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import secrets
 import selectors
@@ -205,7 +204,7 @@ class Processes:
             "wait": True,
             "token": self.token,
             "decrypt": [int(c) for c in setup.decrypt],
-            "params": dataclasses.asdict(setup.circuit.params),
+            "params": setup.circuit.params.fields,
         }
 
     def _spawn(self, name: str, module: str, folder: Path) -> None:

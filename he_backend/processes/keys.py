@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import json
 import os
 import signal
@@ -88,7 +87,7 @@ def ensure_keys(
       StorageError: the files cannot be written.
       BackendError: the key process failed.
     """
-    wanted = {"params": dataclasses.asdict(params), "steps": sorted({int(s) for s in steps} - {0})}
+    wanted = {"params": params.fields, "steps": sorted({int(s) for s in steps} - {0})}
     wanted |= {"run": run, "machine": machine}
     if folders.key_manifest.exists() and folders.client_keys.exists():
         _verify(folders, wanted)

@@ -346,7 +346,7 @@ class Circuit:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         meta: dict[str, Any] = {
             "format": _FORMAT,
-            "params": dataclasses.asdict(self.params),
+            "params": self.params.fields,
             "slots": self.slots,
             "operand_count": self.operand_count,
             "op_names": self.op_names,

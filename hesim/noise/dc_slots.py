@@ -140,7 +140,7 @@ def key_switch_dc_errors(params: CKKSParams, level: int, profile: NoiseProfile) 
     """Variance in the slots near ζ = 1 by slot, as `noise.slot_std` counts it; empty where each has
     less of it than a slot has of a key switch's whole error in the mean.
     """
-    if profile.centred_digits or profile.digit_size(params.levels + 1) > 1:
+    if profile.centred_digits or formulas.digit_size(params, profile) > 1:
         return {}
     n = params.n
     digits = formulas.digit_key_switch(params, level, profile)

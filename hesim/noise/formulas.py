@@ -25,6 +25,7 @@ from hesim.params import CKKSParams
 __all__ = [
     "Noise",
     "digit_key_switch",
+    "digit_size",
     "encode",
     "encode_std",
     "encrypt",
@@ -155,19 +156,27 @@ def rescale(profile: NoiseProfile) -> Noise:
     return Noise(profile.rounding_variance, profile.rounding_variance)
 
 
+def digit_size(params: CKKSParams, profile: NoiseProfile) -> int:
+    """Data primes in a digit of key switching: by the parameters, or else by the profile."""
+    if params.digits is not None:
+        return params.digit_primes
+    return profile.digit_size(params.levels + 1)
+
+
 def digit_key_switch(params: CKKSParams, level: int, profile: NoiseProfile) -> float:
     """Coefficient variance of Σ_i d_i·e_i / P, the part of a key switch that digits cause.
 
     N·σ²·Σ D_i²/P² times the second moment of a digit over D_i²: 1/12 centred, 1/3 in [0, D_i).
     An un-centred digit also has a mean, which puts three quarters of this into the slots nearest
-    to ζ = 1. Where a digit has several primes, P is as large as the largest digit, as libraries
-    choose it, and not the one special prime of these parameters.
+    to ζ = 1. Where the profile's digits have several primes and the parameters know of none, P is
+    as large as the largest digit, as libraries choose it.
     """
     moment = 1.0 / 12.0 if profile.centred_digits else 1.0 / 3.0
     primes = params.primes[: level + 1]
-    width = profile.digit_size(params.levels + 1)
+    width = digit_size(params, profile)
     digits = [math.prod(primes[i : i + width]) for i in range(0, len(primes), width)]
-    special = params.special if width == 1 else max(digits)
+    own = width == 1 or params.digits is not None
+    special = params.special if own else max(digits)
     ratio = math.fsum((d / special) ** 2 for d in digits)
     return params.n * profile.error_variance * moment * ratio
 

@@ -197,3 +197,50 @@ def test_seal_refuses_what_its_own_table_does():
     he = pyfhel.Pyfhel()
     status = he.contextGen(scheme="ckks", n=p.n, qi=list(p.moduli), scale=2.0**40, sec=128)
     assert "valid" not in status.split(": ")[-1].split()
+
+
+@pytest.mark.parametrize(("levels", "scale", "digits"), [(17, 59, 3), (9, 50, 5), (1, 40, 2)])
+def test_digits_have_as_many_special_primes_as_the_largest_needs(levels, scale, digits):
+    with pytest.warns(InsecureParametersWarning):
+        p = CKKSParams(11, levels, scale, 60, 60, security=None, digits=digits)
+    width = p.digit_primes
+    assert (digits - 1) * width < levels + 1 <= digits * width
+    parts = [p.primes[i : i + width] for i in range(0, levels + 1, width)]
+    assert max(map(math.prod, parts)) < p.special < 2.0**60 * max(map(math.prod, parts))
+    assert len(set(p.moduli)) == len(p.moduli) and math.prod(p.moduli[levels + 1 :]) == p.special
+    assert all(q % (2 * p.n) == 1 and q < 1 << 60 and is_prime(q) for q in p.moduli)
+    assert p.log_qp == pytest.approx(math.log2(p.special) + p.log_q(levels))
+    assert p.key_bytes() == 8 * 2 * digits * len(p.moduli) * p.n
+    assert p.scale(levels) == float(p.primes[levels])
+    for level in range(levels, 0, -1):
+        assert p.scale(level - 1) == p.scale(level) * p.scale(level) / p.primes[level]
+        assert abs(math.log2(p.scale(level)) - scale) <= SCALE_TOLERANCE_BITS
+    assert CKKSParams(**p.fields) == p
+
+
+def test_special_primes_of_digits_count_for_security():
+    sizes = (16, 22, 59, 60, 60)
+    assert CKKSParams(*sizes, digits=4).log_qp == pytest.approx(60 + 22 * 59 + 6 * 60, abs=0.01)
+    with pytest.raises(ParameterError, match="largest that fits this ring is levels=18"):
+        CKKSParams(*sizes, digits=2)
+
+
+def test_digits_are_told_only_where_there_are_some():
+    plain = CKKSParams(14, 7, 40, 50, 60)
+    assert "digits" not in plain.fields and CKKSParams(**plain.fields) == plain
+    assert dataclasses.asdict(plain) == {**plain.fields, "digits": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"digits": 1}, "from 2 to 6"),
+        ({"digits": 7}, "from 2 to 6"),
+        ({"digits": 2.0}, "from 2 to 6"),
+        ({"digits": 4}, "take digits=3"),
+        ({"digits": 3, "special_bits": 55}, "have 60 bits"),
+    ],
+)
+def test_digits_that_cannot_be_are_refused(change, said):
+    with pytest.raises(ParameterError, match=said):
+        CKKSParams(**{**CKKSParams(14, 5, 40, 50, 60).fields, **change})

@@ -510,6 +510,11 @@ def _sized(plain: PyfhelPlain) -> tuple[PyfhelPlain, int]:
 
 
 def _context(params: CKKSParams, moduli: Sequence[int], checked: bool = True) -> Any:
+    if params.digits is not None:
+        raise BackendError(
+            f"SEAL switches keys with one special prime, a digit a prime: leave out digits="
+            f"{params.digits}, or run on a machine that has digits"
+        )
     he = Pyfhel()
     secure = checked and params.security is not None and params.seal_checks
     with warnings.catch_warnings():
