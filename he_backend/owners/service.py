@@ -28,6 +28,7 @@ from he_backend.owners.door import Visitor, wait_to_refuse
 from he_backend.owners.keysets import KeySet
 from he_backend.owners.pump import cut, plain, pump
 from he_backend.processes.folders import clean_environment, module_command
+from he_backend.processes.job import Setup
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.store import storing
 from hesim.errors import HesimError
@@ -164,6 +165,7 @@ class Service:
             "silence_seconds": settings.idle_seconds,
             "ahead": 32,
             "durable": True,
+            "checkpoint_seconds": Setup.checkpoint_seconds,
         }
         send(control, {"type": "prepare", **work})  # it encodes what stays for all batches
         send(control, {"type": "start", **work, **start})

@@ -191,6 +191,7 @@ class Processes:
             "silence_seconds": setup.silence_seconds,
             "ahead": setup.ahead,
             "durable": setup.durable,
+            "checkpoint_seconds": setup.checkpoint_seconds,
         }
 
     def _for_client(self, address: str) -> dict[str, Any]:

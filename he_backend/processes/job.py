@@ -28,6 +28,8 @@ class Setup:
       ahead: finished tasks that it may not have been told of yet; the run waits at so many.
       task_seconds: predicted seconds that a task should take.
       durable: whether finished tasks are kept for a later attempt.
+      checkpoint_seconds: so often, at most, what is done by then is written to the disk; 0: after
+        every task. A batch that ends early, by an error or since it is told to, is written, too.
       machine: its name in `he_backend.machines.table`.
       silence_seconds: a client that does not answer for so long, and 100 times what its task should
         take, ends the batch.
@@ -47,6 +49,7 @@ class Setup:
     silence_seconds: float = 600.0
     machine: str = "pyfhel"
     durable: bool = True
+    checkpoint_seconds: float = 10.0
     several: bool = False
 
     def __post_init__(self) -> None:
@@ -102,6 +105,7 @@ class Job:
     silence_seconds: float = 600.0
     machine: str = "pyfhel"
     durable: bool = True
+    checkpoint_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         assert self.setup  # which refuses what no process can be told

@@ -24,7 +24,7 @@ class Pending:
 
     Attributes:
       done: numbers of finished tasks. waiting: of the others, each with those that it waits for.
-      skipped: how many were done before. redone: how many of these have to run again.
+      skipped: how many were done before. redone: how many run again that a checkpoint had kept.
       seconds, seconds_before: predicted for those that are done, and that were done before.
     """
 
@@ -45,7 +45,7 @@ class Pending:
         done -= unfinished(schedule, done, store)
         self.done = done
         self.skipped = len(done)
-        self.redone = len(journal.records) - len(done) + journal.damaged
+        self.redone = len(journal.sure - done) + journal.damaged
         if not journal.attempts and self._served:  # it is gone, what the client knows is not
             known = (t for t in schedule.tasks if t.kind in ("input", "refresh"))
             self.redone += sum(map(self._kept, known))

@@ -36,6 +36,7 @@ from he_backend.processes.memory import peak_bytes, private_bytes, shared_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.pending import Pending
 from he_backend.processes.prepared import Prepared, Stopped
+from he_backend.processes.states.checkpoints import Checkpoints
 from he_backend.processes.states.left import Left, Source
 from he_backend.processes.store import Journal, Store
 from he_backend.processes.tasks import Task
@@ -79,11 +80,12 @@ class _Batch:
     Args:
       config: name and folder of the batch, digests of its operands, what the clients have of it,
         and which batch it goes on from, if from any.
-      prepared, arena, durable: of the session.
+      prepared, arena: of the session.
+      kept: seconds from checkpoint to checkpoint; None if there are none.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], prepared: Prepared, arena: Arena, durable: bool
+        self, config: Mapping[str, Any], prepared: Prepared, arena: Arena, kept: float | None
     ) -> None:
         folders, run = prepared.folders.of_batch(str(config["batch"])), str(config["name"])
         prepared.take(list(config["operands"]))
@@ -100,13 +102,14 @@ class _Batch:
         served = config.get("served")
         missing = config.get("missing", ())
         self.pending = Pending(self.schedule, self.journal, self.store, missing, served, self.left)
-        self.transit = Transit(self.store, arena, prepared.size, durable)
+        self.transit = Transit(self.store, arena, prepared.size)
+        parts = self.schedule, self.journal, self.transit
+        self.checkpoints = Checkpoints(*parts, self.pending.done, kept)
         self.runner = TaskRunner(
             prepared.executor,
             self.store,
             last_tasks=self.schedule.last_readers,
             arena=arena,
-            durable=durable,
         )
         self.deaths: Counter[int] = Counter()
         self.unheard = 0
@@ -136,7 +139,7 @@ class _Batch:
     def finish(self, task: Task, spent: Spent) -> None:
         """Note a task that is done, and let go of what nobody reads any more."""
         self.journal.finish(task.id, spent.to_message())
-        self.transit.delete(self.pending.finish(task))
+        self.checkpoints.finish(task, self.pending.finish(task))
 
     @property
     def seconds(self) -> float:
@@ -168,7 +171,8 @@ class Server:
         self.circuit, self.machine = prepared.circuit, prepared.machine
         self.peak_before = peak_bytes()
         prepared.load_keys()
-        self.durable = bool(config.get("durable", True))
+        kept = float(config.get("checkpoint_seconds", 0.0))
+        self.kept = kept if config.get("durable", True) else None
         whole = sum(map(prepared.size, prepared.schedule.producer))
         self.arena = Arena(min(whole, _ARENA_BYTES, available() // _ARENA_PART))
         self.workers: list[_Peer] = []
@@ -190,7 +194,7 @@ class Server:
         send(self.control, {"type": "ready", "peak": self.peak_before, **ready})
         while True:
             self._hand_out()
-            busy = self._do_own()
+            busy = self._do_own() or (self.batch is not None and self.batch.checkpoints.advance())
             for key, _ in self.selector.select(0.0 if busy else self._patience()):
                 self._handle(key.fileobj)
             self.admission.show_out_the_silent()
@@ -229,7 +233,7 @@ class Server:
     # Batches
 
     def _start_batch(self, header: dict[str, Any]) -> None:
-        self.batch = _Batch(header, self.prepared, self.arena, self.durable)
+        self.batch = _Batch(header, self.prepared, self.arena, self.kept)
         for k in range(int(self.config["workers"])):
             self._start_worker(f"worker {k}")
         redone = self.batch.pending.redone
@@ -254,6 +258,7 @@ class Server:
             "peak": peak_bytes() - shared_bytes() + self.arena.top + own,
         }
         self._end_workers()
+        batch.checkpoints.clear()
         batch.journal.close()
         self.batch = None
         send(self.control, finished)
@@ -392,10 +397,12 @@ class Server:
             self.selector.register(link, selectors.EVENT_READ)
 
     def _patience(self) -> float | None:
-        """Seconds after which somebody has been silent for too long; None if all may be."""
+        """Seconds after which somebody has been silent for too long, or a checkpoint is due; None
+        if all may be silent.
+        """
         ends = [c.until - time.monotonic() for c in self.clients if c.task is not None]
-        left = self.admission.seconds_left()
-        ends += [] if left is None else [left]
+        due = None if self.batch is None else self.batch.checkpoints.patience
+        ends += [left for left in (self.admission.seconds_left(), due) if left is not None]
         return max(0.0, min(ends)) if ends else None
 
     def _end_with_the_silent(self) -> None:
@@ -455,8 +462,11 @@ class Server:
 
     # The end
 
-    def close(self) -> None:
-        """Stop the workers and close every link."""
+    def close(self, *, keep: bool = False) -> None:
+        """Stop the workers and close every link.
+
+        keep: whether to write what a later attempt needs.
+        """
         self._end_workers()
         for client in self.clients:
             client.link.close()
@@ -467,6 +477,9 @@ class Server:
             place.parent.rmdir()
         self.selector.close()
         if self.batch is not None:
+            if keep:
+                with contextlib.suppress(BackendError):  # of a full disk nobody hears any more
+                    self.batch.checkpoints.complete()
             self.batch.journal.close()
 
 
@@ -490,6 +503,7 @@ def main() -> None:
     os.umask(0o077)
     control = socket.socket(fileno=os.dup(0))
     server: Server | None = None
+    deserted = False
     try:
         config, _ = receive(control)
         if config.get("type") == "stop":
@@ -501,8 +515,10 @@ def main() -> None:
         server.serve()
     except _Reported as error:
         send(control, {"type": "error", "error": error.message})
-    except (Stopped, PeerGoneError):  # a caller that is gone hears nothing
+    except Stopped:
         pass
+    except PeerGoneError:  # a caller that is gone hears nothing, and may be back already
+        deserted = True
     except Exception as error:
         with contextlib.suppress(ProtocolError):
             send(control, {"type": "error", "error": to_message(error)})
@@ -510,7 +526,7 @@ def main() -> None:
             raise
     finally:
         if server is not None:
-            server.close()
+            server.close(keep=not deserted)
     sys.stderr.flush()
     os._exit(0)  # taking a large heap to pieces takes a fifth of a second
 

@@ -202,6 +202,11 @@ class Store:
         for cipher in ciphers:
             self.path(cipher).unlink(missing_ok=True)
 
+    def ciphers(self) -> set[int]:
+        """Those that there are files of, whole or not."""
+        names = (path.stem.removeprefix("c") for path in self.folder.glob("c*.ct"))
+        return {int(name) for name in names if name.isdecimal()}
+
     def clean(self) -> None:
         """Remove what killed writers left behind."""
         sweep(self.folder)
@@ -214,6 +219,8 @@ class Journal:
       path: made if absent. run: name of the run.
 
     Attributes:
+      records: of finished tasks, by number. sure: those of them that a checkpoint came after.
+      lines: in the file.
       seconds: wall-clock seconds of the attempts before this one.
       attempts: before this one.
       damaged: lines that say nothing any more; the last, if it was cut off, is not one of them.
@@ -225,6 +232,8 @@ class Journal:
         self.seconds = 0.0
         self.attempts = self.damaged = 0
         self.records: dict[int, dict[str, Any]] = {}
+        self.sure: frozenset[int] = frozenset()
+        self.lines = 0
         self._started = time.monotonic()
         with storing(path):
             self._read()
@@ -236,8 +245,10 @@ class Journal:
             return
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        latest = 0.0
+        latest, tasks = 0.0, list[int]()
         for line in whole.splitlines():
+            self.lines += 1
+            tasks.append(-1)
             try:
                 record = read_line(self.run, self.path.name, line)
                 if "finished" in record:
@@ -246,6 +257,9 @@ class Journal:
                     self.attempts += 1
                     self.seconds, latest = self.seconds + latest, 0.0
                     continue
+                if "kept" in record:
+                    self.sure = frozenset(tasks[: int(record["kept"])]) - {-1}
+                    continue
                 number, wall = int(record["task"]), float(record["wall"])
                 Spent.from_message(record)
             except (ValueError, TypeError, KeyError, AttributeError):
@@ -253,6 +267,7 @@ class Journal:
                 continue
             latest = wall
             self.records[number] = record
+            tasks[-1] = number
         self.seconds += latest
         if len(whole) != len(data):
             write_whole(self.path, whole)
@@ -260,9 +275,14 @@ class Journal:
     def keep(self, tasks: int) -> None:
         """Drop records of tasks that do not exist; `tasks` are numbered from 0."""
         self.records = {k: record for k, record in self.records.items() if 0 <= k < tasks}
+        self.sure &= self.records.keys()
+
+    def checkpoint(self, lines: int) -> None:
+        """Record that what is still needed of the tasks on the first `lines` is in the store."""
+        self._write({"kept": lines})
 
     def finish(self, task: int, spent: dict[str, Any]) -> None:
-        """Record that `task` is done and what it spent; its results are in the store by now."""
+        """Record that `task` is done and what it spent."""
         record = {"task": task, "wall": time.monotonic() - self._started, **spent}
         self.records[task] = record
         self._write(record)
@@ -271,6 +291,7 @@ class Journal:
         with storing(self.path):
             self._file.write(bound_line(self.run, self.path.name, record))
             self._file.flush()
+        self.lines += 1
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk, of which `finish` has told

@@ -73,11 +73,10 @@ class Transit:
     Args:
       store, arena: where they lie.
       size: bytes of a ciphertext, by its number.
-      durable: whether those in the arena are in the store, too, for a later attempt.
     """
 
-    def __init__(self, store: Store, arena: Arena, size: Callable[[int], int], durable: bool):
-        self.store, self.arena, self.durable = store, arena, durable
+    def __init__(self, store: Store, arena: Arena, size: Callable[[int], int]):
+        self.store, self.arena = store, arena
         self._size = size
         self._places: dict[int, int] = {}
 
@@ -97,7 +96,7 @@ class Transit:
         self.reserve(cipher)
         if cipher in self._places:
             self.arena.write(self._places[cipher], blob)
-        if cipher not in self._places or self.durable:
+        else:
             self.store.write(cipher, blob)
 
     def read(self, cipher: int) -> bytes:
@@ -106,11 +105,13 @@ class Transit:
             return self.arena.read(self._places[cipher], self._size(cipher))
         return self.store.read(cipher)
 
-    def delete(self, ciphers: Iterable[int]) -> None:
-        """Forget ciphertexts that nobody reads any more."""
+    def holds(self, cipher: int) -> bool:
+        """Whether it lies in the arena, or will."""
+        return cipher in self._places
+
+    def give_back(self, ciphers: Iterable[int]) -> None:
+        """Places in the arena of ciphertexts that nobody reads from there any more."""
         for cipher in ciphers:
             place = self._places.pop(cipher, None)
             if place is not None:
                 self.arena.give_back(place, self._size(cipher))
-            if place is None or self.durable:
-                self.store.delete([cipher])

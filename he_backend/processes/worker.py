@@ -38,7 +38,6 @@ class TaskRunner:
       last_tasks: of ciphertexts that workers read, the last task that does; others are not kept,
         and none after that task: tasks are given out nearly in their order. Default: all are kept.
       arena: where ciphertexts lie that a task's `places` name.
-      durable: whether those are written to the store, too, which outlives the processes.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class TaskRunner:
         cache_bytes: int = KEPT_CIPHERTEXTS,
         last_tasks: Mapping[int, int] | None = None,
         arena: Arena | None = None,
-        durable: bool = True,
     ):
         self.executor = executor
         self.circuit, self.machine = executor.circuit, executor.machine
@@ -56,7 +54,7 @@ class TaskRunner:
         self._components = self.circuit.components
         self._cache: ByteCache[Any] = ByteCache(cache_bytes)
         self._last_tasks = last_tasks
-        self._arena, self._durable = arena, durable
+        self._arena = arena
         self._due: list[tuple[int, int]] = []
 
     def run(self, task: Task, places: Mapping[int, int] | None = None) -> Spent:
@@ -86,7 +84,7 @@ class TaskRunner:
     def _write(self, c: int, blob: bytes, place: int | None) -> None:
         if place is not None and self._arena is not None:
             self._arena.write(place, blob)
-        if place is None or self._durable:
+        else:
             self.store.write(c, blob)
 
     def _load(self, c: int, place: int | None) -> Any:

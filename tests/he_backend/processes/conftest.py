@@ -35,10 +35,13 @@ def work(draft, rng):
 
 @pytest.fixture
 def job(work, tmp_path):
-    """It waits for `progress` after every task, so that a test can end it where it wants to."""
+    """It waits for `progress` after every task, so that a test can end it where it wants to, and
+    keeps what was done before.
+    """
     circuit, inputs, operands, outputs, _ = work
     folders = Folders.of(tmp_path / "run")
-    return Job(circuit, outputs, inputs, operands, folders, ahead=1, task_seconds=2e-4)
+    shared = {"ahead": 1, "task_seconds": 2e-4, "checkpoint_seconds": 0.0}
+    return Job(circuit, outputs, inputs, operands, folders, **shared)
 
 
 @pytest.fixture(scope="module")

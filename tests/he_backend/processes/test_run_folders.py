@@ -219,6 +219,7 @@ def test_damaged_json_says_which_file_and_what_to_do(job):
 def test_a_file_that_cannot_be_written_is_named(job, name):
     """As on a full disk: by the caller, the key process and the server. Then the run goes on."""
     room = {"circuit.new": 1 << 10, "keys/relin.key": 250_000, "store/c0.ct": 60_000}[name]
+    job = changed(job, checkpoint_seconds=0.0)
     if name.startswith("store"):
         execute(job)
         job.folders.journal.unlink()
