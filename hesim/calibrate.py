@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,18 @@ from jax import tree_util
 from jaxtyping import PyTree
 
 from hesim.display import html_block, html_table, shown_as_text, text_table
-from hesim.domains import inside, public_polynomials
-from hesim.errors import ArgumentError, ParameterError, ValueOverflowError, reading
+from hesim.domains import inside, not_finite, public_polynomials
+from hesim.errors import (
+    ArgumentError,
+    ConstantValuesWarning,
+    ParameterError,
+    ValueOverflowError,
+    reading,
+)
 from hesim.files import replacing
 from hesim.noise.placement import canonical
 from hesim.params import larger_capacity
-from hesim.program import Equation, Literal, Program, Var, need_program, widened
+from hesim.program import Equation, Literal, Program, Var, is_key, need_program, widened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,12 +150,19 @@ class Calibration:
     def domains(self, margin: float = 0.1) -> tuple[tuple[float, float], ...]:
         """A domain for each polynomial: the range met, wider by this part of its width each side.
 
-        A range of no width is widened by the part of its size.
+        A range of no width is widened by the part of its size, with a ConstantValuesWarning.
         """
         found = []
         for op in self.polynomials:
             assert op.met is not None
             low, high = op.met
+            if low == high:
+                warnings.warn(
+                    f"`{op.name}` at {op.source or 'an unknown place'} met {low:.4g} only, so its "
+                    f"domain holds little else: calibrate on values of later steps, too",
+                    ConstantValuesWarning,
+                    stacklevel=2,
+                )
             wider = margin * ((high - low) or max(abs(low), 1e-6))
             found.append((low - wider, high + wider))
         return tuple(found)
@@ -395,13 +410,6 @@ def calibrate(program: Program, batches: Iterable[Sequence[PyTree]]) -> Calibrat
     for args in batches:
         count += 1
         flat = widened(program.flatten(args), program.inputs)
-        for var, value in zip(program.inputs, flat, strict=True):
-            for (secret_var, _), statistics in zip(secret, inputs, strict=True):
-                if secret_var is var:
-                    statistics.add([value])
-        for equation, values in public_polynomials(program, flat):
-            public[equation.index].feed(equation, values)
-            public[equation.index].add([values])
         known: dict[int, Any] = {v.id: x for v, x in zip(program.inputs, flat) if v.id in fed}
 
         def hook(equation: Equation, out: list[Any], known: dict[int, Any] = known) -> list[Any]:
@@ -414,10 +422,17 @@ def calibrate(program: Program, batches: Iterable[Sequence[PyTree]]) -> Calibrat
             known.update({v.id: x for v, x in zip(equation.outputs, out) if v.id in fed})
             return out
 
-        with jax.enable_x64(True):
-            found = program.evaluate(flat, hook, wide=True)
-        for k, statistics in results:
-            statistics.add([found[k]])
+        with _blaming(program, flat, count - 1, ops):
+            given = {var.id: value for var, value in zip(program.inputs, flat, strict=True)}
+            for (var, _), statistics in zip(secret, inputs, strict=True):
+                statistics.add([given[var.id]])
+            for equation, values in public_polynomials(program, flat):
+                public[equation.index].feed(equation, values)
+                public[equation.index].add([values])
+            with jax.enable_x64(True):
+                found = program.evaluate(flat, hook, wide=True)
+            for k, statistics in results:
+                statistics.add([found[k]])
     if not count:
         raise ParameterError("calibrate needs at least one batch of arguments")
     return Calibration(
@@ -429,6 +444,46 @@ def calibrate(program: Program, batches: Iterable[Sequence[PyTree]]) -> Calibrat
         program,
         tuple(s.observed() for s in public.values()),
     )
+
+
+class _NotFiniteError(ParameterError):
+    """A value that is no number; `_blaming` says where it comes from."""
+
+
+@contextlib.contextmanager
+def _blaming(
+    program: Program, flat: Sequence[Any], batch: int, ops: Sequence[_Statistics]
+) -> Iterator[None]:
+    """ParameterError that says where a value comes from that is not finite: arguments that are not,
+    the first polynomial that met values outside of its domain, or the largest argument.
+    """
+    try:
+        yield
+    except _NotFiniteError as error:
+        strange = not_finite(program.labels, flat)
+        left = next((s for s in ops if s.outside), None)
+        if strange:
+            cause = f"such values are in {', '.join(strange)}"
+        elif left is not None:
+            where = f" at {left.source}" if left.source else ""
+            cause = (
+                f"`{left.name}`{where} met {_interval(left.met)} outside of its domain "
+                f"{_interval(left.domain)}"
+            )
+        else:
+            cause = f"all arguments are finite{_largest(program.labels, flat)}"
+        raise ParameterError(f"{error} in batch {batch} of the calibration data: {cause}") from None
+
+
+def _largest(labels: Sequence[str], flat: Sequence[Any]) -> str:
+    """The argument with the largest value, in words; nothing without numbers."""
+    sizes = {
+        label: float(np.max(np.abs(np.asarray(leaf, np.float64)), initial=0.0))
+        for label, leaf in zip(labels, flat, strict=True)
+        if not is_key(leaf)
+    }
+    worst = max(sizes, key=sizes.__getitem__, default=None)
+    return "" if worst is None else f", {worst} reaches {sizes[worst]:.4g}"
 
 
 def _result_names(program: Program) -> list[str]:
@@ -465,12 +520,13 @@ class _Statistics:
             values = np.asarray(array, np.float64).reshape(-1)
             if not np.all(np.isfinite(values)):
                 where = f" at {self.source}" if self.source else ""
-                raise ParameterError(f"`{self.name}`{where} is NaN or infinite on calibration data")
+                raise _NotFiniteError(f"`{self.name}`{where} is NaN or infinite")
             if not values.size:
                 continue
             self.low = min(self.low, float(values.min()))
             self.high = max(self.high, float(values.max()))
-            self.squares += float(np.dot(values, values))
+            with np.errstate(over="ignore"):
+                self.squares += float(np.dot(values, values))
             self.size += values.size
             self.sample.append(np.abs(values[:: -(-values.size // _SAMPLE) | 1]))
 

@@ -1,4 +1,4 @@
-"""What the polynomials of a Program are fed, against the domains on which they were fitted."""
+"""What a Program and its polynomials are fed: numbers, within the domains of their fit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from hesim.program import Equation, Literal, Program
+from hesim.program import Equation, Literal, Program, is_key
 
 if TYPE_CHECKING:
     from jaxtyping import ArrayLike, Bool, Shaped
 
-__all__ = ["inside", "public_polynomials"]
+__all__ = ["inside", "not_finite", "public_polynomials"]
 
 
 def inside(equation: Equation, fed: Shaped[ArrayLike, "*shape"]) -> Bool[np.ndarray, "*shape"]:
@@ -35,6 +35,17 @@ def inside(equation: Equation, fed: Shaped[ArrayLike, "*shape"]) -> Bool[np.ndar
         if jnp.issubdtype(dtype, jnp.floating):
             slack = max(slack, 4.0 * float(jnp.finfo(dtype).eps))
     return equation.params["poly"].contains(values, slack)
+
+
+def not_finite(labels: Sequence[str], leaves: Sequence[Any]) -> list[str]:
+    """The labels of arguments that hold NaN or infinite values, of any shapes and dtypes."""
+    return [
+        label
+        for label, leaf in zip(labels, leaves, strict=True)
+        if not is_key(leaf)
+        and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        and not np.all(np.isfinite(np.asarray(leaf, np.float64)))
+    ]
 
 
 def public_polynomials(

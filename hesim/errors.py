@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgumentError",
     "BundleError",
+    "ConstantValuesWarning",
     "EmptySlotsWarning",
     "FolderInUseError",
     "HesimError",
@@ -286,6 +287,10 @@ class ValueOverflowError(HesimError, OverflowError):
 
 class EmptySlotsWarning(UserWarning):
     """A plan leaves slots empty that more members of the batch would fill at the same price."""
+
+
+class ConstantValuesWarning(UserWarning):
+    """Calibration met one value only where a polynomial is fitted: its domain holds little else."""
 
 
 class SwallowedNoiseWarning(UserWarning):

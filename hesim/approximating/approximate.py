@@ -45,8 +45,8 @@ def approximate(
         forward pass, its `jax.grad`, an optax step.
       batches: what it is run on: each a tuple of arguments, or the only argument. One is enough;
         take inputs as they will be met.
-      encrypted: which arguments are encrypted, as of `hesim.trace`; by default all that hold real
-        numbers only.
+      encrypted: which arguments are encrypted, as of `hesim.trace`; by default all real numbers.
+        Integers beside them, as the count in an optimizer's state, stay public.
       tol: largest error at the output, in its unit, half of which the batches given here may take,
         so that others keep to it; shared out over the places by how much each of them matters.
         1e-3 of the largest result if nothing is asked for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,19 @@ import numpy as np
 
 from hesim.approximating import sharing
 from hesim.approximating.compiled import Compiled
-from hesim.approximating.demands import given, problem_of, told_of, wider_problems
+from hesim.approximating.demands import (
+    given,
+    met_once,
+    problem_of,
+    told_of,
+    wider_problems,
+)
 from hesim.approximating.fitting import Problem
 from hesim.approximating.places.search import Key, Place
 from hesim.approximating.requests import Asked
 from hesim.approximating.trial import Met, Trial, distance, largest, places_of, table_of
+from hesim.domains import not_finite
+from hesim.errors import ArgumentError, ConstantValuesWarning
 
 __all__ = ["Results", "chosen"]
 
@@ -64,13 +73,24 @@ def chosen(made: Compiled, batches: Sequence[tuple[Any, ...]], asked: Asked) -> 
     met = runs.exact()
     told = told_of(places, asked)
     problems = {
-        key: problem_of(place, met[key], told[key], asked.margin) for key, place in places.items()
+        key: problem_of(place, met[key], told[key], asked.margin, runs.blamed)
+        for key, place in places.items()
     }
+    constant = met_once(places, met, told)
+    if constant:
+        warnings.warn(
+            f"{'; '.join(constant)}: the domain fitted holds little else. Weights that are all "
+            "zero still, as B of LoRA and moments before the first step, do so: take batches with "
+            "those of later steps, too, or name a domain by overrides=",
+            ConstantValuesWarning,
+            stacklevel=3,
+        )
     fixed = given(problems, told, asked)
     size = max((largest(out) for out in runs.exactly), default=0.0)
     tol = asked.tol
     if tol is None and asked.degree is None and asked.levels is None:
-        tol = DEFAULT_PART * max(size, 1e-30)
+        undecided = [problems[key] for key in problems if key not in fixed]
+        tol = DEFAULT_PART * max(_measurable(size, runs, undecided), 1e-30)
     gains = runs.gains(problems) if problems else {}
     found = _choice(runs, problems, gains, fixed, asked, tol)
     for _ in range(_WIDENINGS):
@@ -85,6 +105,34 @@ def chosen(made: Compiled, batches: Sequence[tuple[Any, ...]], asked: Asked) -> 
     ordered = {key: found[key] for key in places}
     error = runs.error(problems, ordered, None)
     return Results(ordered, met, gains, error, size, tol, places)
+
+
+def _measurable(size: float, runs: _Runs, undecided: Sequence[Problem]) -> float:
+    """The largest absolute result, by which a tolerance is set where none is asked for.
+
+    undecided: what depends on it.
+
+    Raises:
+      ArgumentError: it is no number, or nothing.
+    """
+    if not undecided:
+        return size
+    if not all(np.all(np.isfinite(x)) for out in runs.exactly for x in out):
+        huge = [
+            f"{p.name} at {p.source} on ({p.domain[0]:.4g}, {p.domain[1]:.4g})"
+            for p in undecided
+            if not np.all(np.isfinite(np.asarray(p.function(np.asarray(p.domain)), np.float32)))
+        ]
+        too_large = f" Too large for float32 are {'; '.join(huge)}." if huge else ""
+        raise ArgumentError(
+            f"a result is NaN or infinite on the batches; {runs.blamed}.{too_large}"
+        )
+    if size == 0.0:
+        raise ArgumentError(
+            "every result is 0 on the batches, as with weights that are all zero still: give "
+            "tol=, the largest error at the output, or batches on which it is not."
+        )
+    return size
 
 
 class _Runs:
@@ -112,6 +160,18 @@ class _Runs:
         for trial, leaves in zip(self._trial_of, self.batches, strict=True):
             self.exactly.append(trial(leaves, met=met))
         return met
+
+    @property
+    def blamed(self) -> str:
+        """Where values that are not finite come from: arguments of batches, or functions that grow
+        too large on what they met.
+        """
+        strange = [
+            f"{label} of batch {number} holds such values"
+            for number, (trial, leaves) in enumerate(zip(self._trial_of, self.batches, strict=True))
+            for label in not_finite(trial.found.flat.labels, leaves)
+        ]
+        return "; ".join(strange) or "all arguments are finite: some operation leaves float32"
 
     def gains(self, problems: Mapping[Key, Problem]) -> dict[Key, float]:
         """The largest error at the output by the error at each place."""

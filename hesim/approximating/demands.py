@@ -17,7 +17,7 @@ from hesim.approximating.requests import Asked, override_of
 from hesim.approximating.trial import Met
 from hesim.errors import ArgumentError
 
-__all__ = ["given", "problem_of", "told_of", "wider_problems"]
+__all__ = ["given", "met_once", "problem_of", "told_of", "wider_problems"]
 
 
 def told_of(places: Mapping[Key, Place], asked: Asked) -> dict[Key, Any]:
@@ -41,8 +41,12 @@ def told_of(places: Mapping[Key, Place], asked: Asked) -> dict[Key, Any]:
     return told
 
 
-def problem_of(place: Place, met: Met, told: Any, margin: float | None) -> Problem:
+def problem_of(
+    place: Place, met: Met, told: Any, margin: float | None, blamed: str = ""
+) -> Problem:
     """The function of a place on its domain.
+
+    blamed: where values that are not finite come from, in words.
 
     Raises:
       ArgumentError: the values met are not finite.
@@ -56,14 +60,27 @@ def problem_of(place: Place, met: Met, told: Any, margin: float | None) -> Probl
         domain = float(low), float(high)
     elif not (np.isfinite(met.low) and np.isfinite(met.high)):
         raise ArgumentError(
-            f"{place.name} at {place.source} meets NaN or infinite values on the batches: find "
-            "where they come from."
+            f"{place.name} at {place.source} meets NaN or infinite values on the batches; {blamed}."
         )
     else:
         own = told.get("margin", margin)
         domain = widened((met.low, met.high), samples, place.function, own)
     what = place.name, place.known, place.function, domain, samples
     return Problem(*what, source=place.source)
+
+
+def met_once(
+    places: Mapping[Key, Place], met: Mapping[Key, Met], told: Mapping[Key, Any]
+) -> list[str]:
+    """Places whose domain would follow from a single value, met several times, in words."""
+    return [
+        f"{place.name} at {place.source} met {met[key].low:.4g} only"
+        for key, place in places.items()
+        if isinstance(told[key], Mapping)
+        and "domain" not in told[key]
+        and met[key].low == met[key].high
+        and met[key].count > 1
+    ]
 
 
 def given(problems: Mapping[Key, Problem], told: Mapping[Key, Any], asked: Asked) -> dict[Key, Any]:

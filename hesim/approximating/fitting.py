@@ -91,6 +91,8 @@ class Problem:
         low, high = self.domain
         x = np.linspace(low, high, 513)
         y = self.function(x)
+        if not np.all(np.isfinite(y)):
+            return None
         slope = float(y[-1] - y[0]) / (high - low)
         if abs(slope - round(slope)) < 1e-9:
             slope = float(round(slope))

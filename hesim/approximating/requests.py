@@ -101,25 +101,24 @@ def arguments(batches: Any) -> list[tuple[Any, ...]]:
 
 
 def encrypted_arguments(encrypted: Any, args: Sequence[Any]) -> Any:
-    """Which arguments are encrypted, as `hesim.trace` takes it: by default all that hold real
-    numbers only.
+    """Which arguments are encrypted, as `hesim.trace` takes it: by default all real numbers. The
+    integers beside them, as the count in an optimizer's state, stay public.
     """
     if encrypted is not None:
         return encrypted
-    real = tuple(k for k, arg in enumerate(args) if _is_real(arg))
-    if not real:
+    flags = tuple(jax.tree.map(_is_real, arg) for arg in args)
+    of_each = [jax.tree.leaves(flag) for flag in flags]
+    if not any(map(any, of_each)):
         raise ArgumentError(
-            "no argument of a batch holds real numbers only: say which are encrypted, as (0,)."
+            "no argument of a batch holds real numbers: say which are encrypted, as (0,)."
         )
-    return real
+    if any(any(own) and not all(own) for own in of_each):
+        return flags
+    return tuple(k for k, own in enumerate(of_each) if own and all(own))
 
 
-def _is_real(arg: Any) -> bool:
-    leaves = jax.tree.leaves(arg)
-    return bool(leaves) and all(
-        jnp.issubdtype(getattr(leaf, "dtype", np.asarray(leaf).dtype), jnp.floating)
-        for leaf in leaves
-    )
+def _is_real(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(getattr(leaf, "dtype", np.asarray(leaf).dtype), jnp.floating))
 
 
 def override_of(

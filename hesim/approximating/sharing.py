@@ -21,6 +21,10 @@ SAFE = 0.5
 _COARSEST = 0.05
 """Part of a function's span that its error may be at most, however little comes of it."""
 
+_POLES = ("inv", "inv_sqrt", "log")
+_APART = 1e-4
+"""Ratio of the ends of a domain below which a pole is said to be near."""
+
 _ROUNDS = 9
 _MISSES = 4
 _FULL = 0.6
@@ -135,10 +139,29 @@ def _out_of_reach(shares: Shares, tol: float, error: float, lacking: list[Key]) 
         for p in (shares.problems[k] for k in lacking)
     )
     those = f" Out of reach there are:{hard}" if hard else ""
+    those += _near_a_pole([shares.problems[k] for k in lacking])
     return (
         f"tol={tol:g} at the output is not reached{reached}. Ask for a larger tol, narrow the "
         f"ranges (smaller margin, normalised inputs), or name approximations by overrides=.{those}"
     )
+
+
+def _near_a_pole(problems: list[Problem]) -> str:
+    """What to do where a function is met on numbers that differ too much in size, in words."""
+    near = [p for p in problems if p.name in _POLES and 0.0 < p.domain[0] < _APART * p.domain[1]]
+    if not near:
+        return ""
+    name = near[0].name
+    advice = (
+        f"\n{name} grows without bound towards 0: add a constant to its argument, and name the "
+        f"domain that is then kept to, overrides={{{name!r}: {{'domain': (1e-3, 10.0)}}}}."
+    )
+    if name == "inv_sqrt":
+        advice += (
+            " In Adam that constant is eps_root, optax.adam(rate, eps=0.0, eps_root=1e-3), and not "
+            "eps, which is added after the root; models.adamw_he has it there."
+        )
+    return advice
 
 
 def within_levels(shares: Shares, found: Found, levels: int) -> Chosen:

@@ -44,7 +44,8 @@ class Met:
     def add(self, stats: Any) -> None:
         """Takes in what a run returned of the place."""
         low, high, outside, count, sample = stats
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        self.low = float(np.minimum(self.low, low))  # NaN stays NaN
+        self.high = float(np.maximum(self.high, high))
         self.outside += float(outside)
         self.count += float(count)
         self.samples = (*self.samples, np.asarray(sample, np.float64))

@@ -72,7 +72,7 @@ def flattened(
         if flag and not jnp.issubdtype(aval.dtype, jnp.floating):
             raise TraceError(
                 f"{label} of {name} is encrypted but has dtype {aval.dtype}: CKKS carries real "
-                "numbers. Pass it as floating point (integers as floats, token ids embedded first)."
+                f"numbers. {_remedy(args, labels, avals, label)}"
             )
     out_tree = None
 
@@ -112,7 +112,36 @@ def _abstract(leaf: Any, label: str) -> jax.ShapeDtypeStruct:
         ) from error
 
 
+def _remedy(
+    args: Sequence[Any], labels: Sequence[str], avals: Sequence[jax.ShapeDtypeStruct], label: str
+) -> str:
+    """What to do about a leaf that is no real number: of an argument that holds real ones, too, as
+    the state of an optimizer with its count, it may stay public.
+    """
+    number = int(label.removeprefix("args[").partition("]")[0])
+    own = [a for a, n in zip(avals, labels, strict=True) if n.startswith(f"args[{number}]")]
+    if not any(jnp.issubdtype(aval.dtype, jnp.floating) for aval in own):
+        return (
+            "Pass it as floating point (integers as floats, token ids embedded first); or leave "
+            f"argument {number} out of `encrypted` if it is no secret, as an optimizer's count."
+        )
+    flags = ["True"] * len(args)
+    flags[number] = (
+        f"jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating), args[{number}])"
+    )
+    return (
+        f"If it is no secret, as the count of an optimizer, leave it public, by a pytree of bools: "
+        f"encrypted=({', '.join(flags)}{',' if len(flags) == 1 else ''}), with False for arguments "
+        "that are public. Else pass it as floating point."
+    )
+
+
 def flags_of(encrypted: Any, args: Sequence[Any], in_tree: Any, leaves: int) -> list[bool]:
+    if encrypted is None:
+        raise TraceError(
+            "encrypted=None does not say which arguments are encrypted: give their numbers, "
+            "encrypted=(0, 2), or a pytree of bools; () for none."
+        )
     if isinstance(encrypted, (int, np.integer)) and not isinstance(encrypted, bool):
         encrypted = (int(encrypted),)
     numbers = _numbers(encrypted)

@@ -67,8 +67,8 @@ def carried_pairs(program: Program, carried: Mapping[int, int] | None) -> tuple[
         names, of = tree_util.tree_structure(into), tree_util.tree_structure(out)
         if names != of:
             raise ArgumentError(
-                f"carried: argument {argument} of {program.name} is {names}, and result {result} "
-                f"is {of}; what is carried has the same structure at both ends"
+                f"carried: {_difference(argument, into, result, out)} in {program.name}; what is "
+                f"carried has the same structure at both ends"
             )
         leaves = zip(tree_util.tree_leaves(out), tree_util.tree_leaves(into), strict=True)
         pairs += [p for o, i in leaves if (p := _pair(program, o, i)) is not None]
@@ -82,6 +82,33 @@ def _part(kind: str, number: Any, parts: Any) -> Any:
             "argument and that of the result which it is at the next run, {0: 0}"
         )
     return parts[number]
+
+
+def _difference(argument: int, into: Any, result: int, out: Any) -> str:
+    """What of an argument the result lacks, or the other way round, in words."""
+    if out is None:
+        return f"result {result} is None, and argument {argument} is not"
+    wanted, found = _leaf_names(into), _leaf_names(out)
+    lacking = [f"args[{argument}]{name}" for name in wanted if name not in found]
+    more = [f"result[{result}]{name}" for name in found if name not in wanted]
+    parts = [
+        f"{_listed(names)} {'has' if len(names) == 1 else 'have'} no counterpart in {end}"
+        for names, end in ((lacking, f"result {result}"), (more, f"argument {argument}"))
+        if names
+    ]
+    if parts:
+        return " and ".join(parts)
+    kinds = type(into).__name__, type(out).__name__
+    how = f"a {kinds[0]} and a {kinds[1]}" if kinds[0] != kinds[1] else "of other containers"
+    return f"argument {argument} and result {result} are {how}"
+
+
+def _leaf_names(tree: Any) -> list[str]:
+    return [tree_util.keystr(path) for path, _ in tree_util.tree_leaves_with_path(tree)]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _pair(program: Program, output: int, number: int) -> Pair | None:
