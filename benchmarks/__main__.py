@@ -1,8 +1,8 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
 `noise`, `shared_errors` and `verdict` measure for the better part of an hour, `training` compiles
-and `reviews` trains for minutes, `compile_sizes` and `no_worse` compile for some, and `packing` and
-`paper` want the machine for themselves; these have to be named.
+and `reviews` trains for minutes, `gradients` needs GLUE, `compile_sizes` and `no_worse` compile for
+some minutes, and `packing` and `paper` want the machine for themselves; these have to be named.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from benchmarks import (
     circuits,
     compile_sizes,
+    gradients,
     machines,
     no_worse,
     operations,
@@ -50,10 +51,11 @@ ALL = {
     "suggest": lambda: suggest.main([]),
     "tables_and_nets": lambda: tables_and_nets.main([]),
     "training": training.main,
+    "gradients": lambda: gradients.main([]) == 0,
     "reviews": lambda: reviews.main([]),
 }
 LONG = (
-    *("noise", "shared_errors", "verdict", "training", "reviews"),
+    *("noise", "shared_errors", "verdict", "training", "gradients", "reviews"),
     *("packing", "paper", "compile_sizes", "no_worse"),
 )
 

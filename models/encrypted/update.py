@@ -33,6 +33,7 @@ __all__ = [
     "PolynomialSoftmax",
     "Seen",
     "Update",
+    "lora_gradient",
     "lora_update",
     "polynomial_loss",
     "root_values",
@@ -156,6 +157,28 @@ def polynomial_loss(
     return share * cross_entropy_polynomial(_centred(logits), targets, softmax.exp, softmax.inverse)
 
 
+def lora_gradient(
+    model: Model, softmax: PolynomialSoftmax | None = None, scale: float = 1.0
+) -> Callable[..., tuple[Params, Seen]]:
+    """(trained, frozen, x, mask, targets) -> (gradients of the loss, `Seen`): a step's first part.
+
+    Arguments and errors as of `lora_update`.
+    """
+    if (softmax is None) != model.config.regression:
+        raise ArgumentError("a softmax for classes, none for a regression")
+
+    def gradient(
+        trained: Params, frozen: Params, x: jax.Array, mask: jax.Array, targets: jax.Array
+    ) -> tuple[Params, Seen]:
+        def loss(chosen: Params) -> tuple[jax.Array, Seen]:
+            logits, values = model.forward_with_values(combine(chosen, frozen), x, mask)
+            return polynomial_loss(logits, targets, softmax, scale), (logits, values)
+
+        return jax.grad(loss, has_aux=True)(trained)
+
+    return gradient
+
+
 def lora_update(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -171,9 +194,8 @@ def lora_update(
     a polynomial root, without clipping, which compares. Otherwise it runs in the clear, but cannot
     be traced with encrypted arguments.
     """
-    if (softmax is None) != model.config.regression:
-        raise ArgumentError("a softmax for classes, none for a regression")
     transform = optax.with_extra_args_support(optimizer)
+    gradient = lora_gradient(model, softmax, scale)
 
     def update(
         trained: Params,
@@ -184,11 +206,7 @@ def lora_update(
         targets: jax.Array,
         rate: jax.Array,
     ) -> tuple[Params, optax.OptState, Seen]:
-        def loss(chosen: Params) -> tuple[jax.Array, Seen]:
-            logits, values = model.forward_with_values(combine(chosen, frozen), x, mask)
-            return polynomial_loss(logits, targets, softmax, scale), (logits, values)
-
-        grads, seen = jax.grad(loss, has_aux=True)(trained)
+        grads, seen = gradient(trained, frozen, x, mask, targets)
         updates, state = transform.update(grads, state, trained, progress=rate)
         return cast(Params, optax.apply_updates(trained, updates)), state, seen
 

@@ -31,6 +31,7 @@ from models.encrypted.twin import encryptable, twin_of
 from models.encrypted.update import (
     PolynomialSoftmax,
     encrypted_arguments,
+    lora_gradient,
     lora_update,
     root_values,
     training_domains,
@@ -164,6 +165,21 @@ class EncryptedTraining:
             trained, optimizer, frozen, rows, mask, targets, rate
         )
         return trained, optimizer, logits
+
+    def gradient(
+        self,
+        trained: Params,
+        frozen: Params,
+        rows: jax.Array,
+        mask: jax.Array,
+        targets: jax.Array,
+    ) -> tuple[Params, jax.Array]:
+        """The first part of a step: gradients of the loss, `how.loss_scale` times the mean over
+        rows, by what is trained; and logits (batch, classes).
+        """
+        gradient = lora_gradient(self.model, self._softmax, self.how.loss_scale)
+        grads, (logits, _) = gradient(trained, frozen, rows, mask, targets)
+        return grads, logits
 
     # State and batches
 
