@@ -97,6 +97,7 @@ def training_step(
     *,
     part: Part = "step",
     fit: FitSettings | None = None,
+    stacked: bool = True,
 ) -> TrainingStep:
     """A step of a model with fresh weights on random words, with polynomials at all sites and a
     polynomial root in the optimizer.
@@ -111,6 +112,8 @@ def training_step(
       part: of `PARTS`.
       fit: of the model's polynomials; by default degrees as models have them, over twice the range
         that the words meet.
+      stacked: matrices of one shape share the optimizer's ciphertexts. Where one fills a ciphertext
+        by itself there is nothing to share, and the plan is found sooner without.
 
     Raises:
       ArgumentError: no such method or part, or no rank to train.
@@ -121,14 +124,16 @@ def training_step(
         raise ArgumentError("adapters need a rank: training_step(config.replace(lora_rank=2))")
     rank = config.lora_rank if method == "lora" else 0
     twin = encryptable(config.replace(attention=attention, lora_rank=rank))
-    made = _setting(twin, method, sentences, fit or FitSettings(margin=1.0))
+    made = _setting(twin, method, sentences, fit or FitSettings(margin=1.0), stacked)
     function, args, encrypted = _function(made, part)
     program = hesim.trace(function, *args, encrypted=encrypted)
     carried = _CARRIED if part == "step" else MappingProxyType({})
     return TrainingStep(twin, made.model, part, program, args, carried, sentences)
 
 
-def _setting(config: EncoderConfig, method: str, sentences: int, fit: FitSettings) -> _Setting:
+def _setting(
+    config: EncoderConfig, method: str, sentences: int, fit: FitSettings, stacked: bool
+) -> _Setting:
     rng = np.random.default_rng(0)
     size = sentences, config.sequence
     tokens = rng.integers(3, config.vocabulary, size).astype(np.int32)
@@ -141,7 +146,7 @@ def _setting(config: EncoderConfig, method: str, sentences: int, fit: FitSetting
     trained, frozen = partition(params, chosen)
     sites = training_sites(_CLASSES)
     root = sites.get("optimizer.inv_sqrt")
-    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=root, prescale=1.0, stacked=True)
+    optimizer = adamw_he(1e-2, eps=6e-4, inv_sqrt=root, prescale=1.0, stacked=stacked)
     labels = np.eye(_CLASSES, dtype=np.float32)[targets]
     x = np.asarray(model.embed(params, tokens))
     softmax = PolynomialSoftmax.of(sites)

@@ -6,7 +6,8 @@ computations whose seconds it compares, beside its figures. `run` sends one sent
 model encrypted, from embedded rows to logits; with `--folder` an interrupted run goes on where it
 was. `lines` sets the paper's Tables 2 and 12 beside its own formulas at its own prices. `training`
 runs a small model's forward pass, gradient and optimizer encrypted, trained in three ways, and
-`training --planned` says what is predicted. `--size` takes a smaller model of the same operations.
+`training --planned` says what is predicted; `--hidden` trains a larger one. `--size` takes a
+smaller model of the same operations.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.paper.lines import lines
 from benchmarks.paper.ratios import ratios
 from benchmarks.paper.run import run, show_plan
 from benchmarks.paper.tables import layer, tables
-from benchmarks.paper.training import training
+from benchmarks.paper.training import TRAINED, training
 from he_backend.processes.memory import peak_bytes
 from models.config import EncoderConfig
 
@@ -45,13 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log-n", type=int, default=15, help="of the ring of a run")
     parser.add_argument("--folder", type=Path, help="keeps the work of a run that is interrupted")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=32, choices=tuple(TRAINED), help="trained")
     parser.add_argument("--planned", action="store_true", help="of a training: encrypt nothing")
     chosen = parser.parse_args([] if arguments is None else arguments)
     config = SIZES[chosen.size]
     if chosen.what == "run":
         return int(not run(config, chosen.log_n, chosen.folder, chosen.workers))
     if chosen.what == "training":
-        training(measured=not chosen.planned)
+        training(chosen.hidden, measured=not chosen.planned)
         return 0
     {"plans": lambda: plans(config), "tables": tables, "ratios": ratios, "lines": lines}[
         chosen.what

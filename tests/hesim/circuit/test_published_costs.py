@@ -7,7 +7,7 @@ import pytest
 from benchmarks.paper import formulas
 from benchmarks.paper.formulas import Spent
 from benchmarks.paper.lines import variants
-from benchmarks.paper.training import Measured, ratios_of
+from benchmarks.paper.training import PUBLISHED, Measured, ratios_of
 
 
 def test_left_right_and_inner_are_the_counts_of_table_6():
@@ -42,7 +42,11 @@ def test_published_seconds_of_lines_add_up_to_the_published_totals():
 
 
 def test_a_step_shared_by_a_batch_counts_its_part_of_the_optimizer():
-    found = ratios_of(Measured(2, 6, 32), Measured(1, 2, 16))
-    assert [ours for ours, _ in found.values()] == [2, 3, 2, 38 / 18, 8 / 3]
-    theirs = [round(theirs, 2) for _, theirs in found.values()]
-    assert theirs == [2.33, 3.37, 24.52, 6.94, 3.63]
+    rows = {"dear": Measured(2, 6, 32), "cheap": Measured(1, 2, 16)}
+    assert [rows["dear"].step(n) for n in (1, 16)] == [38, 8]
+    found = ratios_of(dict.fromkeys(PUBLISHED, rows["cheap"]), "full, softmax", "LoRA, Gaussian")
+    assert [ours for ours, _ in found.values()] == [1.0] * 5
+    assert [round(theirs, 2) for _, theirs in found.values()] == [2.33, 3.37, 24.52, 6.94, 3.63]
+    found = ratios_of(PUBLISHED, "LoRA, softmax", "LoRA, Gaussian")
+    assert all(ours == theirs for ours, theirs in found.values())
+    assert found["a step, one sentence"][0] == pytest.approx(76.97 / 61.03)
