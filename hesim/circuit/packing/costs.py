@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hesim.circuit.circuit import Kind
+from hesim.circuit.cost import encoding_seconds
 from hesim.circuit.packing.contractions import Contraction
 from hesim.circuit.packing.maps import MapCount, MapPlan
 from hesim.circuit.shape import Row, StageShape
@@ -54,6 +56,21 @@ class Prices:
             work.seconds(work.drop + _NOMINAL, self.log_n) + work.drop * work.width * self.level
             for work in works
         )
+
+    def encoding(self, works: Iterable[StageShape]) -> float:
+        """Of encoding the vectors that stages multiply by, where nothing else uses them."""
+        terms = sum(
+            row.terms * number
+            for work in works
+            for row, number in work.rows.items()
+            if row.kind == Kind.DOT_PLAIN and not row.scalar
+        )
+        return terms * self.vector
+
+    @functools.cached_property
+    def vector(self) -> float:
+        """Of encoding one."""
+        return encoding_seconds(_NOMINAL, self.log_n)
 
 
 def map_work(plan: MapPlan | MapCount, *, masked: bool = True, scalar: bool = False) -> StageShape:

@@ -20,7 +20,7 @@ from hesim.circuit.packing.inputs import alike, digits, input_layouts, meeting, 
 from hesim.circuit.packing.layout import Layout
 from hesim.circuit.packing.offers.contraction import labels_of
 from hesim.circuit.packing.offers.offer import Offer, Rule, Setting, of_one_member
-from hesim.circuit.packing.offers.table import OFFERS, OPAQUE, TIERS
+from hesim.circuit.packing.offers.table import MASKED, OFFERS, OPAQUE, TIERS
 from hesim.circuit.packing.operations import Operation
 from hesim.program import Var
 from hesim.progress import CompileWatch
@@ -34,6 +34,9 @@ _FEW_STATES = 4
 """States for which later rules are looked at, the cheapest, since their work grows with elements;
 only one of them where others have offers already.
 """
+
+_LARGE = 2**16
+"""Elements of an operation for which later rules are asked only if no state has an offer."""
 
 _LATER = 12
 """Offers of a later rule whose moves are looked at: those with the cheapest work."""
@@ -173,7 +176,8 @@ class _Search:
             relaid = relay(out, into)
             if relaid is None:
                 return None
-            seconds += self.prices.seconds(relaid.works) if out != into else 0.0
+            if out != into:
+                seconds += self.prices.seconds(relaid.works) + self.prices.encoding(relaid.works)
             seconds += self.prices.level * into.ciphertexts
         return _State(seconds, layouts, state.choices)
 
@@ -189,8 +193,8 @@ class _Search:
                 if state.seconds < least and not self._after(state, op, rules, live, found):
                     left.append(state)
             states = left[: 1 if found else _FEW_STATES]
-            if found and op.kind == "dot_general":
-                break  # which looks for shears of its operands itself
+            if found and (op.kind == "dot_general" or _size(op) > _LARGE):
+                break  # contractions look for shears themselves, and tables would be large
         return list(found.values())
 
     def _after(
@@ -358,8 +362,16 @@ class _Search:
             relaid = relay(x, y)
             if relaid is None:
                 return None
-            moves.append((min(k, len(op.operands) - 1), y, self.prices.seconds(relaid.works)))
-        return _Way(self.prices.seconds(offer.works), tuple(moves), offer)
+            price = self.prices.seconds(relaid.works) + self.prices.encoding(relaid.works)
+            moves.append((min(k, len(op.operands) - 1), y, price))
+        seconds = self.prices.seconds(offer.works) + self.prices.vector * offer.encoded
+        if op.kind in MASKED:
+            seconds += self.prices.encoding(offer.works)
+        return _Way(seconds, tuple(moves), offer)
+
+
+def _size(op: Operation) -> int:
+    return max(v.size for v in (*op.operands, *op.outputs))
 
 
 class NoPlan(Exception):

@@ -27,7 +27,7 @@ from hesim.circuit.packing.contractions import (
 )
 from hesim.circuit.packing.costs import Counted, contraction_work, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed
-from hesim.circuit.packing.inputs import digits
+from hesim.circuit.packing.inputs import digits, meeting
 from hesim.circuit.packing.layout import GAP, REPLICATED, Coordinate, Layout
 from hesim.circuit.packing.maps import MapCount, map_count, map_plan
 from hesim.circuit.packing.offers.movement import flat_strides
@@ -45,6 +45,9 @@ shears.
 
 _TIMES = 4
 """Products of ciphertexts, times the fewest found, beyond which a contraction is not looked at."""
+
+_MOST_BROUGHT = 256
+"""Ciphertexts of an operand beyond which it is not brought to the other."""
 
 
 def labels_of(s: Setting, eqn: Equation) -> Labels | None:
@@ -91,6 +94,7 @@ def dot_general(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Itera
         return
     if all(v.encrypted for v in eqn.inputs):
         yield from _encrypted(labels, layouts)
+        yield from _brought(s, op, labels, (layouts[0], layouts[-1]))
     else:
         yield from _matrices(s, op, layouts[0], labels)
 
@@ -149,6 +153,37 @@ def _filled(layout: Layout) -> list[Layout]:
     """The layout with its gaps filled by repetition, if it has any."""
     full = repeated(layout)
     return [full] if full is not None else []
+
+
+def _brought(
+    s: Setting, op: Operation, labels: Labels, pair: tuple[Layout, Layout]
+) -> Iterator[Offer]:
+    """Products where one operand is brought to where the other lies, its own axes where that is
+    repeated, or on ciphertexts: what is thin, as a matrix of low rank, goes to what is not.
+    """
+    sides = labels.left, labels.right
+    inputs = [v for v in op.equations[0].inputs if isinstance(v, Var)]
+    for k in (0, 1):
+        own, other = sides[k], sides[1 - k]
+        back = {label: axis for axis, label in enumerate(own)}
+        sizes = tuple(e if label in back else 1 for label, e in enumerate(labels.sizes))
+        model = pair[1 - k]
+        fresh = [
+            d
+            for label, axis in back.items()
+            if label not in other
+            for d in digits(label, s.factors.get((inputs[k].id, axis), (labels.sizes[label],)))
+        ]
+        for still in (None, *_filled(model)):
+            there = labels.labelled(model if still is None else still, other)
+            for found in meeting(there, fresh, sizes):
+                to = found.renamed(pair[k].shape, back).canonical()
+                if to == pair[k] or to.ciphertexts > _MOST_BROUGHT:
+                    continue
+                moved = (to, still) if k == 0 else (still, to)
+                met = _met(labels, pair, moved)
+                if met is not None:
+                    yield met
 
 
 def _met(
@@ -448,6 +483,7 @@ def _matrix_offer(
 ) -> Offer:
     strides = _strided([labels.sizes[k] for k in other], other)
     rows: list[Counted] = []
+    encoded = 0
     for number, m in enumerate(maps):
         along = m.way.source.along_slots | m.way.target.along_slots
         scalar = not along & {*strides, *m.way.partial}
@@ -455,6 +491,9 @@ def _matrix_offer(
         for row, count in map_work(m.count, scalar=scalar).rows.items():
             rows.append((row, count - shared if row.kind == Kind.ROTATE else count))
         rows += m.total.rows(1)
+        # Ciphertexts that differ along other axes are multiplied by the same vectors.
+        alike = math.prod(c.size for c in m.way.source.ciphers if c.axis not in strides)
+        encoded += 0 if scalar else sum(t * n for t, n in m.count.groups) // alike
     outs = tuple(m.total.layout for m in maps)
     work = shaped(rows, 1, sum(o.ciphertexts for o in outs))
 
@@ -493,7 +532,7 @@ def _matrix_offer(
         b.end([n for x in made for n in x.nodes])
         return made
 
-    return Offer(outs, (work,), emit, (moved,))
+    return Offer(outs, (work,), emit, (moved,), encoded)
 
 
 def _batch_axis(eqn: Equation, em: Emission) -> int | None:

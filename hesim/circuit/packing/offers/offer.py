@@ -30,12 +30,14 @@ class Offer:
       outs: layouts of the results. works: stages, without those that move operands.
       emit: writes them, given the operands where `operands` says.
       operands: layout that each operand is brought to first; None for the one it has.
+      encoded: vectors of public values that are encoded for it.
     """
 
     outs: tuple[Layout, ...]
     works: tuple[StageShape, ...]
     emit: Emit
     operands: tuple[Layout | None, ...] = ()
+    encoded: int = 0
 
     def moves(self, layouts: tuple[Layout, ...]) -> list[tuple[Layout, Layout | None]]:
         """(where an operand lies, where it is brought to): as many as it is given. One value that

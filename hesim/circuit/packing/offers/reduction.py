@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from hesim.circuit.circuit import Kind
-from hesim.circuit.packing.arrangement import cipher_table, cleared, reduction
+from hesim.circuit.packing.arrangement import cipher_table, cleared, reduction, straight
 from hesim.circuit.packing.costs import counted, map_work, shaped
 from hesim.circuit.packing.emission import Emission, Packed, reduced_groups
 from hesim.circuit.packing.layout import REPLICATED, Coordinate, Layout, Roll
@@ -53,6 +54,10 @@ def reduce_sum(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterat
         yield Offer((plan.layout,), (shaped(rows, 0, len(plan.groups)),), emit)
         return
     yield from _summed_by_map(layout, axes, rest, factor)
+    unrolled = straight(layout)
+    if unrolled is not None:
+        for offer in reduce_sum(s, op, (unrolled,)):
+            yield replace(offer, operands=(unrolled,))
 
 
 def _summed_by_map(

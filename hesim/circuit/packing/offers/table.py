@@ -19,7 +19,16 @@ from hesim.circuit.packing.offers.offer import Rule
 from hesim.circuit.packing.offers.rearranged import rearranged
 from hesim.primitives import PRIMITIVES
 
-__all__ = ["LAST", "OFFERS", "OPAQUE", "TIERS"]
+__all__ = ["LAST", "MASKED", "OFFERS", "OPAQUE", "TIERS"]
+
+GATHERED = (
+    *("concatenate", "split", "stack", "tile", "pad", "rev"),
+    *("dynamic_slice", "dynamic_update_slice", "gather", "scatter"),
+)
+"""Operations that move elements."""
+
+MASKED = frozenset((*GATHERED, "reduce_sum"))
+"""Operations whose plaintexts are masks of their own, to be encoded for them alone."""
 
 OFFERS: dict[str, Rule] = {
     **dict.fromkeys(
@@ -52,13 +61,7 @@ OFFERS: dict[str, Rule] = {
     "conv_general_dilated": convolution.convolution,
     "cumsum": running.cumsum,
     "select_n": selection.select_n,
-    **dict.fromkeys(
-        (
-            *("concatenate", "split", "stack", "tile", "pad", "rev"),
-            *("dynamic_slice", "dynamic_update_slice", "gather", "scatter"),
-        ),
-        gathered.moved,
-    ),
+    **dict.fromkeys(GATHERED, gathered.moved),
 }
 """Rules by kind of operation."""
 
