@@ -16,6 +16,8 @@ from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.limits.remarks import expected, unfilled
 from hesim.circuit.packing.lowering import PackedLowering, lowerings
+from hesim.circuit.packing.operations import Operation
+from hesim.circuit.packing.search import NoPlan
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.errors import (
     ArgumentError,
@@ -197,7 +199,7 @@ def planned_for(
     if searched:
         best = _packed(task, None)
     if best is None and aim.carried:
-        raise _nearest(task.failures) or _not_carried(program, aim)
+        raise _nearest(task.failures) or _not_carried(task)
     if best is None and not (task.failures and aim.price == math.inf):
         best = _tabled(task)
         worth = best is None or best.cost > (0, _WORTH_SEARCH) or task.most_keys(best) > _FEW_KEYS
@@ -220,8 +222,8 @@ def planned_for(
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is planned, and what came of it: why layouts are none, plans beside the best, and
-    seconds and rotation keys of the fastest run.
+    """What is planned, and what came of it: why layouts are none, what the search could not lay
+    out, plans beside the best, and seconds and rotation keys of the fastest run.
     """
 
     program: Program
@@ -232,6 +234,7 @@ class _Task:
     watch: CompileWatch | None
     others: list[Candidate] | None
     failures: list[Exception] = field(default_factory=list)
+    refused: list[Exception] = field(default_factory=list)
     fastest: list[float] = field(default_factory=lambda: [math.inf, 0.0])
 
     @functools.cached_property
@@ -296,7 +299,8 @@ def _lowerings(task: _Task, bound: float) -> Iterator[PackedLowering]:
 
     def found(price: float | None) -> Iterator[PackedLowering]:
         args = task.program, task.params, price, aim.refresher, task.batch
-        yield from lowerings(*args, bound=bound, watch=task.watch, carried=aim.carried)
+        options = {"bound": bound, "watch": task.watch, "refused": task.refused}
+        yield from lowerings(*args, carried=aim.carried, **options)
 
     yield from found(aim.price)
     if aim.rounds and (aim.price or 0.0) < BOOTSTRAP_SECONDS:
@@ -337,8 +341,26 @@ def _unrefreshable(plan: Candidate) -> LayoutError | None:
     )
 
 
-def _not_carried(program: Program, aim: Aim) -> LayoutError:
-    names = ", ".join(program.labels[pair.input] for pair in aim.carried)
+def _not_carried(task: _Task) -> Exception:
+    """Why the search, which alone plans what is carried, has no plan: what got the furthest."""
+    written = [e for e in task.refused if not isinstance(e, NoPlan)]
+    if written:
+        return written[-1]
+    program = task.program
+    furthest = max(
+        (e for e in task.refused if isinstance(e, NoPlan)), key=lambda e: e.reached, default=None
+    )
+    if furthest is not None and isinstance(furthest.of, Operation):
+        eqn = furthest.of.equations[0]
+        shapes = " and ".join(str(v.shape) for v in furthest.of.operands)
+        return LayoutError(
+            f"{eqn.name} at {eqn.source} has no layout that {program.name} could use: its "
+            f"encrypted operands of shape {shapes} lie in too many ciphertexts of "
+            f"{task.params.slots:,} slots, or moving them takes too many products. Take fewer "
+            "members of a batch or a larger ring, or do it in parts"
+        )
+    pairs = [p for p in task.aim.carried if furthest is None or p is furthest.of]
+    names = ", ".join(program.labels[pair.input] for pair in pairs)
     return LayoutError(
         f"no plan of {program.name} brings what is carried ({names}) back to where it lay: use a "
         "larger ring, or carry it by way of the key holder, decrypted and encrypted again"

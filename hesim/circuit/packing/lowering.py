@@ -154,12 +154,16 @@ def lowerings(
     watch: CompileWatch | None = None,
     most: int = _MOST_INPUTS,
     carried: Sequence[Pair] = (),
+    refused: list[Exception] | None = None,
 ) -> Iterator[PackedLowering]:
     """The best plans, lowered: those with the batch along the width of the columns, then those that
     treat it as any other axis.
 
     most: ciphertexts that an input is laid out in. carried: results handed to the next run.
+    refused: gets what stood in the way, if it is given: of searches a `NoPlan`, of what could not
+    be written a LayoutError.
     """
+    refused = [] if refused is None else refused
     secret = [v for v in program.inputs if v.encrypted]
     if not secret or any(0 in v.shape for e in program.ops for v in (*e.inputs, *e.outputs)):
         return
@@ -184,11 +188,13 @@ def lowerings(
                 watch=watch,
                 carried=carried,
             )
-        except NoPlan:
+        except NoPlan as none:
+            refused.append(none.with_traceback(None))  # its frames hold the states
             continue
         bound = min(bound, _NEAR * plans[0].seconds)
         found += [_Found(setting, plan, size) for plan in plans[:_FINALISTS]]
-    yield from _written([f for f in found if f.plan.seconds <= bound], params.log_n, watch)
+    near = [f for f in found if f.plan.seconds <= bound]
+    yield from _written(near, params.log_n, watch, refused)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +207,7 @@ class _Found:
 
 
 def _written(
-    found: Sequence[_Found], log_n: int, watch: CompileWatch | None
+    found: Sequence[_Found], log_n: int, watch: CompileWatch | None, refused: list[Exception]
 ) -> Iterator[PackedLowering]:
     """Plans lowered, the best first: as many as take a second or so to write, at least one."""
     spent = 0
@@ -213,8 +219,9 @@ def _written(
             watch.emitting(number)
         try:
             yield PackedLowering(f.setting, f.plan, log_n, f.size, _width(f.size))
-        except LayoutError:
-            continue  # of public values that members see irregularly, or too large to write
+        except LayoutError as error:  # members see public values irregularly, or too large
+            refused.append(error.with_traceback(None))
+            continue
         spent += terms
 
 

@@ -131,12 +131,13 @@ class _Search:
             live = {v for v, until in last.items() if until > k}
             found = self._next(states, op, live)
             if not found:
-                raise NoPlan(op)
+                raise NoPlan(op, k)
             states = self._kept(found)
-        ended = [self._handed_on(self._placed(state, results)) for state in states]
+        stuck: list[Pair] = []
+        ended = [self._handed_on(self._placed(state, results), stuck) for state in states]
         plans = [_plan(state, self.carried) for state in ended if state is not None]
         if not plans:
-            raise NoPlan(ops[-1])
+            raise NoPlan(stuck[0], len(ops))
         return sorted(plans, key=lambda plan: plan.seconds)
 
     def _kept(self, found: Sequence[_State]) -> list[_State]:
@@ -163,9 +164,9 @@ class _Search:
                 layouts[v.id] = min(self._fresh(v), key=lambda x: x.ciphertexts)
         return _State(state.seconds, layouts, state.choices)
 
-    def _handed_on(self, state: _State) -> _State | None:
+    def _handed_on(self, state: _State, stuck: list[Pair]) -> _State | None:
         """The state, with what is carried in the layouts of its arguments, each of its ciphertexts
-        for a level's price; None if there is no way.
+        for a level's price; None if there is no way for a pair, which `stuck` gets.
         """
         layouts, seconds = dict(state.layouts), state.seconds
         for pair in self.carried:
@@ -175,6 +176,7 @@ class _Search:
                 continue  # as it is, or used by nothing
             relaid = relay(out, into)
             if relaid is None:
+                stuck.append(pair)
                 return None
             if out != into:
                 seconds += self.prices.seconds(relaid.works) + self.prices.encoding(relaid.works)
@@ -375,11 +377,15 @@ def _size(op: Operation) -> int:
 
 
 class NoPlan(Exception):
-    """No offer serves an operation."""
+    """No offer serves an operation, or a carried result does not get back to its argument.
 
-    def __init__(self, op: Operation):
-        super().__init__(f"{op.kind} at {op.equations[0].source}")
-        self.operation = op
+    Attributes:
+      of: the operation, or the pair. reached: operations before it.
+    """
+
+    def __init__(self, of: Operation | Pair, reached: int):
+        super().__init__(of, reached)
+        self.of, self.reached = of, reached
 
 
 def _plan(state: _State, carried: Sequence[Pair] = ()) -> Plan:
@@ -417,7 +423,8 @@ def search(
     bound: seconds beyond which a plan is not followed. carried: see `Plan`.
 
     Raises:
-      NoPlan: an operation has no offer in any layout that was reached.
+      NoPlan: an operation has no offer in any layout that was reached, or what is carried cannot be
+      brought to where its argument lies.
     """
     program = setting.program
     inputs = [v for v in program.inputs if v.encrypted]

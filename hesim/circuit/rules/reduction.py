@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hesim.circuit import sizes
 from hesim.circuit.context import Context
 from hesim.circuit.kernels import elementwise, linear, matmul, product, reduce
 from hesim.circuit.layout import Tensor
@@ -13,6 +14,10 @@ from hesim.circuit.rules.contraction import check_size
 from hesim.program import Equation, Var
 
 __all__ = ["cumsum", "reduce_prod", "reduce_sum"]
+
+_PAIR_BYTES = 9
+"""Bytes of a running sum for each pair of elements: whether one adds to the other, and its weight.
+"""
 
 
 def reduce_sum(ctx: Context, eqn: Equation) -> list[Tensor]:
@@ -94,6 +99,7 @@ def cumsum(ctx: Context, eqn: Equation) -> list[Tensor]:
             np.stack([getattr(sums[k], t) for k in range(n)], 1) for t in ("node", "column")
         )
     else:
+        sizes.reserve(lambda: f"`cumsum` at {eqn.source}", _PAIR_BYTES * n * n)
         reach = np.tri(n, dtype=bool).T if eqn.params["reverse"] else np.tri(n, dtype=bool)
         weight = np.broadcast_to(np.where(reach, 0, -1), (len(node), n, n))
         check_size(ctx, weight.size)

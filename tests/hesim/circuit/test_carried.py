@@ -16,8 +16,9 @@ from he_backend.local import run_local
 from he_backend.machines.slots import SlotsMachine
 from hesim import LevelError, compile, trace
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.packing import search
 from hesim.circuit.plain.errors import ValueRangeError
-from hesim.errors import ArgumentError
+from hesim.errors import ArgumentError, LayoutError
 from tests.hesim.circuit.conftest import close, consistent, quiet_params
 from tests.hesim.circuit.packing.test_random_plans import program as random_program
 
@@ -219,3 +220,23 @@ def test_without_a_key_holder_nothing_is_brought_back_to_its_level():
     program = trace(momentum, (np.zeros(4), np.zeros(4)), X, Y, encrypted=(0, 2))
     with pytest.raises(LevelError, match="interactive=False"):
         compile(program, quiet_params(), carried={0: 0}, interactive=False)
+
+
+def test_an_operation_without_a_layout_is_named():
+    square = np.zeros((512, 512), np.float32)
+    program = trace(lambda h, x: (h @ h) * 0.01 + x, square, square)
+    with pytest.raises(LayoutError, match=r"dot_general at .*test_carried.py:\d+.*\(512, 512\)"):
+        compile(program, quiet_params(12, 3), carried={0: 0})
+
+
+def test_a_result_that_cannot_get_back_is_named(monkeypatch):
+    monkeypatch.setattr(search, "relay", lambda out, into: None)
+    program = trace(lambda h, g, x: (h + x, g * 0.5), *(np.ones(8),) * 3)
+    with pytest.raises(LayoutError, match=r"what is carried \(args\[0\]\)"):
+        compile(program, quiet_params(), carried={0: 0, 1: 1})
+
+
+def test_a_running_sum_of_very_many_is_refused_before_it_takes_all_memory():
+    program = trace(lambda h: jnp.cumsum(h) * 0.5, np.zeros(2**16, np.float32))
+    with pytest.raises(LayoutError, match="cumsum at"):
+        compile(program, quiet_params(12, 3), carried={0: 0}, memory=1e9)

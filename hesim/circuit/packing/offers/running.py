@@ -18,6 +18,11 @@ from hesim.circuit.plain_rows import MapRows
 
 __all__ = ["cumsum"]
 
+_LONGEST = 2**12
+"""Elements along an axis beyond which no triangle is made, which holds their square: it would take
+hundreds of megabytes, and thousands of products.
+"""
+
 
 def cumsum(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[Offer]:
     (eqn,) = op.equations
@@ -33,6 +38,8 @@ def cumsum(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterator[O
         return  # constant along it
     if _only_on_ciphertexts(layout, axis):
         yield _added_up(layout, axis, backwards)
+        return
+    if n > _LONGEST:
         return
     target = layout._replace(rolls=(), zeros=True).canonical()
     kept = tuple((a, a) for a in layout.axes if a != axis)
