@@ -4,6 +4,7 @@
 #   make setup       the virtual environment in .venv    make data        the default data set
 #   make lint  bench  notebooks  clean                   make docs        the documentation, into site/
 #   make lock        pin the dependencies anew (needs uv)
+#   make setup-openfhe  OpenFHE, which bootstraps, in .venv-openfhe: needs Python 3.10 or 3.12
 # PYTHON=/path/to/python chooses the interpreter; ARGS='--help' is handed to the program that a target runs.
 
 SHELL := /bin/bash
@@ -16,6 +17,7 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?=
 ARGS ?=
 VENV := .venv
+OPENFHE := .venv-openfhe
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 SOURCES := $(wildcard approx hesim models he_backend experiments tests benchmarks docs/tools)
@@ -30,7 +32,7 @@ export PIP_USER := 0
 export PIP_REQUIRE_VIRTUALENV := 0
 export MPLBACKEND ?= Agg
 
-.PHONY: help setup data demo test lint format test-slow bench notebooks docs clean lock
+.PHONY: help setup setup-openfhe data demo test lint format test-slow bench notebooks docs clean lock
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -91,6 +93,40 @@ $(STAMPS)/project: pyproject.toml $(STAMPS)/dependencies
 setup: $(STAMPS)/project
 	@:
 
+# A wheel of OpenFHE holds one CPython, whatever its tag says, and wants a C library as new as its own: 3.10 with
+# glibc 2.35, or 3.12 with 2.38. Which serves is found by trying. Shims of a version manager may not run, so what
+# lies behind them is tried, too.
+$(OPENFHE)/.stamp: $(wildcard requirements/openfhe-*.lock)
+	@notes=""
+	rm -rf $(OPENFHE)
+	for python in $(if $(PYTHON),"$(PYTHON)",python3.10 python3.12 "$$HOME"/.pyenv/versions/3.1[02].*/bin/python "$$HOME"/.local/share/uv/python/cpython-3.1[02].*/bin/python3); do
+	  if ! command -v "$$python" >/dev/null 2>&1; then
+	    $(if $(PYTHON),notes="  there is no program $$python.\n")
+	    continue
+	  fi
+	  if ! said=$$("$$python" -c 'import sys; print(*sys.version_info[:2], sep="")' 2>&1); then
+	    notes="$$notes  $$python does not run: $$(head -n 2 <<<"$$said" | tr '\n' ' ')\n"
+	  elif [ ! -e "requirements/openfhe-py$$said.lock" ]; then
+	    notes="$$notes  $$python does not serve: no wheel of OpenFHE holds its version.\n"
+	  elif ! "$$python" -m venv $(OPENFHE) >/dev/null 2>&1; then
+	    notes="$$notes  $$python has no venv/ensurepip: install its venv package.\n"
+	  elif ! $(OPENFHE)/bin/python -m pip install --quiet --progress-bar off --disable-pip-version-check --require-hashes -r "requirements/openfhe-py$$said.lock"; then
+	    notes="$$notes  $$python: its packages could not be installed, see above.\n"
+	  elif ! said=$$($(OPENFHE)/bin/python -c 'import openfhe' 2>&1); then
+	    notes="$$notes  $$python: OpenFHE is not imported: $$(tail -n 1 <<<"$$said")\n"
+	  else
+	    touch $@
+	    echo "setup-openfhe: OpenFHE under $$("$$python" --version) in $(OPENFHE)"
+	    exit 0
+	  fi
+	  rm -rf $(OPENFHE)
+	done
+	printf 'make setup-openfhe: no Python 3.10 or 3.12 whose OpenFHE is imported%s.\n%b  Install one, or name it: make setup-openfhe PYTHON=/path/to/python3.10\n' "$(if $(PYTHON), at $(PYTHON))" "$$notes" >&2
+	exit 1
+
+setup-openfhe: $(OPENFHE)/.stamp
+	@:
+
 # What the documentation is built with, at the versions that everything else has too.
 $(STAMPS)/docs: requirements/docs.lock $(STAMPS)/project
 	@echo "setup: the documentation's tools"
@@ -143,7 +179,7 @@ docs: setup $(STAMPS)/docs
 
 # ---------------------------------------------------------------- upkeep
 clean:
-	rm -rf $(VENV) build dist site .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPENFHE) build dist site .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv reads pyproject.toml; --fork-strategy fewest gives every Python the same versions where they exist.

@@ -52,6 +52,40 @@ def test_the_locks_agree() -> None:
         assert entry.split()[0] == everything.get(name, entry).split()[0]
 
 
+@pytest.mark.parametrize("version", ["310", "312"])
+def test_openfhe_is_pinned_for_each_python_that_a_wheel_holds(version: str) -> None:
+    lock = TOP / "requirements" / f"openfhe-py{version}.lock"
+    assert set(_pins(lock)) == {"openfhe", "numpy"}
+    for entry in _pins(lock).values():
+        assert re.match(r"[a-z]+==[0-9.]+ ", entry) and entry.count("--hash=sha256:") == 1
+    assert not re.search(r"://|file:|--index|find-links|^/|^-e", lock.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'shim: 3.10 is not installed' >&2; exit 127", "shim: 3.10 is not installed"),
+        ("echo 311", "no wheel of OpenFHE holds its version"),
+        ('[ "$1" = -c ] && echo 310', "has no venv/ensurepip"),
+        (None, "there is no program"),
+    ],
+)
+def test_a_python_that_openfhe_cannot_use_speaks_for_itself(
+    tmp_path: Path, script: str | None, said: str
+) -> None:
+    shim = tmp_path / "python3.10"
+    if script is not None:
+        shim.write_text(f"#!/bin/sh\n{script}\n")
+        shim.chmod(0o755)
+    for name in ("Makefile", "requirements"):
+        (tmp_path / name).symlink_to(TOP / name)
+    command = ["make", "-C", str(tmp_path), "setup-openfhe", f"PYTHON={shim}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and f"OpenFHE is imported at {shim}" in done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / ".venv-openfhe").exists()
+
+
 def test_each_documented_target_exists() -> None:
     named = re.findall(r"`make ([a-z-]+)", (TOP / "README.md").read_text())
     assert {"setup", "test", "lint", "clean"} <= set(named)

@@ -29,6 +29,7 @@ class MachineRow:
       rotation_keys: names of those that it writes into the server's besides if there are steps.
       interpreter: the Python that key process, client, server and workers run under, where its
         library is installed; None for the caller's.
+      finder: module and name, with a colon between, of a function that finds it instead.
     """
 
     module: str
@@ -38,6 +39,16 @@ class MachineRow:
     client_keys: tuple[str, ...] = ()
     rotation_keys: tuple[str, ...] = ()
     interpreter: str | None = None
+    finder: str = ""
+
+    def python(self) -> str | None:
+        """The interpreter, found if it must be; None for the caller's. Raises BackendError if there
+        is none that has the library.
+        """
+        if not self.finder:
+            return self.interpreter
+        module, name = self.finder.split(":")
+        return getattr(importlib.import_module(module), name)()
 
     def load(self) -> KeyMaker:
         """The class, its module imported only now: it may need a library that is not installed."""

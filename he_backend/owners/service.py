@@ -182,9 +182,7 @@ class Service:
         path = folder / "server.log"
         with storing(path), open(path, "ab") as log:
             process = subprocess.Popen(
-                module_command(
-                    "he_backend.processes.server", find(self.settings.machine).interpreter
-                ),
+                module_command("he_backend.processes.server", find(self.settings.machine).python()),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,

@@ -214,7 +214,7 @@ class Processes:
         with storing(path), open(path, "ab") as log:
             start = log.tell()
             child = subprocess.Popen(
-                module_command(module, find(self.setup.machine).interpreter),
+                module_command(module, find(self.setup.machine).python()),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,

@@ -342,6 +342,19 @@ def module_command(module: str, interpreter: str | None = None) -> list[str]:
     """Command line that runs one of our modules without putting the current folder on the path.
 
     Args:
-      module: its name. interpreter: the Python that runs it; the caller's by default.
+      module: its name. interpreter: the Python that runs it, 3.10 or later; the caller's by
+        default. Another one's own packages come before those that are installed beside ours.
     """
-    return [interpreter or sys.executable, "-P", "-m", module]
+    if interpreter is None:
+        return [sys.executable, "-P", "-m", module]
+    return [interpreter, "-c", _AS_MODULE, module]
+
+
+_AS_MODULE = """
+import os, sys
+given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+last = [p for p in given if os.path.basename(p) in ("site-packages", "dist-packages")]
+sys.path[:] = [p for p in sys.path[1:] if p not in last] + last
+import runpy
+runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+"""

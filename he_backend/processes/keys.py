@@ -108,7 +108,7 @@ def ensure_keys(
         "parent": os.getpid(),
     }
     done = subprocess.run(
-        module_command("he_backend.processes.keys", find(machine).interpreter),
+        module_command("he_backend.processes.keys", find(machine).python()),
         input=json.dumps(job),
         capture_output=True,
         text=True,

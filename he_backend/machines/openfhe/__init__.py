@@ -1,0 +1,1 @@
+"""A machine that bootstraps, on OpenFHE, under an interpreter of its own."""
