@@ -66,6 +66,15 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
             client_keys=("public.key", "secret.key"),
             rotation_keys=("rotation.key",),
         ),
+        "openfhe": MachineRow(
+            "he_backend.machines.openfhe.entry",
+            "OpenFHEMachine",
+            encrypts=True,
+            server_keys=("public.key", "relin.key"),
+            client_keys=("public.key", "secret.key"),
+            rotation_keys=("rotation.key",),
+            finder="he_backend.machines.openfhe.interpreter:find_interpreter",
+        ),
     }
 )
 """The rows by the name that `he_backend.run(..., backend=...)` takes."""

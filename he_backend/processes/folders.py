@@ -243,10 +243,16 @@ def _make(*folders: Path) -> None:
             ) from error
 
 
+_BLOCK = 1 << 20
+
+
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def verify_files(folder: Path, manifest: dict[str, Any]) -> None:

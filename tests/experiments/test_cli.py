@@ -244,7 +244,7 @@ def test_a_machine_of_the_table_is_a_backend_of_the_command_line() -> None:
         )
         for words in (["--backend=toy", "--help"], ["--backend=toys"])
     )
-    assert shown.returncode == 0 and "slots|pyfhel|toy" in shown.stdout
+    assert shown.returncode == 0 and "slots|pyfhel|openfhe|toy" in shown.stdout
     assert "encrypted but on slots and toy" in " ".join(shown.stdout.split())
     assert refused.returncode == 2 and "'toys' is unknown" in refused.stderr
 

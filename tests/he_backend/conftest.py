@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from he_backend.errors import BackendError
+from he_backend.machines.openfhe.interpreter import find_interpreter
+from he_backend.machines.openfhe.remote import RemoteMachine
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
@@ -196,8 +199,10 @@ def params() -> CKKSParams:
 
 
 @pytest.fixture
-def draft(params) -> Draft:
-    return Draft(params, 32)
+def draft(request, params) -> Draft:
+    """For the machine that a test runs on, if it runs on one."""
+    own = "machine" in request.fixturenames
+    return Draft(request.getfixturevalue("machine").params if own else params, 32)
 
 
 @pytest.fixture(scope="session")
@@ -211,9 +216,34 @@ def pyfhel(params) -> PyfhelMachine:
     return PyfhelMachine.generate(params, [1, 2, 5], 32)
 
 
-@pytest.fixture(params=["slots", "pyfhel"])
-def machine(request, params, pyfhel):
-    return pyfhel if request.param == "pyfhel" else SlotsMachine(params, 32, [1, 2, 5])
+@pytest.fixture(scope="session")
+def digit_params() -> CKKSParams:
+    """As `params`, with keys that are switched in digits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CKKSParams(11, 3, 40, 50, 60, security=None, digits=2)
+
+
+@pytest.fixture(scope="session")
+def needs_openfhe() -> str:
+    """The Python that has OpenFHE; skipped where there is none."""
+    try:
+        return find_interpreter()
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def openfhe(digit_params, needs_openfhe) -> RemoteMachine:
+    """A machine with all keys, in a process of its own; steps 1, 2 and 5."""
+    return RemoteMachine.generate(digit_params, [1, 2, 5], 32)
+
+
+@pytest.fixture(params=["slots", "pyfhel", "openfhe"])
+def machine(request, params):
+    if request.param == "slots":
+        return SlotsMachine(params, 32, [1, 2, 5])
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

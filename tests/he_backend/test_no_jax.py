@@ -15,6 +15,7 @@ MODULES = [
     "he_backend.bundled",
     "he_backend.local",
     "he_backend.machines.slots",
+    "he_backend.machines.openfhe.entry",
     *(f"he_backend.owners.{name}" for name in ("connecting", "evaluator")),
     *(f"he_backend.processes.{name}" for name in ("client", "keys", "server", "tasks", "worker")),
 ]

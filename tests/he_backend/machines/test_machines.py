@@ -32,7 +32,7 @@ def near(machine, cipher, expected):
 
 def test_is_a_machine(machine):
     assert isinstance(machine, Machine)
-    assert machine.encrypts == (machine.name == "pyfhel")
+    assert machine.encrypts == (machine.name != "slots")
 
 
 @pytest.mark.parametrize("level", [0, 1, 3])

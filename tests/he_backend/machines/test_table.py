@@ -132,7 +132,10 @@ def test_its_processes_run_under_its_interpreter_and_its_keys_lie_apart(ran):
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_rows_lead_to_machines_that_keep_the_protocols(name, params, tmp_path):
+def test_rows_lead_to_machines_that_keep_the_protocols(name, request, params, tmp_path):
+    if name == "openfhe":
+        request.getfixturevalue("needs_openfhe")
+        params = request.getfixturevalue("digit_params")
     row = find(name)
     kind = row.load()
     server, client = tmp_path / "server", tmp_path / "client"
@@ -158,7 +161,9 @@ def test_rows_lead_to_machines_that_keep_the_protocols(name, params, tmp_path):
 
 
 def test_unknown_machines_are_refused_with_those_that_there_are():
-    with pytest.raises(BackendError, match="'abacus' is unknown; use 'slots' or 'pyfhel'"):
+    with pytest.raises(
+        BackendError, match="'abacus' is unknown; use 'slots' or 'pyfhel' or 'openfhe'"
+    ):
         find("abacus")
 
 

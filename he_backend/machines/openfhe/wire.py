@@ -1,0 +1,110 @@
+"""Ciphertexts as bytes: a header of ours and the residues, nothing of OpenFHE's own format.
+
+OpenFHE reads what it wrote with a parser that trusts it, so bytes of another process never get
+there: residues are cut out of what OpenFHE writes, and put into a skeleton that it wrote here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from he_backend.errors import BackendError, BlobError
+from he_backend.machines.openfhe.library import openfhe
+from hesim.circuit.plain.slots import identity
+from hesim.params import CKKSParams
+
+__all__ = ["Wire"]
+
+_HEADER = struct.Struct("<8sQiiQd")
+_MAGIC = b"heopen01"
+
+
+@dataclass(frozen=True)
+class _Skeleton:
+    """What OpenFHE writes for a ciphertext of one shape, and where each polynomial starts."""
+
+    text: bytes
+    places: tuple[int, ...]
+
+
+class Wire:
+    """Bytes of the ciphertexts of one machine.
+
+    Args:
+      params: its ring.
+      blank: makes some ciphertext of (level, components), of the machine's key and slots.
+    """
+
+    def __init__(self, params: CKKSParams, blank: Callable[[int, int], Any]):
+        self.params = params
+        self._blank = blank
+        self._skeletons: dict[tuple[int, int, int], _Skeleton] = {}
+
+    def size(self, components: int, level: int) -> int:
+        """Bytes of every ciphertext of this shape."""
+        return _HEADER.size + self.params.ciphertext_bytes(level, components)
+
+    def residues(self, handle: Any, level: int, components: int) -> np.ndarray:
+        """uint64[components, level + 1, N] of a ciphertext."""
+        text = openfhe.Serialize(handle, openfhe.BINARY)
+        n, places = self.params.n, self._places(text, level, components)
+        rows = [np.frombuffer(text, "<u8", n, place) for place in places]
+        return np.stack(rows).reshape(components, level + 1, n)
+
+    def write(self, residues: np.ndarray, level: int, scale: float, slots: int) -> bytes:
+        """The bytes of these residues."""
+        return self._header(level, scale, len(residues), slots) + residues.astype("<u8").tobytes()
+
+    def read(self, blob: bytes, level: int, scale: float, components: int, slots: int) -> Any:
+        """The ciphertext in `blob`; its level and scale are still the skeleton's.
+
+        Raises:
+          BlobError: the bytes are not the ciphertext that was announced.
+        """
+        header = self._header(level, scale, components, slots)
+        if len(blob) != self.size(components, level) or blob[: len(header)] != header:
+            raise BlobError(
+                "the bytes are not the ciphertext that was announced: truncated, or of another "
+                "ring, level, scale or number of components"
+            )
+        found = np.frombuffer(blob, "<u8", offset=len(header))
+        found = found.reshape(components, level + 1, self.params.n)
+        primes = np.array(self.params.primes[: level + 1], np.uint64)
+        if np.any(found.max(axis=2) >= primes):
+            raise BlobError("the ciphertext has residues that no reduction leaves: it is damaged")
+        skeleton = self._skeleton(level, components, slots)
+        text = bytearray(skeleton.text)
+        for place, row in zip(skeleton.places, found.reshape(-1, self.params.n), strict=True):
+            text[place : place + row.nbytes] = row.tobytes()
+        return openfhe.DeserializeCiphertextString(bytes(text), openfhe.BINARY)
+
+    def _header(self, level: int, scale: float, components: int, slots: int) -> bytes:
+        return _HEADER.pack(_MAGIC, identity(self.params), level, components, slots, scale)
+
+    def _skeleton(self, level: int, components: int, slots: int) -> _Skeleton:
+        key = (level, components, slots)
+        if key not in self._skeletons:
+            text = openfhe.Serialize(self._blank(level, components), openfhe.BINARY)
+            self._skeletons[key] = _Skeleton(text, self._places(text, level, components))
+        return self._skeletons[key]
+
+    def _places(self, text: bytes, level: int, components: int) -> tuple[int, ...]:
+        """Offsets of the residues: a count of N, N numbers of 8 bytes, and the prime."""
+        count, size = struct.pack("<Q", self.params.n), 8 * self.params.n
+        places: list[int] = []
+        start = 0
+        for prime in self.params.primes[: level + 1] * components:
+            end = struct.pack("<Q", prime)
+            place = text.find(count, start) + len(count)
+            while text[place + size : place + size + 8] != end:
+                place = text.find(count, place - len(count) + 1) + len(count)
+                if place < len(count):
+                    raise BackendError("OpenFHE writes ciphertexts in a form that is not known")
+            places.append(place)
+            start = place + size
+        return tuple(places)
