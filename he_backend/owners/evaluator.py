@@ -7,7 +7,6 @@ import hmac
 import logging
 import os
 import threading
-from collections.abc import Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ class Evaluator:
         self.settings = Settings(backend, workers, idle_seconds=idle_seconds)
         self._held = contextlib.ExitStack()
         self._held.enter_context(claimed(self.folder, bundle, backend))
-        self.log = self._held.enter_context(_log_in(self.folder))
+        self.log = _log_in(self.folder, self._held)
         self._lock = threading.Condition()
         self._service: Service | None = None
         where = Address.parse(address)
@@ -183,9 +182,10 @@ class Evaluator:
             refuse(visitor, str(error), self.log)
 
 
-@contextlib.contextmanager
-def _log_in(folder: Path) -> Iterator[logging.Logger]:
-    """A log of this evaluator's own, in its folder; it goes where the package's does, too."""
+def _log_in(folder: Path, held: contextlib.ExitStack) -> logging.Logger:
+    """A log of this evaluator's own, in its folder; it goes where the package's does, too. It is
+    closed with `held`.
+    """
     log = logging.Logger("he_backend.owners", logging.INFO)
     log.parent = logging.getLogger("he_backend.owners")
     path = folder / "evaluator.log"
@@ -194,11 +194,9 @@ def _log_in(folder: Path) -> Iterator[logging.Logger]:
         path.chmod(0o600)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
-    try:
-        yield log
-    finally:
-        log.removeHandler(handler)
-        handler.close()
+    held.callback(handler.close)
+    held.callback(log.removeHandler, handler)
+    return log
 
 
 def _certificates(folder: str | os.PathLike[str] | None) -> Certificates:
