@@ -179,7 +179,8 @@ class _Run:
                 raise ExperimentError(f"{error}; or begin anew, with --fresh") from error
             raise ExperimentError(
                 f"step {self.number + 1:,} of {self.planned.steps:,} failed: {error}. The same "
-                f"command goes on from {self.folder.path}"
+                f"command goes on from {self.folder.path}; other settings begin anew, in another "
+                "--out"
             ) from error
 
     def _before(self, number: int) -> State:
