@@ -22,6 +22,7 @@ from experiments.cli.common import (
     BackendOption,
     DataDirOption,
     DataOption,
+    FreshOption,
     price_of,
     resumable,
 )
@@ -97,9 +98,7 @@ def demo(
         Path | None,
         typer.Option(help="Where the run is kept and resumed from.", show_default="runs/demo-..."),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start again; removes what the folder holds.")
-    ] = False,
+    fresh: FreshOption = False,
     refresh_price: Annotated[
         str | None,
         typer.Option(
@@ -194,15 +193,30 @@ def data(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Run folder of a finished demo or validation.")],
+    run_dir: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder of a finished demo or validation, or of an encrypted training that "
+            "was begun."
+        ),
+    ],
 ) -> None:
-    """Print the table of a finished demo or validation and write its report again."""
+    """Print the table of a run and write its report again."""
+    from experiments.encrypted_training import KIND
     from experiments.validation.folder import RunFolder
+
+    folder = RunFolder.find(run_dir)
+    if folder.settings.get("kind") == KIND:
+        from experiments.console import Display
+        from experiments.encrypted_training.run import show_report
+
+        show_report(folder, Display())
+        return
     from experiments.validation.report import write_report
     from experiments.validation.results import Results
     from experiments.validation.table import render
 
-    results = Results.load(RunFolder.find(run_dir))
+    results = Results.load(folder)
     console = make_console()
     console.print(render(results, notes=console.width >= 100))
     console.print(f"\nreport: {write_report(results, run_dir / 'report.html')}")

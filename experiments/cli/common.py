@@ -21,9 +21,14 @@ __all__ = [
     "ConfigOption",
     "DataDirOption",
     "DataOption",
+    "FreshOption",
     "MemoryOption",
     "ObjectiveOption",
     "RefreshPriceOption",
+    "SettingsOption",
+    "StartOption",
+    "TaskOption",
+    "TemplateOption",
     "price_of",
     "resumable",
 ]
@@ -92,6 +97,30 @@ ConfigOption = Annotated[
     typer.Option(
         help="TOML file with the sections encrypted and twin, for ring and polynomials.",
         dir_okay=False,
+    ),
+]
+
+SettingsOption = Annotated[
+    Path | None, typer.Option(help="TOML file of settings; --template prints one.")
+]
+
+TemplateOption = Annotated[
+    bool, typer.Option("--template", help="Print a settings file with every option explained.")
+]
+
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start again; removes what the folder holds.")
+]
+
+TaskOption = Annotated[
+    str | None, typer.Option(help="rte, mrpc, sts-b, sst-2, cola, qnli, or reviews.")
+]
+
+StartOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A shipped model, a model's folder, or scratch.",
+        show_default="tiny-gaussian or tiny-softmax, by the attention",
     ),
 ]
 

@@ -11,7 +11,12 @@ from experiments.cli.common import (
     INTERRUPTED,
     BackendOption,
     DataDirOption,
+    FreshOption,
     MemoryOption,
+    SettingsOption,
+    StartOption,
+    TaskOption,
+    TemplateOption,
     resumable,
 )
 from he_backend.machines.table import DEFAULT_MACHINE
@@ -23,22 +28,14 @@ app = typer.Typer()
 
 @app.command("encrypted-finetune")
 def encrypted_finetune(
-    task: Annotated[
-        str | None, typer.Option(help="rte, mrpc, sts-b, sst-2, cola, qnli, or reviews.")
-    ] = None,
+    task: TaskOption = None,
     method: Annotated[
         str | None, typer.Option(help="lora, or full: every weight but the embedding.")
     ] = None,
     attention: Annotated[
         str | None, typer.Option(help="gaussian, or softmax, by squarings and polynomials.")
     ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            help="A shipped model, a model's folder, or scratch.",
-            show_default="tiny-gaussian or tiny-softmax, by the attention",
-        ),
-    ] = None,
+    start: StartOption = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps in all.", show_default="one epoch")
     ] = None,
@@ -70,9 +67,7 @@ def encrypted_finetune(
     memory: MemoryOption = None,
     seed: Annotated[int | None, typer.Option(help="Of fresh weights, order and noise.")] = None,
     data_dir: DataDirOption = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
-    ] = None,
+    config: SettingsOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -80,13 +75,9 @@ def encrypted_finetune(
             show_default="runs/TASK-METHOD-...-encrypted-SEED",
         ),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start again; removes what the folder holds.")
-    ] = False,
+    fresh: FreshOption = False,
     backend: BackendOption = DEFAULT_MACHINE,
-    template: Annotated[
-        bool, typer.Option("--template", help="Print a settings file with every option explained.")
-    ] = False,
+    template: TemplateOption = False,
 ) -> None:
     """Fine-tune on encrypted sentences and labels, or rehearse it. (Options win over the file.)"""
     from experiments.encrypted_training.settings import job_template, read_job

@@ -70,9 +70,7 @@ def glue(
     start_softmax: Annotated[
         str, typer.Option(help="One with softmax attention.")
     ] = "tiny-softmax",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
-    ] = None,
+    data_dir: DataDirOption = None,
     tasks: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "all",
     columns: Annotated[
         str,

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from experiments.cli.common import INTERRUPTED, DataDirOption, resumable
+from experiments.cli.common import (
+    INTERRUPTED,
+    DataDirOption,
+    SettingsOption,
+    StartOption,
+    TaskOption,
+    TemplateOption,
+    resumable,
+)
 from experiments.console import make_console
 
 __all__ = ["app"]
@@ -17,9 +25,7 @@ app = typer.Typer()
 
 @app.command()
 def pretrain(
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
-    ] = None,
+    config: SettingsOption = None,
     text: Annotated[
         Path | None,
         typer.Option("--text", "--data", help="Folder of .txt or .tokens files.", file_okay=False),
@@ -27,9 +33,7 @@ def pretrain(
     out: Annotated[
         Path, typer.Option(help="Where checkpoints and log are kept and resumed from.")
     ] = Path("runs/pretrain"),
-    template: Annotated[
-        bool, typer.Option("--template", help="Print a settings file with every option explained.")
-    ] = False,
+    template: TemplateOption = False,
 ) -> None:
     """Pre-train on plain text: an encoder by hidden words, a decoder by the next one."""
     from experiments.console import Display
@@ -108,21 +112,15 @@ def distil(
         list[str] | None,
         typer.Option(help="A data set whose texts are learned on, such as rte; repeatable."),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder that holds GLUE's task folders.", file_okay=False)
-    ] = None,
+    data_dir: DataDirOption = None,
     text: Annotated[
         Path | None, typer.Option(help="Folder of .txt or .tokens files.", file_okay=False)
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
-    ] = None,
+    config: SettingsOption = None,
     out: Annotated[
         Path, typer.Option(help="Where checkpoints, log and model go; resumed from.")
     ] = Path("runs/distil"),
-    template: Annotated[
-        bool, typer.Option("--template", help="Print a settings file with every option explained.")
-    ] = False,
+    template: TemplateOption = False,
 ) -> None:
     """Let a student learn what its teacher computes: hidden states, attention, logits."""
     from experiments.console import Display
@@ -175,26 +173,16 @@ def publish(
 
 @app.command()
 def finetune(
-    task: Annotated[
-        str | None, typer.Option(help="rte, mrpc, sts-b, sst-2, cola, qnli, or reviews.")
-    ] = None,
+    task: TaskOption = None,
     method: Annotated[str | None, typer.Option(help="lora or full.")] = None,
     attention: Annotated[str | None, typer.Option(help="gaussian or softmax.")] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            help="A shipped model, a model's folder, or scratch.",
-            show_default="tiny-gaussian or tiny-softmax, by the attention",
-        ),
-    ] = None,
+    start: StartOption = None,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Train as encryption does, with simulated noise.")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
     data_dir: DataDirOption = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; --template prints one.")
-    ] = None,
+    config: SettingsOption = None,
     table: Annotated[
         Path | None,
         typer.Option(help="TOML table of settings by task, as `hesim study glue` takes it."),
@@ -205,9 +193,7 @@ def finetune(
             help="Where checkpoints, log and model go.", show_default="runs/TASK-METHOD-..."
         ),
     ] = None,
-    template: Annotated[
-        bool, typer.Option("--template", help="Print a settings file with every option explained.")
-    ] = False,
+    template: TemplateOption = False,
 ) -> None:
     """Fine-tune a pre-trained encoder on a task, in full or by LoRA. (Options win over the
     file.)"""

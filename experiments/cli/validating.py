@@ -12,6 +12,7 @@ from experiments.cli.common import (
     BackendOption,
     ConfigOption,
     DataDirOption,
+    FreshOption,
     MemoryOption,
     ObjectiveOption,
     RefreshPriceOption,
@@ -88,9 +89,7 @@ def validate(
             help="Where the run is kept and resumed from.", show_default="runs/validate-..."
         ),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start again; removes what the folder holds.")
-    ] = False,
+    fresh: FreshOption = False,
     clear: Annotated[
         bool,
         typer.Option("--clear", help="In the clear only: scores, and whether the ranges hold."),

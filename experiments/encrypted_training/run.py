@@ -16,7 +16,7 @@ from experiments.training.finetune import remember
 from experiments.training.signals import until_signalled
 from experiments.validation.folder import RunFolder
 
-__all__ = ["run_encrypted_training"]
+__all__ = ["run_encrypted_training", "show_report"]
 
 
 def run_encrypted_training(
@@ -66,9 +66,16 @@ def run_encrypted_training(
             what = "encrypted" if how.encrypts else "on plain vectors: nothing is encrypted"
             show.stage(f"3/3  {planned.steps:,} steps, {what}")
             run_encrypted(planned, folder, show, how)
-        found = Found.of(folder)
-        show.console.print(table(found))
-        for line in found.warnings:
-            show.warn(line)
-        show.say(f"report: {write_report(found, folder)}")
+        show_report(folder, show)
     return True, folder
+
+
+def show_report(folder: RunFolder, show: Display) -> None:
+    """Print the table of a training, finished or not, and write its page. ExperimentError where its
+    folder is damaged, or holds no planned step yet.
+    """
+    found = Found.of(folder)
+    show.console.print(table(found))
+    for line in found.warnings:
+        show.warn(line)
+    show.say(f"report: {write_report(found, folder)}")

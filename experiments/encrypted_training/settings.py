@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.encrypted_training import KIND
 from experiments.errors import ExperimentError
 from experiments.training.devices import ONE_DEVICE
 from experiments.training.finetune_settings import (
@@ -94,7 +95,7 @@ class EncryptedJob:
         from and of the training rows.
         """
         own = {
-            "kind": "encrypted training",
+            "kind": KIND,
             "task": self.task,
             "name": Path(self.start).name,
             "start": start,

@@ -233,6 +233,14 @@ def test_its_model_is_evaluated_as_of_a_fine_tuning(trained: Path, glue: Path):
     assert found.twin.polynomial == pytest.approx(RunFolder.find(trained).figures("plain")["test"])
 
 
+def test_its_report_is_written_again(trained: Path, capsys):
+    (trained / "report.html").unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(trained)])
+    assert ended.value.code == 0 and "simulated" in capsys.readouterr().out
+    assert "Room in the polynomials" in (trained / "report.html").read_text()
+
+
 def test_it_may_begin_with_a_state_of_the_rehearsal(trained: Path, job: EncryptedJob, glue: Path):
     done, folder = run(job, trained, dataclasses.replace(ON_VECTORS, start=4), glue)
     assert done
