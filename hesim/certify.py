@@ -68,6 +68,7 @@ def certify(
     among: Collection[int] | None = None,
     program: Program | None = None,
     after: Certificate | None = None,
+    decrypted: bool = False,
 ) -> Certificate:
     """Runs a Circuit on plain vectors and carries the errors of an encrypted run beside them.
 
@@ -88,13 +89,16 @@ def certify(
         only some of each; all by default.
       after: of the run before, on this Circuit: its keys and what it has handed on are taken, and
         not `keys`, `secrets`, `switches`, nor what `args` or `inputs` have in its place.
+      decrypted: whether `args` or `inputs` have what the carried ciphertexts decrypt to, and errors
+        are to be those of this run alone: nothing is encrypted in their place then, and they have
+        no errors but, beside the first copy of the effective slots, those that `after` says.
 
     Raises:
       ValueOverflowError: a message wraps around the modulus of its level.
       TraceError: not a Circuit, or arguments of another structure or shape. ParameterError: keys
         below 1, encrypted arguments that are not finite, neither `args` nor `inputs` and
         `operands`, another program, or secrets or switches of another shape. ArgumentError: `after`
-        is of a Circuit that carries nothing, or of another.
+        is of a Circuit that carries nothing, or of another; `decrypted`, and nothing is carried.
 
     Examples:
       >>> import hesim, numpy as np
@@ -131,7 +135,11 @@ def certify(
         )
     library = refreshed_by(find_profile(profile), circuit.refresher.error)
     before = None if after is None else _left(after, circuit)
-    walk = _Walk(circuit, inputs, operands, library, keys, secrets, seed, among, before)
+    if decrypted and not circuit.carried:
+        raise ArgumentError(
+            "decrypted=True is for a Circuit that carries ciphertexts, not this one"
+        )
+    walk = _Walk(circuit, inputs, operands, library, keys, secrets, seed, among, before, decrypted)
     walk.given = {step: walk.checked(e, "switches") for step, e in (switches or {}).items()}
     walk.run()
     walk.warn_of_range()
@@ -180,6 +188,7 @@ class _Walk:
         seed: int,
         among: Collection[int] | None,
         before: Left | None = None,
+        decrypted: bool = False,
     ):
         self.circuit: Circuit = circuit
         self.inputs, self.operands, self.profile = inputs, operands, profile
@@ -196,6 +205,7 @@ class _Walk:
             self.weight, self.switches = before.weight, dict(before.switches)
         self.keys = len(self.weight)
         self.before = {} if before is None else before.ciphers
+        self.decrypted = frozenset(i for _, i in circuit.carried) if decrypted else frozenset()
         self.handed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.handing: dict[int, list[int]] = {}
         for cipher, i in circuit.carried:
@@ -278,12 +288,15 @@ class _Walk:
         kind, level, scale = int(c.kind[i]), int(c.level[i]), float(c.scale[i])
         arg = c.arg[part].tolist()
         m, e = self.messages, self.errors
-        if i in self.before:
+        if i in self.before and i not in self.decrypted:
             m[i], e[i] = self.before[i]
         elif kind == Kind.INPUT:
             number, row = c.input_rows[int(c.param[i])]
             m[i] = np.broadcast_to(c.inputs[number].vector(row, self.inputs), (c.slots,))
-            e[i] = self._drawn(formulas.fresh(self.params.n, self.profile), scale)
+            if i in self.decrypted:
+                e[i] = self._beside_the_first(i)
+            else:
+                e[i] = self._drawn(formulas.fresh(self.params.n, self.profile), scale)
             e[i] = self._transformed(i, e[i])
         elif kind == Kind.ADD:
             factors = c.factor[part].astype(float).tolist()
@@ -319,6 +332,13 @@ class _Walk:
             self.refreshed = max(self.refreshed, (float(np.max(np.abs(m[i]))), i))
         if i in self.hidden:
             e[i] = e[i] + self._drawn(self.hidden[i], scale)
+
+    def _beside_the_first(self, i: int) -> np.ndarray:
+        """What the copies of a carried ciphertext's slots differ from the first, which is read."""
+        if i not in self.before:
+            return np.zeros((self.keys, self.params.slots))
+        errors = self.before[i][1]
+        return errors - self._full(errors[:, : self.circuit.slots])
 
     def _dot(self, i: int, left: list[int], right: list[int], factors: list[float]) -> None:
         m, e = self.messages, self.errors

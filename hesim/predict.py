@@ -15,7 +15,8 @@ import numpy as np
 from jax import tree_util
 from jaxtyping import Float, PyTree
 
-from hesim.certify import certify
+from hesim.certify import Certificate, certify
+from hesim.circuit.aims.carried import carried_pairs
 from hesim.display import html_block, html_table, shown_as_text, text_table
 from hesim.errors import ParameterError, ValueOverflowError, ValueOverflowWarning
 from hesim.noise.placement import CircuitSchedule, Placement, Schedule, canonical
@@ -122,6 +123,7 @@ def predict(
     tier: str = "predict",
     jit: bool = True,
     walk: bool = True,
+    decrypted: bool = False,
 ) -> Prediction:
     """Predicted error of every operation, by simulation in float64 under several random keys.
 
@@ -146,6 +148,9 @@ def predict(
         first takes long.
       walk: carry errors through the Circuit where `schedule` is one's and `tier` is "predict";
         otherwise tensors are simulated as in training, but for errors drawn where they are made.
+
+      decrypted: whether `args` have what the carried ciphertexts of the Circuit decrypt to, as for
+        ``hesim.certify``: they are then not encrypted anew.
 
     What is compiled is kept for the last few programs, parameters and schedules, so another call
     with other values, keys or seed compiles nothing. A warning names the first operation whose
@@ -176,10 +181,11 @@ def predict(
         library = refreshed_by(library, plan.circuit.refresher.error)
     carried: dict[int, OpPrediction] = {}
     if walk and tier == "predict" and isinstance(plan, CircuitSchedule) and plan.program is program:
-        carried = walked(plan.circuit, args, keys, library, seed)
+        carried = walked(plan.circuit, args, keys, library, seed, decrypted=decrypted)
     with jax.enable_x64(True):
         placements = tuple(sorted(plan.items()))
-        run = (_compiled if jit else _errors)(program, params, library, placements, tier)
+        kept = _kept(plan) if decrypted else frozenset()
+        run = (_compiled if jit else _errors)(program, params, library, placements, tier, kept)
         known = program.public_values(flat)
         results = [run(key, flat, known) for key in jax.random.split(jax.random.key(seed), keys)]
         results = jax.device_get(results)
@@ -219,12 +225,15 @@ def walked(
     profile: str | NoiseProfile = "seal",
     seed: int = 0,
     among: Collection[int] | None = None,
+    decrypted: bool = False,
 ) -> dict[int, OpPrediction]:
     """Predicted errors by a walk over a Circuit alone: nothing is simulated or compiled.
 
     Args:
       circuit: with its Program. args: of it.
-      keys, profile, seed, among: as for ``hesim.certify``; as many keys at a time as memory holds.
+      keys, profile, seed, among, decrypted: as for ``hesim.certify``; as many keys at a time as
+        memory holds. By what the copies of a carried ciphertext's slots differ is what they differ
+        by after one run.
 
     Returns:
       By number of the operation, those that have a ciphertext of their own; of none if values wrap
@@ -233,11 +242,16 @@ def walked(
     bytes_per_key = 8 * circuit.params.slots * max(circuit.most_alive, 1)
     each = max(1, min(keys, int(_WALK_BYTES // bytes_per_key)))
     parts = [min(each, keys - start) for start in range(0, keys, each)]
+
+    def part(k: int, n: int) -> Certificate:
+        shared = {"keys": n, "profile": profile, "seed": seed + k}
+        copied = decrypted and circuit.slots < circuit.params.slots
+        before = certify(circuit, args, **shared) if copied else None
+        more = {"among": among, "after": before, "decrypted": decrypted}
+        return certify(circuit, args, **shared, **more)
+
     try:
-        found = [
-            certify(circuit, args, keys=n, profile=profile, seed=seed + k, among=among)
-            for k, n in enumerate(parts)
-        ]
+        found = [part(k, n) for k, n in enumerate(parts)]
     except ValueOverflowError:
         return {}
     carried = {}
@@ -251,6 +265,14 @@ def walked(
     return carried
 
 
+def _kept(plan: Schedule) -> frozenset[int]:
+    """Leaves of the arguments that the Circuit of this schedule carries from run to run."""
+    if not isinstance(plan, CircuitSchedule):
+        return frozenset()
+    pairs = carried_pairs(plan.program, dict(plan.circuit.carries))
+    return frozenset(pair.input for pair in pairs)
+
+
 @lru_cache(maxsize=8)
 def _compiled(
     program: Program,
@@ -258,8 +280,9 @@ def _compiled(
     profile: NoiseProfile,
     placements: tuple[tuple[int, Placement], ...],
     tier: str,
+    kept: frozenset[int],
 ) -> Callable[[Any, list[Any], dict[int, Any]], Any]:
-    return jax.jit(_errors(program, params, profile, placements, tier))
+    return jax.jit(_errors(program, params, profile, placements, tier, kept))
 
 
 def _errors(
@@ -268,6 +291,7 @@ def _errors(
     profile: NoiseProfile,
     placements: tuple[tuple[int, Placement], ...],
     tier: str,
+    kept: frozenset[int],
 ) -> Callable[[Any, list[Any], dict[int, Any]], Any]:
     """(key, flat arguments, public values) -> mean squares and sampled errors of operations,
     outputs and exact outputs, and largest absolute values of operations: of each row where the
@@ -292,6 +316,7 @@ def _errors(
             wide=True,
             tier=tier,
             known=known,
+            kept=dict.fromkeys(kept, True),
         )
         difference = [
             jnp.concatenate([jnp.ravel(b - a) for a, b in zip(*pair, strict=True)])

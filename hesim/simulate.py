@@ -32,13 +32,21 @@ from jax import tree_util
 from jax.extend import core
 from jaxtyping import PRNGKeyArray, PyTree
 
+from hesim.circuit.aims.carried import carried_pairs
 from hesim.circuit.circuit import Circuit
-from hesim.errors import ParameterError, TraceError
+from hesim.errors import ArgumentError, ParameterError, TraceError
 from hesim.noise import formulas
 from hesim.noise.copies import Copies, Part
-from hesim.noise.dc_slots import DCErrors, Origin, places
-from hesim.noise.placement import Placement, Schedule, canonical, of_circuit, transferred
-from hesim.noise.pools import Draws
+from hesim.noise.dc_slots import DCErrors, places
+from hesim.noise.placement import (
+    CircuitSchedule,
+    Placement,
+    Schedule,
+    canonical,
+    of_circuit,
+    transferred,
+)
+from hesim.noise.pools import Draws, noise_values, origins
 from hesim.noise.profiles import NoiseProfile, refreshed_by
 from hesim.noise.profiles import profile as find_profile
 from hesim.noise.resolution import warn_if_swallowed
@@ -80,16 +88,20 @@ def simulate(
         may be a bit off where an operation rotates much, or not at all.
 
     Returns:
-      ``f(key, *args)``: the noisy result, of fn's structure; ``key`` is a JAX random key and stands
-      for a secret key with all the randomness of a run. Under ``vmap`` over arguments with one key,
-      all members meet the same noise; map over keys as well for independent noise. The traced
-      Program is kept per structure, shapes and dtypes of the arguments, so what ``fn`` closes over
-      is read at the first call only, as under ``jax.jit``. The first call outside of ``jit`` warns
-      where the numbers of the result are rounded more coarsely than the noise is large.
+      ``f(key, *args, carried=False)``: the noisy result, of fn's structure; ``key`` is a JAX random
+      key and stands for a secret key with all the randomness of a run. ``carried``, a bool or a
+      boolean array, says that what `circuit` carries from run to run is what an earlier call has
+      returned: it was encrypted there, as handed on, and is not once more. Under ``vmap`` over
+      arguments with one key, all members meet the same noise; map over keys as well for independent
+      noise. The traced Program is kept per structure, shapes and dtypes of the arguments, so what
+      ``fn`` closes over is read at the first call only, as under ``jax.jit``. The first call
+      outside of ``jit`` warns where the numbers of the result are rounded more coarsely than the
+      noise is large.
 
     Raises:
       NotHomomorphicError, TraceError: from tracing. ParameterError: an unknown tier or profile, or
         a circuit of other parameters or of another function, or a loaded one, without its Program.
+        From ``f``, ArgumentError: `carried` where no circuit carries anything.
 
     Examples:
       >>> import hesim, jax, numpy as np
@@ -107,12 +119,19 @@ def simulate(
     if circuit is not None:
         library = refreshed_by(library, circuit.refresher.error)
     known = None if circuit is None else _known_schedule(circuit, params, library)
+    handed_on = {} if known is None else known.handed_on
     programs: dict[Any, tuple[Program, Schedule]] = {}
     told: set[bool] = set()
     name = getattr(fn, "__name__", type(fn).__name__)
+    going_on = () if circuit is None else _carried_inputs(circuit)
 
-    def simulated(key: PRNGKeyArray, *args: PyTree) -> PyTree:
+    def simulated(key: PRNGKeyArray, *args: PyTree, carried: Any = False) -> PyTree:
         _check_key(key, name)
+        if carried is not False and not going_on:
+            raise ArgumentError(
+                f"{name}, simulated, is to go on from what an earlier call returned, but carries "
+                "nothing: circuit=hesim.compile(program, params, carried={argument: result})"
+            )
         leaves, tree = tree_util.tree_flatten(args)
         shapes = tuple((np.shape(x), jnp.result_type(x).name) for x in leaves)
         cache_key = (tree, shapes, jax.config.read("jax_enable_x64"))
@@ -121,13 +140,25 @@ def simulate(
                 program = trace(fn, *args, encrypted=encrypted, name=name)
             except jax.errors.TracerArrayConversionError:
                 return _closed_over_tracers(
-                    fn, params, encrypted, library, tier, circuit, key, args
+                    fn, params, encrypted, library, tier, circuit, key, args, carried
                 )
-            schedule = canonical(program, params) if known is None else known(program)
+            schedule = (
+                canonical(program, params)
+                if known is None
+                else transferred(known, known.program, program)
+            )
             programs[cache_key] = program, schedule
         program, schedule = programs[cache_key]
         flat = [jnp.asarray(x) for x in leaves]
-        out = simulate_program(program, params, key, flat, library, schedule=schedule, tier=tier)
+        secret = [k for k, v in enumerate(program.inputs) if v.encrypted]
+        kept = {secret[place]: carried for place in going_on}
+        out = simulate_program(
+            *(program, params, key, flat, library),
+            schedule=schedule,
+            tier=tier,
+            kept=kept,
+            handed_on=handed_on,
+        )
         if not told:
             noisy = [x for x, v in zip(out, program.outputs, strict=True) if v.encrypted]
             told.update({True} if warn_if_swallowed(noisy, params, library, stacklevel=2) else ())
@@ -148,10 +179,8 @@ def _check_key(key: Any, name: str) -> None:
         )
 
 
-def _known_schedule(
-    circuit: Circuit, params: CKKSParams, profile: NoiseProfile
-) -> Callable[[Program], Schedule]:
-    """What a Circuit does, as a schedule for other traces of the function that it was made of."""
+def _known_schedule(circuit: Circuit, params: CKKSParams, profile: NoiseProfile) -> CircuitSchedule:
+    """What a Circuit does, as a schedule; `transferred` to other traces of its function."""
     source = circuit.program
     if source is None:
         raise ParameterError(
@@ -162,8 +191,16 @@ def _known_schedule(
         raise ParameterError(
             f"the circuit was compiled for {circuit.params}, not for {params}: give its own params"
         )
-    schedule = of_circuit(source, circuit, profile)
-    return lambda program: transferred(schedule, source, program)
+    return of_circuit(source, circuit, profile)
+
+
+def _carried_inputs(circuit: Circuit) -> tuple[int, ...]:
+    """Places of the inputs that a Circuit carries from run to run among its encrypted ones."""
+    if circuit.program is None or not circuit.carries:
+        return ()
+    secret = [k for k, v in enumerate(circuit.program.inputs) if v.encrypted]
+    pairs = carried_pairs(circuit.program, dict(circuit.carries))
+    return tuple(secret.index(pair.input) for pair in pairs)
 
 
 def _closed_over_tracers(
@@ -175,6 +212,7 @@ def _closed_over_tracers(
     circuit: Circuit | None,
     key: Any,
     args: tuple[Any, ...],
+    carried: Any,
 ) -> Any:
     """Simulates an fn that closes over tracers (of an enclosing grad, say), as public arguments."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
@@ -187,7 +225,7 @@ def _closed_over_tracers(
 
     flags = (False, *_flags(encrypted, args))
     run = simulate(explicit, params, encrypted=flags, profile=profile, tier=tier, circuit=circuit)
-    return run(key, list(closed.consts), *args)
+    return run(key, list(closed.consts), *args, carried=carried)
 
 
 def _flags(encrypted: Any, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -211,6 +249,8 @@ def simulate_program(
     wide: bool = False,
     tier: str = "predict",
     known: Mapping[int, Any] | None = None,
+    kept: Mapping[int, Any] | None = None,
+    handed_on: Mapping[int, float] | None = None,
 ) -> list[Any]:
     """Evaluates a Program with noise.
 
@@ -226,6 +266,10 @@ def simulate_program(
         ``jax.enable_x64(True)``.
       tier: as for ``simulate``.
       known: if `wide`, the result of ``program.public_values``, without which it is computed.
+      kept: by number of an encrypted leaf, a bool or a boolean array: whether it is not encrypted
+        anew, so that nothing is added to it.
+      handed_on: by number of an output leaf, the standard deviation of what is added to it for the
+        next run, as a `CircuitSchedule` has it.
 
     Returns:
       One array per output leaf.
@@ -233,9 +277,11 @@ def simulate_program(
     _check_tier(tier)
     library = find_profile(profile)
     schedule = canonical(program, params) if schedule is None else schedule
-    walk = _Walk(program, params, library, schedule, key, wide, tier == "train")
-    for var, value in zip(program.inputs, flat_args, strict=True):
-        walk.values[var.id] = walk.fresh(value, params.levels) if var.encrypted else value
+    ways = handed_on or {}
+    walk = _Walk(program, params, library, schedule, key, wide, tier == "train", ways)
+    for k, (var, value) in enumerate(zip(program.inputs, flat_args, strict=True)):
+        stays = True if not var.encrypted else (kept or {}).get(k, False)
+        walk.values[var.id] = walk.entering(value, stays)
     if wide:
         found = program.public_values(flat_args) if known is None else known
         walk.values.update({name: wide_array(x) for name, x in found.items()})
@@ -245,7 +291,12 @@ def simulate_program(
             tap(equation, walk.as_read(equation.outputs, out))
         walk.store(equation, out)
     outputs = [walk.read(v) for v in program.outputs]
-    return [jnp.asarray(x) for x in walk.as_read(program.outputs, outputs)]
+    outputs = [jnp.asarray(x) for x in walk.as_read(program.outputs, outputs)]
+    for k, std in (handed_on or {}).items():
+        outputs[k] = outputs[k] + std * walk.draws.unit(
+            outputs[k], formulas.fresh(params.n, library)
+        )
+    return outputs
 
 
 def _check_tier(tier: str) -> None:
@@ -264,10 +315,12 @@ class _Walk:
     key: Any
     wide: bool
     folded: bool
+    handed_on: Mapping[int, float]
 
     def __post_init__(self) -> None:
         self.draws = Draws(
-            self.key, self.params, self.profile, _noise_values(self.program, self.schedule)
+            *(self.key, self.params, self.profile),
+            noise_values(self.program, self.schedule, self.handed_on),
         )
         consts = self.program.consts
         self.values: dict[int, Any] = {v.id: self._wide(c) for v, c in consts}
@@ -276,7 +329,7 @@ class _Walk:
         self.early: dict[int, Any] = {}
         self.copies = Copies(self._drawn)
         self.dc_errors: dict[int, Any] = {}
-        self.origins = {origin: k for k, origin in enumerate(_origins(self.schedule))}
+        self.origins = {origin: k for k, origin in enumerate(origins(self.schedule))}
         #: What each switching key does near ζ = 1, the same in all its uses.
         self.keys: Any = None
         if self.origins:
@@ -303,6 +356,13 @@ class _Walk:
         noise = formulas.fresh(self.params.n, self.profile)
         scale = self.params.scale(level) * math.sqrt(copies)
         return value + gain * self.draws.noise(value, noise, scale)
+
+    def entering(self, value: Any, stays: Any) -> Any:
+        """An argument: encrypted, but where it `stays` as it is, a bool or a boolean array."""
+        if stays is True:
+            return value
+        fresh = self.fresh(value, self.params.levels)
+        return fresh if stays is False else jnp.where(stays, value, fresh)
 
     def refreshed(self, value: Any, level: int, gain: float = 1.0, copies: float = 1.0) -> Any:
         """A value after a refresh: encrypted again, or by the law of the profile's bootstrap."""
@@ -536,27 +596,3 @@ class _Walk:
 
 def _evaluate(equation: Equation, wide: bool, args: list[Any]) -> list[Any]:
     return bind(equation, args, wide)
-
-
-def _origins(schedule: Schedule) -> list[Origin]:
-    """Of the errors in single slots of all operations."""
-    return sorted(
-        {o for place in schedule.values() if place.dc_errors for o in place.dc_errors.origins}
-    )
-
-
-def _noise_values(program: Program, schedule: Schedule) -> int:
-    """Noise values that a simulation uses, at most."""
-    total = sum(v.size for v in program.inputs if v.encrypted) + len(_origins(schedule))
-    for equation in program.ops:
-        place = schedule[equation.index]
-        sizes = {v.id: v.size for v in equation.inputs if isinstance(v, Var)}
-        total += sum(sizes[i] for i in place.refreshed) + sum(sizes[i] for i in place.lowered)
-        if place.refreshed_after:
-            total += sum(v.size for v in equation.outputs)
-        if place.dc_errors is not None and place.dc_errors.copied:
-            total += sum(v.size for v in equation.outputs)
-        known = bool(any(place.operand_stds or ()) or place.added_std)
-        if place.rescaled or place.rotated or known or equation.name == "refresh":
-            total += sum(sizes.values()) + sum(v.size for v in equation.outputs)
-    return total

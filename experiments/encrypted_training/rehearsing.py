@@ -70,7 +70,7 @@ def rehearse(
             inputs, batch = planned.inputs(number), planned.batch(number)
             clear = training.watched(exact, inputs)
             under = training.watched(noisy, inputs)
-            made = run(jax.random.fold_in(key, number), noisy, inputs)
+            made = run(jax.random.fold_in(key, number), noisy, inputs, number > 0)
             exact, noisy = clear.state, made.state
             seen = (clear, under, made)
             figures = {

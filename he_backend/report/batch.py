@@ -54,7 +54,8 @@ class Reports:
         if given.asked.compare:
             keys, sampled = self.options.keys, self.options.sampled
             given.reporter.phase(f"predicting the error under {keys} keys")
-            prediction = self._predicted(given.args, keys, outcome.vectors if sampled else None)
+            among = outcome.vectors if sampled else None
+            prediction = self._predicted(given, keys, among)
             given.reporter.phase("comparing")
         return self._report(given, outcome, prediction)
 
@@ -66,27 +67,29 @@ class Reports:
         return placement.of_circuit(self.program, self.circuit)
 
     def _predicted(
-        self, args: Sequence[Any], keys: int, among: Collection[int] | None = None
+        self, given: Given, keys: int, among: Collection[int] | None = None
     ) -> Mapping[int, OpPrediction]:
         """Errors of operations under so many keys, of what was decrypted."""
         from hesim.predict import walked
 
-        found = walked(self.circuit, args, keys, among=among)
-        return found or dict(enumerate(self._simulated(args, keys).ops))
+        follows = given.asked.after is not None
+        found = walked(self.circuit, given.args, keys, among=among, decrypted=follows)
+        return found or dict(enumerate(self._simulated(given, keys).ops))
 
-    def _simulated(self, args: Sequence[Any], keys: int = 1) -> Prediction:
+    def _simulated(self, given: Given, keys: int = 1) -> Prediction:
         """Values of operations under so many keys, one by one: compiling a long program as a whole
-        takes longer than a run of it.
+        takes longer than a run of it. What a batch goes on from was not encrypted for it.
         """
         from hesim.predict import predict
 
         shared = {"keys": keys, "schedule": self._placed, "jit": False, "walk": False}
-        return predict(self.program, self.circuit.params, args, **shared)
+        shared["decrypted"] = given.asked.after is not None
+        return predict(self.program, self.circuit.params, given.args, **shared)
 
     def _report(
         self, given: Given, outcome: Outcome, prediction: Mapping[int, OpPrediction] | None
     ) -> Report:
-        args, exact, compare = given.args, given.exact, given.asked.compare
+        exact, compare = given.exact, given.asked.compare
         circuit, options, spent = self.circuit, self.options, outcome.spent
         vectors = outcome.vectors if compare else None
         ops, overall = op_records(
@@ -116,5 +119,5 @@ class Reports:
             subject=Subject.of(self.program, circuit),
             refresher=circuit.refresher,
             predicted_peak_bytes=outcome.predicted_peak_bytes,
-            simulate=lambda: self._simulated(args).outputs,
+            simulate=lambda: self._simulated(given).outputs,
         )

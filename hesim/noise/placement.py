@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hesim.circuit import gains as pending
+from hesim.circuit.aims.carried import carried_pairs
 from hesim.circuit.circuit import Circuit, Kind, TensorLocation
 from hesim.depth import operation_depth
 from hesim.errors import LevelError, ParameterError
@@ -93,14 +95,25 @@ Schedule = Mapping[int, Placement]
 
 
 class CircuitSchedule(dict[int, Placement]):
-    """The schedule that a Circuit follows, with the Circuit and the Program it was made of."""
+    """The schedule that a Circuit follows, with the Circuit and the Program it was made of.
+
+    Attributes:
+      program, circuit: as above.
+      handed_on: by number of a result's leaf that is carried to the next run, the standard
+        deviation of what is added to it on its way there, in values.
+    """
 
     def __init__(
-        self, placements: Mapping[int, Placement], program: Program, circuit: Circuit
+        self,
+        placements: Mapping[int, Placement],
+        program: Program,
+        circuit: Circuit,
+        handed_on: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
         super().__init__(placements)
         self.program = program
         self.circuit = circuit
+        self.handed_on = handed_on
 
 
 def canonical(program: Program, params: CKKSParams) -> dict[int, Placement]:
@@ -230,7 +243,31 @@ def of_circuit(
         _own(owner, facts, ciphers, names)
         if len(equation.outputs) > 1:  # moves, of which the tap shows the first result only
             _own(owner, facts, [c for c, v in owner.items() if v & operands], names)
-    return CircuitSchedule(schedule, program, circuit)
+    return CircuitSchedule(schedule, program, circuit, _handed_on(program, circuit, facts, taps))
+
+
+def _handed_on(
+    program: Program,
+    circuit: Circuit,
+    facts: OperationNoise,
+    taps: Mapping[int, TensorLocation],
+) -> dict[int, float]:
+    """By number of a carried leaf of the result, the standard deviation of what is added where it
+    is brought to lie as its argument, and refreshed. The instructions that do count as the last
+    operation's, so that what they add to its own result comes after that.
+    """
+    makers = {v.id: k for k, equation in enumerate(program.ops) for v in equation.outputs}
+    found = {}
+    for pair in carried_pairs(program, dict(circuit.carries)):
+        end, maker = circuit.outputs[pair.output], makers.get(pair.result.id, -1)
+        if end is None or pair.result is pair.argument:
+            continue
+        variance = facts.result(end).variance
+        tap = taps.get(maker)
+        if tap is not None and np.isin(circuit.source[end.ciphers], maker).all():
+            variance -= facts.result(tap).variance
+        found[pair.output] = abs(end.gain) * math.sqrt(max(variance, 0.0))
+    return found
 
 
 def transferred(schedule: Schedule, source: Program, target: Program) -> dict[int, Placement]:

@@ -14,7 +14,8 @@ tensor takes slot i modulo the slot count, so tensors of one shape meet the same
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,13 @@ from jaxtyping import Array, Bool, Float
 from hesim.noise.formulas import Noise, secret_norm
 from hesim.noise.profiles import NoiseProfile
 from hesim.params import CKKSParams
+from hesim.program import Program, Var
 
-__all__ = ["Draws", "pool_size"]
+if TYPE_CHECKING:
+    from hesim.noise.dc_slots import Origin
+    from hesim.noise.placement import Schedule
+
+__all__ = ["Draws", "noise_values", "origins", "pool_size"]
 
 _LARGEST_POOL = 1 << 16
 _STRIDE = 7919
@@ -33,6 +39,31 @@ _STRIDE = 7919
 def pool_size(elements: int) -> int:
     """Numbers to draw for a simulation that uses this many in all: a power of two, 2^10 to 2^16."""
     return min(max(1 << 10, 1 << max(elements - 1, 0).bit_length()), _LARGEST_POOL)
+
+
+def origins(schedule: Schedule) -> list[Origin]:
+    """Of the errors in single slots of all operations."""
+    return sorted(
+        {o for place in schedule.values() if place.dc_errors for o in place.dc_errors.origins}
+    )
+
+
+def noise_values(program: Program, schedule: Schedule, handed_on: Mapping[int, float]) -> int:
+    """Noise values that a simulation uses, at most; handed_on: leaves of the result by number."""
+    total = sum(v.size for v in program.inputs if v.encrypted) + len(origins(schedule))
+    total += sum(math.prod(program.outputs[k].shape) for k in handed_on)
+    for equation in program.ops:
+        place = schedule[equation.index]
+        sizes = {v.id: v.size for v in equation.inputs if isinstance(v, Var)}
+        total += sum(sizes[i] for i in place.refreshed) + sum(sizes[i] for i in place.lowered)
+        if place.refreshed_after:
+            total += sum(v.size for v in equation.outputs)
+        if place.dc_errors is not None and place.dc_errors.copied:
+            total += sum(v.size for v in equation.outputs)
+        known = bool(any(place.operand_stds or ()) or place.added_std)
+        if place.rescaled or place.rotated or known or equation.name == "refresh":
+            total += sum(sizes.values()) + sum(v.size for v in equation.outputs)
+    return total
 
 
 class Draws:

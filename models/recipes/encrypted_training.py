@@ -274,9 +274,11 @@ class EncryptedTraining:
         return run
 
     def simulated(self, state: State, circuit: Circuit) -> Callable[..., Watched]:
-        """(key, state, inputs) -> the step under the noise of this Circuit, which has its Program;
-        compiled at the first call. Ranges are of the sites of training alone. state: for its
-        structure.
+        """(key, state, inputs, carried) -> the step under the noise of this Circuit, which has its
+        Program; compiled at the first call. Ranges are of the sites of training alone.
+
+        state: for its structure. carried, False by default: whether an earlier call returned the
+        state given, so that it is not encrypted anew.
         """
         noisy = hesim.simulate(
             self.step,
@@ -288,8 +290,10 @@ class EncryptedTraining:
         )
 
         @jax.jit
-        def run(key: jax.Array, state: State, inputs: Inputs) -> Watched:
-            trained, optimizer, logits = noisy(key, *state, *inputs)
+        def run(
+            key: jax.Array, state: State, inputs: Inputs, carried: bool | jax.Array = False
+        ) -> Watched:
+            trained, optimizer, logits = noisy(key, *state, *inputs, carried=carried)
             met = self._met_in_training(logits, optimizer)
             return self._watched(State(trained, optimizer), logits, met)
 

@@ -174,3 +174,16 @@ def test_a_comparison_is_of_one_batch_alone(traced):
         plain = session.run(wrong, *data(1), after=0)
     assert compared.compared and compared.max_error < TOLERANCE < plain.max_error
     assert compared.as_predicted
+
+
+def test_a_comparison_predicts_no_encryption_of_what_was_handed_on(params):
+    """Of a sum with the state only the other summand has been encrypted for this batch."""
+    s, x = np.zeros(params.slots), np.linspace(-1, 1, params.slots)
+    program = hesim.trace(lambda s, x: (s + x, s * x), s, x, encrypted=(0, 1))
+    circuit = hesim.compile(program, params, carried={0: 0})
+    with he_backend.session(program, circuit=circuit, keys=8, compare=True) as session:
+        session.run(s, x, batch=0)
+        report = session.run(None, x, batch=1, after=0)
+    for op in report.ops:
+        assert abs(np.log2(op.measured_std / op.predicted_std)) < 0.15, op
+    assert report.as_predicted

@@ -247,3 +247,40 @@ def test_a_run_goes_on_after_one_of_its_own_circuit_only():
         hesim.certify(plain, (x, x), after=hesim.certify(going_on, (x, x), keys=1))
     with pytest.raises(ValueError, match="takes the Certificate"):
         hesim.certify(going_on, (x, x), after=cast(Any, 7))
+
+
+def test_what_was_decrypted_has_no_errors_but_beside_the_first_copy_of_the_slots():
+    """Half of the slots, so two copies: a shift brings the second one's into half of the slots."""
+    width = PARAMS.slots // 2
+    x = RNG.uniform(-1, 1, width)
+
+    def fn(state, x):
+        moved = jnp.roll(state, width // 2)
+        return state + x, moved, state * 0.5
+
+    program = hesim.trace(fn, x, x, encrypted=(0, 1))
+    circuit = hesim.compile(program, PARAMS, carried={0: 0})
+    assert circuit.slots == width
+    alone = hesim.certify(circuit, (x, x), keys=16, decrypted=True)
+    first = hesim.certify(circuit, (x, x), keys=16)
+    second = hesim.certify(circuit, (x, x), keys=16, after=first)
+    again = hesim.certify(circuit, (x, x), keys=16, after=first, decrypted=True)
+    totals: list[Any] = [f.outputs[0] for f in (alone, first, second, again)]
+    sizes = np.array([total.std for total in totals]) ** 2 / totals[0].std ** 2
+    assert sizes[1] > 1.2  # the state's own encryption
+    np.testing.assert_allclose(sizes[2:], [sizes[1] + 1, 1], rtol=0.1)
+    halves: list[Any] = [f.outputs[2] for f in (alone, first)]
+    assert halves[0].std < 0.3 * halves[1].std  # of what its own product adds
+    moved: list[Any] = [f.outputs[1] for f in (alone, again)]
+    assert moved[1].std > 1.1 * moved[0].std
+    # The arguments are the messages, whatever the run before has left.
+    assert again.left is not None and alone.left is not None
+    for found, wanted in zip(again.left.ciphers.values(), alone.left.ciphers.values(), strict=True):
+        np.testing.assert_array_equal(found[0], wanted[0])
+
+
+def test_only_what_is_carried_can_have_been_decrypted():
+    x = RNG.uniform(-1, 1, 32)
+    circuit = hesim.compile(hesim.trace(lambda s, x: s + x, x, x, encrypted=(0, 1)), PARAMS)
+    with pytest.raises(ValueError, match="carries ciphertexts"):
+        hesim.certify(circuit, (x, x), decrypted=True)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import approx
-from hesim.errors import LevelError, NotHomomorphicError, ParameterError
+from hesim.certify import certify
+from hesim.circuit.compile import compile
+from hesim.errors import ArgumentError, LevelError, NotHomomorphicError, ParameterError
 from hesim.noise import formulas
 from hesim.noise.pools import Draws
 from hesim.noise.profiles import profile
@@ -391,3 +393,28 @@ def test_statistical_error_of_the_pool_is_as_stated(elements):
     stated = 1 / math.sqrt(2 * min(elements, 1 << 16))
     assert 0.7 < np.std(stds) / stated < 1.4
     assert abs(np.mean(stds) - 1) < 4 * stated / math.sqrt(len(stds))
+
+
+def test_what_is_carried_is_encrypted_once():
+    """A running sum: its errors are those that the certificate carries from run to run."""
+    x = uniform(PARAMS.slots)
+
+    def fn(total, x):
+        return total + x, total * 2.0
+
+    circuit = compile(trace(fn, x, x, encrypted=(0, 1)), PARAMS, carried={0: 0})
+    run = jax.jit(simulate(fn, PARAMS, (0, 1), circuit=circuit))
+    total, certificate = x, None
+    for k in range(4):
+        total, _ = run(jax.random.key(k), total, x, carried=k > 0)
+        certificate = certify(circuit, (x, x), keys=8, after=certificate)
+        predicted = certificate.outputs[0]
+        assert predicted is not None
+        assert abs(math.log2(float(jnp.std(total - (k + 2) * x)) / predicted.std)) < 0.1
+
+
+def test_only_a_circuit_that_carries_takes_what_was_returned():
+    x = uniform(8)
+    plain = simulate(lambda s, x: s + x, PARAMS, (0, 1))
+    with pytest.raises(ArgumentError, match=r"carried=\{argument: result\}"):
+        plain(jax.random.key(0), x, x, carried=True)
