@@ -122,7 +122,7 @@ class Schedule:
         """Tasks that must be done before `task`."""
         return {self.producer[c] for c in task.needs}
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Predicted seconds of all tasks on one core."""
         return sum(task.seconds for task in self.tasks)
