@@ -35,6 +35,7 @@ _HOMES = {
     "ValueRangeError": "he_backend.errors",
     "WorkerDied": "he_backend.errors",
     "connect": "he_backend.owners.connecting",
+    "expected_seconds": "he_backend.expected",
     "run": "he_backend.run",
     "session": "he_backend.sessions",
 }
@@ -65,6 +66,7 @@ __all__ = [
     "ValueRangeError",
     "WorkerDied",
     "connect",
+    "expected_seconds",
     "run",
     "session",
 ]
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
         ValueRangeError,
         WorkerDied,
     )
+    from he_backend.expected import expected_seconds
     from he_backend.owners.connecting import Connection, connect
     from he_backend.owners.evaluator import Evaluator
     from he_backend.processes.messages import Progress

@@ -4,10 +4,11 @@ resumes.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from experiments.console import Display
-from experiments.encrypted_training.preparing import claim, fitted, plan_steps, prepare
+from experiments.encrypted_training.preparing import Planned, claim, fitted, plan_steps, prepare
 from experiments.encrypted_training.rehearsing import rehearse
 from experiments.encrypted_training.report import Found, table, write_report
 from experiments.encrypted_training.running import Running, run_encrypted
@@ -15,6 +16,7 @@ from experiments.encrypted_training.settings import EncryptedJob
 from experiments.training.finetune import remember
 from experiments.training.signals import until_signalled
 from experiments.validation.folder import RunFolder
+from he_backend.expected import expected_seconds
 
 __all__ = ["run_encrypted_training", "show_report"]
 
@@ -57,6 +59,7 @@ def run_encrypted_training(
         prepared = fitted(job, start, data, folder)
         show.stage("2/3  Trace and compile one step")
         planned = plan_steps(prepared, folder, show, memory)
+        show.say(_by_the_clock(planned, how))
         if how is None:
             show.stage("3/3  Rehearsal: simulated, nothing is encrypted")
             with until_signalled() as stop:
@@ -79,3 +82,20 @@ def show_report(folder: RunFolder, show: Display) -> None:
     for line in found.warnings:
         show.warn(line)
     show.say(f"report: {write_report(found, folder)}")
+
+
+def _by_the_clock(planned: Planned, how: Running | None) -> str:
+    """What a step will take by the clock of this machine, and what other numbers of workers would
+    make of it.
+    """
+    cores = os.cpu_count() or 1
+    own = Running().workers if how is None else how.workers
+    counts = sorted({1, own, max(cores - 1, 1), cores})
+    each = {n: expected_seconds(planned.circuit, workers=n) for n in counts}
+    others = [f"{each[n]:,.0f} s with {n:,}" for n in counts if n != own]
+    also = f" ({', '.join(others)})" if others else ""
+    word = "worker" if own == 1 else "workers"
+    return (
+        f"  by the clock: {each[own]:,.0f} s a step with {own:,} {word} on {cores:,} cores{also}, "
+        f"{planned.steps * each[own] / 3600:.1f} h for {planned.steps:,} steps"
+    )
