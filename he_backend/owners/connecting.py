@@ -58,7 +58,9 @@ class Connection:
     def __exit__(self, *error: Any) -> None:
         self._held.__exit__(*error)
 
-    def run(self, *args: Any, batch: int | str | None = None) -> Any:
+    def run(
+        self, *args: Any, batch: int | str | None = None, after: int | str | None = None
+    ) -> Any:
         """Encrypt the arguments, have them evaluated, and decrypt the result.
 
         A batch that is finished is read back; one that was interrupted goes on.
@@ -67,9 +69,12 @@ class Connection:
           args: those that are encrypted or were left open when the bundle was made. Open ones reach
             the evaluator in the clear.
           batch: its name, or number; by default batches are numbered from 0 in the order of calls.
+          after: a batch whose carried results, still encrypted and at the evaluator's, are the
+            carried arguments of this one: None may stand for these. It keeps the last few.
 
         Returns:
-          The result: NumPy arrays, float64, in dicts, lists and tuples.
+          The result: NumPy arrays, float64, in dicts, lists and tuples. None stands for what is
+          carried; `read` decrypts it.
 
         Raises:
           BundleError: arguments of another form.
@@ -78,19 +83,33 @@ class Connection:
           LedgerMismatchError: it spent something else than the Circuit's ledger says.
           RunFolderError: a batch of this name had other arguments; the folder cannot be used.
         """
-        leaves = self.bundle.arguments(*args)
+        leaves = self.bundle.arguments(*args, follows=after is not None)
         name = str(self._count if batch is None else batch)
         opened = [
             np.asarray(x, np.float64)
             for x, leaf in zip(leaves, self.bundle.leaves, strict=True)
             if not leaf.encrypted
         ]
-        held = Batch(self.bundle.secret(leaves), opened, self.bundle.ranges, name)
+        before = None if after is None else str(after)
+        ranges = self.bundle.ranges
+        held = Batch(self.bundle.secret(leaves), opened, ranges, name, after=before)
         found = self._session.run(held)
-        check_ledger(self.bundle.circuit, found.spent)
+        check_ledger(self.bundle.circuit, found.spent, follows=after is not None)
         self._count += batch is None
         slots = self.bundle.circuit.slots
-        return self.bundle.outputs({c: found.vector(c, slots) for c in self.bundle.decrypted})
+        return self.bundle.outputs({c: found.vector(c, slots) for c in self.bundle.returned})
+
+    def read(self, batch: int | str) -> Any:
+        """The result of a finished batch with what is carried, which the evaluator brings and the
+        key holder decrypts.
+
+        Raises:
+          RunFolderError: there is no such batch, or it is not finished.
+          EvaluatorGoneError, EvaluatorRefusedError: about the other side; it keeps the last few.
+          ValueRangeError: values that it cannot have left.
+        """
+        vectors, _ = self._session.read(str(batch), self.bundle.ranges)
+        return self.bundle.outputs(vectors)
 
     def done(self, batch: int | str) -> bool:
         """Whether the batch of this name is finished. RunFolderError if none can have it."""
@@ -161,7 +180,7 @@ def connect(
             folders = Folders.of(home / "evaluation", home / "own")
         setup = Setup(
             half.circuit,
-            half.decrypted,
+            half.returned,
             folders,
             workers=1,
             clients=clients,

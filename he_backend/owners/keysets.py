@@ -27,6 +27,7 @@ from he_backend.owners import wire
 from he_backend.owners.wire import digest_of_keys, parts
 from he_backend.processes.folders import Folders, digest_of, read_manifest
 from he_backend.processes.messages import SMALL, receive
+from he_backend.processes.states.left import Left
 from he_backend.processes.store import ArrayFile, storing
 from hesim.bundles.bundle import Bundle
 from hesim.files import write_whole
@@ -176,6 +177,22 @@ class KeySet:
             if not path.exists() or digest_of(path) != file.digest:
                 file.write(path)
         return digests
+
+    def left(self, name: str) -> Left:
+        """What a batch left, which is kept from now on as if it were the latest.
+
+        Raises:
+          RunFolderError: there is no such batch any more.
+        """
+        folders = self.folders.of_batch(name)
+        if not folders.left.is_dir():
+            raise RunFolderError(
+                f"the batch {name} that is gone on from, or read, is not kept any more: of a key "
+                f"set's batches the last {_MOST_BATCHES} are"
+            )
+        with storing(folders.work):
+            os.utime(folders.work)
+        return Left(folders.left, name)
 
     def begin(self, name: str) -> None:
         """Make the folders of a batch, and forget all but the latest ones."""

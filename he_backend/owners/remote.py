@@ -30,11 +30,13 @@ from he_backend.owners.certificates import Certificates
 from he_backend.owners.pump import cut, plain, pump
 from he_backend.owners.service import ALIVE_SECONDS
 from he_backend.processes.children import Child, Processes
-from he_backend.processes.folders import read_manifest
-from he_backend.processes.identity import Claimed
+from he_backend.processes.folders import Folders, read_manifest
+from he_backend.processes.identity import Claimed, ClaimedBatch
 from he_backend.processes.job import Setup
 from he_backend.processes.messages import SMALL, Progress, packed, receive, send
 from he_backend.processes.session import Session
+from he_backend.processes.states.reading import Requests
+from he_backend.processes.tasks import CLIENT_BATCH
 
 __all__ = ["Contact", "RemoteSession"]
 
@@ -240,9 +242,32 @@ class _RemoteProcesses(Processes):
             folders = self.setup.folders
             paths = [folders.operand(digest) for digest in header["operands"]]
             blobs = [_content(path) for path in paths]
+            after = header["after"]["name"] if "after" in header else None
             header = {key: header[key] for key in ("type", "name", "missing", "served")}
+            header["after"] = after
         with contextlib.suppress(ProtocolError):
             send(link, header, blobs)
+
+    def left(self, name: str, ciphers: Sequence[int]) -> list[bytes]:
+        """Bytes of ciphertexts that a batch left at the evaluator's."""
+        link, circuit = self.children[0].link, self.setup.circuit
+        most = 2 * 8 * (circuit.params.levels + 1) * 2**circuit.params.log_n + SMALL
+
+        def sizes(header: dict[str, Any]) -> list[int]:
+            told = header.get("sizes", []) if header.get("type") == "left" else []
+            fits = isinstance(told, list) and all(type(n) is int and 0 < n <= most for n in told)
+            return told if fits and len(told) == len(ciphers) else []
+
+        self._tell(link, {"type": "left", "name": name, "ciphers": list(ciphers)})
+        try:
+            header, blobs = receive(link, sizes, SMALL)
+            while header.get("type") == "alive":
+                header, blobs = receive(link, sizes, SMALL)
+        except ProtocolError as error:
+            raise self.contact.gone() from error
+        if len(blobs) != len(ciphers):
+            raise self.contact.gone()
+        return blobs
 
     def _first(self, link: socket.socket, name: str) -> dict[str, Any]:
         header: dict[str, Any] = {"type": "alive"}
@@ -299,6 +324,23 @@ class RemoteSession(Session):
 
     def _new_processes(self) -> Processes:
         return _RemoteProcesses(self.setup, self._entered(), self.contact)
+
+    def _requests(self, folders: Folders, name: str, ciphers: Sequence[int]) -> Requests:
+        """What the reading process is asked to decrypt, a few at a time, from the evaluator."""
+        carried = {c for c, _ in self.setup.circuit.carried}
+        lost = [c for c in ciphers if c not in carried]
+        if lost:  # says what to do about it
+            yield from super()._requests(folders, name, lost)
+        try:
+            self._start(ClaimedBatch(name, [], []))
+            assert isinstance(self._processes, _RemoteProcesses)
+            for k in range(0, len(ciphers), CLIENT_BATCH):
+                part = list(ciphers[k : k + CLIENT_BATCH])
+                blobs = self._processes.left(name, part)
+                yield {"type": "decrypt", "ciphers": part}, blobs
+        except BaseException:
+            self._stop()
+            raise
 
 
 def _content(path: Path) -> bytes:

@@ -153,7 +153,7 @@ class Service:
             "run": str(self.keys.folders.server),
             "circuit_digest": circuit_digest,
             "operands": operands,
-            "decrypt": [int(c) for c in bundle.decrypted],
+            "decrypt": [int(c) for c in bundle.returned],
             "workers": settings.workers,
             "task_seconds": settings.task_seconds,
             "several": True,
@@ -239,6 +239,8 @@ class Service:
             return False
         if kind == "batch" and not self._running:
             self._begin(header, blobs, control)
+        elif kind == "left" and not self._running:
+            self._bring(header, link)
         elif kind == "begin" and self._running:
             send(control, {"type": "begin"})
         elif kind == "heard" and self._unheard > 0:
@@ -255,14 +257,26 @@ class Service:
         wire.check_batch(header, len(self._bundle.circuit))
         if len(blobs) != len(keysets.open_sizes(self._bundle)):
             raise ProtocolError("a batch is announced without its open arguments")
-        name = header["name"]
+        name, after = header["name"], header.get("after")
         operands = self.keys.operands(keysets.opened(self._bundle, blobs))
+        if after is not None:
+            self.keys.left(after)
         self.keys.begin(name)
         self._running, self._unheard = True, 0
         known = {"missing": header["missing"], "served": header["served"]}
         batch = {"type": "batch", "batch": name, "name": name, "operands": operands}
+        if after is not None:
+            known["after"] = {"batch": after, "name": after}
         send(control, {**batch, **known})
         self.log.info("%s begins the batch %s", self.visitor.name, name)
+
+    def _bring(self, header: dict[str, Any], link: socket.socket) -> None:
+        """Give back ciphertexts that a batch left."""
+        carried = {c for c, _ in self._bundle.circuit.carried}
+        ciphers = wire.check_read(header, carried)
+        left = self.keys.left(header["name"])
+        blobs = [left.read(c) for c in ciphers]
+        send(link, {"type": "left", "sizes": [len(blob) for blob in blobs]}, blobs)
 
     def _hear_server(self, control: socket.socket, link: socket.socket) -> None:
         """Pass on what the server says to its caller, without what concerns this host only."""

@@ -10,18 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from he_backend.errors import ProtocolError
 from he_backend.processes.folders import Folders
+from he_backend.processes.tasks import CLIENT_BATCH
 
 __all__ = [
     "KEY_PART",
     "PROTOCOL",
     "check_batch",
+    "check_read",
     "digest_of_keys",
     "hello",
+    "is_batch",
     "is_digest",
     "key_files",
     "link_hello",
@@ -30,7 +33,7 @@ __all__ = [
     "said",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when what the owners say to each other changes; others are refused."""
 
 KEY_PART = 1 << 22
@@ -91,15 +94,37 @@ def parts(size: int) -> list[tuple[int, int]]:
     return [(at, min(KEY_PART, size - at)) for at in range(0, size, KEY_PART)]
 
 
+def is_batch(name: object) -> bool:
+    """Whether it is the name of a batch, as the owners know it."""
+    return isinstance(name, str) and _BATCH.fullmatch(name) is not None
+
+
+def check_read(header: Mapping[str, Any], carried: Collection[int]) -> list[int]:
+    """The ciphertexts that a message asks for, of those that a batch leaves.
+
+    Raises:
+      ProtocolError: it asks for others, or for none.
+    """
+    ciphers = header.get("ciphers")
+    if not is_batch(header.get("name")) or not isinstance(ciphers, list):
+        raise ProtocolError("what a batch left is asked for without saying which")
+    if not 0 < len(ciphers) <= CLIENT_BATCH or len(set(map(str, ciphers))) < len(ciphers):
+        raise ProtocolError("what a batch left is asked for in another number")
+    if any(type(c) is not int or c not in carried for c in ciphers):
+        raise ProtocolError("something is asked for that no batch leaves")
+    return ciphers
+
+
 def check_batch(header: Mapping[str, Any], instructions: int) -> None:
     """Raise ProtocolError unless a message announces a batch.
 
     Args:
       instructions: of the Circuit, by whose numbers it says what the key holder has of it.
     """
-    name = header.get("name")
-    if not isinstance(name, str) or _BATCH.fullmatch(name) is None:
+    if not is_batch(header.get("name")):
         raise ProtocolError("a batch is announced without a name")
+    if header.get("after") is not None and not is_batch(header["after"]):
+        raise ProtocolError("a batch is announced that goes on from none")
     for field in ("missing", "served"):
         numbers = header.get(field)
         if not isinstance(numbers, list) or len(numbers) > instructions:

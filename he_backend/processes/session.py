@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ class Session:
         _, _, unique = left_by(folders, entered.name, name).partition("/")
         found, missing = reading.values_of(circuit, folders, unique)
         if missing:
-            asked = reading.requests(circuit, folders, unique, missing)
+            asked = self._requests(folders, unique, missing)
             with Processes(setup, entered) as processes:
                 processes.read(folders, unique, ranges, asked)
             found, missing = reading.values_of(circuit, folders, unique)
@@ -186,6 +186,10 @@ class Session:
                 f"decrypted values are gone from {folders.values}, or damaged; read it again"
             )
         return found, reading.public_of(folders, unique)
+
+    def _requests(self, folders: Folders, name: str, ciphers: Sequence[int]) -> reading.Requests:
+        """What the reading process is asked to decrypt, from where a batch left it."""
+        return reading.requests(self.setup.circuit, folders, name, ciphers)
 
     def damaged(self, name: str) -> str | None:
         """What a finished batch left that is gone or damaged, as text; None if all is whole."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from hesim.bundles import content, structure
 from hesim.bundles.opened import OpenOperand, filled
-from hesim.circuit.circuit import Circuit
+from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.plain.errors import ValueRangeError
 from hesim.display import shown_as_text, text_table
 from hesim.errors import BundleError
@@ -105,6 +105,26 @@ class Bundle:
         taps = (tap for tap in self.circuit.outputs if tap is not None)
         return tuple(sorted({int(c) for tap in taps for c in tap.ciphers}))
 
+    @cached_property
+    def carried(self) -> frozenset[int]:
+        """Encrypted leaves, by number, that a call takes as they lie where another one left them,
+        if it goes on from that.
+        """
+        inputs = {i for _, i in self.circuit.carried}
+        secret = [k for k, leaf in enumerate(self.leaves) if leaf.encrypted]
+        found = dict.fromkeys(secret, bool(inputs))
+        for i in np.flatnonzero(self.circuit.kind == Kind.INPUT).tolist():
+            family, _ = self.circuit.input_rows[int(self.circuit.param[i])]
+            leaf = secret[self.circuit.inputs[family].operand]
+            found[leaf] = found[leaf] and i in inputs
+        return frozenset(k for k, whole in found.items() if whole)
+
+    @cached_property
+    def returned(self) -> tuple[int, ...]:
+        """Of the ciphertexts that hold the result those that are not carried to another call."""
+        left = {c for c, _ in self.circuit.carried}
+        return tuple(c for c in self.decrypted if c not in left)
+
     def for_key_holder(self) -> Bundle:
         """The part that whoever encrypts and decrypts needs: no operand, no number of the function.
 
@@ -127,8 +147,12 @@ class Bundle:
             self, circuit=outline, operands=None, opened=(), whole=self.digest
         )
 
-    def arguments(self, *args: Any) -> list[Shaped[np.ndarray, "..."]]:
+    def arguments(self, *args: Any, follows: bool = False) -> list[Shaped[np.ndarray, "..."]]:
         """The leaves of a call, in order: float64 if they are encrypted, else as traced.
+
+        Args:
+          args: of the call. follows: whether it goes on from another call, so that carried ones are
+            not looked at: None may stand for such an argument. Zeros are returned for them.
 
         Raises:
           BundleError: another structure, shape or kind of values than those of the function.
@@ -140,8 +164,18 @@ class Bundle:
                 f"{self.name} takes {len(self.call['tuple'])} arguments here, with the leaves "
                 f"{', '.join(names)}, not {len(args)}: the others are part of the bundle"
             )
-        found = structure.leaves_of(self.call, args, "the tuple of arguments")
-        return [_checked(found[k], leaf) for k, leaf in enumerate(self.leaves)]
+        left = self.carried if follows else frozenset()
+        given = [
+            structure.filled(part, dict.fromkeys(structure.numbers(part)))
+            if arg is None and left.issuperset(structure.numbers(part))
+            else arg
+            for part, arg in zip(self.call["tuple"], args, strict=True)
+        ]
+        found = structure.leaves_of(self.call, given, "the tuple of arguments")
+        return [
+            np.zeros(leaf.shape) if k in left else _checked(found[k], leaf)
+            for k, leaf in enumerate(self.leaves)
+        ]
 
     def secret(self, leaves: Sequence[Shaped[np.ndarray, "..."]]) -> list[Any]:
         """Of the leaves of a call, those that are encrypted."""
@@ -164,10 +198,15 @@ class Bundle:
 
     def outputs(self, vectors: Mapping[int, Float[np.ndarray, " slots"]]) -> Any:
         """The result out of decrypted slot vectors, by ciphertext: NumPy arrays in dicts, lists and
-        tuples.
+        tuples. None stands for what is carried and was not decrypted.
         """
+        left = {c for c, _ in self.circuit.carried} - set(vectors)
         read = {
-            k: self.publics[k] if tap is None else tap.read(vectors)
+            k: self.publics[k]
+            if tap is None
+            else None
+            if left.intersection(tap.ciphers.tolist())
+            else tap.read(vectors)
             for k, tap in enumerate(self.circuit.outputs)
         }
         return structure.filled(self.result, read)

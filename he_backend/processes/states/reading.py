@@ -25,12 +25,14 @@ from he_backend.processes.store import read_bound, read_values, write_bound
 from he_backend.processes.tasks import CLIENT_BATCH
 from hesim.circuit.circuit import Circuit
 
-__all__ = ["ends", "note_public", "public_of", "requests", "serve", "values_of"]
+__all__ = ["Requests", "ends", "note_public", "public_of", "requests", "serve", "values_of"]
 
 
-def requests(
-    circuit: Circuit, folders: Folders, name: str, ciphers: Sequence[int]
-) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+Requests = Iterator[tuple[dict[str, Any], list[bytes]]]
+"""What is asked of the reading process, and the ciphertexts that it is asked about."""
+
+
+def requests(circuit: Circuit, folders: Folders, name: str, ciphers: Sequence[int]) -> Requests:
     """What the reading process is asked: which ciphertexts, and their bytes.
 
     Args:
