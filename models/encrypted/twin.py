@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import numpy as np
+
+from hesim.errors import ParameterError
 from models.config import EncoderConfig
 from models.data.batches import Batch, select_rows
 from models.data.datasets import sample
@@ -37,8 +41,13 @@ def twin_of(
     model: Model, params: Params, train: Batch, buckets: tuple[int, ...], how: EncryptionSettings
 ) -> Model:
     """The model with polynomials over the ranges that it meets on training rows, each widened;
-    adapters kept as two thin products, softmax as `encryptable` has it.
+    adapters kept as two thin products, softmax as `encryptable` has it. ParameterError names
+    weights that are NaN or infinite, or the first site that meets such values.
     """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    strange = [jax.tree_util.keystr(p) for p, leaf in leaves if not np.all(np.isfinite(leaf))]
+    if strange:
+        raise ParameterError(f"weights are NaN or infinite: {', '.join(strange[:5])}")
     model = dataclasses.replace(model, config=encryptable(model.config, how.softmax_squarings))
     rows = sample(len(train.tokens), how.range_rows)
     plain, weights = merged(model, params)

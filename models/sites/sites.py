@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 import approx
 from approx.composites.graph import Composite
 from approx.polynomial import Polynomial
-from hesim.errors import ArgumentError, ParameterError
+from hesim.errors import ArgumentError, ConstantValuesWarning, ParameterError
 from models.config import EncoderConfig
 from models.sites.derivatives import CheapComposite, cheap
 
@@ -361,7 +362,10 @@ def join_ranges(many: Iterable[Mapping[str, Any]]) -> dict[str, Range]:
         for name, pair in one.items():
             low, high = float(pair[0]), float(pair[1])
             old = out.get(name, (low, high))
-            out[name] = (min(low, old[0]), max(high, old[1]))
+            out[name] = (
+                float(np.minimum(low, old[0])),
+                float(np.maximum(high, old[1])),
+            )  # NaN stays
     return out
 
 
@@ -452,7 +456,9 @@ class FitSettings:
         return None if found is None else dict(found)
 
     def domain(self, name: str, met: Range | None) -> Range:
-        """The range to fit on, given the one met; ParameterError if there is none."""
+        """The range to fit on, given the one met. ParameterError if there is none, or it is not
+        finite; a ConstantValuesWarning if it is one value.
+        """
         own = _entry(self.ranges, name)
         if own is not None:
             return own
@@ -460,7 +466,21 @@ class FitSettings:
             raise ParameterError(
                 f"no range was met for {name}; run collect_ranges on data first, or give its range"
             )
-        return widen(name, met, self.margin)
+        if not all(map(math.isfinite, met)):
+            raise ParameterError(
+                f"{name} met values from {met[0]:.4g} to {met[1]:.4g}: a weight or an input is NaN "
+                f"or infinite, or what comes before {name} is too large for float32"
+            )
+        found = widen(name, met, self.margin)
+        if met[0] == met[1]:
+            warnings.warn(
+                f"{name} met {met[0]:.4g} only, so its polynomial holds on [{found[0]:.4g}, "
+                f"{found[1]:.4g}]: weights that are all zero still do so; give its range, or "
+                "collect ranges after some steps",
+                ConstantValuesWarning,
+                stacklevel=4,
+            )
+        return found
 
     def build(self, name: str, domain: Range) -> Any:
         """The approximation for a site on a domain; an ApproxError names the site."""

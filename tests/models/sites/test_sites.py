@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 import approx
+from hesim.errors import ConstantValuesWarning, ParameterError
 from models.config import EncoderConfig
+from models.data.batches import Batch
+from models.encrypted.settings import EncryptionSettings
+from models.encrypted.twin import twin_of
 from models.nn.encoder import Model
 from models.nn.layers import multiple
 from models.sites.sites import (
@@ -101,3 +105,23 @@ def test_multiple_is_made_of_additions(n: int):
 def test_ranges_join():
     joined = join_ranges([{"a": (0.0, 1.0)}, {"a": (-1.0, 0.5), "b": (2.0, 3.0)}])
     assert joined == {"a": (-1.0, 1.0), "b": (2.0, 3.0)}
+
+
+def test_ranges_that_are_none_are_named_by_their_site_and_not_lost_in_later_batches():
+    met = ranges_of(0.7, 9.0)
+    good = join_ranges([met, {"layer0.ffn.relu": (-3.0, 1.0)}])
+    assert good["layer0.ffn.relu"] == (-3.0, 3.0)
+    bad = join_ranges([met, {"layer0.ffn.relu": (-1.0, np.nan)}, met])
+    with pytest.raises(ParameterError, match=r"layer0\.ffn\.relu met .*nan: .* is NaN or infinite"):
+        fit_ranges(CONFIG, bad)
+    with pytest.warns(ConstantValuesWarning, match=r"layer0\.ffn\.relu met 0 only"):
+        fit_ranges(CONFIG, met | {"layer0.ffn.relu": (0.0, 0.0)})
+
+
+def test_weights_that_are_no_numbers_are_named_before_ranges_are_measured():
+    model = Model(CONFIG)
+    params = model.init(jax.random.key(0))
+    params["head"] = jax.tree.map(lambda leaf: leaf * jnp.nan, params["head"])
+    rows = Batch(np.ones((4, 5), np.int32), np.ones((4, 5), np.int32), np.zeros(4, np.int32))
+    with pytest.raises(ParameterError, match=r"weights are NaN or infinite: \['head'\]"):
+        twin_of(model, params, rows, (5,), EncryptionSettings())
