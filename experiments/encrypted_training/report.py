@@ -225,6 +225,7 @@ def _page(found: Found) -> str:
         names=names,
         rows=rows,
         spent=_spent(found),
+        errors=_errors(found),
         first=lambda way: _mean_loss(way.losses, False),
         last=lambda way: _mean_loss(way.losses, True),
         environment=plan["environment"],
@@ -257,6 +258,25 @@ def _cards(found: Found) -> list[tuple[str, str, str]]:
             (f"{ledger['seconds']:,.0f} s", "of a core a step, predicted", f"{hours:.1f} h in all")
         )
     return cards
+
+
+def _errors(found: Found) -> list[tuple[str, int, str, str]]:
+    """(run, steps, predicted, measured) of what was trained, as powers of two."""
+
+    def said(run: Mapping[str, Any], name: str) -> str:
+        return f"2^{run[name]:.1f}" if math.isfinite(run.get(name, math.nan)) else "–"
+
+    rows = []
+    if found.rehearsal:
+        rows.append(
+            ("rehearsal", found.rehearsal["steps"], said(found.rehearsal, "error_bits"), "–")
+        )
+    for name, run in found.runs.items():
+        if run.get("encrypted") and "error_bits" in run:
+            steps = run["steps"] - run["start"]
+            both = said(run, "predicted_bits"), said(run, "error_bits")
+            rows.append((_label(name), steps, *both))
+    return rows
 
 
 def _spent(found: Found) -> list[tuple[str, str, str]]:

@@ -24,6 +24,7 @@ import numpy as np
 import he_backend
 from experiments.console import Display, Update
 from experiments.encrypted_training.margins import cause
+from experiments.encrypted_training.predicting import Beside
 from experiments.encrypted_training.preparing import Planned, save_trained
 from experiments.encrypted_training.rehearsing import REHEARSED, scores_of, state_error
 from experiments.encrypted_training.states import latest, load_state, save_state
@@ -117,6 +118,7 @@ class _Run:
         if not how.encrypts and (saved := latest(folder, how.name)):
             self.first, self.begin = saved, load_state(folder, how.name, saved, begin)
         self.exact = {how.start: begin}
+        self.simulated = Beside(planned, how.start, begin)
         self.exact_losses: dict[int, float] = {}
         self.seconds: list[float] = []
         self.note, self.number, self.since = "", -1, time.monotonic()
@@ -304,13 +306,22 @@ class _Run:
         done = step.number + 1
         scores = scores_of(self.planned, state)
         kept: dict[str, Any] = {"step": done, "scores": scores}
-        if self.how.check != "none":
-            kept["error_bits"] = state_error(state, self._exact_before(done))
+        kept |= self._errors(state, done)
         save_state(self.folder, self.how.name, done, state, kept)
         notes = {"step": done, "steps": self.planned.steps, "history": [kept | dict(figures)]}
         save_trained(self.out / MODEL, self.planned, state, notes | {"trained": self.what})
         said = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.show.say(f"step {done:,}: model in {self.out / MODEL}; validation {said}")
+
+    def _errors(self, state: State, done: int) -> dict[str, float]:
+        """How far a state after so many steps is from the exact one, and was expected to be."""
+        if self.how.check == "none":
+            return {}
+        exact = self._exact_before(done)
+        found = {"error_bits": state_error(state, exact)}
+        if self.how.encrypts:
+            found["predicted_bits"] = state_error(self.simulated.state(done), exact)
+        return found
 
     @property
     def what(self) -> str:
@@ -329,8 +340,8 @@ class _Run:
         }
         if self.how.check != "none":
             exact = self._exact_before(steps)
+            figures |= self._errors(state, steps)
             figures |= {
-                "error_bits": state_error(state, exact),
                 "exact_validation": scores_of(self.planned, exact),
                 "exact_test": scores_of(self.planned, exact, "test"),
             }

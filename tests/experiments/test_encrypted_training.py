@@ -293,6 +293,11 @@ def test_the_last_steps_of_a_rehearsal_run_encrypted(
     rows = metrics(rehearsed / "encrypted-from-4")
     for row in rows.values():
         assert float(row["loss"]) == pytest.approx(float(row["exact_loss"]), abs=2**-6)
+    figures = folder.figures("encrypted-from-4")
+    assert abs(figures["error_bits"] - figures["predicted_bits"]) < 1.0
+    page = (rehearsed / "report.html").read_text()
+    for name in ("error_bits", "predicted_bits"):
+        assert f"2^{figures[name]:.1f}" in page
 
 
 # Margins
