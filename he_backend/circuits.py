@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from he_backend.errors import BackendError
+from he_backend.machines.table import find
 from he_backend.options import Options
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.publics import bound
@@ -37,12 +38,13 @@ def check_params(circuit: Circuit, params: CKKSParams | None) -> None:
 def check_refresher(circuit: Circuit, options: Options) -> None:
     """Refuses a Circuit whose refreshes the machine cannot serve; plain vectors need none."""
     refresher = circuit.refresher
-    if options.encrypts and circuit.ledger.refreshes and not refresher.interactive:
+    encrypts = options.encrypts and not find(options.backend).bootstraps
+    if encrypts and circuit.ledger.refreshes and not refresher.interactive:
         raise BackendError(
             f"the circuit was planned for refreshes by a {refresher.name}, and {options.backend} "
             "does not bootstrap: compile it with hesim.KEY_HOLDER, who refreshes in round trips "
             "(refresh_price='bootstrap' plans as few as a bootstrap would), or run it with "
-            "backend='slots'"
+            "backend='slots', or compile it with hesim.openfhe_bootstrap for backend='openfhe'"
         )
 
 

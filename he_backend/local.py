@@ -12,6 +12,7 @@ from he_backend.keyholder import KeyHolder
 from he_backend.machines.protocol import Machine
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.plain.execute import Executor, Spent
+from hesim.circuit.plain.machine import Bootstrapper
 
 __all__ = ["run_local", "twin_ranges"]
 
@@ -58,7 +59,10 @@ def run_local(
     kept = wanted.union(c for c, _ in carried)
     ciphers: dict[int, Any] = {}
     spent = Spent()
-    for first, stop, client in _stretches(circuit):
+    client_side = circuit.of_key_holder
+    if not isinstance(machine, Bootstrapper):  # it has the numbers, and refreshes as a client does
+        client_side = client_side | (circuit.kind == Kind.REFRESH)
+    for first, stop, client in _stretches(client_side):
         if client:
             started = time.thread_time()
             for i in range(first, stop):
@@ -113,10 +117,12 @@ def _client_step(
     return holder.refresh(i, ciphers[argument])
 
 
-def _stretches(circuit: Circuit, longest: int = 512) -> list[tuple[int, int, bool]]:
-    """Ranges of instructions that all belong to the client or all to the server, not too long."""
-    client = np.isin(circuit.kind, (Kind.INPUT, Kind.REFRESH))
-    bounds = [0, *(np.flatnonzero(np.diff(client)) + 1).tolist(), len(circuit)]
+def _stretches(client: np.ndarray, longest: int = 512) -> list[tuple[int, int, bool]]:
+    """Ranges of instructions that all belong to the client or all to the server, not too long.
+
+    client: bool[instructions].
+    """
+    bounds = [0, *(np.flatnonzero(np.diff(client)) + 1).tolist(), len(client)]
     found = []
     for first, stop in zip(bounds, bounds[1:]):
         for start in range(first, stop, longest):

@@ -36,6 +36,7 @@ _HOMES = {
     "WorstInput": "hesim.worst_input",
     "approximate": "hesim.approximating.approximate",
     "bootstrap": "hesim.circuit.refresher",
+    "openfhe_bootstrap": "hesim.circuit.refresher",
     "bundle": "hesim.bundle",
     "calibrate": "hesim.calibrate",
     "certify": "hesim.certify",
@@ -82,6 +83,7 @@ __all__ = [
     "certify",
     "compile",
     "load",
+    "openfhe_bootstrap",
     "predict",
     "refresh",
     "save",
@@ -101,7 +103,7 @@ if TYPE_CHECKING:
     from hesim.certify import Certificate, certify
     from hesim.circuit.circuit import Circuit
     from hesim.circuit.compile import compile
-    from hesim.circuit.refresher import KEY_HOLDER, Refresher, bootstrap
+    from hesim.circuit.refresher import KEY_HOLDER, Refresher, bootstrap, openfhe_bootstrap
     from hesim.errors import (
         ArgumentError,
         BundleError,

@@ -35,7 +35,7 @@ from hesim.errors import (
     ValueOverflowWarning,
 )
 from hesim.noise import embedding, formulas
-from hesim.noise.bootstrap import law
+from hesim.noise.bootstrap import BootstrapLaw, law
 from hesim.noise.cancelled import hiding_noise
 from hesim.noise.formulas import Noise
 from hesim.noise.normals import Normals
@@ -440,15 +440,21 @@ class _Walk:
         chosen = law(self.profile.bootstrap)
         error = self._normal(np.float32(chosen.std)).astype(np.float64)
         if chosen.sine_bits is not None:
-            # The sine acts on what CoeffsToSlots brings up: coefficients, in units of the values.
             x = self._full(self.messages[cipher]) + self.errors[cipher]
-            generator = self.profile.generator
-            bent = chosen.deviation(embedding.coefficients(x, generator))
-            error += embedding.slots(bent, generator)
+            error += self._bent(x, chosen)
         failed = self.rng.random(self.keys) < 2.0**chosen.log2_failure
         if np.any(failed):
             error[failed] = self._normal(np.float32(1.0))[failed]
         return self.errors[cipher] + error
+
+    def _bent(self, x: np.ndarray, chosen: BootstrapLaw) -> np.ndarray:
+        """What the sine of a bootstrap adds to these slots."""
+        if chosen.on_slots:
+            return chosen.deviation(x)
+        # It acts on what CoeffsToSlots brings up: coefficients, in units of the values.
+        generator = self.profile.generator
+        bent = chosen.deviation(embedding.coefficients(x, generator))
+        return embedding.slots(bent, generator)
 
     def _rounded(self, scale: float, components: int) -> np.ndarray:
         if components == 2:

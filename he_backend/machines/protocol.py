@@ -50,6 +50,9 @@ class ServerMachine(Evaluator, Protocol):
 class KeyMaker(Protocol):
     """The class of a machine: makes keys, and machines that hold some of them.
 
+    Where the server bootstraps, the class methods of a machine whose row says that it can are also
+    given `bootstrap`: the Refresher, its slots those of the Circuit.
+
     Only the key process of the client and the client itself are given what decrypts. Files are
     named in the machine's row of `he_backend.machines.table`.
     """

@@ -29,6 +29,7 @@ class MachineRow:
       rotation_keys: names of those that it writes into the server's besides if there are steps.
       interpreter: the Python that key process, client, server and workers run under, where its
         library is installed; None for the caller's.
+      bootstraps: whether it refreshes by itself, where a Circuit was planned for that.
       finder: module and name, with a colon between, of a function that finds it instead.
     """
 
@@ -40,6 +41,7 @@ class MachineRow:
     rotation_keys: tuple[str, ...] = ()
     interpreter: str | None = None
     finder: str = ""
+    bootstraps: bool = False
 
     def python(self) -> str | None:
         """The interpreter, found if it must be; None for the caller's. Raises BackendError if there
@@ -74,6 +76,7 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
             client_keys=("public.key", "secret.key"),
             rotation_keys=("rotation.key",),
             finder="he_backend.machines.openfhe.interpreter:find_interpreter",
+            bootstraps=True,
         ),
     }
 )

@@ -47,6 +47,7 @@ def requested(circuit: Circuit, decrypt: frozenset[int], header: dict[str, Any])
             known = i in decrypt
         else:
             known = 0 <= i < len(circuit) and circuit.kind[i] == _KINDS[kind]
+            known = known and bool(circuit.of_key_holder[i])
         if not known:
             raise ProtocolError(f"the server asks for {kind} {i}, which the Circuit does not have")
     return numbers
@@ -142,7 +143,7 @@ class Exchange:
         stack, met = [first], {first}
         while stack:
             c = stack.pop()
-            if self.circuit.kind[c] in (Kind.INPUT, Kind.REFRESH):
+            if self.circuit.of_key_holder[c]:
                 if c not in self.served and c not in self.carried:
                     return False
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from he_backend.processes.identity import known_batch
 from he_backend.processes.memory import peak_bytes
 from he_backend.processes.privacy import keep_private
 from he_backend.processes.store import read_finished, storing
+from hesim.circuit.refresher import Refresher
 from hesim.files import write_whole
 from hesim.params import CKKSParams
 
@@ -64,6 +66,7 @@ def ensure_keys(
     steps: Iterable[int],
     run: str = "",
     machine: str = "pyfhel",
+    bootstrap: Refresher | None = None,
 ) -> MadeKeys:
     """Make the keys of a run unless they are there already.
 
@@ -73,6 +76,7 @@ def ensure_keys(
       steps: rotation steps, in slots to the left.
       run: name of the run, to which the keys are bound.
       machine: whose keys they are.
+      bootstrap: what the server refreshes by, if it does.
 
     Returns:
       What it took.
@@ -89,6 +93,8 @@ def ensure_keys(
     """
     wanted = {"params": params.fields, "steps": sorted({int(s) for s in steps} - {0})}
     wanted |= {"run": run, "machine": machine}
+    if bootstrap is not None:
+        wanted["bootstrap"] = dataclasses.asdict(bootstrap)
     if folders.key_manifest.exists() and folders.client_keys.exists():
         _verify(folders, wanted)
         return MadeKeys()
@@ -139,7 +145,7 @@ def _verify(folders: Folders, wanted: dict[str, Any]) -> None:
     found, held = read_manifest(folders.key_manifest), read_manifest(folders.client_keys)
     again = f"remove {folders.key_manifest} to make new keys, which starts the run afresh"
     row = find(wanted["machine"])
-    needed = ((_server_files(row, wanted["steps"]), found), (row.client_keys, held))
+    needed = ((_server_files(row, wanted), found), (row.client_keys, held))
     if any(not set(names) <= set(manifest["files"]) for names, manifest in needed):
         raise RunFolderError(f"a keys.json lists too few files; {again}")
     differ = [name for name in wanted if found.get(name) != wanted[name]]
@@ -200,6 +206,13 @@ def params_of(plain: dict) -> CKKSParams:
         return CKKSParams(**plain)
 
 
+def bootstrap_of(plain: Mapping[str, Any] | None) -> dict[str, Refresher]:
+    """What a machine that bootstraps is told besides, from the fields of its Refresher; nothing
+    where there is none.
+    """
+    return {} if plain is None else {"bootstrap": Refresher(**plain)}
+
+
 def main() -> None:
     """Entry of the key process: one JSON job on standard input, an error on standard output."""
     keep_private()
@@ -222,23 +235,26 @@ def _make(job: dict[str, Any]) -> None:
         path.unlink(missing_ok=True)  # an existing file would keep its mode
     try:
         with storing(keys):
-            row.load().make_keys(params_of(job["params"]), job["steps"], keys, client)
+            given = params_of(job["params"]), job["steps"], keys, client
+            row.load().make_keys(*given, **bootstrap_of(job.get("bootstrap")))
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
         raise
-    files = _manifest(keys, _server_files(row, job["steps"]))
+    files = _manifest(keys, _server_files(row, job))
     held = {"run": job["run"], "files": _manifest(client, row.client_keys), "pair": files}
-    found = {name: job[name] for name in ("run", "machine", "params", "steps")}
+    names = ("run", "machine", "params", "steps", "bootstrap")
+    found = {name: job[name] for name in names if name in job}
     found |= {"files": files, "seconds": time.monotonic() - started, "peak": peak_bytes()}
     for path, manifest in ((client / "keys.json", held), (keys / "keys.json", found)):
         with storing(path):
             write_whole(path, json.dumps(manifest, indent=1).encode())
 
 
-def _server_files(row: MachineRow, steps: Iterable[int]) -> tuple[str, ...]:
-    """Names of the key files that the server is given."""
-    return (*row.server_keys, *(row.rotation_keys if list(steps) else ()))
+def _server_files(row: MachineRow, wanted: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the key files that the server is given; bootstraps rotate, too."""
+    rotates = wanted["steps"] or wanted.get("bootstrap")
+    return (*row.server_keys, *(row.rotation_keys if rotates else ()))
 
 
 def _manifest(folder: Path, names: Iterable[str]) -> dict[str, list]:

@@ -60,7 +60,8 @@ class Prepared:
         verify_written([self.folders.circuit], [config["circuit_digest"]])
         self.circuit = circuit = Circuit.load(self.folders.circuit)
         kind = find(str(config.get("machine", "pyfhel"))).load()
-        self.machine = kind.evaluator(circuit.params, circuit.slots, _levels(circuit))
+        own = {} if circuit.bootstrap is None else {"bootstrap": circuit.bootstrap}
+        self.machine = kind.evaluator(circuit.params, circuit.slots, _levels(circuit), **own)
         self._task_seconds = float(config["task_seconds"])
         self._schedules: dict[tuple[int, ...], Schedule] = {}
         self._decrypt = [int(c) for c in config["decrypt"]]

@@ -277,6 +277,7 @@ class Session:
             circuit.rotation_steps,
             self._entered().name,
             setup.machine,
+            circuit.bootstrap,
         )
         processes.start(claimed.operands)
         return made

@@ -167,7 +167,7 @@ def plan(
     seconds = predicted_seconds(circuit)
     carried = {i for _, i in circuit.carried}
     operands = [circuit.operands(i) for i in range(len(circuit))]
-    client = np.isin(circuit.kind, (Kind.INPUT, Kind.REFRESH))
+    client = circuit.of_key_holder
     rounds = _rounds(circuit, operands, client)
     pieces: list[list[int]] = []
     for members in rounds:
@@ -350,9 +350,10 @@ def _task(
     seconds: np.ndarray,
 ) -> Task:
     names = {Kind.INPUT: "input", Kind.REFRESH: "refresh"}
+    served = bool(circuit.of_key_holder[piece[0]])
     return Task(
         id=number,
-        kind=names.get(int(circuit.kind[piece[0]]), "evaluate"),
+        kind=names[int(circuit.kind[piece[0]])] if served else "evaluate",
         instructions=tuple(int(i) for i in piece),
         needs=tuple(sorted({int(a) for i in piece for a in operands[i] if owner[a] != number})),
         gives=tuple(int(i) for i in piece if i in shared),

@@ -23,7 +23,7 @@ from hesim.files import replacing
 from hesim.params import CKKSParams
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float64, Int8, Int16, Int32, Int64, UInt8
+    from jaxtyping import Bool, Float, Float64, Int8, Int16, Int32, Int64, UInt8
 
 __all__ = ["KINDS", "Circuit", "Kind", "PlaintextFamily", "TensorLocation"]
 
@@ -298,6 +298,19 @@ class Circuit:
         np.maximum.at(last, self.arg, consumer)
         np.maximum.at(last, self.arg2[dots], consumer[dots])
         return last
+
+    @cached_property
+    def of_key_holder(self) -> Bool[np.ndarray, " instructions"]:
+        """Whether the key holder serves an instruction: inputs, and refreshes if they are its."""
+        served = self.kind == Kind.INPUT
+        return served | (self.kind == Kind.REFRESH) if self.refresher.interactive else served
+
+    @cached_property
+    def bootstrap(self) -> Refresher | None:
+        """What refreshes on the server, for the slots of this Circuit; None where nothing does."""
+        if self.refresher.interactive or not np.any(self.kind == Kind.REFRESH):
+            return None
+        return dataclasses.replace(self.refresher, slots=self.slots)
 
     @cached_property
     def most_alive(self) -> int:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from hesim.circuit.costs.table import current
 from hesim.errors import ParameterError
-from hesim.noise.bootstrap import law
+from hesim.noise.bootstrap import LAWS, law
+from hesim.params import CKKSParams
 
-__all__ = ["BOOTSTRAP_SECONDS", "KEY_HOLDER", "Refresher", "bootstrap"]
+__all__ = ["BOOTSTRAP_SECONDS", "KEY_HOLDER", "Refresher", "bootstrap", "openfhe_bootstrap"]
 
 BOOTSTRAP_SECONDS = 10.0
 """Price of a bootstrap of one ciphertext on a CPU: about what open libraries need at N = 2^16."""
@@ -136,3 +137,76 @@ def bootstrap(
         value_range=value_range,
         slots=slots,
     )
+
+
+def openfhe_bootstrap(
+    params: CKKSParams,
+    *,
+    budget: tuple[int, int] = (3, 3),
+    correction: int = 13,
+    seconds: float | None = None,
+) -> Refresher:
+    """The bootstrap that ``backend="openfhe"`` runs: slots to coefficients first, by a sparse
+    secret of its own.
+
+    It wants slots in [-1, 1]; larger ones pass, and are bent by the sine of its law.
+
+    Args:
+      params: the ring, with 59-bit scales, under which its law was measured.
+      budget: levels to bring coefficients to slots, which it uses up, and slots to coefficients,
+        which are left of its operand; more of them are faster, from 1 to 4 each.
+      correction: log2 of what values are divided by before they are refreshed. Large ones bend
+        less and are noisier: 13 is best for values of size 1, 11 for sizes of 1/8.
+      seconds: of one ciphertext on one core; measured ones by default.
+
+    Raises:
+      ParameterError: no law was measured for this ring, scale or correction, or no such budget.
+
+    Examples:
+      >>> import hesim
+      >>> params = hesim.CKKSParams(12, 18, 59, 60, 60, security=None, digits=3)
+      >>> refresher = hesim.openfhe_bootstrap(params, budget=(2, 2))
+      >>> refresher.interactive, refresher.min_input_level, refresher.highest(params.levels)
+      (False, 3, 6)
+    """
+    name = f"openfhe_n{params.log_n}_cf{correction}"
+    if name not in LAWS or params.scale_bits != _OPENFHE_SCALE_BITS:
+        raise ParameterError(
+            f"OpenFHE's bootstrap was not measured at log_n={params.log_n}, scale_bits="
+            f"{params.scale_bits} and correction={correction}, but at scale_bits="
+            f"{_OPENFHE_SCALE_BITS} and {_measured()}"
+        )
+    if len(budget) != 2 or not all(1 <= b <= 4 for b in budget):
+        raise ParameterError(f"budget={budget!r} is two numbers of levels, from 1 to 4")
+    depth = _OPENFHE_DEPTH + budget[0]
+    return Refresher(
+        "OpenFHE bootstrap",
+        interactive=False,
+        min_input_level=budget[1] + 1,
+        depth=depth,
+        price=_openfhe_seconds(params) if seconds is None else seconds,
+        error=name,
+        value_range=1.0,
+    )
+
+
+_OPENFHE_SCALE_BITS = 59
+_OPENFHE_DEPTH = 10
+"""Levels of the modular reduction with a sparse secret, besides those of `budget`."""
+
+
+def _measured() -> str:
+    found = sorted({(law.log_n, law.sine_bits) for law in LAWS.values() if law.log_n is not None})
+    rings, corrections = sorted({n for n, _ in found}), sorted({int(c or 0) for _, c in found})
+    return (
+        f"log_n from {rings[0]} to {rings[-1]}, corrections from {corrections[0]} to "
+        f"{corrections[-1]}"
+    )
+
+
+def _openfhe_seconds(params: CKKSParams) -> float:
+    """Of a bootstrap with all slots on one core: 1.0 at N = 2^13 and 18 levels, and as transforms
+    and key switches grow.
+    """
+    transforms = params.n * params.log_n / (2.0**13 * 13)
+    return transforms * ((params.levels + 1) / 19) ** 1.5

@@ -5,6 +5,8 @@ where one is known, and fails altogether with some probability. What the sine ac
 coefficients of the message polynomial, in units of the values: one of full size for a constant
 vector, far smaller ones for a vector that varies. `hesim.certify` applies it there. The training
 tier, which knows no slots, applies it to values: right for constant vectors, too much for others.
+Where slots are brought down to coefficients before they are refreshed, the sine acts on the values
+of slots in both.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class BootstrapLaw:
       log2_failure: log2 of the probability that the result is wrong altogether; -inf if not stated.
       levels: primes that the bootstrap itself consumes, None if not stated.
       log_qp: of the parameter set it was measured with, None if not stated.
+      on_slots: whether the sine acts on the values of slots instead: slots to coefficients first.
+      log_n: log2 of the ring degree that it was measured at, if it holds for that one only.
 
     Examples:
       >>> import hesim, math
@@ -50,6 +54,8 @@ class BootstrapLaw:
     levels: int | None
     log_qp: int | None
     source: str
+    on_slots: bool = False
+    log_n: int | None = None
 
     def __post_init__(self) -> None:
         sine = 1.0 if self.sine_bits is None else self.sine_bits
@@ -70,7 +76,9 @@ class BootstrapLaw:
         return self.log2_failure > -60.0
 
     def deviation(self, x: Float[ArrayLike, "*shape"]) -> Any:
-        """C·sin(x / C) - x of coefficients in units of values; NumPy or JAX arrays."""
+        """C·sin(x / C) - x of coefficients in units of values, or of slots if it acts on them;
+        NumPy or JAX arrays.
+        """
         if self.sine_bits is None:
             return 0.0
         c = 2.0**self.sine_bits / (2.0 * math.pi)
@@ -90,6 +98,28 @@ def _sine(name: str, cf: float, floor: float) -> BootstrapLaw:
     bits = -math.log2(floor * 2.0**cf)
     source = "Perseus btserr.py, measured on a 32-bit chain of FIDESlib: refit for other libraries"
     return BootstrapLaw(name, bits, cf, -math.inf, None, None, source)
+
+
+_OPENFHE_FLOORS = {10: 42.56, 11: 41.75, 12: 41.77, 13: 41.33, 14: 38.68}
+"""Of OpenFHE 1.6.1, slots to coefficients first, scales of 59 bits: correction factor less log2 of
+the std of a slot's error, by log2 N; the same for all keys, values and budgets of levels.
+"""
+
+_OPENFHE_CORRECTIONS = range(9, 17)
+
+
+def _openfhe(log_n: int, correction: int) -> BootstrapLaw:
+    return BootstrapLaw(
+        f"openfhe_n{log_n}_cf{correction}",
+        _OPENFHE_FLOORS[log_n] - correction,
+        float(correction),
+        -math.inf,
+        None,
+        None,
+        "measured with OpenFHE 1.6.1: no failure seen, none stated",
+        on_slots=True,
+        log_n=log_n,
+    )
 
 
 #: By name. Sparse secrets (weight 192) unless the name says dense. The sine laws are at CF = 8.
@@ -127,6 +157,7 @@ LAWS: dict[str, BootstrapLaw] = {
         _sine("sine_dense", 8.0, 2.2e-5),
         _sine("sine_512_slots", 8.0, 1.6e-7),
         _sine("sine_1_slot", 8.0, 3e-9),
+        *(_openfhe(n, cf) for n in _OPENFHE_FLOORS for cf in _OPENFHE_CORRECTIONS),
     )
 }
 

@@ -448,6 +448,8 @@ def _polynomial(op: Operation, args: list[Any]) -> list[Any]:
 
 def _refresh(op: Operation, args: list[Any]) -> list[Any]:
     (out,) = op.bind(args)
+    if op.place.added_std is not None:  # of a Circuit, which says after which result it comes
+        return [out]
     if op.profile.bootstrap is not None:
         return [bootstrapped(op.draws, out, op.profile.bootstrap, op.place.gain)]
     return [op.with_noise(out, formulas.fresh(op.params.n, op.profile), op.place.level)]

@@ -60,7 +60,7 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
-        code = block.replace('backend="pyfhel"', 'backend="slots"')
+        code = re.sub(r'backend="(pyfhel|openfhe)"', 'backend="slots"', block)
         exec(compile(code, str(page.name), "exec"), names)
     assert capsys.readouterr().out
 

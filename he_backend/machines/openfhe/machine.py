@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import BackendError, BlobError, CircuitError, EncodeError, ValueRangeError
+from he_backend.machines.openfhe.bootstraps import Bootstraps
 from he_backend.machines.openfhe.contexts import context
 from he_backend.machines.openfhe.library import openfhe
 from he_backend.machines.openfhe.wire import Wire
 from hesim.circuit.plain import checks
 from hesim.circuit.plain.slots import check_level_and_scale, missing_key
+from hesim.circuit.refresher import Refresher
 from hesim.params import CKKSParams
 
 __all__ = ["NativeMachine", "OpenFHECipher", "OpenFHEPlain"]
@@ -58,12 +60,15 @@ class NativeMachine:
     Args:
       params: ring and primes, with `digits`.
       slots: values to a vector; default params.slots.
+      bootstrap: by what it refreshes, if it does.
     """
 
     name = "openfhe"
     encrypts = True
 
-    def __init__(self, params: CKKSParams, slots: int | None = None):
+    def __init__(
+        self, params: CKKSParams, slots: int | None = None, bootstrap: Refresher | None = None
+    ):
         self.params = params
         self.slots = slots or params.slots
         self.rotation_steps: frozenset[int] = frozenset()
@@ -71,15 +76,20 @@ class NativeMachine:
         self._public: Any = None
         self._secret: Any = None
         self._wire = Wire(params, self._blank)
+        self._bootstraps = bootstrap and Bootstraps(self._cc, params, bootstrap)
 
     # Keys
 
     @classmethod
     def generate(
-        cls, params: CKKSParams, rotation_steps: Iterable[int] = (), slots: int | None = None
+        cls,
+        params: CKKSParams,
+        rotation_steps: Iterable[int] = (),
+        slots: int | None = None,
+        bootstrap: Refresher | None = None,
     ) -> NativeMachine:
         """A machine with fresh keys of every kind, the secret one included: for the key holder."""
-        machine = cls(params, slots)
+        machine = cls(params, slots, bootstrap)
         steps = sorted({int(s) for s in rotation_steps} - {0})
         if any(not 0 < s < params.slots for s in steps):
             raise CircuitError(f"rotation steps {steps} are not between 1 and {params.slots - 1}")
@@ -88,24 +98,32 @@ class NativeMachine:
         machine._cc.EvalMultKeyGen(pair.secretKey)
         if steps:
             machine._cc.EvalRotateKeyGen(pair.secretKey, steps)
+        if machine._bootstraps:
+            machine._bootstraps.make_keys(pair.secretKey)
         machine.rotation_steps = frozenset(steps)
         return machine
 
     @classmethod
     def make_keys(
-        cls, params: CKKSParams, rotation_steps: Iterable[int], server: Path, client: Path
+        cls,
+        params: CKKSParams,
+        rotation_steps: Iterable[int],
+        server: Path,
+        client: Path,
+        bootstrap: Refresher | None = None,
     ) -> None:
         """Write fresh keys: all but the secret one to the server's folder, that and the public one
         to the client's. Raises OSError if it cannot.
         """
-        machine = cls.generate(params, rotation_steps)
+        slots = bootstrap.slots if bootstrap else None
+        machine = cls.generate(params, rotation_steps, slots, bootstrap)
         tag = machine._secret.GetKeyTag()
         public = openfhe.Serialize(machine._public, openfhe.BINARY)
         for folder in (server, client):
             (folder / "public.key").write_bytes(public)
         relin = openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag)
         (server / "relin.key").write_bytes(relin)
-        if machine.rotation_steps:
+        if machine.rotation_steps or bootstrap:
             rotation = openfhe.SerializeEvalAutomorphismKeyString(openfhe.BINARY, tag)
             (server / "rotation.key").write_bytes(rotation)
         secret = openfhe.Serialize(machine._secret, openfhe.BINARY)
@@ -130,17 +148,25 @@ class NativeMachine:
         return machine
 
     @classmethod
-    def evaluator(cls, params: CKKSParams, slots: int, levels: Iterable[int] = ()) -> NativeMachine:
-        """A machine without keys."""
-        return cls(params, slots)
+    def evaluator(
+        cls,
+        params: CKKSParams,
+        slots: int,
+        levels: Iterable[int] = (),
+        bootstrap: Refresher | None = None,
+    ) -> NativeMachine:
+        """A machine without keys, ready to bootstrap once it has them."""
+        return cls(params, slots, bootstrap)
 
     def load_keys(self, server: Path, rotation_steps: Iterable[int]) -> None:
         """Load all keys but the secret one. Raises BlobError if OpenFHE finds one malformed."""
         self._public = _key(server / "public.key", openfhe.DeserializePublicKeyString)
         _key(server / "relin.key", openfhe.DeserializeEvalMultKeyString)
         self.rotation_steps = frozenset(int(s) for s in rotation_steps) - {0}
-        if self.rotation_steps:
+        if self.rotation_steps or self._bootstraps:
             _key(server / "rotation.key", openfhe.DeserializeEvalAutomorphismKeyString)
+        if self._bootstraps:
+            self._bootstraps.keyed = True
 
     # Encoding and encryption
 
@@ -278,6 +304,23 @@ class NativeMachine:
         checks.fits_level(self.params, level, cipher.scale)
         handle = self._cc.Compress(cipher.handle, level + 1, 1)
         return self._cipher(handle, level, cipher.scale, cipher.components)
+
+    def bootstrap(self, cipher: OpenFHECipher, level: int) -> OpenFHECipher:
+        """`cipher` with fresh levels; see `hesim.circuit.plain.machine.Bootstrapper`."""
+        if self._bootstraps is None:
+            raise BackendError("the machine was not made to bootstrap")
+        self._bootstraps.check(cipher, level)
+        if self._bootstraps.slots != self.slots:
+            raise CircuitError(
+                f"bootstraps were prepared for {self._bootstraps.slots} slots, not {self.slots}"
+            )
+        low = self.drop(cipher, self._bootstraps.refresher.min_input_level)
+        highest = self._bootstraps.highest
+        top, wanted = self.params.scale(highest), self.params.scale(level)
+        # Its result is at the scale of its own level: it is shown values that make up for that.
+        low.handle.SetScalingFactor(low.scale * (top / wanted))
+        found = self._cipher(self._bootstraps.run(low.handle), highest, wanted)
+        return self.drop(found, level)
 
     def set_exact_scale(self, cipher: OpenFHECipher, level: int, scale: float) -> OpenFHECipher:
         check_level_and_scale(cipher, level, scale)

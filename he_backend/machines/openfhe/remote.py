@@ -20,6 +20,7 @@ from he_backend.machines.openfhe.interpreter import find_interpreter
 from he_backend.machines.openfhe.values import Remote, packed, unpacked
 from he_backend.processes.folders import clean_environment, module_command
 from he_backend.processes.messages import receive, send
+from hesim.circuit.refresher import Refresher
 from hesim.params import CKKSParams
 
 if TYPE_CHECKING:
@@ -47,17 +48,27 @@ class RemoteMachine:
 
     @classmethod
     def generate(
-        cls, params: CKKSParams, rotation_steps: Iterable[int] = (), slots: int | None = None
+        cls,
+        params: CKKSParams,
+        rotation_steps: Iterable[int] = (),
+        slots: int | None = None,
+        bootstrap: Refresher | None = None,
     ) -> RemoteMachine:
         """A machine with fresh keys of every kind: rotations by these steps."""
-        return cls(_made("generate", params, sorted(rotation_steps), slots), params, slots)
+        made = _made("generate", params, sorted(rotation_steps), slots, bootstrap)
+        return cls(made, params, slots)
 
     @classmethod
     def make_keys(
-        cls, params: CKKSParams, rotation_steps: Iterable[int], server: Path, client: Path
+        cls,
+        params: CKKSParams,
+        rotation_steps: Iterable[int],
+        server: Path,
+        client: Path,
+        bootstrap: Refresher | None = None,
     ) -> None:
         """Write fresh keys to files in both folders."""
-        _made("make_keys", params, sorted(rotation_steps), server, client).end()
+        _made("make_keys", params, sorted(rotation_steps), server, client, bootstrap).end()
 
     @classmethod
     def key_sizes(cls, params: CKKSParams, rotation_steps: Iterable[int]) -> dict[str, int]:
@@ -76,9 +87,15 @@ class RemoteMachine:
         return cls(_made("key_holder", params, slots, client), params, slots)
 
     @classmethod
-    def evaluator(cls, params: CKKSParams, slots: int, levels: Iterable[int] = ()) -> RemoteMachine:
+    def evaluator(
+        cls,
+        params: CKKSParams,
+        slots: int,
+        levels: Iterable[int] = (),
+        bootstrap: Refresher | None = None,
+    ) -> RemoteMachine:
         """A machine without keys."""
-        return cls(_made("evaluator", params, slots, sorted(levels)), params, slots)
+        return cls(_made("evaluator", params, slots, sorted(levels), bootstrap), params, slots)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -135,6 +152,9 @@ class RemoteMachine:
 
     def drop(self, cipher: Any, level: int) -> Any:
         return self._call("drop", cipher, int(level))
+
+    def bootstrap(self, cipher: Any, level: int) -> Any:
+        return self._call("bootstrap", cipher, int(level))
 
     def set_exact_scale(self, cipher: Any, level: int, scale: float) -> Any:
         return self._call("set_exact_scale", cipher, level, scale)

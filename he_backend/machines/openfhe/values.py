@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from he_backend.errors import ProtocolError
+from hesim.circuit.refresher import Refresher
 from hesim.params import CKKSParams
 
 __all__ = ["Remote", "packed", "unpacked"]
@@ -47,6 +49,8 @@ def packed(value: Any, blobs: list[bytes]) -> Any:
         return int(value)
     if isinstance(value, CKKSParams):
         return {"params": value.fields}
+    if isinstance(value, Refresher):
+        return {"refresher": dataclasses.asdict(value)}
     if isinstance(value, Path):
         return {"path": str(value)}
     if isinstance(value, bytes):
@@ -78,6 +82,8 @@ def unpacked(value: Any, blobs: Sequence[bytes], found: Callable[[Remote], Any])
             from he_backend.processes.keys import params_of
 
             return params_of(fields)
+        case {"refresher": fields}:
+            return Refresher(**fields)
         case {"path": text}:
             return Path(text)
         case {"bytes": blob}:

@@ -18,7 +18,7 @@ import numpy as np
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.plain.encoded import EncodedPlaintexts
 from hesim.circuit.plain.errors import BackendError
-from hesim.circuit.plain.machine import Evaluator
+from hesim.circuit.plain.machine import Bootstrapper, Evaluator
 from hesim.circuit.scalar_groups import numbers, scalar_groups
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Executor:
         """Execute `instructions`, in order, on `ciphers`, which must hold their operands.
 
         Args:
-          instructions: instruction numbers, ascending; none of kind input or refresh.
+          instructions: instruction numbers, ascending; none that the key holder serves.
           ciphers: ciphertexts by number; results are added.
           keep: what to keep in `ciphers` beyond its last use here, operands made before included;
             default all.
@@ -189,7 +189,7 @@ class Executor:
 
     def _one(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
         rule = _RULES.get(int(self.circuit.kind[i]))
-        if rule is None:
+        if rule is None or self.circuit.of_key_holder[i]:
             raise BackendError("inputs and refreshes belong to the client")
         result = rule(self, i, ciphers)
         return self.machine.set_exact_scale(
@@ -229,6 +229,11 @@ class Executor:
 
     def _drop(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
         return self.machine.drop(self._only(i, ciphers), int(self.circuit.level[i]))
+
+    def _refresh(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
+        if not isinstance(self.machine, Bootstrapper):
+            raise BackendError(f"{self.machine.name} does not bootstrap")
+        return self.machine.bootstrap(self._only(i, ciphers), int(self.circuit.level[i]))
 
     def _only(self, i: int, ciphers: MutableMapping[int, Any]) -> Any:
         return ciphers[self.circuit.operands(i)[0]]
@@ -283,6 +288,7 @@ _RULES: dict[int, Callable[[Executor, int, MutableMapping[int, Any]], Any]] = {
     Kind.RELINEARIZE: Executor._relinearize,
     Kind.RESCALE: Executor._rescale,
     Kind.DROP: Executor._drop,
+    Kind.REFRESH: Executor._refresh,
 }
 
 

@@ -12,7 +12,7 @@ from hesim.params import CKKSParams
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Cipher", "Evaluator", "Plain"]
+__all__ = ["Bootstrapper", "Cipher", "Evaluator", "Plain"]
 
 
 class Cipher(Protocol):
@@ -124,4 +124,15 @@ class Evaluator(Protocol):
 
     def from_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> Any:
         """The ciphertext in `blob`, which must be exactly as announced, else BlobError."""
+        ...
+
+
+@runtime_checkable
+class Bootstrapper(Protocol):
+    """An Evaluator that refreshes by itself."""
+
+    def bootstrap(self, cipher: Any, level: int) -> Any:
+        """The same message, of slots of at most 1, with fresh levels: at `level`, at its canonical
+        scale. `cipher` has two components, the canonical scale of its level, and levels enough.
+        """
         ...

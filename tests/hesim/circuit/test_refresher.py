@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -112,3 +113,58 @@ def test_a_machine_that_cannot_bootstrap_refuses():
     assert report.refreshes and not report.interactive and "bootstrap" in str(report)
     with pytest.raises(he_backend.BackendError, match="does not bootstrap"):
         he_backend.run(PROGRAM, X, circuit=circuit, backend="pyfhel")
+
+
+def openfhe_ring(log_n: int = 11, levels: int = 17, scale: int = 59) -> hesim.CKKSParams:
+    with pytest.warns(hesim.params.InsecureParametersWarning):
+        return hesim.CKKSParams(log_n, levels, scale, 60, 60, security=None, digits=3)
+
+
+def test_the_bootstrap_of_openfhe_has_its_levels_and_law():
+    params = openfhe_ring()
+    for budget, least, highest in (((1, 1), 2, 6), ((3, 2), 3, 4), ((4, 4), 5, 3)):
+        refresher = hesim.openfhe_bootstrap(params, budget=budget)
+        assert refresher.min_input_level == least and refresher.highest(17) == highest
+    assert not refresher.interactive and refresher.value_range == 1.0
+    chosen = law(str(hesim.openfhe_bootstrap(params, correction=11).error))
+    assert chosen.on_slots and chosen.sine_bits == 11 and chosen.log_n == 11
+    bent = chosen.deviation(np.array([1.0, 0.5]))
+    c = 2.0**11 / (2 * np.pi)
+    np.testing.assert_allclose(bent, [-1 / (6 * c * c), -1 / (48 * c * c)], rtol=1e-4)
+    larger = hesim.openfhe_bootstrap(openfhe_ring(12))
+    assert larger.seconds(3, 5, 12) > 2 * hesim.openfhe_bootstrap(params).seconds(3, 5, 11)
+
+
+@pytest.mark.parametrize(
+    ("ring", "asked"),
+    [
+        ((11, 17, 50), {}),
+        ((9, 17, 59), {}),
+        ((11, 17, 59), {"correction": 30}),
+        ((11, 17, 59), {"budget": (0, 2)}),
+        ((11, 17, 59), {"budget": (2, 5)}),
+    ],
+)
+def test_a_bootstrap_of_openfhe_that_was_not_measured_is_refused(ring, asked):
+    with pytest.raises(ParameterError, match="not measured|two numbers"):
+        hesim.openfhe_bootstrap(openfhe_ring(*ring), **asked)
+
+
+def test_a_sine_on_slots_bends_them_whatever_predicts_it():
+    params = openfhe_ring()
+    refresher = hesim.openfhe_bootstrap(params, budget=(2, 2), correction=9)
+    x = np.linspace(-1, 1, 64)
+
+    def cube(x):
+        return hesim.refresh(x * x) * x
+
+    program = hesim.trace(cube, x)
+    circuit = hesim.compile(program, params, refresher=refresher, interactive=False)
+    chosen = law(str(refresher.error))
+    expected = np.sqrt(np.mean((chosen.std**2 + chosen.deviation(x * x) ** 2) * x * x))
+    certified = hesim.certify(circuit, (x,), keys=8, profile="openfhe")
+    assert certified.ops[-1].std == pytest.approx(expected, rel=0.05)
+    with jax.enable_x64(True):
+        noisy = hesim.simulate(cube, params, circuit=circuit, profile="openfhe")
+        errors = [noisy(jax.random.key(k), x) - x**3 for k in range(16)]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(expected, rel=0.05)

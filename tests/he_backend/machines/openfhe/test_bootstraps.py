@@ -1,0 +1,151 @@
+"""Bootstraps on OpenFHE: their law, what they refuse, and runs in which no client takes part."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import he_backend
+import hesim
+from he_backend.errors import BackendError, CircuitError
+from he_backend.machines.openfhe.remote import RemoteMachine
+from hesim.noise.bootstrap import law
+from hesim.params import CKKSParams
+
+
+@pytest.fixture(scope="module")
+def ring() -> CKKSParams:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CKKSParams(10, 17, 59, 60, 60, security=None, digits=3)
+
+
+@pytest.fixture(scope="module")
+def refresher(ring) -> hesim.Refresher:
+    return hesim.openfhe_bootstrap(ring, budget=(2, 2), correction=11)
+
+
+@pytest.fixture(scope="module")
+def machine(ring, refresher, needs_openfhe) -> RemoteMachine:
+    own = dataclasses.replace(refresher, slots=ring.slots)
+    return RemoteMachine.generate(ring, [1], ring.slots, own)
+
+
+def bits(errors: np.ndarray) -> float:
+    return math.log2(np.sqrt(np.mean(errors**2)))
+
+
+@pytest.mark.parametrize("size", [1.0, 0.25, 2.0**-6])
+def test_errors_are_those_of_the_law(machine, ring, refresher, rng, size):
+    chosen = law(str(refresher.error))
+    rest, whole, predicted = [], [], []
+    for _ in range(3):
+        x = rng.uniform(-size, size, ring.slots)
+        fresh = machine.bootstrap(machine.encrypt(x, 3, ring.scale(3)), 5)
+        assert (fresh.level, fresh.scale, fresh.components) == (5, ring.scale(5), 2)
+        error, bent = machine.decrypt(fresh) - x, chosen.deviation(x)
+        rest.append(error - bent)
+        whole.append(error)
+        predicted.append(math.sqrt(chosen.std**2 + np.mean(bent**2)))
+    assert bits(np.array(rest)) == pytest.approx(-chosen.bits, abs=0.15)
+    assert bits(np.array(whole)) == pytest.approx(math.log2(np.mean(predicted)), abs=0.15)
+
+
+@pytest.mark.parametrize(("above", "level"), [(3, 0), (5, 4), (17, 2)])
+def test_it_begins_and_ends_at_any_level_that_it_reaches(machine, ring, rng, above, level):
+    x = rng.uniform(-0.1, 0.1, ring.slots)
+    fresh = machine.bootstrap(machine.encrypt(x, above, ring.scale(above)), level)
+    assert (fresh.level, fresh.scale) == (level, ring.scale(level))
+    np.testing.assert_allclose(machine.decrypt(fresh), x, atol=2.0**-26)
+
+
+def test_what_would_end_the_process_is_refused_before(machine, ring, refresher):
+    def given(level: int, scale: float | None = None):
+        return machine.encrypt(0.5, level, ring.scale(level) if scale is None else scale)
+
+    with pytest.raises(CircuitError, match="begins at level 3, not at 2"):
+        machine.bootstrap(given(2), 1)
+    with pytest.raises(CircuitError, match="ends at level 5 at most, not at 6"):
+        machine.bootstrap(given(3), 6)
+    with pytest.raises(CircuitError, match="canonical scale of level 3"):
+        machine.bootstrap(given(3, 2.0**50), 5)
+    with pytest.raises(CircuitError, match="2 components"):
+        machine.bootstrap(machine.dot([given(3)], [given(3)], [1]), 5)
+    with pytest.raises(BackendError, match="not made to bootstrap"):
+        plain = RemoteMachine.generate(ring, [], ring.slots)
+        plain.bootstrap(plain.encrypt(0.5, 3, ring.scale(3)), 5)
+    own = dataclasses.replace(refresher, slots=8)
+    few = RemoteMachine.generate(ring, [], 16, own)
+    with pytest.raises(CircuitError, match="prepared for 8 slots, not 16"):
+        few.bootstrap(few.encrypt(0.5, 3, ring.scale(3)), 5)
+    with pytest.raises(BackendError, match="is no bootstrap of OpenFHE's"):
+        RemoteMachine.evaluator(ring, 8, bootstrap=hesim.bootstrap("lattigo_40", depth=12))
+
+
+def test_a_chain_that_is_too_short_is_refused(refresher, needs_openfhe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        short = CKKSParams(10, 14, 59, 60, 60, security=None, digits=3)
+    with pytest.raises(BackendError, match="take levels=16 at least"):
+        RemoteMachine.evaluator(short, 8, bootstrap=dataclasses.replace(refresher, slots=8))
+
+
+def deep(x, w):
+    for _ in range(20):
+        x = (x + w) * (x - w)
+    return jnp.roll(x, 1)
+
+
+@pytest.fixture(scope="module")
+def deep_circuit(ring, refresher):
+    args = np.linspace(-1, 1, 16), np.linspace(0.2, 0.9, 16)
+    with jax.enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        short = CKKSParams(10, 16, 59, 60, 60, security=None, digits=3)
+        program = hesim.trace(deep, *args)
+        circuit = hesim.compile(program, short, refresher=refresher, interactive=False)
+        return circuit, args, np.asarray(deep(*args))
+
+
+def test_a_run_asks_its_client_nothing_between_inputs_and_outputs(deep_circuit, needs_openfhe):
+    circuit, args, right = deep_circuit
+    bootstraps = circuit.ledger.refreshes
+    assert bootstraps > 0 and not circuit.refresher.interactive
+    stopped, done = [], []
+
+    def watch(progress: he_backend.Progress) -> None:
+        client = progress.processes.get("client 0", 0)
+        left = progress.tasks_total - progress.tasks_done
+        if client and not stopped and progress.tasks_done > 0:
+            os.kill(client, signal.SIGSTOP)
+            stopped.append(progress.tasks_done)
+        elif stopped and not done and left == 1:  # the decryption
+            done.append(progress.tasks_done)
+            os.kill(client, signal.SIGCONT)
+
+    report = he_backend.run(
+        *(circuit.program, *args),
+        circuit=circuit,
+        backend="openfhe",
+        workers=1,
+        clients=1,
+        progress=watch,
+    )
+    assert stopped and done and done[0] > stopped[0]
+    np.testing.assert_allclose(report.outputs, right, atol=2.0**-14)
+    assert not report.interactive and report.refreshes == bootstraps
+    assert f"{bootstraps} ciphertexts refreshed by OpenFHE bootstrap" in str(report)
+
+
+def test_machines_that_do_not_bootstrap_say_which_does(deep_circuit):
+    circuit, args, _ = deep_circuit
+    with pytest.raises(BackendError, match="backend='openfhe'"):
+        he_backend.run(circuit.program, *args, circuit=circuit, backend="pyfhel")
