@@ -92,10 +92,10 @@ class _Batch:
         self.started = time.monotonic()
         self.store = Store(folders.store, run)
         self.store.clean()
-        self.journal = Journal(folders.journal, run)
         self.source = self._source(config.get("after"), prepared)
         follows = self.source is not None
         self.schedule = prepared.scheduled(config.get("decrypt"), follows=follows)
+        self.journal = Journal(folders.journal, run, self.schedule.digest)
         self.left = Left(folders.left, run)
         self.left.clean()
         self.journal.keep(len(self.schedule.tasks))

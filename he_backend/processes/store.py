@@ -217,6 +217,7 @@ class Journal:
 
     Args:
       path: made if absent. run: name of the run.
+      plan: digest of its tasks; what was noted of others is left out.
 
     Attributes:
       records: of finished tasks, by number. sure: those of them that a checkpoint came after.
@@ -226,9 +227,10 @@ class Journal:
       damaged: lines that say nothing any more; the last, if it was cut off, is not one of them.
     """
 
-    def __init__(self, path: Path, run: str):
+    def __init__(self, path: Path, run: str, plan: str = ""):
         self.path = path
         self.run = run
+        self.plan = plan
         self.seconds = 0.0
         self.attempts = self.damaged = 0
         self.records: dict[int, dict[str, Any]] = {}
@@ -238,14 +240,14 @@ class Journal:
         with storing(path):
             self._read()
             self._file = path.open("a", encoding="utf-8")
-        self._write({"attempt": len(self.records)})
+        self._write({"attempt": len(self.records), "plan": plan})
 
     def _read(self) -> None:
         if not self.path.exists():
             return
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        latest, tasks = 0.0, list[int]()
+        latest, tasks, own = 0.0, list[int](), not self.plan
         for line in whole.splitlines():
             self.lines += 1
             tasks.append(-1)
@@ -256,6 +258,7 @@ class Journal:
                 if "attempt" in record:
                     self.attempts += 1
                     self.seconds, latest = self.seconds + latest, 0.0
+                    own = record.get("plan", "") == self.plan
                     continue
                 if "kept" in record:
                     self.sure = frozenset(tasks[: int(record["kept"])]) - {-1}
@@ -266,8 +269,9 @@ class Journal:
                 self.damaged += 1
                 continue
             latest = wall
-            self.records[number] = record
-            tasks[-1] = number
+            if own:
+                self.records[number] = record
+                tasks[-1] = number
         self.seconds += latest
         if len(whole) != len(data):
             write_whole(self.path, whole)

@@ -12,6 +12,7 @@ Circuit and of the table of costs: a resumed run finds the same tasks.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -39,8 +40,11 @@ too.
 
 _SIDES = {"evaluate": "worker", "carry": "server", "keep": "server"}
 
-_URGENT = 16
-"""Tasks among which the most urgent is looked for: further ones would keep more in memory."""
+_AMONG = (16, None)
+"""Tasks among which the most urgent is looked for, all that could come next if None: of the orders
+that this gives, the one whose results take the least memory is taken. Near tasks use what has just
+been made; but where many branches end in one sum, as gradients do, the most urgent of all ends them.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,12 @@ class Schedule:
     def last_readers(self) -> dict[int, int]:
         """Of each ciphertext that a worker reads, the last of its tasks that does."""
         return {c: t.id for t in self.tasks if t.side == "worker" for c in t.needs}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all tasks, by which a journal knows whose numbers it holds."""
+        said = repr([(task.kind, task.instructions) for task in self.tasks])
+        return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     def most_bytes(self, circuit: Circuit) -> int:
         """Bytes of ciphertexts on their way between tasks, at most, if these run one by one."""
@@ -178,11 +188,28 @@ def plan(
                 pieces += _batches(part, seconds, share) if part else []
         else:
             pieces += _Cut(_depth_first(members, operands), operands, seconds).pieces(target)
-    pieces = _urgent_first(pieces, operands, seconds)
+    decrypted = sorted({int(c) for c in decrypt})
+    orders = [_urgent_first(pieces, operands, seconds, among) for among in _AMONG]
+    found = [
+        _scheduled(circuit, order, operands, seconds, decrypted, follows=follows)
+        for order in orders
+    ]
+    return min(found, key=lambda schedule: schedule.most_bytes(circuit))
+
+
+def _scheduled(
+    circuit: Circuit,
+    pieces: Sequence[list[int]],
+    operands: Sequence[list[int]],
+    seconds: np.ndarray,
+    decrypted: Sequence[int],
+    *,
+    follows: bool,
+) -> Schedule:
+    """The tasks that these pieces are, in their order, and those that end a batch."""
     owner = np.empty(len(circuit), dtype=np.int64)
     for number, piece in enumerate(pieces):
         owner[piece] = number
-    decrypted = sorted({int(c) for c in decrypt})
     kept = sorted({c for c, _ in circuit.carried})
     shared = {a for i in range(len(circuit)) for a in operands[i] if owner[a] != owner[i]}
     shared |= {*decrypted, *kept}
@@ -191,6 +218,7 @@ def plan(
         for number, piece in enumerate(pieces)
     ]
     if follows:
+        carried = {i for _, i in circuit.carried}
         tasks = [
             replace(t, kind="carry", seconds=0.0) if carried.issuperset(t.instructions) else t
             for t in tasks
@@ -294,10 +322,14 @@ class _Cut:
 
 
 def _urgent_first(
-    pieces: Sequence[list[int]], operands: Sequence[list[int]], seconds: np.ndarray
+    pieces: Sequence[list[int]],
+    operands: Sequence[list[int]],
+    seconds: np.ndarray,
+    among: int | None,
 ) -> list[list[int]]:
-    """The pieces in another order, each after what it waits for: of the first few that could come
-    next, the one whose results are followed by the longest chain of work, in seconds.
+    """The pieces in another order, each after what it waits for: of the first `among` that could
+    come next, or of all, the one whose results are followed by the longest chain of work, in
+    seconds.
     """
     owner = {i: number for number, piece in enumerate(pieces) for i in piece}
     before = [
@@ -311,19 +343,21 @@ def _urgent_first(
     for number in reversed(range(len(pieces))):
         behind = max((left[other] for other in after[number]), default=0.0)
         left[number] = behind + float(seconds[pieces[number]].sum())
-    ready = [number for number, those in enumerate(before) if not those]
+    rank = range(len(pieces)) if among else [-seconds_left for seconds_left in left]
+    ready = [(rank[number], number) for number, those in enumerate(before) if not those]
+    heapq.heapify(ready)
     order: list[list[int]] = []
     while ready:
-        near = [heapq.heappop(ready) for _ in range(min(_URGENT, len(ready)))]
-        chosen = max(near, key=lambda number: (left[number], -number))
-        order.append(pieces[chosen])
-        for number in near:
-            if number != chosen:
-                heapq.heappush(ready, number)
-        for number in after[chosen]:
-            before[number].discard(chosen)
+        near = [heapq.heappop(ready) for _ in range(min(among or 1, len(ready)))]
+        chosen = max(near, key=lambda each: (left[each[1]], -each[1]))
+        order.append(pieces[chosen[1]])
+        for each in near:
+            if each != chosen:
+                heapq.heappush(ready, each)
+        for number in after[chosen[1]]:
+            before[number].discard(chosen[1])
             if not before[number]:
-                heapq.heappush(ready, number)
+                heapq.heappush(ready, (rank[number], number))
     return order
 
 

@@ -88,6 +88,20 @@ def test_journal_adds_up_attempts_and_forgets_a_torn_line(tmp_path):
     assert sorted(Journal(path, "run").records) == [0, 1, 3, 4]
 
 
+def test_a_journal_of_other_tasks_says_nothing_of_these(tmp_path):
+    """They would have the same numbers: of another version of the library, say."""
+    spent = {"counts": {}, "seconds": {}}
+    for plan, task in (("one", 3), ("other", 5), ("one", 7)):
+        journal = Journal(tmp_path / "journal", "run", plan)
+        assert task not in journal.records
+        journal.finish(task, spent)
+        journal.checkpoint(journal.lines)
+        journal.close()
+    again = Journal(tmp_path / "journal", "run", "one")
+    assert sorted(again.records) == [3, 7] == sorted(again.sure) and again.damaged == 0
+    assert not Journal(tmp_path / "journal", "run", "third").records
+
+
 def test_store_shows_whole_files_only(tmp_path):
     store = Store(tmp_path / "store", "run")
     store.write(3, b"blob")

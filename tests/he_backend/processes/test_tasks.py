@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from he_backend.processes import tasks
 from he_backend.processes.pending import unserved
 from he_backend.processes.tasks import plan, predicted_seconds
 from hesim.circuit.circuit import Kind
@@ -123,6 +124,30 @@ def test_what_most_work_waits_for_comes_first(params, new_draft):
     inputs = [t.instructions for t in schedule.tasks if t.kind == "input"]
     assert inputs == [(1,), (0,)], "the one that is turned eight times, by itself"
     assert turns[:7] == list(range(1, 8)) and len(turns) == 8
+
+
+def test_what_ends_many_branches_comes_before_what_begins_others(params, new_draft):
+    """As gradients do, each summed over what few of the sums before it have at hand."""
+    draft = new_draft(params, 32)
+    inputs = [draft.input(np.zeros(32)) for _ in range(2)]
+    turned = [[draft.rotate(c, 1 + k) for k in range(24)] for c in inputs]
+    sums = []
+    for k in range(24):
+        c = draft.add((1, turned[0][k]), (1, turned[1][k]))
+        sums.append(draft.rotate(draft.rotate(c, 1), 2))
+    circuit = draft.circuit(*sums)
+    assert tasks._AMONG == (16, None)
+    orders = {}
+    for among in tasks._AMONG:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tasks, "_AMONG", (among,))
+            orders[among] = plan(circuit, sums, target=1e-9)
+    assert len({schedule.digest for schedule in orders.values()}) == 2
+    best = min(schedule.most_bytes(circuit) for schedule in orders.values())
+    chosen = plan(circuit, sums, target=1e-9)
+    assert chosen.most_bytes(circuit) == best
+    assert chosen.digest == plan(circuit, sums, target=1e-9).digest
+    assert_sound(circuit, chosen, sums)
 
 
 def test_ciphertexts_on_their_way_are_counted_until_their_last_reader(params, new_draft):
