@@ -7,7 +7,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -19,7 +21,11 @@ from experiments.validation.folder import RunFolder
 from experiments.validation.results import Results
 from hesim.params import CKKSParams
 from models.config import preset
+from models.data.datasets import load
+from models.data.tokenizer import Tokenizer
+from models.nn.encoder import Model
 from models.recipes.classify import Recipe
+from models.weights.folder import save_model
 
 GOOD = ("fine", "bright", "lovely", "warm", "clever")
 BAD = ("dull", "bleak", "clumsy", "cold", "stale")
@@ -74,6 +80,15 @@ def _write_glue(top: Path) -> None:
         rows = [f"{text}\t{label}" for text, label in sentences(count, len(name))]
         text = "\n".join(["sentence\tlabel", *rows]) + "\n"
         (top / "SST-2" / f"{name}.tsv").write_text(text, encoding="utf-8")
+
+
+def write_encoder(folder: Path, glue: Path, **changes: Any) -> Path:
+    """A model folder with random weights and the words of the task; changes: of its preset."""
+    tokenizer = Tokenizer.train(load("glue/SST-2", data_dir=glue).train.texts, size=64)
+    small = {"layers": 1, "hidden": 8, "ffn": 8, "sequence": 8, "pooler": (8,)} | changes
+    config = preset("tiny", vocabulary=tokenizer.size, **small)
+    save_model(folder, config, Model(config).init(jax.random.key(0)), tokenizer)
+    return folder
 
 
 def tiny(glue: Path) -> Settings:

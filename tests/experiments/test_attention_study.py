@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -29,14 +28,10 @@ from experiments.studies.attention import (
 from experiments.studies.attention_report import plot, table
 from experiments.studies.tasks import Stopped
 from hesim.params import CKKSParams
-from models.config import preset
-from models.data.datasets import load
-from models.data.tokenizer import Tokenizer
 from models.encrypted.settings import EncryptionSettings
-from models.nn.encoder import Model
 from models.recipes.finetune_settings import FineTune
 from models.sites.sites import FitSettings
-from models.weights.folder import save_model
+from tests.experiments.conftest import write_encoder
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -96,19 +91,8 @@ def test_a_reciprocal_takes_the_fewest_steps_for_its_relative_error(domain: tupl
 @pytest.fixture(scope="module")
 def study(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> AttentionStudy:
     top = tmp_path_factory.mktemp("starts")
-    tokenizer = Tokenizer.train(load("glue/SST-2", data_dir=glue).train.texts, size=64)
     for attention in ("gaussian", "softmax"):
-        config = preset(
-            "tiny",
-            layers=1,
-            hidden=8,
-            ffn=8,
-            sequence=8,
-            pooler=(8,),
-            vocabulary=tokenizer.size,
-            attention=attention,
-        )
-        save_model(top / attention, config, Model(config).init(jax.random.key(0)), tokenizer)
+        write_encoder(top / attention, glue, attention=attention)
     return AttentionStudy(
         starts={name: str(top / name) for name in ("gaussian", "softmax")},
         tasks=("glue/SST-2",),

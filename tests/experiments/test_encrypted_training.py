@@ -25,11 +25,8 @@ from experiments.errors import ExperimentError
 from experiments.training.evaluate import evaluate_folder
 from experiments.validation.folder import RunFolder
 from hesim.params import CKKSParams
-from models.config import preset
-from models.data.datasets import load
-from models.data.tokenizer import Tokenizer
-from models.nn.encoder import Model
-from models.weights.folder import load_model, save_model
+from models.weights.folder import load_model
+from tests.experiments.conftest import write_encoder
 
 SETTINGS = """
 [task]
@@ -57,15 +54,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def encoder(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with random weights and the words of the task."""
-    folder = tmp_path_factory.mktemp("start") / "encoder"
-    texts = load("glue/SST-2", data_dir=glue).train.texts
-    tokenizer = Tokenizer.train(texts, size=64)
-    config = preset(
-        "tiny", layers=1, hidden=8, ffn=4, sequence=8, pooler=(8,), vocabulary=tokenizer.size
-    )
-    save_model(folder, config, Model(config).init(jax.random.key(0)), tokenizer)
-    return folder
+    return write_encoder(tmp_path_factory.mktemp("start") / "encoder", glue, ffn=4)
 
 
 @pytest.fixture(scope="module")

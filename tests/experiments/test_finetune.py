@@ -31,7 +31,6 @@ from experiments.training.finetune_settings import (
 )
 from experiments.training.pretrain import read_job as read_pretraining
 from experiments.training.twin import read_encryption, said_ring
-from models.config import preset
 from models.data.datasets import load
 from models.data.tokenizer import Tokenizer
 from models.errors import CheckpointError, DataError
@@ -40,6 +39,7 @@ from models.recipes.finetune_settings import FineTune
 from models.sites.sites import fit_ranges
 from models.train.checkpoint import sites_to_json
 from models.weights.folder import load_model, save_model
+from tests.experiments.conftest import write_encoder
 
 SETTINGS = """
 [task]
@@ -63,15 +63,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def encoder(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with random weights and the words of the task."""
-    folder = tmp_path_factory.mktemp("start") / "encoder"
-    texts = load("glue/SST-2", data_dir=glue).train.texts
-    tokenizer = Tokenizer.train(texts, size=64)
-    config = preset(
-        "tiny", layers=1, hidden=8, ffn=8, sequence=8, pooler=(8,), vocabulary=tokenizer.size
-    )
-    save_model(folder, config, Model(config).init(jax.random.key(0)), tokenizer)
-    return folder
+    return write_encoder(tmp_path_factory.mktemp("start") / "encoder", glue)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import json
 import signal
 from pathlib import Path
 
-import jax
 import pytest
 
 from experiments.cli import common, main
@@ -20,11 +19,7 @@ from experiments.studies.glue_report import counted_tasks, interval, loss, plot,
 from experiments.studies.tasks import Stopped
 from experiments.training.distil import read_distilling
 from experiments.training.finetune_settings import GLUE_TABLE, TaskSettings, read_table
-from models.config import preset
-from models.data.datasets import load
-from models.data.tokenizer import Tokenizer
-from models.nn.encoder import Model
-from models.weights.folder import save_model
+from tests.experiments.conftest import write_encoder
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -75,20 +70,8 @@ def test_the_table_states_baseline_means_and_intervals():
 @pytest.fixture(scope="module")
 def study(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> GlueStudy:
     top = tmp_path_factory.mktemp("starts")
-    tokenizer = Tokenizer.train(load("glue/SST-2", data_dir=glue).train.texts, size=64)
     for attention in ("gaussian", "softmax"):
-        config = preset(
-            "tiny",
-            layers=1,
-            hidden=8,
-            ffn=8,
-            sequence=8,
-            pooler=(8,),
-            vocabulary=tokenizer.size,
-            attention=attention,
-        )
-        params = Model(config).init(jax.random.key(0))
-        save_model(top / attention, config, params, tokenizer)
+        write_encoder(top / attention, glue, attention=attention)
     return GlueStudy(
         starts={name: str(top / name) for name in ("gaussian", "softmax")},
         data_dir=str(glue),

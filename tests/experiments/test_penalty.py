@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,11 +16,7 @@ from experiments.studies.penalty import Arm, PenaltyStudy, read_arms, run_penalt
 from experiments.studies.penalty_report import plot, scores, sites
 from experiments.studies.tasks import Stopped
 from experiments.training.finetune_settings import TaskSettings
-from models.config import preset
-from models.data.datasets import load
-from models.data.tokenizer import Tokenizer
-from models.nn.encoder import Model
-from models.weights.folder import save_model
+from tests.experiments.conftest import write_encoder
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -65,14 +60,8 @@ def test_tables_and_plot_tell_both_settings_apart():
 
 @pytest.fixture(scope="module")
 def study(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> PenaltyStudy:
-    top = tmp_path_factory.mktemp("start")
-    tokenizer = Tokenizer.train(load("glue/SST-2", data_dir=glue).train.texts, size=64)
-    config = preset(
-        "tiny", layers=1, hidden=8, ffn=8, sequence=8, pooler=(8,), vocabulary=tokenizer.size
-    )
-    save_model(top / "model", config, Model(config).init(jax.random.key(0)), tokenizer)
     return PenaltyStudy(
-        start=str(top / "model"),
+        start=str(write_encoder(tmp_path_factory.mktemp("start") / "model", glue)),
         data_dir=str(glue),
         tasks=("SST-2",),
         seeds=(0,),

@@ -25,7 +25,7 @@ import he_backend
 import hesim
 from he_backend.owners.certificates import make_pair
 from tests.he_backend.owners.conftest import MASK, X
-from tests.he_backend.processes.test_session import key_windows, regions
+from tests.he_backend.processes.searching import key_windows, regions
 
 TOP = Path(__file__).resolve().parents[3]
 EVALUATOR, HOLDER = 12_001, 12_002

@@ -32,6 +32,7 @@ from he_backend.processes import children
 from he_backend.processes.folders import Folders
 from he_backend.processes.messages import packed
 from he_backend.processes.session import execute
+from tests.he_backend.processes.searching import key_windows, regions
 
 TOLERANCE = 2.0**-20
 
@@ -118,28 +119,6 @@ def test_a_client_that_crashes_leaves_no_core(job, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, limits)
     assert not list(job.folders.client.glob("core*"))
-
-
-def key_windows(path: Path) -> list[bytes]:
-    """Pieces of 32 bytes out of the secret key's residues."""
-    data = path.read_bytes()
-    return [data[start : start + 32] for start in range(len(data) // 8, len(data), len(data) // 4)]
-
-
-def regions(pid: int):
-    """Readable memory of a process, region by region."""
-    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for line in maps:
-            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) (r\S+) \S+ \S+ (\d+)\s*(\S*)", line)
-            if not match or match[5] in ("[vvar]", "[vsyscall]", "[vdso]", "[vvar_vclock]"):
-                continue
-            first, last = int(match[1], 16), int(match[2], 16)
-            try:
-                memory.seek(first)
-                yield memory.read(last - first)
-            except OSError:
-                continue
 
 
 def test_killed_worker_is_replaced(job, work):

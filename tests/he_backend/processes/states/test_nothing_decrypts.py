@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 
 import he_backend
 import hesim
+from tests.he_backend.processes.searching import key_windows, regions
 
 STEPS = 3
 
@@ -31,26 +29,6 @@ def numbers(values: Any) -> list[bytes]:
     flat = np.ravel(np.asarray(values, np.float64))
     pairs = [flat[k : k + 2] for k in range(0, len(flat) - 1, 2)]
     return [form for pair in pairs for form in (pair.tobytes(), pair.astype(np.float32).tobytes())]
-
-
-def regions(pid: int):
-    """Readable memory of a process, region by region."""
-    with contextlib.ExitStack() as opened:
-        try:  # a worker ends with its batch
-            maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-            memory = opened.enter_context(open(f"/proc/{pid}/mem", "rb", buffering=0))
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        for line in maps:
-            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) (r\S+) \S+ \S+ (\d+)\s*(\S*)", line)
-            if not match or match[5] in ("[vvar]", "[vsyscall]", "[vdso]", "[vvar_vclock]"):
-                continue
-            first, last = int(match[1], 16), int(match[2], 16)
-            try:
-                memory.seek(first)
-                yield memory.read(last - first)
-            except (OSError, ValueError):
-                continue
 
 
 @pytest.mark.slow
@@ -85,8 +63,7 @@ def test_nothing_that_the_server_holds_decrypts(params, tmp_path):
         if not progress.processes or progress.tasks_done % 7:
             return
         if not key:
-            data = (tmp_path / "run.client" / "secret.key").read_bytes()
-            key.extend(data[s : s + 32] for s in range(len(data) // 8, len(data), len(data) // 4))
+            key.extend(key_windows(tmp_path / "run.client" / "secret.key"))
         for name, pid in progress.processes.items():
             wanted = [*needles, *key]
             if name.startswith("client"):
