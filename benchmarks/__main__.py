@@ -1,8 +1,9 @@
 """`python -m benchmarks [name ...]`: those named, or all that take minutes.
 
 `noise`, `shared_errors` and `verdict` measure for the better part of an hour, `training` compiles
-and `reviews` trains for minutes, `gradients` needs GLUE, `compile_sizes` and `no_worse` compile for
-some minutes, and `packing` and `paper` want the machine for themselves; these have to be named.
+and `reviews` trains for minutes, `gradients` and `carried_steps` need GLUE, `compile_sizes` and
+`no_worse` compile for some minutes, and `packing` and `paper` want the machine for themselves;
+these have to be named.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 import sys
 
 from benchmarks import (
+    carried_steps,
     circuits,
     compile_sizes,
     gradients,
@@ -52,10 +54,11 @@ ALL = {
     "tables_and_nets": lambda: tables_and_nets.main([]),
     "training": training.main,
     "gradients": lambda: gradients.main([]) == 0,
+    "carried_steps": lambda: carried_steps.main([]) == 0,
     "reviews": lambda: reviews.main([]),
 }
 LONG = (
-    *("noise", "shared_errors", "verdict", "training", "gradients", "reviews"),
+    *("noise", "shared_errors", "verdict", "training", "gradients", "carried_steps", "reviews"),
     *("packing", "paper", "compile_sizes", "no_worse"),
 )
 
