@@ -29,6 +29,7 @@ class MachineRow:
       rotation_keys: names of those that it writes into the server's besides if there are steps.
       interpreter: the Python that key process, client, server and workers run under, where its
         library is installed; None for the caller's.
+      profile: name of the noise profile of its library.
       bootstraps: whether it refreshes by itself, where a Circuit was planned for that.
       finder: module and name, with a colon between, of a function that finds it instead.
     """
@@ -42,6 +43,7 @@ class MachineRow:
     interpreter: str | None = None
     finder: str = ""
     bootstraps: bool = False
+    profile: str = "seal"
 
     def python(self) -> str | None:
         """The interpreter, found if it must be; None for the caller's. Raises BackendError if there
@@ -77,6 +79,7 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
             rotation_keys=("rotation.key",),
             finder="he_backend.machines.openfhe.interpreter:find_interpreter",
             bootstraps=True,
+            profile="openfhe",
         ),
     }
 )

@@ -212,7 +212,8 @@ def _machine(circuit: Circuit, config: dict[str, Any], folders: Folders) -> Mach
 
     verify_files(folders.client, read_manifest(folders.client_keys)["files"])
     kind = find(config.get("machine", "pyfhel")).load()
-    return kind.key_holder(params_of(config["params"]), circuit.slots, folders.client)
+    own = {} if circuit.bootstrap is None else {"bootstrap": circuit.bootstrap}
+    return kind.key_holder(params_of(config["params"]), circuit.slots, folders.client, **own)
 
 
 def _inputs(folders: Folders, digests: Sequence[str]) -> list[np.ndarray]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ import numpy as np
 
 from he_backend.carrying import result
 from he_backend.evaluating import Outcome
+from he_backend.machines.table import find
 from he_backend.options import Asked, Options
 from he_backend.report import twin
 from he_backend.report.compare import op_records
 from he_backend.report.phases import Phases
 from he_backend.report.report import Report, Subject
 from hesim.circuit.circuit import Circuit
+from hesim.noise.profiles import NoiseProfile, profile, refreshed_by
 from hesim.program import Program
 
 if TYPE_CHECKING:
@@ -64,7 +67,13 @@ class Reports:
         """Where errors arise in this Circuit."""
         from hesim.noise import placement
 
-        return placement.of_circuit(self.program, self.circuit)
+        return placement.of_circuit(self.program, self.circuit, self._profile)
+
+    @cached_property
+    def _profile(self) -> NoiseProfile:
+        """The noise of the machine."""
+        library = profile(find(self.options.backend).profile)
+        return refreshed_by(library, self.circuit.refresher.error)
 
     def _predicted(
         self, given: Given, keys: int, among: Collection[int] | None = None
@@ -73,8 +82,11 @@ class Reports:
         from hesim.predict import walked
 
         follows = given.asked.after is not None
-        found = walked(self.circuit, given.args, keys, among=among, decrypted=follows)
-        return found or dict(enumerate(self._simulated(given, keys).ops))
+        library, seen = self._profile, {"among": among, "decrypted": follows}
+        found = walked(self.circuit, given.args, keys, library, **seen)
+        found = found or dict(enumerate(self._simulated(given, keys).ops))
+        factor = math.sqrt(1.0 + library.decryption_variance)
+        return found if factor == 1.0 else {k: _times(op, factor) for k, op in found.items()}
 
     def _simulated(self, given: Given, keys: int = 1) -> Prediction:
         """Values of operations under so many keys, one by one: compiling a long program as a whole
@@ -83,7 +95,7 @@ class Reports:
         from hesim.predict import predict
 
         shared = {"keys": keys, "schedule": self._placed, "jit": False, "walk": False}
-        shared["decrypted"] = given.asked.after is not None
+        shared |= {"decrypted": given.asked.after is not None, "profile": self._profile}
         return predict(self.program, self.circuit.params, given.args, **shared)
 
     def _report(
@@ -93,7 +105,9 @@ class Reports:
         circuit, options, spent = self.circuit, self.options, outcome.spent
         vectors = outcome.vectors if compare else None
         ops, overall = op_records(
-            circuit, exact, vectors, prediction, spent, encrypted=options.encrypts
+            *(circuit, exact, vectors, prediction, spent),
+            encrypted=options.encrypts,
+            profile=self._profile,
         )
         return Report(
             outputs=result(self.program, circuit, outcome.vectors, given.public),
@@ -121,3 +135,9 @@ class Reports:
             predicted_peak_bytes=outcome.predicted_peak_bytes,
             simulate=lambda: self._simulated(given).outputs,
         )
+
+
+def _times(op: OpPrediction, factor: float) -> OpPrediction:
+    """The prediction with errors so many times as large: what decryption adds is in it."""
+    by_key = tuple(factor * std for std in op.by_key)
+    return replace(op, std=factor * op.std, q999=factor * op.q999, by_key=by_key)

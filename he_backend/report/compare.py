@@ -14,7 +14,8 @@ from he_backend.report.report import OpRecord
 from hesim.circuit.circuit import Circuit, TensorLocation
 from hesim.circuit.plain.execute import Spent
 from hesim.noise import formulas as noise_formulas
-from hesim.noise.profiles import profile
+from hesim.noise.profiles import NoiseProfile
+from hesim.noise.profiles import profile as find_profile
 from hesim.predict import OpPrediction
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def op_records(
     prediction: Mapping[int, OpPrediction] | None,
     spent: Spent,
     encrypted: bool = True,
+    profile: str | NoiseProfile = "seal",
 ) -> tuple[tuple[OpRecord, ...], Overall | None]:
     """One record an operation, and how much noisier the run is than predicted, if that is known.
 
@@ -79,6 +81,7 @@ def op_records(
       prediction: by operation, of those that have a ciphertext; or None.
       spent: seconds by operation. What the ledger predicts of an operation is of its Circuit.
       encrypted: whether the machine encrypts; if not, errors below an interval are no surprise.
+      profile: of the machine's library.
     """
     # An operation may have no ciphertext of its own: dead, or a product left to the sum after it.
     taps = {tap.op: tap for tap in circuit.taps}
@@ -93,7 +96,7 @@ def op_records(
     if prediction is not None and vectors is not None:
         # What has no ciphertext is zero, and known to be.
         known |= {k: EXACT for k, tap in taps.items() if k >= 0 and not len(tap.ciphers)}
-        judged, overall = _judge(circuit, taps, errors, exact, known, encrypted)
+        judged, overall = _judge(circuit, taps, errors, exact, known, encrypted, profile)
     # The ledger's first row is what is encrypted.
     spending = circuit.ledger.operations[1:]
     ops = circuit.program.ops if circuit.program is not None else ()
@@ -158,6 +161,7 @@ def _judge(
     exact: Exact,
     prediction: Mapping[int, OpPrediction],
     encrypted: bool,
+    profile: str | NoiseProfile,
 ) -> tuple[dict[int, _Judged], Overall | None]:
     """What each operation with an error is judged to be, and all together.
 
@@ -172,7 +176,7 @@ def _judge(
     for k, std in measured.items():
         by_key = prediction[k].by_key if k in prediction else ()
         if len(by_key) and not any(by_key):
-            high = _of_zero(circuit, taps[k], exact.ranges[k])
+            high = _of_zero(circuit, taps[k], exact.ranges[k], profile)
             found[k] = _Judged(high=high, chance=1.0 if std <= high else 0.0)
             if 0.0 < std <= high:
                 held[k] = std
@@ -225,7 +229,12 @@ def _near(k: int, known: Sequence[int], operands: Sequence[Sequence[int]]) -> li
     return sorted(reached)
 
 
-def _of_zero(circuit: Circuit, tap: TensorLocation, values: tuple[float, float]) -> float:
+def _of_zero(
+    circuit: Circuit,
+    tap: TensorLocation,
+    values: tuple[float, float],
+    profile: str | NoiseProfile,
+) -> float:
     """Largest std of an error that is predicted as none.
 
     A machine that knows a ciphertext's contents holds an encryption of them all the same: a fresh
@@ -234,10 +243,10 @@ def _of_zero(circuit: Circuit, tap: TensorLocation, values: tuple[float, float])
     rounding = _ROUNDING * max(1.0, *(abs(x) for x in values if math.isfinite(x)))
     if not len(tap.ciphers):
         return rounding
-    seal = profile("seal")
-    noise = noise_formulas.fresh(circuit.params.n, seal)
+    library = find_profile(profile)
+    noise = noise_formulas.fresh(circuit.params.n, library)
     scale = float(circuit.scale[tap.ciphers].min())
-    std = noise_formulas.slot_std(noise, circuit.params.n, seal) / scale
+    std = noise_formulas.slot_std(noise, circuit.params.n, library) / scale
     return rounding + _FRESH * std * abs(tap.gain)
 
 

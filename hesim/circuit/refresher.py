@@ -160,7 +160,8 @@ def openfhe_bootstrap(
       seconds: of one ciphertext on one core; measured ones by default.
 
     Raises:
-      ParameterError: no law was measured for this ring, scale or correction, or no such budget.
+      ParameterError: no law was measured for this ring, scale or correction, or no such budget; or
+        the chain is longer than is held secure with a sparse secret.
 
     Examples:
       >>> import hesim
@@ -176,6 +177,8 @@ def openfhe_bootstrap(
             f"{params.scale_bits} and correction={correction}, but at scale_bits="
             f"{_OPENFHE_SCALE_BITS} and {_measured()}"
         )
+    if params.security is not None:
+        _check_sparse(params)
     if len(budget) != 2 or not all(1 <= b <= 4 for b in budget):
         raise ParameterError(f"budget={budget!r} is two numbers of levels, from 1 to 4")
     depth = _OPENFHE_DEPTH + budget[0]
@@ -193,6 +196,25 @@ def openfhe_bootstrap(
 _OPENFHE_SCALE_BITS = 59
 _OPENFHE_DEPTH = 10
 """Levels of the modular reduction with a sparse secret, besides those of `budget`."""
+
+
+_SPARSE_LIMITS = {15: 768, 16: 1553}
+"""Largest log2(QP) of published parameters for 128 bits with a secret of 192 coefficients, by
+log2 N: Lattigo's defaults. Tables of limits are for dense secrets.
+"""
+
+
+def _check_sparse(params: CKKSParams) -> None:
+    """ParameterError for a chain that a sparse secret may not hide as well as was asked."""
+    limit = _SPARSE_LIMITS.get(params.log_n, 0) if params.security == 128 else 0
+    if params.log_qp > limit:
+        known = f"{limit} bits are known to be" if limit else "none is known to be"
+        raise ParameterError(
+            f"OpenFHE bootstraps with a sparse secret, for which log2(QP) = {params.log_qp:.0f} at "
+            f"N = 2^{params.log_n} is not known to give {params.security}-bit security: {known}. "
+            f"Take fewer levels, more digits or a larger ring; security=None skips the check, for "
+            f"tests only"
+        )
 
 
 def _measured() -> str:

@@ -39,6 +39,8 @@ class BootstrapLaw:
       log_qp: of the parameter set it was measured with, None if not stated.
       on_slots: whether the sine acts on the values of slots instead: slots to coefficients first.
       log_n: log2 of the ring degree that it was measured at, if it holds for that one only.
+      secret_weight: non-zero coefficients of the secret that it needs, if the library's usual
+        secret is another.
 
     Examples:
       >>> import hesim, math
@@ -56,6 +58,7 @@ class BootstrapLaw:
     source: str
     on_slots: bool = False
     log_n: int | None = None
+    secret_weight: int | None = None
 
     def __post_init__(self) -> None:
         sine = 1.0 if self.sine_bits is None else self.sine_bits
@@ -119,6 +122,7 @@ def _openfhe(log_n: int, correction: int) -> BootstrapLaw:
         "measured with OpenFHE 1.6.1: no failure seen, none stated",
         on_slots=True,
         log_n=log_n,
+        secret_weight=192,
     )
 
 

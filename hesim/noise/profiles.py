@@ -117,11 +117,10 @@ class NoiseProfile:
 
 #: By name. SEAL 4: uniform ternary secret, centred binomial error of 21 + 21 bits, encryption at
 #: the key level followed by a rounded division by the special prime, one digit per prime, raw
-#: residues. The other two have not been measured here; they are what their sources say. OpenFHE:
-#: ternary secret, Gaussian error of std 3.19, encryption over Q, three hybrid digits by fast base
-#: conversion without centring, and Gaussian noise at decryption of sqrt(2) times its own estimate
-#: of the error; levels of polynomials from its FUNCTION_EVALUATION.md. Lattigo: error of std 3.2,
-#: encryption over Q·P, centred digits.
+#: residues. OpenFHE 1.6, measured too: ternary secret, Gaussian error of std 3.19, encryption over
+#: Q, hybrid digits by fast base conversion without centring, and at decryption as much noise again
+#: as the error has; levels of polynomials from its FUNCTION_EVALUATION.md. Lattigo was not measured
+#: here; it is what its sources say: error of std 3.2, encryption over Q·P, centred digits.
 PROFILES: dict[str, NoiseProfile] = {
     "seal": NoiseProfile(
         name="seal",
@@ -142,7 +141,7 @@ PROFILES: dict[str, NoiseProfile] = {
         digit_primes=1,
         centred_digits=False,
         digit_count=3,
-        decryption_variance=2.0,
+        decryption_variance=1.0,
         polynomial_levels=(
             *((5, 4), (13, 5), (27, 6), (59, 7), (119, 8)),
             *((247, 9), (495, 10), (1007, 11), (2031, 12)),
@@ -161,8 +160,18 @@ PROFILES: dict[str, NoiseProfile] = {
 
 
 def refreshed_by(library: NoiseProfile, error: str | None) -> NoiseProfile:
-    """The profile with refreshes by another law, by name; the same where `error` is None."""
-    return library if error is None else replace(library, bootstrap=error)
+    """The profile with refreshes by another law, by name; the same where `error` is None.
+
+    A law may need another secret. One that acts on slots leaves real errors, of which decryption
+    sees nothing: it adds noise by what is imaginary.
+    """
+    if error is None:
+        return library
+    chosen = law(error)
+    found = replace(library, bootstrap=error)
+    if chosen.secret_weight is not None:
+        found = replace(found, secret_weight=chosen.secret_weight)
+    return replace(found, decryption_variance=0.0) if chosen.on_slots else found
 
 
 def profile(name: str | NoiseProfile) -> NoiseProfile:

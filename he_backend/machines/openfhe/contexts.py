@@ -25,8 +25,10 @@ __all__ = ["context"]
 _LIMB = (1 << 64) - 1
 
 
-def context(params: CKKSParams) -> Any:
+def context(params: CKKSParams, *, bootstraps: bool) -> Any:
     """A crypto context with these primes, every feature that a machine uses enabled.
+
+    bootstraps: whether it is to refresh: then the secret is sparse, and else uniform ternary.
 
     Raises:
       BackendError: the parameters have no digits, or OpenFHE does not take them.
@@ -37,7 +39,7 @@ def context(params: CKKSParams) -> Any:
             "so; more digits need fewer special primes, and larger keys"
         )
     try:
-        made = openfhe.GenCryptoContext(_asked(params))
+        made = openfhe.GenCryptoContext(_asked(params, bootstraps))
         tree = json.loads(openfhe.Serialize(made, openfhe.JSON))
         _put_primes(tree, params)
         found = openfhe.DeserializeCryptoContextString(json.dumps(tree), openfhe.JSON)
@@ -49,11 +51,14 @@ def context(params: CKKSParams) -> Any:
     return found
 
 
-def _asked(params: CKKSParams) -> Any:
-    """The ring. Its security was checked by `CKKSParams`, on the same table."""
+def _asked(params: CKKSParams, bootstraps: bool) -> Any:
+    """The ring. Its security was checked by `CKKSParams`, and that of a sparse secret where the
+    Refresher was made.
+    """
     asked = openfhe.CCParamsCKKSRNS()
     asked.SetSecurityLevel(openfhe.HEStd_NotSet)
-    asked.SetSecretKeyDist(openfhe.SPARSE_ENCAPSULATED)
+    kinds = openfhe.UNIFORM_TERNARY, openfhe.SPARSE_ENCAPSULATED
+    asked.SetSecretKeyDist(kinds[bootstraps])
     asked.SetScalingTechnique(openfhe.FLEXIBLEAUTO)
     asked.SetKeySwitchTechnique(openfhe.HYBRID)
     asked.SetRingDim(params.n)

@@ -72,7 +72,7 @@ class NativeMachine:
         self.params = params
         self.slots = slots or params.slots
         self.rotation_steps: frozenset[int] = frozenset()
-        self._cc = context(params)
+        self._cc = context(params, bootstraps=bootstrap is not None)
         self._public: Any = None
         self._secret: Any = None
         self._wire = Wire(params, self._blank)
@@ -140,9 +140,12 @@ class NativeMachine:
         raise _trusted_keys_only()
 
     @classmethod
-    def key_holder(cls, params: CKKSParams, slots: int, client: Path) -> NativeMachine:
-        """A machine with the keys that encrypt and decrypt."""
+    def key_holder(
+        cls, params: CKKSParams, slots: int, client: Path, bootstrap: Refresher | None = None
+    ) -> NativeMachine:
+        """A machine with the keys that encrypt and decrypt; it refreshes nothing itself."""
         machine = cls(params, slots)
+        machine._cc = context(params, bootstraps=bootstrap is not None)
         machine._public = _key(client / "public.key", openfhe.DeserializePublicKeyString)
         machine._secret = _key(client / "secret.key", openfhe.DeserializePrivateKeyString)
         return machine
@@ -194,8 +197,10 @@ class NativeMachine:
     def decrypt(self, cipher: OpenFHECipher) -> np.ndarray:
         if self._secret is None:
             raise BackendError("this machine holds no secret key: only the client decrypts")
+        handle = cipher.handle
+        handle.SetSlots(self.params.slots)  # or else all copies would be read, and averaged
         try:
-            plain = self._cc.Decrypt(cipher.handle, self._secret)
+            plain = self._cc.Decrypt(handle, self._secret)
         except RuntimeError as error:
             if "approximation error" not in str(error):
                 raise
@@ -205,7 +210,8 @@ class NativeMachine:
                 f"{2.0 ** (self.params.log_q(cipher.level) - 1) / cipher.scale:.4g}; refresh "
                 f"earlier, or multiply at a higher level"
             ) from error
-        plain.SetLength(self.slots)
+        finally:
+            handle.SetSlots(self.slots)
         return np.array(plain.GetRealPackedValueArray(), np.float64)[: self.slots]
 
     # Arithmetic

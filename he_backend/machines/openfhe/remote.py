@@ -44,7 +44,7 @@ class RemoteMachine:
     def __init__(self, process: _Process, params: CKKSParams, slots: int | None):
         self._process = process
         self.params = params
-        self._slots = slots or params.slots
+        self.slots = slots or params.slots
 
     @classmethod
     def generate(
@@ -82,9 +82,11 @@ class RemoteMachine:
         _made("check_keys", params, sorted(rotation_steps), server)
 
     @classmethod
-    def key_holder(cls, params: CKKSParams, slots: int, client: Path) -> RemoteMachine:
+    def key_holder(
+        cls, params: CKKSParams, slots: int, client: Path, bootstrap: Refresher | None = None
+    ) -> RemoteMachine:
         """A machine with the keys that encrypt and decrypt."""
-        return cls(_made("key_holder", params, slots, client), params, slots)
+        return cls(_made("key_holder", params, slots, client, bootstrap), params, slots)
 
     @classmethod
     def evaluator(
@@ -102,15 +104,10 @@ class RemoteMachine:
         """Where the machine is."""
         return self._process.process
 
-    @property
-    def slots(self) -> int:
-        """Values to a vector; what is set holds for all that the process makes from then on."""
-        return self._slots
-
-    @slots.setter
-    def slots(self, slots: int) -> None:
-        self._slots = slots
+    def resized(self, slots: int) -> RemoteMachine:
+        """The same keys, for vectors of another length: all that the process makes from now on."""
         self._call("resize", slots)
+        return RemoteMachine(self._process, self.params, slots)
 
     def load_keys(self, server: Path, rotation_steps: Iterable[int]) -> None:
         self._call("load_keys", server, sorted(rotation_steps))

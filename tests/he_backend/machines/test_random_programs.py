@@ -19,6 +19,7 @@ from jax import lax
 
 import hesim
 from he_backend.local import run_local
+from he_backend.machines.openfhe.remote import RemoteMachine
 from he_backend.machines.table import MACHINES
 from hesim.circuit.circuit import Circuit
 
@@ -198,8 +199,11 @@ def run(seed: int, ring: hesim.CKKSParams, machine: Any) -> tuple[float, hesim.P
     """The largest error on a machine relative to the largest value, or to 1, and the Program."""
     circuit, args, right = compiled(seed, ring)
     assert circuit.slots <= SLOTS, f"seed {seed}: {circuit.slots} slots"
-    machine = copy.copy(machine)  # the same keys, vectors of another length
-    machine.slots = circuit.slots
+    if isinstance(machine, RemoteMachine):  # the same keys, vectors of another length
+        machine = machine.resized(circuit.slots)
+    else:
+        machine = copy.copy(machine)
+        machine.slots = circuit.slots
     taps = [tap for tap in circuit.outputs if tap is not None]
     assert len(taps) == len(right)
     decrypt = sorted({int(c) for tap in taps for c in tap.ciphers})

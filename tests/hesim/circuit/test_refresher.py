@@ -168,3 +168,9 @@ def test_a_sine_on_slots_bends_them_whatever_predicts_it():
         noisy = hesim.simulate(cube, params, circuit=circuit, profile="openfhe")
         errors = [noisy(jax.random.key(k), x) - x**3 for k in range(16)]
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_sparse_secret_has_limits_of_its_own():
+    secure = hesim.CKKSParams(14, 3, 59, 60, 60, digits=4)
+    with pytest.raises(ParameterError, match=r"sparse secret.*none is known"):
+        hesim.openfhe_bootstrap(secure)

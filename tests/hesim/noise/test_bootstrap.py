@@ -99,7 +99,7 @@ def test_decryption_noise_is_in_the_outputs_only():
     circuit = hesim.compile(program, PARAMS)
     found = hesim.certify(circuit, (X,), keys=4, profile="openfhe")
     output = output_std(circuit, profile="openfhe")
-    assert output == pytest.approx(np.sqrt(3) * found.ops[-1].std)
+    assert output == pytest.approx(np.sqrt(2) * found.ops[-1].std)
 
 
 def test_libraries_differ_where_they_should():
