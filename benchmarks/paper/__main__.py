@@ -4,10 +4,10 @@
 `ratios` show what is planned for the matrix products that the paper counts, and for the pairs of
 computations whose seconds it compares, beside its figures. `run` sends one sentence through the
 model encrypted, from embedded rows to logits; with `--folder` an interrupted run goes on where it
-was. `lines` sets the paper's Tables 2 and 12 beside its own formulas at its own prices. `training`
-runs a small model's forward pass, gradient and optimizer encrypted, trained in three ways, and
-`training --planned` says what is predicted; `--hidden` trains a larger one. `--size` takes a
-smaller model of the same operations.
+was. `lines` sets the paper's Tables 2 and 12 beside its own formulas at its own prices, `ours` what
+the compiler plans at these. `training` runs a small model's forward pass, gradient and optimizer
+encrypted, trained in three ways, and `training --planned` says what is predicted; `--hidden` trains
+a larger one. `--size` takes a smaller model of the same operations.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 import hesim
 from benchmarks.paper.cases import SIZES, bootstrapped, key_holder, sentence, shapes
 from benchmarks.paper.lines import lines
+from benchmarks.paper.ours import ours
 from benchmarks.paper.ratios import ratios
 from benchmarks.paper.run import run, show_plan
 from benchmarks.paper.tables import layer, tables
@@ -40,24 +41,24 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.paper",
         description="The published model, planned and run encrypted.",
     )
-    what = ("plans", "tables", "ratios", "lines", "run", "training")
+    what = ("plans", "tables", "ratios", "lines", "ours", "run", "training")
     parser.add_argument("what", nargs="?", default="plans", choices=what)
     parser.add_argument("--size", default="whole", choices=tuple(SIZES))
     parser.add_argument("--log-n", type=int, default=15, help="of the ring of a run")
     parser.add_argument("--folder", type=Path, help="keeps the work of a run that is interrupted")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=32, choices=tuple(TRAINED), help="trained")
+    parser.add_argument("--memory", type=float, default=2.5, help="GB; larger parts are predicted")
     parser.add_argument("--planned", action="store_true", help="of a training: encrypt nothing")
     chosen = parser.parse_args([] if arguments is None else arguments)
     config = SIZES[chosen.size]
     if chosen.what == "run":
         return int(not run(config, chosen.log_n, chosen.folder, chosen.workers))
     if chosen.what == "training":
-        training(chosen.hidden, measured=not chosen.planned)
+        training(chosen.hidden, most=0.0 if chosen.planned else chosen.memory)
         return 0
-    {"plans": lambda: plans(config), "tables": tables, "ratios": ratios, "lines": lines}[
-        chosen.what
-    ]()
+    shown = {"tables": tables, "ratios": ratios, "lines": lines, "ours": ours}
+    shown.get(chosen.what, lambda: plans(config))()
     return 0
 
 

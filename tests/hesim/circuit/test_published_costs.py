@@ -7,6 +7,7 @@ import pytest
 from benchmarks.paper import formulas
 from benchmarks.paper.formulas import Spent
 from benchmarks.paper.lines import variants
+from benchmarks.paper.ours import RING, optimizer, planned, published_costs
 from benchmarks.paper.training import PUBLISHED, Measured, ratios_of
 
 
@@ -50,3 +51,24 @@ def test_a_step_shared_by_a_batch_counts_its_part_of_the_optimizer():
     found = ratios_of(PUBLISHED, "LoRA, softmax", "LoRA, Gaussian")
     assert all(ours == theirs for ours, theirs in found.values())
     assert found["a step, one sentence"][0] == pytest.approx(76.97 / 61.03)
+
+
+def test_the_compilers_table_has_the_published_prices_at_both_levels():
+    table = published_costs()
+
+    def ms(level, *operations):
+        return sum(1e3 * table.seconds(name, level, RING.log_n) for name in operations)
+
+    product = "dot", "relinearize", "rescale"
+    assert ms(formulas.TOP, *product) == pytest.approx(0.6)
+    assert ms(formulas.TOP, "dot_plain", "rescale") == pytest.approx(0.1)
+    assert ms(formulas.TOP, "rotate") == pytest.approx(0.49)
+    assert ms(formulas.TOP, "add") == pytest.approx(0.02)
+    assert ms(formulas.LOW, *product) == pytest.approx(0.6 * 0.103 / 0.242)
+    assert ms(formulas.LOW, "encode", "encrypt") == 0.0
+
+
+def test_the_optimizer_of_a_ciphertext_needs_no_more_bootstraps_than_its_published_seconds():
+    ledger = planned(optimizer(), {0: 0, 1: 1}).ledger
+    assert ledger.carried == 3 and ledger.rotations == 0
+    assert 1 <= ledger.refreshes <= 252.83 / 368 / 0.137
