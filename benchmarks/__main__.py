@@ -2,8 +2,8 @@
 
 `noise`, `shared_errors` and `verdict` measure for the better part of an hour, `training` compiles
 and `reviews` trains for minutes, `gradients` and `carried_steps` need GLUE, `compile_sizes` and
-`no_worse` compile for some minutes, and `packing` and `paper` want the machine for themselves;
-these have to be named.
+`no_worse` compile for some minutes, and `packing`, `paper` and `workers` want the machine for
+themselves; these have to be named.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from benchmarks import (
     tables_and_nets,
     training,
     verdict,
+    workers,
 )
 from benchmarks.approximation import __main__ as approximation
 from benchmarks.noise import table as noise
@@ -56,10 +57,11 @@ ALL = {
     "gradients": lambda: gradients.main([]) == 0,
     "carried_steps": lambda: carried_steps.main([]) == 0,
     "reviews": lambda: reviews.main([]),
+    "workers": workers.main,
 }
 LONG = (
     *("noise", "shared_errors", "verdict", "training", "gradients", "carried_steps", "reviews"),
-    *("packing", "paper", "compile_sizes", "no_worse"),
+    *("packing", "paper", "compile_sizes", "no_worse", "workers"),
 )
 
 

@@ -43,7 +43,7 @@ _SIDES = {"evaluate": "worker", "carry": "server", "keep": "server"}
 _AMONG = (16, None)
 """Tasks among which the most urgent is looked for, all that could come next if None: of the orders
 that this gives, the one whose results take the least memory is taken. Near tasks use what has just
-been made; but where many branches end in one sum, as gradients do, the most urgent of all ends them.
+been made; where many branches end in one sum, as gradients do, the most urgent of all ends them.
 """
 
 
