@@ -178,6 +178,7 @@ class Session:
         keep: int = 2,
         check: bool | Callable[[int], bool] = False,
         read: bool | Callable[[int], bool] = False,
+        ahead: Callable[[int], Sequence[Any]] | None = None,
     ) -> Iterator[Step]:
         """Steps of a training: each goes on from the state that the one before left encrypted.
 
@@ -198,6 +199,8 @@ class Session:
           check: whether steps are evaluated in the clear, too, from the twin's own results; or,
             where `state` is a function, which of them, by number.
           read: after which steps the key holder decrypts the state, into the step's `outputs`.
+          ahead: what `batches` will give for a step, asked by another thread while the one before
+            runs; the client encrypts it meanwhile. By default of a sequence, and not of a function.
 
         Yields:
           Finished steps, in order.
@@ -221,7 +224,16 @@ class Session:
           1 None [1. 1.]
           2 None [2. 2.]
         """
-        return iter(Training(self, state, batches, count, first, keep, check, read))
+        return iter(Training(self, state, batches, count, first, keep, check, read, ahead))
+
+    def encrypt_ahead(self, args: Sequence[Any], batch: str) -> None:
+        """Have the client encrypt the arguments of the batch that comes after the one that is being
+        run, while the server works on that. Where nothing is encrypted nothing is done.
+
+        args: all of its arguments, zeros or anything for carried ones.
+        """
+        if self._encrypted is not None:
+            self._encrypted.encrypt_ahead(batch, twin.unchecked(self.program, args).inputs)
 
     @property
     def batches(self) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from he_backend.carrying import next_state, public_results, with_state
+from he_backend.carrying import filled, next_state, public_results, with_state
 from he_backend.errors import (
     BackendError,
     DomainError,
@@ -74,7 +76,7 @@ class Training:
     """The steps of `Session.steps`, in order.
 
     Args:
-      session: runs them. state, batches, count, first, keep, check, read: as there.
+      session: runs them. state, batches, count, first, keep, check, read, ahead: as there.
 
     Raises:
       BackendError: the Circuit carries nothing, or one of the arguments cannot be.
@@ -90,6 +92,7 @@ class Training:
         keep: int,
         check: bool | Callable[[int], bool],
         read: bool | Callable[[int], bool],
+        ahead: Callable[[int], Sequence[Any]] | None,
     ):
         if not session.circuit.carries:
             raise BackendError(
@@ -110,6 +113,7 @@ class Training:
         self.count, self.keep = count, keep
         self._check = check if callable(check) else lambda number: bool(check)
         self._batches = batches if callable(batches) else batches.__getitem__
+        self._ahead = ahead if callable(batches) else batches.__getitem__
         self._read = read if callable(read) else lambda number: bool(read)
 
     def __iter__(self) -> Iterator[Step]:
@@ -117,7 +121,8 @@ class Training:
         state = self._state(begin)
         for k in itertools.count(begin) if self.count is None else range(begin, self.count):
             args = self._args(k, state)
-            report = self._run(k, args)
+            with self._encrypting(k + 1, state):
+                report = self._run(k, args)
             outputs = self.session.read(name_of(k)) if self._read(k) else report.outputs
             yield Step(k, report, outputs)
             if k - self.keep >= self.first:
@@ -127,6 +132,28 @@ class Training:
 
     def _args(self, k: int, state: Sequence[Any]) -> tuple[Any, ...]:
         return with_state(self.session.circuit, state, tuple(self._batches(k)))
+
+    @contextlib.contextmanager
+    def _encrypting(self, k: int, state: Sequence[Any]) -> Iterator[None]:
+        """Have the data of step k encrypted meanwhile. state: of the step before; what is carried
+        is not looked at.
+        """
+        ahead, session = self._ahead, self.session
+        if ahead is None or k == self.count or not session.options.encrypts:
+            yield
+            return
+
+        def prepare() -> None:
+            with contextlib.suppress(Exception):  # it comes again when its turn comes
+                args = with_state(session.circuit, state, tuple(ahead(k)))
+                session.encrypt_ahead(filled(session.program, session.circuit, args), name_of(k))
+
+        thread = threading.Thread(target=prepare, name=f"step {k}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
     def _run(self, k: int, args: Sequence[Any]) -> Report:
         """Step k. Errors say which step it was, and what is kept."""

@@ -173,6 +173,7 @@ class _Run:
             first=self.first,
             check=lambda k: how.check == "every" or (how.check == "first" and k == self.first),
             read=self._saves,
+            ahead=self.planned.inputs,
         )
         try:
             yield from steps

@@ -34,7 +34,9 @@ from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import SMALL, receive, send
 from he_backend.processes.privacy import keep_private
 from he_backend.processes.states import reading
+from he_backend.processes.states.ahead import Ahead, take
 from he_backend.processes.states.left import carried_inputs
+from he_backend.processes.store import Store
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.plain.execute import with_source
 from hesim.circuit.refresher import KEY_HOLDER
@@ -54,10 +56,12 @@ class _Client:
 
     Attributes:
       exchange, holder: of the batch at hand; none before the first one.
+      encrypted: inputs of it that were encrypted ahead. ahead: those of the next.
     """
 
     exchange: Exchange
     holder: KeyHolder
+    encrypted: Store | None
 
     def __init__(self, control: socket.socket, config: dict[str, Any]):
         self.control = control
@@ -68,6 +72,7 @@ class _Client:
         known = config.get("decrypt", [int(c) for tap in taps for c in tap.ciphers])
         self.decrypt = frozenset(int(c) for c in known)
         self.machine = _machine(circuit, config, self.folders)
+        self.ahead = Ahead(circuit, self.machine, self.folders.ahead)
         if config.get("wait"):  # until the server listens
             header, _ = receive(control)
             if header.get("type") != "connect":
@@ -95,6 +100,7 @@ class _Client:
         carried = carried_inputs(self.circuit) if config.get("follows") else ()
         self.exchange = Exchange(folders.exchange, run, self.circuit, carried)
         self.decrypt = frozenset(int(c) for c in config.get("decrypt", self.decrypt))
+        self.encrypted = self.ahead.opened(str(config["batch"]), config["inputs"])
         self.open = True
         send(self.control, {"type": "batch"})
 
@@ -104,14 +110,19 @@ class _Client:
             selector.register(self.control, selectors.EVENT_READ)
             selector.register(self.server, selectors.EVENT_READ)
             while True:
-                ready = {key.fileobj for key, _ in selector.select()}
-                if self.control in ready:
+                waiting = self.ahead.waiting
+                ready = {key.fileobj for key, _ in selector.select(0.0 if waiting else None)}
+                if waiting and not ready:
+                    self.ahead.advance()
+                elif self.control in ready:
                     header, _ = receive(self.control)
                     if header["type"] == "stop":
                         send(self.control, {"type": "stopped", "peak": peak_bytes()})
                         return
                     if header["type"] == "batch":
                         self._open(header)
+                    elif header["type"] == "ahead":
+                        self.ahead.begin(header)
                     elif header["type"] == "peak":
                         send(self.control, {"type": "peak", "peak": peak_bytes()})
                 elif self.ended:
@@ -155,7 +166,12 @@ class _Client:
         except BlobError as error:
             raise with_source(error, self.circuit, numbers[0]) from error
         self.exchange.claim(header["type"], numbers)
+        if header["type"] == "input":
+            return [take(self.encrypted, i) or self._encrypted(i) for i in numbers]
         return self.holder.answer(header["type"], numbers, blobs)
+
+    def _encrypted(self, i: int) -> bytes:
+        return self.holder.answer("input", [i], [])[0]
 
     def _refuse(self, error: Exception, began: float, numbers: Sequence[int]) -> None:
         """Tell the caller what is wrong, and the server nothing but that this is the end."""

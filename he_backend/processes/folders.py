@@ -167,6 +167,11 @@ class Folders:
         return self.client / "run.json"
 
     @property
+    def ahead(self) -> Path:
+        """Inputs of the next batch, and what a client has encrypted of them."""
+        return self.client / "ahead"
+
+    @property
     def client_circuit(self) -> Path:
         """The client's own copy, by which it judges what the server asks for."""
         return self.client / "circuit.npz"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from he_backend.processes.job import Batch, Job, Setup
 from he_backend.processes.keys import MadeKeys, ensure_keys
 from he_backend.processes.messages import Progress
 from he_backend.processes.states import reading
+from he_backend.processes.states.ahead import request
 from he_backend.processes.states.left import first_damaged, left_by, without_carried
 from he_backend.processes.store import note_finished, read_finished, read_values
 from he_backend.processes.temporary import temporary_folders
@@ -104,6 +106,9 @@ class Session:
         self._claimed: Claimed | None = None
         self._written: dict[str, Path] = {}
         self._last: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
+        self._listening = False
+        self._next: dict[str, Any] | None = None
 
     def __enter__(self) -> Session:
         setup = self.setup
@@ -117,6 +122,7 @@ class Session:
         with self._held:
             self._stop()
             self._claimed = None
+            shutil.rmtree(self.setup.folders.ahead, ignore_errors=True)
 
     def done(self, name: str) -> bool:
         """Whether the batch of this name is finished, its outputs decrypted and whole.
@@ -209,6 +215,24 @@ class Session:
             return reading.public_of(folders, known_batch(folders, self._entered().name))
         return None
 
+    def encrypt_ahead(self, name: str, inputs: Sequence[np.ndarray]) -> None:
+        """Have the inputs of a batch that is to be run next, going on from one before if anything
+        is carried, encrypted while another is run. It may be called by another thread; what goes
+        wrong shows when the batch is run.
+
+        inputs: encrypted leaves, as of a Batch.
+        """
+        folders = self.setup.folders
+        with contextlib.suppress(BackendError), self._lock:
+            self._next = request(folders.ahead, self.setup.circuit, name, inputs)
+            self._tell_ahead()
+
+    def _tell_ahead(self) -> None:
+        """Pass on what is to be encrypted next, if a batch is being run."""
+        if self._listening and self._next is not None and self._processes is not None:
+            self._processes.encrypt_ahead(self._next)
+            self._next = None
+
     def _claim(self, batch: Batch, folders: Folders) -> ClaimedBatch:
         """Write a batch's files; those of one that is finished need no batch before it any more."""
         run, after, inputs = self._entered().name, "", batch.inputs
@@ -290,7 +314,14 @@ class Session:
         processes = self._processes
         assert processes is not None
         processes.begin(batch, claimed)
-        finished = processes.listen()
+        with self._lock:
+            self._listening = True
+            self._tell_ahead()
+        try:
+            finished = processes.listen()
+        finally:
+            with self._lock:
+                self._listening, self._next = False, None
         with well_formed("server"):
             spent = Spent.from_message(finished["spent"])
             peak = int(finished["peak"]) + processes.client_peaks()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import pytest
 
 import he_backend
+from he_backend.processes.folders import digest_of
+from he_backend.processes.states.ahead import bound_to
+from he_backend.processes.store import Store
 from tests.he_backend.test_carrying import close, data, exact, state, traced
 
 __all__ = ["traced"]
@@ -71,6 +76,47 @@ def test_a_training_goes_on_where_it_stood(traced, tmp_path):
         found += list(session.steps((state(),), data, count=COUNT))[1:]
         close(session.read("step-3"), exact(traced[0], COUNT)[3])
         assert session.batches == ["step-2", "step-3"]
+    for step, result in zip(found, exact(traced[0], COUNT), strict=True):
+        close(step.outputs[1:], result[1:])
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_the_data_of_the_next_step_is_encrypted_while_the_server_works(traced, tmp_path, check):
+    """By the client, before the present step ends; a function is asked only if it says so."""
+    folder, seen, asked = tmp_path / "run.client" / "ahead", [], []
+
+    def there() -> dict[str, bytes]:
+        """What lies there and was not there in the step before, which may not have taken it yet."""
+        found = {}
+        for path in folder.glob("c*.ct"):
+            with contextlib.suppress(FileNotFoundError):
+                found[path.name] = path.read_bytes()
+        before = seen[-1].values() if seen else ()
+        return {name: blob for name, blob in found.items() if blob not in before}
+
+    def look(progress):
+        if progress.processes and len(seen) < COUNT - 1 and progress.tasks_done == 1:
+            end = time.monotonic() + 60
+            while not (found := there()) and time.monotonic() < end:
+                time.sleep(0.01)
+            seen.append(found)
+
+    def ahead(k):
+        asked.append(k)
+        return data(k)
+
+    with opened(traced, tmp_path / "run", progress=look) as session:
+        found = list(session.steps((state(),), data, count=COUNT, check=check, ahead=ahead))
+    assert asked == [1, 2, 3] and all(seen) and not folder.exists()
+    every = [blob for files in seen for blob in files.values()]
+    assert len(set(every)) == len(every), "no ciphertext serves two steps"
+    for k in (2, 3):  # they are what the client looks for when that step's batch begins
+        own = sorted((tmp_path / "run.client/batches" / f"step-{k}" / "inputs").glob("*.npy"))
+        store = Store(tmp_path / "copy", bound_to(f"step-{k}", [digest_of(p) for p in own]))
+        for name, blob in seen[k - 1].items():
+            (store.folder / name).write_bytes(blob)
+        assert store.ciphers() and all(map(store.holds, store.ciphers()))
+        store.delete(store.ciphers())
     for step, result in zip(found, exact(traced[0], COUNT), strict=True):
         close(step.outputs[1:], result[1:])
 
