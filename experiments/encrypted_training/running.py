@@ -32,7 +32,7 @@ from experiments.errors import ExperimentError
 from experiments.training.finetune import MODEL
 from experiments.training.logbook import Logbook
 from experiments.validation.folder import RunFolder
-from he_backend.errors import BackendError
+from he_backend.errors import BackendError, RunFolderError
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.sessions import Session
 from he_backend.steps import Step
@@ -116,7 +116,9 @@ class _Run:
         self.planned, self.folder, self.show, self.how = planned, folder, show, how
         self.first, self.begin = how.start, begin
         if not how.encrypts and (saved := latest(folder, how.name)):
-            self.first, self.begin = saved, load_state(folder, how.name, saved, begin)
+            self._begins(saved)
+        if folder.done(self.again):
+            self._begins(folder.figures(self.again)["step"])
         self.exact = {how.start: begin}
         self.simulated = Beside(planned, how.start, begin)
         self.exact_losses: dict[int, float] = {}
@@ -160,13 +162,43 @@ class _Run:
         whole = self.how.name == "encrypted"
         return self.folder.path if whole else self.folder.path / self.how.name
 
+    @property
+    def again(self) -> str:
+        """The stage that says of which saved state it was begun again."""
+        return f"{self.how.name}-again"
+
+    def _begins(self, saved: int) -> None:
+        """Begin with the state that was saved after so many steps."""
+        self.first = saved
+        self.begin = load_state(self.folder, self.how.name, saved, self.begin)
+
     def _saves(self, number: int) -> bool:
         return saves(number + 1, self.planned.steps, self.how.every)
 
     def _steps(self, session: Session) -> Iterator[Step]:
-        """Finished steps, the last one of an earlier attempt first."""
+        """Finished steps, the last one of an earlier attempt first. Where no encrypted state is
+        whole, those since the model that was saved last are made again.
+        """
+        try:
+            yield from self._asked(session)
+        except RunFolderError as error:
+            saved = latest(self.folder, self.how.name)
+            if self.number >= 0 or saved <= self.first:
+                raise self._failed(error) from error
+            self.show.warn(
+                f"{error}. Begun again with the state that was saved after step {saved:,}"
+            )
+            for batch in session.batches:
+                session.forget(batch)
+            self.folder.save(self.again, {"step": saved})
+            self._begins(saved)
+            yield from self._steps(session)
+        except (BackendError, ValueRangeError) as error:
+            raise self._failed(error) from error
+
+    def _asked(self, session: Session) -> Iterator[Step]:
         how = self.how
-        steps = session.steps(
+        return session.steps(
             self._before,
             self._inputs,
             count=self.planned.steps,
@@ -175,19 +207,21 @@ class _Run:
             read=self._saves,
             ahead=self.planned.inputs,
         )
-        try:
-            yield from steps
-        except (BackendError, ValueRangeError) as error:
-            if self.number < 0:
-                raise ExperimentError(f"{error}; or begin anew, with --fresh") from error
-            raise ExperimentError(
-                f"step {self.number + 1:,} of {self.planned.steps:,} failed: {error}. The same "
-                f"command goes on from {self.folder.path}; other settings begin anew, in another "
-                "--out"
-            ) from error
+
+    def _failed(self, error: Exception) -> ExperimentError:
+        if self.number < 0:
+            return ExperimentError(f"{error}; or begin anew, with --fresh")
+        return ExperimentError(
+            f"step {self.number + 1:,} of {self.planned.steps:,} failed: {error}. The same command "
+            f"goes on from {self.folder.path}; other settings begin anew, in another --out"
+        )
 
     def _before(self, number: int) -> State:
-        """The state before a step as this process knows it: exact; unchecked, its count alone."""
+        """The state before a step as this process knows it: the one that it encrypts; later ones
+        exact, or of unchecked ones the count alone.
+        """
+        if number == self.first:
+            return self.begin
         if self.how.check != "none":
             return self._exact_before(number)
         return _counted(self.begin, number - self.first)

@@ -203,6 +203,24 @@ def test_a_damaged_state_is_gone_behind_and_two_are_refused(insecure, glue, tmp_
     assert_trained(folder)
 
 
+def test_where_no_encrypted_state_is_whole_it_begins_with_the_saved_one(
+    insecure, glue, tmp_path, told
+):
+    """That of the model that the key holder has; stopped once more on the way."""
+    out, every = tmp_path / "run", dataclasses.replace(ENCRYPTED, every=2)
+    at = stopped(told, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(insecure, out, every, glue)
+    for number in (1, 2):
+        carried(out, number)[0].write_bytes(b"")
+    at.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(insecure, out, every, glue)
+    assert (out / "encrypted-again.json").exists() and list(metrics(out)) == [1, 2, 3]
+    _, folder = run(insecure, out, every, glue)
+    assert_trained(folder)
+
+
 def test_a_step_that_would_leave_a_domain_is_not_run_and_the_state_before_it_is_kept(
     insecure, glue, tmp_path
 ):
