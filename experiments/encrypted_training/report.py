@@ -260,22 +260,22 @@ def _cards(found: Found) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _errors(found: Found) -> list[tuple[str, int, str, str]]:
-    """(run, steps, predicted, measured) of what was trained, as powers of two."""
+def _errors(found: Found) -> list[tuple[str, int, float | None, float | None]]:
+    """(run, steps, predicted, measured) of what was trained, as log2; None where it is not known,
+    or nothing differs.
+    """
 
-    def said(run: Mapping[str, Any], name: str) -> str:
-        return f"2^{run[name]:.1f}" if math.isfinite(run.get(name, math.nan)) else "–"
+    def bits(run: Mapping[str, Any], name: str) -> float | None:
+        return run[name] if math.isfinite(run.get(name, math.nan)) else None
 
     rows = []
     if found.rehearsal:
-        rows.append(
-            ("rehearsal", found.rehearsal["steps"], said(found.rehearsal, "error_bits"), "–")
-        )
+        own = found.rehearsal
+        rows.append(("rehearsal", own["steps"], bits(own, "error_bits"), None))
     for name, run in found.runs.items():
         if run.get("encrypted") and "error_bits" in run:
-            steps = run["steps"] - run["start"]
-            both = said(run, "predicted_bits"), said(run, "error_bits")
-            rows.append((_label(name), steps, *both))
+            both = bits(run, "predicted_bits"), bits(run, "error_bits")
+            rows.append((_label(name), run["steps"] - run["start"], *both))
     return rows
 
 

@@ -286,7 +286,7 @@ def test_the_last_steps_of_a_rehearsal_run_encrypted(
     assert abs(figures["error_bits"] - figures["predicted_bits"]) < 1.0
     page = (rehearsed / "report.html").read_text()
     for name in ("error_bits", "predicted_bits"):
-        assert f"2^{figures[name]:.1f}" in page
+        assert f"2<sup>{figures[name]:.1f}</sup>" in page
 
 
 # Margins
