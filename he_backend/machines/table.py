@@ -29,6 +29,8 @@ class MachineRow:
       rotation_keys: names of those that it writes into the server's besides if there are steps.
       interpreter: the Python that key process, client, server and workers run under, where its
         library is installed; None for the caller's.
+      digits: in which it switches keys unless its parameters say another number; None for a digit
+        a prime.
       profile: name of the noise profile of its library.
       bootstraps: whether it refreshes by itself, where a Circuit was planned for that.
       finder: module and name, with a colon between, of a function that finds it instead.
@@ -43,6 +45,7 @@ class MachineRow:
     interpreter: str | None = None
     finder: str = ""
     bootstraps: bool = False
+    digits: int | None = None
     profile: str = "seal"
 
     def python(self) -> str | None:
@@ -79,6 +82,7 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
             rotation_keys=("rotation.key",),
             finder="he_backend.machines.openfhe.interpreter:find_interpreter",
             bootstraps=True,
+            digits=3,
             profile="openfhe",
         ),
     }

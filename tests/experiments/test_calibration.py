@@ -9,7 +9,9 @@ import pytest
 
 import hesim
 from experiments import calibration
-from experiments.calibration import Timing, fitted, measured, rings
+from experiments.calibration import Timing, fitted, rings
+from he_backend.errors import BackendError
+from he_backend.machines.measuring import measure
 from hesim.circuit.costs.table import OPERATIONS, CostTable
 
 
@@ -39,7 +41,9 @@ def test_every_operation_is_measured_at_every_level_that_has_it():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         params = hesim.CKKSParams(11, 2, 40, 50, 60, security=None)
-    found = {(t.operation, t.level) for t in measured("slots", params)}
+    whole = measure("slots", params)
+    assert whole.base_bytes > 1 << 20 and whole.key_factor >= 0.0
+    found = {(t.operation, t.level) for t in whole.timings}
     assert {name for name, _ in found} == set(OPERATIONS)
     lowest = {name for name, level in found if level == 0}
     assert set(OPERATIONS) - lowest == {"rescale", "drop"}
@@ -65,3 +69,15 @@ def test_the_command_writes_a_table_that_is_read_again(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         main(["--costs", str(path), "doctor"])
     assert ended.value.code == 2 and "has no rotate" in capsys.readouterr().err
+
+
+def test_rings_have_digits_where_a_machine_switches_keys_in_some():
+    assert [(p.log_n, p.levels, p.digits) for p in rings(13, 14, 3)] == [(13, 2, 3), (14, 5, 3)]
+
+
+def test_what_fails_elsewhere_is_said():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        params = hesim.CKKSParams(11, 2, 40, 50, 60, security=None, digits=3)
+    with pytest.raises(BackendError, match="measuring pyfhel failed.*leave out digits=3"):
+        measure("pyfhel", params)
