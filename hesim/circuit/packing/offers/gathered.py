@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +12,11 @@ import numpy as np
 from hesim.circuit.circuit import Kind
 from hesim.circuit.layout import linear_index
 from hesim.circuit.moves import index_places, move_table
+from hesim.circuit.packing.arrangement import repeated
 from hesim.circuit.packing.costs import counted, shaped
 from hesim.circuit.packing.emission import Emission, Packed, PublicPart
 from hesim.circuit.packing.gathering import Gathering, gathering, packings
+from hesim.circuit.packing.inputs import meeting
 from hesim.circuit.packing.layout import Coordinate, Layout
 from hesim.circuit.packing.offers.offer import Offer, Setting
 from hesim.circuit.packing.operations import Operation
@@ -22,7 +26,7 @@ from hesim.program import Equation, Literal, Var
 __all__ = ["alike", "moved", "select_n"]
 
 _TARGETS = 5
-"""Layouts of a result that are looked at."""
+"""Layouts of a result that are looked at, and of a stack those in which rows stay where they are."""
 
 Tables = Callable[[list[np.ndarray]], "list[np.ndarray] | None"]
 """From the numbers of all elements of each operand to those of each result."""
@@ -84,10 +88,28 @@ def _gathered(
     ways = []
     for v, numbers in zip(op.outputs, taken, strict=True):
         shape = s.shape(v)
-        targets = dict.fromkeys((*alike(layouts, shape), *packings(shape, s.columns)))
-        ways.append([g for x in [*targets][:_TARGETS] for g in _ways(layouts, x, numbers)])
+        beside = _beside(s, op, layouts) if eqn.name == "stack" else ()
+        near = dict.fromkeys((*alike(layouts, shape), *packings(shape, s.columns)))
+        some = dict.fromkeys((*itertools.islice(beside, _TARGETS), *[*near][:_TARGETS]))
+        ways.append([g for x in some for g in _ways(layouts, x, numbers)])
     for pick in zip(*ways, strict=False):
         yield _offer(pick, added)
+
+
+def _beside(s: Setting, op: Operation, layouts: Sequence[Layout]) -> Iterator[Layout]:
+    """Layouts of a stack in which most of its rows stay where they are, side by side: the new axis,
+    and what lies on ciphertexts, take the room where a row repeats or holds nothing.
+    """
+    out = op.outputs[0]
+    shape, axis = s.shape(out), s.inner(out, op.equations[0].params["axis"])
+    rows = Counter(x for x in layouts if len(x.shape) == len(shape) - 1 and not x.rolls)
+    if axis is None or not rows:
+        return
+    row = max(rows, key=lambda x: rows[x])
+    model = row.renamed(shape, {a: a + (a >= axis) for a in range(len(row.shape))})
+    model = repeated(model) or model
+    fresh = [c for c in (Coordinate(axis, shape[axis], 1), *model.ciphers) if c.axis >= 0]
+    yield from meeting(model._replace(ciphers=()), fresh, shape)
 
 
 def _ways(layouts: Sequence[Layout], target: Layout, taken: np.ndarray) -> Iterator[Gathering]:
