@@ -9,11 +9,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hesim.circuit.aims.carried import Pair
 from hesim.circuit.circuit import Kind
+from hesim.circuit.packing.again import inputs_again
 from hesim.circuit.packing.arrangement import relay, repeated
 from hesim.circuit.packing.costs import Prices, counted, shaped
 from hesim.circuit.packing.inputs import alike, digits, input_layouts, meeting, members_lowest
@@ -46,6 +47,12 @@ _ORIGINS = 16
 
 _FAR = 4.0
 """Times the cheapest state's seconds beyond which it is not."""
+
+_AGAIN = 2
+"""Times that a plan is searched for with inputs where the one before wanted them, at most."""
+
+_WORTH_AGAIN = 1.0
+"""Seconds of a plan beyond which it is."""
 
 _FREE = None
 """Layout of an input that nothing has used yet: the client packs it as it is wanted."""
@@ -93,6 +100,21 @@ class _Way:
     def whole(self) -> float:
         return self.seconds + sum(price for _, _, price in self.moves)
 
+    def of_copy(self, k: int, copy: Layout, operands: int) -> _Way | None:
+        """The way with operand k brought to a copy's layout, for which it was offered; None if it
+        is brought on from there.
+
+        operands: how many there are.
+        """
+        wanted = list(self.offer.operands or (None,) * operands)
+        mine = range(len(wanted)) if operands == 1 else (k,)
+        if any(wanted[i] not in (None, copy) for i in mine):
+            return None
+        for i in mine:
+            wanted[i] = copy
+        moves = *self.moves, (k, copy, 0.0)
+        return _Way(self.seconds, moves, replace(self.offer, operands=tuple(wanted)))
+
 
 class _Search:
     def __init__(
@@ -106,6 +128,7 @@ class _Search:
     ):
         self.setting, self.prices, self.beam, self.most = setting, prices, beam, most
         self.bound, self.carried = bound, tuple(carried)
+        self.fixed: Mapping[int, Layout] = {}
         self._memo: dict[Any, list[_Way]] = {}
         self._inputs: dict[int, list[Layout]] = {}
         self.largest = -1
@@ -225,7 +248,7 @@ class _Search:
 
     def _step(self, state: _State, op: Operation, rules: Mapping[str, Rule]) -> Iterator[_State]:
         for layouts, extra in self._operands(state, op):
-            for way in self._offers(op, layouts, rules):
+            for way in self._ways(state, op, layouts, rules):
                 seconds, copies = way.seconds, state.copies
                 for k, to, price in way.moves:
                     copy = op.operands[k].id, to
@@ -241,6 +264,22 @@ class _Search:
                 choices = op, offer, layouts, state.choices
                 origin = state.origin or after.get(self.largest)
                 yield _State(state.seconds + extra + seconds, after, choices, copies, origin)
+
+    def _ways(
+        self, state: _State, op: Operation, layouts: tuple[Layout, ...], rules: Mapping[str, Rule]
+    ) -> Iterator[_Way]:
+        """Offers for the operands where they lie, and where copies of them do."""
+        yield from self._offers(op, layouts, rules)
+        if rules is not OFFERS:
+            return
+        for k, (v, own) in enumerate(zip(op.operands, layouts, strict=True)):
+            copies = sorted(x for of, x in state.copies if of == v.id and x.shape == own.shape)
+            for copy in copies:
+                there = (*layouts[:k], copy, *layouts[k + 1 :])
+                for way in self._offers(op, there, rules):
+                    taken = way.of_copy(k, copy, len(layouts))
+                    if taken is not None:
+                        yield taken
 
     def _operands(self, state: _State, op: Operation) -> Iterator[tuple[tuple[Layout, ...], float]]:
         """Layouts of the operands: those they have, or for unused inputs those they may have."""
@@ -272,6 +311,8 @@ class _Search:
         """
         if layout is not None:
             return [layout]
+        if op.operands[k].id in self.fixed:
+            return [self.fixed[op.operands[k].id]]
         fresh = self._fresh(op.operands[k])
         others = [y for y in (*before, *known) if y is not None]
         if others:
@@ -429,4 +470,15 @@ def search(
     program = setting.program
     inputs = [v for v in program.inputs if v.encrypted]
     results = [v for v in program.outputs if isinstance(v, Var) and v.encrypted]
-    return _Search(setting, prices, beam, most, bound, carried).run(ops, inputs, results, watch)
+    searching = _Search(setting, prices, beam, most, bound, carried)
+    plans = searching.run(ops, inputs, results, watch)
+    for _ in range(_AGAIN if plans[0].seconds > _WORTH_AGAIN else 0):
+        searching.fixed, searching.bound = inputs_again(plans[0], setting, prices), plans[0].seconds
+        if searching.fixed == plans[0].inputs:
+            break
+        try:
+            found = searching.run(ops, inputs, results)
+        except NoPlan:  # none that is cheaper
+            break
+        plans = sorted((*found, *plans), key=lambda plan: plan.seconds)
+    return plans

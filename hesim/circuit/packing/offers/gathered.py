@@ -26,7 +26,7 @@ from hesim.program import Equation, Literal, Var
 __all__ = ["alike", "moved", "select_n"]
 
 _TARGETS = 5
-"""Layouts of a result that are looked at, and of a stack those in which rows stay where they are."""
+"""Layouts of a result that are looked at, and of those in which rows of a stack stay in place."""
 
 Tables = Callable[[list[np.ndarray]], "list[np.ndarray] | None"]
 """From the numbers of all elements of each operand to those of each result."""

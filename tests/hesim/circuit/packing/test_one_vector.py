@@ -59,10 +59,15 @@ def test_values(check: Callable[..., list], fn: Callable, seed: int | None):
 def counted(lowered: PackedLowering) -> tuple[dict[str, int], dict[str, int]]:
     """What a plan says, and what it wrote."""
     said: Counter[str] = Counter()
-    for _, offer, layouts in lowered.plan.steps:
+    copies = set()
+    for op, offer, layouts in lowered.plan.steps:
         said.update(foretold(offer.works))
-        for x, y in offer.moves(layouts):
-            way = relay(x, y if y is not None else x)
+        for k, (x, y) in enumerate(offer.moves(layouts)):
+            copy = op.operands[min(k, len(op.operands) - 1)].id, y
+            if y is None or copy in copies:
+                continue
+            copies.add(copy)
+            way = relay(x, y)
             assert way is not None
             said.update(foretold(way.works))
     wrote: Counter[str] = Counter()
