@@ -16,6 +16,7 @@ from he_backend.machines.slots import SlotsMachine
 from he_backend.processes.memory import peak_bytes
 from he_backend.processes.messages import Progress
 from he_backend.processes.session import Result
+from he_backend.refreshed import check_refreshed
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Spent
 from hesim.progress import Reporter
@@ -114,7 +115,9 @@ def check_on_slots(
     decrypt: Sequence[int],
     reporter: Reporter,
 ) -> dict[int, tuple[float, float]]:
-    """Overflow anywhere raises; ranges of what the client will decrypt are returned, widened."""
+    """Overflow anywhere raises, and what no bootstrap refreshes; ranges of what the client will
+    decrypt are returned, widened.
+    """
     machine = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
     found: dict[int, tuple[float, float]] = {}
 
@@ -131,6 +134,7 @@ def check_on_slots(
         keep=False,
         progress=lambda done, total: reporter.at(done / total),
     )
+    check_refreshed(circuit, found)
     return twin_ranges(found)
 
 

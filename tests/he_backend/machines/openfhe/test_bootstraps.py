@@ -15,8 +15,11 @@ import pytest
 
 import he_backend
 import hesim
-from he_backend.errors import BackendError, CircuitError
+from he_backend.errors import BackendError, CircuitError, ValueRangeError
 from he_backend.machines.openfhe.remote import RemoteMachine
+from he_backend.refreshed import check_refreshed
+from hesim.circuit.circuit import Kind
+from hesim.errors import ValueOverflowWarning
 from hesim.noise.bootstrap import law
 from hesim.params import CKKSParams
 
@@ -149,3 +152,27 @@ def test_machines_that_do_not_bootstrap_say_which_does(deep_circuit):
     circuit, args, _ = deep_circuit
     with pytest.raises(BackendError, match="backend='openfhe'"):
         he_backend.run(circuit.program, *args, circuit=circuit, backend="pyfhel")
+
+
+@pytest.mark.parametrize(("size", "raises"), [(0.9, None), (4.0, False), (400.0, True)])
+def test_what_a_bootstrap_is_not_made_for_is_said_before_anything_runs(ring, size, raises):
+    def squares(x):
+        return hesim.refresh(x * x) * x
+
+    refresher = hesim.openfhe_bootstrap(ring, budget=(2, 2), correction=11)
+    program = hesim.trace(squares, np.ones(16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        circuit = hesim.compile(program, ring, refresher=refresher, interactive=False)
+    (i,) = np.flatnonzero(circuit.kind == Kind.REFRESH)
+    found = {circuit.operands(int(i))[0]: (-size, 0.5 * size)}
+    if raises is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_refreshed(circuit, found)
+    elif raises:
+        with pytest.raises(ValueRangeError, match=r"slots of up to 400 .*sine is off by"):
+            check_refreshed(circuit, found)
+    else:
+        with pytest.warns(ValueOverflowWarning, match=r"up to 4 and is made for 1.*larger corr"):
+            check_refreshed(circuit, found)
