@@ -365,13 +365,13 @@ class Processes:
         for child in self.children:
             with contextlib.suppress(ProtocolError):
                 send(child.link, {"type": "stop"})
-            child.link.close()
         for child in self.children:
             try:
                 child.process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
+            child.link.close()  # not before: what it still tells must not fail, or it deserts
         shutil.rmtree(self.sockets, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -59,6 +60,25 @@ def test_a_disk_that_is_full_when_a_batch_is_noted_as_finished_loses_nothing(job
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     result = execute(job)
     assert result.skipped == result.tasks
+    assert_right(job, work, result)
+
+
+def test_a_caller_that_stops_while_the_server_is_slow_loses_no_task(job, work):
+    """It is told to stop with tasks to tell of: these are told to a caller that is still there."""
+    stopped: list[int] = []
+
+    def stop(progress):
+        if progress.processes and progress.tasks_done >= 6:
+            stopped.append(progress.processes["server"])
+            os.kill(stopped[0], signal.SIGSTOP)
+            time.sleep(0.2)  # workers finish what they have
+            threading.Timer(0.3, os.kill, (stopped[0], signal.SIGCONT)).start()
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        execute(dataclasses.replace(job, progress=stop, checkpoint_seconds=60.0, ahead=32))
+    result = execute(job)
+    assert result.skipped >= 6
     assert_right(job, work, result)
 
 
