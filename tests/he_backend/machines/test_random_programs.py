@@ -204,15 +204,14 @@ def run(seed: int, ring: hesim.CKKSParams, machine: Any) -> tuple[float, hesim.P
     else:
         machine = copy.copy(machine)
         machine.slots = circuit.slots
-    taps = [tap for tap in circuit.outputs if tap is not None]
-    assert len(taps) == len(right)
-    decrypt = sorted({int(c) for tap in taps for c in tap.ciphers})
+    encrypted = [(tap, r) for tap, r in zip(circuit.outputs, right, strict=True) if tap is not None]
+    decrypt = sorted({int(c) for tap, _ in encrypted for c in tap.ciphers})
     operands = circuit.publics.evaluate(circuit.program.flatten(args))
     vectors, spent = run_local(circuit, machine, list(args[:2]), operands, decrypt)
     assert spent.counts == Counter(circuit.ledger.counts())
     errors = [
         np.max(np.abs(tap.read(vectors) - r)) / max(1.0, np.max(np.abs(r)))
-        for tap, r in zip(taps, right, strict=True)
+        for tap, r in encrypted
     ]
     return float(max(errors)), circuit.program
 
