@@ -210,8 +210,7 @@ def run(seed: int, ring: hesim.CKKSParams, machine: Any) -> tuple[float, hesim.P
     vectors, spent = run_local(circuit, machine, list(args[:2]), operands, decrypt)
     assert spent.counts == Counter(circuit.ledger.counts())
     errors = [
-        np.max(np.abs(tap.read(vectors) - r)) / max(1.0, np.max(np.abs(r)))
-        for tap, r in encrypted
+        np.max(np.abs(tap.read(vectors) - r)) / max(1.0, np.max(np.abs(r))) for tap, r in encrypted
     ]
     return float(max(errors)), circuit.program
 
