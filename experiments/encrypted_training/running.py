@@ -33,6 +33,7 @@ from experiments.training.finetune import MODEL
 from experiments.training.logbook import Logbook
 from experiments.validation.folder import RunFolder
 from he_backend.errors import BackendError, RunFolderError
+from he_backend.expected import expected_seconds
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.sessions import Session
 from he_backend.steps import Step
@@ -123,6 +124,9 @@ class _Run:
         self.simulated = Beside(planned, how.start, begin)
         self.exact_losses: dict[int, float] = {}
         self.seconds: list[float] = []
+        self.expected: list[float] = []
+        if how.encrypts:
+            self.expected.append(expected_seconds(planned.circuit, workers=how.workers))
         self.note, self.number, self.since = "", -1, time.monotonic()
         self.update: Update = lambda done, note, left: None
 
@@ -309,9 +313,11 @@ class _Run:
         return (done - self.how.start) / (self.planned.steps - self.how.start)
 
     def _left(self, done: float) -> float | None:
-        """Seconds left, by the last steps; None while there is none."""
-        known = self.seconds[-_RECENT:]
-        return (self.planned.steps - done) * sum(known) / len(known) if known else None
+        """Seconds left, by the last steps, and before the first by what the plan says; None where
+        that is of ciphertexts and nothing is encrypted.
+        """
+        each = self.seconds[-_RECENT:] or self.expected
+        return (self.planned.steps - done) * sum(each) / len(each) if each else None
 
     def _told(self, p: he_backend.Progress) -> None:
         """A task of the step that is being evaluated."""

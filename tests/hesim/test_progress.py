@@ -48,7 +48,7 @@ def test_what_it_takes_is_said_beforehand_and_progress_never_goes_back():
     program = hesim.trace(blocks, np.zeros((64, 128)))
     seen: list[CompileProgress] = []
     hesim.compile(program, RING, progress=seen.append)
-    said = r"planning 48 operations \(mostly within 19 s and 0.9 of the \d+.\d GB free\)$"
+    said = r"planning 48 operations \(mostly within 19 s and 0.9 GB; \d+.\d GB free\)$"
     assert re.match(said, seen[0].phase)
     assert seen[0].op == ""
     fractions = [p.fraction for p in seen]

@@ -25,7 +25,7 @@ def expected(program: Program) -> str:
         return ""
     return (
         f"{count} operations (mostly within {count * _SECONDS_EACH:.0f} s and "
-        f"{max(count * _BYTES_EACH / 1e9, 0.1):.1f} of the {sizes.available() / 1e9:.1f} GB free)"
+        f"{max(count * _BYTES_EACH / 1e9, 0.1):.1f} GB; {sizes.available() / 1e9:.1f} GB free)"
     )
 
 
