@@ -283,7 +283,8 @@ def test_the_last_steps_of_a_rehearsal_run_encrypted(
     for row in rows.values():
         assert float(row["loss"]) == pytest.approx(float(row["exact_loss"]), abs=2**-6)
     figures = folder.figures("encrypted-from-4")
-    assert abs(figures["error_bits"] - figures["predicted_bits"]) < 1.0
+    # Both are the largest error of one run, a few units of the last place of the float32 states.
+    assert abs(figures["error_bits"] - figures["predicted_bits"]) < 2.0
     page = (rehearsed / "report.html").read_text()
     for name in ("error_bits", "predicted_bits"):
         assert f"2<sup>{figures[name]:.1f}</sup>" in page
