@@ -13,7 +13,7 @@ from he_backend.errors import BackendError
 if TYPE_CHECKING:
     from he_backend.machines.protocol import KeyMaker
 
-__all__ = ["DEFAULT_MACHINE", "MACHINES", "MachineRow", "find"]
+__all__ = ["DEFAULT_MACHINE", "MACHINES", "MachineRow", "find", "find_for_two_owners"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class MachineRow:
         a prime.
       profile: name of the noise profile of its library.
       bootstraps: whether it refreshes by itself, where a Circuit was planned for that.
+      others_keys: whether key files that somebody else made may be loaded; not if its library reads
+        them with a parser that trusts them.
       finder: module and name, with a colon between, of a function that finds it instead.
     """
 
@@ -47,6 +49,7 @@ class MachineRow:
     bootstraps: bool = False
     digits: int | None = None
     profile: str = "seal"
+    others_keys: bool = True
 
     def python(self) -> str | None:
         """The interpreter, found if it must be; None for the caller's. Raises BackendError if there
@@ -84,6 +87,7 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
             bootstraps=True,
             digits=3,
             profile="openfhe",
+            others_keys=False,
         ),
     }
 )
@@ -99,3 +103,19 @@ def find(name: str) -> MachineRow:
         known = " or ".join(map(repr, MACHINES))
         raise BackendError(f"backend {name!r} is unknown; use {known}")
     return MACHINES[name]
+
+
+def find_for_two_owners(name: str) -> MachineRow:
+    """The row of a machine that an evaluator and a key holder run apart.
+
+    Raises:
+      BackendError: there is none of this name, or it takes no keys of another owner.
+    """
+    row = find(name)
+    if not row.others_keys:
+        able = " or ".join(repr(n) for n, r in MACHINES.items() if r.encrypts and r.others_keys)
+        raise BackendError(
+            f"backend={name!r} is for one owner of data and model: its library reads key files "
+            f"with a parser that trusts them. Between two owners take {able}"
+        )
+    return row

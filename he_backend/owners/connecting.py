@@ -12,7 +12,7 @@ import numpy as np
 
 from he_backend.errors import BackendError
 from he_backend.evaluating import check_ledger
-from he_backend.machines.table import DEFAULT_MACHINE, find
+from he_backend.machines.table import DEFAULT_MACHINE, find_for_two_owners
 from he_backend.owners.addresses import Address
 from he_backend.owners.certificates import Certificates
 from he_backend.owners.folder import claimed
@@ -164,7 +164,7 @@ def connect(
       he_backend.errors.EvaluatorGoneError: no evaluator answers at unix:/nobody/listens/here ...
     """
     half, where = bundle.for_key_holder(), Address.parse(address)
-    versions.check(half.versions, backend if find(backend).encrypts else None)
+    versions.check(half.versions, backend if find_for_two_owners(backend).encrypts else None)
     if not where.local and certificates is None:
         raise BackendError(
             "another host is spoken to over TLS only: name a folder of certificates, which `hesim "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from he_backend.errors import BackendError, ProtocolError
-from he_backend.machines.table import DEFAULT_MACHINE, find
+from he_backend.machines.table import DEFAULT_MACHINE, find_for_two_owners
 from he_backend.owners import wire
 from he_backend.owners.addresses import Address
 from he_backend.owners.certificates import Certificates
@@ -89,7 +89,7 @@ class Evaluator:
                 "this is the key holder's part of a bundle, which cannot be evaluated: serve the "
                 "whole one"
             )
-        versions.check(bundle.versions, backend if find(backend).encrypts else None)
+        versions.check(bundle.versions, backend if find_for_two_owners(backend).encrypts else None)
         self.bundle = bundle
         self.folder = Path(folder).resolve()
         self.settings = Settings(backend, workers, idle_seconds=idle_seconds)

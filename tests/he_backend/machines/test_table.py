@@ -10,6 +10,8 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import pytest
 import he_backend
 from he_backend.errors import BackendError
 from he_backend.machines.protocol import Machine, ServerMachine
-from he_backend.machines.table import MACHINES, find
+from he_backend.machines.table import MACHINES, find, find_for_two_owners
 
 PACKAGE = Path(he_backend.__file__).parent
 
@@ -165,6 +167,17 @@ def test_unknown_machines_are_refused_with_those_that_there_are():
         BackendError, match="'abacus' is unknown; use 'slots' or 'pyfhel' or 'openfhe'"
     ):
         find("abacus")
+
+
+def test_a_machine_whose_library_trusts_keys_is_for_one_owner():
+    assert find_for_two_owners("pyfhel") is find("pyfhel")
+    with pytest.raises(BackendError, match=r"one owner of data .* owners take 'pyfhel'$"):
+        find_for_two_owners("openfhe")
+    bundle = SimpleNamespace(operands=[], versions={}, for_key_holder=lambda: bundle)
+    with pytest.raises(BackendError, match="for one owner"):
+        he_backend.Evaluator(cast(Any, bundle), "unix:/nowhere", "/nowhere", backend="openfhe")
+    with pytest.raises(BackendError, match="for one owner"):
+        he_backend.connect(cast(Any, bundle), "unix:/nowhere", backend="openfhe")
 
 
 def test_no_other_module_names_an_encrypted_machine():
