@@ -14,6 +14,7 @@ from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.processes.job import Batch, Setup
 from he_backend.processes.messages import Progress
 from he_backend.processes.session import Session, temporary_folders
+from he_backend.refreshed import check_refreshed
 from he_backend.telling import telling
 from hesim.bundles import versions
 from hesim.bundles.bundle import Bundle
@@ -71,6 +72,7 @@ class BundleSession:
             )
         self.bundle = bundle
         self._row = find(backend)
+        self._row.python()
         versions.check(bundle.versions, backend if self._row.encrypts else None)
         self._folders = run_dir, client_dir
         self._options: dict[str, Any] = {
@@ -132,7 +134,9 @@ class BundleSession:
             return bundle.outputs(vectors)
         if self._session is None:
             raise BackendError("the session is not open; enter it: with session as s: s.run(...)")
-        ranges = twin_ranges(slot_ranges(circuit, inputs, operands))
+        met = slot_ranges(circuit, inputs, operands)
+        check_refreshed(circuit, met)
+        ranges = twin_ranges(met)
         name = str(self._count if batch is None else batch)
         found = self._session.run(Batch(inputs, operands, ranges, name))
         check_ledger(circuit, found.spent)

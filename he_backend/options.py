@@ -21,7 +21,7 @@ class Options:
     """How batches are run; the arguments of `session` by the same names.
 
     Raises:
-      BackendError: one of them is out of range.
+      BackendError: one of them is out of range, or the machine's library is not there.
     """
 
     backend: str = DEFAULT_MACHINE
@@ -37,7 +37,7 @@ class Options:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        find(self.backend)
+        find(self.backend).python()
         if self.outside not in ("error", "warn"):
             raise BackendError(f"outside={self.outside!r} must be 'error' or 'warn'")
         least = {"workers": 1, "clients": 1, "worker_deaths": 0, "keys": 1, "sampled": 0}

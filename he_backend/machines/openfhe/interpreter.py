@@ -15,13 +15,17 @@ from pathlib import Path
 
 from he_backend.errors import BackendError
 
-__all__ = ["VARIABLE", "find_interpreter"]
+__all__ = ["VARIABLE", "find_interpreter", "version_of"]
 
 VARIABLE = "HESIM_OPENFHE_PYTHON"
 """Names the interpreter; then no other is tried."""
 
 _FOLDER = ".venv-openfhe"
-_IMPORT = "import numpy, openfhe; openfhe.CCParamsCKKSRNS"
+_IMPORT = "import sys, numpy, openfhe; print('OpenFHE', openfhe.__version__, *sys.version_info[:2])"
+_KNOWN = "1.6."
+"""Versions of OpenFHE whose parameters, levels and bytes the machine knows."""
+
+_LEAST_PYTHON = (3, 10)
 _SECONDS = 60.0
 """An import takes a quarter of a second; a machine that swaps may take long."""
 
@@ -40,11 +44,21 @@ def find_interpreter() -> str:
         if reason is None:
             return path
         said.append(f"{path}: {reason}")
-    also = "" if named else f", or name a Python that has it in {VARIABLE}"
+    if named:
+        raise BackendError(
+            f"{VARIABLE} names no Python that imports OpenFHE: {'; '.join(said)}. Run `make "
+            f"setup-openfhe` and unset {VARIABLE}, or name a Python that has it"
+        )
     raise BackendError(
-        f"no Python that imports OpenFHE was found: {'; '.join(said)}. Run `make setup-openfhe`"
-        f"{also}"
+        f"no Python that imports OpenFHE was found: {'; '.join(said)}. Run `make setup-openfhe`, "
+        f"or name a Python that has it in {VARIABLE}"
     )
+
+
+def version_of(path: str) -> str:
+    """What an interpreter that `find_interpreter` found has: the versions of both."""
+    _, said = _examined(path)
+    return said
 
 
 def _places() -> Iterator[str]:
@@ -54,21 +68,38 @@ def _places() -> Iterator[str]:
     yield sys.executable
 
 
-@cache
 def _refusal(path: str) -> str | None:
-    """What an interpreter says that does not import OpenFHE; None if it does."""
+    """Why an interpreter does not serve; None if it does."""
+    return _examined(path)[0]
+
+
+@cache
+def _examined(path: str) -> tuple[str | None, str]:
+    """Why an interpreter does not serve, None if it does, and the versions that it has."""
     if not Path(path).exists():
-        return "there is no such file"
+        return "there is no such file", ""
+    if not Path(path).is_file() or not os.access(path, os.X_OK):
+        return "it is no program that can be run", ""
     try:
         done = subprocess.run(
             [path, "-I", "-c", _IMPORT],
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    if not done.returncode:
-        return None
-    return (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+        return str(error), ""
+    if done.returncode:
+        how = f"it ended with status {done.returncode}"
+        return (done.stderr.strip().splitlines() or [how])[-1], ""
+    words = done.stdout.split()
+    if len(words) != 4 or words[0] != "OpenFHE" or not all(map(str.isdigit, words[2:])):
+        return "it is no Python: it was asked for its version and said something else", ""
+    said = f"OpenFHE {words[1]}, Python {words[2]}.{words[3]}"
+    if not words[1].startswith(_KNOWN):
+        return f"it has {said}, and the machine knows OpenFHE {_KNOWN}x", said
+    if (int(words[2]), int(words[3])) < _LEAST_PYTHON:
+        return f"it has {said}, and at least Python 3.10 is needed", said
+    return None, said
