@@ -114,9 +114,9 @@ def check_on_slots(
     operands: Sequence[np.ndarray],
     decrypt: Sequence[int],
     reporter: Reporter,
-) -> dict[int, tuple[float, float]]:
+) -> tuple[dict[int, tuple[float, float]], str | None]:
     """Overflow anywhere raises, and what no bootstrap refreshes; ranges of what the client will
-    decrypt are returned, widened.
+    decrypt are returned, widened, and what `check_refreshed` says.
     """
     machine = SlotsMachine(circuit.params, circuit.slots, circuit.rotation_steps)
     found: dict[int, tuple[float, float]] = {}
@@ -134,8 +134,8 @@ def check_on_slots(
         keep=False,
         progress=lambda done, total: reporter.at(done / total),
     )
-    check_refreshed(circuit, found)
-    return twin_ranges(found)
+    said = check_refreshed(circuit, found)
+    return twin_ranges(found), said
 
 
 def expected_counts(circuit: Circuit, *, follows: bool = False) -> dict[str, int]:

@@ -15,7 +15,7 @@ from jax import tree_util
 from he_backend import evaluating
 from he_backend.carrying import LeftHere, filled, leaves_of, public_results, with_carried
 from he_backend.circuits import check_params, check_refresher, compiled, of_program
-from he_backend.errors import BackendError
+from he_backend.errors import BackendError, ValueRangeError
 from he_backend.evaluating import Outcome
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.options import Asked, Options
@@ -348,7 +348,9 @@ class Session:
         given.reporter.phase("checking for overflow on plain vectors")
         operands = self._operands(circuit, given.args)
         work = operands, self._decrypt(circuit, given.asked.compare), given.reporter
-        found = evaluating.check_on_slots(circuit, given.exact.inputs, *work)
+        found, said = evaluating.check_on_slots(circuit, given.exact.inputs, *work)
+        if said is not None:
+            given.exact.outside.append(ValueRangeError(said))
         return {**found, **(self.options.ranges or {})}
 
     # Evaluations

@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING, Any
 from he_backend.report import figures
 from he_backend.report.intervals import CONFIDENCE
 from he_backend.report.verdict import percent
-from hesim.circuit.refresher import BOOTSTRAP_SECONDS
+from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from he_backend.report.report import OpRecord, Report
 
-__all__ = ["Check", "Row", "body", "error_figure", "page", "power_of_two", "render"]
+__all__ = [
+    "Check",
+    "Row",
+    "body",
+    "error_figure",
+    "page",
+    "power_of_two",
+    "refreshed",
+    "render",
+]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -99,6 +108,7 @@ def page(report: Report) -> str:
             compared=report.compared,
             refreshes=report.refreshes,
             rounds=report.refresh_rounds,
+            refresher=report.refresher,
             checks=_checks(report),
             groups=_groups(report),
             listing=subject.listing if subject is not None else "",
@@ -116,6 +126,7 @@ def body(
     checks: Sequence[Check],
     groups: Sequence[tuple[str, Sequence[Row]]],
     listing: str,
+    refresher: Refresher = KEY_HOLDER,
     compared: bool = True,
 ) -> dict[str, Any]:
     """What the body of `run.html`, and of pages that extend it, reads.
@@ -123,7 +134,8 @@ def body(
     Args:
       ops: of the run. ledger: the Circuit's, by name.
       encrypted: whether anything was. compared: whether operations were decrypted and compared.
-      refreshes, rounds: ciphertexts refreshed, and round trips that follow each other.
+      refreshes, rounds: ciphertexts refreshed, and how many of these follow each other.
+      refresher: who refreshed.
       checks: statements about the run. groups: its figures by subject.
       listing: the Program, one line an operation; empty if it is not known.
     """
@@ -135,6 +147,7 @@ def body(
         "compared": compared,
         "refreshes": refreshes,
         "rounds": rounds,
+        "refresher": refresher,
         "checks": checks,
         "groups": groups,
         "listing": listing,
@@ -211,11 +224,7 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
             f"{predicted}",
         )
     )
-    cards.append(
-        (f"{report.refresh_rounds}", "refresh rounds", f"{report.refreshes:,} ciphertexts in them")
-        if report.refreshes
-        else ("none", "refreshes", "the key holder was not needed")
-    )
+    cards.append(_refreshing(report))
     cards.append(
         (
             f"{report.peak_bytes / 1e9:.2g} GB",
@@ -224,6 +233,31 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
         )
     )
     return cards
+
+
+def _refreshing(report: Report) -> tuple[str, str, str]:
+    if not report.refreshes:
+        return ("none", "refreshes", "the key holder was not needed")
+    if report.interactive:
+        return (f"{report.refresh_rounds}", "refresh rounds", f"{report.refreshes:,} ciphertexts")
+    note = f"{report.refresh_rounds:,} in sequence; no round trip to the key holder"
+    return (f"{report.refreshes:,}", "bootstraps", note)
+
+
+def refreshed(refresher: Refresher, refreshes: int, rounds: int) -> list[Row]:
+    """The rows of a table that say what was refreshed, by whom.
+
+    refreshes: ciphertexts. rounds: how many refreshes follow each other.
+    """
+    if refresher.interactive:
+        return [
+            Row("refresh rounds", f"{rounds:,}", "round trips to the key holder, in sequence"),
+            Row("refreshed ciphertexts", f"{refreshes:,}"),
+        ]
+    return [
+        Row("round trips to the key holder", "none", "between encryption and decryption"),
+        Row("bootstraps", f"{refreshes:,}", f"{rounds:,} in sequence; {refresher.name}"),
+    ]
 
 
 def _checks(report: Report) -> list[Check]:
@@ -269,8 +303,7 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
         ),
         Row("primes", primes),
         Row("levels between refreshes", f"at most {ledger.levels}"),
-        Row("refresh rounds", f"{report.refresh_rounds:,}", "round trips that follow each other"),
-        Row("refreshed ciphertexts", f"{report.refreshes:,}"),
+        *refreshed(report.refresher, report.refreshes, report.refresh_rounds),
     ]
     if report.subject is not None:
         depth = Row("levels of the program", str(report.subject.depth), "on its longest path")
@@ -281,12 +314,11 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
         Row("making keys", f"{report.key_seconds:.2f} s", _keys_predicted(report)),
         Row("core-seconds", f"{report.core_seconds:.2f}", "measured, workers and clients together"),
         Row("core-seconds predicted", f"{ledger.seconds:.2f}", f"by {ledger.costs or 'estimate'}"),
-        Row(
-            "core-seconds, refreshes as bootstraps",
-            f"{report.bootstrapped_seconds:,.1f}",
-            f"{BOOTSTRAP_SECONDS:g} s a ciphertext, on this very plan",
-        ),
     ]
+    if report.refresher.interactive:
+        bootstrapped = f"{report.bootstrapped_seconds:,.1f}"
+        note = f"{BOOTSTRAP_SECONDS:g} s a ciphertext, on this very plan"
+        spent.append(Row("core-seconds, refreshes as bootstraps", bootstrapped, note))
     memory = [
         Row("peak memory", f"{report.peak_bytes / 1e9:.2f} GB", "all processes, each at its peak"),
         Row(

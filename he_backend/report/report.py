@@ -183,8 +183,8 @@ class Report:
       ledger: what the Circuit says it spends.
       counts: what was counted, by operation; it agrees with the ledger.
       refreshes: refreshed ciphertexts.
-      refresh_rounds: round trips that depend on each other. A run with any is interactive: SEAL
-        does not bootstrap.
+      refresh_rounds: refreshes that depend on each other. A run whose key holder does them, in
+        round trips, is interactive.
       seconds: wall-clock seconds of all attempts: making keys, encrypting, evaluating, decrypting.
       key_seconds: those of them in which keys were made, 0 where they were there.
       phases: wall-clock seconds of everything that the call did, by phase: compiling, the twins and
@@ -195,7 +195,8 @@ class Report:
       ops: one OpRecord an operation in a comparing run; otherwise only names, levels and seconds.
       overall: of a comparing run, how much noisier it is than predicted by all operations together;
         None where that cannot be told.
-      outside: messages about polynomials that were fed values outside their domain.
+      outside: messages about polynomials that were fed values outside their domain, and about
+        slots that a bootstrap is not made for.
       tasks, skipped, replaced: pieces of work, those done by earlier attempts, workers that died.
       imported_jax: whether a worker imported JAX, which none should.
       simulate: computes `simulated`.
@@ -246,7 +247,7 @@ class Report:
 
     @property
     def refresh_rounds(self) -> int:
-        """Round trips to the key holder that depend on each other."""
+        """Refreshes that depend on each other: round trips to the key holder, or bootstraps."""
         return self.ledger.refresh_rounds
 
     @property
@@ -256,8 +257,11 @@ class Report:
 
     @property
     def bootstrapped_seconds(self) -> float:
-        """Core-seconds, had each refresh been a bootstrap of one ciphertext at its usual price."""
-        return self.core_seconds + self.refreshes * BOOTSTRAP_SECONDS
+        """Core-seconds, had each refresh been a bootstrap of one ciphertext at its usual price; as
+        they are where it was one.
+        """
+        price = BOOTSTRAP_SECONDS if self.refresher.interactive else 0.0
+        return self.core_seconds + self.refreshes * price
 
     @property
     def interactive(self) -> bool:

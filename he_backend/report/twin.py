@@ -35,14 +35,14 @@ class Exact:
       fed: what a polynomial was fed, by its place in `program.ops`: smallest and largest value, and
         how many were outside its domain.
       outside: one message for each polynomial that is fed values outside its domain, those of
-        public values first.
+        public values first; what is said of bootstraps is added by who checks them.
     """
 
     inputs: list[np.ndarray]
     outputs: Any
     ranges: list[tuple[float, float]]
     ops: list[np.ndarray]
-    outside: list[DomainError]
+    outside: list[BackendError]
     fed: dict[int, tuple[float, float, int]] = field(default_factory=dict)
 
 
@@ -76,7 +76,7 @@ def evaluate(program: Program, args: Sequence[Any], keep_ops: bool = True) -> Ex
     known = {v.id: x for v, x in zip(program.inputs, flat, strict=True) if v.id in watched}
     ranges: list[tuple[float, float]] = []
     ops: list[np.ndarray] = []
-    outside: list[DomainError] = []
+    outside: list[BackendError] = []
     met: dict[int, tuple[float, float, int]] = {}
     for equation, values in public_polynomials(program, flat):
         outside.extend(check_domain(equation, values))
