@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.errors import ExperimentError
+from experiments.machines import missing
 
 __all__ = ["examine"]
 
@@ -25,7 +26,7 @@ _PACKAGES = ("jax", "flax", "optax", "numpy", "tokenizers", "orbax-checkpoint", 
 def examine(console: Console) -> bool:
     """Print one line a check; whether all of them passed."""
     healthy = True
-    for check in (_python, _packages, _pyfhel, _memory, _disk, _data):
+    for check in (_python, _packages, _pyfhel, _openfhe, _memory, _disk, _data):
         try:
             for text in check():
                 console.print(Text.assemble(("✓ ", "green"), text))
@@ -70,6 +71,18 @@ def _pyfhel() -> Iterator[str]:
     if not report.max_error < 1e-3:
         raise ExperimentError(f"Pyfhel is wrong by {report.max_error:.1e} on a product")
     yield f"Pyfhel encrypts, multiplies and decrypts (error {report.max_error:.0e})"
+
+
+def _openfhe() -> Iterator[str]:
+    """Whether it is there, and why not; the demo does without."""
+    from he_backend.machines.openfhe.interpreter import find_interpreter, version_of
+
+    reason = missing("openfhe")
+    if reason is not None:
+        yield f"without OpenFHE, which only --backend openfhe needs: {reason}"
+        return
+    path = find_interpreter()
+    yield f"{version_of(path)}, bootstraps: {path}"
 
 
 def _memory() -> Iterator[str]:

@@ -10,7 +10,9 @@ from typing import Any
 import hesim
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
+from experiments.machines import suited
 from experiments.validation.subject import find_subject, of_sentences
+from he_backend.machines.table import DEFAULT_MACHINE
 from hesim.circuit.circuit import Circuit
 from hesim.errors import EmptySlotsWarning
 from hesim.params import CKKSParams
@@ -40,6 +42,9 @@ def plan_model(
     answer: str | None = None,
     ring: dict[str, Any] | None = None,
     config: str | Path | None = None,
+    backend: str = DEFAULT_MACHINE,
+    insecure: int | None = None,
+    key_holder: bool = False,
     progress: Reporter | None = None,
     **options: Any,
 ) -> Planned:
@@ -57,13 +62,15 @@ def plan_model(
       length: tokens of a sentence; by default as many as the model was trained on.
       answer: "logits", or "cosine": embeddings of sentences; by default what the model is good for.
       ring: fields of `CKKSParams` that differ from those of the model, or of the demo.
-      config: TOML file with the sections `encrypted` and `twin`, for ring and polynomials.
+      config: TOML file with the sections `encrypted`, `twin` and `bootstrap`.
+      backend: the machine that it is to run on, which need not be there.
+      insecure, key_holder: as for `Validation`.
       options: of `hesim.compile`.
 
     Raises:
       ExperimentError: no such model, or one that encryption cannot run. Else as `hesim.compile`.
     """
-    subject = find_subject(name, config)
+    subject = find_subject(name, config, backend)
     model = subject.planned(length)
     if answer not in (None, "logits", "cosine"):
         raise ExperimentError(f"answer {answer!r} is neither logits nor cosine")
@@ -71,9 +78,15 @@ def plan_model(
         answer = subject.answer
     if answer == "cosine":
         model = dataclasses.replace(model, config=of_sentences(model.config))
-    params = dataclasses.replace(subject.how.ckks, **(ring or {}))
+    how = dataclasses.replace(
+        subject.how, ckks=dataclasses.replace(subject.how.ckks, **(ring or {}))
+    )
+    chosen = suited(how, backend, config, insecure=insecure, key_holder=key_holder)
     members = Settings().batch if batch is None else batch
-    circuit = compile_forward(model, params, members, answer, progress=progress, **options)
+    options = {"refresher": chosen.refresher} | options
+    circuit = compile_forward(
+        *(model, chosen.how.ckks, members, answer), progress=progress, **options
+    )
     assert circuit.program is not None
     return Planned(circuit.program, circuit, model, subject.polynomials)
 

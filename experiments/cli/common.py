@@ -22,6 +22,8 @@ __all__ = [
     "DataDirOption",
     "DataOption",
     "FreshOption",
+    "InsecureOption",
+    "KeyHolderOption",
     "MemoryOption",
     "ObjectiveOption",
     "RefreshPriceOption",
@@ -82,6 +84,19 @@ BackendOption = Annotated[
         help=f"Where it runs, encrypted but on {_OPEN}, for debugging.",
     ),
 ]
+InsecureOption = Annotated[
+    int | None,
+    typer.Option(
+        min=4,
+        max=17,
+        metavar="LOG_N",
+        help="The same chain in a ring of this size, which protects nothing: to try it.",
+    ),
+]
+KeyHolderOption = Annotated[
+    bool,
+    typer.Option("--key-holder", help="The key holder refreshes, though the machine bootstraps."),
+]
 DataOption = Annotated[
     str,
     typer.Option(
@@ -95,7 +110,7 @@ DataDirOption = Annotated[
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        help="TOML file with the sections encrypted and twin, for ring and polynomials.",
+        help="TOML file with the sections encrypted, twin and bootstrap; --template prints one.",
         dir_okay=False,
     ),
 ]

@@ -7,13 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.common import (
+    BackendOption,
     ConfigOption,
+    InsecureOption,
+    KeyHolderOption,
     MemoryOption,
     ObjectiveOption,
     RefreshPriceOption,
     price_of,
 )
 from experiments.console import make_console
+from he_backend.machines.table import DEFAULT_MACHINE
 
 __all__ = ["app"]
 
@@ -73,6 +77,9 @@ def plan(
     ] = False,
     memory: MemoryOption = None,
     config: ConfigOption = None,
+    backend: BackendOption = DEFAULT_MACHINE,
+    insecure: InsecureOption = None,
+    key_holder: KeyHolderOption = False,
     listing: Annotated[bool, typer.Option("--listing", help="Print the program, too.")] = False,
 ) -> None:
     """Plan a model's encrypted run, without running it: layouts, levels, seconds, memory, keys."""
@@ -92,6 +99,9 @@ def plan(
             answer=answer,
             ring=ring,
             config=config,
+            backend=backend,
+            insecure=insecure,
+            key_holder=key_holder,
             progress=bar,
             refresh_price=price_of(refresh_price),
             objective=objective,

@@ -13,9 +13,12 @@ from experiments.cli.common import (
     ConfigOption,
     DataDirOption,
     FreshOption,
+    InsecureOption,
+    KeyHolderOption,
     MemoryOption,
     ObjectiveOption,
     RefreshPriceOption,
+    TemplateOption,
     price_of,
     resumable,
 )
@@ -30,12 +33,12 @@ app = typer.Typer()
 @app.command()
 def validate(
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="The folder of a model, of a fine-tuning or of a demo; a converted or distilled "
             "encoder of sentences."
         ),
-    ],
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -95,9 +98,20 @@ def validate(
         typer.Option("--clear", help="In the clear only: scores, and whether the ranges hold."),
     ] = False,
     backend: BackendOption = DEFAULT_MACHINE,
+    insecure: InsecureOption = None,
+    key_holder: KeyHolderOption = False,
+    template: TemplateOption = False,
 ) -> None:
     """Run a trained model on held-out sentences: exact, polynomial, simulated, encrypted."""
     from typing import cast
+
+    if template:
+        from experiments.training.twin import encryption_template
+
+        typer.echo(encryption_template(), nl=False)
+        return
+    if model is None:
+        raise typer.BadParameter("name a model")
 
     from experiments.console import Display
     from experiments.validation.run import run_validation, validate_in_the_clear
@@ -124,6 +138,8 @@ def validate(
         memory=None if memory is None else memory * 1e9,
         compare=cast(Compared, compare),
         backend=backend,
+        insecure=insecure,
+        key_holder=key_holder,
     )
     console = make_console()
     display = Display(console)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from experiments import machines
 from experiments.console import Display
 from experiments.demo import stages
 from experiments.demo.settings import Settings
@@ -58,6 +59,7 @@ def run_demo(
     """
     from experiments.validation.report import write_report
 
+    machines.need(settings.backend)
     show = display if display is not None else Display()
     path = Path(run_dir) if run_dir is not None else settings.default_folder()
     folder = RunFolder.claim(path, settings, fresh=fresh)

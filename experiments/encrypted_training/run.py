@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from experiments import machines
 from experiments.console import Display
 from experiments.encrypted_training.preparing import Planned, claim, fitted, plan_steps, prepare
 from experiments.encrypted_training.rehearsing import rehearse
@@ -49,6 +50,8 @@ def run_encrypted_training(
         a step that leaves a domain. DataError, CheckpointError; the errors of `hesim.compile` where
         there is no plan, and those of `he_backend.session`.
     """
+    if how is not None:
+        machines.need(how.backend)
     show = display if display is not None else Display()
     show.stage("1/3  Data, model, and its polynomials")
     start, data = prepare(job, data_dir, show)

@@ -8,22 +8,34 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import ExperimentError
-from experiments.training.options import Option, options_of, read_options, with_defaults
+from experiments.training.options import (
+    Option,
+    options_of,
+    read_options,
+    template,
+    with_defaults,
+)
 from models.checks import check_range
 from models.encrypted.settings import EncryptionSettings
 from models.sites.sites import Range
 
 __all__ = [
+    "BOOTSTRAP",
     "RING",
     "TWIN",
     "as_encrypted_of",
     "default_ranges",
+    "encryption_template",
     "read_encryption",
+    "read_given",
     "ring_of",
     "said_ring",
 ]
 
 _DEFAULT = EncryptionSettings()
+
+_NONE = ("digits", "security")
+"""Of the ring, what may be none, which a file says by 0."""
 
 RING = (
     *options_of(
@@ -37,6 +49,18 @@ RING = (
             "special_bits": "Bits of the key-switching prime.",
         },
     ),
+    Option(
+        "encrypted",
+        "digits",
+        0,
+        "Digits in which keys are switched, as OpenFHE does it; 0: a digit a prime, as SEAL does.",
+    ),
+    Option(
+        "encrypted",
+        "security",
+        128,
+        "Bits of security that are held against the ring; 0: none, for tests only.",
+    ),
     *options_of(
         _DEFAULT,
         "encrypted",
@@ -48,6 +72,24 @@ RING = (
     ),
 )
 """Section `encrypted` of a file."""
+
+BOOTSTRAP = (
+    Option(
+        "bootstrap",
+        "budget",
+        (3, 3),
+        "Levels of the two linear maps of OpenFHE's bootstrap, coefficients to slots and slots to "
+        "coefficients: more are faster, and leave fewer.",
+    ),
+    Option(
+        "bootstrap",
+        "correction",
+        13,
+        "Binary logarithm of what values are divided by in it: larger ones bend values above 1 "
+        "less, and are noisier.",
+    ),
+)
+"""Section `bootstrap` of a file, of a machine that bootstraps."""
 
 _FUNCTIONS: Mapping[str, tuple[str, Range]] = {
     "exp": ("the Gaussian kernel's exponent", (-40.0, 0.0)),
@@ -187,13 +229,30 @@ def read_encryption(path: str | Path | None, how: EncryptionSettings) -> Encrypt
     if path is None:
         return how
     own = {"twin": {"margin": how.fit.margin}, "encrypted": said_ring(how)}
-    return as_encrypted_of(read_options(path, with_defaults((*RING, *TWIN), own)), how)
+    options = (*with_defaults((*RING, *TWIN), own), *BOOTSTRAP)
+    return as_encrypted_of(read_options(path, options), how)
+
+
+def read_given(path: str | Path | None) -> dict[str, dict[str, Any]]:
+    """What a file for `read_encryption` says itself, by section and option: no defaults."""
+    options = (dataclasses.replace(o, optional=True) for o in (*RING, *TWIN, *BOOTSTRAP))
+    return read_options(path, tuple(options))
+
+
+def encryption_template() -> str:
+    """A TOML file for `read_encryption` with every option at its default, explained."""
+    return template(
+        tuple(dataclasses.replace(o, optional=True) for o in (*RING, *TWIN, *BOOTSTRAP)),
+        "Ring, polynomials and bootstrap of an encrypted run. Every option may be left out: then "
+        "the ring is the model's own, or, where OpenFHE bootstraps, the one that is secure for "
+        "that, and the polynomials are those that the model was trained with.",
+    )
 
 
 def said_ring(how: EncryptionSettings) -> dict[str, Any]:
     """Ring, profile and factor of the loss by the names of a file's section `encrypted`."""
     return {
-        option.name: getattr(how if hasattr(how, option.name) else how.ckks, option.name)
+        option.name: getattr(how if hasattr(how, option.name) else how.ckks, option.name) or 0
         for option in RING
     }
 
@@ -201,5 +260,6 @@ def said_ring(how: EncryptionSettings) -> dict[str, Any]:
 def ring_of(said: Mapping[str, Any], how: EncryptionSettings) -> EncryptionSettings:
     """`how` with the ring and the profile that `said_ring` noted of another."""
     primes = {name: said[name] for name in said if hasattr(how.ckks, name)}
+    primes |= {name: primes[name] or None for name in _NONE if name in primes}
     others = {name: said[name] for name in said if name not in primes}
     return dataclasses.replace(how, ckks=dataclasses.replace(how.ckks, **primes), **others)

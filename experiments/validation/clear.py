@@ -14,6 +14,7 @@ import numpy as np
 from experiments.console import Display
 from experiments.demo import stages
 from experiments.errors import ExperimentError
+from experiments.machines import suited
 from experiments.training.finetune import remembered
 from experiments.validation.encrypting import describe_dataset, site_rows
 from experiments.validation.folder import RunFolder
@@ -66,7 +67,7 @@ def prepare(asked: Validation, display: Display) -> Prepared:
     Raises ExperimentError for a model without weights or a tokenizer, a task that its head is not
     for, or more rows than are held out; DataError for data that cannot be read.
     """
-    subject = find_subject(asked.model, asked.config)
+    subject = find_subject(asked.model, asked.config, asked.backend)
     if subject.demo is not None:
         return _of_demo(asked, subject)
     if subject.saved is None or subject.saved.tokenizer is None:
@@ -163,7 +164,9 @@ def _resolved(
 ) -> Resolved:
     least = 2 if answer == "cosine" else 1
     tokens = config.sequence * (2 if config.pairs == "bi-encoder" else 1)
-    slots = 2 ** (subject.how.ckks.log_n - 1)
+    alike = {"insecure": asked.insecure, "key_holder": asked.key_holder}
+    for_machine = suited(subject.how, asked.backend, asked.config, **alike)
+    slots = for_machine.how.ckks.slots
     batch = min(rows, asked.rows_at_a_time(tokens, slots, least))
     folder = subject.folder
     if folder is not None and subject.demo is None and (folder / "model").is_dir():
@@ -171,7 +174,8 @@ def _resolved(
     return Resolved(
         asked,
         data,
-        subject.how,
+        for_machine.how,
+        for_machine.refresher,
         answer,
         rows,
         batch,

@@ -56,6 +56,7 @@ class Forward:
       batch: rows side by side in the slots.
       answer: "logits", or "embeddings", of the Circuit.
       answers: what the client makes of a batch's decrypted outputs; by default nothing else.
+      profile: of the noise that is simulated.
     """
 
     circuit: Circuit
@@ -65,6 +66,7 @@ class Forward:
     batch: int
     answer: str = "logits"
     answers: Callable[[np.ndarray], np.ndarray] = np.asarray
+    profile: str = "seal"
 
     @property
     def batches(self) -> int:
@@ -84,7 +86,7 @@ class Forward:
         batches.
         """
         forward = simulated_forward(
-            self.model, self.circuit.params, circuit=self.circuit, answer=self.answer
+            *(self.model, self.circuit.params, self.profile, self.circuit, self.answer)
         )
         return jax.jit(lambda *args: forward(*args)[0])
 
@@ -111,7 +113,7 @@ def note_plan(forward: Forward, seconds: float, folder: RunFolder, display: Disp
     assert program is not None
     (folder.path / "program.txt").write_text(f"{program}\n", encoding="utf-8")
     kinds = Counter(equation.name for equation in program.ops)
-    tap = circuit.outputs[0]
+    tap, refresher = circuit.outputs[0], circuit.refresher
     assert tap is not None
     figures = {
         "listing": str(program),
@@ -122,6 +124,7 @@ def note_plan(forward: Forward, seconds: float, folder: RunFolder, display: Disp
         "ledger": dataclasses.asdict(circuit.ledger),
         "instructions": len(circuit.kind),
         "ring": _ring(circuit),
+        "refresher": {"name": refresher.name, "interactive": refresher.interactive},
         "batch": forward.batch,
         "batches": forward.batches,
         "seconds": seconds,
@@ -155,14 +158,25 @@ def _say_plan(display: Display, figures: dict[str, Any], folder: RunFolder) -> N
     )
     names = ("products", "plain_products", "rotations", "relinearizations", "rescales", "refreshes")
     display.say("  " + ", ".join(f"{ledger[name]:,} {name.replace('_', ' ')}" for name in names))
-    display.say(
-        f"  {ledger['refreshes']:,} ciphertexts are refreshed by the key holder in "
-        f"{ledger['refresh_rounds']} rounds: an interactive evaluation, since SEAL does not "
-        "bootstrap"
-    )
+    display.say(f"  {_refreshing(figures)}")
     display.say(
         f"  keys to make: {ledger['rotation_keys']} rotation keys and the relinearization key, "
         f"{ledger['key_bytes'] / 1e6:.0f} MB"
+    )
+
+
+def _refreshing(figures: dict[str, Any]) -> str:
+    """Who refreshes, and whether the key holder takes part."""
+    ledger = figures["ledger"]
+    count, rounds = f"{ledger['refreshes']:,}", ledger["refresh_rounds"]
+    if figures["refresher"]["interactive"]:
+        return (
+            f"{count} ciphertexts are refreshed by the key holder in {rounds} rounds: an "
+            "interactive evaluation"
+        )
+    return (
+        f"{count} bootstraps on the server, at most {rounds} of them in sequence: the key holder "
+        "takes no part between encryption and decryption"
     )
 
 
@@ -322,7 +336,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 def _ring(circuit: Circuit) -> dict[str, Any]:
     params = circuit.params
-    names = ("log_n", "levels", "scale_bits", "first_bits", "special_bits", "security")
+    names = ("log_n", "levels", "scale_bits", "first_bits", "special_bits", "security", "digits")
     return {
         **{name: getattr(params, name) for name in names},
         "log_qp": float(params.log_qp),

@@ -66,6 +66,7 @@ def page(results: Results) -> str:
             encrypted=results.was_encrypted,
             refreshes=results.total("refreshes"),
             rounds=results.total("refresh_rounds"),
+            refresher=results.refresher,
             checks=results.checks,
             groups=groups(results),
             listing=results.plan["listing"],

@@ -18,6 +18,7 @@ from experiments.validation.folder import RunFolder
 from he_backend.report.html import Check, power_of_two
 from he_backend.report.intervals import CONFIDENCE
 from he_backend.report.report import OpRecord
+from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from models.data import metrics
 
 __all__ = ["COSINE_ERROR", "LOGIT_ERROR", "MARGIN", "RANK_ERROR", "Check", "Results", "Site"]
@@ -167,6 +168,12 @@ class Results:
         return len(self.encrypted)
 
     @property
+    def refresher(self) -> Refresher:
+        """Who refreshed, by name."""
+        found = self.plan.get("refresher")
+        return KEY_HOLDER if found is None else Refresher(**found)
+
+    @property
     def regression(self) -> bool:
         return self.dataset["task"] == "regression"
 
@@ -292,6 +299,7 @@ class Results:
             },
             "refreshes": self.total("refreshes"),
             "refresh_rounds": self.total("refresh_rounds"),
+            "interactive": self.total("refreshes") > 0 and self.refresher.interactive,
             "seconds": self.seconds,
             "seconds_a_sentence": self.seconds_a_sentence,
             "bootstrapped_core_seconds": self.bootstrapped_seconds,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import machines
 from experiments.console import Display
 from experiments.planning import compile_forward
 from experiments.validation import clear as in_the_clear
@@ -56,8 +57,8 @@ def run_validation(
 
     Raises:
       ExperimentError: no such model, one that the data do not fit, more rows than there are, or a
-        folder of another run. DataError, CheckpointError, and the errors of `hesim` and
-        `he_backend`.
+        folder of another run. BackendError: the machine's library is not there. DataError,
+        CheckpointError, and the other errors of `hesim` and `he_backend`.
 
     Examples:
       >>> from experiments import Validation, run_validation
@@ -66,6 +67,7 @@ def run_validation(
           ...
       experiments.errors.ExperimentError: there is no model ...
     """
+    machines.need(asked.backend)
     show = display if display is not None else Display()
     started = time.monotonic()
     show.stage("1/3  Model, data, and both models in the clear")
@@ -119,6 +121,7 @@ def _plan(data: Prepared, folder: RunFolder, show: Display) -> Forward:
         refresh_price=asked.refresh_price,
         objective=asked.objective,
         memory=asked.memory,
+        refresher=resolved.refresher,
     )
     rows = select_rows(data.test, np.arange(resolved.rows))
     cut = Batch(
@@ -132,6 +135,9 @@ def _plan(data: Prepared, folder: RunFolder, show: Display) -> Forward:
     if data.model.config.positions == "learned":  # as many as the traced model has
         params["embedding"]["position"] = params["embedding"]["position"][:length]
     made = "logits" if resolved.answer == "logits" else "embeddings"
-    forward = Forward(circuit, data.model, params, cut, resolved.batch, made, answers)
+    forward = Forward(
+        *(circuit, data.model, params, cut, resolved.batch, made, answers),
+        profile=resolved.how.profile,
+    )
     note_plan(forward, time.monotonic() - started, folder, show)
     return forward

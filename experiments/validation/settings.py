@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from experiments.validation.identity import code_digest
 from experiments.validation.subject import Answer
 from he_backend.machines.table import DEFAULT_MACHINE
+from hesim.circuit.refresher import Refresher
 from hesim.errors import ArgumentError
 from models.encrypted.settings import EncryptionSettings
 
@@ -43,6 +45,9 @@ class Validation:
       compare: which batches are compared operation by operation, "none", "first" or "all": a
         comparison takes as long as an evaluation, or longer. The answers are compared of all.
       backend: a machine of the table.
+      insecure: log2 of a ring degree: the chain of the machine in a small ring, which protects
+        nothing.
+      key_holder: whether the key holder refreshes though the machine could bootstrap.
 
     Examples:
       >>> from experiments import Validation
@@ -64,6 +69,8 @@ class Validation:
     memory: float | None = None
     compare: Compared = "first"
     backend: str = DEFAULT_MACHINE
+    insecure: int | None = None
+    key_holder: bool = False
 
     def __post_init__(self) -> None:
         if self.sentences is not None and self.sentences < 0:
@@ -101,10 +108,11 @@ class Validation:
             ("objective", None if self.objective == "seconds" else self.objective),
             ("compare", None if self.compare == "first" else self.compare),
             ("backend", None if self.backend == DEFAULT_MACHINE else self.backend),
+            ("insecure", self.insecure),
         ):
             if value is not None:
                 parts.append(f"--{option} {value}")
-        return " ".join(parts)
+        return " ".join([*parts, *["--key-holder"] * self.key_holder])
 
     def default_folder(self, digest: str) -> Path:
         """`runs/validate-<model>-<digest>` under the current folder."""
@@ -117,13 +125,14 @@ class Validation:
 class Resolved:
     """A validation with everything decided that it left open: what its run folder belongs to.
 
-    how: ring and polynomials. rows: that are encrypted. length: tokens. digest: of the model's
-    files.
+    how: ring and polynomials. refresher: who refreshes. rows: that are encrypted. length: tokens.
+    digest: of the model's files.
     """
 
     validation: Validation
     data: str
     how: EncryptionSettings
+    refresher: Refresher
     answer: Answer
     rows: int
     batch: int
@@ -143,6 +152,7 @@ class Resolved:
             "asked": asked,
             "data": self.data,
             "how": dataclasses.asdict(self.how),
+            "refresher": _as_json(self.refresher),
             "answer": self.answer,
             "sentences": self.rows,
             "batch": self.batch,
@@ -152,6 +162,12 @@ class Resolved:
             "backend": self.validation.backend,
         }
         return json.loads(json.dumps(found))
+
+
+def _as_json(refresher: Refresher) -> dict[str, Any]:
+    """Its fields, those left out that have no finite number."""
+    fields = dataclasses.asdict(refresher)
+    return {name: value for name, value in fields.items() if value != math.inf}
 
 
 def digest_of_folder(path: Path | None) -> str:

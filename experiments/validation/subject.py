@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from experiments.demo.settings import DEMO_RING, Settings
 from experiments.errors import ExperimentError
+from experiments.machines import based
 from experiments.training.evaluate import AFTER_TRAINING
 from experiments.training.finetune import MODEL
 from experiments.training.twin import default_ranges, read_encryption, ring_of
 from experiments.validation.folder import RunFolder
+from he_backend.machines.table import DEFAULT_MACHINE
 from models.config import PRESETS, EncoderConfig
 from models.encrypted.settings import EncryptionSettings
 from models.encrypted.twin import encryptable
@@ -87,8 +89,12 @@ class Subject:
         return Model(config, sites)
 
 
-def find_subject(name: str, config: str | Path | None = None) -> Subject:
-    """The model of that name. config: TOML file with the sections `encrypted` and `twin`.
+def find_subject(
+    name: str, config: str | Path | None = None, backend: str = DEFAULT_MACHINE
+) -> Subject:
+    """The model of that name, with a ring for a machine: its own, if that is one.
+
+    config: TOML file with the sections `encrypted` and `twin`. backend: the machine.
 
     Raises ExperimentError for no such model, CheckpointError for a damaged one.
     """
@@ -98,7 +104,7 @@ def find_subject(name: str, config: str | Path | None = None) -> Subject:
         how = dataclasses.replace(EncryptionSettings(), ckks=DEMO_RING)
         if name == "demo":
             how = dataclasses.replace(how, fit=demo.recipe.fit)
-        return Subject(name, PRESETS[name], read_encryption(config, how))
+        return Subject(name, PRESETS[name], read_encryption(config, based(how, backend)))
     if not path.is_dir():
         raise ExperimentError(
             f"there is no model {name!r}: give a preset ({', '.join(sorted(PRESETS))}), a shipped "
@@ -106,11 +112,11 @@ def find_subject(name: str, config: str | Path | None = None) -> Subject:
             "finetune or of a demo"
         )
     if (path / "settings.json").is_file():
-        return _of_demo(name, path, config)
+        return _of_demo(name, path, config, backend)
     saved = load_model(path / MODEL if (path / MODEL).is_dir() else path)
     ring = saved.notes.get("encrypted")
     usual = dataclasses.replace(AFTER_TRAINING, ckks=DEMO_RING)
-    how = read_encryption(config, ring_of(ring, usual) if ring else usual)
+    how = read_encryption(config, based(ring_of(ring, usual) if ring else usual, backend))
     shape = saved.config
     if "length" in saved.notes:
         shape = shape.replace(sequence=saved.notes["length"])
@@ -118,7 +124,7 @@ def find_subject(name: str, config: str | Path | None = None) -> Subject:
     return Subject(name, shape, how, own, saved, path)
 
 
-def _of_demo(name: str, path: Path, config: str | Path | None) -> Subject:
+def _of_demo(name: str, path: Path, config: str | Path | None, backend: str) -> Subject:
     found = RunFolder.find(path).settings
     if "recipe" not in found:
         raise ExperimentError(
@@ -126,7 +132,8 @@ def _of_demo(name: str, path: Path, config: str | Path | None) -> Subject:
         )
     run = Settings.from_plain(found)
     how = dataclasses.replace(EncryptionSettings(), ckks=run.ckks, fit=run.recipe.fit)
-    return Subject(name, run.config, read_encryption(config, how), folder=path, demo=run)
+    how = read_encryption(config, based(how, backend))
+    return Subject(name, run.config, how, folder=path, demo=run)
 
 
 def of_sentences(config: EncoderConfig) -> EncoderConfig:

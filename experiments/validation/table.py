@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.validation.results import COSINE_ERROR, LOGIT_ERROR, Results, bits
-from he_backend.report.html import Row, power_of_two
+from he_backend.report.html import Row, power_of_two, refreshed
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
@@ -106,12 +106,7 @@ def _levels(r: Results) -> list[Row]:
             "levels between refreshes",
             f"at most {ledger.get('levels', ledger['depth'])}",
         ),
-        Row(
-            "refresh rounds",
-            f"{r.total('refresh_rounds'):,}",
-            "round trips to the key holder, in sequence",
-        ),
-        Row("refreshed ciphertexts", f"{r.total('refreshes'):,}"),
+        *refreshed(r.refresher, r.total("refreshes"), r.total("refresh_rounds")),
     ]
 
 
@@ -126,16 +121,15 @@ def _time(r: Results) -> list[Row]:
     place = list(r.seconds).index("evaluation")
     one = "sentence" if r.answer == "logits" else "pair"
     rows[place] = Row(how, f"{r.seconds['evaluation']:.1f} s", note)
-    return [
-        *rows,
+    rows += [
         Row(f"a {one}, amortised", f"{r.seconds_a_sentence:.2f} s", "evaluation only"),
         Row("core-seconds as run", f"{core:.0f}", f"{predicted:.0f} predicted for encryption"),
-        Row(
-            "core-seconds, refreshes as bootstraps",
-            f"{r.bootstrapped_seconds:,.0f}",
-            f"{BOOTSTRAP_SECONDS:g} s a ciphertext, on this very plan",
-        ),
     ]
+    if r.refresher.interactive:
+        note = f"{BOOTSTRAP_SECONDS:g} s a ciphertext, on this very plan"
+        label = "core-seconds, refreshes as bootstraps"
+        rows.append(Row(label, f"{r.bootstrapped_seconds:,.0f}", note))
+    return rows
 
 
 def _memory(r: Results) -> list[Row]:
