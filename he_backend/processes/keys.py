@@ -195,6 +195,12 @@ def _failure(done: subprocess.CompletedProcess[str]) -> BackendError:
     """What the key process said on its way out."""
     with contextlib.suppress(ValueError, AttributeError):
         return from_message(json.loads(done.stdout))
+    if done.returncode < 0:
+        return BackendError(
+            f"the process that makes keys was ended by signal {-done.returncode}; if memory ran "
+            "out, take a smaller ring, fewer levels, or fewer rotation keys by memory= of "
+            "hesim.compile"
+        )
     last = done.stderr.strip().splitlines()[-1:] or ["no message"]
     return BackendError(f"making keys failed (exit {done.returncode}): {last[0]}")
 

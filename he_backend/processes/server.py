@@ -367,11 +367,9 @@ class Server:
         if total > int(self.config["worker_deaths"]) or (
             task is not None and batch.deaths[task.id] >= _TASK_ATTEMPTS
         ):
-            how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status}"
             error = WorkerDied(
-                f"{total} workers died (the last by {how}); if memory ran out, use fewer workers "
-                f"or a smaller batch. Finished tasks are kept: run again with the same run_dir to "
-                f"resume"
+                f"{total} workers died ({_last_by(status)}. Finished tasks are kept: run again "
+                "with the same run_dir to resume"
             )
             if task is not None and task.op >= 0:
                 error.at(self.circuit.op_names[task.op], self.circuit.op_sources[task.op])
@@ -488,6 +486,17 @@ def _gone(client: _Peer) -> ClientGoneError:
         f"{client.name} went away. Finished tasks are kept in a run_dir: run again with the same "
         f"one to resume"
     )
+
+
+def _last_by(status: int) -> str:
+    """How a worker ended, and what to do about it."""
+    if not os.WIFSIGNALED(status):
+        return f"the last by status {status})"
+    number = os.WTERMSIG(status)
+    advice = "if memory ran out, use fewer workers or a smaller batch"
+    if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
+        advice = "its library broke down: if it does so again, take other parameters"
+    return f"the last by signal {number}); {advice}"
 
 
 class _Reported(BackendError):
