@@ -24,7 +24,7 @@ from hesim.circuit.costs.memory import ENCODED_AHEAD, staying_bytes
 from hesim.circuit.plain.execute import Executor
 from hesim.circuit.sizes import available
 
-__all__ = ["Prepared", "Stopped"]
+__all__ = ["Prepared", "Stopped", "encoding_levels"]
 
 _PLAIN_PART = 4
 """Of the memory that is free, workers of a single batch keep encoded plaintexts in one part in so
@@ -61,7 +61,9 @@ class Prepared:
         self.circuit = circuit = Circuit.load(self.folders.circuit)
         kind = find(str(config.get("machine", "pyfhel"))).load()
         own = {} if circuit.bootstrap is None else {"bootstrap": circuit.bootstrap}
-        self.machine = kind.evaluator(circuit.params, circuit.slots, _levels(circuit), **own)
+        self.machine = kind.evaluator(
+            circuit.params, circuit.slots, encoding_levels(circuit), **own
+        )
         self._task_seconds = float(config["task_seconds"])
         self._schedules: dict[tuple[int, ...], Schedule] = {}
         self._decrypt = [int(c) for c in config["decrypt"]]
@@ -166,8 +168,8 @@ class Prepared:
         self.machine.load_keys(self.folders.keys, manifest["steps"])
 
 
-def _levels(circuit: Circuit) -> list[int]:
-    """Those at which vectors are encoded."""
+def encoding_levels(circuit: Circuit) -> list[int]:
+    """Levels at which vectors are encoded."""
     vectors = [not pack.scalar for pack in circuit.packs]
     used = np.array(vectors, dtype=bool)[circuit.plain_pack] if vectors else np.zeros(0, bool)
     return [int(level) for level in np.unique(circuit.plain_level[used])]

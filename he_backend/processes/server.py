@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from he_backend.processes.worker import TaskRunner, fork_worker
 from hesim.circuit.plain.execute import Spent
 from hesim.circuit.sizes import available
 
-__all__ = ["Server", "main"]
+__all__ = ["ServedBatch", "Server", "main"]
 
 _TASK_ATTEMPTS = 3
 
@@ -74,7 +74,7 @@ class _Peer:
     until: float = 0.0
 
 
-class _Batch:
+class ServedBatch:
     """One batch on the server's side: what is done of it, and where its ciphertexts lie.
 
     Args:
@@ -82,10 +82,16 @@ class _Batch:
         and which batch it goes on from, if from any.
       prepared, arena: of the session.
       kept: seconds from checkpoint to checkpoint; None if there are none.
+      transit: where ciphertexts lie, of a store, the arena and their sizes.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], prepared: Prepared, arena: Arena, kept: float | None
+        self,
+        config: Mapping[str, Any],
+        prepared: Prepared,
+        arena: Arena,
+        kept: float | None,
+        transit: Callable[..., Transit] = Transit,
     ) -> None:
         folders, run = prepared.folders.of_batch(str(config["batch"])), str(config["name"])
         prepared.take(list(config["operands"]))
@@ -102,7 +108,7 @@ class _Batch:
         served = config.get("served")
         missing = config.get("missing", ())
         self.pending = Pending(self.schedule, self.journal, self.store, missing, served, self.left)
-        self.transit = Transit(self.store, arena, prepared.size)
+        self.transit = transit(self.store, arena, prepared.size)
         parts = self.schedule, self.journal, self.transit
         self.checkpoints = Checkpoints(*parts, self.pending.done, kept)
         self.runner = TaskRunner(
@@ -177,7 +183,7 @@ class Server:
         self.arena = Arena(min(whole, _ARENA_BYTES, available() // _ARENA_PART))
         self.workers: list[_Peer] = []
         self.clients: list[_Peer] = []
-        self.batch: _Batch | None = None
+        self.batch: ServedBatch | None = None
         self.selector = selectors.DefaultSelector()
         self.admission = Admission(
             Path(config["socket"]), self.selector, dict(config.get("token", {}))
@@ -225,7 +231,7 @@ class Server:
         elif self.batch is not None and header.get("type") == "heard":
             self.batch.unheard -= 1
 
-    def _running(self) -> _Batch:
+    def _running(self) -> ServedBatch:
         if self.batch is None:
             raise ProtocolError("there is no batch to go on with")
         return self.batch
@@ -233,18 +239,19 @@ class Server:
     # Batches
 
     def _start_batch(self, header: dict[str, Any]) -> None:
-        self.batch = _Batch(header, self.prepared, self.arena, self.kept)
-        for k in range(int(self.config["workers"])):
-            self._start_worker(f"worker {k}")
+        self.batch = self._new_batch(header)
+        self._start_workers()
         redone = self.batch.pending.redone
         processes = self._processes()
         send(self.control, {"type": "batch", "redone": redone, "processes": processes})
 
+    def _new_batch(self, header: dict[str, Any]) -> ServedBatch:
+        return ServedBatch(header, self.prepared, self.arena, self.kept)
+
     def _end_batch(self) -> None:
         """Report what was spent. What workers hold of the batch goes with them."""
         batch = self._running()
-        # What a worker was forked with, and wrote to, is its own by now but makes it no larger.
-        own = sum(max(w.grown, private_bytes(w.pid)) for w in self.workers)
+        own = self._workers_bytes()
         spent = batch.spent()
         spent.encoded += self.prepared.encoded
         self.prepared.encoded = 0
@@ -255,6 +262,7 @@ class Server:
             "skipped": batch.pending.skipped,
             "tasks": len(batch.schedule.tasks),
             "replaced": batch.deaths.total(),
+            "jax": self._workers_have_jax(),
             "peak": peak_bytes() - shared_bytes() + self.arena.top + own,
         }
         self._end_workers()
@@ -287,7 +295,7 @@ class Server:
     def _processes(self) -> dict[str, int]:
         return {"server": os.getpid(), **{w.name: w.pid for w in self.workers}}
 
-    def _going(self) -> _Batch | None:
+    def _going(self) -> ServedBatch | None:
         """The batch at hand, unless the caller is far behind and could not stop what is begun."""
         batch = self.batch
         if batch is None or not batch.begun or batch.unheard >= int(self.config["ahead"]):
@@ -297,7 +305,7 @@ class Server:
     def _do_own(self) -> bool:
         """One task of the server's own, if there is one; whether there was."""
         batch = self._going()
-        task = None if batch is None else batch.pending.take("server")
+        task = None if batch is None else self._take(batch, "server")
         if batch is None or task is None:
             return False
         self._finish(task, batch.do(task))
@@ -308,6 +316,19 @@ class Server:
         batch = self._going()
         if batch is None:
             return
+        self._hand_to_workers(batch)
+        for client in self.clients:
+            if client.task is None and (task := self._take(batch, "client")):
+                client.task = task
+                self._ask(client, task)
+
+    def _take(self, batch: ServedBatch, side: str) -> Task | None:
+        """The next task of the clients' or of the server's own."""
+        return batch.pending.take(side)
+
+    # Workers
+
+    def _hand_to_workers(self, batch: ServedBatch) -> None:
         for worker in list(self.workers):
             if worker.task is None and (task := batch.pending.take("worker")):
                 worker.task = task
@@ -315,10 +336,6 @@ class Server:
                     send(worker.link, self._order(task))
                 except ProtocolError:
                     self._replace(worker)
-        for client in self.clients:
-            if client.task is None and (task := batch.pending.take("client")):
-                client.task = task
-                self._ask(client, task)
 
     def _order(self, task: Task) -> dict[str, Any]:
         """What a worker is told of a task."""
@@ -327,7 +344,19 @@ class Server:
             transit.reserve(c)
         return {"task": task.id, "places": transit.places((*task.needs, *task.gives))}
 
-    # Workers
+    def _start_workers(self) -> None:
+        for k in range(int(self.config["workers"])):
+            self._start_worker(f"worker {k}")
+
+    def _workers_bytes(self) -> int:
+        """What they have grown by, at most. What a worker was forked with, and wrote to, is its own
+        by now but makes it no larger.
+        """
+        return sum(max(w.grown, private_bytes(w.pid)) for w in self.workers)
+
+    def _workers_have_jax(self) -> bool:
+        """Whether one has loaded it; a forked one that has ends the batch."""
+        return False
 
     def _start_worker(self, name: str) -> None:
         links = (p.link for p in (*self.workers, *self.clients))
@@ -465,6 +494,9 @@ class Server:
 
         keep: whether to write what a later attempt needs.
         """
+        if self.batch is not None and keep:
+            with contextlib.suppress(BackendError):  # of a full disk nobody hears any more
+                self.batch.checkpoints.complete()
         self._end_workers()
         for client in self.clients:
             client.link.close()
@@ -475,9 +507,6 @@ class Server:
             place.parent.rmdir()
         self.selector.close()
         if self.batch is not None:
-            if keep:
-                with contextlib.suppress(BackendError):  # of a full disk nobody hears any more
-                    self.batch.checkpoints.complete()
             self.batch.journal.close()
 
 
@@ -507,8 +536,11 @@ class _Reported(BackendError):
         self.message = message
 
 
-def main() -> None:
-    """Entry of the server process; its control link is standard input."""
+def main(kind: type[Server] = Server, preparing: type[Prepared] = Prepared) -> None:
+    """Entry of the server process; its control link is standard input.
+
+    kind, preparing: what serves, and what it does before it has keys.
+    """
     os.umask(0o077)
     control = socket.socket(fileno=os.dup(0))
     server: Server | None = None
@@ -517,10 +549,10 @@ def main() -> None:
         config, _ = receive(control)
         if config.get("type") == "stop":
             raise Stopped
-        prepared = Prepared(config)
+        prepared = preparing(config)
         if config.get("type") == "prepare":
             config = prepared.encode_until(control)
-        server = Server(control, config, prepared)
+        server = kind(control, config, prepared)
         server.serve()
     except _Reported as error:
         send(control, {"type": "error", "error": error.message})
