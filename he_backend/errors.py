@@ -19,6 +19,7 @@ __all__ = [
     "CircuitError",
     "ClientGoneError",
     "ClientRefusedError",
+    "ClusterError",
     "DomainError",
     "EncodeError",
     "EvaluatorGoneError",
@@ -102,6 +103,23 @@ class EvaluatorRefusedError(BackendError, PermissionError):
       >>> import he_backend
       >>> issubclass(he_backend.EvaluatorRefusedError, PermissionError)  # its own log says why
       True
+    """
+
+
+class ClusterError(BackendError, ConnectionError):
+    """A Dask cluster that a run cannot use: it does not answer, has no workers, other versions than
+    the caller or no library for the machine; or Dask's `distributed` is not installed.
+
+    Examples:
+      >>> import he_backend, hesim, numpy as np
+      >>> params = hesim.CKKSParams(
+      ...     log_n=12, levels=1, scale_bits=30, first_bits=35, special_bits=40
+      ... )
+      >>> program = hesim.trace(lambda x: x * x, np.ones(2))
+      >>> he_backend.run(program, np.ones(2), params=params, cluster="nowhere")
+      Traceback (most recent call last):
+          ...
+      he_backend.errors.ClusterError: ...
     """
 
 

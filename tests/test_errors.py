@@ -6,6 +6,7 @@ import ast
 import builtins
 import importlib
 from collections.abc import Iterator
+from types import ModuleType
 
 from hesim.errors import HesimError
 from tests.test_structure import modules, tree
@@ -16,11 +17,26 @@ SIGNALS = {"Mixed", "NoPlan", "Overspent", "Abandoned", "Stopped", "_Stopped"}
 BARE = {"ValueError", "TypeError", "RuntimeError", "LookupError", "IndexError", "Exception"}
 
 
+OPTIONAL = {"dask", "distributed"}
+"""Libraries that some modules need, and that need not be installed."""
+
+
+def imported(name: str) -> ModuleType | None:
+    """A module of ours; None if it needs a library that is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name in OPTIONAL:
+            return None
+        raise
+
+
 def exceptions() -> Iterator[type[Exception]]:
     """The exception classes that our modules define."""
     for name, path in modules().items():
         classes = [n.name for n in tree(path).body if isinstance(n, ast.ClassDef) and n.bases]
-        for found in (getattr(importlib.import_module(name), c) for c in classes):
+        module = imported(name) if classes else None
+        for found in (getattr(module, c) for c in classes if module is not None):
             if isinstance(found, type) and issubclass(found, Exception):
                 yield found
 

@@ -85,7 +85,8 @@ class Processes:
 
     def _spawn_all(self) -> None:
         folders = self.setup.folders
-        self._spawn("server", "he_backend.processes.server", folders.server)
+        room = "processes" if self.setup.cluster is None else "clusters"
+        self._spawn("server", f"he_backend.{room}.server", folders.server)
         for k in range(self.setup.clients):
             self._spawn(f"client {k}", "he_backend.processes.client", folders.client)
 
@@ -188,8 +189,10 @@ class Processes:
 
     def _for_server(self, address: str, operands: Sequence[str]) -> dict[str, Any]:
         setup = self.setup
+        cluster = {} if setup.cluster is None else {"cluster": setup.cluster.plain}
         return {
             **self._work(operands),
+            **cluster,
             "type": "start",
             "socket": address,
             "token": self.token,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from he_backend.clusters.cluster import Cluster
 from he_backend.errors import BackendError
 from he_backend.processes.folders import Folders
 from he_backend.processes.messages import Progress
@@ -35,6 +36,7 @@ class Setup:
         take, ends the batch.
       several: whether more batches than one are to be expected: then plaintexts that have room are
         encoded once, by the server, before the first one, and stay.
+      cluster: of Dask, whose workers evaluate instead of `workers` processes of this host.
     """
 
     circuit: Circuit
@@ -51,6 +53,7 @@ class Setup:
     durable: bool = True
     checkpoint_seconds: float = 10.0
     several: bool = False
+    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("clients", 1), ("worker_deaths", 0), ("ahead", 1)):
@@ -106,6 +109,7 @@ class Job:
     machine: str = "pyfhel"
     durable: bool = True
     checkpoint_seconds: float = 10.0
+    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
         assert self.setup  # which refuses what no process can be told

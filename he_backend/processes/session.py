@@ -291,6 +291,8 @@ class Session:
         if self._processes is not None:
             return MadeKeys()
         setup, circuit = self.setup, self.setup.circuit
+        if setup.cluster is not None:  # making keys may take minutes
+            setup.cluster.need_answer()
         _announce(setup)
         self._processes = processes = self._new_processes().__enter__()
         if setup.several or setup.workers > 1:  # who asks for one worker wants one core to work
@@ -334,7 +336,7 @@ class Session:
                 "decrypt": batch.decrypted(self.setup),
                 "skipped": int(finished["skipped"]),
                 "replaced": int(finished["replaced"]),
-                "jax": processes.jax_loaded,
+                "jax": processes.jax_loaded or bool(finished.get("jax")),
             }
 
     def _stop(self) -> None:

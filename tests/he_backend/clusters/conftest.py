@@ -1,0 +1,70 @@
+"""Clusters of this host, and a Circuit with refreshes and many small tasks to run on them."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from he_backend.clusters.cluster import Cluster
+from he_backend.processes.folders import Folders
+from he_backend.processes.session import Job
+
+
+@pytest.fixture(scope="session")
+def dask():
+    """Its `distributed`; tests are skipped where it is not installed."""
+    return pytest.importorskip("distributed", reason="Dask's distributed is not installed")
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Dask tells of every worker that goes."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+@pytest.fixture(scope="module")
+def processes(dask):
+    """Two workers in processes of their own, which are started again if they are killed."""
+    options = {"threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": "600MB"}
+    with dask.LocalCluster(n_workers=2, **options) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def threads(dask, tmp_path):
+    """A client of two workers in this process: cheap, and open to what a test replaces."""
+    options = {"threads_per_worker": 1, "dashboard_address": ":0", "processes": False}
+    with (
+        dask.LocalCluster(n_workers=2, local_directory=tmp_path, **options) as cluster,
+        dask.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def work(draft, rng):
+    """Branches that visit the key holder in the middle, and are summed in the end."""
+    x, y = rng.uniform(-1, 1, (2, draft.slots))
+    w = rng.uniform(-1, 1, draft.slots)
+    a, b = draft.input(x), draft.input(y)
+    outputs, values = [], []
+    for k in range(6):
+        draft.op = k % 2
+        c = draft.rescale(draft.relinearize(draft.dot((1, a, b), (1, b, b))))
+        c = draft.rotate(draft.rescale(draft.dot_plain((c, w))), 1 + k % 2)
+        d = draft.refresh(c, 1)
+        outputs.append(draft.rescale(draft.dot_plain((d, 0.5 + k))))
+        values.append((0.5 + k) * np.roll((x * y + y * y) * w, -(1 + k % 2)))
+    return draft.circuit(*outputs), [x, y], draft.operands, outputs, values
+
+
+@pytest.fixture
+def job(work, processes, tmp_path):
+    """On the cluster of processes."""
+    circuit, inputs, operands, outputs, _ = work
+    folders, cluster = Folders.of(tmp_path / "run"), Cluster.of(processes)
+    return Job(
+        circuit, outputs, inputs, operands, folders, task_seconds=2e-4, cluster=cluster, clients=1
+    )
