@@ -38,7 +38,8 @@ class Outcome:
     Attributes:
       spent, seconds, key_seconds, peak_bytes, tasks, skipped, replaced, imported_jax: as in
         `he_backend.processes.session.Result`.
-      predicted_peak_bytes: what `peak_bytes` was predicted to be, 0 where nothing is encrypted.
+      predicted_peak_bytes: what `peak_bytes` was predicted to be, 0 where nothing is encrypted and
+        on a cluster.
     """
 
     vectors: Mapping[int, np.ndarray]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from he_backend.clusters.cluster import Cluster
 from he_backend.errors import BackendError
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.processes.messages import Progress
@@ -35,6 +36,7 @@ class Options:
     keys: int = 32
     sampled: int = 32
     calibration: Calibration | None = None
+    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
         find(self.backend).python()
@@ -49,6 +51,11 @@ class Options:
     @property
     def encrypts(self) -> bool:
         return find(self.backend).encrypts
+
+    @property
+    def apart(self) -> bool:
+        """Whether it runs in processes apart from the caller's, encrypted or not."""
+        return self.encrypts or self.cluster is not None
 
 
 @dataclass(frozen=True)

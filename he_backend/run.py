@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from he_backend.circuits import check_params, compiled
+from he_backend.clusters.cluster import Cluster
 from he_backend.machines.table import DEFAULT_MACHINE
 from he_backend.options import Asked, Options
 from he_backend.processes.messages import Progress
@@ -47,6 +48,7 @@ def run(
     keys: int = 32,
     sampled: int = 32,
     calibration: Calibration | None = None,
+    cluster: Any = None,
 ) -> Report:
     """Run a Program on a machine and report.
 
@@ -80,11 +82,15 @@ def run(
       sampled: ciphertexts of each operation, at most, that a comparing run decrypts.
       calibration: from `hesim.calibrate` on this program. Refuses parameters under which its values
         overflow, and treats values beyond its ranges, wider by a quarter, as `outside` says.
+      cluster: of Dask, whose workers evaluate instead of `workers` processes of this host: the
+        address of its scheduler, "tcp://HOST:PORT" or "tls://HOST:PORT", a `distributed.Client`, or
+        a cluster such as `distributed.LocalCluster`. See docs/clusters.md.
 
     Raises:
       ValueOverflowError: values met in calibration wrap around the modulus.
       DomainError, EncodeError, ValueRangeError: bad values, naming operation and source line.
-      MissingRotationKey, BlobError, WorkerDied, RunFolderError: see `he_backend.errors`.
+      MissingRotationKey, BlobError, WorkerDied, RunFolderError, ClusterError: see
+        `he_backend.errors`.
       LedgerMismatchError: the run spent something else than the Circuit's ledger says.
 
     Examples:
@@ -111,6 +117,7 @@ def run(
         keys=keys,
         sampled=sampled,
         calibration=calibration,
+        cluster=Cluster.of(cluster),
     )
     with reporting(progress) as shown:
         reporter, aim = Phases(shown), None

@@ -15,6 +15,7 @@ from jax import tree_util
 from he_backend import evaluating
 from he_backend.carrying import LeftHere, filled, leaves_of, public_results, with_carried
 from he_backend.circuits import check_params, check_refresher, compiled, of_program
+from he_backend.clusters.cluster import Cluster
 from he_backend.errors import BackendError, ValueRangeError
 from he_backend.evaluating import Outcome
 from he_backend.machines.table import DEFAULT_MACHINE, find
@@ -91,7 +92,7 @@ class Session:
 
     def __enter__(self) -> Session:
         """Hold the folders, if they are not temporary: nobody else uses them until the end."""
-        if self.options.encrypts and self._where[0] is not None and self._several:
+        if self.options.apart and self._where[0] is not None and self._several:
             self._open()
         return self
 
@@ -104,14 +105,14 @@ class Session:
         with the same arguments reads it back. Never without a folder, or where nothing is
         encrypted.
         """
-        if not self.options.encrypts or self._where[0] is None:
+        if not self.options.apart or self._where[0] is None:
             return False
         return self._open().done(str(batch))
 
     def forget(self, batch: int | str) -> None:
         """Remove what either side holds of a batch, and what it left to go on from."""
         self._local.pop(str(batch), None)
-        if self.options.encrypts and (self._where[0] is not None or self._encrypted is not None):
+        if self.options.apart and (self._where[0] is not None or self._encrypted is not None):
             self._open().forget(str(batch))
 
     def run(
@@ -238,25 +239,25 @@ class Session:
     @property
     def batches(self) -> list[str]:
         """Names of the batches that there is anything of, finished or begun."""
-        if not self.options.encrypts:
+        if not self.options.apart:
             return list(self._local)
         held = self._open() if self._where[0] is not None else self._encrypted
         return [] if held is None else held.setup.folders.batches
 
     def damaged(self, batch: int | str) -> str | None:
         """What a finished batch left that is gone or damaged, as text; None if all is whole."""
-        return self._open().damaged(str(batch)) if self.options.encrypts else None
+        return self._open().damaged(str(batch)) if self.options.apart else None
 
     def public(self, batch: int | str) -> Mapping[int, np.ndarray] | None:
         """Public leaves of a batch's result by number; None if nothing is known of the batch."""
-        if not self.options.encrypts:
+        if not self.options.apart:
             left = self._local.get(str(batch))
             return None if left is None else left.public
         return self._open().public(str(batch))
 
     def _leaves(self, batch: str) -> list[Any]:
         """All leaves of the result of a finished batch."""
-        if self.options.encrypts:
+        if self.options.apart:
             vectors, public = self._open().read(batch, self.options.ranges or {})
         else:
             vectors, public = self._left_here(batch).read(self.circuit)
@@ -272,7 +273,7 @@ class Session:
         """
         given = self._given(args, asked, reporter)
         self._told = Told(self.options.progress, reporter)
-        attempt = self._checked if self.options.encrypts else self._in_the_clear
+        attempt = self._checked if self.options.apart else self._in_the_clear
         self.circuit, found = with_room(
             *(self.program, self.circuit, aim, given.args, given.exact.inputs),
             lambda circuit: attempt(circuit, given),
@@ -421,6 +422,7 @@ class Session:
                 machine=options.backend,
                 durable=self._where[0] is not None,
                 several=self._several,
+                cluster=options.cluster,
             )
             self._encrypted = self._exits.enter_context(processes.Session(setup))
         return self._encrypted
@@ -428,6 +430,8 @@ class Session:
     @cached_property
     def _predicted_peak(self) -> int:
         circuit, held = self.circuit, self._open().setup
+        if held.cluster is not None:
+            return 0
         passing = plan(circuit, held.decrypt, held.task_seconds).most_bytes(circuit)
         staying = staying_bytes(circuit.spare_bytes, available()) if self._several else None
         counts = held.workers, held.clients
@@ -456,6 +460,7 @@ def session(
     keys: int = 32,
     sampled: int = 32,
     calibration: Calibration | None = None,
+    cluster: Any = None,
 ) -> Session:
     """Batch after batch of one Program under one set of keys; use it as a context manager.
 
@@ -471,7 +476,7 @@ def session(
       program: from `hesim.trace`; or a Circuit that was compiled in this process. A loaded one is
         given as `circuit`, beside the Program.
       params, backend, compare, objective, interactive, circuit, workers, clients, progress, ranges,
-        outside, keys, sampled, calibration: as for `he_backend.run`.
+        outside, keys, sampled, calibration, cluster: as for `he_backend.run`.
       refresh_price, memory: likewise, in seconds and in bytes.
       run_dir: where the session leaves keys and batches, and finds them again; default temporary.
       client_dir: the client's state, secret key included; default `run_dir` + ".client".
@@ -522,6 +527,7 @@ def session(
         keys=keys,
         sampled=sampled,
         calibration=calibration,
+        cluster=Cluster.of(cluster),
     )
     if circuit is None:
         asked = {"objective": objective, "interactive": interactive, "memory": memory}

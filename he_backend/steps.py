@@ -139,7 +139,7 @@ class Training:
         is not looked at.
         """
         ahead, session = self._ahead, self.session
-        if ahead is None or k == self.count or not session.options.encrypts:
+        if ahead is None or k == self.count or not session.options.apart:
             yield
             return
 
