@@ -23,6 +23,7 @@ from experiments.cli.common import (
     DataDirOption,
     DataOption,
     FreshOption,
+    InsecureOption,
     price_of,
     resumable,
 )
@@ -110,6 +111,11 @@ def demo(
         typer.Option("--fast", help="A small model and 64 sentences, to see the machinery work."),
     ] = False,
     backend: BackendOption = DEFAULT_MACHINE,
+    insecure: InsecureOption = None,
+    bootstrapped: Annotated[
+        int,
+        typer.Option(min=0, help="Of the sentences, bootstrapped too where OpenFHE is; 0: none."),
+    ] = 4,
 ) -> None:
     """Train a transformer, run held-out sentences encrypted, compare, and write a report."""
     from experiments.console import Display
@@ -128,6 +134,8 @@ def demo(
         seeds=seeds,
         refresh_price=price_of(refresh_price),
         backend=backend,
+        insecure=insecure,
+        bootstrapped=bootstrapped,
     )
     console = make_console()
     display = Display(console)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments import machines
 from experiments.console import Display
-from experiments.demo import stages
+from experiments.demo import bootstrapping, stages
 from experiments.demo.settings import Settings
 from experiments.validation.encrypting import encrypt
 from experiments.validation.folder import RunFolder
@@ -68,7 +68,7 @@ def run_demo(
             f"run folder: {folder.path}  ",
             dim="(interrupt at any time: the same command resumes)",
         )
-        if not _finished(folder):
+        if not (_encrypted(folder) and bootstrapping.finished(settings, folder)):
             with keep_compiled(folder.path / "compiled" if compiled is None else compiled):
                 _work(settings, folder, show)
             shutil.rmtree(folder.path / "compiled", ignore_errors=True)
@@ -81,14 +81,15 @@ def run_demo(
 
 
 def _work(settings: Settings, folder: RunFolder, show: Display) -> None:
-    show.stage("1/4  Data")
+    count = 4 + bootstrapping.wanted(settings)
+    show.stage(f"1/{count}  Data")
     data = stages.prepare(settings)
     sizes = [len(part.tokens) for part in (data.train, data.validation, data.test)]
     show.say(
         f"{data.dataset.description}\n{sizes[0]:,} sentences to train on, {sizes[1]:,} for "
         f"validation, {sizes[2]:,} held out; {data.config.vocabulary:,} word pieces"
     )
-    show.stage("2/4  Training: exact, then through polynomials and simulated noise")
+    show.stage(f"2/{count}  Training: exact, then through polynomials and simulated noise")
     trained = stages.train(settings, data, folder, show)
     for name, function in trained.sites.entries:
         low, high = trained.ranges_fitted[name]
@@ -97,17 +98,22 @@ def _work(settings: Settings, folder: RunFolder, show: Display) -> None:
             dim=f"  {name:<32} degree {function.degree} on {low:.3g} to {high:.3g}, "
             f"error {function.max_error:.1e}",
         )
-    show.stage("3/4  Trace and compile")
+    show.stage(f"3/{count}  Trace and compile")
     planned = stages.plan(settings, data, trained, folder, show)
     encrypted = find(settings.backend).encrypts
     show.stage(
-        f"4/4  {settings.sentences} held-out sentences, "
+        f"4/{count}  {settings.sentences} held-out sentences, "
         + ("encrypted" if encrypted else "on plain vectors: nothing is encrypted")
     )
-    encrypt(planned, settings.backend, folder, show)
+    if not _encrypted(folder):
+        encrypt(planned, settings.backend, folder, show)
+    if bootstrapping.wanted(settings):
+        show.stage(f"5/5  The first {settings.bootstrapped}, bootstrapped: no key holder")
+        bootstrapping.bootstrap(settings, data, trained, folder, show)
 
 
-def _finished(folder: RunFolder) -> bool:
+def _encrypted(folder: RunFolder) -> bool:
+    """Whether all batches were run."""
     if not (folder.done("training") and folder.done("plan")):
         return False
     batches = int(folder.figures("plan")["batches"])

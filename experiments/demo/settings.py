@@ -12,11 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.machines import Suited, based, suited
 from experiments.validation.identity import code_digest
 from he_backend.machines.table import DEFAULT_MACHINE
 from hesim.errors import ArgumentError
 from hesim.params import CKKSParams
 from models.config import EncoderConfig, preset
+from models.encrypted.settings import EncryptionSettings
 from models.recipes.classify import Recipe
 from models.sites.sites import FitSettings
 
@@ -43,6 +45,8 @@ class Settings:
       ckks: ring and primes.
       refresh_price: as for `hesim.compile`.
       backend: a machine of the table: "pyfhel", or "slots" (plain vectors, nothing encrypted).
+      insecure: log2 of a ring degree: the chain in a small ring, which protects nothing.
+      bootstrapped: sentences that are bootstrapped besides, where OpenFHE is there; 0: none.
 
     Examples:
       >>> from experiments import Settings
@@ -62,6 +66,8 @@ class Settings:
     ckks: CKKSParams = DEMO_RING
     refresh_price: float | str | None = None
     backend: str = DEFAULT_MACHINE
+    insecure: int | None = None
+    bootstrapped: int = 4
 
     def __post_init__(self) -> None:
         for name in ("sentences", "batch", "seeds"):
@@ -71,6 +77,12 @@ class Settings:
     def recipe_of(self, seed: int) -> Recipe:
         """The training of one seed."""
         return dataclasses.replace(self.recipe, seed=seed)
+
+    @property
+    def suited(self) -> Suited:
+        """Ring, noise and refreshes for the machine."""
+        how = based(dataclasses.replace(EncryptionSettings(), ckks=self.ckks), self.backend)
+        return suited(how, self.backend, insecure=self.insecure)
 
     def plain(self) -> dict[str, Any]:
         """All settings as JSON data."""

@@ -124,7 +124,7 @@ def _train_one(
     seed: int,
     watch: _Stopwatch,
 ) -> Trained:
-    chosen = settings.recipe_of(seed)
+    chosen, ring = settings.recipe_of(seed), settings.suited.how
     name = data.dataset.metrics[0]
     with display.bar(f"training, seed {seed}", chosen.steps) as update:
         switch = chosen.steps - chosen.polynomial_steps
@@ -144,7 +144,7 @@ def _train_one(
             data.validation,
             chosen,
             simulate=lambda model: simulated_forward(
-                model, settings.ckks, circuit=_circuit(settings, model)
+                model, ring.ckks, ring.profile, _circuit(settings, model)
             ),
             report=report,
             checkpoints=folder.checkpoints(seed),
@@ -165,17 +165,20 @@ def plan(
     sentences = select_rows(data.test, np.arange(settings.sentences))
     circuit = _circuit(settings, trained.model)
     batch = min(settings.batch, settings.sentences)
-    forward = Forward(circuit, trained.model, trained.params, sentences, batch)
+    profile = settings.suited.how.profile
+    forward = Forward(*(circuit, trained.model, trained.params, sentences, batch), profile=profile)
     note_plan(forward, time.monotonic() - started, folder, display)
     return forward
 
 
 def _circuit(settings: Settings, model: Model) -> Circuit:
     """Of one batch: training simulates its noise, and it is what runs encrypted."""
-    batch = min(settings.batch, settings.sentences)
+    batch, chosen = min(settings.batch, settings.sentences), settings.suited
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptySlotsWarning)  # the batch is what the settings say
-        return forward_circuit(model, settings.ckks, batch, settings.refresh_price)
+        return forward_circuit(
+            model, chosen.how.ckks, batch, settings.refresh_price, chosen.refresher
+        )
 
 
 class _Stopwatch:

@@ -41,7 +41,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _KEYS, _LEAST_KEYS = 8, 4
 """Random keys under which errors are predicted: of one batch, and at least of each of several."""
 
-__all__ = ["Forward", "describe_dataset", "encrypt", "note_plan", "site_rows"]
+__all__ = ["Forward", "Shown", "describe_dataset", "encrypt", "note_plan", "site_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def encrypt(
       The answers are compared of all.
     """
     waiting = [k for k in range(forward.batches) if not folder.done(f"encrypted-{k}")]
-    shown = _Shown()
+    shown = Shown()
     if waiting:
         with he_backend.session(
             forward.circuit,
@@ -218,7 +218,7 @@ def _encrypt_one(
     folder: RunFolder,
     display: Display,
     k: int,
-    shown: _Shown,
+    shown: Shown,
     compare: bool,
 ) -> None:
     started = time.monotonic()
@@ -266,7 +266,7 @@ def _encrypt_one(
     folder.save(f"encrypted-{k}", figures, arrays)
 
 
-class _Shown:
+class Shown:
     """Phases and tasks of an encrypted run on one bar, whose length is that of the tasks."""
 
     def __init__(self) -> None:

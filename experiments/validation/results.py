@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.validation.bootstrapped import Bootstrapped
 from experiments.validation.folder import RunFolder
 from he_backend.report.html import Check, power_of_two
 from he_backend.report.intervals import CONFIDENCE
@@ -89,6 +90,7 @@ class Results:
       seconds: by stage, in seconds.
       peak_bytes: bytes of memory of all processes of the run together, at their peaks.
       environment: versions and machine.
+      bootstrapped: of the first sentences, on a machine that bootstraps; None if not asked for.
 
     Examples:
       >>> import tempfile
@@ -116,6 +118,7 @@ class Results:
     seconds: dict[str, float]
     peak_bytes: int
     environment: dict[str, Any]
+    bootstrapped: Bootstrapped | None = None
 
     @classmethod
     def load(cls, folder: RunFolder) -> Results:
@@ -154,6 +157,7 @@ class Results:
             },
             peak_bytes=own + others,
             environment=plan["environment"],
+            bootstrapped=Bootstrapped.load(folder),
             **joined,
         )
 
@@ -297,6 +301,7 @@ class Results:
                 "measured_std": self.measured_std,
                 "predicted_std": self.predicted_std,
             },
+            "bootstrapped": None if self.bootstrapped is None else self.bootstrapped.figures,
             "refreshes": self.total("refreshes"),
             "refresh_rounds": self.total("refresh_rounds"),
             "interactive": self.total("refreshes") > 0 and self.refresher.interactive,
@@ -315,6 +320,8 @@ class Results:
         found = []
         if self.answer == "cosine":
             return self._cosine_checks()
+        if self.bootstrapped is not None and not self.bootstrapped.reason:
+            found.append(self._bootstrapped_check(self.bootstrapped.max_error))
         if not self.regression:
             clear_cut = self.margins > MARGIN
             same = self.encrypted.argmax(-1) == self.reference.argmax(-1)
@@ -334,6 +341,13 @@ class Results:
             )
         )
         return [*found, *self._prediction_checks()]
+
+    def _bootstrapped_check(self, error: float) -> Check:
+        return Check(
+            "bootstrapped logits within 2^-12 of the polynomial model's",
+            error <= LOGIT_ERROR,
+            f"largest error {error:.2e} = {power_of_two(error)}",
+        )
 
     def _cosine_checks(self) -> list[Check]:
         exact, polynomial, encrypted = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.validation import bootstrapped
 from experiments.validation.results import COSINE_ERROR, LOGIT_ERROR, Results, bits
 from he_backend.report.html import Row, power_of_two, refreshed
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS
@@ -34,7 +35,9 @@ class Ways:
 
 
 def ways(results: Results) -> list[Ways]:
-    """Exact, polynomial, simulated and encrypted, on the same sentences."""
+    """Exact, polynomial, simulated and encrypted, on the same sentences; and some of these
+    bootstrapped, if that was run.
+    """
     n = results.sentences
     last = "encrypted" if results.was_encrypted else "plain vectors (nothing encrypted)"
     rows = [
@@ -56,11 +59,18 @@ def ways(results: Results) -> list[Ways]:
                 "" if reference else f"{np.max(np.abs(logits - results.reference)):.1e}",
             )
         )
+    beside = results.bootstrapped
+    if beside is not None and not beside.reason:
+        same = np.mean(beside.encrypted.argmax(-1) == beside.reference.argmax(-1))
+        agreement = f"{same:.1%}" if results.labelled else ""
+        score = _score(results, beside.encrypted)
+        out.append(Ways(beside.name, score, "", agreement, f"{beside.max_error:.1e}"))
     return out
 
 
 def groups(results: Results) -> list[tuple[str, list[Row]]]:
     """The rest of the table, by subject."""
+    beside = results.bootstrapped
     seeds = [("Models in the clear", [_seeds(results)])] if len(results.seeds) > 1 else []
     return [
         *seeds,
@@ -68,6 +78,7 @@ def groups(results: Results) -> list[tuple[str, list[Row]]]:
         ("Levels and refreshes", _levels(results)),
         ("Time", _time(results)),
         ("Memory and keys", _memory(results)),
+        *([("Without a key holder", bootstrapped.rows(beside))] if beside is not None else []),
     ]
 
 

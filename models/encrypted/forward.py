@@ -10,6 +10,7 @@ import numpy as np
 
 import hesim
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.errors import ArgumentError
 from hesim.params import CKKSParams
 from hesim.program import Program
@@ -60,12 +61,17 @@ def forward_program(model: Model, sentences: int, answer: str = "logits") -> Pro
 
 @functools.lru_cache(maxsize=2)
 def forward_circuit(
-    model: Model, ckks: CKKSParams, sentences: int, refresh_price: float | str | None = None
+    model: Model,
+    ckks: CKKSParams,
+    sentences: int,
+    refresh_price: float | str | None = None,
+    refresher: Refresher = KEY_HOLDER,
 ) -> Circuit:
     """The Circuit of `forward_program`, kept for the last two calls; seconds to compile of a small
     model. Raises as `hesim.compile` does.
     """
-    return hesim.compile(forward_program(model, sentences), ckks, refresh_price=refresh_price)
+    program = forward_program(model, sentences)
+    return hesim.compile(program, ckks, refresh_price=refresh_price, refresher=refresher)
 
 
 def encrypted_forward(model: Model, how: EncryptionSettings) -> Forward:

@@ -4,6 +4,9 @@ key holder takes part.
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import shutil
 import warnings
 from pathlib import Path
 
@@ -12,12 +15,20 @@ import pytest
 
 from experiments.cli import main
 from experiments.cli.common import REFUSED
-from experiments.console import Display
+from experiments.console import Display, make_console
+from experiments.demo import bootstrapping
+from experiments.demo.run import run_demo
+from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
 from experiments.machines import BOOTSTRAPPING, based, suited
+from experiments.validation.bootstrapped import STAGE
+from experiments.validation.folder import RunFolder
+from experiments.validation.report import page
+from experiments.validation.results import Results
 from experiments.validation.run import run_validation
 from experiments.validation.settings import Validation
 from experiments.validation.subject import find_subject
+from experiments.validation.table import render, ways
 from he_backend.errors import BackendError
 from he_backend.machines.openfhe import interpreter
 from hesim.circuit.refresher import KEY_HOLDER
@@ -139,3 +150,73 @@ def test_a_validation_asks_no_key_holder_and_errs_as_simulated(
     assert "The server bootstrapped" in page and "Interactive." not in page
     assert "--backend openfhe --insecure 10" in page
     assert "at refreshes intermediate values" not in page
+
+
+# The demo's sentences that are bootstrapped besides
+
+
+@pytest.fixture
+def copied(finished: tuple[Results, RunFolder, str], tmp_path: Path) -> RunFolder:
+    return RunFolder.find(shutil.copytree(finished[1].path, tmp_path / "copied"))
+
+
+def shown(results: Results) -> str:
+    console = make_console(file=io.StringIO(), width=200)
+    console.print(render(results))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_demo_without_openfhe_says_why(copied: RunFolder) -> None:
+    copied.save(STAGE, {"reason": "no Python that imports OpenFHE was found: /p: none"})
+    results = Results.load(copied)
+    assert results.broken == [] and len(ways(results)) == 4
+    assert "OpenFHE" in shown(results) and "/p: none" in shown(results)
+    text = page(results)
+    assert "Not bootstrapped on OpenFHE: no Python that imports" in text and "four ways" in text
+
+
+@pytest.mark.parametrize(("off", "kept"), [(2.0**-20, True), (2.0**-11, False)])
+def test_a_demos_bootstrapped_sentences_are_a_fifth_way(
+    copied: RunFolder, off: float, kept: bool
+) -> None:
+    reference = Results.load(copied).reference[:4]
+    figures = {"log_n": 11, "levels": 22, "security": None, "refreshes": 23, "rounds": 9}
+    figures |= {"seconds": 9.0, "key_seconds": 1.0, "core_seconds": 15.0, "peak_bytes": 1e9}
+    figures |= {"measured_std": off, "predicted_std": off}
+    copied.save(STAGE, figures, {"encrypted": reference + off, "reference": reference})
+    results = Results.load(copied)
+    last = ways(results)[-1]
+    assert last.name == "the first 4 bootstrapped on OpenFHE, no key holder"
+    assert last.agreement == "100.0%" and last.difference == f"{off:.1e}"
+    assert (results.broken == []) == kept
+    assert "NO SECURITY" in shown(results) and "five ways" in page(results)
+    assert results.summary()["bootstrapped"]["refreshes"] == 23
+
+
+def test_what_is_bootstrapped_besides_is_run_once_openfhe_is_there(
+    settings: Settings, copied: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not bootstrapping.wanted(settings)  # on plain vectors nothing is encrypted
+    own = dataclasses.replace(settings, backend="pyfhel")
+    assert bootstrapping.wanted(own) and not bootstrapping.finished(own, copied)
+    copied.save(STAGE, {"reason": "none is there"})
+    monkeypatch.setattr("experiments.machines.missing", lambda name: "none is there")
+    assert bootstrapping.finished(own, copied)
+    monkeypatch.setattr("experiments.machines.missing", lambda name: None)
+    assert not bootstrapping.finished(own, copied)
+    assert not bootstrapping.wanted(dataclasses.replace(own, bootstrapped=0))
+
+
+@pytest.mark.slow
+def test_a_demo_bootstraps_its_first_sentences(
+    settings: Settings, tmp_path: Path, needs_openfhe: str
+) -> None:
+    own = dataclasses.replace(settings, backend="pyfhel", sentences=8)
+    results, folder = run_demo(own, tmp_path / "run", display=QUIET)
+    beside = results.bootstrapped
+    assert beside is not None and beside.reason == "" and beside.figures["refreshes"] > 0
+    assert results.was_encrypted and results.refresher.interactive and results.broken == []
+    measured, predicted = (beside.figures[f"{name}_std"] for name in ("measured", "predicted"))
+    assert abs(np.log2(measured / predicted)) < 1.0
+    again, _ = run_demo(own, folder.path, display=QUIET)
+    assert np.array_equal(again.bootstrapped.encrypted, beside.encrypted)  # type: ignore[union-attr]
