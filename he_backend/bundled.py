@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from he_backend.clusters.cluster import Cluster
 from he_backend.errors import BackendError
 from he_backend.evaluating import check_ledger
 from he_backend.local import run_local, twin_ranges
@@ -36,6 +37,7 @@ class BundleSession:
         temporary ones by default.
       workers, clients: processes that evaluate, and that hold the key.
       progress: True for a bar; or a function that is called on every finished task.
+      cluster: of Dask, whose workers evaluate, as for `he_backend.run`.
 
     Raises:
       BackendError: a part of a bundle only, or an unknown backend.
@@ -64,6 +66,7 @@ class BundleSession:
         workers: int = 2,
         clients: int = 2,
         progress: bool | Callable[[Progress], None] | None = None,
+        cluster: Any = None,
     ):
         if bundle.operands is None:
             raise BackendError(
@@ -80,6 +83,7 @@ class BundleSession:
             "workers": workers,
             "clients": clients,
             "durable": run_dir is not None,
+            "cluster": Cluster.of(cluster),
         }
         self._progress = progress
         self._held = contextlib.ExitStack()
@@ -87,7 +91,7 @@ class BundleSession:
         self._count = 0
 
     def __enter__(self) -> BundleSession:
-        if self._row.encrypts:
+        if self._apart:
             with contextlib.ExitStack() as held:
                 folders = held.enter_context(temporary_folders(*self._folders))
                 bundle = self.bundle
@@ -102,6 +106,11 @@ class BundleSession:
                 self._session = held.enter_context(Session(setup))
                 self._held = held.pop_all()
         return self
+
+    @property
+    def _apart(self) -> bool:
+        """Whether it runs in processes apart from the caller's, encrypted or not."""
+        return self._row.encrypts or self._options["cluster"] is not None
 
     def __exit__(self, *error: Any) -> None:
         self._held.__exit__(*error)
@@ -126,7 +135,7 @@ class BundleSession:
         leaves = bundle.arguments(*args)
         inputs, operands = bundle.secret(leaves), bundle.filled(leaves)
         circuit = bundle.circuit
-        if not self._row.encrypts:
+        if not self._apart:
             steps = circuit.rotation_steps
             machine = self._row.load().generate(circuit.params, steps, circuit.slots)
             vectors, spent = run_local(circuit, machine, inputs, operands, bundle.decrypted)

@@ -18,6 +18,7 @@ __all__ = [
     "INTERRUPTED",
     "REFUSED",
     "BackendOption",
+    "ClusterOption",
     "ConfigOption",
     "DataDirOption",
     "DataOption",
@@ -96,6 +97,14 @@ InsecureOption = Annotated[
 KeyHolderOption = Annotated[
     bool,
     typer.Option("--key-holder", help="The key holder refreshes, though the machine bootstraps."),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Scheduler of a Dask cluster whose workers evaluate, such as tcp://10.0.0.1:8786.",
+        show_default="processes of this host",
+    ),
 ]
 DataOption = Annotated[
     str,

@@ -10,6 +10,7 @@ import typer
 from experiments.cli.common import (
     INTERRUPTED,
     BackendOption,
+    ClusterOption,
     DataDirOption,
     FreshOption,
     MemoryOption,
@@ -77,6 +78,7 @@ def encrypted_finetune(
     ] = None,
     fresh: FreshOption = False,
     backend: BackendOption = DEFAULT_MACHINE,
+    cluster: ClusterOption = None,
     template: TemplateOption = False,
 ) -> None:
     """Fine-tune on encrypted sentences and labels, or rehearse it. (Options win over the file.)"""
@@ -88,6 +90,7 @@ def encrypted_finetune(
     from experiments.console import Display
     from experiments.encrypted_training.run import run_encrypted_training
     from experiments.encrypted_training.running import Check, Running
+    from he_backend.clusters.cluster import Cluster
 
     given = {
         "task.task": task,
@@ -102,7 +105,8 @@ def encrypted_finetune(
     }
     job = read_job(config, given)
     folder = out or Path("runs") / job.folder
-    how = Running(backend, workers, cast(Check, check), from_step, job.save_every)
+    spread = Cluster.reached(cluster)
+    how = Running(backend, workers, cast(Check, check), from_step, job.save_every, spread)
     display = Display()
     with resumable(folder):
         done, _ = run_encrypted_training(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.cli.common import BackendOption, resumable
+from experiments.cli.common import BackendOption, ClusterOption, resumable
 from experiments.console import Display, make_console
 from he_backend.machines.table import DEFAULT_MACHINE
 
@@ -71,12 +71,13 @@ def serve(
         float, typer.Option(min=1.0, help="Seconds after which a silent key holder is shown out.")
     ] = 600.0,
     backend: BackendOption = DEFAULT_MACHINE,
+    cluster: ClusterOption = None,
 ) -> None:
     """Evaluate a bundle for a key holder, who connects with `hesim encrypt`; stop it by Ctrl-C."""
     from experiments import owners
 
     place = folder if folder is not None else owners.default_folder("serve", bundle)
-    settings = {"backend": backend, "workers": workers, "idle_seconds": idle}
+    settings = {"backend": backend, "workers": workers, "idle_seconds": idle, "cluster": cluster}
     with resumable(place):
         owners.serve(
             bundle,

@@ -10,6 +10,7 @@ import typer
 from experiments.cli.common import (
     BROKEN,
     BackendOption,
+    ClusterOption,
     ConfigOption,
     DataDirOption,
     FreshOption,
@@ -98,6 +99,7 @@ def validate(
         typer.Option("--clear", help="In the clear only: scores, and whether the ranges hold."),
     ] = False,
     backend: BackendOption = DEFAULT_MACHINE,
+    cluster: ClusterOption = None,
     insecure: InsecureOption = None,
     key_holder: KeyHolderOption = False,
     template: TemplateOption = False,
@@ -148,7 +150,7 @@ def validate(
             raise typer.Exit(BROKEN)
         return
     with resumable(out if out is not None else Path("runs")):
-        results, folder = run_validation(asked, out, fresh=fresh, display=display)
+        results, folder = run_validation(asked, out, fresh=fresh, display=display, cluster=cluster)
     display.stage("Result")
     console.print(render(results, notes=console.width >= 100))
     display.say(f"\nreport: {folder.path / 'report.html'}")

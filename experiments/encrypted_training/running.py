@@ -62,6 +62,7 @@ class Running:
       check: see `Check`.
       start: step of a rehearsal whose state is encrypted to begin with; 0: the first.
       every: steps between two saved models, 0: at the end alone.
+      cluster: of Dask, whose workers evaluate instead, as for `he_backend.run`.
     """
 
     backend: str = DEFAULT_MACHINE
@@ -69,6 +70,7 @@ class Running:
     check: Check = "first"
     start: int = 0
     every: int = 0
+    cluster: Any = None
 
     def __post_init__(self) -> None:
         if self.check not in get_args(Check):
@@ -125,7 +127,7 @@ class _Run:
         self.exact_losses: dict[int, float] = {}
         self.seconds: list[float] = []
         self.expected: list[float] = []
-        if how.encrypts:
+        if how.encrypts and how.cluster is None:  # what a cluster takes, nobody knows before
             self.expected.append(expected_seconds(planned.circuit, workers=how.workers))
         self.note, self.number, self.since = "", -1, time.monotonic()
         self.update: Update = lambda done, note, left: None
@@ -144,6 +146,7 @@ class _Run:
                 circuit=planned.circuit,
                 backend=how.backend,
                 workers=how.workers,
+                cluster=how.cluster,
                 run_dir=self.folder.path / f"{how.name}.server" if how.encrypts else None,
                 client_dir=self.folder.path / f"{how.name}.client" if how.encrypts else None,
                 progress=self._told,

@@ -22,6 +22,7 @@ import numpy as np
 import he_backend
 from experiments.console import Display, Update
 from experiments.validation.folder import RunFolder
+from he_backend.clusters.cluster import Cluster
 from he_backend.errors import RunFolderWarning
 from he_backend.machines.table import find
 from he_backend.processes.memory import peak_bytes
@@ -186,12 +187,14 @@ def encrypt(
     folder: RunFolder,
     display: Display,
     compared: int | None = None,
+    cluster: Cluster | None = None,
 ) -> None:
     """Every batch encrypted, evaluated and decrypted, all under one set of keys. Writes
     "encrypted-<k>" for each.
 
     compared: so many batches, the first ones, are compared operation by operation, too; None: all.
       The answers are compared of all.
+    cluster: of Dask, whose workers evaluate.
     """
     waiting = [k for k in range(forward.batches) if not folder.done(f"encrypted-{k}")]
     shown = Shown()
@@ -202,7 +205,8 @@ def encrypt(
             compare=compared is None or compared > 0,
             keys=max(_LEAST_KEYS, _KEYS // (compared or forward.batches)),
             outside="warn",
-            run_dir=folder.encrypted if find(backend).encrypts else None,
+            run_dir=folder.encrypted if find(backend).encrypts or cluster else None,
+            cluster=cluster,
             progress=shown,
         ) as session:
             for k in waiting:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from experiments.validation.folder import RunFolder
 from experiments.validation.report import write_report
 from experiments.validation.results import Results
 from experiments.validation.settings import Validation
+from he_backend.clusters.cluster import Cluster
 from he_backend.machines.table import find
 from models.data.batches import Batch, select_rows
 
@@ -43,6 +45,7 @@ def run_validation(
     *,
     fresh: bool = False,
     display: Display | None = None,
+    cluster: Any = None,
 ) -> tuple[Results, RunFolder]:
     """Validate a model, or do what is left of it, and write `report.html` and `results.json`.
 
@@ -51,6 +54,7 @@ def run_validation(
       out: where its work is kept and found again; by default under `runs`.
       fresh: start again from nothing.
       display: what a person sees; by default the console.
+      cluster: of Dask, as for `he_backend.run`; where it is computed is no part of the run.
 
     Returns:
       The results and the run folder. Guarantees that were not kept are in `Results.broken`.
@@ -68,6 +72,7 @@ def run_validation(
       experiments.errors.ExperimentError: there is no model ...
     """
     machines.need(asked.backend)
+    spread_over = Cluster.reached(cluster)
     show = display if display is not None else Display()
     started = time.monotonic()
     show.stage("1/3  Model, data, and both models in the clear")
@@ -90,7 +95,7 @@ def run_validation(
             + ("encrypted" if encrypts else "on plain vectors: nothing is encrypted")
         )
         compared = {"none": 0, "first": 1, "all": None}[asked.compare]
-        encrypt(forward, asked.backend, folder, show, compared)
+        encrypt(forward, asked.backend, folder, show, compared, spread_over)
         results = Results.load(folder)
         folder.save("results", results.summary())
         write_report(results, folder.path / "report.html")

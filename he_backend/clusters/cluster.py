@@ -82,6 +82,14 @@ class Cluster:
             )
         return cls(address, _fields(getattr(given, "security", None)))
 
+    @classmethod
+    def reached(cls, given: Any) -> Cluster | None:
+        """As `of`, of something that listens. Raises ClusterError if nothing does."""
+        found = cls.of(given)
+        if found is not None:
+            found.need_answer()
+        return found
+
     def need_answer(self) -> None:
         """Raise ClusterError unless something listens at the address."""
         host, _, port = self.address.rpartition("://")[2].rpartition(":")

@@ -11,6 +11,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from he_backend.clusters.cluster import Cluster
 from he_backend.errors import BackendError, ProtocolError
 from he_backend.machines.table import DEFAULT_MACHINE, find_for_two_owners
 from he_backend.owners import wire
@@ -48,6 +49,7 @@ class Evaluator:
       backend: "pyfhel", or "slots", which encrypts nothing.
       workers: processes that evaluate.
       idle_seconds: a key holder that is silent for so many seconds is shown out.
+      cluster: of Dask, whose workers evaluate instead, as for `he_backend.run`.
 
     Attributes:
       address: where it listens, as text.
@@ -55,6 +57,7 @@ class Evaluator:
     Raises:
       BackendError: an address or certificates that cannot be used; a part of a bundle only.
       RunFolderError: the folder is another bundle's, or in use.
+      ClusterError: the cluster does not answer.
       BundleError: the bundle was made with another version of the machine's library.
 
     Examples:
@@ -83,6 +86,7 @@ class Evaluator:
         backend: str = DEFAULT_MACHINE,
         workers: int = 2,
         idle_seconds: float = 600.0,
+        cluster: Any = None,
     ):
         if bundle.operands is None:
             raise BackendError(
@@ -92,7 +96,9 @@ class Evaluator:
         versions.check(bundle.versions, backend if find_for_two_owners(backend).encrypts else None)
         self.bundle = bundle
         self.folder = Path(folder).resolve()
-        self.settings = Settings(backend, workers, idle_seconds=idle_seconds)
+        self.settings = Settings(
+            backend, workers, idle_seconds=idle_seconds, cluster=Cluster.reached(cluster)
+        )
         self._held = contextlib.ExitStack()
         self._held.enter_context(claimed(self.folder, bundle, backend))
         self.log = _log_in(self.folder, self._held)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from he_backend.clusters.cluster import Cluster
 from he_backend.errors import BackendError, BlobError, ProtocolError, from_message
 from he_backend.machines.table import find
 from he_backend.owners import keysets, wire
@@ -58,6 +59,7 @@ class Settings:
       task_seconds: predicted seconds that a task should take.
       idle_seconds: a key holder that has nothing to say for so long is shown out, and one that does
         not answer a request for as long.
+      cluster: of Dask, whose workers evaluate instead of processes of this host.
     """
 
     machine: str = "pyfhel"
@@ -65,6 +67,7 @@ class Settings:
     worker_deaths: int = 3
     task_seconds: float = 0.1
     idle_seconds: float = 600.0
+    cluster: Cluster | None = None
 
 
 class Service:
@@ -167,6 +170,8 @@ class Service:
             "durable": True,
             "checkpoint_seconds": Setup.checkpoint_seconds,
         }
+        if settings.cluster is not None:
+            start["cluster"] = settings.cluster.plain
         send(control, {"type": "prepare", **work})  # it encodes what stays for all batches
         send(control, {"type": "start", **work, **start})
         with selectors.DefaultSelector() as selector:
@@ -179,10 +184,12 @@ class Service:
         """A server's process; the link to it."""
         ours, theirs = socket.socketpair()
         folder = self.keys.folders.server
+        room = "processes" if self.settings.cluster is None else "clusters"
+        module = f"he_backend.{room}.server"
         path = folder / "server.log"
         with storing(path), open(path, "ab") as log:
             process = subprocess.Popen(
-                module_command("he_backend.processes.server", find(self.settings.machine).python()),
+                module_command(module, find(self.settings.machine).python()),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
