@@ -21,7 +21,13 @@ from models.train.classifier import Forward
 if TYPE_CHECKING:
     from models.encrypted.settings import EncryptionSettings
 
-__all__ = ["encrypted_forward", "forward_circuit", "forward_program", "simulated_forward"]
+__all__ = [
+    "encrypted_forward",
+    "forward_circuit",
+    "forward_program",
+    "simulated_forward",
+    "trained_flags",
+]
 
 
 def simulated_forward(
@@ -41,12 +47,15 @@ def simulated_forward(
     return hesim.simulate(known[answer], ckks, encrypted=(1,), profile=profile, circuit=circuit)
 
 
-def forward_program(model: Model, sentences: int, answer: str = "logits") -> Program:
+def forward_program(
+    model: Model, sentences: int, answer: str = "logits", *, trained: bool = False
+) -> Program:
     """The traced forward pass of a batch of this many rows, which are encrypted; weights and mask
     are public. Needs no weights, only their shapes.
 
     answer: "logits" (`Model.encrypted_forward`), or "embeddings" (`Model.encrypted_embeddings`).
-    Raises ArgumentError for another answer, else as `hesim.trace` does.
+    trained: adapters, pooler and head are encrypted, too, as a training under encryption leaves
+    them. Raises ArgumentError for another answer, else as `hesim.trace` does.
     """
     known = {"logits": model.encrypted_forward, "embeddings": model.encrypted_embeddings}
     if answer not in known:
@@ -56,7 +65,8 @@ def forward_program(model: Model, sentences: int, answer: str = "logits") -> Pro
     pair = (2,) if config.pairs == "bi-encoder" else ()
     mask = jax.ShapeDtypeStruct((sentences, *pair, config.sequence), np.float32)
     rows = jax.ShapeDtypeStruct((*mask.shape, config.hidden), np.float32)
-    return hesim.trace(known[answer], params, rows, mask, encrypted=(1,))
+    encrypted = (trained_flags(params), True, False) if trained else (1,)
+    return hesim.trace(known[answer], params, rows, mask, encrypted=encrypted)
 
 
 @functools.lru_cache(maxsize=2)
@@ -74,22 +84,31 @@ def forward_circuit(
     return hesim.compile(program, ckks, refresh_price=refresh_price, refresher=refresher)
 
 
-def encrypted_forward(model: Model, how: EncryptionSettings) -> Forward:
-    """The forward pass under noise, with whatever LoRA trains encrypted beside the sentences."""
+def trained_flags(params: Params) -> Params:
+    """True for adapters, pooler and head, which LoRA trains, False for all other parameters."""
+    trained, frozen = partition(params, is_adapter_or_head)
+    return combine(jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, frozen))
+
+
+def encrypted_forward(
+    model: Model, how: EncryptionSettings, circuit: Circuit | None = None
+) -> Forward:
+    """The forward pass under noise, with whatever LoRA trains encrypted beside the sentences.
+
+    circuit: as for `hesim.simulate`, of `forward_program`, with `trained` where the model has
+    adapters.
+    """
     if not model.config.lora_rank:
-        return simulated_forward(model, how.ckks, how.profile)
+        return simulated_forward(model, how.ckks, how.profile, circuit)
 
     def forward(key: jax.Array, params: Params, x: jax.Array, mask: jax.Array):
-        trained, frozen = partition(params, is_adapter_or_head)
-        flags = combine(
-            jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, frozen)
-        )
         noisy = hesim.simulate(
             model.forward_with_values,
             how.ckks,
-            encrypted=(flags, True, False),
+            encrypted=(trained_flags(params), True, False),
             profile=how.profile,
             tier="train",
+            circuit=circuit,
         )
         return noisy(key, params, x, mask)
 

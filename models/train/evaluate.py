@@ -29,6 +29,7 @@ from models.sites.sites import (
 from models.train.classifier import Forward, exact_forward
 
 if TYPE_CHECKING:
+    from hesim.circuit.circuit import Circuit
     from models.encrypted.settings import EncryptionSettings
 
 __all__ = ["Evaluated", "collect_ranges", "fit_sites", "make_evaluate"]
@@ -65,6 +66,7 @@ def make_evaluate(
     buckets: tuple[int, ...] | None = None,
     how: EncryptionSettings | None = None,
     answer: str = "logits",
+    circuit: Circuit | None = None,
 ) -> Callable[[Params, Batch], Evaluated]:
     """A function that runs a model over rows, compiled once for each length of them.
 
@@ -77,6 +79,8 @@ def make_evaluate(
         the sentences are encrypted and, of a model with adapters, whatever LoRA trained.
       answer: "logits", or "embeddings" (`Model.encrypted_embeddings`), without noise, which then
         stand in place of the logits: (n, hidden).
+      circuit: as encrypted, the noise of this Circuit's own levels, refreshes and rotations
+        (`hesim.simulate`), for batches of any size; of `forward_program`, rows as long as its own.
 
     Returns:
       (params, `Batch` of (n, sequence) tokens) -> `Evaluated`: logits (n, classes), the range met
@@ -101,7 +105,9 @@ def make_evaluate(
     if answer not in ("logits", "embeddings") or (answer == "embeddings" and how is not None):
         raise ArgumentError(f"answer={answer!r} is logits, or embeddings without noise (how=None)")
     width = model.config.classes if answer == "logits" else model.config.hidden
-    forward: Forward = exact_forward(model) if how is None else encrypted_forward(model, how)
+    forward: Forward = (
+        exact_forward(model) if how is None else encrypted_forward(model, how, circuit)
+    )
     if answer == "embeddings":
         forward = _embeddings_forward(model)
     unit, domains = model.units(), model.sites.ranges()
