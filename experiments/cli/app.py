@@ -19,11 +19,15 @@ import typer
 from experiments.cli.common import (
     BROKEN,
     REFUSED,
+    AccuracyOption,
     BackendOption,
+    BootstrapsOption,
     DataDirOption,
     DataOption,
     FreshOption,
     InsecureOption,
+    LevelsBudgetOption,
+    SecondsOption,
     price_of,
     resumable,
 )
@@ -204,15 +208,29 @@ def report(
     run_dir: Annotated[
         Path,
         typer.Argument(
-            help="Run folder of a finished demo or validation, or of an encrypted training that "
-            "was begun."
+            help="Run folder of a finished demo or validation, of an encrypted training that was "
+            "begun, or of a trade-off study."
         ),
     ],
+    accuracy: AccuracyOption = None,
+    seconds: SecondsOption = None,
+    levels: LevelsBudgetOption = None,
+    bootstraps: BootstrapsOption = None,
 ) -> None:
     """Print the table of a run and write its report again."""
     from experiments.encrypted_training import KIND
+    from experiments.studies.tradeoff.folder import is_tradeoff
     from experiments.validation.folder import RunFolder
 
+    if is_tradeoff(run_dir):
+        from experiments.studies.tradeoff.report import Question, write_report
+
+        said, paths = write_report(run_dir, Question(accuracy, seconds, levels, bootstraps))
+        make_console(whole=True).print(f"{said}\n{', '.join(map(str, paths))}")
+        return
+    asked = {"accuracy": accuracy, "seconds": seconds, "levels": levels, "bootstraps": bootstraps}
+    if given := [f"--{name}" for name, value in asked.items() if value is not None]:
+        raise typer.BadParameter(f"{run_dir} is no trade-off study, which {given[0]} is for")
     folder = RunFolder.find(run_dir)
     if folder.settings.get("kind") == KIND:
         from experiments.console import Display

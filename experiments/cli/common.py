@@ -17,17 +17,21 @@ __all__ = [
     "BROKEN",
     "INTERRUPTED",
     "REFUSED",
+    "AccuracyOption",
     "BackendOption",
     "ClusterOption",
+    "BootstrapsOption",
     "ConfigOption",
     "DataDirOption",
     "DataOption",
     "FreshOption",
     "InsecureOption",
     "KeyHolderOption",
+    "LevelsBudgetOption",
     "MemoryOption",
     "ObjectiveOption",
     "RefreshPriceOption",
+    "SecondsOption",
     "SettingsOption",
     "StartOption",
     "TaskOption",
@@ -155,6 +159,22 @@ RefreshPriceOption = Annotated[
 ObjectiveOption = Annotated[
     str, typer.Option(help="seconds, or rounds: the fewest round trips to the key holder.")
 ]
+
+AccuracyOption = Annotated[
+    float | None,
+    typer.Option(help="Of a trade-off study: the cheapest configuration of so many points."),
+]
+SecondsOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="The best within so many core-seconds of one sentence."),
+]
+LevelsBudgetOption = Annotated[
+    float | None, typer.Option(min=0.0, help="The best within so many levels.")
+]
+BootstrapsOption = Annotated[
+    float | None, typer.Option(min=0.0, help="The best within so many refreshed ciphertexts.")
+]
+"""Questions to a trade-off study."""
 
 MemoryOption = Annotated[
     float | None,

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.cli.common import BackendOption, DataDirOption, resumable
+from experiments.cli.common import (
+    AccuracyOption,
+    BackendOption,
+    BootstrapsOption,
+    DataDirOption,
+    LevelsBudgetOption,
+    SecondsOption,
+    TemplateOption,
+    resumable,
+)
 from experiments.console import make_console
 from he_backend.machines.table import DEFAULT_MACHINE
 
@@ -215,6 +224,74 @@ def attention(
         runs = run_attention(study, out, say=say, stop=stop)
     write_csv(runs, out / "attention.csv")
     _keep(out / "attention", f"{table(runs)}\n", plot(runs), say)
+
+
+@app.command()
+def tradeoff(
+    knobs: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of the values that are tried; --template prints one."),
+    ] = None,
+    template: TemplateOption = False,
+    task: Annotated[
+        str, typer.Option("--task", "--tasks", help="Comma-separated: reviews, or GLUE's names.")
+    ] = "reviews",
+    data_dir: DataDirOption = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="In place of the file's: fine-tunings of each.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes that fine-tune and score, each of 1 to 2 GB.")
+    ] = 1,
+    spot_checks: Annotated[
+        int, typer.Option(min=0, help="Configurations that are run encrypted, in all.")
+    ] = 0,
+    spot_sentences: Annotated[
+        int, typer.Option(min=1, help="Sentences of each, one at a time.")
+    ] = 4,
+    memory: Annotated[
+        float,
+        typer.Option(min=0.0, help="GB of one process that evaluates a spot check, at most."),
+    ] = 2.5,
+    backend: BackendOption = DEFAULT_MACHINE,
+    accuracy: AccuracyOption = None,
+    seconds: SecondsOption = None,
+    levels: LevelsBudgetOption = None,
+    bootstraps: BootstrapsOption = None,
+    out: Annotated[
+        Path, typer.Option(help="Where the study is kept and resumed from.", file_okay=False)
+    ] = Path("runs/tradeoff"),
+) -> None:
+    """What accuracy costs: adapters, kernel, polynomials, ring and refreshes, each configuration
+    scored by simulation and planned, some run encrypted. (A minute or two of one core a
+    configuration and task; it may be stopped and goes on where it was.)"""
+    from experiments.console import Display
+    from experiments.studies.tasks import Stopped
+    from experiments.studies.tradeoff.mapping import in_processes
+    from experiments.studies.tradeoff.report import Question, write_report
+    from experiments.studies.tradeoff.run import run_tradeoff
+    from experiments.studies.tradeoff.settings import knobs_template, read_study
+    from experiments.studies.tradeoff.spots import SpotChecks
+    from experiments.training.signals import until_signalled
+
+    if template:
+        typer.echo(knobs_template(), nl=False)
+        return
+    study = read_study(knobs, task.split(","), data_dir)
+    if seeds is not None:
+        study = dataclasses.replace(study, seeds=seeds)
+    with resumable(out, Stopped), until_signalled() as stop:
+        run_tradeoff(
+            study,
+            out,
+            mapped=in_processes(jobs, out / "compiled"),
+            display=Display(),
+            stop=stop,
+            checks=SpotChecks(spot_checks, spot_sentences, backend, memory * 1e9),
+        )
+    said, paths = write_report(out, Question(accuracy, seconds, levels, bootstraps))
+    say = _teller(make_console(whole=True))
+    say(f"\n{said}\n{', '.join(map(str, paths))}")
 
 
 def _keep(name: Path, text: str, figure: Any, say: Callable[[str], None]) -> None:
