@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hesim
 from experiments.errors import ExperimentError
@@ -20,7 +22,7 @@ from hesim.errors import ParameterError
 from hesim.params import CKKSParams, InsecureParametersWarning
 from models.encrypted.settings import EncryptionSettings
 
-__all__ = ["BOOTSTRAPPING", "Suited", "based", "missing", "need", "suited"]
+__all__ = ["BOOTSTRAPPING", "Suited", "based", "bootstrap_of", "missing", "need", "suited"]
 
 BOOTSTRAPPING = CKKSParams(16, 22, 59, 60, 60, digits=4)
 """The ring of a machine that bootstraps, at 128 bits: a bootstrap leaves 9 of its 22 levels."""
@@ -63,7 +65,7 @@ def based(how: EncryptionSettings, backend: str) -> EncryptionSettings:
 def suited(
     how: EncryptionSettings,
     backend: str,
-    config: str | Path | None = None,
+    bootstrap: Mapping[str, Any] | None = None,
     *,
     insecure: int | None = None,
     key_holder: bool = False,
@@ -73,13 +75,12 @@ def suited(
     Args:
       how: ring and polynomials: `based` on the machine's, with what `config` says.
       backend: the machine's name.
-      config: TOML file, of whose section `bootstrap` is read here.
+      bootstrap: what a file's section `bootstrap` says, as `bootstrap_of` reads it.
       insecure: log2 of a ring degree: the same chain in a small ring, which protects nothing.
       key_holder: whether the key holder refreshes though the machine could bootstrap.
 
     Raises:
-      ExperimentError: a file or a ring that cannot be. ParameterError: there is no bootstrap for
-        the ring.
+      ExperimentError: a ring that cannot be. ParameterError: there is no bootstrap for it.
     """
     row = find(backend)
     if insecure is not None:
@@ -89,8 +90,13 @@ def suited(
     bootstraps = row.bootstraps or (not row.encrypts and how.ckks.digits is not None)
     if key_holder or not bootstraps:
         return Suited(how)
-    options = {o.name: o.default for o in BOOTSTRAP} | read_given(config).get("bootstrap", {})
+    options = {o.name: o.default for o in BOOTSTRAP} | dict(bootstrap or {})
     return Suited(how, hesim.openfhe_bootstrap(how.ckks, **options))
+
+
+def bootstrap_of(config: str | Path | None) -> Mapping[str, Any]:
+    """The section `bootstrap` of a TOML file, empty where there is none. Raises ExperimentError."""
+    return read_given(config).get("bootstrap", {})
 
 
 def _insecure(ring: CKKSParams, log_n: int) -> CKKSParams:

@@ -10,7 +10,7 @@ from typing import Any
 import hesim
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
-from experiments.machines import suited
+from experiments.machines import bootstrap_of, suited
 from experiments.validation.subject import find_subject, of_sentences
 from he_backend.machines.table import DEFAULT_MACHINE
 from hesim.circuit.circuit import Circuit
@@ -81,7 +81,8 @@ def plan_model(
     how = dataclasses.replace(
         subject.how, ckks=dataclasses.replace(subject.how.ckks, **(ring or {}))
     )
-    chosen = suited(how, backend, config, insecure=insecure, key_holder=key_holder)
+    own = bootstrap_of(config)
+    chosen = suited(how, backend, own, insecure=insecure, key_holder=key_holder)
     members = Settings().batch if batch is None else batch
     options = {"refresher": chosen.refresher} | options
     circuit = compile_forward(

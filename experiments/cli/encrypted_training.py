@@ -13,6 +13,8 @@ from experiments.cli.common import (
     ClusterOption,
     DataDirOption,
     FreshOption,
+    InsecureOption,
+    KeyHolderOption,
     MemoryOption,
     SettingsOption,
     StartOption,
@@ -79,10 +81,12 @@ def encrypted_finetune(
     fresh: FreshOption = False,
     backend: BackendOption = DEFAULT_MACHINE,
     cluster: ClusterOption = None,
+    insecure: InsecureOption = None,
+    key_holder: KeyHolderOption = False,
     template: TemplateOption = False,
 ) -> None:
     """Fine-tune on encrypted sentences and labels, or rehearse it. (Options win over the file.)"""
-    from experiments.encrypted_training.settings import job_template, read_job
+    from experiments.encrypted_training.settings import for_machine, job_template, read_job
 
     if template:
         typer.echo(job_template(), nl=False)
@@ -104,6 +108,7 @@ def encrypted_finetune(
         "start.start": start,
     }
     job = read_job(config, given)
+    job = for_machine(job, backend, insecure=insecure, key_holder=key_holder)
     folder = out or Path("runs") / job.folder
     spread = Cluster.reached(cluster)
     how = Running(backend, workers, cast(Check, check), from_step, job.save_every, spread)

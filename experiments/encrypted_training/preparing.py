@@ -159,7 +159,8 @@ def plan_steps(
             circuit = bound(Circuit.load(path), program)
     if circuit is None:
         with Bar(show.console) as bar:
-            circuit = training.compile(program, progress=bar, memory=memory)
+            refresher = prepared.job.refresher
+            circuit = training.compile(program, bar, memory=memory, refresher=refresher)
         circuit.save(path)
         (folder.path / "program.txt").write_text(f"{program}\n", encoding="utf-8")
     if not folder.done(_PLAN):
@@ -183,6 +184,7 @@ def _figures(circuit: Circuit, prepared: Prepared, seconds: float) -> dict[str, 
         "batch": training.settings.batch,
         "seconds": seconds,
         "environment": environment(),
+        "interactive": circuit.refresher.interactive,
     }
 
 
@@ -192,7 +194,7 @@ def _say(show: Display, circuit: Circuit, figures: dict[str, Any]) -> None:
     show.say(
         f"one step of {figures['batch']} rows for N = 2^{ring['log_n']}, {ring['levels']} levels, "
         f"{security}: {figures['instructions']:,} ciphertext instructions, "
-        f"{ledger.refreshes:,} ciphertexts refreshed by the key holder in "
+        f"{ledger.refreshes:,} ciphertexts refreshed by the {circuit.refresher.name} in "
         f"{ledger.refresh_rounds} rounds, {figures['carried']:,} handed on to the next step"
     )
     show.say(

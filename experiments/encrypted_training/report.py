@@ -56,6 +56,11 @@ class Found:
     measured: dict[str, dict[str, float]]
     ways: list[Way]
 
+    @property
+    def interactive(self) -> bool:
+        """Whether the key holder refreshes."""
+        return bool(self.plan.get("interactive", True))
+
     @classmethod
     def of(cls, folder: RunFolder) -> Found:
         """Read a folder. ExperimentError where something is damaged."""
@@ -284,6 +289,9 @@ def _spent(found: Found) -> list[tuple[str, str, str]]:
     ledger = found.plan["ledger"]
     runs = list(found.measured.values())
     own = runs[0] if runs else {}
+    refreshed = "ciphertexts refreshed by the key holder"
+    if not found.interactive:
+        refreshed = "ciphertexts bootstrapped by the server"
 
     def of(name: str, form: str = "{:,.0f}", unit: float = 1.0) -> str:
         return form.format(own[name] / unit) if name in own else "–"
@@ -296,7 +304,7 @@ def _spent(found: Found) -> list[tuple[str, str, str]]:
             clock(ledger["seconds"] * found.plan["steps"]),
             "–",
         ),
-        ("ciphertexts refreshed by the key holder", f"{ledger['refreshes']:,}", of("refreshes")),
+        (refreshed, f"{ledger['refreshes']:,}", of("refreshes")),
         ("rounds of refreshes", f"{ledger['refresh_rounds']:,}", "–"),
         (
             "memory of all processes, GB",

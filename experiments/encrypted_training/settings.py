@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import machines
 from experiments.encrypted_training import KIND
 from experiments.errors import ExperimentError
 from experiments.training.devices import ONE_DEVICE
@@ -20,11 +21,13 @@ from experiments.training.finetune_settings import (
 )
 from experiments.training.finetune_settings import job_options as options_of_a_job
 from experiments.training.options import Option, template
-from experiments.training.twin import as_encrypted_of
+from experiments.training.twin import BOOTSTRAP, as_encrypted_of
+from he_backend.machines.table import find
+from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from models.encrypted.settings import EncryptionSettings
 from models.recipes.finetune_settings import FineTune
 
-__all__ = ["EncryptedJob", "job_template", "read_job"]
+__all__ = ["EncryptedJob", "for_machine", "job_template", "read_job"]
 
 _MORE = (
     Option("training", "steps", 0, "Steps in all; 0: those of `epochs`."),
@@ -35,6 +38,7 @@ _MORE = (
         "Steps after which the key holder reads what is trained, for a model folder to go on from; "
         "0: at the end alone.",
     ),
+    *BOOTSTRAP,
 )
 
 _ENCRYPTION: Mapping[str, Mapping[str, Any]] = {
@@ -76,6 +80,7 @@ class EncryptedJob:
       settings: method, rates, adapters, rows of a step, seed.
       how: ring, polynomials, factor of the loss.
       steps: 0 for those of all epochs. save_every: steps between two model folders, 0: none.
+      refresher: who refreshes. bootstrap: of the file's section of that name.
       off: what the file asks for and an encrypted step does not do.
     """
 
@@ -89,6 +94,8 @@ class EncryptedJob:
     steps: int = 0
     save_every: int = 0
     off: tuple[str, ...] = ()
+    refresher: Refresher = KEY_HOLDER
+    bootstrap: tuple[tuple[str, Any], ...] = ()
 
     def plain(self, start: str, data: str) -> dict[str, Any]:
         """What a run folder belongs to, as JSON data. start, data: digests of the model to start
@@ -107,6 +114,8 @@ class EncryptedJob:
             "how": dataclasses.asdict(self.how),
             "steps": self.steps,
         }
+        if self.refresher != KEY_HOLDER:
+            own["refresher"] = dataclasses.asdict(self.refresher)
         return json.loads(json.dumps(own))
 
     @property
@@ -144,7 +153,34 @@ def read_job(
         job, how = job_of(values, None), as_encrypted_of(values)
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"{path or 'the settings'}: {error}") from error
-    return _checked(job, how, values["training"], off)
+    checked = _checked(job, how, values["training"], off)
+    return dataclasses.replace(checked, bootstrap=tuple(values["bootstrap"].items()))
+
+
+def for_machine(
+    job: EncryptedJob,
+    backend: str,
+    *,
+    insecure: int | None = None,
+    key_holder: bool = False,
+) -> EncryptedJob:
+    """The job on a ring of a machine, with the refreshes that it has.
+
+    insecure, key_holder: as `experiments.machines.suited` takes them.
+
+    Raises ExperimentError for settings whose ring is none for the machine, else as that.
+    """
+    if find(backend).digits is not None and job.how.ckks.digits is None:
+        usual = dict(_ENCRYPTION["encrypted"])
+        if any(getattr(job.how.ckks, name) != value for name, value in usual.items()):
+            raise ExperimentError(
+                f"the ring in [encrypted] has no digits, in which {backend} switches keys: "
+                "add digits = 4, or leave the ring out"
+            )
+    how = machines.based(job.how, backend)
+    own = dict(job.bootstrap)
+    found = machines.suited(how, backend, own, insecure=insecure, key_holder=key_holder)
+    return dataclasses.replace(job, how=found.how, refresher=found.refresher)
 
 
 def _switched_off(values: dict[str, dict[str, Any]]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.console import Display
 from experiments.demo import stages
 from experiments.errors import ExperimentError
-from experiments.machines import suited
+from experiments.machines import bootstrap_of, suited
 from experiments.training.finetune import remembered
 from experiments.validation.encrypting import describe_dataset, site_rows
 from experiments.validation.folder import RunFolder
@@ -165,7 +165,7 @@ def _resolved(
     least = 2 if answer == "cosine" else 1
     tokens = config.sequence * (2 if config.pairs == "bi-encoder" else 1)
     alike = {"insecure": asked.insecure, "key_holder": asked.key_holder}
-    for_machine = suited(subject.how, asked.backend, asked.config, **alike)
+    for_machine = suited(subject.how, asked.backend, bootstrap_of(asked.config), **alike)
     slots = for_machine.how.ckks.slots
     batch = min(rows, asked.rows_at_a_time(tokens, slots, least))
     folder = subject.folder

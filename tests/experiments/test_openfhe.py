@@ -19,8 +19,9 @@ from experiments.console import Display, make_console
 from experiments.demo import bootstrapping
 from experiments.demo.run import run_demo
 from experiments.demo.settings import Settings
+from experiments.encrypted_training.settings import for_machine, read_job
 from experiments.errors import ExperimentError
-from experiments.machines import BOOTSTRAPPING, based, suited
+from experiments.machines import BOOTSTRAPPING, based, bootstrap_of, suited
 from experiments.validation.bootstrapped import STAGE
 from experiments.validation.folder import RunFolder
 from experiments.validation.report import page
@@ -32,6 +33,7 @@ from experiments.validation.table import render, ways
 from he_backend.errors import BackendError
 from he_backend.machines.openfhe import interpreter
 from hesim.circuit.refresher import KEY_HOLDER
+from hesim.errors import ParameterError
 from models.encrypted.settings import EncryptionSettings
 from models.weights.folder import load_model, save_model
 from tests.experiments.conftest import write_encoder
@@ -87,7 +89,7 @@ def test_a_small_ring_has_the_same_chain_and_no_security(tmp_path: Path) -> None
     assert based(found.how, "openfhe") is found.how  # a model's own ring, if it is one
     file = tmp_path / "settings.toml"
     file.write_text("[bootstrap]\nbudget = [2, 1]\ncorrection = 11\n")
-    other = suited(found.how, "slots", file)
+    other = suited(found.how, "slots", bootstrap_of(file))
     assert other.how is found.how and other.refresher.min_input_level == 2
     assert str(other.refresher.error).endswith("_cf11")
     with pytest.raises(ExperimentError, match="--insecure 3"):
@@ -101,7 +103,7 @@ def test_a_file_changes_the_machines_ring(tmp_path: Path, model: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         subject = find_subject(model, file, "openfhe")
-    found = suited(subject.how, "openfhe", file)
+    found = suited(subject.how, "openfhe", bootstrap_of(file))
     ring = found.how.ckks
     assert (ring.log_n, ring.levels, ring.digits, ring.security) == (10, 17, 3, None)
     assert ring.scale_bits == BOOTSTRAPPING.scale_bits and found.refresher.highest(17) == 5
@@ -115,11 +117,10 @@ def test_the_template_says_every_option_and_changes_none(
     assert {"[encrypted]", "[twin]", "[bootstrap]"} <= set(shown.splitlines())
     file = tmp_path / "settings.toml"
     file.write_text(shown)
-    own = based(EncryptionSettings(), "openfhe")
-    assert suited(own, "openfhe", file, insecure=11) == suited(own, "openfhe", insecure=11)
+    assert bootstrap_of(file) == {} and bootstrap_of(None) == {}
     file.write_text("[bootstrap]\nbugdet = [3, 3]\n")
     with pytest.raises(ExperimentError, match="did you mean 'budget'"):
-        suited(own, "openfhe", file, insecure=11)
+        bootstrap_of(file)
 
 
 def test_without_the_library_a_command_says_so_before_it_does_anything(
@@ -150,6 +151,22 @@ def test_a_validation_asks_no_key_holder_and_errs_as_simulated(
     assert "The server bootstrapped" in page and "Interactive." not in page
     assert "--backend openfhe --insecure 10" in page
     assert "at refreshes intermediate values" not in page
+
+
+def test_an_encrypted_training_takes_the_machines_ring_and_bootstrap(tmp_path: Path) -> None:
+    usual = read_job()
+    own = for_machine(usual, "pyfhel")
+    assert own.how == usual.how and own.plain("", "") == usual.plain("", "")
+    with pytest.raises(ParameterError, match="bootstrap"):
+        for_machine(usual, "openfhe", insecure=17)  # in which no law was measured
+    file = tmp_path / "settings.toml"
+    file.write_text("[bootstrap]\nbudget = [2, 1]\n")
+    found = for_machine(read_job(file), "openfhe", insecure=11)
+    assert found.how.ckks.levels == BOOTSTRAPPING.levels and found.how.profile == "openfhe"
+    assert found.refresher.min_input_level == 2 and "refresher" in found.plain("", "")
+    file.write_text("[encrypted]\nlevels = 5\n")
+    with pytest.raises(ExperimentError, match="add digits = 4"):
+        for_machine(read_job(file), "openfhe")
 
 
 # The demo's sentences that are bootstrapped besides
