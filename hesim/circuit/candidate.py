@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from hesim.circuit import emission, levels
-from hesim.circuit.aims.aim import Aim
+from hesim.circuit.aims.aim import SPARE, Aim
 from hesim.circuit.aims.carried import HandedOn, Pair
 from hesim.circuit.builder import Builder
 from hesim.circuit.circuit import Circuit, Kind, PlaintextFamily, TensorLocation
@@ -18,14 +18,17 @@ from hesim.circuit.cost import KEY_RUNS, key_seconds
 from hesim.circuit.ledger import ledger
 from hesim.circuit.limits.budget import within
 from hesim.circuit.publics import Publics
-from hesim.errors import ParameterError, ValueOverflowError
+from hesim.errors import LevelError, ParameterError, ValueOverflowError
 from hesim.params import CKKSParams, larger_capacity
 from hesim.program import Program, Var
 
 __all__ = ["Candidate", "Lowered"]
 
-_SPARE = 1.25
-"""Times the largest value met that a level has to hold: calibrations are taken to be as wide."""
+_SLOWER = 1e-6
+"""Part of its seconds by which a plan may be slower for gains that fit better."""
+
+_SCALINGS = 4
+"""Times that values are scaled for a refresh, at most, since others are refreshed then."""
 
 _RESULT_SECONDS = 0.003
 """What a ciphertext more among the results may cost: it is sent, decrypted and decoded."""
@@ -51,6 +54,19 @@ class Lowered(Protocol):
     def location(self, var: Var, op: int, where: np.ndarray) -> TensorLocation | None: ...
 
 
+@runtime_checkable
+class Refittable(Protocol):
+    """What can be lowered again with other gains."""
+
+    def refitted(
+        self, values: Mapping[int, float], most: float, refreshed: Collection[int]
+    ) -> Lowered | None: ...
+
+    def scaled(
+        self, values: Mapping[int, float], most: float, refreshed: Collection[int]
+    ) -> Lowered | None: ...
+
+
 class Candidate:
     """A lowered Program with levels.
 
@@ -69,6 +85,7 @@ class Candidate:
         self.aim = aim if isinstance(aim, Aim) else Aim(aim)
         self.lowered = lowered
         self.program, self.builder = lowered.program, lowered.builder
+        self._params = params
         self._ring = params.log_n, params.levels
         b = self.builder
         one = np.zeros((1, 1), np.int32)
@@ -88,6 +105,7 @@ class Candidate:
             rounds=self.aim.rounds,
             floors=self._floors(params),
             carried=self._stages_carried(),
+            dear=self._dear(),
         )
         self.schedule = self.planner.greedy()
         self._key_seconds = key_seconds(params)
@@ -122,12 +140,27 @@ class Candidate:
                 wanted[source] = max(wanted.get(source, 0.0), held)
         return {source: self._floor(params, source, held) for source, held in wanted.items()}
 
+    def _dear(self) -> dict[int, float]:
+        """By stage whose outputs are larger than a refresh is made for, times what it counts: once
+        more for each bit.
+        """
+        most = self.aim.refresher.value_range
+        found: dict[int, float] = {}
+        for k, eqn in enumerate(self.program.ops if self.aim.fitted else ()):
+            value = SPARE * self.aim.values.get(k, 0.0)
+            for v in eqn.outputs if value else ():
+                over = value / abs(self.lowered.gain(v)) / most
+                for n in self.lowered.nodes(v) if over > 1.0 else ():
+                    stage = self.builder.nodes[n].stage
+                    found[stage] = max(found.get(stage, 1.0), 1.0 + math.ceil(math.log2(over)))
+        return found
+
     def _floor(self, params: CKKSParams, source: int, held: float) -> int:
         for level in range(params.levels + 1):
-            if params.capacity(level) >= _SPARE * held:
+            if params.capacity(level) >= SPARE * held:
                 return level
         top = params.levels
-        bits = math.log2(_SPARE * held / params.capacity(top))
+        bits = math.log2(SPARE * held / params.capacity(top))
         raise ValueOverflowError(
             f"{self._describe(source)} holds {held:.4g} in a slot, and even level {top}, the "
             f"highest, wraps above {params.capacity(top):.4g}: use more levels, or "
@@ -153,6 +186,47 @@ class Candidate:
     def settled(self) -> levels.Schedule:
         """Levels after a search from the first plan."""
         return self.planner.improved(self.schedule)
+
+    def refitted(self) -> Candidate:
+        """The same plan with gains by which what is refreshed has the size that the refresher is
+        made for, where the values are known: those that take no longer, then those that cost less
+        than a refresh of what is too large counts.
+        """
+        lowered, most = self.lowered, self.aim.refresher.value_range
+        if not (isinstance(lowered, Refittable) and self.aim.fitted):
+            return self
+        found = self._better(lowered.refitted(self.aim.values, most, self._refreshed), _SLOWER)
+        for _ in range(_SCALINGS):
+            lowered = found.lowered
+            assert isinstance(lowered, Refittable)
+            other = found._better(lowered.scaled(self.aim.values, most, found._refreshed), 0.0)
+            if other is found:
+                break
+            found = other
+        return found
+
+    @property
+    def _refreshed(self) -> list[int]:
+        """Ids of the values of which ciphertexts are refreshed: of `refresh`, what it is given."""
+        stage, refreshed = [node.stage for node in self.builder.nodes], self.settled.refreshed
+        found: dict[int, None] = {}
+        for eqn in self.program.ops:
+            for v in eqn.outputs:
+                if any(stage[n] in refreshed for n in self.lowered.nodes(v)):
+                    given = eqn.inputs[0] if eqn.name == "refresh" else v
+                    found[given.id if isinstance(given, Var) else v.id] = None
+        return list(found)
+
+    def _better(self, lowered: Lowered | None, slower: float) -> Candidate:
+        """The plan lowered otherwise, unless it is slower by more than that part."""
+        if lowered is None:
+            return self
+        try:
+            other = Candidate(lowered, self._params, self.aim)
+        except (LevelError, ValueOverflowError):
+            return self
+        most = self.settled.seconds * (1 + slower)
+        return other if other.settled.seconds < most else self
 
     def _layouts(self) -> list[tuple[int, str]]:
         """Of the inputs together and of each operation's result, as the ledger tells them."""

@@ -94,7 +94,8 @@ def compile(
       interactive: False for a plan in which nobody but the server takes part between encryption
         and decryption: the key holder refreshes nothing, a bootstrap may.
       calibration: from `hesim.calibrate` on this program: its values, wider by a quarter, are
-        computed at levels whose modulus has room for them.
+        computed at levels whose modulus has room for them, and brought into the range that the
+        refresher is made for, by factors that neighbours take in or, where none can, by a level.
       memory: bytes, at most, that compiling takes, and that one process takes which evaluates
         (`ledger.peak_bytes`: machine, keys, ciphertexts, plaintexts). Where it does not hold a key
         for every rotation, some are composed of others; plaintexts are kept encoded as far as there
@@ -192,7 +193,8 @@ def planned_for(
     """
     task = _Task(program, params, aim, batch, layouts, watch, others)
     best: Candidate | None = None
-    searched = layouts is None and (bool(aim.carried) or tables.terms(program) > _WORTH_TABLES)
+    large = tables.terms(program) > _WORTH_TABLES
+    searched = layouts is None and (bool(aim.carried) or aim.fitted or large)
     if watch is not None:
         searches = (_SEARCHES << aim.rounds) if layouts is None else 0
         watch.begin((0 if searched else len(task.choices)) + searches)
@@ -217,7 +219,7 @@ def planned_for(
         raise _nearest(task.failures) or _nothing_to_lay_out(program, params)
     if others is not None:
         others[:] = [plan for plan in others if plan is not best]
-    return best
+    return best.refitted()
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +302,7 @@ def _lowerings(task: _Task, bound: float) -> Iterator[PackedLowering]:
     def found(price: float | None) -> Iterator[PackedLowering]:
         args = task.program, task.params, price, aim.refresher, task.batch
         options = {"bound": bound, "watch": task.watch, "refused": task.refused}
-        yield from lowerings(*args, carried=aim.carried, **options)
+        yield from lowerings(*args, carried=aim.carried, values=aim.values, **options)
 
     yield from found(aim.price)
     if aim.rounds and (aim.price or 0.0) < BOOTSTRAP_SECONDS:

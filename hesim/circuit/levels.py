@@ -58,6 +58,7 @@ class ShapePlanner:
       floors: by source, the level below which outputs do not hold their values.
       carried: number of the stage whose outputs, refreshed, are those of an input at the next run,
         by number of that input's stage.
+      dear: by number of a stage, times the price that a refresh of its outputs counts.
     """
 
     def __init__(
@@ -71,12 +72,13 @@ class ShapePlanner:
         rounds: bool = False,
         floors: Mapping[int, int] | None = None,
         carried: Mapping[int, int] | None = None,
+        dear: Mapping[int, float] | None = None,
     ):
         self.top = params.levels
         self._params = params
         self._describe = describe
         self._refresher = refresher
-        self._costs = StageCosts(shapes, params, refresh_price, refresher, floors, carried)
+        self._costs = StageCosts(*(shapes, params, refresh_price, refresher), floors, carried, dear)
         self._forbidden = refresh_price is not None and math.isinf(refresh_price)
         self._few = rounds
 
@@ -195,7 +197,7 @@ class LevelPlanner(ShapePlanner):
 
     Args:
       outputs: nodes that are decrypted at the end.
-      describe, refresh_price, refresher, rounds, floors, carried: as for `ShapePlanner`.
+      describe, refresh_price, refresher, rounds, floors, carried, dear: as for `ShapePlanner`.
 
     Attributes:
       live: nodes that the outputs depend on.
@@ -213,6 +215,7 @@ class LevelPlanner(ShapePlanner):
         rounds: bool = False,
         floors: Mapping[int, int] | None = None,
         carried: Mapping[int, int] | None = None,
+        dear: Mapping[int, float] | None = None,
     ):
         self.live = _live(b, [int(n) for n in outputs])
         shapes = stage_shapes(b, self.live)
@@ -221,6 +224,7 @@ class LevelPlanner(ShapePlanner):
             rounds=rounds,
             floors=floors,
             carried=carried,
+            dear=dear,
         )
 
 

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from hesim.calibrate import Calibration
     from hesim.program import Program
 
-__all__ = ["OBJECTIVES", "Aim"]
+__all__ = ["OBJECTIVES", "SPARE", "Aim"]
 
 OBJECTIVES = ("seconds", "rounds")
 """What a plan may have as little of as can be."""
+
+SPARE = 1.25
+"""Times the largest value met that is planned for: calibrations are taken to be as wide."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Aim:
     def rounds(self) -> bool:
         """Whether the fewest rounds are wanted."""
         return self.objective == "rounds"
+
+    @property
+    def fitted(self) -> bool:
+        """Whether slots are to hold values of the size that the refresher is made for."""
+        return bool(self.values) and math.isfinite(self.refresher.value_range)
 
     @classmethod
     def of(

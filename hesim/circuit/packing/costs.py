@@ -14,10 +14,6 @@ from hesim.circuit.shape import Row, StageShape
 
 __all__ = ["Counted", "Prices", "contraction_work", "counted", "map_work", "shaped"]
 
-_NOMINAL = 1
-"""Level at which a stage is taken to end: levels are decided afterwards."""
-
-
 Counted = tuple[Row, int]
 """Instructions that cost the same, and how many of them."""
 
@@ -44,16 +40,18 @@ class Prices:
 
     Attributes:
       log_n: of the ring. level: seconds that a level of one ciphertext costs, as a share of the
-        refresh that gives it back.
+        refresh that gives it back. nominal: level at which a stage is taken to end: levels are
+        decided afterwards.
     """
 
     log_n: int
     level: float
+    nominal: int = 1
 
     def seconds(self, works: Iterable[StageShape]) -> float:
-        """Of stages that end one level above the lowest."""
+        """Of stages that end at the nominal level."""
         return sum(
-            work.seconds(work.drop + _NOMINAL, self.log_n) + work.drop * work.width * self.level
+            work.seconds(work.drop + self.nominal, self.log_n) + work.drop * work.width * self.level
             for work in works
         )
 
@@ -70,7 +68,7 @@ class Prices:
     @functools.cached_property
     def vector(self) -> float:
         """Of encoding one."""
-        return encoding_seconds(_NOMINAL, self.log_n)
+        return encoding_seconds(self.nominal, self.log_n)
 
 
 def map_work(plan: MapPlan | MapCount, *, masked: bool = True, scalar: bool = False) -> StageShape:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from hesim.circuit.aims.aim import SPARE
 from hesim.circuit.aims.carried import HandedOn, Pair
 from hesim.circuit.batching.axes import batch_axes, candidates
 from hesim.circuit.builder import Builder
@@ -19,6 +21,7 @@ from hesim.circuit.packing.emission import Emission, Packed, spread
 from hesim.circuit.packing.inputs import factors
 from hesim.circuit.packing.offers.offer import Offer, Setting, of_one_member
 from hesim.circuit.packing.operations import Operation, operations
+from hesim.circuit.packing.ranges import fitted_wishes
 from hesim.circuit.packing.search import NoPlan, Plan, search
 from hesim.circuit.packing.wishes import expected_gains, wishes
 from hesim.circuit.publics import Publics
@@ -66,7 +69,7 @@ class PackedLowering:
         batch: int,
         width: int,
     ):
-        self.setting = setting
+        self.setting, self._made_for = setting, (log_n, batch, width)
         self.program, self.plan, self.publics = setting.program, plan, setting.publics
         self.builder = Builder(setting.columns, width, batch, log_n=log_n)
         self.emission = Emission(
@@ -77,8 +80,50 @@ class PackedLowering:
             self.emission.at(op.numbers[0], op.equations[0])
             made = offer.emit(self.emission, op, self._brought(op, offer))
             for v, x in zip(op.outputs, made, strict=True):
-                self.emission.values[v.id] = x
+                gain = setting.applied.get(v.id, x.gain)
+                self.emission.values[v.id] = self.emission.with_gain(x, gain)
         self.carried = {pair: self._handed_on(pair) for pair in plan.carried}
+
+    def refitted(
+        self, values: Mapping[int, float], most: float, refreshed: Collection[int]
+    ) -> PackedLowering | None:
+        """The same plan with other gains, where these make slots that are refreshed hold `most` at
+        most, and half of it at least; None if there are none.
+
+        Args:
+          values: largest absolute values of results, by number of the operation.
+          refreshed: ids of the values that are.
+        """
+        program, publics, s = self.program, self.publics, self.setting
+        wished = fitted_wishes(
+            *(program, publics, wishes(program, publics), _sizes(program, values), most),
+            start=s.wishes,
+            refreshed=refreshed,
+        )
+        if wished == s.wishes:
+            return None
+        return self._with(wishes=wished, gains=expected_gains(program, publics, wished))
+
+    def scaled(
+        self, values: Mapping[int, float], most: float, refreshed: Collection[int]
+    ) -> PackedLowering | None:
+        """The same plan with slots that are refreshed brought to `most` by a product where they
+        hold more; None if none do. Arguments as for `refitted`.
+        """
+        sizes, applied = _sizes(self.program, values), dict(self.setting.applied)
+        for v in refreshed:
+            gain = self.emission.values[v].gain
+            over = sizes.get(v, 0.0) / abs(gain) / most
+            if over > 1.0:
+                applied[v] = gain * 2.0 ** math.ceil(math.log2(over))
+        if applied == self.setting.applied:
+            return None
+        wished = dict(self.setting.wishes) | applied
+        gains = expected_gains(self.program, self.publics, wished)
+        return self._with(applied=applied, gains=gains)
+
+    def _with(self, **changes: Any) -> PackedLowering:
+        return PackedLowering(replace(self.setting, **changes), self.plan, *self._made_for)
 
     def _handed_on(self, pair: Pair) -> HandedOn:
         """A carried result as its argument lies, refreshed to where that starts from."""
@@ -155,27 +200,27 @@ def lowerings(
     most: int = _MOST_INPUTS,
     carried: Sequence[Pair] = (),
     refused: list[Exception] | None = None,
+    values: Mapping[int, float] | None = None,
 ) -> Iterator[PackedLowering]:
     """The best plans, lowered: those with the batch along the width of the columns, then those that
     treat it as any other axis.
 
     most: ciphertexts that an input is laid out in. carried: results handed to the next run.
     refused: gets what stood in the way, if it is given: of searches a `NoPlan`, of what could not
-    be written a LayoutError.
+    be written a LayoutError. values: largest absolute values of results, by number of the
+    operation, which a refresher with a range wants slots to hold within it.
     """
     refused = [] if refused is None else refused
     secret = [v for v in program.inputs if v.encrypted]
     if not secret or any(0 in v.shape for e in program.ops for v in (*e.inputs, *e.outputs)):
         return
-    cost = refresher.seconds(refresher.min_input_level, 2, params.log_n)
-    gained = min(2, params.levels) if price is None else max(refresher.highest(params.levels), 1)
-    level = max(cost, price or 0.0) / max(gained, 1)
-    prices = Prices(params.log_n, level if math.isfinite(level) else 1.0)
+    prices = _prices(params, price, refresher)
     found: list[_Found] = []
     for axes, size in _batches(program, secret, params.slots, batch):
         if any(axes.get(pair.result.id) != axes.get(pair.argument.id) for pair in carried):
             continue  # members of a batch at one end, and not at the other
-        setting = _setting(program, axes, params.slots // _width(size))
+        columns = params.slots // _width(size)
+        setting = _setting(program, axes, columns, values or {}, refresher.value_range)
         ops = operations(program, axes)
         if watch is not None:
             watch.searching()
@@ -195,6 +240,21 @@ def lowerings(
         found += [_Found(setting, plan, size) for plan in plans[:_FINALISTS]]
     near = [f for f in found if f.plan.seconds <= bound]
     yield from _written(near, params.log_n, watch, refused)
+
+
+def _prices(params: CKKSParams, price: float | None, refresher: Refresher) -> Prices:
+    """What the search pays for a level, as a share of the refresh that gives it back, and the level
+    at which stages are taken to end: the lowest, but for a bootstrap the middle of those between
+    what it gives and what it takes.
+    """
+    highest, lowest = refresher.highest(params.levels), refresher.min_input_level
+    cost = max(refresher.seconds(lowest, min(2, params.levels), params.log_n), price or 0.0)
+    if not refresher.interactive:
+        gained, nominal = highest - lowest, (highest + lowest) // 2
+    else:
+        gained, nominal = min(2, params.levels) if price is None else highest, 1
+    level = cost / max(gained, 1)
+    return Prices(params.log_n, level if math.isfinite(level) else 1.0, max(nominal, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +299,13 @@ def _width(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _setting(program: Program, axes: Mapping[int, int | None], columns: int) -> Setting:
+def _setting(
+    program: Program,
+    axes: Mapping[int, int | None],
+    columns: int,
+    values: Mapping[int, float],
+    most: float,
+) -> Setting:
     def inner(v: Var, a: int) -> int | None:
         b = axes.get(v.id)
         return a if b is None else None if a == b else a - (a > b)
@@ -253,8 +319,16 @@ def _setting(program: Program, axes: Mapping[int, int | None], columns: int) -> 
     )
     publics = Publics(program)
     wished = wishes(program, publics)
+    if values and math.isfinite(most):
+        wished = fitted_wishes(program, publics, wished, _sizes(program, values), most)
     expected = expected_gains(program, publics, wished)
     return Setting(program, publics, axes, min(columns, largest), split, wished, expected)
+
+
+def _sizes(program: Program, values: Mapping[int, float]) -> dict[int, float]:
+    """By value id, what is planned for, of largest values by number of the operation."""
+    ops = enumerate(program.ops)
+    return {v.id: SPARE * values.get(k, 0.0) for k, eqn in ops for v in eqn.outputs}
 
 
 def _batches(

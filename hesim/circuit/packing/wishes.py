@@ -16,12 +16,13 @@ from hesim.circuit.publics import Publics
 from hesim.primitives import PRIMITIVES
 from hesim.program import Equation, Program, Var
 
-__all__ = ["expected_gains", "wishes"]
+__all__ = ["LINEAR", "expected_gains", "numbers", "public_product", "wishes"]
 
 _MOST_BITS = 6.0
 """Bits of a gain beyond which it is not wished for: slots would lose as much precision."""
 
-_LINEAR = ("add", "add_any", "sub", "neg", "reduce_sum", "slice")
+LINEAR = ("add", "add_any", "sub", "neg", "reduce_sum", "slice")
+"""Operations that hand the gain of their operands on."""
 
 
 def wishes(program: Program, publics: Publics) -> dict[int, float]:
@@ -41,7 +42,7 @@ def wishes(program: Program, publics: Publics) -> dict[int, float]:
         v.id: wanted[v.id]
         for eqn in program.ops
         for v in eqn.outputs
-        if v.id in wanted and _public_product(eqn, publics)
+        if v.id in wanted and public_product(eqn, publics)
     }
 
 
@@ -56,7 +57,7 @@ def _asked(eqn: Equation, gain: float, publics: Publics) -> list[tuple[object, f
     both = len(eqn.inputs) == len(secret) == 2
     if eqn.name in ("add", "add_any") and both and secret[0] is secret[1]:
         return [(secret[0], gain / 2.0)]
-    if eqn.name in _LINEAR or PRIMITIVES[eqn.name].moves:
+    if eqn.name in LINEAR or PRIMITIVES[eqn.name].moves:
         return [(v, gain) for v in secret]
     if eqn.name in ("mul", "dot_general") and both or eqn.name == "square":
         return [(v, math.sqrt(gain)) for v in secret]
@@ -77,25 +78,38 @@ def _number(eqn: Equation, publics: Publics) -> float | None:
     return 1.0 / found if eqn.name == "div" else found
 
 
-def _public_product(eqn: Equation, publics: Publics) -> bool:
+def public_product(eqn: Equation, publics: Publics) -> bool:
+    """Whether an operation multiplies by public coefficients that are not all the same."""
     if eqn.name not in ("dot_general", "conv_general_dilated", "mul", "div"):
         return False
     return any(not v.encrypted for v in eqn.inputs) and _number(eqn, publics) is None
 
 
+def numbers(program: Program, publics: Publics) -> dict[int, float | None]:
+    """By index of an equation, the constant by which it multiplies, None if it does otherwise."""
+    return {eqn.index: _number(eqn, publics) for eqn in program.ops}
+
+
 def expected_gains(
-    program: Program, publics: Publics, wished: Mapping[int, float]
+    program: Program,
+    publics: Publics,
+    wished: Mapping[int, float],
+    known: Mapping[int, float | None] | None = None,
 ) -> dict[int, float]:
-    """Per value id, the gain that it will have, as far as layouts leave it alone."""
+    """Per value id, the gain that it will have, as far as layouts leave it alone.
+
+    known: `numbers` of the program, if they are.
+    """
+    known = numbers(program, publics) if known is None else known
     out = {v.id: 1.0 for v in program.inputs if v.encrypted}
     for eqn in program.ops:
         secret = [out[v.id] for v in eqn.inputs if isinstance(v, Var) and v.encrypted]
         for v in eqn.outputs:
-            out[v.id] = wished.get(v.id) or _gain(eqn, secret, publics)
+            out[v.id] = wished.get(v.id) or _gain(eqn, secret, known[eqn.index])
     return out
 
 
-def _gain(eqn: Equation, secret: list[float], publics: Publics) -> float:
+def _gain(eqn: Equation, secret: list[float], number: float | None) -> float:
     first = secret[0] if secret else 1.0
     if eqn.name == "polynomial":
         return 1.0
@@ -114,7 +128,6 @@ def _gain(eqn: Equation, secret: list[float], publics: Publics) -> float:
         return first * first
     if eqn.name == "integer_pow":
         return first ** eqn.params["y"]
-    number = _number(eqn, publics)
     if number is not None:
         return first * number
     return -first if eqn.name == "neg" else first

@@ -30,6 +30,10 @@ class Placed(NamedTuple):
 class StageCosts:
     """Stages by their place in order, what they use, and what they cost at each level.
 
+    Args:
+      dear: by number of a stage, times the price that a refresh of its outputs counts, since they
+        are not what the refresher is made for.
+
     Attributes:
       names: number of the stage at each place, ascending.
       shapes: of the stages.
@@ -52,6 +56,7 @@ class StageCosts:
         refresher: Refresher,
         floors: Mapping[int, int] | None = None,
         carried: Mapping[int, int] | None = None,
+        dear: Mapping[int, float] | None = None,
     ):
         self.names = sorted(shapes)
         self.shapes = [shapes[s] for s in self.names]
@@ -75,6 +80,7 @@ class StageCosts:
         self.forced = frozenset(k for k, s in enumerate(self.shapes) if s.refreshed)
         self.free = [bool(s) and k not in self.forced for k, s in enumerate(self.inputs)]
         self.siblings = self._find_siblings()
+        self._dear = [(dear or {}).get(s, 1.0) for s in self.names]
         self._drops = [s.drop for s in self.shapes]
         self._widths = [s.width for s in self.shapes]
         self._seconds: list[dict[int, float]] = [{} for _ in self.names]
@@ -134,7 +140,7 @@ class StageCosts:
             return NEVER, need, 0.0
         else:
             run = self._drops[k] + max(self.lowest, floor)
-            each = self._refreshing[need]
+            each = self._dear[k] * self._refreshing[need]
         seconds = self._seconds[k]
         if run not in seconds:
             seconds[run] = self.shapes[k].seconds(run, self._log_n)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import approx
 from hesim import trace
 from hesim.circuit.circuit import Kind
 from hesim.circuit.compile import planned
-from hesim.circuit.refresher import KEY_HOLDER
+from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.circuit.refreshes.costs import Placed, StageCosts
 from hesim.circuit.refreshes.search import Search, best_refreshes
 from hesim.circuit.shape import Row, StageShape, stage_shapes
+from hesim.params import CKKSParams
 
 
 def stage(number: int, inputs: tuple[int, ...], *, drop: int = 1, width: int = 1, rotations: int):
@@ -78,3 +83,47 @@ def test_plans_are_the_best_there_are_and_never_worse_than_one_by_one(small_para
         found = Search(costs, best_refreshes(costs, start, 3)).seconds
         # Of plans that cost almost the same, that with the fewest refreshes is taken.
         assert best * (1 - 1e-12) <= found <= min(alone.seconds, best) * 1.012, seed
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> dict[int, StageShape]:
+    """Up to ten stages after an input, each of one or two of the last four before it."""
+    shapes = {0: StageShape({Row(Kind.INPUT, terms=0): 2}, width=2)}
+    for k in range(1, draw(st.integers(4, 10)) + 1):
+        inputs = draw(st.sets(st.integers(max(0, k - 4), k - 1), min_size=1, max_size=2))
+        drop, width, rotations = (draw(st.integers(*ends)) for ends in ((0, 3), (1, 4), (0, 40)))
+        shapes[k] = stage(k, tuple(sorted(inputs)), drop=drop, width=width, rotations=rotations)
+    return shapes
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(graphs(), st.integers(1, 3), st.sets(st.integers(1, 10), max_size=3))
+def test_bootstraps_are_placed_as_well_as_the_best_of_all_placements(shapes, lowest, dear):
+    params = ring_of_bootstraps()
+    refresher = Refresher("bootstrap", interactive=False, min_input_level=lowest, price=8.0)
+    costs = StageCosts(shapes, params, None, refresher, dear=dict.fromkeys(dear, 3.0))
+    free = [k for k, is_free in enumerate(costs.free) if is_free]
+    every = itertools.product((False, True), repeat=len(free))
+    placed = [costs.placed(set(itertools.compress(free, bits))) for bits in every]
+    best = min((p.seconds for p in placed if isinstance(p, Placed)), default=None)
+    plans = costs.greedy()
+    assert bool(plans) == (best is not None)
+    if best is not None:
+        found = Search(costs, best_refreshes(costs, plans[0].refreshed, 3))
+        assert best * (1 - 1e-12) <= found.seconds <= 1.1 * best
+        for k in found.places:
+            assert costs.lowest <= found_level(costs, found, k) <= costs.top
+
+
+def found_level(costs: StageCosts, search: Search, k: int) -> int:
+    """The level at which the outputs of a stage are when they are refreshed."""
+    placed = costs.placed(search.places)
+    assert isinstance(placed, Placed) and placed.want[k] <= costs.highest
+    return placed.level[k] - costs.shapes[k].drop
+
+
+@functools.cache
+def ring_of_bootstraps() -> CKKSParams:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CKKSParams(16, 6, 59, 60, 60, security=None, digits=2)

@@ -415,8 +415,10 @@ def polynomial(s: Setting, op: Operation, layouts: tuple[Layout, ...]) -> Iterat
                     for n, p in zip(x.nodes, plains, strict=True)
                 ]
                 x = replace(x, nodes=tuple(em.b.end(made)))
-            made = chebyshev.series(em.b, em.source, list(x.nodes), rows, x.gain, poly)
-            return [Packed(out, tuple(made))]
+            gain = em.wished(op.outputs[0], 1.0)
+            scaled = poly if gain == 1.0 else poly.multiplied(1.0 / gain)
+            made = chebyshev.series(em.b, em.source, list(x.nodes), rows, x.gain, scaled)
+            return [Packed(out, tuple(made), gain)]
 
         moved = None if start == layouts[0] else start
         yield Offer((out,), tuple(works), emit, (moved,))

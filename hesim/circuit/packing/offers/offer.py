@@ -7,7 +7,7 @@ A rule that cannot serve some layouts makes no offer for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hesim.circuit.layout import stripped
 from hesim.circuit.packing.emission import Emission, Packed
@@ -57,6 +57,7 @@ class Setting:
       program, publics: what is planned. axes: batch axis by value id. columns: of a ciphertext.
       factors: sizes into which later reshapes split an axis, by value id and axis.
       wishes: gains that public products are asked to give. gains: those that values will have.
+      applied: by value id, the gain that a result is brought to at the price of a level.
     """
 
     program: Program
@@ -66,6 +67,7 @@ class Setting:
     factors: Mapping[tuple[int, int], tuple[int, ...]]
     wishes: Mapping[int, float]
     gains: Mapping[int, float]
+    applied: Mapping[int, float] = field(default_factory=dict)
 
     def axis(self, value: Var | Literal) -> int | None:
         return self.axes.get(value.id) if isinstance(value, Var) else None
