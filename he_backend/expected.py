@@ -80,7 +80,6 @@ def _encoded(circuit: Circuit, schedule: Schedule) -> dict[int, float]:
     those that are used first, as many as have room.
     """
     room = staying_bytes(circuit.spare_bytes, available())
-    numbers = [family.scalar for family in circuit.packs]
     seen: set[int] = set()
     saved: dict[int, float] = {}
     evaluated = (t for t in schedule.tasks if t.side == "worker")
@@ -90,7 +89,7 @@ def _encoded(circuit: Circuit, schedule: Schedule) -> dict[int, float]:
         for p in circuit.arg2[circuit.args(i)].tolist():
             level = int(circuit.plain_level[p])
             size = circuit.params.plaintext_bytes(level)
-            if p in seen or numbers[circuit.plain_pack[p]] or size > room:
+            if p in seen or circuit.scalars[p] or size > room:
                 continue
             seen.add(p)
             room -= size

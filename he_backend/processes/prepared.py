@@ -170,6 +170,4 @@ class Prepared:
 
 def encoding_levels(circuit: Circuit) -> list[int]:
     """Levels at which vectors are encoded."""
-    vectors = [not pack.scalar for pack in circuit.packs]
-    used = np.array(vectors, dtype=bool)[circuit.plain_pack] if vectors else np.zeros(0, bool)
-    return [int(level) for level in np.unique(circuit.plain_level[used])]
+    return np.unique(circuit.plain_level[~circuit.scalars]).tolist()

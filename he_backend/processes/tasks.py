@@ -145,7 +145,6 @@ def predicted_seconds(circuit: Circuit) -> np.ndarray:
     log_n = circuit.params.log_n
     seconds = np.zeros(len(circuit))
     grouped = scalar_groups(circuit, range(len(circuit)))
-    numbers = np.array([family.scalar for family in circuit.packs], dtype=bool)
     encoded: set[int] = set()
     for i in range(len(circuit)):
         part = circuit.args(i)
@@ -158,7 +157,7 @@ def predicted_seconds(circuit: Circuit) -> np.ndarray:
         if kind in (Kind.DOT_PLAIN, Kind.ADD_PLAIN) and i not in grouped:
             new = set(circuit.arg2[part].tolist()) - encoded
             encoded |= new
-            vectors = sum(not numbers[circuit.plain_pack[p]] for p in new)
+            vectors = sum(not circuit.scalars[p] for p in new)
             seconds[i] += vectors * encoding_seconds(below, log_n)
     return seconds
 

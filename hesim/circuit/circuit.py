@@ -290,6 +290,12 @@ class Circuit:
         return tuple((k, r) for k, pack in enumerate(self.inputs) for r in range(len(pack)))
 
     @cached_property
+    def scalars(self) -> Bool[np.ndarray, " plaintexts"]:
+        """Which plaintexts are one number in all slots."""
+        families = np.array([family.scalar for family in self.packs], dtype=bool)
+        return families[self.plain_pack] if len(families) else np.zeros(0, bool)
+
+    @cached_property
     def last_uses(self) -> Int64[np.ndarray, " instructions"]:
         """The last instruction that reads each ciphertext, -1 if none does."""
         last = np.full(len(self.kind), -1)

@@ -21,7 +21,6 @@ def scalar_groups(circuit: Circuit, order: Iterable[int]) -> dict[int, list[int]
       The group of each instruction that is in one.
     """
     found: dict[tuple, list[int]] = {}
-    scalar_pack = np.array([pack.scalar for pack in circuit.packs], dtype=bool)
     for i in order:
         if circuit.kind[i] != Kind.DOT_PLAIN:
             continue
@@ -30,7 +29,7 @@ def scalar_groups(circuit: Circuit, order: Iterable[int]) -> dict[int, list[int]
             continue
         plains = circuit.arg2[part]
         scales = circuit.plain_scale[plains]
-        if np.all(scales == scales[0]) and np.all(scalar_pack[circuit.plain_pack[plains]]):
+        if np.all(scales == scales[0]) and np.all(circuit.scalars[plains]):
             key = (circuit.arg[part].tobytes(), float(scales[0]))
             found.setdefault(key, []).append(i)
     return {i: group for group in found.values() if len(group) >= _GROUP_ROWS for i in group}

@@ -48,7 +48,7 @@ class EncodedPlaintexts:
         self._most = sizes.available() if spare is None else spare
         self._limit = min(sizes.available() // _PART if limit is None else limit, self._most)
         self._plain, self._next = circuit.arg2, next_uses(circuit)
-        self._vectors = _vectors(circuit)
+        self._vectors = ~circuit.scalars
         self._kept: dict[int, tuple[Any, int]] = {}  # with the place of the next use
         self._due: list[tuple[int, int]] = []
         self._ahead: dict[int, Any] = {}
@@ -148,16 +148,10 @@ def next_uses(circuit: Circuit) -> Int[np.ndarray, " terms"]:
     """
     kinds = np.repeat(circuit.kind, np.diff(circuit.arg_ptr))
     place = np.flatnonzero(np.isin(kinds, (Kind.DOT_PLAIN, Kind.ADD_PLAIN)))
-    place = place[_vectors(circuit)[circuit.arg2[place]]]
+    place = place[~circuit.scalars[circuit.arg2[place]]]
     place = place[np.argsort(circuit.arg2[place], kind="stable")]
     plain = circuit.arg2[place]
     again = np.flatnonzero(plain[1:] == plain[:-1])
     found = np.full(len(circuit.arg2), -1, np.int32)
     found[place[again]] = place[again + 1]
     return found
-
-
-def _vectors(circuit: Circuit) -> np.ndarray:
-    """bool (plaintexts,): which are no numbers."""
-    families = np.array([not family.scalar for family in circuit.packs], dtype=bool)
-    return families[circuit.plain_pack] if len(families) else np.zeros(0, bool)
