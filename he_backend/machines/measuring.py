@@ -65,10 +65,14 @@ def measure(backend: str, params: CKKSParams) -> Measured:
     Raises:
       BackendError: it failed.
     """
-    command = module_command(__name__, find(backend).python())
+    row = find(backend)
+    command, environment = (
+        module_command(__name__, row.python()),
+        clean_environment(row.environment),
+    )
     job = json.dumps({"backend": backend, "params": params.fields})
     done = subprocess.run(
-        *(command,), input=job, env=clean_environment(), capture_output=True, text=True, check=False
+        *(command,), input=job, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

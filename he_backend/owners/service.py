@@ -186,15 +186,15 @@ class Service:
         folder = self.keys.folders.server
         room = "processes" if self.settings.cluster is None else "clusters"
         module = f"he_backend.{room}.server"
-        path = folder / "server.log"
+        path, row = folder / "server.log", find(self.settings.machine)
         with storing(path), open(path, "ab") as log:
             process = subprocess.Popen(
-                module_command(module, find(self.settings.machine).python()),
+                module_command(module, row.python()),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=clean_environment(),
+                env=clean_environment(row.environment),
                 cwd=folder,
             )
         theirs.close()

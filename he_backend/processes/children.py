@@ -219,16 +219,16 @@ class Processes:
 
     def _spawn(self, name: str, module: str, folder: Path) -> None:
         ours, theirs = socket.socketpair()
-        path = folder / f"{name.replace(' ', '')}.log"
+        path, row = folder / f"{name.replace(' ', '')}.log", find(self.setup.machine)
         with storing(path), open(path, "ab") as log:
             start = log.tell()
             child = subprocess.Popen(
-                module_command(module, find(self.setup.machine).python()),
+                module_command(module, row.python()),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=clean_environment(),
+                env=clean_environment(row.environment),
                 cwd=folder,
             )
         theirs.close()

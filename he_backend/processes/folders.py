@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -331,9 +331,11 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return found
 
 
-def clean_environment() -> dict[str, str]:
+def clean_environment(own: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
     """What a child process gets to see: where programs, packages and the table of costs are, one
     thread for BLAS.
+
+    own: variables besides, with their values.
     """
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
@@ -346,6 +348,7 @@ def clean_environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
+        **dict(own),
     }
 
 

@@ -28,6 +28,7 @@ from he_backend.errors import (
     ValueRangeError,
     WorkerDied,
 )
+from he_backend.machines.table import find
 from he_backend.processes import children
 from he_backend.processes.folders import Folders
 from he_backend.processes.messages import packed
@@ -86,7 +87,12 @@ def test_secret_key_is_with_the_client_only(job):
                 key = str(job.folders.secret_key).encode()
                 proc = Path(f"/proc/{pid}")
                 assert key not in (proc / "cmdline").read_bytes()
-                assert key not in (proc / "environ").read_bytes()
+                environment = (proc / "environ").read_bytes()
+                assert key not in environment
+                for variable, value in find(job.machine).environment:
+                    # glibc ends its strings at each colon where they are
+                    given = f"{variable}={value}".partition(":")[0]
+                    assert given.encode() in environment.split(b"\0")
                 opened = [os.readlink(fd) for fd in (proc / "fd").iterdir() if fd.is_symlink()]
                 assert not any(str(job.folders.client) in path for path in opened)
             looked.add(name)
