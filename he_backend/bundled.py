@@ -36,7 +36,7 @@ class BundleSession:
       run_dir, client_dir: folders of server and client, by which an interrupted batch goes on;
         temporary ones by default.
       workers, clients: processes that evaluate, and that hold the key.
-      progress: True for a bar; or a function that is called on every finished task.
+      progress: True for a bar; or a function, called as by `he_backend.run`.
       cluster: of Dask, whose workers evaluate, as for `he_backend.run`.
 
     Raises:

@@ -72,7 +72,8 @@ def run(
       workers, clients: processes that evaluate, and that hold the key.
       worker_deaths: how many workers may be killed before the run gives up.
       progress: True for a bar with the phases of the run, on the terminal, in the notebook or in
-        the log; or a function that is called with a Progress on every finished task. What has
+        the log; or a function that is called with a Progress on every finished task; where
+        they are hundreds, some ten times a second and after the last one. What has
         methods `phase` and `at` (see `hesim.progress.Reporter`) is told of the phases before and
         after, too: compiling, the exact twin, the check for overflow, keys, prediction, comparison.
       ranges: calibrated range of slot values by ciphertext, checked by the client at refresh and

@@ -119,7 +119,7 @@ class ClusterServer(Server):
     def _new_batch(self, header: dict[str, Any]) -> ServedBatch:
         transit = functools.partial(ClusterTransit, crew=self.crew)
         self.crew.end()
-        batch = ServedBatch(header, self.prepared, self.arena, self.kept, transit)
+        batch = ServedBatch(header, self.prepared, self.arena, self.kept, self.ahead, transit)
         name = f"{self.crew.session}-{uuid.uuid4().hex[:8]}"
         self._supply_operands(name)
         self.crew.begin(name)

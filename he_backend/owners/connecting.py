@@ -139,7 +139,7 @@ def connect(
       certificates: folder with own.crt, own.key and peer.crt, for TLS.
       backend: as the evaluator's.
       clients: processes that encrypt, refresh and decrypt.
-      progress: True for a bar; or a function that is called on every finished task.
+      progress: True for a bar; or a function, called as by `he_backend.run`.
 
     Returns:
       A Connection; enter it, `with connect(...) as session`. Nobody is called before the first

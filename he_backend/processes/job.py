@@ -25,8 +25,9 @@ class Setup:
       circuit: the instructions. decrypt: ciphertexts to decrypt, where a batch names no others.
       folders: of the server and of the client.
       workers, clients: processes. worker_deaths: how many may die in a batch before it gives up.
-      progress: called on every finished task; what it raises ends the batch.
-      ahead: finished tasks that it may not have been told of yet; the run waits at so many.
+      progress: called on every finished task; where they are hundreds, some ten times a second and
+        after the last one. What it raises ends the batch.
+      ahead: finished tasks that it may not have heard of yet; the run waits at so many.
       task_seconds: predicted seconds that a task should take.
       durable: whether finished tasks are kept for a later attempt.
       checkpoint_seconds: so often, at most, what is done by then is written to the disk; 0: after
@@ -51,7 +52,7 @@ class Setup:
     silence_seconds: float = 600.0
     machine: str = "pyfhel"
     durable: bool = True
-    checkpoint_seconds: float = 10.0
+    checkpoint_seconds: float = 30.0
     several: bool = False
     cluster: Cluster | None = None
 
@@ -108,7 +109,7 @@ class Job:
     silence_seconds: float = 600.0
     machine: str = "pyfhel"
     durable: bool = True
-    checkpoint_seconds: float = 10.0
+    checkpoint_seconds: float = 30.0
     cluster: Cluster | None = None
 
     def __post_init__(self) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from he_backend.errors import BlobError, PeerGoneError, ProtocolError
 
-__all__ = ["SMALL", "Progress", "packed", "receive", "send"]
+__all__ = ["SMALL", "Progress", "Told", "packed", "receive", "send"]
 
 _PREFIX = struct.Struct("<4sII")
 _LENGTH = struct.Struct("<Q")
@@ -19,6 +21,10 @@ _MAGIC = b"heM1"
 _HEADER_LIMIT = 1 << 26
 _BLOB_LIMIT = 1 << 31
 _BLOBS_LIMIT = 1 << 12
+
+_TELLINGS = 100
+_TELLING_SECONDS = 0.1
+"""A caller is told of finished tasks when they are one in so many of all, or after so long."""
 
 SMALL = 1 << 14
 """Bytes that suffice for any header between client and server."""
@@ -60,6 +66,49 @@ class Progress:
     @property
     def fraction(self) -> float:
         return self.done / self.total if self.total else 1.0
+
+
+class Told:
+    """What a caller knows of a batch: it is told of finished tasks, and says that it has heard. Of
+    many it is told some times a second: a message for each would cost as much as handing it out.
+
+    Args:
+      ahead: finished tasks that it may not have heard of before no more are begun.
+      tasks: in all; of few it is told one by one.
+    """
+
+    def __init__(self, ahead: int, tasks: int):
+        self._ahead, self._most = ahead, max(1, min(ahead // 2, tasks // _TELLINGS))
+        self._new = self._unheard = 0
+        self._said: deque[int] = deque()
+        self._due = time.monotonic()
+
+    def finished(self) -> None:
+        """A task is done."""
+        self._new += 1
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds until it is to be told; None if there is nothing to tell."""
+        if self._new == 0:
+            return None
+        return max(0.0, self._due - time.monotonic()) if self._new < self._most else 0.0
+
+    def say(self) -> None:
+        """It is told of all that is done."""
+        self._said.append(self._new)
+        self._unheard += self._new
+        self._new = 0
+        self._due = time.monotonic() + _TELLING_SECONDS
+
+    def heard(self) -> None:
+        """It has heard what it was told first of what it had not heard."""
+        self._unheard -= self._said.popleft() if self._said else 0
+
+    @property
+    def behind(self) -> bool:
+        """Whether it could not stop any more what would be begun now."""
+        return self._unheard + self._new >= self._ahead
 
 
 def packed(header: dict[str, Any], sizes: Sequence[int] = ()) -> bytes:

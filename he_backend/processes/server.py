@@ -32,8 +32,8 @@ from he_backend.errors import (
     to_message,
 )
 from he_backend.processes.admission import Admission
-from he_backend.processes.memory import peak_bytes, private_bytes, shared_bytes
-from he_backend.processes.messages import SMALL, receive, send
+from he_backend.processes.memory import grown_bytes, peak_bytes, resident_bytes, shared_bytes
+from he_backend.processes.messages import SMALL, Told, receive, send
 from he_backend.processes.pending import Pending
 from he_backend.processes.prepared import Prepared, Stopped
 from he_backend.processes.states.checkpoints import Checkpoints
@@ -64,13 +64,16 @@ _SLOWER = 100.0
 
 @dataclass
 class _Peer:
-    """A worker or a client, what it is doing, and until when it may be silent about it."""
+    """A worker or a client, what it is doing, and until when it may be silent about it.
+
+    forked: bytes that a worker shares with the server, resident when it began.
+    """
 
     link: socket.socket
     name: str
     pid: int = 0
     task: Task | None = None
-    grown: int = 0
+    forked: int = 0
     until: float = 0.0
 
 
@@ -82,6 +85,7 @@ class ServedBatch:
         and which batch it goes on from, if from any.
       prepared, arena: of the session.
       kept: seconds from checkpoint to checkpoint; None if there are none.
+      ahead: finished tasks that the caller may not have heard of.
       transit: where ciphertexts lie, of a store, the arena and their sizes.
     """
 
@@ -91,6 +95,7 @@ class ServedBatch:
         prepared: Prepared,
         arena: Arena,
         kept: float | None,
+        ahead: int,
         transit: Callable[..., Transit] = Transit,
     ) -> None:
         folders, run = prepared.folders.of_batch(str(config["batch"])), str(config["name"])
@@ -118,7 +123,8 @@ class ServedBatch:
             arena=arena,
         )
         self.deaths: Counter[int] = Counter()
-        self.unheard = 0
+        self.told = Told(ahead, len(self.schedule.tasks))
+        self.last_op = -1
         self.begun = False
         """Whether the clients are ready for it."""
 
@@ -146,6 +152,8 @@ class ServedBatch:
         """Note a task that is done, and let go of what nobody reads any more."""
         self.journal.finish(task.id, spent.to_message())
         self.checkpoints.finish(task, self.pending.finish(task))
+        self.told.finished()
+        self.last_op = task.op
 
     @property
     def seconds(self) -> float:
@@ -179,6 +187,7 @@ class Server:
         prepared.load_keys()
         kept = float(config.get("checkpoint_seconds", 0.0))
         self.kept = kept if config.get("durable", True) else None
+        self.ahead = int(config["ahead"])
         whole = sum(map(prepared.size, prepared.schedule.producer))
         self.arena = Arena(min(whole, _ARENA_BYTES, available() // _ARENA_PART))
         self.workers: list[_Peer] = []
@@ -205,6 +214,7 @@ class Server:
                 self._handle(key.fileobj)
             self.admission.show_out_the_silent()
             self._end_with_the_silent()
+            self._tell()
             if self.batch is not None and self.batch.begun and not self.batch.pending.waiting:
                 self._end_batch()
 
@@ -229,7 +239,7 @@ class Server:
         elif self.batch is not None and header.get("type") == "begin":
             self.batch.begun = True
         elif self.batch is not None and header.get("type") == "heard":
-            self.batch.unheard -= 1
+            self.batch.told.heard()
 
     def _running(self) -> ServedBatch:
         if self.batch is None:
@@ -246,7 +256,7 @@ class Server:
         send(self.control, {"type": "batch", "redone": redone, "processes": processes})
 
     def _new_batch(self, header: dict[str, Any]) -> ServedBatch:
-        return ServedBatch(header, self.prepared, self.arena, self.kept)
+        return ServedBatch(header, self.prepared, self.arena, self.kept, self.ahead)
 
     def _end_batch(self) -> None:
         """Report what was spent. What workers hold of the batch goes with them."""
@@ -272,11 +282,19 @@ class Server:
         send(self.control, finished)
 
     def _finish(self, task: Task, spent: Spent) -> None:
-        batch = self._running()
-        batch.finish(task, spent)
-        batch.unheard += 1
+        self._running().finish(task, spent)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Let the caller know of what is done, if it is time, or the batch is."""
+        batch = self.batch
+        if batch is None or (due := batch.told.patience) is None:
+            return
         pending = batch.pending
-        op = self.circuit.op_names[task.op] if task.op >= 0 else "input"
+        if due and pending.waiting:
+            return
+        batch.told.say()
+        op = self.circuit.op_names[batch.last_op] if batch.last_op >= 0 else "input"
         send(
             self.control,
             {
@@ -298,7 +316,7 @@ class Server:
     def _going(self) -> ServedBatch | None:
         """The batch at hand, unless the caller is far behind and could not stop what is begun."""
         batch = self.batch
-        if batch is None or not batch.begun or batch.unheard >= int(self.config["ahead"]):
+        if batch is None or not batch.begun or batch.told.behind:
             return None
         return batch
 
@@ -349,10 +367,8 @@ class Server:
             self._start_worker(f"worker {k}")
 
     def _workers_bytes(self) -> int:
-        """What they have grown by, at most. What a worker was forked with, and wrote to, is its own
-        by now but makes it no larger.
-        """
-        return sum(max(w.grown, private_bytes(w.pid)) for w in self.workers)
+        """What they have grown by, at most."""
+        return sum(grown_bytes(worker.pid, worker.forked) for worker in self.workers)
 
     def _workers_have_jax(self) -> bool:
         """Whether one has loaded it; a forked one that has ends the batch."""
@@ -363,7 +379,8 @@ class Server:
         mine = (self.control, *self.admission.sockets(), *links)
         batch = self._running()
         pid, link = fork_worker(batch.runner, batch.schedule.tasks, iter(mine))
-        self.workers.append(_Peer(link, name, pid))
+        forked = resident_bytes(pid) - shared_bytes(pid)
+        self.workers.append(_Peer(link, name, pid, forked=forked))
         self.selector.register(link, selectors.EVENT_READ)
 
     def _hear_worker(self, worker: _Peer) -> None:
@@ -377,7 +394,6 @@ class Server:
             raise _Reported(header["error"])
         if header["jax"]:
             raise BackendError("a worker has imported JAX, which it must not")
-        worker.grown = max(worker.grown, int(header["grown"]))
         assert task is not None
         self._finish(task, Spent.from_message(header))
 
@@ -424,12 +440,14 @@ class Server:
             self.selector.register(link, selectors.EVENT_READ)
 
     def _patience(self) -> float | None:
-        """Seconds after which somebody has been silent for too long, or a checkpoint is due; None
-        if all may be silent.
+        """Seconds after which somebody has been silent for too long, or a checkpoint is due, or the
+        caller is to be told something; None if all may be silent.
         """
         ends = [c.until - time.monotonic() for c in self.clients if c.task is not None]
-        due = None if self.batch is None else self.batch.checkpoints.patience
-        ends += [left for left in (self.admission.seconds_left(), due) if left is not None]
+        due = [self.admission.seconds_left()]
+        if self.batch is not None:
+            due += [self.batch.checkpoints.patience, self.batch.told.patience]
+        ends += [left for left in due if left is not None]
         return max(0.0, min(ends)) if ends else None
 
     def _end_with_the_silent(self) -> None:
@@ -474,7 +492,7 @@ class Server:
         batch = self._running()
         for i, blob in zip(makes, blobs, strict=True):
             level, scale = int(self.circuit.level[i]), float(self.circuit.scale[i])
-            self.machine.from_bytes(blob, level, scale, 2)
+            self.machine.check_bytes(blob, level, scale, 2)
             if i in batch.schedule.producer:
                 batch.transit.write(i, blob)
         spent = Spent()

@@ -17,7 +17,6 @@ from typing import Any
 
 from he_backend.errors import ProtocolError, to_message
 from he_backend.machines.cache import ByteCache
-from he_backend.processes.memory import peak_bytes, resident_bytes, shared_bytes
 from he_backend.processes.messages import receive, send
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import Task
@@ -134,7 +133,6 @@ def fork_worker(
 
 
 def _loop(link: socket.socket, runner: TaskRunner, tasks: Sequence[Task]) -> None:
-    shared = resident_bytes() - shared_bytes()
     while True:
         header, _ = receive(link)
         places = {int(c): int(place) for c, place in header["places"]}
@@ -142,6 +140,5 @@ def _loop(link: socket.socket, runner: TaskRunner, tasks: Sequence[Task]) -> Non
             answer: dict[str, Any] = runner.run(tasks[int(header["task"])], places).to_message()
         except Exception as error:
             answer = {"error": to_message(error)}
-        answer["grown"] = max(0, peak_bytes() - shared_bytes() - shared)
         answer["jax"] = "jax" in sys.modules
         send(link, answer)

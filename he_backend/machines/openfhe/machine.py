@@ -350,6 +350,9 @@ class NativeMachine:
         handle = self._wire.read(blob, level, scale, components, self.slots)
         return self._cipher(handle, level, scale, components)
 
+    def check_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> None:
+        self.from_bytes(blob, level, scale, components)
+
     def cipher_size(self, components: int, level: int) -> int:
         return self._wire.size(components, level)
 

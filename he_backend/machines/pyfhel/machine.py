@@ -353,11 +353,14 @@ class PyfhelMachine:
     def from_bytes(
         self, blob: bytes, level: int, scale: float, components: int = 2
     ) -> PyfhelCipher:
-        checks.fits_level(self.params, level, scale)
-        self._bytes.check(blob, level, scale, components)
+        self.check_bytes(blob, level, scale, components)
         handle = self._load(blob)
         handle.set_scale(scale)
         return PyfhelCipher(handle, level, scale, components)
+
+    def check_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> None:
+        checks.fits_level(self.params, level, scale)
+        self._bytes.check(blob, level, scale, components)
 
     def cipher_size(self, components: int, level: int) -> int:
         return self._bytes.cipher_size(components, level)

@@ -84,7 +84,7 @@ class Source:
         """
         blob = self.left.read(self._ciphers[i])
         level, scale = int(self.circuit.level[i]), float(self.circuit.scale[i])
-        self.machine.from_bytes(blob, level, scale, 2)
+        self.machine.check_bytes(blob, level, scale, 2)
         return blob
 
 

@@ -126,6 +126,10 @@ class Evaluator(Protocol):
         """The ciphertext in `blob`, which must be exactly as announced, else BlobError."""
         ...
 
+    def check_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> None:
+        """Raises BlobError where `from_bytes` would: for whoever passes a ciphertext on."""
+        ...
+
 
 @runtime_checkable
 class Bootstrapper(Protocol):

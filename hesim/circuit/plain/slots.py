@@ -175,12 +175,15 @@ class PlainMachine:
         return header + np.ascontiguousarray(cipher.values).tobytes()
 
     def from_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> SlotsCipher:
+        self.check_bytes(blob, level, scale, components)
+        return SlotsCipher(
+            np.frombuffer(blob, np.float64, offset=_HEADER.size), level, scale, components
+        )
+
+    def check_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> None:
         expected = _HEADER.pack(_MAGIC, identity(self.params), level, components, self.slots, scale)
         if len(blob) != len(expected) + 8 * self.slots or blob[: len(expected)] != expected:
             raise BlobError("the bytes are not the vector that was announced: truncated or foreign")
-        return SlotsCipher(
-            np.frombuffer(blob, np.float64, offset=len(expected)), level, scale, components
-        )
 
     def cipher_size(self, components: int, level: int) -> int:
         return _HEADER.size + 8 * self.slots

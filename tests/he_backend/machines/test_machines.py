@@ -314,6 +314,7 @@ def test_bytes_come_back(machine, rng):
         blob = machine.to_bytes(cipher)
         assert len(blob) == machine.cipher_size(cipher.components, cipher.level)
         back = machine.from_bytes(blob, cipher.level, cipher.scale, cipher.components)
+        machine.check_bytes(blob, cipher.level, cipher.scale, cipher.components)
         near(machine, back, value)
 
 
@@ -322,11 +323,13 @@ def test_blobs_are_refused(machine, rng):
     blob = machine.to_bytes(a)
     scale = a.scale
     for wrong in (blob[:-1], blob + b"\0", b"", bytes(len(blob)), b"\xff" * len(blob)):
-        with pytest.raises(BlobError):
-            machine.from_bytes(wrong, 2, scale)
+        for reads in (machine.from_bytes, machine.check_bytes):
+            with pytest.raises(BlobError):
+                reads(wrong, 2, scale)
     for level, announced, components in ((1, scale, 2), (2, scale * 1.5, 2), (2, scale, 3)):
-        with pytest.raises(BlobError):
-            machine.from_bytes(blob, level, announced, components)
+        for reads in (machine.from_bytes, machine.check_bytes):
+            with pytest.raises(BlobError):
+                reads(blob, level, announced, components)
 
 
 def test_slots_machine_sees_the_overflow_that_seal_does_not(params):

@@ -10,7 +10,7 @@ import pytest
 
 from he_backend import errors
 from he_backend.machines.cache import ByteCache
-from he_backend.processes.messages import receive, send
+from he_backend.processes.messages import Told, receive, send
 from he_backend.processes.store import Journal, Store, bound_line
 
 
@@ -54,6 +54,39 @@ def test_a_closed_link_is_noticed(links):
     links[0].close()
     with pytest.raises(errors.ProtocolError, match="closed"):
         receive(links[1])
+
+
+def test_a_caller_is_told_of_several_tasks_at_once_before_it_is_too_far_behind():
+    told = Told(4, 1000)
+    assert told.patience is None and not told.behind
+    told.finished()
+    assert told.patience == 0.0, "of the first one at once"
+    told.say()
+    assert told.patience is None
+    told.finished()
+    assert told.patience and told.patience < 1.0
+    told.finished()
+    assert told.patience == 0.0, "half of what it may not have heard of"
+    told.finished()
+    assert told.behind
+    told.say()
+    assert told.behind, "it has not heard"
+    told.heard()
+    assert not told.behind
+    told.heard()
+    told.heard()
+    assert not told.behind
+
+
+@pytest.mark.parametrize(("ahead", "tasks"), [(1, 1000), (32, 100)])
+def test_a_caller_that_may_not_be_behind_or_of_few_tasks_is_told_of_each(ahead, tasks):
+    told = Told(ahead, tasks)
+    for _ in range(3):
+        told.finished()
+        assert told.patience == 0.0 and told.behind == (ahead == 1)
+        told.say()
+        told.heard()
+        assert not told.behind
 
 
 def test_cache_counts_bytes_and_drops_the_least_recently_used():
