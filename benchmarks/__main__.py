@@ -2,8 +2,8 @@
 
 `noise`, `shared_errors` and `verdict` measure for the better part of an hour, `training` compiles
 and `reviews` trains for minutes, `gradients` and `carried_steps` need GLUE, `compile_sizes` and
-`no_worse` compile for some minutes, and `packing`, `paper` and `workers` want the machine for
-themselves; these have to be named.
+`no_worse` compile for some minutes, `bootstrapped` needs OpenFHE, and `packing`, `paper` and
+`workers` want the machine for themselves; these have to be named.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for o
 import sys
 
 from benchmarks import (
+    bootstrapped,
     carried_steps,
     circuits,
     compile_sizes,
@@ -56,12 +57,13 @@ ALL = {
     "training": training.main,
     "gradients": lambda: gradients.main([]) == 0,
     "carried_steps": lambda: carried_steps.main([]) == 0,
+    "bootstrapped": lambda: bootstrapped.main([]) in (0, 2),
     "reviews": lambda: reviews.main([]),
     "workers": workers.main,
 }
 LONG = (
     *("noise", "shared_errors", "verdict", "training", "gradients", "carried_steps", "reviews"),
-    *("packing", "paper", "compile_sizes", "no_worse", "workers"),
+    *("packing", "paper", "compile_sizes", "no_worse", "workers", "bootstrapped"),
 )
 
 

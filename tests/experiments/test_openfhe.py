@@ -9,10 +9,14 @@ import io
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import psutil
 import pytest
 
+from benchmarks.bootstrapped import SECURE, Case, Outcome, measure, planned, table
 from experiments.cli import main
 from experiments.cli.common import REFUSED
 from experiments.console import Display, make_console
@@ -41,6 +45,8 @@ from tests.experiments.conftest import write_encoder
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 QUIET = Display(quiet=True)
+SECURE_GB = 16
+"""Of free memory, with which the secure ring is tried."""
 
 
 def hesim(*arguments: str) -> int:
@@ -167,6 +173,44 @@ def test_an_encrypted_training_takes_the_machines_ring_and_bootstrap(tmp_path: P
     file.write_text("[encrypted]\nlevels = 5\n")
     with pytest.raises(ExperimentError, match="add digits = 4"):
         for_machine(read_job(file), "openfhe")
+
+
+# The benchmark
+
+
+def outcome(case: Case, std: float, same: int) -> Outcome:
+    ledger = SimpleNamespace(seconds=4.0)
+    plan = SimpleNamespace(case=case, circuit=SimpleNamespace(ledger=ledger))
+    both = (2.0**-22, std)
+    return Outcome(cast(Any, plan), (4.0, 5.0), (1e9, 1.25e9), both, 6.4, 2.0, 2.0**-20, same)
+
+
+@pytest.mark.parametrize(
+    ("std", "same", "sound"), [(2.0**-22.4, 4, True), (2.0**-21, 4, False), (2.0**-22, 3, False)]
+)
+def test_a_bootstrapped_encoder_is_judged_by_labels_and_errors(
+    std: float, same: int, sound: bool
+) -> None:
+    found = outcome(Case(tokens=16, sentences=4), std, same)
+    assert found.sound == sound
+    text = table(found)
+    assert "0.10 s a token" in text and f"{same} of 4 labels" in text and "2^-22 " in text
+
+
+def test_a_plan_is_of_the_shape_that_was_asked_for() -> None:
+    case = dataclasses.replace(SECURE, insecure=11, layers=1, hidden=8, tokens=4)
+    assert SECURE.config.hidden == 128 and SECURE.insecure is None
+    assert case.config.ffn == 16 and case.config.sequence == 4 and case.config.layers == 1
+
+
+@pytest.mark.slow
+def test_a_block_on_the_secure_ring_errs_as_predicted(needs_openfhe: str) -> None:
+    free = psutil.virtual_memory().available / 1e9
+    if free < SECURE_GB:
+        pytest.skip(f"the secure ring takes {SECURE_GB} GB, and {free:.1f} are free")
+    found = measure(planned(Case(insecure=None)))
+    assert found.planned.circuit.params.security == 128
+    assert found.planned.circuit.ledger.refreshes > 0 and found.sound, table(found)
 
 
 # The demo's sentences that are bootstrapped besides
