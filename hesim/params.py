@@ -47,8 +47,8 @@ SEAL_LIMITS: dict[int, int] = {10: 27, 11: 54, 12: 109, 13: 218, 14: 438, 15: 88
 #: Largest distance, in bits, of a canonical scale from 2**scale_bits.
 SCALE_TOLERANCE_BITS = 0.02
 
-_Shape = tuple[int, int, int, int, int, "int | None"]
-"""log_n, levels, scale_bits, first_bits, special_bits and digits."""
+_Shape = tuple[int, int, int, int, int, "int | None", "int | None"]
+"""log_n, levels, scale_bits, first_bits, special_bits, digits and continues."""
 
 _MAX_PRIME_BITS = 60
 _MIN_PRIME_BITS = 20
@@ -75,6 +75,9 @@ class CKKSParams:
         a prime; there are as many primes of 60 bits to switch with as the largest digit needs. Then
         the canonical scale at the top is the top prime. So OpenFHE has it. None for SEAL's way: a
         digit a prime, and one special prime.
+      continues: a level below the top. The primes up to it are those of the chain that ends there:
+        so a bootstrap works on a longer chain than the ciphertexts that it is given. None for a
+        chain of its own; needs digits.
 
     Raises:
       ParameterError: no such primes exist, or the chain is too long for the ring at that security.
@@ -99,6 +102,7 @@ class CKKSParams:
     special_bits: int
     security: int | None = 128
     digits: int | None = None
+    continues: int | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -112,14 +116,18 @@ class CKKSParams:
     def _shape(self) -> _Shape:
         return (
             *(self.log_n, self.levels, self.scale_bits, self.first_bits, self.special_bits),
-            self.digits,
+            *(self.digits, self.continues),
         )
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The arguments that make these parameters, as plain data; `digits` where it is given."""
-        names = [f.name for f in fields(self) if f.name != "digits" or self.digits is not None]
-        return {name: getattr(self, name) for name in names}
+        """The arguments that make these parameters, as plain data; those that have a default, where
+        they are given.
+        """
+        late = ("digits", "continues")
+        names = [f.name for f in fields(self)]
+        found = {name: getattr(self, name) for name in names}
+        return {n: x for n, x in found.items() if n not in late or x is not None}
 
     @property
     def n(self) -> int:
@@ -208,14 +216,15 @@ def largest_levels(
     special_bits: int,
     security: int = 128,
     digits: int | None = None,
+    continues: int | None = None,
 ) -> int:
     """The largest ``levels`` that is secure in this ring, -1 if not even the two end primes fit."""
     room = _limit(log_n, security) - first_bits - special_bits
-    for levels in range(room // scale_bits + 1, -1, -1):
+    for levels in range(room // scale_bits + 1, (continues or 0) - 1, -1):
         if levels * scale_bits > room + 1:
             continue
         try:
-            chain = _chain((log_n, levels, scale_bits, first_bits, special_bits, digits))
+            chain = _chain((log_n, levels, scale_bits, first_bits, special_bits, digits, continues))
         except ParameterError:
             continue
         if _secure(chain, log_n, security):
@@ -230,11 +239,12 @@ def smallest_ring(
     special_bits: int,
     security: int = 128,
     digits: int | None = None,
+    continues: int | None = None,
 ) -> int | None:
     """log2 of the smallest ring degree that is secure with these primes, or None if none is."""
     for log_n in sorted(SECURITY_LIMITS[security]):
         try:
-            chain = _chain((log_n, levels, scale_bits, first_bits, special_bits, digits))
+            chain = _chain((log_n, levels, scale_bits, first_bits, special_bits, digits, continues))
         except ParameterError:
             continue
         if _secure(chain, log_n, security):
@@ -255,18 +265,19 @@ def larger_capacity(params: CKKSParams, bits: float, level: int, scale: float) -
       >>> larger_capacity(params, 4.5, level=0, scale=params.scale(0))
       'take first_bits=56, or scale_bits=34, or scale the values down'
     """
-    log_n, levels, scale_bits, first_bits, special_bits, digits = params._shape
+    log_n, levels, scale_bits, first_bits, special_bits, digits, continues = params._shape
+    rest = digits, continues
     more = math.ceil(bits) + 1
     first, found = first_bits + more, []
     for special in sorted({max(first, special_bits), min(special_bits + more, _MAX_PRIME_BITS)}):
-        if _exists((log_n, levels, scale_bits, first, special, digits), params.security):
+        if _exists((log_n, levels, scale_bits, first, special, *rest), params.security):
             also = f" with special_bits={special}" if special != special_bits else ""
             found.append(f"first_bits={first}{also}")
             break
     smaller = scale_bits - more
     # A smaller scale takes as many bits from each prime: values gain where there are fewer of them.
     if round(math.log2(scale) / scale_bits) > level and _exists(
-        (log_n, levels, smaller, first_bits, special_bits, digits), params.security
+        (log_n, levels, smaller, first_bits, special_bits, *rest), params.security
     ):
         found.append(f"scale_bits={smaller}")
     higher = params.log_q(levels) - scale_bits - params.log_q(level) + math.log2(scale)
@@ -281,7 +292,7 @@ def larger_capacity(params: CKKSParams, bits: float, level: int, scale: float) -
 
 def _exists(shape: _Shape, security: int | None) -> bool:
     """Whether there are such parameters."""
-    log_n, _, *sizes, _ = shape
+    log_n, _, *sizes, _, _ = shape
     low = max(_MIN_PRIME_BITS, log_n + 2)
     if not low <= sizes[0] <= sizes[1] <= sizes[2] <= _MAX_PRIME_BITS:
         return False
@@ -335,6 +346,10 @@ def _check_sizes(p: CKKSParams) -> None:
                 f"special_bits={p.special_bits}: the primes that digits are switched with have "
                 f"{_MAX_PRIME_BITS} bits"
             )
+    if p.continues is not None:
+        whole("continues", 1, p.levels - 1, "a chain that is continued ends below the top")
+        if p.digits is None:
+            raise ParameterError(f"continues={p.continues} needs digits: give digits=4 or so")
     if p.first_bits <= p.scale_bits:
         raise ParameterError(
             f"first_bits={p.first_bits} is not above scale_bits={p.scale_bits}: not even the value "
@@ -361,7 +376,7 @@ def _insecure_message(p: CKKSParams) -> str:
 def _refusal(p: CKKSParams) -> str:
     assert p.security is not None
     limit = _limit(p.log_n, p.security)
-    sizes = (p.scale_bits, p.first_bits, p.special_bits, p.security, p.digits)
+    sizes = (p.scale_bits, p.first_bits, p.special_bits, p.security, p.digits, p.continues)
     text = (
         f"log2(QP) = {p.log_qp:.1f} bits (special prime included) is above the {limit} bits that "
         f"give {p.security}-bit security at N = 2^{p.log_n} (2024 guidelines)."
@@ -387,7 +402,7 @@ def _refusal(p: CKKSParams) -> str:
 
 @lru_cache(maxsize=256)
 def _chain(shape: _Shape) -> tuple[int, ...]:
-    log_n, levels, scale_bits, first_bits, special_bits, digits = shape
+    log_n, levels, scale_bits, first_bits, special_bits, digits, continues = shape
     step = 2 << log_n
     special = next(_below(1 << special_bits, step), 0)
     first = next((q for q in _below(1 << first_bits, step) if q != special), 0)
@@ -396,12 +411,25 @@ def _chain(shape: _Shape) -> tuple[int, ...]:
             f"too few primes of {first_bits} and {special_bits} bits are 1 modulo {step}: "
             f"take larger primes"
         )
-    used = {first} if digits else {special, first}
+    below: tuple[int, ...] = ()
+    last, used = special, {special, first}
+    if digits is not None:
+        first, last = _ends(first_bits, scale_bits, step)
+        used = {first, last}
+    if continues is not None:
+        below = _chain((log_n, continues, *shape[2:6], None))[1 : 1 + continues]
+        used = {first, *below}
     target = 2.0**scale_bits
     scale = target
     chain: list[int] = []
     for level in range(levels, 0, -1):
-        q = next(q for q in _nearest(scale * scale / target, step) if q not in used)
+        if level <= len(below):
+            q = below[level - 1]
+        elif continues is not None and level == levels:
+            q = last
+        else:  # the scale of a chain that is continued is its top prime
+            aim = float(below[-1]) if below and level == len(below) + 1 else target
+            q = next(q for q in _nearest(scale * scale / aim, step) if q not in used)
         scale = float(q) if digits and level == levels else scale * scale / q
         if abs(math.log2(scale / target)) > SCALE_TOLERANCE_BITS:
             raise ParameterError(
@@ -413,6 +441,31 @@ def _chain(shape: _Shape) -> tuple[int, ...]:
         chain.append(q)
     data = (first, *reversed(chain))
     return (*data, special) if digits is None else (*data, *_special_primes(data, digits, step))
+
+
+@lru_cache(maxsize=256)
+def _ends(first_bits: int, scale_bits: int, step: int) -> tuple[int, int]:
+    """The first prime of a chain with digits, and the last of one that continues it.
+
+    OpenFHE's bootstrap takes its modulus and its scale for powers of two. As measured, with OpenFHE
+    1.6.1 and six pairs, it is off by the multiples of the modulus that it removes times what the
+    square of the one is from the other, both relative to their powers. So that pair is chosen in
+    which they differ least.
+    """
+    firsts = [q for q in islice(_below(1 << first_bits, step), _ENDS) if q > 1 << (first_bits - 1)]
+    lasts = list(islice(_nearest(2.0**scale_bits, step), _ENDS))
+    pairs = [(a, b) for a in firsts for b in lasts if a != b]
+
+    def rest(pair: tuple[int, int]) -> tuple[float, int]:
+        first, last = pair
+        under, over = (1 << first_bits) - first, last - (1 << scale_bits)
+        return abs(2.0 * under / 2.0**first_bits + over / 2.0**scale_bits), under
+
+    return min(pairs, key=rest)
+
+
+_ENDS = 24
+"""Primes of each size among which that pair is sought."""
 
 
 def _special_primes(data: tuple[int, ...], digits: int, step: int) -> tuple[int, ...]:

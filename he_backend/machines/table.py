@@ -27,6 +27,7 @@ class MachineRow:
       server_keys, client_keys: names of the files that `KeyMaker.make_keys` writes into the
         server's folder and the client's.
       rotation_keys: names of those that it writes into the server's besides if there are steps.
+      bootstrap_keys: names of those that it writes there besides if the server bootstraps.
       interpreter: the Python that key process, client, server and workers run under, where its
         library is installed; None for the caller's.
       digits: in which it switches keys unless its parameters say another number; None for a digit
@@ -45,6 +46,7 @@ class MachineRow:
     server_keys: tuple[str, ...] = ()
     client_keys: tuple[str, ...] = ()
     rotation_keys: tuple[str, ...] = ()
+    bootstrap_keys: tuple[str, ...] = ()
     interpreter: str | None = None
     finder: str = ""
     bootstraps: bool = False
@@ -95,6 +97,9 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
             server_keys=("public.key", "relin.key"),
             client_keys=("public.key", "secret.key"),
             rotation_keys=("rotation.key",),
+            bootstrap_keys=(
+                *("bootstrap-public.key", "bootstrap-relin.key", "bootstrap-rotation.key"),
+            ),
             finder="he_backend.machines.openfhe.interpreter:find_interpreter",
             bootstraps=True,
             digits=3,

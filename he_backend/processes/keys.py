@@ -235,7 +235,8 @@ def _make(job: dict[str, Any]) -> None:
     started = time.monotonic()
     row = find(job["machine"])
     keys, client = Path(job["keys"]), Path(job["client"])
-    written = [keys / name for name in (*row.server_keys, *row.rotation_keys)]
+    names = *row.server_keys, *row.rotation_keys, *row.bootstrap_keys
+    written = [keys / name for name in names]
     written += [client / name for name in row.client_keys]
     for path in written:
         path.unlink(missing_ok=True)  # an existing file would keep its mode
@@ -249,8 +250,8 @@ def _make(job: dict[str, Any]) -> None:
         raise
     files = _manifest(keys, _server_files(row, job))
     held = {"run": job["run"], "files": _manifest(client, row.client_keys), "pair": files}
-    names = ("run", "machine", "params", "steps", "bootstrap")
-    found = {name: job[name] for name in names if name in job}
+    bound = ("run", "machine", "params", "steps", "bootstrap")
+    found = {name: job[name] for name in bound if name in job}
     found |= {"files": files, "seconds": time.monotonic() - started, "peak": peak_bytes()}
     for path, manifest in ((client / "keys.json", held), (keys / "keys.json", found)):
         with storing(path):
@@ -258,9 +259,9 @@ def _make(job: dict[str, Any]) -> None:
 
 
 def _server_files(row: MachineRow, wanted: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the key files that the server is given; bootstraps rotate, too."""
-    rotates = wanted["steps"] or wanted.get("bootstrap")
-    return (*row.server_keys, *(row.rotation_keys if rotates else ()))
+    """Names of the key files that the server is given."""
+    rotations = row.rotation_keys if wanted["steps"] else ()
+    return (*row.server_keys, *rotations, *(row.bootstrap_keys if wanted.get("bootstrap") else ()))
 
 
 def _manifest(folder: Path, names: Iterable[str]) -> dict[str, list]:

@@ -8,12 +8,13 @@ and encrypting again; a library that bootstraps does it on the server. Both are 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
 from hesim.circuit.costs.table import current
 from hesim.errors import ParameterError
 from hesim.noise.bootstrap import LAWS, law
-from hesim.params import CKKSParams
+from hesim.params import CKKSParams, InsecureParametersWarning, largest_levels
 
 __all__ = ["BOOTSTRAP_SECONDS", "KEY_HOLDER", "Refresher", "bootstrap", "openfhe_bootstrap"]
 
@@ -43,6 +44,9 @@ class Refresher:
         fresh encryption, or that of the noise profile's own bootstrap.
       value_range: largest absolute slot value that it is made for.
       slots: effective slots that it refreshes, at most; None for all that the ring has.
+      own_levels: levels above those of the parameters at which it alone works, all of which it uses
+        up. They are no part of the chain of the Circuit, so keys of rotations do not pay for them.
+      own_digits: digits of key switching there.
 
     Raises:
       ParameterError: negative levels, depth or price, no range or slots, or an unknown law.
@@ -62,9 +66,12 @@ class Refresher:
     error: str | None = None
     value_range: float = math.inf
     slots: int | None = None
+    own_levels: int = 0
+    own_digits: int | None = None
 
     def __post_init__(self) -> None:
-        if self.min_input_level < 0 or self.depth < 0 or (self.output_level or 0) < 0:
+        levels = self.min_input_level, self.depth, self.output_level or 0, self.own_levels
+        if min(levels) < 0:
             raise ParameterError(f"levels and depth of the refresher {self.name!r} are at least 0")
         if self.price is not None and not self.price >= 0.0:
             raise ParameterError(f"price={self.price} of {self.name!r} is seconds, at least 0")
@@ -72,6 +79,23 @@ class Refresher:
             raise ParameterError(f"value_range and slots of {self.name!r} must be above 0")
         if self.error is not None:
             law(self.error)
+
+    def chain(self, params: CKKSParams) -> CKKSParams:
+        """The ring and primes that it works with: those of `params`, and of its own levels above.
+
+        Raises:
+          ParameterError: there are no such primes, or they are too many to be secure.
+        """
+        if not self.own_levels:
+            return params
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InsecureParametersWarning)  # said of `params` already
+            return replace(
+                params,
+                levels=params.levels + self.own_levels,
+                digits=self.own_digits,
+                continues=params.levels,
+            )
 
     def highest(self, levels: int) -> int:
         """The highest level of a result, in a chain of this many levels; below 0 if it is too short
@@ -144,31 +168,39 @@ def openfhe_bootstrap(
     *,
     budget: tuple[int, int] = (3, 3),
     correction: int = 13,
+    digits: int | None = None,
     seconds: float | None = None,
 ) -> Refresher:
-    """The bootstrap that ``backend="openfhe"`` runs: slots to coefficients first, by a sparse
-    secret of its own.
+    """The bootstrap that ``backend="openfhe"`` runs: slots to coefficients first, on levels of its
+    own above those of `params`, under a sparse secret that lives at the lowest prime only.
 
-    It wants slots in [-1, 1]; larger ones pass, and are bent by the sine of its law.
+    It wants slots in [-1, 1]; larger ones pass, and are bent by the sine of its law. Its result is
+    at the top of `params`: of those levels, the least that it begins at are kept for the next one.
 
     Args:
-      params: the ring, with 59-bit scales, under which its law was measured.
-      budget: levels to bring coefficients to slots, which it uses up, and slots to coefficients,
-        which are left of its operand; more of them are faster, from 1 to 4 each.
+      params: the ring, with 59-bit scales, under which its law was measured. All of its levels are
+        for the Circuit: 9 at most with 128 bits at N = 2^16, one more with digits=5.
+      budget: levels to bring coefficients to slots, which it has of its own, and slots to
+        coefficients, which are left of its operand; more of them are faster, from 1 to 4 each.
       correction: log2 of what values are divided by before they are refreshed. Large ones bend
         less and are noisier: 13 is best for values of size 1, 11 for sizes of 1/8.
+      digits: of key switching on its chain; the fewest that are secure by default, as those are
+        fastest and their keys smallest.
       seconds: of one ciphertext on one core; measured ones by default.
 
     Raises:
       ParameterError: no law was measured for this ring, scale or correction, or no such budget; or
-        the chain is longer than is held secure with a sparse secret.
+        its chain is longer than is held secure in this ring.
 
     Examples:
       >>> import hesim
-      >>> params = hesim.CKKSParams(12, 18, 59, 60, 60, security=None, digits=3)
-      >>> refresher = hesim.openfhe_bootstrap(params, budget=(2, 2))
+      >>> params = hesim.CKKSParams(16, 9, 59, 60, 60, digits=2)
+      >>> refresher = hesim.openfhe_bootstrap(params)
       >>> refresher.interactive, refresher.min_input_level, refresher.highest(params.levels)
-      (False, 3, 6)
+      (False, 4, 9)
+      >>> chain = refresher.chain(params)
+      >>> chain.levels, chain.digits, round(chain.log_qp), chain.primes[:10] == params.primes
+      (22, 4, 1718, True)
     """
     name = f"openfhe_n{params.log_n}_cf{correction}"
     if name not in LAWS or params.scale_bits != _OPENFHE_SCALE_BITS:
@@ -177,44 +209,63 @@ def openfhe_bootstrap(
             f"{params.scale_bits} and correction={correction}, but at scale_bits="
             f"{_OPENFHE_SCALE_BITS} and {_measured()}"
         )
-    if params.security is not None:
-        _check_sparse(params)
     if len(budget) != 2 or not all(1 <= b <= 4 for b in budget):
         raise ParameterError(f"budget={budget!r} is two numbers of levels, from 1 to 4")
-    depth = _OPENFHE_DEPTH + budget[0]
-    return Refresher(
+    if params.digits is None:
+        raise ParameterError(
+            "OpenFHE switches keys in digits of several primes: give the parameters digits=2 or so"
+        )
+    own = _OPENFHE_DEPTH + budget[0]
+    own_digits = _own_digits(params, own) if digits is None else digits
+    found = Refresher(
         "OpenFHE bootstrap",
         interactive=False,
         min_input_level=budget[1] + 1,
-        depth=depth,
-        price=_openfhe_seconds(params) if seconds is None else seconds,
+        price=0.0,
         error=name,
         value_range=1.0,
+        own_levels=own,
+        own_digits=own_digits,
     )
+    chain = found.chain(params)
+    return replace(found, price=_openfhe_seconds(chain) if seconds is None else seconds)
 
 
 _OPENFHE_SCALE_BITS = 59
 _OPENFHE_DEPTH = 10
 """Levels of the modular reduction with a sparse secret, besides those of `budget`."""
 
+_LEAST_DIGITS = 3
+_MOST_DIGITS = 12
+_FAST_DIGITS = 4
+"""Those that errors count on: more leave room for a level more each, and make keys larger."""
 
-_SPARSE_LIMITS = {15: 768, 16: 1553}
-"""Largest log2(QP) of published parameters for 128 bits with a secret of 192 coefficients, by
-log2 N: Lattigo's defaults. Tables of limits are for dense secrets.
-"""
 
+def _own_digits(params: CKKSParams, own: int) -> int:
+    """The fewest digits with which the chain of a bootstrap is secure.
 
-def _check_sparse(params: CKKSParams) -> None:
-    """ParameterError for a chain that a sparse secret may not hide as well as was asked."""
-    limit = _SPARSE_LIMITS.get(params.log_n, 0) if params.security == 128 else 0
-    if params.log_qp > limit:
-        known = f"{limit} bits are known to be" if limit else "none is known to be"
-        raise ParameterError(
-            f"OpenFHE bootstraps with a sparse secret, for which log2(QP) = {params.log_qp:.0f} at "
-            f"N = 2^{params.log_n} is not known to give {params.security}-bit security: {known}. "
-            f"Take fewer levels, more digits or a larger ring; security=None skips the check, for "
-            f"tests only"
-        )
+    Raises:
+      ParameterError: it is with none.
+    """
+    levels = params.levels + own
+    wider = range(_LEAST_DIGITS, _MOST_DIGITS + 1)
+    fit = [d for d in wider if (d - 1) * -(-(levels + 1) // d) <= levels]
+    if params.security is None:
+        return fit[0]
+    for digits in fit:
+        try:
+            replace(params, levels=levels, digits=digits, continues=params.levels)
+        except ParameterError:
+            continue
+        return digits
+    sizes = params.scale_bits, params.first_bits, params.special_bits
+    most = largest_levels(params.log_n, *sizes, params.security, _FAST_DIGITS) - own
+    take = f"take levels={most}" if most > 0 else "take log_n=16 or more"
+    raise ParameterError(
+        f"a bootstrap of ciphertexts of levels={params.levels} works on {own} levels above them, "
+        f"and so many primes are not secure at N = 2^{params.log_n}: {take}; security=None skips "
+        f"the check, for tests only"
+    )
 
 
 def _measured() -> str:
@@ -226,9 +277,9 @@ def _measured() -> str:
     )
 
 
-def _openfhe_seconds(params: CKKSParams) -> float:
+def _openfhe_seconds(chain: CKKSParams) -> float:
     """Of a bootstrap with all slots on one core: 1.0 at N = 2^13 and 18 levels, and as transforms
     and key switches grow.
     """
-    transforms = params.n * params.log_n / (2.0**13 * 13)
-    return transforms * ((params.levels + 1) / 19) ** 1.5
+    transforms = chain.n * chain.log_n / (2.0**13 * 13)
+    return transforms * ((chain.levels + 1) / 19) ** 1.5

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from hesim.errors import ParameterError
 if TYPE_CHECKING:
     from jaxtyping import ArrayLike, Float
 
-__all__ = ["LAWS", "BootstrapLaw", "law"]
+__all__ = ["LAWS", "BootstrapLaw", "law", "log2_overflow"]
 
 
 @dataclass(frozen=True)
@@ -103,26 +104,73 @@ def _sine(name: str, cf: float, floor: float) -> BootstrapLaw:
     return BootstrapLaw(name, bits, cf, -math.inf, None, None, source)
 
 
-_OPENFHE_FLOORS = {10: 42.56, 11: 41.75, 12: 41.77, 13: 41.33, 14: 38.68}
-"""Of OpenFHE 1.6.1, slots to coefficients first, scales of 59 bits: correction factor less log2 of
-the std of a slot's error, by log2 N; the same for all keys, values and budgets of levels.
+_OPENFHE_RINGS = range(10, 17)
+_OPENFHE_MEASURED = range(10, 14)
+"""Rings that were measured with all slots; the others follow by the formula."""
+
+_OPENFHE_ROUNDED, _OPENFHE_GATHERED = 2.0**-111.1, 2.0**-120.9
+"""Variance of a slot's error over N², and over N² and the slots in use, where the correction is 1:
+of OpenFHE 1.6.1, slots to coefficients first, scales of 59 bits, dense secret; the same for all
+keys, values and budgets of levels.
 """
 
+
+def _openfhe_bits(log_n: int, slots: int, correction: int) -> float:
+    """-log2 of the std of a slot's error."""
+    variance = 4.0**log_n * (_OPENFHE_ROUNDED + _OPENFHE_GATHERED * slots)
+    return -0.5 * math.log2(variance) - correction
+
+
 _OPENFHE_CORRECTIONS = range(9, 17)
+_OPENFHE_RANGE, _OPENFHE_WEIGHT = 16, 32
+"""Multiples of the modulus that its sine reaches, and coefficients of the sparse secret that they
+come from (OpenFHE's ckksrns-fhe, K_SPARSE_ENCAPSULATED).
+"""
+
+
+def log2_overflow(weight: int, reach: int, coefficients: int) -> float:
+    """log2 of the probability that some coefficient leaves the range of the modular reduction.
+
+    Equation (1) of Bossuat, Troncoso-Pastoriza, Hubaux (ePrint 2022/024): the multiple of the
+    modulus in a coefficient is a sum of weight + 1 uniform numbers in [-1/2, 1/2], so its tail is
+    that of Irwin and Hall, and coefficients are added up.
+
+    Args:
+      weight: of the sparse secret.
+      reach: largest multiple that the reduction handles.
+      coefficients: of a ciphertext, N.
+
+    Examples:
+      >>> from hesim.noise.bootstrap import log2_overflow
+      >>> round(log2_overflow(32, 16, 2**16), 1), log2_overflow(32, 17, 2**16)
+      (-138.7, -inf)
+    """
+    n, tail = weight + 1, Fraction(0)
+    above = Fraction(n, 2) - reach
+    for i in range(n + 1):
+        if above <= i:
+            break
+        tail += (-1) ** i * math.comb(n, i) * (above - i) ** n
+    if not tail:
+        return -math.inf
+    tail *= Fraction(2 * coefficients, math.factorial(n))
+    return math.log2(tail.numerator) - math.log2(tail.denominator)
 
 
 def _openfhe(log_n: int, correction: int) -> BootstrapLaw:
+    known = log_n in _OPENFHE_MEASURED
+    source = "measured with OpenFHE 1.6.1" if known else "by the formula of smaller rings"
     return BootstrapLaw(
         f"openfhe_n{log_n}_cf{correction}",
-        _OPENFHE_FLOORS[log_n] - correction,
+        _openfhe_bits(log_n, 2 ** (log_n - 1), correction),
         float(correction),
-        -math.inf,
+        log2_overflow(_OPENFHE_WEIGHT, _OPENFHE_RANGE, 2**log_n),
         None,
         None,
-        "measured with OpenFHE 1.6.1: no failure seen, none stated",
+        f"{source}; failures by the weight of its sparse secret, {_OPENFHE_WEIGHT}, and the "
+        f"range of its sine, {_OPENFHE_RANGE} (ePrint 2022/024)",
         on_slots=True,
         log_n=log_n,
-        secret_weight=192,
     )
 
 
@@ -161,7 +209,7 @@ LAWS: dict[str, BootstrapLaw] = {
         _sine("sine_dense", 8.0, 2.2e-5),
         _sine("sine_512_slots", 8.0, 1.6e-7),
         _sine("sine_1_slot", 8.0, 3e-9),
-        *(_openfhe(n, cf) for n in _OPENFHE_FLOORS for cf in _OPENFHE_CORRECTIONS),
+        *(_openfhe(n, cf) for n in _OPENFHE_RINGS for cf in _OPENFHE_CORRECTIONS),
     )
 }
 

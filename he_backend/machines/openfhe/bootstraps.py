@@ -1,5 +1,9 @@
 """OpenFHE's bootstrap, slots to coefficients first; what would kill the process is checked before.
 
+It works in a context of its own, on a chain that continues the Circuit's: only its own keys are
+made over the long chain, those of the Circuit's rotations over the short one. A ciphertext goes
+over by its residues, which are the same in both, and comes back so.
+
 OpenFHE ends the process where a context is too shallow, where nothing was prepared, or where keys
 are missing. So it is prepared once, from the Refresher that the Circuit was planned with, and each
 call is held against that.
@@ -8,10 +12,15 @@ call is held against that.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from he_backend.errors import BackendError, CircuitError
+from he_backend.machines.openfhe import files
+from he_backend.machines.openfhe.contexts import context
 from he_backend.machines.openfhe.library import openfhe
+from he_backend.machines.openfhe.pairs import Pair
+from he_backend.machines.openfhe.wire import Wire
 from hesim.circuit.refresher import Refresher
 from hesim.noise.bootstrap import law
 from hesim.params import CKKSParams
@@ -26,41 +35,66 @@ class Bootstraps:
     """The bootstraps of one machine.
 
     Args:
-      cc: its context.
-      params: its ring.
+      params: the ring of the Circuit.
       refresher: levels, law and slots that the Circuit was planned with.
 
+    Attributes:
+      cc: the context that they are made in.
+      chain: its ring and primes.
+      slots: that it was prepared for.
+
     Raises:
-      BackendError: it is no bootstrap of OpenFHE's, or of another chain.
+      BackendError: it is no bootstrap of OpenFHE's, or gains no level on these parameters.
     """
 
-    def __init__(self, cc: Any, params: CKKSParams, refresher: Refresher):
-        self._cc = cc
+    def __init__(self, params: CKKSParams, refresher: Refresher):
         self.refresher = refresher
         self.slots = refresher.slots or params.slots
         self.highest = refresher.highest(params.levels)
         self.keyed = False
-        self._budget = [refresher.depth - _MODULAR, refresher.min_input_level - 1]
+        self._public: Any = None
+        self._params = params
+        budget = [refresher.own_levels - _MODULAR, refresher.min_input_level - 1]
         correction = None if refresher.error is None else law(refresher.error).sine_bits
-        if correction is None or min(self._budget) < 1:
+        if correction is None or min(budget) < 1:
             raise BackendError(
                 f"{refresher.name!r} is no bootstrap of OpenFHE's: take one that "
                 "hesim.openfhe_bootstrap makes"
             )
-        needed = cc.GetBootstrapDepth([self._budget[0], 0], openfhe.SPARSE_ENCAPSULATED)
-        if needed != refresher.depth or self.highest <= refresher.min_input_level:
+        if self.highest <= refresher.min_input_level:
             raise BackendError(
-                f"a bootstrap that uses up {needed} levels and begins at level "
-                f"{refresher.min_input_level} gains none in a chain of {params.levels}: take "
-                f"levels={needed + refresher.min_input_level + 1} at least"
+                f"a bootstrap that begins at level {refresher.min_input_level} gains none in a "
+                f"chain of {params.levels}: take levels={refresher.min_input_level + 1} at least"
             )
-        self._correction = round(correction)
-        self._params = params
-        cc.EvalBootstrapSetup(self._budget, [0, 0], self.slots, self._correction, True, True)
+        self.chain = refresher.chain(params)
+        self.cc = context(self.chain, encapsulated=True)
+        needed = self.cc.GetBootstrapDepth([budget[0], 0], openfhe.SPARSE_ENCAPSULATED)
+        if needed != refresher.own_levels:
+            raise BackendError(
+                f"this OpenFHE's bootstrap uses up {needed} levels, not {refresher.own_levels}: is "
+                "it the version that `make setup-openfhe` installs?"
+            )
+        self._wire = Wire(self.chain, self._blank)
+        self.cc.EvalBootstrapSetup(budget, [0, 0], self.slots, round(correction), True, True)
 
-    def make_keys(self, secret: Any) -> None:
-        """Make the rotation keys that a bootstrap uses."""
-        self._cc.EvalBootstrapKeyGen(secret, self.slots)
+    def make_keys(self, pair: Pair) -> None:
+        """Make the keys that a bootstrap uses."""
+        self._public = pair.public
+        self.cc.EvalMultKeyGen(pair.secret)
+        self.cc.EvalBootstrapKeyGen(pair.secret, self.slots)
+        self.keyed = True
+
+    def write_keys(self, folder: Path, tag: str) -> None:
+        """Write what `make_keys` made with a secret of this tag."""
+        files.write_public(folder / "bootstrap-public.key", self._public)
+        files.write_relinearization(folder / "bootstrap-relin.key", tag)
+        files.write_rotations(folder / "bootstrap-rotation.key", tag)
+
+    def load_keys(self, folder: Path) -> None:
+        """Read what `write_keys` wrote. Raises BlobError if OpenFHE finds it malformed."""
+        self._public = files.read_public(folder / "bootstrap-public.key")
+        files.read_relinearization(folder / "bootstrap-relin.key")
+        files.read_rotations(folder / "bootstrap-rotation.key")
         self.keyed = True
 
     def check(self, cipher: Any, level: int) -> None:
@@ -83,9 +117,26 @@ class Bootstraps:
                 f"2^{math.log2(cipher.scale):.2f}; rescale first"
             )
 
-    def run(self, handle: Any) -> Any:
-        """The refreshed ciphertext, at the highest level and its canonical scale, of one that was
-        checked and is at the least level.
+    def run(self, handle: Any, wire: Wire, scale: float) -> Any:
+        """The refreshed ciphertext, at the highest level, of one that was checked and is at the
+        least level and its canonical scale.
+
+        wire: of the Circuit's context. scale: that the result is to have.
         """
-        found = self._cc.EvalBootstrap(handle)
-        return self._cc.Compress(found, self.highest + 1, 1)
+        least = self.refresher.min_input_level
+        low = self._wire.handle(wire.residues(handle, least, 2), self.slots)
+        low.SetNoiseScaleDeg(1)
+        # Its result is at the scale of its own level: it is shown values that make up for that.
+        own = self.chain.scale(self.highest)
+        low.SetScalingFactor(self._params.scale(least) * (own / scale))
+        found = self.cc.EvalBootstrap(low)
+        found = self.cc.Compress(found, self.highest + 1, 1)
+        return wire.handle(self._wire.residues(found, self.highest, 2), self.slots)
+
+    def _blank(self, level: int, components: int) -> Any:
+        """Some ciphertext of two components, for its form."""
+        assert components == 2
+        above = self.chain.levels - level
+        zeros = [0.0] * self.slots
+        plain = self.cc.MakeCKKSPackedPlaintext(zeros, 1, above, None, self.slots)
+        return self.cc.Encrypt(self._public, plain)

@@ -25,10 +25,11 @@ __all__ = ["context"]
 _LIMB = (1 << 64) - 1
 
 
-def context(params: CKKSParams, *, bootstraps: bool) -> Any:
+def context(params: CKKSParams, *, encapsulated: bool = False) -> Any:
     """A crypto context with these primes, every feature that a machine uses enabled.
 
-    bootstraps: whether it is to refresh: then the secret is sparse, and else uniform ternary.
+    encapsulated: whether it bootstraps by way of a sparse secret. Keys that it makes itself are
+      then too sparse for its primes: it is given those of a twin that is not (see `pairs`).
 
     Raises:
       BackendError: the parameters have no digits, or OpenFHE does not take them.
@@ -39,7 +40,7 @@ def context(params: CKKSParams, *, bootstraps: bool) -> Any:
             "so; more digits need fewer special primes, and larger keys"
         )
     try:
-        made = openfhe.GenCryptoContext(_asked(params, bootstraps))
+        made = openfhe.GenCryptoContext(_asked(params, encapsulated))
         tree = json.loads(openfhe.Serialize(made, openfhe.JSON))
         _put_primes(tree, params)
         found = openfhe.DeserializeCryptoContextString(json.dumps(tree), openfhe.JSON)
@@ -51,14 +52,12 @@ def context(params: CKKSParams, *, bootstraps: bool) -> Any:
     return found
 
 
-def _asked(params: CKKSParams, bootstraps: bool) -> Any:
-    """The ring. Its security was checked by `CKKSParams`, and that of a sparse secret where the
-    Refresher was made.
-    """
+def _asked(params: CKKSParams, encapsulated: bool) -> Any:
+    """The ring, whose security was checked by `CKKSParams`."""
     asked = openfhe.CCParamsCKKSRNS()
     asked.SetSecurityLevel(openfhe.HEStd_NotSet)
     kinds = openfhe.UNIFORM_TERNARY, openfhe.SPARSE_ENCAPSULATED
-    asked.SetSecretKeyDist(kinds[bootstraps])
+    asked.SetSecretKeyDist(kinds[encapsulated])
     asked.SetScalingTechnique(openfhe.FLEXIBLEAUTO)
     asked.SetKeySwitchTechnique(openfhe.HYBRID)
     asked.SetRingDim(params.n)

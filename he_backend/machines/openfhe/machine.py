@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.errors import BackendError, BlobError, CircuitError, EncodeError, ValueRangeError
+from he_backend.errors import BackendError, CircuitError, EncodeError, ValueRangeError
+from he_backend.machines.openfhe import files
 from he_backend.machines.openfhe.bootstraps import Bootstraps
 from he_backend.machines.openfhe.contexts import context
-from he_backend.machines.openfhe.library import openfhe
+from he_backend.machines.openfhe.pairs import Pair, shared_pairs
 from he_backend.machines.openfhe.wire import Wire
 from hesim.circuit.plain import checks
 from hesim.circuit.plain.slots import check_level_and_scale, missing_key
@@ -72,11 +73,11 @@ class NativeMachine:
         self.params = params
         self.slots = slots or params.slots
         self.rotation_steps: frozenset[int] = frozenset()
-        self._cc = context(params, bootstraps=bootstrap is not None)
+        self._cc = context(params)
         self._public: Any = None
         self._secret: Any = None
         self._wire = Wire(params, self._blank)
-        self._bootstraps = bootstrap and Bootstraps(self._cc, params, bootstrap)
+        self._bootstraps = bootstrap and Bootstraps(params, bootstrap)
 
     # Keys
 
@@ -90,18 +91,34 @@ class NativeMachine:
     ) -> NativeMachine:
         """A machine with fresh keys of every kind, the secret one included: for the key holder."""
         machine = cls(params, slots, bootstrap)
-        steps = sorted({int(s) for s in rotation_steps} - {0})
-        if any(not 0 < s < params.slots for s in steps):
-            raise CircuitError(f"rotation steps {steps} are not between 1 and {params.slots - 1}")
-        pair = machine._cc.KeyGen()
-        machine._public, machine._secret = pair.publicKey, pair.secretKey
-        machine._cc.EvalMultKeyGen(pair.secretKey)
-        if steps:
-            machine._cc.EvalRotateKeyGen(pair.secretKey, steps)
+        own = machine._new_pairs()
+        machine._make_keys(rotation_steps)
         if machine._bootstraps:
-            machine._bootstraps.make_keys(pair.secretKey)
-        machine.rotation_steps = frozenset(steps)
+            machine._bootstraps.make_keys(own)
         return machine
+
+    def _new_pairs(self) -> Pair:
+        """Take a new key pair; that of the bootstraps, if there are any, is of the same secret."""
+        if self._bootstraps is None:
+            made = self._cc.KeyGen()
+            own = Pair(made.publicKey, made.secretKey)
+            self._public, self._secret = own
+            return own
+        boots = self._bootstraps
+        given, own = shared_pairs(self._cc, self.params.levels, boots.cc, boots.chain)
+        self._public, self._secret = given
+        return own
+
+    def _make_keys(self, rotation_steps: Iterable[int]) -> None:
+        """Make the Circuit's evaluation keys."""
+        steps = sorted({int(s) for s in rotation_steps} - {0})
+        if any(not 0 < s < self.params.slots for s in steps):
+            last = self.params.slots - 1
+            raise CircuitError(f"rotation steps {steps} are not between 1 and {last}")
+        self._cc.EvalMultKeyGen(self._secret)
+        if steps:
+            self._cc.EvalRotateKeyGen(self._secret, steps)
+        self.rotation_steps = frozenset(steps)
 
     @classmethod
     def make_keys(
@@ -116,18 +133,20 @@ class NativeMachine:
         to the client's. Raises OSError if it cannot.
         """
         slots = bootstrap.slots if bootstrap else None
-        machine = cls.generate(params, rotation_steps, slots, bootstrap)
-        tag = machine._secret.GetKeyTag()
-        public = openfhe.Serialize(machine._public, openfhe.BINARY)
+        machine = cls(params, slots, bootstrap)
+        own = machine._new_pairs()
+        machine._make_keys(rotation_steps)
         for folder in (server, client):
-            (folder / "public.key").write_bytes(public)
-        relin = openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag)
-        (server / "relin.key").write_bytes(relin)
-        if machine.rotation_steps or bootstrap:
-            rotation = openfhe.SerializeEvalAutomorphismKeyString(openfhe.BINARY, tag)
-            (server / "rotation.key").write_bytes(rotation)
-        secret = openfhe.Serialize(machine._secret, openfhe.BINARY)
-        (client / "secret.key").write_bytes(secret)
+            files.write_public(folder / "public.key", machine._public)
+        files.write_secret(client / "secret.key", machine._secret)
+        tag = machine._secret.GetKeyTag()
+        files.write_relinearization(server / "relin.key", tag)
+        if machine.rotation_steps:
+            files.write_rotations(server / "rotation.key", tag)
+        files.forget()
+        if machine._bootstraps:
+            machine._bootstraps.make_keys(own)
+            machine._bootstraps.write_keys(server, own.secret.GetKeyTag())
 
     @classmethod
     def key_sizes(cls, params: CKKSParams, rotation_steps: Iterable[int]) -> dict[str, int]:
@@ -145,9 +164,8 @@ class NativeMachine:
     ) -> NativeMachine:
         """A machine with the keys that encrypt and decrypt; it refreshes nothing itself."""
         machine = cls(params, slots)
-        machine._cc = context(params, bootstraps=bootstrap is not None)
-        machine._public = _key(client / "public.key", openfhe.DeserializePublicKeyString)
-        machine._secret = _key(client / "secret.key", openfhe.DeserializePrivateKeyString)
+        machine._public = files.read_public(client / "public.key")
+        machine._secret = files.read_secret(client / "secret.key")
         return machine
 
     @classmethod
@@ -163,13 +181,13 @@ class NativeMachine:
 
     def load_keys(self, server: Path, rotation_steps: Iterable[int]) -> None:
         """Load all keys but the secret one. Raises BlobError if OpenFHE finds one malformed."""
-        self._public = _key(server / "public.key", openfhe.DeserializePublicKeyString)
-        _key(server / "relin.key", openfhe.DeserializeEvalMultKeyString)
+        self._public = files.read_public(server / "public.key")
+        files.read_relinearization(server / "relin.key")
         self.rotation_steps = frozenset(int(s) for s in rotation_steps) - {0}
-        if self.rotation_steps or self._bootstraps:
-            _key(server / "rotation.key", openfhe.DeserializeEvalAutomorphismKeyString)
+        if self.rotation_steps:
+            files.read_rotations(server / "rotation.key")
         if self._bootstraps:
-            self._bootstraps.keyed = True
+            self._bootstraps.load_keys(server)
 
     # Encoding and encryption
 
@@ -321,12 +339,9 @@ class NativeMachine:
                 f"bootstraps were prepared for {self._bootstraps.slots} slots, not {self.slots}"
             )
         low = self.drop(cipher, self._bootstraps.refresher.min_input_level)
-        highest = self._bootstraps.highest
-        top, wanted = self.params.scale(highest), self.params.scale(level)
-        # Its result is at the scale of its own level: it is shown values that make up for that.
-        low.handle.SetScalingFactor(low.scale * (top / wanted))
-        found = self._cipher(self._bootstraps.run(low.handle), highest, wanted)
-        return self.drop(found, level)
+        wanted = self.params.scale(level)
+        found = self._bootstraps.run(low.handle, self._wire, wanted)
+        return self.drop(self._cipher(found, self._bootstraps.highest, wanted), level)
 
     def set_exact_scale(self, cipher: OpenFHECipher, level: int, scale: float) -> OpenFHECipher:
         check_level_and_scale(cipher, level, scale)
@@ -452,14 +467,6 @@ class _Sum:
             self.take(handle.Clone(), factor)
         else:
             self.take(handle, factor)
-
-
-def _key(path: Path, read: Any) -> Any:
-    try:
-        found = read(path.read_bytes(), openfhe.BINARY)
-    except (RuntimeError, ValueError) as error:
-        raise BlobError(f"the key file {path.name} is malformed: {error}") from error
-    return found
 
 
 def _trusted_keys_only() -> BackendError:

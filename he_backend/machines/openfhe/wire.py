@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from he_backend.errors import BackendError, BlobError
+from he_backend.errors import BlobError
 from he_backend.machines.openfhe.library import openfhe
+from he_backend.machines.openfhe.residues import cut, places, put
 from hesim.circuit.plain.slots import identity
 from hesim.params import CKKSParams
 
@@ -52,9 +53,8 @@ class Wire:
     def residues(self, handle: Any, level: int, components: int) -> np.ndarray:
         """uint64[components, level + 1, N] of a ciphertext."""
         text = openfhe.Serialize(handle, openfhe.BINARY)
-        n, places = self.params.n, self._places(text, level, components)
-        rows = [np.frombuffer(text, "<u8", n, place) for place in places]
-        return np.stack(rows).reshape(components, level + 1, n)
+        rows = cut(text, self.params.n, self._primes(level, components))
+        return rows.reshape(components, level + 1, self.params.n)
 
     def write(self, residues: np.ndarray, level: int, scale: float, slots: int) -> bytes:
         """The bytes of these residues."""
@@ -77,11 +77,14 @@ class Wire:
         primes = np.array(self.params.primes[: level + 1], np.uint64)
         if np.any(found.max(axis=2) >= primes):
             raise BlobError("the ciphertext has residues that no reduction leaves: it is damaged")
-        skeleton = self._skeleton(level, components, slots)
-        text = bytearray(skeleton.text)
-        for place, row in zip(skeleton.places, found.reshape(-1, self.params.n), strict=True):
-            text[place : place + row.nbytes] = row.tobytes()
-        return openfhe.DeserializeCiphertextString(bytes(text), openfhe.BINARY)
+        return self.handle(found, slots)
+
+    def handle(self, residues: np.ndarray, slots: int) -> Any:
+        """A ciphertext of these residues; its level is theirs, its scale still the skeleton's."""
+        components, primes, n = residues.shape
+        skeleton = self._skeleton(primes - 1, components, slots)
+        text = put(skeleton.text, skeleton.places, residues.reshape(-1, n))
+        return openfhe.DeserializeCiphertextString(text, openfhe.BINARY)
 
     def _header(self, level: int, scale: float, components: int, slots: int) -> bytes:
         return _HEADER.pack(_MAGIC, identity(self.params), level, components, slots, scale)
@@ -90,21 +93,10 @@ class Wire:
         key = (level, components, slots)
         if key not in self._skeletons:
             text = openfhe.Serialize(self._blank(level, components), openfhe.BINARY)
-            self._skeletons[key] = _Skeleton(text, self._places(text, level, components))
+            self._skeletons[key] = _Skeleton(
+                text, places(text, self.params.n, self._primes(level, components))
+            )
         return self._skeletons[key]
 
-    def _places(self, text: bytes, level: int, components: int) -> tuple[int, ...]:
-        """Offsets of the residues: a count of N, N numbers of 8 bytes, and the prime."""
-        count, size = struct.pack("<Q", self.params.n), 8 * self.params.n
-        places: list[int] = []
-        start = 0
-        for prime in self.params.primes[: level + 1] * components:
-            end = struct.pack("<Q", prime)
-            place = text.find(count, start) + len(count)
-            while text[place + size : place + size + 8] != end:
-                place = text.find(count, place - len(count) + 1) + len(count)
-                if place < len(count):
-                    raise BackendError("OpenFHE writes ciphertexts in a form that is not known")
-            places.append(place)
-            start = place + size
-        return tuple(places)
+    def _primes(self, level: int, components: int) -> tuple[int, ...]:
+        return self.params.primes[: level + 1] * components

@@ -11,7 +11,8 @@ import hesim
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
-from hesim.noise.bootstrap import law
+from hesim.noise.bootstrap import law, log2_overflow
+from hesim.params import SECURITY_LIMITS
 
 PARAMS = hesim.CKKSParams(14, 5, 40, 50, 60)
 X = np.random.default_rng(0).uniform(-1, 1, 64)
@@ -115,16 +116,18 @@ def test_a_machine_that_cannot_bootstrap_refuses():
         he_backend.run(PROGRAM, X, circuit=circuit, backend="pyfhel")
 
 
-def openfhe_ring(log_n: int = 11, levels: int = 17, scale: int = 59) -> hesim.CKKSParams:
+def openfhe_ring(log_n: int = 11, levels: int = 6, scale: int = 59) -> hesim.CKKSParams:
     with pytest.warns(hesim.params.InsecureParametersWarning):
-        return hesim.CKKSParams(log_n, levels, scale, 60, 60, security=None, digits=3)
+        return hesim.CKKSParams(log_n, levels, scale, 60, 60, security=None, digits=2)
 
 
 def test_the_bootstrap_of_openfhe_has_its_levels_and_law():
     params = openfhe_ring()
-    for budget, least, highest in (((1, 1), 2, 6), ((3, 2), 3, 4), ((4, 4), 5, 3)):
+    for budget, least, top in (((1, 1), 2, 17), ((3, 2), 3, 19), ((4, 4), 5, 20)):
         refresher = hesim.openfhe_bootstrap(params, budget=budget)
-        assert refresher.min_input_level == least and refresher.highest(17) == highest
+        assert refresher.min_input_level == least and refresher.highest(6) == 6
+        chain = refresher.chain(params)
+        assert (chain.levels, chain.primes[:7]) == (top, params.primes)
     assert not refresher.interactive and refresher.value_range == 1.0
     chosen = law(str(hesim.openfhe_bootstrap(params, correction=11).error))
     assert chosen.on_slots and chosen.sine_bits == 11 and chosen.log_n == 11
@@ -138,11 +141,11 @@ def test_the_bootstrap_of_openfhe_has_its_levels_and_law():
 @pytest.mark.parametrize(
     ("ring", "asked"),
     [
-        ((11, 17, 50), {}),
-        ((9, 17, 59), {}),
-        ((11, 17, 59), {"correction": 30}),
-        ((11, 17, 59), {"budget": (0, 2)}),
-        ((11, 17, 59), {"budget": (2, 5)}),
+        ((11, 6, 50), {}),
+        ((9, 6, 59), {}),
+        ((11, 6, 59), {"correction": 30}),
+        ((11, 6, 59), {"budget": (0, 2)}),
+        ((11, 6, 59), {"budget": (2, 5)}),
     ],
 )
 def test_a_bootstrap_of_openfhe_that_was_not_measured_is_refused(ring, asked):
@@ -170,7 +173,28 @@ def test_a_sine_on_slots_bends_them_whatever_predicts_it():
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(expected, rel=0.05)
 
 
-def test_a_sparse_secret_has_limits_of_its_own():
-    secure = hesim.CKKSParams(14, 3, 59, 60, 60, digits=4)
-    with pytest.raises(ParameterError, match=r"sparse secret.*none is known"):
-        hesim.openfhe_bootstrap(secure)
+def test_its_own_chain_is_as_secure_as_was_asked():
+    params = hesim.CKKSParams(16, 9, 59, 60, 60, digits=2)
+    chain = hesim.openfhe_bootstrap(params).chain(params)
+    assert (chain.security, chain.levels, chain.digits) == (128, 22, 4)
+    assert chain.log_qp < SECURITY_LIMITS[128][16]
+    more = hesim.CKKSParams(16, 10, 59, 60, 60, digits=2)
+    assert hesim.openfhe_bootstrap(more).chain(more).digits == 5
+    with pytest.raises(ParameterError, match=r"log2\(QP\)"):
+        hesim.openfhe_bootstrap(params, digits=3)
+    with pytest.raises(ParameterError, match="take levels=9"):
+        most = hesim.CKKSParams(16, 13, 59, 60, 60, digits=2)
+        hesim.openfhe_bootstrap(most)
+    with pytest.raises(ParameterError, match="take log_n=16"):
+        hesim.openfhe_bootstrap(hesim.CKKSParams(14, 3, 59, 60, 60, digits=4))
+    with pytest.raises(ParameterError, match="give the parameters digits"):
+        hesim.openfhe_bootstrap(hesim.CKKSParams(16, 9, 59, 60, 60))
+
+
+def test_failures_are_those_of_its_sparse_secret():
+    found = law(str(hesim.openfhe_bootstrap(openfhe_ring(12)).error))
+    assert found.log2_failure == log2_overflow(32, 16, 2**12)
+    assert found.secret_weight is None
+    rng = np.random.default_rng(0)
+    sums = rng.uniform(-0.5, 0.5, (5, 10**6)).sum(0)
+    assert 2.0 ** log2_overflow(4, 1, 1) == pytest.approx(np.mean(abs(sums) > 1), rel=0.02)
