@@ -24,8 +24,10 @@ from models.encrypted.settings import EncryptionSettings
 
 __all__ = ["BOOTSTRAPPING", "Suited", "based", "bootstrap_of", "missing", "need", "suited"]
 
-BOOTSTRAPPING = CKKSParams(16, 22, 59, 60, 60, digits=4)
-"""The ring of a machine that bootstraps, at 128 bits: a bootstrap leaves 9 of its 22 levels."""
+BOOTSTRAPPING = CKKSParams(16, 9, 59, 60, 60, digits=2)
+"""The ring of a machine that bootstraps, at 128 bits: as many levels as a bootstrap, which works on
+13 of its own above them, leaves room for.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,15 +104,15 @@ def test_a_small_ring_has_the_same_chain_and_no_security(tmp_path: Path) -> None
 
 def test_a_file_changes_the_machines_ring(tmp_path: Path, model: str) -> None:
     file = tmp_path / "settings.toml"
-    ring = "[encrypted]\nlog_n = 10\nlevels = 17\ndigits = 3\nsecurity = 0\n"
+    ring = "[encrypted]\nlog_n = 10\nlevels = 5\ndigits = 3\nsecurity = 0\n"
     file.write_text(f"{ring}[bootstrap]\nbudget = [2, 2]\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         subject = find_subject(model, file, "openfhe")
     found = suited(subject.how, "openfhe", bootstrap_of(file))
     ring = found.how.ckks
-    assert (ring.log_n, ring.levels, ring.digits, ring.security) == (10, 17, 3, None)
-    assert ring.scale_bits == BOOTSTRAPPING.scale_bits and found.refresher.highest(17) == 5
+    assert (ring.log_n, ring.levels, ring.digits, ring.security) == (10, 5, 3, None)
+    assert ring.scale_bits == BOOTSTRAPPING.scale_bits and found.refresher.chain(ring).levels == 17
 
 
 def test_the_template_says_every_option_and_changes_none(
@@ -241,7 +241,7 @@ def test_a_demos_bootstrapped_sentences_are_a_fifth_way(
     copied: RunFolder, off: float, kept: bool
 ) -> None:
     reference = Results.load(copied).reference[:4]
-    figures = {"log_n": 11, "levels": 22, "security": None, "refreshes": 23, "rounds": 9}
+    figures = {"log_n": 11, "levels": 9, "security": None, "refreshes": 23, "rounds": 9}
     figures |= {"seconds": 9.0, "key_seconds": 1.0, "core_seconds": 15.0, "peak_bytes": 1e9}
     figures |= {"measured_std": off, "predicted_std": off}
     copied.save(STAGE, figures, {"encrypted": reference + off, "reference": reference})

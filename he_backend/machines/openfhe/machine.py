@@ -102,11 +102,11 @@ class NativeMachine:
         if self._bootstraps is None:
             made = self._cc.KeyGen()
             own = Pair(made.publicKey, made.secretKey)
-            self._public, self._secret = own
+            self._public, self._secret = own.public, own.secret
             return own
         boots = self._bootstraps
         given, own = shared_pairs(self._cc, self.params.levels, boots.cc, boots.chain)
-        self._public, self._secret = given
+        self._public, self._secret = given.public, given.secret
         return own
 
     def _make_keys(self, rotation_steps: Iterable[int]) -> None:

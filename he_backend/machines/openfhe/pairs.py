@@ -10,7 +10,8 @@ context, uniform ternary, and its residues are put into keys of both.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from hesim.params import CKKSParams
 __all__ = ["Pair", "shared_pairs"]
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair:
     """Keys of one context."""
 
     public: Any

@@ -27,12 +27,12 @@ run_module = runpy.run_module
 def run(name, **how):
     from he_backend.machines.openfhe.bootstraps import Bootstraps
     whole = Bootstraps.run
-    def dying(self, handle):
+    def dying(self, *given):
         number = len(os.listdir(FOLDER))
         open(os.path.join(FOLDER, str(number)), "w").close()
         if number < len(SIGNALS) and SIGNALS[number]:  # in the midst of it, from outside
             os.spawnlp(os.P_NOWAIT, "sh", "sh", "-c", f"sleep 0.02; kill -{SIGNALS[number]} $PPID")
-        return whole(self, handle)
+        return whole(self, *given)
     Bootstraps.run = dying
     return run_module(name, **how)
 runpy.run_module = run
@@ -54,7 +54,7 @@ def work() -> tuple[Circuit, tuple[np.ndarray, np.ndarray], np.ndarray]:
     args = np.linspace(-1, 1, 16), np.linspace(0.2, 0.9, 16)
     with jax.enable_x64(True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ring = CKKSParams(10, 16, 59, 60, 60, security=None, digits=3)
+        ring = CKKSParams(10, 4, 59, 60, 60, security=None, digits=2)
         refresher = hesim.openfhe_bootstrap(ring, budget=(2, 2), correction=11)
         circuit = hesim.compile(hesim.trace(squares, *args), ring, refresher=refresher)
         return circuit, args, np.asarray(squares(*args))
