@@ -39,7 +39,7 @@ from he_backend.report.html import power_of_two
 from hesim.circuit.circuit import Circuit
 from hesim.errors import HesimError
 from models.config import EncoderConfig
-from models.data.batches import Batch
+from models.data.batches import Batch, select_rows
 from models.encrypted.settings import EncryptionSettings
 from models.encrypted.twin import twin_of
 from models.nn.encoder import Model
@@ -59,6 +59,9 @@ __all__ = [
 
 TOLERANCE = 0.5
 """Bits between the std of the logits' errors, measured and predicted."""
+
+Arguments = tuple[Params, np.ndarray, np.ndarray]
+"""Weights, embedded rows to encrypt, mask."""
 
 _MACHINE = "openfhe"
 _DEGREES = {"exp": 15, "inv_sqrt": 15, "relu": 15, "tanh": 31}
@@ -113,10 +116,9 @@ class Planned:
     seconds: float
 
     @property
-    def args(self) -> tuple[Params, np.ndarray, np.ndarray]:
-        """Weights, embedded rows to encrypt, mask."""
-        x = self.model.embed(self.params, self.rows.tokens)
-        return self.params, np.asarray(x), self.rows.mask
+    def args(self) -> Arguments:
+        """Of the run."""
+        return _arguments(self.model, self.params, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +157,8 @@ def planned(case: Case) -> Planned:
     params = model.init(jax.random.key(0))
     head = np.asarray(params["head"]["kernel"])
     params["head"]["kernel"] = head + rng.normal(size=head.shape) / math.sqrt(len(head))
-    tokens = rng.integers(1, config.vocabulary, (64, config.sequence)).astype(np.int32)
+    count = max(64, 2 * case.sentences)
+    tokens = rng.integers(1, config.vocabulary, (count, config.sequence)).astype(np.int32)
     rows = Batch(tokens, np.ones(tokens.shape, np.float32), np.zeros(len(tokens), np.int32))
     chosen = machines.suited(
         machines.based(EncryptionSettings(), _MACHINE), _MACHINE, insecure=case.insecure
@@ -165,13 +168,18 @@ def planned(case: Case) -> Planned:
     how = dataclasses.replace(chosen.how, fit=fit)
     twin = twin_of(model, params, rows, (config.sequence,), how)
     twin = dataclasses.replace(twin, low_rank=False)
+    parts = [select_rows(rows, np.arange(k, k + case.sentences)) for k in (0, case.sentences)]
     circuit = compile_forward(
         *(twin, how.ckks, case.sentences, "logits"),
+        samples=[_arguments(twin, params, part) for part in parts[1:]],
         refresher=chosen.refresher,
         memory=case.memory,
     )
-    first = Batch(*(part[: case.sentences] for part in rows[:3]))
-    return Planned(case, circuit, twin, params, first, time.monotonic() - began)
+    return Planned(case, circuit, twin, params, parts[0], time.monotonic() - began)
+
+
+def _arguments(model: Model, params: Params, rows: Batch) -> Arguments:
+    return params, np.asarray(model.embed(params, rows.tokens)), rows.mask
 
 
 def measure(plan: Planned) -> Outcome:

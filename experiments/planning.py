@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +99,21 @@ def compile_forward(
     batch: int,
     answer: str,
     *,
+    samples: Sequence[tuple[Any, ...]] = (),
     progress: Reporter | None = None,
     **options: Any,
 ) -> Circuit:
     """The Circuit of a twin's forward pass for a batch of so many rows; what `hesim plan` prints is
     what `hesim validate` runs.
 
-    answer: "logits", or "cosine", whose Circuit gives embeddings. options: of `hesim.compile`, and
+    answer: "logits", or "cosine", whose Circuit gives embeddings. samples: arguments like those of
+    a run, (weights, embedded rows, mask) each, by whose values a plan for bootstraps brings them
+    into range. options: of `hesim.compile`, and
     raises as it does.
     """
     program = forward_program(model, batch, "logits" if answer == "logits" else "embeddings")
+    if samples:
+        options["calibration"] = hesim.calibrate(program, samples)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptySlotsWarning)  # the printed Circuit says it, too
         return hesim.compile(program, ckks, progress=progress, **options)

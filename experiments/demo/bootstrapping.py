@@ -109,8 +109,12 @@ def _planned(settings: Settings, data: Prepared, trained: Trained) -> Forward:
     count = min(settings.bootstrapped, settings.sentences)
     how = machines.based(dataclasses.replace(EncryptionSettings(), ckks=settings.ckks), _MACHINE)
     chosen = machines.suited(how, _MACHINE, insecure=_LOG_N)
+    met = select_rows(data.train, np.arange(count))
+    x = np.asarray(trained.model.embed(trained.params, met.tokens, met.types))
     circuit = compile_forward(
-        *(trained.model, chosen.how.ckks, count, "logits"), refresher=chosen.refresher
+        *(trained.model, chosen.how.ckks, count, "logits"),
+        samples=[(trained.params, x, met.mask)],
+        refresher=chosen.refresher,
     )
     sentences = select_rows(data.test, np.arange(count))
     profile = chosen.how.profile

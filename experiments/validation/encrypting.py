@@ -6,6 +6,7 @@ that was interrupted goes on from the tasks that it had done.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -29,6 +30,7 @@ from he_backend.processes.memory import peak_bytes
 from he_backend.report.environment import environment
 from he_backend.sessions import Session
 from hesim.circuit.circuit import Circuit
+from hesim.errors import ValueOverflowWarning
 from hesim.program import Equation
 from models.data.batches import Batch, select_rows
 from models.data.datasets import Dataset
@@ -42,7 +44,15 @@ _ROOT = Path(__file__).resolve().parents[2]
 _KEYS, _LEAST_KEYS = 8, 4
 """Random keys under which errors are predicted: of one batch, and at least of each of several."""
 
-__all__ = ["Forward", "Shown", "describe_dataset", "encrypt", "note_plan", "site_rows"]
+__all__ = [
+    "Forward",
+    "Shown",
+    "describe_dataset",
+    "encrypt",
+    "note_plan",
+    "said_before",
+    "site_rows",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,9 +238,7 @@ def _encrypt_one(
     started = time.monotonic()
     title = "encrypted" if session.options.encrypts else "on plain vectors"
     title += f", batch {k + 1} of {forward.batches}" if forward.batches > 1 else ""
-    with display.bar(title, 1.0) as update, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are in the report, but for work lost
-        warnings.simplefilter("default", RunFolderWarning)
+    with display.bar(title, 1.0) as update, said_before(display) as said:
         shown.on(update)
         report = session.run(*forward.arguments(k), batch=k, compare=compare)
         shown.phase("simulating under one random key")
@@ -238,7 +246,8 @@ def _encrypt_one(
         what = "the exact and the predicted results" if compare else "the exact results"
         update(1.0, f"compared with {what}", 0.0)
     for message in report.outside:
-        display.warn(message)
+        if message not in said:
+            display.warn(message)
     encrypted, reference = forward.answers(report.outputs), forward.answers(report.exact)
     # Of a batch that was filled up, its own come first.
     own = forward.count(k) * len(encrypted) // forward.batch
@@ -268,6 +277,29 @@ def _encrypt_one(
         "simulated": simulated,
     }
     folder.save(f"encrypted-{k}", figures, arrays)
+
+
+@contextlib.contextmanager
+def said_before(display: Display) -> Iterator[set[str]]:
+    """Say at once what a bootstrap is not made for, which it makes no sense to wait for; other
+    warnings are in the report, but for work that is lost. What was said is handed out.
+    """
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("default", RunFolderWarning)
+        warnings.simplefilter("always", ValueOverflowWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if not issubclass(category, ValueOverflowWarning):
+                usual(message, category, *rest)
+            elif str(message) not in said:
+                said.add(str(message))
+                display.warn(str(message))
+
+        warnings.showwarning = show
+        yield said
 
 
 class Shown:

@@ -25,6 +25,7 @@ from experiments.validation.settings import Validation
 from he_backend.clusters.cluster import Cluster
 from he_backend.machines.table import find
 from models.data.batches import Batch, select_rows
+from models.nn.lora import Params
 
 __all__ = ["run_validation", "validate_in_the_clear"]
 
@@ -118,31 +119,46 @@ def _plan(data: Prepared, folder: RunFolder, show: Display) -> Forward:
     show.stage("2/3  Trace and compile")
     started, resolved = time.monotonic(), data.resolved
     asked, length = resolved.validation, resolved.length
+    params = data.params | {"embedding": dict(data.params["embedding"])}
+    if data.model.config.positions == "learned":  # as many as the traced model has
+        params["embedding"]["position"] = params["embedding"]["position"][:length]
+    bootstraps = not resolved.refresher.interactive
     circuit = compile_forward(
         data.model,
         resolved.how.ckks,
         resolved.batch,
         resolved.answer,
+        samples=_samples(data, params) if bootstraps else (),
         refresh_price=asked.refresh_price,
         objective=asked.objective,
         memory=asked.memory,
         refresher=resolved.refresher,
     )
-    rows = select_rows(data.test, np.arange(resolved.rows))
-    cut = Batch(
+    made = "logits" if resolved.answer == "logits" else "embeddings"
+    rows = _cut(data, np.arange(resolved.rows))
+    forward = Forward(
+        *(circuit, data.model, params, rows, resolved.batch, made),
+        answers_of(resolved.answer),
+        profile=resolved.how.profile,
+    )
+    note_plan(forward, time.monotonic() - started, folder, show)
+    return forward
+
+
+def _cut(data: Prepared, chosen: np.ndarray) -> Batch:
+    """Held-out rows of as many tokens as the validation has."""
+    rows, length = select_rows(data.test, chosen), data.resolved.length
+    return Batch(
         np.asarray(rows.tokens)[..., :length],
         np.asarray(rows.mask)[..., :length],
         rows.targets,
         None if rows.types is None else np.asarray(rows.types)[..., :length],
     )
-    answers = answers_of(resolved.answer)
-    params = data.params | {"embedding": dict(data.params["embedding"])}
-    if data.model.config.positions == "learned":  # as many as the traced model has
-        params["embedding"]["position"] = params["embedding"]["position"][:length]
-    made = "logits" if resolved.answer == "logits" else "embeddings"
-    forward = Forward(
-        *(circuit, data.model, params, cut, resolved.batch, made, answers),
-        profile=resolved.how.profile,
-    )
-    note_plan(forward, time.monotonic() - started, folder, show)
-    return forward
+
+
+def _samples(data: Prepared, params: Params) -> list[tuple[Params, np.ndarray, np.ndarray]]:
+    """Arguments of a batch of the last held-out rows, which are encrypted only if all are."""
+    count, batch = len(data.test.tokens), data.resolved.batch
+    rows = _cut(data, np.arange(count - batch, count) % count)
+    x = np.asarray(data.model.embed(params, rows.tokens, rows.types))
+    return [(params, x, rows.mask)]

@@ -27,6 +27,7 @@ from experiments.encrypted_training.settings import for_machine, read_job
 from experiments.errors import ExperimentError
 from experiments.machines import BOOTSTRAPPING, based, bootstrap_of, suited
 from experiments.validation.bootstrapped import STAGE
+from experiments.validation.encrypting import said_before
 from experiments.validation.folder import RunFolder
 from experiments.validation.report import page
 from experiments.validation.results import Results
@@ -37,7 +38,7 @@ from experiments.validation.table import render, ways
 from he_backend.errors import BackendError
 from he_backend.machines.openfhe import interpreter
 from hesim.circuit.refresher import KEY_HOLDER
-from hesim.errors import ParameterError
+from hesim.errors import ParameterError, ValueOverflowWarning
 from models.encrypted.settings import EncryptionSettings
 from models.weights.folder import load_model, save_model
 from tests.experiments.conftest import write_encoder
@@ -157,6 +158,17 @@ def test_a_validation_asks_no_key_holder_and_errs_as_simulated(
     assert "The server bootstrapped" in page and "Interactive." not in page
     assert "--backend openfhe --insecure 10" in page
     assert "at refreshes intermediate values" not in page
+
+
+def test_slots_that_no_bootstrap_is_made_for_are_said_at_once_and_once() -> None:
+    file = io.StringIO()
+    display = Display(make_console(file=file, width=200))
+    with said_before(display) as said:
+        for _ in range(2):
+            warnings.warn("slots of up to 4", ValueOverflowWarning, stacklevel=2)
+        warnings.warn("something else", UserWarning, stacklevel=2)
+        assert file.getvalue().strip() == "warning: slots of up to 4"
+    assert said == {"slots of up to 4"}
 
 
 def test_an_encrypted_training_takes_the_machines_ring_and_bootstrap(tmp_path: Path) -> None:
