@@ -175,7 +175,7 @@ def for_machine(
         if any(getattr(job.how.ckks, name) != value for name, value in usual.items()):
             raise ExperimentError(
                 f"the ring in [encrypted] has no digits, in which {backend} switches keys: "
-                "add digits = 4, or leave the ring out"
+                "add digits = 2, or leave the ring out"
             )
     how = machines.based(job.how, backend)
     own = dict(job.bootstrap)

@@ -183,7 +183,7 @@ def test_an_encrypted_training_takes_the_machines_ring_and_bootstrap(tmp_path: P
     assert found.how.ckks.levels == BOOTSTRAPPING.levels and found.how.profile == "openfhe"
     assert found.refresher.min_input_level == 2 and "refresher" in found.plain("", "")
     file.write_text("[encrypted]\nlevels = 5\n")
-    with pytest.raises(ExperimentError, match="add digits = 4"):
+    with pytest.raises(ExperimentError, match="add digits = 2"):
         for_machine(read_job(file), "openfhe")
 
 
