@@ -2,8 +2,8 @@
 
 `noise`, `shared_errors` and `verdict` measure for the better part of an hour, `training` compiles
 and `reviews` trains for minutes, `gradients` and `carried_steps` need GLUE, `compile_sizes` and
-`no_worse` compile for some minutes, `bootstrapped` needs OpenFHE, and `packing`, `paper` and
-`workers` want the machine for themselves; these have to be named.
+`no_worse` compile for some minutes, as `scaling` does, `bootstrapped` needs OpenFHE, and `packing`,
+`paper`, `clusters` and `workers` want the machine for themselves; these have to be named.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from benchmarks import (
     bootstrapped,
     carried_steps,
     circuits,
+    clusters,
     compile_sizes,
     gradients,
     machines,
     no_worse,
     operations,
     reviews,
+    scaling,
     sessions,
     shared_errors,
     simulation,
@@ -60,10 +62,13 @@ ALL = {
     "bootstrapped": lambda: bootstrapped.main([]) in (0, 2),
     "reviews": lambda: reviews.main([]),
     "workers": workers.main,
+    "clusters": lambda: clusters.main([]) == 0,
+    "scaling": lambda: scaling.main([]) == 0,
 }
 LONG = (
     *("noise", "shared_errors", "verdict", "training", "gradients", "carried_steps", "reviews"),
     *("packing", "paper", "compile_sizes", "no_worse", "workers", "bootstrapped"),
+    *("clusters", "scaling"),
 )
 
 

@@ -24,18 +24,21 @@ _HOMES = {
     "EvaluatorRefusedError": "he_backend.errors",
     "LedgerMismatchError": "he_backend.errors",
     "MissingRotationKey": "he_backend.errors",
+    "Network": "he_backend.scaling",
     "OpRecord": "he_backend.report.report",
     "Progress": "he_backend.processes.messages",
     "ProtocolError": "he_backend.errors",
     "Report": "he_backend.report.report",
     "RunFolderError": "he_backend.errors",
     "RunFolderWarning": "he_backend.errors",
+    "Scaling": "he_backend.scaling",
     "Session": "he_backend.sessions",
     "Step": "he_backend.steps",
     "StorageError": "he_backend.errors",
     "ValueRangeError": "he_backend.errors",
     "WorkerDied": "he_backend.errors",
     "connect": "he_backend.owners.connecting",
+    "expected_scaling": "he_backend.scaling",
     "expected_seconds": "he_backend.expected",
     "run": "he_backend.run",
     "session": "he_backend.sessions",
@@ -56,18 +59,21 @@ __all__ = [
     "EvaluatorRefusedError",
     "LedgerMismatchError",
     "MissingRotationKey",
+    "Network",
     "OpRecord",
     "Progress",
     "ProtocolError",
     "Report",
     "RunFolderError",
     "RunFolderWarning",
+    "Scaling",
     "Session",
     "Step",
     "StorageError",
     "ValueRangeError",
     "WorkerDied",
     "connect",
+    "expected_scaling",
     "expected_seconds",
     "run",
     "session",
@@ -100,6 +106,7 @@ if TYPE_CHECKING:
     from he_backend.processes.messages import Progress
     from he_backend.report.report import OpRecord, Report
     from he_backend.run import run
+    from he_backend.scaling import Network, Scaling, expected_scaling
     from he_backend.sessions import Session, session
     from he_backend.steps import Step
 

@@ -19,7 +19,7 @@ from hesim.circuit.costs.memory import staying_bytes
 from hesim.circuit.costs.table import current
 from hesim.circuit.sizes import available
 
-__all__ = ["expected_seconds"]
+__all__ = ["bytes_seconds", "decrypted_outputs", "encoded_seconds", "expected_seconds"]
 
 _HANDED = 6e-4
 """Seconds of all processes for the messages and the books of one task (measured: 0.5 to 0.7 ms)."""
@@ -66,16 +66,23 @@ def expected_seconds(
     for name, count in (("workers", workers), ("clients", clients), ("cores", cores)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise BackendError(f"{name}={count!r} must be a whole number, at least 1")
-    carried = {c for c, _ in circuit.carried}
-    taps = (tap for tap in circuit.outputs if tap is not None)
-    decrypt = {int(c) for tap in taps for c in tap.ciphers} - carried
+    decrypt, carried = decrypted_outputs(circuit)
     schedule = plan(circuit, decrypt, task_seconds, follows=again and bool(carried))
-    encoded = _encoded(circuit, schedule) if again else {}
+    encoded = encoded_seconds(circuit, schedule) if again else {}
     works = [_work(circuit, schedule, task, workers, encoded) for task in schedule.tasks]
     return _simulated(schedule, works, {"worker": workers, "client": clients, "server": 1}, cores)
 
 
-def _encoded(circuit: Circuit, schedule: Schedule) -> dict[int, float]:
+def decrypted_outputs(circuit: Circuit) -> tuple[set[int], set[int]]:
+    """Ciphertexts that the client decrypts in a batch that compares nothing, and those that are
+    carried to the next.
+    """
+    carried = {c for c, _ in circuit.carried}
+    taps = (tap for tap in circuit.outputs if tap is not None)
+    return {int(c) for tap in taps for c in tap.ciphers} - carried, carried
+
+
+def encoded_seconds(circuit: Circuit, schedule: Schedule) -> dict[int, float]:
     """Seconds saved in each instruction whose vectors stay encoded from the batches before: of
     those that are used first, as many as have room.
     """
@@ -106,12 +113,13 @@ def _work(
         return task.seconds + _HANDED  # the key holder's has the way of its ciphertexts in it
     computed = max(0.0, task.seconds - sum(encoded.get(i, 0.0) for i in task.instructions))
     made = [c for c in task.needs if schedule.tasks[schedule.producer[c]].side == "worker"]
-    held = _bytes_seconds(circuit, made) / workers
-    moved = _bytes_seconds(circuit, (*task.needs, *task.gives)) - held
+    held = bytes_seconds(circuit, made) / workers
+    moved = bytes_seconds(circuit, (*task.needs, *task.gives)) - held
     return computed + _HANDED + _PASSED * moved
 
 
-def _bytes_seconds(circuit: Circuit, ciphers: Iterable[int]) -> float:
+def bytes_seconds(circuit: Circuit, ciphers: Iterable[int]) -> float:
+    """Seconds of turning ciphertexts into bytes and back."""
     table, log_n = current(), circuit.params.log_n
     return sum(table.seconds("transport", int(circuit.level[c]), log_n) for c in ciphers)
 
