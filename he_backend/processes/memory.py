@@ -4,7 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["grown_bytes", "peak_bytes", "private_bytes", "resident_bytes", "shared_bytes"]
+from he_backend.errors import BackendError
+from hesim.circuit.circuit import Circuit
+from hesim.circuit.costs.bootstraps import bootstrap_memory
+from hesim.circuit.sizes import available
+
+__all__ = [
+    "grown_bytes",
+    "need_memory",
+    "peak_bytes",
+    "private_bytes",
+    "resident_bytes",
+    "shared_bytes",
+]
+
+
+def need_memory(circuit: Circuit) -> None:
+    """BackendError if a Circuit that bootstraps takes more than is free: its keys alone are
+    gigabytes, and are made for minutes before a process would be ended for them.
+    """
+    refresher, free = circuit.bootstrap, available()
+    needed = circuit.ledger.peak_bytes
+    if refresher is None or not refresher.own_levels or needed <= free:
+        return
+    boots = bootstrap_memory(circuit.params, refresher, circuit.slots)
+    raise BackendError(
+        f"the circuit takes {needed / 1e9:.1f} GB to evaluate, of which {boots.keys / 1e9:.1f} GB "
+        f"are keys and {boots.matrices / 1e9:.1f} GB matrices of its bootstraps, and "
+        f"{free / 1e9:.1f} GB are free, so no keys were made: free some, or compile it with "
+        f"memory={int(free):,}, fewer levels or a smaller ring"
+    )
 
 
 def peak_bytes(pid: int | None = None) -> int:

@@ -31,6 +31,7 @@ from he_backend.processes.identity import (
 )
 from he_backend.processes.job import Batch, Job, Setup
 from he_backend.processes.keys import MadeKeys, ensure_keys
+from he_backend.processes.memory import need_memory
 from he_backend.processes.messages import Progress
 from he_backend.processes.states import reading
 from he_backend.processes.states.ahead import request
@@ -297,6 +298,8 @@ class Session:
         self._processes = processes = self._new_processes().__enter__()
         if setup.several or setup.workers > 1:  # who asks for one worker wants one core to work
             processes.prepare(claimed.operands)
+        if setup.cluster is None:
+            need_memory(circuit)
         made = ensure_keys(
             setup.folders,
             circuit.params,

@@ -264,7 +264,7 @@ class Candidate:
         packs, data = _used_packs(tuple(b.packs), data)
         number = np.arange(len(data["kind"]))
         if self.aim.memory is not None:
-            budget = self.aim.memory, program.name
+            budget = self.aim.memory, program.name, self.aim.refresher
             data, number = within(params, data, packs, self.slots, *budget)
         where = np.full(len(b.nodes) + 1, -2, np.int32)  # not computed
         where[-1] = -1
@@ -318,6 +318,7 @@ class Candidate:
                 self.aim.refresher,
                 self._layouts(),
                 len(carried),
+                self.slots,
             ),
             refresher=self.aim.refresher,
             memory=self.aim.memory,

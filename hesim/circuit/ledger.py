@@ -30,6 +30,7 @@ def ledger(
     refresher: Refresher = KEY_HOLDER,
     layouts: Sequence[tuple[int, str]] = (),
     carried: int = 0,
+    slots: int | None = None,
 ) -> Ledger:
     """Counts and predicted seconds.
 
@@ -41,6 +42,7 @@ def ledger(
       refresher: who refreshes.
       layouts: of inputs and of each operation's result, the ciphertexts and where in them it lies.
       carried: inputs that later runs take from the run before.
+      slots: effective ones; all that the ring has by default.
     """
     kind, terms, log_n = data["kind"], np.diff(data["arg_ptr"]), params.log_n
     scalar = np.array([p.scalar for p in packs] or [False])[data["plain_pack"]]
@@ -50,7 +52,7 @@ def ledger(
     encoding = _encoding(data["plain_level"][~scalar], log_n)
     seconds = float(each[kind != Kind.REFRESH].sum()) + encoding
     steps = len(np.unique(data["param"][kind == Kind.ROTATE]))
-    peak, keys = peak_bytes(params, data, packs)
+    peak, keys = peak_bytes(params, data, packs, slots or params.slots, refresher)
 
     def count(k: int) -> int:
         return int(np.sum(kind == k))

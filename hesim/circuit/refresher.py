@@ -278,8 +278,8 @@ def _measured() -> str:
 
 
 def _openfhe_seconds(chain: CKKSParams) -> float:
-    """Of a bootstrap with all slots on one core: 1.0 at N = 2^13 and 18 levels, and as transforms
-    and key switches grow.
+    """Of a bootstrap with all slots on one core: 15 at N = 2^16 and 22 levels, and as transforms
+    and key switches shrink.
     """
-    transforms = chain.n * chain.log_n / (2.0**13 * 13)
-    return transforms * ((chain.levels + 1) / 19) ** 1.5
+    transforms = chain.n * chain.log_n / (2.0**16 * 16)
+    return 15.0 * transforms * ((chain.levels + 1) / 23) ** 1.5

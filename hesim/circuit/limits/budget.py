@@ -8,6 +8,7 @@ import numpy as np
 
 from hesim.circuit.circuit import Kind, PlaintextFamily
 from hesim.circuit.cost import instruction_seconds
+from hesim.circuit.costs.bootstraps import BootstrapMemory, bootstrap_memory
 from hesim.circuit.costs.memory import (
     KEPT_PLAINTEXTS,
     cipher_bytes,
@@ -16,6 +17,7 @@ from hesim.circuit.costs.memory import (
 )
 from hesim.circuit.costs.table import current
 from hesim.circuit.limits.rotation_keys import chosen_steps, composed
+from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.errors import OverBudgetError
 from hesim.params import CKKSParams
 
@@ -26,11 +28,16 @@ _TRIES = 4
 
 
 def peak_bytes(
-    params: CKKSParams, data: Mapping[str, np.ndarray], packs: tuple[PlaintextFamily, ...]
+    params: CKKSParams,
+    data: Mapping[str, np.ndarray],
+    packs: tuple[PlaintextFamily, ...],
+    slots: int,
+    refresher: Refresher = KEY_HOLDER,
 ) -> tuple[int, int]:
     """Bytes of one process that runs these instructions, and of the evaluation keys in them.
 
-    data: as of `emission.arrays`.
+    data: as of `emission.arrays`. slots: effective ones, of which the refresher, if it bootstraps,
+    refreshes as many.
     """
     steps, relinearizes = _keys(data)
     keys = params.key_bytes(len(steps) + relinearizes)
@@ -38,7 +45,12 @@ def peak_bytes(
     plain = plaintext_bytes(params, data["plain_level"], scalar)
     alive = cipher_bytes(params, data)
     vectors = data["plain_level"][~scalar]
-    return evaluator_bytes(params, keys, alive, min(plain, KEPT_PLAINTEXTS), vectors), keys
+    boots = BootstrapMemory()
+    if np.any(data["kind"] == Kind.REFRESH):
+        boots = bootstrap_memory(params, refresher, slots)
+    keys += boots.keys
+    kept = min(plain, KEPT_PLAINTEXTS) + boots.matrices
+    return evaluator_bytes(params, keys, alive, kept, vectors), keys
 
 
 def _keys(data: Mapping[str, np.ndarray]) -> tuple[list[int], bool]:
@@ -55,19 +67,20 @@ def within(
     slots: int,
     memory: int,
     name: str,
+    refresher: Refresher = KEY_HOLDER,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """These instructions, with rotations composed of others if memory does not hold all keys, and
     the new number of each.
 
     Args:
       data, packs: instructions. slots: that rotations are cyclic in.
-      memory: bytes. name: of the program.
+      memory: bytes. name: of the program. refresher: who refreshes.
 
     Raises:
       OverBudgetError: not even with the fewest keys do they fit.
     """
     count = len(data["kind"])
-    peak, keys = peak_bytes(params, data, packs)
+    peak, keys = peak_bytes(params, data, packs, slots, refresher)
     if peak <= memory:
         return data, np.arange(count)
     each = current().key_factor * params.key_bytes()
@@ -79,15 +92,16 @@ def within(
         if steps is None:
             break
         found, number = composed(data, steps, slots)
-        peak, keys = peak_bytes(params, found, packs)
+        peak, keys = peak_bytes(params, found, packs, slots, refresher)
         if peak <= memory:
             return found, number
         fixed = peak - each * (len(steps) if steps else 0)
     least = int(fixed + each * min(len(uses), 1))
+    boots = ", keys and matrices of bootstraps" if refresher.own_levels else ""
     raise OverBudgetError(
         f"{name} takes at least {least / 1e6:,.0f} MB to evaluate under {params}, and "
         f"memory={memory:,} bytes: of these, {(fixed - each * relinearizes) / 1e6:,.0f} MB are the "
-        f"machine, ciphertexts and plaintexts, and each key takes {each / 1e6:,.1f} MB "
+        f"machine, ciphertexts and plaintexts{boots}, and each key takes {each / 1e6:,.1f} MB "
         f"({keys / params.key_bytes():.0f} without a limit). Use more memory, fewer levels, a "
         "smaller ring or a smaller batch.",
         least,

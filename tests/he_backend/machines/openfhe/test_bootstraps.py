@@ -19,7 +19,8 @@ from he_backend.errors import BackendError, CircuitError, ValueRangeError
 from he_backend.machines.openfhe.remote import RemoteMachine
 from he_backend.refreshed import check_refreshed
 from hesim.circuit.circuit import Kind
-from hesim.errors import ValueOverflowWarning
+from hesim.circuit.costs.bootstraps import bootstrap_memory
+from hesim.errors import OverBudgetError, ValueOverflowWarning
 from hesim.noise.bootstrap import law
 from hesim.params import CKKSParams
 
@@ -176,3 +177,35 @@ def test_what_a_bootstrap_is_not_made_for_is_said_before_anything_runs(ring, siz
     else:
         with pytest.warns(ValueOverflowWarning, match=r"up to 4 and is made for 1.*larger corr"):
             check_refreshed(circuit, found)
+
+
+def test_keys_take_the_bytes_that_are_predicted(ring, refresher, needs_openfhe, tmp_path):
+    own = dataclasses.replace(refresher, slots=ring.slots)
+    RemoteMachine.make_keys(ring, [], tmp_path, tmp_path, own)
+    names = ("bootstrap-rotation.key", "bootstrap-relin.key")
+    written = sum((tmp_path / name).stat().st_size for name in names)
+    assert written == pytest.approx(bootstrap_memory(ring, own, ring.slots).keys, rel=0.03)
+    assert not (tmp_path / "rotation.key").exists()
+
+
+def test_what_does_not_fit_is_refused_before_keys_are_made(
+    deep_circuit, needs_openfhe, tmp_path, monkeypatch
+):
+    circuit, args, _ = deep_circuit
+    boots = bootstrap_memory(circuit.params, circuit.refresher, circuit.slots)
+    assert circuit.ledger.peak_bytes > boots.total > 0
+    assert circuit.ledger.key_bytes >= boots.keys
+    monkeypatch.setattr("he_backend.processes.memory.available", lambda: 10**7)
+    with pytest.raises(BackendError, match=r"keys and .* GB are free, so no keys were made"):
+        he_backend.run(
+            *(circuit.program, *args), circuit=circuit, backend="openfhe", run_dir=tmp_path / "run"
+        )
+    assert not list((tmp_path / "run").rglob("*.key"))
+    with pytest.raises(OverBudgetError, match="matrices of bootstraps"):
+        hesim.compile(
+            circuit.program,
+            circuit.params,
+            refresher=circuit.refresher,
+            interactive=False,
+            memory=boots.total,
+        )
