@@ -108,6 +108,8 @@ class Builder:
       growth: per node, how many times larger than its operands sums alone have made it, at most;
         products start anew.
       operation: name and place of the operation that is being lowered, for errors.
+      sizes: by stage, largest absolute slot of its outputs, where that is known: inside
+        polynomials, over their domains.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Builder:
         self.period: list[int] = []
         self.growth: list[float] = []
         self.operation: Callable[[], str] = lambda: "the inputs"
+        self.sizes: dict[int, float] = {}
         self._rotated: dict[tuple[int, int], int] = {}
         self._held_by: dict[Plain, np.ndarray] = {}  # columns of plaintexts
         self._open: Stage | None = None

@@ -30,6 +30,10 @@ _SLOWER = 1e-6
 _SCALINGS = 4
 """Times that values are scaled for a refresh, at most, since others are refreshed then."""
 
+_SMALL = 0.01
+"""What a refresh counts more for each bit by which a value is below a quarter of the range: its
+error is the same, and so a larger part."""
+
 _RESULT_SECONDS = 0.003
 """What a ciphertext more among the results may cost: it is sent, decrypted and decoded."""
 
@@ -141,19 +145,22 @@ class Candidate:
         return {source: self._floor(params, source, held) for source, held in wanted.items()}
 
     def _dear(self) -> dict[int, float]:
-        """By stage whose outputs are larger than a refresh is made for, times what it counts: once
-        more for each bit.
+        """By stage whose outputs are not of the size that a refresh is made for, times what it
+        counts: once more for each bit that they are larger, hardly more where a value is small.
         """
-        most = self.aim.refresher.value_range
-        found: dict[int, float] = {}
-        for k, eqn in enumerate(self.program.ops if self.aim.fitted else ()):
+        if not self.aim.fitted:
+            return {}
+        most, inside = self.aim.refresher.value_range, self.builder.sizes
+        held: dict[int, float] = {}
+        for k, eqn in enumerate(self.program.ops):
             value = SPARE * self.aim.values.get(k, 0.0)
             for v in eqn.outputs if value else ():
-                over = value / abs(self.lowered.gain(v)) / most
-                for n in self.lowered.nodes(v) if over > 1.0 else ():
+                for n in self.lowered.nodes(v):
                     stage = self.builder.nodes[n].stage
-                    found[stage] = max(found.get(stage, 1.0), 1.0 + math.ceil(math.log2(over)))
-        return found
+                    held[stage] = max(held.get(stage, 0.0), value / abs(self.lowered.gain(v)))
+        found = {s: 1.0 + _SMALL * max(-2.0 - math.log2(x / most), 0.0) for s, x in held.items()}
+        over = {s: x / most for s, x in {**inside, **held}.items() if x > most}
+        return found | {s: 1.0 + math.ceil(math.log2(x)) for s, x in over.items()}
 
     def _floor(self, params: CKKSParams, source: int, held: float) -> int:
         for level in range(params.levels + 1):

@@ -44,9 +44,27 @@ def series(
       held: bool (nodes, columns): where elements lie; elsewhere the nodes are zero.
     """
     registers: dict[int, list[int]] = {0: _affine(b, source, nodes, held, gain, polynomial)}
+    met = {0: _POINTS}
     for step in polynomial.plan.steps:
         registers[step.out] = _step(b, source, registers, step)
+        met[step.out] = _met(met, step)
+        stage = b.nodes[registers[step.out][0]].stage
+        b.sizes[stage] = float(np.abs(met[step.out]).max())
     return registers[polynomial.plan.output]
+
+
+_POINTS = np.cos(np.linspace(0.0, np.pi, 65))
+"""Of the domain, brought to [-1, 1], at which what a register may hold is looked at."""
+
+
+def _met(met: dict[int, np.ndarray], step: Any) -> np.ndarray:
+    """What a register holds at points of the domain."""
+    total = np.full(_POINTS.shape, float(step.constant))
+    for factor, p, q in step.products:
+        total += factor * met[p] * met[q]
+    for factor, j in (*step.scalars, *step.adds):
+        total += factor * met[j]
+    return total
 
 
 def _affine(

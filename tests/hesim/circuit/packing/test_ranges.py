@@ -11,8 +11,11 @@ import pytest
 import approx
 import hesim
 from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.compile import planned
 from hesim.circuit.plain.contents import slot_ranges
 from hesim.circuit.refresher import Refresher
+from hesim.circuit.refreshes.costs import Placed, StageCosts
+from hesim.circuit.shape import stage_shapes
 from hesim.noise.placement import of_circuit
 from tests.hesim.circuit.conftest import quiet_params, run_slots
 
@@ -131,6 +134,25 @@ def test_what_has_no_coefficients_is_scaled_before_a_refresh_by_a_level(ring):
     (output,), _ = run_slots(found, (X,))
     assert output is not None
     np.testing.assert_allclose(output, grown(X), atol=1e-8)
+
+
+def test_what_a_polynomial_holds_inside_is_known_and_spared(ring):
+    poly = approx.fit("inv_sqrt", (0.01, 1), degree=31)
+    with jax.enable_x64(True):
+        program = hesim.trace(lambda x: poly(x), 0.5 + 0.49 * X)
+    plan = planned(program, ring, refresher=BOOTSTRAP)
+    sizes, points = plan.builder.sizes, np.linspace(0.01, 1, 1000)
+    assert max(sizes) == max(plan.builder.nodes[n].stage for n in plan.planner.live)
+    assert sizes[max(sizes)] == pytest.approx(np.abs(poly(points)).max(), rel=1e-3)
+    large = min(s for s, x in sizes.items() if x > 1.01)
+    shapes = stage_shapes(plan.builder, plan.planner.live)
+    seconds = []
+    for dear in ({}, {large: 5.0}):
+        costs = StageCosts(shapes, ring, None, BOOTSTRAP, dear=dear)
+        placed = costs.placed({costs.names.index(large)})
+        assert isinstance(placed, Placed)
+        seconds.append(placed.seconds)
+    assert seconds[1] - seconds[0] == pytest.approx(4 * 10.0)
 
 
 def test_key_holders_take_values_as_they_are(program, calibration, ring):
