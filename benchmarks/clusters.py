@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import statistics
 import time
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--memory", default="4GB", help="limit of a worker")
     parser.add_argument("--most", type=int, default=2, help="workers, against one")
     asked = parser.parse_args(arguments)
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     case = CASES[asked.case]()
     circuit = hesim.compile(case.program, case.ring)
     _say(asked.case, case, circuit)

@@ -22,7 +22,7 @@ from distributed.worker import Worker
 from he_backend.clusters.supplies import Supply
 from he_backend.errors import BackendError, to_message
 from he_backend.machines.table import find
-from he_backend.processes.memory import peak_bytes
+from he_backend.processes.memory import peak_bytes, resident_bytes
 from he_backend.processes.prepared import encoding_levels
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Executor
@@ -30,8 +30,10 @@ from hesim.circuit.sizes import available
 
 __all__ = ["Evaluation", "Parcel", "TaskFailed", "Work", "evaluate", "pick"]
 
-_PLAIN_PART = 4
-"""Of a worker's memory, encoded plaintexts take one part in so many, at most."""
+_HELD = 0.6
+"""Of a worker's memory limit, keys, tables and encoded plaintexts take so much at most: Dask spills
+results from 0.7 on, and lets a worker wait from 0.8 on.
+"""
 
 
 _AGAIN_SECONDS = 0.2
@@ -200,10 +202,23 @@ class Evaluation(WorkerPlugin):
         return machine
 
     def _room(self) -> int:
-        """Bytes for encoded plaintexts."""
-        limit = self._worker.memory_manager.memory_limit
-        free = available()
-        return (free if limit is None else min(limit, free)) // _PLAIN_PART
+        """Bytes for encoded plaintexts, now that the keys are there.
+
+        Raises:
+          BackendError: what is there is too much already.
+        """
+        limit, free = self._worker.memory_manager.memory_limit, available()
+        if limit is None:
+            return free // 4
+        held = resident_bytes()
+        if held > _HELD * limit:
+            raise BackendError(
+                f"keys and tables leave a worker no room: {held / 1e9:.2f} GB are held, and its "
+                f"limit is {limit / 1e9:.2f} GB. Give workers at least "
+                f"{held / _HELD / 1e9 + 0.1:.1f} GB each: dask worker --memory-limit, or "
+                "LocalCluster(memory_limit=...)"
+            )
+        return min(int(_HELD * limit) - held, free // 4)
 
     def _operand(self, name: str) -> np.ndarray:
         return np.load(self._file(name), allow_pickle=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import selectors
 import socket
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from he_backend.clusters.cluster import Cluster, need_distributed
 from he_backend.clusters.waves import Waves
-from he_backend.errors import BackendError, WorkerDied
+from he_backend.errors import BackendError, ClusterError, WorkerDied
 from he_backend.machines.table import find
 from he_backend.processes.folders import read_manifest
 from he_backend.processes.messages import receive
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from he_backend.clusters.crew import Crew
 
 __all__ = ["ClusterPrepared", "ClusterServer"]
+
+_SLOWER = 100.0
+"""A task may take so many times the seconds that are predicted, on top of a fixed time."""
 
 
 class ClusterPrepared(Prepared):
@@ -98,6 +102,8 @@ class ClusterServer(Server):
     def __init__(self, control: socket.socket, config: dict[str, Any], prepared: ClusterPrepared):
         self.supplied: dict[str, frozenset[str]] = {}
         self.outside: set[int] = set()
+        self.out: dict[int, float] = {}
+        self.heard = time.monotonic()
         self.waves: Waves | None = None
         self.parked: deque[Task] = deque()
         self.crew = _crew(config, prepared)
@@ -125,6 +131,7 @@ class ClusterServer(Server):
         self.crew.begin(name)
         self.waves = Waves(batch.pending)
         self.parked.clear()
+        self.out.clear()
         others = (t for t in batch.schedule.tasks if t.side != "worker")
         self.outside = {c for task in others for c in task.needs}
         return batch
@@ -165,11 +172,15 @@ class ClusterServer(Server):
         assert self.waves is not None
         tasks = self.waves.take()
         if tasks:
+            if not self.out:
+                self.heard = time.monotonic()
+            self.out.update((task.id, task.seconds) for task in tasks)
             read = batch.transit.read
             self.crew.give(batch.schedule, tasks, read, self.outside.__contains__)
 
     def _finish(self, task: Task, spent: Spent) -> None:
         super()._finish(task, spent)
+        self.out.pop(task.id, None)
         assert self.waves is not None
         self.waves.finish(task)
 
@@ -195,9 +206,31 @@ class ClusterServer(Server):
 
     # What the cluster says
 
+    def _patience(self) -> float | None:
+        ends = [super()._patience(), self._cluster_left()]
+        known = [end for end in ends if end is not None]
+        return min(known) if known else None
+
+    def _cluster_left(self) -> float | None:
+        """Seconds until the cluster has been silent for too long; None if it has nothing to do."""
+        if self.batch is None or not self.out:
+            return None
+        longest = _SLOWER * max(self.out.values())
+        return max(0.0, self.heard + self.silence + longest - time.monotonic())
+
+    def _end_with_the_silent(self) -> None:
+        super()._end_with_the_silent()
+        if self._cluster_left() == 0.0:
+            raise ClusterError(
+                f"no worker of the cluster has finished a task for {self.silence:.0f} seconds: its "
+                "workers may be waiting for memory, which their logs say; give them more. Finished "
+                "tasks are kept in a run_dir: run again with the same one to resume"
+            )
+
     def _hear_cluster(self) -> None:
         from he_backend.clusters.crew import Arrived, Done, Failed
 
+        self.heard = time.monotonic()
         events = self.crew.events()
         batch = self.batch
         if batch is None:

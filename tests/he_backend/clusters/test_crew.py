@@ -15,7 +15,7 @@ import pytest
 distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
 
 from he_backend.clusters import crew, evaluating, supplies, waves
-from he_backend.errors import BlobError, MissingRotationKey
+from he_backend.errors import BackendError, BlobError, MissingRotationKey
 from he_backend.processes.folders import Folders, digest_of
 from he_backend.processes.pending import Pending
 from he_backend.processes.store import ArrayFile, Journal, Store
@@ -231,3 +231,9 @@ def test_a_wave_waits_for_the_key_holder_only(work, tmp_path):
             left.finish(task)
             given |= {t.id for t in left.take()}
     assert given == {t.id for t in schedule.tasks if t.side == "worker"}
+
+
+def test_a_worker_that_keys_fill_says_how_much_it_needs(side, monkeypatch):
+    monkeypatch.setattr(evaluating, "resident_bytes", lambda: 1 << 50)
+    with pytest.raises(BackendError, match="no room: .* GB are held, .* at least .* GB each"):
+        side.batch()

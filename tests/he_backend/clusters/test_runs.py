@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import time
 
@@ -124,3 +125,45 @@ def connect_in_a_moment(cluster):
     from he_backend.clusters import connecting
 
     return connecting.connect(cluster, seconds=2.0)
+
+
+def test_workers_that_do_nothing_any_more_end_the_run(job, processes):
+    stopped: list[int] = []
+
+    def stop(progress):
+        if progress.processes and progress.tasks_done >= 8 and not stopped:
+            stopped.extend(worker_pids(processes))
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+
+    try:
+        with pytest.raises(ClusterError, match="no worker of the cluster has finished a task"):
+            execute(
+                dataclasses.replace(
+                    job, machine="slots", progress=stop, ahead=1, silence_seconds=2.0
+                )
+            )
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    assert len(stopped) == 2
+
+
+@pytest.mark.slow
+def test_ten_workers_killed_at_random_moments_cost_time_only(job, work, processes):
+    random = np.random.default_rng(5)
+    killed: list[int] = []
+    for _ in range(10):
+        moment, before = int(random.integers(3, 40)), len(killed)
+
+        def kill(progress, moment=moment, before=before):
+            if progress.processes and progress.tasks_done >= moment and len(killed) == before:
+                pids = worker_pids(processes)
+                killed.append(pids[int(random.integers(len(pids)))])
+                os.kill(killed[-1], signal.SIGKILL)
+
+        result = execute(dataclasses.replace(job, progress=kill, ahead=1))
+        assert_right(job, work, result)
+        shutil.rmtree(job.folders.work)
+        shutil.rmtree(job.folders.own)
+    assert len(killed) == 10
