@@ -143,11 +143,24 @@ def test_without_the_library_a_command_says_so_before_it_does_anything(
 
 
 def test_a_validation_asks_no_key_holder_and_errs_as_simulated(
-    model: str, glue: Path, tmp_path: Path, needs_openfhe: str
+    model: str,
+    glue: Path,
+    tmp_path: Path,
+    needs_openfhe: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Where memory is short it is refused with the figure, and goes on once there is some."""
     asked = Validation(
         model, data_dir=str(glue), sentences=8, backend="openfhe", insecure=10, compare="none"
     )
+    words = asked.command.split()[3:]
+    with monkeypatch.context() as short:
+        short.setattr("he_backend.processes.memory.available", lambda: 10**8)
+        out = ("--data-dir", str(glue), "--out", str(tmp_path / "run"))
+        assert hesim("validate", model, *words, *out) == REFUSED
+    said = " ".join(capsys.readouterr().err.split())
+    assert "0.1 GB are free, so no keys were made" in said and "GB are keys" in said
     results, folder = run_validation(asked, tmp_path / "run", display=QUIET)
     assert results.was_encrypted and results.broken == []
     assert results.total("refreshes") > 0 and not results.refresher.interactive
