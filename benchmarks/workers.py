@@ -1,18 +1,26 @@
 """One worker against two, on steps of a training: wall-clock, CPU seconds and memory by process.
 
 Two layers of 128 features, 64 tokens, adapters of rank 2: `python -m benchmarks workers` for one
-sentence a step, `python -m benchmarks.workers 8` for eight. It wants the machine for itself.
+sentence a step.
+
+    python -m benchmarks.workers 8 [--steps 2] [--circuit step.npz] [--plan] [--counts 1 2]
+
+`--plan` ends when the plan is made and its memory predicted; `--circuit` keeps the plan for the
+next call. The first step, with keys and plaintexts, is not timed; memory is looked at while it
+runs. It wants the machine for itself: at eight sentences seven minutes and 8 GB, at sixteen with
+`--steps 1` seven as well, and what `--plan` says.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -21,7 +29,12 @@ import numpy as np
 import he_backend
 import hesim
 from benchmarks.training_step import TrainingStep, training_step
+from he_backend.evaluating import decrypted
+from he_backend.processes.tasks import plan
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.costs.memory import run_bytes, staying_bytes
+from hesim.circuit.publics import bound
+from hesim.circuit.sizes import available
 from models.config import EncoderConfig
 
 __all__ = ["main"]
@@ -39,58 +52,95 @@ CONFIG = EncoderConfig(
 )
 PARAMS = hesim.CKKSParams(log_n=14, levels=4, scale_bits=40, first_bits=50, special_bits=60)
 MEMORY = 3e9
-TIMED = 3
-_LOOKS = 40
-"""Tasks, of the step after those that are timed, between two looks at memory."""
+_LOOKING_SECONDS = 2.0
+"""Between two looks at memory."""
 
 
 class _Looks:
     """What is read of the processes: CPU seconds by kind, and the largest shares of memory."""
 
     def __init__(self) -> None:
-        self.pids: dict[str, int] = {}
         self.shares: dict[str, float] = {}
         self.together = 0.0
         self.memory = False
         self._cpu: dict[int, tuple[str, float]] = {}
+        self._next = 0.0
 
     def __call__(self, progress: he_backend.Progress) -> None:
-        self.pids = progress.processes
-        last = progress.tasks_done == progress.tasks_total
-        if self.memory and progress.tasks_done % _LOOKS == 0:
-            held = {name: _proportional(pid) for name, pid in self.pids.items()}
+        pids = progress.processes
+        for name, pid in pids.items():
+            _, before = self._cpu.get(pid, ("", 0.0))  # it may be gone by now
+            self._cpu[pid] = name.split()[0], max(before, _cpu(pid))
+        if self.memory and time.monotonic() >= self._next:
+            held = {name: _proportional(pid) for name, pid in pids.items()}
             self.together = max(self.together, sum(held.values()))
             for name, share in held.items():
                 self.shares[name] = max(share, self.shares.get(name, 0.0))
-        elif not self.memory and (last or progress.tasks_done % _LOOKS == 0):
-            for name, pid in self.pids.items():
-                self._cpu[pid] = name.split()[0], _cpu(pid)
+            self._next = time.monotonic() + _LOOKING_SECONDS
 
     def cpu(self) -> Mapping[str, float]:
         """CPU seconds so far, by kind of process; workers end with their step."""
         found: dict[str, float] = defaultdict(float)
         for kind, seconds in self._cpu.values():
             found[kind] += seconds
+        found["caller"] = time.process_time()
         return found
 
 
-def main(sentences: int = 1) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     """Print what a step takes with one worker and with two, and the ratio."""
-    step = training_step(CONFIG, sentences=sentences)
-    circuit = hesim.compile(step.program, PARAMS, carried=step.carried, memory=MEMORY)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers")
+    parser.add_argument("sentences", type=int, nargs="?", default=1, help="of a step")
+    parser.add_argument("--steps", type=int, default=2, help="that are timed")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2], help="of workers")
+    parser.add_argument("--memory", type=float, default=MEMORY / 1e9, help="GB of a process")
+    parser.add_argument("--circuit", help="file that the plan is kept in, and taken from")
+    parser.add_argument("--plan", action="store_true", help="plan only")
+    given = parser.parse_args(list(arguments))
+    step = training_step(CONFIG, sentences=given.sentences)
+    circuit = _planned(step, given.memory * 1e9, given.circuit)
+    _say(step, circuit, given.counts)
+    if given.plan:
+        return
+    walls = {n: _measured(step, circuit, n, given.steps) for n in given.counts}
+    if len(walls) > 1:
+        few, many = min(walls), max(walls)
+        print(f"{many} workers are {walls[few] / walls[many]:.2f} times {few}")
+        apart = [he_backend.expected_seconds(circuit, workers=n, cores=8) for n in (few, many)]
+        print(f"  predicted where nobody waits for a core: {apart[0] / apart[1]:.2f}")
+
+
+def _planned(step: TrainingStep, memory: float, path: str | None) -> Circuit:
+    if path and Path(path).exists():
+        return bound(Circuit.load(path), step.program)
+    began = time.monotonic()
+    circuit = hesim.compile(step.program, PARAMS, carried=step.carried, memory=memory)
+    print(f"compiled in {time.monotonic() - began:.0f} s")
+    if path:
+        circuit.save(path)
+    return circuit
+
+
+def _say(step: TrainingStep, circuit: Circuit, counts: Sequence[int]) -> None:
+    """Print what the plan says."""
     ledger = circuit.ledger
     print(
-        f"{sentences} sentences a step, N = 2^{PARAMS.log_n}: {len(circuit):,} instructions, "
-        f"{ledger.refreshes} refreshes in {ledger.refresh_rounds} rounds, {ledger.seconds:.1f} "
-        f"core-seconds predicted; {os.cpu_count()} cores"
+        f"{step.sentences} sentences a step, N = 2^{PARAMS.log_n}: {len(circuit):,} instructions, "
+        f"{ledger.refreshes} refreshes in {ledger.refresh_rounds} rounds, {ledger.rotation_keys} "
+        f"rotation keys of {ledger.key_bytes / 1e9:.2f} GB, {ledger.seconds:.1f} core-seconds "
+        f"predicted; {os.cpu_count()} cores"
     )
-    one, two = (_measured(step, circuit, workers) for workers in (1, 2))
-    print(f"two workers are {one / two:.2f} times one")
-    apart = (he_backend.expected_seconds(circuit, workers=n, cores=8) for n in (1, 2))
-    print(f"  predicted where nobody waits for a core: {next(apart) / next(apart):.2f}")
+    schedule = plan(circuit, decrypted(circuit, 0), follows=True)
+    passing, staying = schedule.most_bytes(circuit), staying_bytes(circuit.spare_bytes, available())
+    for n in counts:
+        held = run_bytes(PARAMS, ledger, n, 2, passing, staying)
+        seconds = he_backend.expected_seconds(circuit, workers=n)
+        print(
+            f"  {n} workers: {seconds:.1f} s a step and {held / 1e9:.1f} GB predicted", flush=True
+        )
 
 
-def _measured(step: TrainingStep, circuit: Circuit, workers: int) -> float:
+def _measured(step: TrainingStep, circuit: Circuit, workers: int, steps: int) -> float:
     """Print, and return, wall-clock seconds of a step: the median of those after the first."""
     looks, walls = _Looks(), []
     before: Mapping[str, float] = {}
@@ -105,22 +155,22 @@ def _measured(step: TrainingStep, circuit: Circuit, workers: int) -> float:
             progress=looks,
         ) as session,
     ):
-        for number in range(TIMED + 2):
-            looks.memory = number > TIMED
+        for number in range(steps + 1):
+            looks.memory = number == 0
             began = time.monotonic()
             report = _step(step, session, number)
             walls.append(time.monotonic() - began)
             if number == 0:
                 before = looks.cpu()
-            if number == TIMED:
-                spent = {k: (s - before[k]) / TIMED for k, s in looks.cpu().items()}
+            if number == steps:
+                spent = {k: (s - before[k]) / steps for k, s in looks.cpu().items()}
                 spent["core-seconds of the report"] = report.core_seconds
-    wall = statistics.median(walls[1 : TIMED + 1])
+    wall = statistics.median(walls[1:])
     expected = he_backend.expected_seconds(circuit, workers=workers)
     print(f"workers {workers}: {wall:.1f} s a step, predicted {expected:.1f}")
-    print(f"  CPU seconds: {', '.join(f'{k} {s:.1f}' for k, s in spent.items())}")
+    print(f"  CPU seconds a step: {', '.join(f'{k} {s:.1f}' for k, s in spent.items())}")
     shares = ", ".join(f"{name} {share / 1e9:.2f}" for name, share in looks.shares.items())
-    print(f"  memory: {looks.together / 1e9:.2f} GB together; GB by process: {shares}")
+    print(f"  memory: {looks.together / 1e9:.2f} GB together; GB by process: {shares}", flush=True)
     return wall
 
 
@@ -154,4 +204,4 @@ def _proportional(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    main(sys.argv[1:])
