@@ -265,9 +265,9 @@ def _cards(found: Found) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _errors(found: Found) -> list[tuple[str, int, float | None, float | None]]:
-    """(run, steps, predicted, measured) of what was trained, as log2; None where it is not known,
-    or nothing differs.
+def _errors(found: Found) -> list[tuple[str, int, float | None, float | None, float | None]]:
+    """(run, steps, predicted, its spread, measured) of what was trained, as log2; None where it is
+    not known, or nothing differs.
     """
 
     def bits(run: Mapping[str, Any], name: str) -> float | None:
@@ -276,11 +276,11 @@ def _errors(found: Found) -> list[tuple[str, int, float | None, float | None]]:
     rows = []
     if found.rehearsal:
         own = found.rehearsal
-        rows.append(("rehearsal", own["steps"], bits(own, "error_bits"), None))
+        rows.append(("rehearsal", own["steps"], bits(own, "error_bits"), None, None))
     for name, run in found.runs.items():
         if run.get("encrypted") and "error_bits" in run:
-            both = bits(run, "predicted_bits"), bits(run, "error_bits")
-            rows.append((_label(name), run["steps"] - run["start"], *both))
+            own = (bits(run, k) for k in ("predicted_bits", "predicted_spread", "error_bits"))
+            rows.append((_label(name), run["steps"] - run["start"], *own))
     return rows
 
 

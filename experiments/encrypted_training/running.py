@@ -364,7 +364,7 @@ class _Run:
         exact = self._exact_before(done)
         found = {"error_bits": state_error(state, exact)}
         if self.how.encrypts:
-            found["predicted_bits"] = state_error(self.simulated.state(done), exact)
+            found |= self.simulated.figures(done, exact)
         return found
 
     @property

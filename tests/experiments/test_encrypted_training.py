@@ -287,8 +287,9 @@ def test_the_last_steps_of_a_rehearsal_run_encrypted(job: EncryptedJob, glue: Pa
     for row in rows.values():
         assert float(row["loss"]) == pytest.approx(float(row["exact_loss"]), abs=2**-6)
     figures = folder.figures("encrypted-from-4")
-    # Each is the largest error of one run, in groups with few errors that are independent.
-    assert abs(figures["error_bits"] - figures["predicted_bits"]) < 2.0
+    # The largest of few errors: simulated runs have a standard deviation of 0.4 bit.
+    assert 0.1 < figures["predicted_spread"] < 0.9
+    assert abs(figures["error_bits"] - figures["predicted_bits"]) < 1.25
     page = (rehearsed / "report.html").read_text()
     for name in ("error_bits", "predicted_bits"):
         assert f"2<sup>{figures[name]:.1f}</sup>" in page
