@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from experiments.cli import main
 from experiments.console import Display
 from experiments.encrypted_training.margins import Margin, thin
 from experiments.encrypted_training.rehearsing import EXACT, REHEARSED
+from experiments.encrypted_training.report import Found, write_report
 from experiments.encrypted_training.run import run_encrypted_training
 from experiments.encrypted_training.running import Running
 from experiments.encrypted_training.settings import EncryptedJob, job_template, read_job
@@ -228,6 +230,16 @@ def test_its_report_is_written_again(trained: Path, capsys):
         main(["report", str(trained)])
     assert ended.value.code == 0 and "simulated" in capsys.readouterr().out
     assert "Room in the polynomials" in (trained / "report.html").read_text()
+
+
+def test_its_page_says_what_was_predicted_and_how_sure_that_is(trained: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    folder = RunFolder.find(tmp_path / "run")
+    shutil.copytree(folder.path / "plain", folder.path / "encrypted-from-4")
+    own = {"error_bits": -17.7, "predicted_bits": -17.9, "predicted_spread": 0.41}
+    folder.save("encrypted-from-4", folder.figures("plain") | {"encrypted": True, "start": 4} | own)
+    page = write_report(Found.of(folder), folder).read_text()
+    assert "2<sup>-17.9</sup> ± 0.4 bit" in page and "2<sup>-17.7</sup>" in page
 
 
 def test_it_may_begin_with_a_state_of_the_rehearsal(trained: Path, job: EncryptedJob, glue: Path):
