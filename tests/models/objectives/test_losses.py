@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import approx
+from models.encrypted.update import PolynomialSoftmax, training_domains, training_sites
 from models.objectives.losses import (
     cross_entropy,
     cross_entropy_polynomial,
@@ -96,3 +97,22 @@ def test_one_over_x_is_as_steep_at_both_ends_and_a_softmaxs_exponent_has_a_top()
     assert excess("a.inv", 60.0) > 0 and excess("loss.exp", 5.0) > 0
     assert excess("a.inv", 0.5 / 3) == pytest.approx(excess("a.inv", 60.0), rel=1e-5)
     assert excess("loss.exp", 5.0) == pytest.approx(excess("loss.exp", -5.0))
+
+
+def test_a_value_that_is_no_number_is_outside():
+    met = share_outside({"a": jnp.array([0.5, jnp.nan, 3.0, -1.0])}, {"a": 2.0}, {"a": (0.0, 4.0)})
+    assert float(met["a"]) == 0.75
+    sites = training_sites(2)
+    softmax = PolynomialSoftmax.of(sites)
+    assert softmax is not None
+    values = softmax.values(jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]))
+    found = share_outside(values, dict.fromkeys(values, 1.0), training_domains(sites))
+    assert {name: float(share) for name, share in found.items()} == dict.fromkeys(
+        ("loss.exp", "loss.inv"), 0.5
+    )
+
+
+@pytest.mark.parametrize("size", [3, 41, 1618, 99_999])
+def test_nothing_is_outside_where_all_is_inside_not_even_a_rounding(size):
+    share = jax.jit(lambda x: share_outside({"a": x}, {"a": 1.0}, {"a": (0.0, 1.0)})["a"])
+    assert float(share(jnp.full(size, 0.5))) == 0.0

@@ -24,13 +24,12 @@ from models.encrypted.update import (
     encrypted_arguments,
     lora_update,
     simulated_update,
-    training_domains,
     training_sites,
 )
 from models.errors import CheckpointError, DataError, TrainingError
 from models.nn.encoder import Model
 from models.nn.lora import is_adapter, is_adapter_or_head, partition
-from models.objectives.losses import cross_entropy, share_outside
+from models.objectives.losses import cross_entropy
 from models.recipes.finetune import _watched as watched
 from models.recipes.finetune import finetune, overlay
 from models.recipes.finetune_settings import FineTune
@@ -251,25 +250,6 @@ def test_the_site_that_a_runaway_step_left_first_is_named():
         TrainingError, match=r"step 7; in this step layer0\.ffn\.relu was the first"
     ):
         watched(step, {}, order)(state, rows(2, 0))
-
-
-def test_a_value_that_is_no_number_is_outside():
-    met = share_outside({"a": jnp.array([0.5, jnp.nan, 3.0, -1.0])}, {"a": 2.0}, {"a": (0.0, 4.0)})
-    assert float(met["a"]) == 0.75
-    sites = training_sites(2)
-    softmax = PolynomialSoftmax.of(sites)
-    assert softmax is not None
-    values = softmax.values(jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]))
-    found = share_outside(values, dict.fromkeys(values, 1.0), training_domains(sites))
-    assert {name: float(share) for name, share in found.items()} == dict.fromkeys(
-        ("loss.exp", "loss.inv"), 0.5
-    )
-
-
-@pytest.mark.parametrize("size", [3, 41, 1618, 99_999])
-def test_nothing_is_outside_where_all_is_inside_not_even_a_rounding(size):
-    share = jax.jit(lambda x: share_outside({"a": x}, {"a": 1.0}, {"a": (0.0, 1.0)})["a"])
-    assert float(share(jnp.full(size, 0.5))) == 0.0
 
 
 def test_the_encrypted_update_is_the_exact_one_up_to_its_polynomials():
