@@ -7,7 +7,8 @@ model encrypted, from embedded rows to logits; with `--folder` an interrupted ru
 was. `lines` sets the paper's Tables 2 and 12 beside its own formulas at its own prices, `ours` what
 the compiler plans at these. `training` runs a small model's forward pass, gradient and optimizer
 encrypted, trained in three ways, and `training --planned` says what is predicted; `--hidden` trains
-a larger one. `--size` takes a smaller model of the same operations.
+a larger one. `tradeoff` costs the values of a knobs file (`--knobs`) in three ways. `--size` takes
+a smaller model of the same operations.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.paper.ours import ours
 from benchmarks.paper.ratios import ratios
 from benchmarks.paper.run import run, show_plan
 from benchmarks.paper.tables import layer, tables
+from benchmarks.paper.tradeoff import tradeoff
 from benchmarks.paper.training import TRAINED, training
 from he_backend.processes.memory import peak_bytes
 from models.config import EncoderConfig
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.paper",
         description="The published model, planned and run encrypted.",
     )
-    what = ("plans", "tables", "ratios", "lines", "ours", "run", "training")
+    what = ("plans", "tables", "ratios", "lines", "ours", "run", "training", "tradeoff")
     parser.add_argument("what", nargs="?", default="plans", choices=what)
     parser.add_argument("--size", default="whole", choices=tuple(SIZES))
     parser.add_argument("--log-n", type=int, default=15, help="of the ring of a run")
@@ -50,12 +52,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hidden", type=int, default=32, choices=tuple(TRAINED), help="trained")
     parser.add_argument("--memory", type=float, default=2.5, help="GB; larger parts are predicted")
     parser.add_argument("--planned", action="store_true", help="of a training: encrypt nothing")
+    parser.add_argument("--knobs", type=Path, help="of a trade-off study, TOML")
     chosen = parser.parse_args([] if arguments is None else arguments)
     config = SIZES[chosen.size]
     if chosen.what == "run":
         return int(not run(config, chosen.log_n, chosen.folder, chosen.workers))
     if chosen.what == "training":
         training(chosen.hidden, most=0.0 if chosen.planned else chosen.memory)
+        return 0
+    if chosen.what == "tradeoff":
+        tradeoff(chosen.knobs, config)
         return 0
     shown = {"tables": tables, "ratios": ratios, "lines": lines, "ours": ours}
     shown.get(chosen.what, lambda: plans(config))()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.paper import formulas
+from benchmarks.paper.cases import SIZES
 from benchmarks.paper.formulas import Spent
 from benchmarks.paper.lines import variants
 from benchmarks.paper.ours import RING, optimizer, planned, published_costs
+from benchmarks.paper.tradeoff import counted, one_at_a_time, program_of
 from benchmarks.paper.training import PUBLISHED, Measured, ratios_of
+from experiments.studies.tradeoff.designs import Space
+from experiments.studies.tradeoff.knobs import Knobs
 
 
 def test_left_right_and_inner_are_the_counts_of_table_6():
@@ -72,3 +76,47 @@ def test_the_optimizer_of_a_ciphertext_needs_no_more_bootstraps_than_its_publish
     ledger = planned(optimizer(), {0: 0, 1: 1}).ledger
     assert ledger.carried == 3 and ledger.rotations == 0
     assert 1 <= ledger.refreshes <= 252.83 / 368 / 0.137
+
+
+def test_the_reference_of_a_trade_off_study_is_counted_as_the_published_lines():
+    gaussian = variants()[2]
+    found = counted(Knobs())
+    assert found.inference == pytest.approx(gaussian.inference)
+    assert found.step == pytest.approx(gaussian.fine_tuning)
+    softly = variants()[1]
+    assert counted(Knobs(kernel="softmax-3")).step == pytest.approx(softly.fine_tuning)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank": 1},
+        {"sites": "q"},
+        {"kernel": "squarings-8"},
+        {"kernel": "minimax-15"},
+        {"activation": "15"},
+        {"inv_sqrt": "15"},
+        {"tanh": 15},
+    ],
+    ids=str,
+)
+def test_less_of_a_knob_is_counted_cheaper(changes):
+    less, more = counted(Knobs(**changes)), counted(Knobs())
+    assert less.inference < more.inference and less.step < more.step
+
+
+def test_every_value_of_a_file_is_costed_once():
+    space = Space(
+        knobs=(("kernel", ("squarings-14", "minimax-7", "exact")), ("ring", ("13/3/36",))),
+        singly=(("rank", (2, 4)), ("penalty", (1.0,))),
+    )
+    found = one_at_a_time(space)
+    assert [k.label(Knobs()) for k in found] == ["reference", "minimax-7", "rank 4"]
+
+
+@pytest.mark.slow
+def test_a_kernel_of_fewer_levels_makes_a_program_of_fewer():
+    found = (Knobs(), Knobs(kernel="minimax-7"), Knobs(rank=4))
+    small = SIZES["tiny"].replace(layers=1, hidden=16, heads=2)
+    depths = [program_of(k, small).depth for k in found]
+    assert depths[1] < depths[0] == depths[2]
