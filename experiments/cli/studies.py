@@ -248,7 +248,7 @@ def tradeoff(
     ] = 0,
     spot_sentences: Annotated[
         int, typer.Option(min=1, help="Sentences of each, one at a time.")
-    ] = 4,
+    ] = 8,
     memory: Annotated[
         float,
         typer.Option(min=0.0, help="GB of one process that evaluates a spot check, at most."),

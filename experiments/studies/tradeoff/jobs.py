@@ -11,7 +11,9 @@ import functools
 import hashlib
 import json
 import math
+import textwrap
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +26,7 @@ from experiments.studies.tradeoff.rows import OUTSIDE, Cost, Row, Task
 from experiments.studies.tradeoff.settings import TradeoffStudy
 from experiments.training.finetune import Start, load_start
 from hesim.circuit.circuit import Circuit
-from hesim.errors import HesimError
+from hesim.errors import EmptySlotsWarning, HesimError
 from models.data.batches import Batch, select_rows
 from models.data.datasets import sample
 from models.data.tasks import TaskData, baseline, prepare_task
@@ -57,6 +59,9 @@ _KEYS = 4
 """Secret keys of a certificate."""
 
 _RANGE_ROWS = 512
+
+_REASON = 240
+"""Letters of a reason, at most."""
 
 _OFF_BITS = 1.5
 """Bits between the simulated and the certified noise beyond which a row says so."""
@@ -235,10 +240,14 @@ def _planned(
 
     def compiled(sentences: int) -> Circuit:
         program = forward_program(subject.twin, sentences, trained=True)
-        return hesim.compile(program, how.ckks, refresh_price=knobs.price)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EmptySlotsWarning)  # of one sentence by intention
+            return hesim.compile(program, how.ckks, refresh_price=knobs.price)
 
     circuit = compiled(1)
     costs = {"one": Cost.of(circuit.ledger, 1, knobs)}
+    if study.many == 1:
+        return circuit, costs | {"many": costs["one"]}
     many = known.get("many") or Cost.of(compiled(study.many).ledger, study.many, knobs)
     return circuit, costs | {"many": many}
 
@@ -375,9 +384,8 @@ def _forget() -> None:
 
 
 def _said(error: BaseException) -> str:
-    """The first line of an error, its type first."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+    """The beginning of an error, its type first."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", _REASON, placeholder=" ...")
 
 
 def _digest(*parts: Any) -> str:

@@ -192,6 +192,8 @@ KNOBS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Knobs)
 
 
 def _said(name: str, value: Any) -> str:
-    if name == "kernel":
+    if name in ("kernel", "ring"):
         return str(value)
+    if name == "refresh":
+        return f"{value} s" if value[0].isdigit() else value
     return f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["plot_checks", "plot_fronts", "plot_interactions"]
 
 _HANDS = ((True, "C0", "o", "key holder"), (False, "C1", "s", "bootstraps"))
+_NEAR = 6.0
+"""Points above the most frequent label up to which that is drawn."""
+
 _PAIRS = 3
 """Interactions that are drawn, the strongest ones, of each response."""
 
@@ -48,14 +51,19 @@ def plot_fronts(results: Results) -> Figure:
     for row, name in zip(panels, names, strict=True):
         points = [p for p in results.points if p.task == name and p.one is not None]
         task = results.tasks[name]
+        lowest = min((p.score.mean for p in points if math.isfinite(p.score.mean)), default=0.0)
+        near = lowest - task.majority < _NEAR
         for axes, (label, cost, logarithmic) in zip(row, axes_of, strict=True):
             _scatter(axes, points, cost, results, checked)
-            axes.axhline(task.majority, color="grey", linewidth=0.8, linestyle=":")
+            if near:
+                axes.axhline(task.majority, color="grey", linewidth=0.8, linestyle=":")
             if logarithmic:
                 axes.set_xscale("log")
             axes.set_xlabel(label)
             axes.grid(True, alpha=0.3)
         row[0].set_ylabel(f"{name.removeprefix('glue/')}: {task.metric}, points")
+        if not near:
+            row[0].set_title(f"most frequent label: {task.majority:.1f}", fontsize=9, color="grey")
     _legend(figure, panels[0, 0], bool(checked))
     return figure
 
@@ -141,8 +149,9 @@ def plot_interactions(results: Results) -> Figure | None:
     rows.append(("log2 core-seconds", found))
     if not any(found for _, found in rows):
         return None
-    figure = Figure(figsize=(13.5, 3.1 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), _PAIRS, squeeze=False)
+    most = max(len(found) for _, found in rows)
+    figure = Figure(figsize=(4.5 * most, 3.1 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), most, squeeze=False)
     for line, (label, found) in zip(panels, rows, strict=True):
         for axes in line[len(found) :]:
             axes.set_visible(False)
@@ -185,6 +194,7 @@ def plot_checks(results: Results) -> Figure | None:
         axes.set_xlabel("predicted")
         axes.set_ylabel("measured" if all(s.encrypted for s in good) else "not encrypted")
         axes.set_title(title, fontsize=10)
+        axes.tick_params(which="minor", labelsize=7)
         axes.grid(True, alpha=0.3)
     return figure
 

@@ -26,7 +26,7 @@ from hesim.files import write_whole
 
 __all__ = ["Question", "answers", "configurations_table", "text", "write_csv", "write_report"]
 
-_WIDEST = 64
+_WIDEST = 72
 _NOTES = (
     "score: held-out points through polynomials with the noise of the plan, its 95 % interval over "
     "seeds and rows; change: against the reference, on the same seeds and rows; exact: in the "
@@ -217,7 +217,8 @@ def write_report(folder: str | Path, question: Question = Question()) -> tuple[s
 def _point(results: Results, p: Point | None) -> str:
     if p is None:
         return "none"
-    costs = ", ".join(f"{p.cost(budget):,.4g} {budget}" for budget in BUDGETS)
+    seconds, levels, refreshes = (f"{p.cost(budget):,.4g}" for budget in BUDGETS)
+    costs = f"{seconds} s, {levels} levels, {refreshes} refreshes"
     return f"{_cut(p.knobs.label(results.reference))}: {p.score}; {costs}"
 
 

@@ -36,7 +36,7 @@ class SpotChecks:
     """
 
     count: int
-    sentences: int = 4
+    sentences: int = 8
     backend: str = DEFAULT_MACHINE
     memory: float = 2.5e9
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -253,11 +254,14 @@ def interactions(
 
 
 def _levels(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Each once: numbers in order, texts as they come."""
-    distinct = list(dict.fromkeys(values))
-    return tuple(
-        sorted(distinct) if all(isinstance(v, int | float) for v in distinct) else distinct
-    )
+    """Each once, in order: texts by their words and then by their numbers."""
+    return tuple(sorted(set(values), key=_order))
+
+
+def _order(value: Any) -> Any:
+    if isinstance(value, int | float):
+        return value
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", value)]
 
 
 def _mean(values: Sequence[float]) -> float:
