@@ -170,9 +170,11 @@ def _say_plan(display: Display, figures: dict[str, Any], folder: RunFolder) -> N
     names = ("products", "plain_products", "rotations", "relinearizations", "rescales", "refreshes")
     display.say("  " + ", ".join(f"{ledger[name]:,} {name.replace('_', ' ')}" for name in names))
     display.say(f"  {_refreshing(figures)}")
+    boots = ledger["refreshes"] and not figures["refresher"]["interactive"]
+    also = "the relinearization key, those of bootstraps" if boots else "the relinearization key"
     display.say(
-        f"  keys to make: {ledger['rotation_keys']} rotation keys and the relinearization key, "
-        f"{ledger['key_bytes'] / 1e6:.0f} MB"
+        f"  keys to make: {ledger['rotation_keys']} rotation keys and {also}, "
+        f"{ledger['key_bytes'] / 1e6:,.0f} MB"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.validation import bootstrapped
 from experiments.validation.results import COSINE_ERROR, LOGIT_ERROR, Results, bits
-from he_backend.report.html import Row, power_of_two, refreshed
+from he_backend.report.html import Row, key_row, power_of_two, refreshed
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS
 
 if TYPE_CHECKING:
@@ -147,11 +147,7 @@ def _memory(r: Results) -> list[Row]:
     ledger = r.plan["ledger"]
     return [
         Row("peak memory", f"{r.peak_bytes / 1e9:.2f} GB", "all processes, each at its peak"),
-        Row(
-            "keys",
-            f"{ledger['rotation_keys']} rotations + relinearization",
-            f"{ledger['key_bytes'] / 1e6:.0f} MB",
-        ),
+        key_row(r.refresher, ledger["refreshes"], ledger["rotation_keys"], ledger["key_bytes"]),
         Row("workers replaced", str(sum(int(b["replaced"]) for b in r.batches))),
     ]
 

@@ -383,9 +383,11 @@ def _announce(setup: Setup) -> None:
         return
     ledger, said = setup.circuit.ledger, []
     if not setup.folders.client_keys.exists():
-        size = f"{ledger.key_bytes / 1e6:.0f} MB"
+        size = f"{ledger.key_bytes / 1e6:,.0f} MB"
+        boots = ", those of bootstraps" if setup.circuit.bootstrap is not None else ""
         said.append(
-            f"making {ledger.rotation_keys} rotation keys and the relinearization key, {size}"
+            f"making {ledger.rotation_keys} rotation keys and the relinearization key{boots}, "
+            f"{size}"
         )
     if setup.several:
         said.append(

@@ -24,6 +24,7 @@ __all__ = [
     "Row",
     "body",
     "error_figure",
+    "key_row",
     "page",
     "power_of_two",
     "refreshed",
@@ -244,6 +245,13 @@ def _refreshing(report: Report) -> tuple[str, str, str]:
     return (f"{report.refreshes:,}", "bootstraps", note)
 
 
+def key_row(refresher: Refresher, refreshes: int, rotations: int, nbytes: int) -> Row:
+    """The row of a table that says which evaluation keys there are, and their bytes."""
+    boots = " + bootstraps" if refreshes and not refresher.interactive else ""
+    value = f"{rotations} rotations + relinearization{boots}"
+    return Row("keys", value, f"{nbytes / 1e6:,.0f} MB")
+
+
 def refreshed(refresher: Refresher, refreshes: int, rounds: int) -> list[Row]:
     """The rows of a table that say what was refreshed, by whom.
 
@@ -325,11 +333,7 @@ def _groups(report: Report) -> list[tuple[str, list[Row]]]:
             "peak memory predicted",
             f"{report.predicted_peak_bytes / 1e9:.2f} GB" if report.encrypted else "–",
         ),
-        Row(
-            "keys",
-            f"{ledger.rotation_keys} rotations + relinearization",
-            f"{ledger.key_bytes / 1e6:.0f} MB",
-        ),
+        key_row(report.refresher, report.refreshes, ledger.rotation_keys, ledger.key_bytes),
     ]
     work = [Row(name.replace("_", " "), f"{n:,}") for name, n in report.counts.items() if n]
     work.append(Row("tasks", f"{report.tasks:,}", f"{report.skipped:,} were done before"))

@@ -167,6 +167,7 @@ def test_a_validation_asks_no_key_holder_and_errs_as_simulated(
     simulated = np.sqrt(np.mean((results.simulated - results.reference) ** 2))
     assert abs(np.log2(results.measured_std / simulated)) < 1.5
     assert results.summary()["interactive"] is False
+    assert "rotations + relinearization + bootstraps" in shown(results)
     page = (folder.path / "report.html").read_text()
     assert "The server bootstrapped" in page and "Interactive." not in page
     assert "--backend openfhe --insecure 10" in page
