@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -38,6 +39,8 @@ class MachineRow:
         them with a parser that trusts them.
       finder: module and name, with a colon between, of a function that finds it instead.
       environment: variables, with their values, that its client, server and workers are given.
+      threads: whether one operation shares the cores by OpenMP: then `variables` gives each worker
+        its part of them, and one worker has them all.
     """
 
     module: str
@@ -54,6 +57,7 @@ class MachineRow:
     profile: str = "seal"
     others_keys: bool = True
     environment: tuple[tuple[str, str], ...] = ()
+    threads: bool = False
 
     def python(self) -> str | None:
         """The interpreter, found if it must be; None for the caller's. Raises BackendError if there
@@ -63,6 +67,13 @@ class MachineRow:
             return self.interpreter
         module, name = self.finder.split(":")
         return getattr(importlib.import_module(module), name)()
+
+    def variables(self, workers: int = 1) -> tuple[tuple[str, str], ...]:
+        """`environment`, and how many threads each of so many workers has."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        each = str(max(cores // workers, 1))
+        own = (("OMP_NUM_THREADS", each), ("OMP_WAIT_POLICY", "passive")) if self.threads else ()
+        return (*self.environment, *own)
 
     def load(self) -> KeyMaker:
         """The class, its module imported only now: it may need a library that is not installed."""
@@ -102,6 +113,7 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
             ),
             finder="he_backend.machines.openfhe.interpreter:find_interpreter",
             bootstraps=True,
+            threads=True,
             digits=3,
             profile="openfhe",
             others_keys=False,

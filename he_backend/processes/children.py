@@ -228,7 +228,7 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=clean_environment(row.environment),
+                env=clean_environment(row.variables(self.setup.workers)),
                 cwd=folder,
             )
         theirs.close()

@@ -113,12 +113,13 @@ def ensure_keys(
         "client": str(folders.client),
         "parent": os.getpid(),
     }
+    row = find(machine)
     done = subprocess.run(
-        module_command("he_backend.processes.keys", find(machine).python()),
+        module_command("he_backend.processes.keys", row.python()),
         input=json.dumps(job),
         capture_output=True,
         text=True,
-        env=clean_environment(),
+        env=clean_environment(row.variables()),
         cwd=folders.client,
         check=False,
     )

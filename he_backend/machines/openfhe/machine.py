@@ -20,6 +20,7 @@ from he_backend.errors import BackendError, CircuitError, EncodeError, ValueRang
 from he_backend.machines.openfhe import files
 from he_backend.machines.openfhe.bootstraps import Bootstraps
 from he_backend.machines.openfhe.contexts import context
+from he_backend.machines.openfhe.hoisting import Hoisted
 from he_backend.machines.openfhe.pairs import Pair, shared_pairs
 from he_backend.machines.openfhe.wire import Wire
 from hesim.circuit.plain import checks
@@ -66,6 +67,7 @@ class NativeMachine:
 
     name = "openfhe"
     encrypts = True
+    threads = True
 
     def __init__(
         self, params: CKKSParams, slots: int | None = None, bootstrap: Refresher | None = None
@@ -77,6 +79,7 @@ class NativeMachine:
         self._public: Any = None
         self._secret: Any = None
         self._wire = Wire(params, self._blank)
+        self._hoisted = Hoisted(self._cc)
         self._bootstraps = bootstrap and Bootstraps(params, bootstrap)
 
     # Keys
@@ -302,7 +305,7 @@ class NativeMachine:
             return cipher
         if step not in self.rotation_steps:
             raise missing_key(step, self.rotation_steps)
-        rotated = self._cc.EvalRotate(cipher.handle, step)
+        rotated = self._hoisted.rotate(cipher, step)
         return self._cipher(rotated, cipher.level, cipher.scale)
 
     def relinearize(self, cipher: OpenFHECipher) -> OpenFHECipher:

@@ -95,6 +95,9 @@ class Executor:
         self.machine = machine
         self.operands = operands
         self._encoded = EncodedPlaintexts(circuit, plain_bytes, repeated=repeated)
+        # An operation that shares the cores takes the seconds of all of its threads.
+        shared = getattr(machine, "threads", False)
+        self._clock = time.process_time if shared else time.thread_time
 
     def run(
         self,
@@ -119,7 +122,7 @@ class Executor:
         spent, before = Spent(), self._encoded.encoded
         done: set[int] = set()
         for i in order:
-            started = time.thread_time()
+            started = self._clock()
             try:
                 if i in groups:
                     group = groups[i]
@@ -132,7 +135,7 @@ class Executor:
             except (RuntimeError, ValueError) as error:
                 told = BackendError(f"{type(error).__name__}: {error}")
                 raise with_source(told, self.circuit, i) from error
-            spent.seconds[int(self.circuit.source[i])] += time.thread_time() - started  # type: ignore[assignment]
+            spent.seconds[int(self.circuit.source[i])] += self._clock() - started  # type: ignore[assignment]
             spent.counts.update(self.counts(i))
             done.add(i)
             if keep is not None:

@@ -185,3 +185,12 @@ def test_no_other_module_names_an_encrypted_machine():
     for path in sorted(PACKAGE.rglob("*.py")):
         if inside not in path.parents:
             assert "PyfhelMachine" not in path.read_text(), path
+
+
+def test_a_machine_whose_operations_share_the_cores_has_them_by_worker(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    own = find("openfhe")
+    assert dict(own.variables())["OMP_NUM_THREADS"] == "8"
+    assert dict(own.variables(3))["OMP_NUM_THREADS"] == "2"
+    assert dict(own.variables(9))["OMP_NUM_THREADS"] == "1"
+    assert find("pyfhel").variables(1) == find("pyfhel").environment

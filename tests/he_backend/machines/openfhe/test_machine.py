@@ -159,3 +159,15 @@ def test_arguments_and_results_cross_as_they_are(digit_params, tmp_path):
     assert isinstance(found[10], CKKSParams)
     with pytest.raises(ProtocolError, match="set does not cross"):
         packed({1}, [])
+
+
+def test_rotations_of_one_ciphertext_share_its_digits_and_those_of_others_do_not(openfhe, rng):
+    x, y = rng.uniform(-1, 1, (2, 32))
+    a, b = (openfhe.encrypt(v, 3, openfhe.params.scale(3)) for v in (x, y))
+    for cipher, values, step in ((a, x, 1), (a, x, 2), (a, x, 5), (b, y, 2), (b, y, 1), (a, x, 2)):
+        found = openfhe.decrypt(openfhe.rotate(cipher, step))
+        np.testing.assert_allclose(found, np.roll(values, -step), atol=2.0**-20)
+    low = openfhe.drop(a, 1)
+    for step in (1, 5, 5):
+        found = openfhe.decrypt(openfhe.rotate(low, step))
+        np.testing.assert_allclose(found, np.roll(x, -step), atol=2.0**-20)
