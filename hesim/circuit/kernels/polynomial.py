@@ -47,8 +47,10 @@ def series(
     met = {0: _POINTS}
     for step in polynomial.plan.steps:
         registers[step.out] = _step(b, source, registers, step)
-        met[step.out] = _met(met, step)
         stage = b.nodes[registers[step.out][0]].stage
+        made, met[step.out] = _met(met, step)
+        if step.adds and (step.products or step.scalars):
+            b.sizes[stage - 1] = float(np.abs(made).max())
         b.sizes[stage] = float(np.abs(met[step.out]).max())
     return registers[polynomial.plan.output]
 
@@ -57,14 +59,17 @@ _POINTS = np.cos(np.linspace(0.0, np.pi, 65))
 """Of the domain, brought to [-1, 1], at which what a register may hold is looked at."""
 
 
-def _met(met: dict[int, np.ndarray], step: Any) -> np.ndarray:
-    """What a register holds at points of the domain."""
-    total = np.full(_POINTS.shape, float(step.constant))
+def _met(met: dict[int, np.ndarray], step: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What a register holds at points of the domain, without what is only added, and with it."""
+    made = np.zeros(_POINTS.shape)
     for factor, p, q in step.products:
-        total += factor * met[p] * met[q]
-    for factor, j in (*step.scalars, *step.adds):
+        made += factor * met[p] * met[q]
+    for factor, j in step.scalars:
+        made += factor * met[j]
+    total = made + float(step.constant)
+    for factor, j in step.adds:
         total += factor * met[j]
-    return total
+    return made, total
 
 
 def _affine(
