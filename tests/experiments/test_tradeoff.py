@@ -7,7 +7,10 @@ import itertools
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +49,16 @@ EASY = Knobs(2, "qv", "minimax-7", "7", "7", 7, 0.0, "13/3/36", "key holder")
 
 
 def never() -> bool:
+    return False
+
+
+def within(seconds: float, happens: Callable[[], bool]) -> bool:
+    """Whether it happens in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if happens():
+            return True
+        time.sleep(0.05)
     return False
 
 
@@ -227,7 +240,9 @@ def _work(job: tuple[str, Path]) -> str:
     what, folder = job
     if what == "refused":
         raise ExperimentError("no such thing\nmore")
-    if what == "sleeps":
+    if what == "waits":
+        (folder / f"at-{os.getpid()}").touch()
+    if what in ("sleeps", "waits"):
         time.sleep(3600)
     if what == "killed":
         (folder / f"try-{os.getpid()}").touch()
@@ -242,6 +257,27 @@ def test_a_killed_process_fails_its_own_job_alone(tmp_path: Path):
     assert isinstance(found[2], Failed) and "killed" in found[2].reason
     assert len(list(tmp_path.glob("try-*"))) == 2
     assert dict(in_this_process(_work, jobs[:2], never)) == {0: found[0], 1: found[1]}
+
+
+def test_processes_end_with_the_one_that_was_killed(tmp_path: Path):
+    said = (
+        "from pathlib import Path; from tests.experiments.test_tradeoff import _work, never\n"
+        "from experiments.studies.tradeoff.mapping import in_processes\n"
+        "if __name__ == '__main__':\n"
+        f"    list(in_processes(1)(_work, [('waits', Path({str(tmp_path)!r}))], never))\n"
+    )
+    script = tmp_path / "killed.py"
+    script.write_text(said)
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    caller = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": path})
+    try:
+        assert within(120, lambda: any(tmp_path.glob("at-*")))
+        worker = int(next(tmp_path.glob("at-*")).name.removeprefix("at-"))
+    finally:
+        caller.kill()
+        caller.wait()
+    assert within(60, lambda: not Path(f"/proc/{worker}").exists())
 
 
 def test_a_stop_ends_a_mapping(tmp_path: Path):

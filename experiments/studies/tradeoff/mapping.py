@@ -10,7 +10,9 @@ import atexit
 import contextlib
 import dataclasses
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -114,12 +116,20 @@ def _in_pool(
 
 
 def _begin(compiled: Path | None) -> None:
-    """Of a process: Ctrl-C is for the one that waits."""
+    """Of a process: Ctrl-C is for the one that waits; both end together, however that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     if compiled is not None:
         stack = contextlib.ExitStack()
         stack.enter_context(keep_compiled(compiled))
         atexit.register(stack.close)
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _done(function: Callable[[Any], Any], job: Any) -> Any:
