@@ -39,7 +39,7 @@ Mapping = Callable[
 is asked again and again, says so.
 """
 
-_TURNS = 8
+_TURNS = 3
 """Jobs of a process before another one takes its place: what JAX has compiled is never wholly
 freed.
 """
@@ -116,7 +116,7 @@ def _in_pool(
 
 
 def _begin(compiled: Path | None) -> None:
-    """Of a process: Ctrl-C is for the one that waits; both end together, however that was killed."""
+    """Of a process: Ctrl-C is for the one that waits, and both end together, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     if compiled is not None:
