@@ -133,7 +133,7 @@ def certify(
             "give args of a Circuit compiled in this process, or program=, or both inputs and "
             "operands"
         )
-    library = refreshed_by(find_profile(profile), circuit.refresher.error)
+    library = refreshed_by(find_profile(profile), circuit.error_law)
     before = None if after is None else _left(after, circuit)
     if decrypted and not circuit.carried:
         raise ArgumentError(

@@ -178,7 +178,7 @@ def predict(
 
     library = find_profile(profile)
     if isinstance(plan, CircuitSchedule):
-        library = refreshed_by(library, plan.circuit.refresher.error)
+        library = refreshed_by(library, plan.circuit.error_law)
     carried: dict[int, OpPrediction] = {}
     if walk and tier == "predict" and isinstance(plan, CircuitSchedule) and plan.program is program:
         carried = walked(plan.circuit, args, keys, library, seed, decrypted=decrypted)

@@ -117,7 +117,7 @@ def simulate(
     _check_tier(tier)
     library = find_profile(profile)
     if circuit is not None:
-        library = refreshed_by(library, circuit.refresher.error)
+        library = refreshed_by(library, circuit.error_law)
     known = None if circuit is None else _known_schedule(circuit, params, library)
     handed_on = {} if known is None else known.handed_on
     programs: dict[Any, tuple[Program, Schedule]] = {}

@@ -73,7 +73,7 @@ class Reports:
     def _profile(self) -> NoiseProfile:
         """The noise of the machine."""
         library = profile(find(self.options.backend).profile)
-        return refreshed_by(library, self.circuit.refresher.error)
+        return refreshed_by(library, self.circuit.error_law)
 
     def _predicted(
         self, given: Given, keys: int, among: Collection[int] | None = None

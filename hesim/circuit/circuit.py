@@ -20,6 +20,7 @@ from hesim.circuit.refresher import KEY_HOLDER, Refresher
 from hesim.display import html_block
 from hesim.errors import ParameterError, reading
 from hesim.files import replacing
+from hesim.noise.bootstrap import in_slots
 from hesim.params import CKKSParams
 
 if TYPE_CHECKING:
@@ -310,6 +311,13 @@ class Circuit:
         """Whether the key holder serves an instruction: inputs, and refreshes if they are its."""
         served = self.kind == Kind.INPUT
         return served | (self.kind == Kind.REFRESH) if self.refresher.interactive else served
+
+    @property
+    def error_law(self) -> str | None:
+        """Name of the law by which refreshes err, for the slots that are in use; None for the error
+        of a fresh encryption, or that of the noise profile's own bootstrap.
+        """
+        return in_slots(self.refresher.error, self.slots)
 
     @cached_property
     def bootstrap(self) -> Refresher | None:

@@ -12,8 +12,10 @@ of slots in both.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from hesim.errors import ParameterError
 if TYPE_CHECKING:
     from jaxtyping import ArrayLike, Float
 
-__all__ = ["LAWS", "BootstrapLaw", "law", "log2_overflow"]
+__all__ = ["LAWS", "BootstrapLaw", "in_slots", "law", "log2_overflow"]
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,49 @@ LAWS: dict[str, BootstrapLaw] = {
 }
 
 
+def in_slots(name: str | None, slots: int) -> str | None:
+    """Name of the law of a bootstrap in which so many slots are in use, repeated to fill the ring:
+    the law's own name, or that of a quieter one, which `law` knows, too.
+
+    Examples:
+      >>> from hesim.noise.bootstrap import in_slots, law
+      >>> quieter = law(in_slots("openfhe_n16_cf13", 64))
+      >>> quieter.name, round(quieter.bits - law("openfhe_n16_cf13").bits, 1)
+      ('openfhe_n16_cf13_s64', 2.6)
+    """
+    if name is None or not name.startswith("openfhe_n"):
+        return name
+    whole = law(name)
+    if whole.log_n is None or slots >= 2 ** (whole.log_n - 1):
+        return name
+    return f"{whole.name.partition('_s')[0]}_s{slots}"
+
+
+_IN_SLOTS = re.compile(r"openfhe_n(\d+)_cf(\d+)_s([1-9]\d*)")
+
+
+@lru_cache(maxsize=256)
+def _few_slots(name: str) -> BootstrapLaw | None:
+    """The law of a name that `in_slots` makes."""
+    found = _IN_SLOTS.fullmatch(name)
+    if found is None:
+        return None
+    log_n, correction, slots = map(int, found.groups())
+    whole = LAWS.get(f"openfhe_n{log_n}_cf{correction}")
+    if whole is None or slots >= 2 ** (log_n - 1):
+        return None
+    return replace(whole, name=name, bits=_openfhe_bits(log_n, slots, correction))
+
+
 def law(name: str) -> BootstrapLaw:
     """The law of that name.
 
     Raises:
       ParameterError: there is none.
     """
+    few = _few_slots(name)
+    if few is not None:
+        return few
     if name not in LAWS:
         raise ParameterError(
             f"there is no bootstrap law {name!r}: use one of {', '.join(sorted(LAWS))}"

@@ -185,7 +185,7 @@ def of_circuit(
 
     Where one operation spreads over ciphertexts at several levels, the lowest counts.
     """
-    library = refreshed_by(find_profile(profile), circuit.refresher.error)
+    library = refreshed_by(find_profile(profile), circuit.error_law)
     facts, hidden = OperationNoise(circuit, library), hiding_variances(circuit, library)
     taps = {tap.op: tap for tap in circuit.taps}
     owner = _input_owners(program, circuit)

@@ -11,7 +11,7 @@ import hesim
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
 from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
-from hesim.noise.bootstrap import law, log2_overflow
+from hesim.noise.bootstrap import in_slots, law, log2_overflow
 from hesim.params import SECURITY_LIMITS
 
 PARAMS = hesim.CKKSParams(14, 5, 40, 50, 60)
@@ -198,3 +198,18 @@ def test_failures_are_those_of_its_sparse_secret():
     rng = np.random.default_rng(0)
     sums = rng.uniform(-0.5, 0.5, (5, 10**6)).sum(0)
     assert 2.0 ** log2_overflow(4, 1, 1) == pytest.approx(np.mean(abs(sums) > 1), rel=0.02)
+
+
+def test_a_circuit_errs_by_the_law_of_its_slots():
+    params = openfhe_ring()
+    refresher = hesim.openfhe_bootstrap(params, budget=(2, 2), correction=9)
+    program = hesim.trace(lambda x: hesim.refresh(x * x) * x, np.linspace(-1, 1, 8))
+    circuit = hesim.compile(program, params, refresher=refresher, interactive=False)
+    assert circuit.slots < params.slots
+    assert circuit.error_law == f"openfhe_n11_cf9_s{circuit.slots}"
+    assert law(str(circuit.error_law)).bits > law("openfhe_n11_cf9").bits
+    assert in_slots("openfhe_n11_cf9", 1024) == "openfhe_n11_cf9" and in_slots(None, 8) is None
+    assert in_slots("lattigo_40", 8) == "lattigo_40"
+    for name in ("openfhe_n11_cf9_s1024", "openfhe_n11_cf9_s0", "openfhe_n9_cf9_s8"):
+        with pytest.raises(ParameterError, match="there is no bootstrap law"):
+            law(name)

@@ -1,0 +1,176 @@
+"""OpenFHE's bootstrap against its law: `python -m benchmarks.bootstraps`.
+
+Vectors of uniform numbers are bootstrapped under some keys, and what the law's sine leaves of their
+errors is held against the law's std: the std, and the 99.9th percentile, in bits. Seconds, bytes of
+keys and matrices and the peak of the process are told beside what is predicted.
+
+    python -m benchmarks.bootstraps                     N = 2^11, all slots and 64: seconds
+    python -m benchmarks.bootstraps --log-n 16          the secure ring: 11 GB, some minutes
+
+`--slots`, `--correction`, `--keys` and `--runs` change either. Returns 1 if a figure is further
+from its law than `TOLERANCE` allows; 2 if OpenFHE is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+import hesim
+from he_backend.errors import BackendError
+from he_backend.machines.openfhe.interpreter import find_interpreter
+from he_backend.machines.openfhe.remote import RemoteMachine
+from he_backend.processes.memory import peak_bytes
+from hesim.circuit.costs.bootstraps import bootstrap_memory
+from hesim.circuit.refresher import Refresher
+from hesim.noise.bootstrap import BootstrapLaw, in_slots, law
+from hesim.params import CKKSParams
+
+__all__ = ["TOLERANCE", "Case", "Outcome", "main", "measure"]
+
+TOLERANCE = 0.5, 1.0
+"""Bits between measured and predicted: of the std, and of the 99.9th percentile."""
+
+_TAIL = 0.999
+_NORMAL_TAIL = 3.2905
+"""That percentile of the absolute value of a normal variable of std 1."""
+
+_LEVELS, _SECURE = 9, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is bootstrapped: in which ring, how many slots, divided by 2^correction, under how many
+    keys, how often under each.
+    """
+
+    log_n: int = 11
+    slots: int = 1024
+    correction: int = 13
+    keys: int = 2
+    runs: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+      law: in the slots in use.
+      std, tail: of the errors less the sine, and their 99.9th percentile in units that make it the
+        std of a normal variable.
+      seconds: wall seconds of a bootstrap. price: predicted, of one core.
+      peak, predicted: bytes of the process, and of the keys and matrices alone.
+    """
+
+    case: Case
+    law: BootstrapLaw
+    std: float
+    tail: float
+    seconds: float
+    price: float
+    peak: int
+    predicted: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether the errors are those of the law."""
+        off = [abs(math.log2(x / self.law.std)) for x in (self.std, self.tail)]
+        return all(o <= most for o, most in zip(off, TOLERANCE, strict=True))
+
+    def __str__(self) -> str:
+        off = [math.log2(x / self.law.std) for x in (self.std, self.tail)]
+        return (
+            f"N = 2^{self.case.log_n}, {self.case.slots} slots, correction {self.case.correction}: "
+            f"std 2^-{-math.log2(self.std):.2f}, law 2^-{self.law.bits:.2f} ({off[0]:+.2f} bit), "
+            f"99.9 % ({off[1]:+.2f} bit); {self.seconds:.2f} s a bootstrap ({self.price:.2f} on a "
+            f"core predicted); {self.peak / 1e9:.2f} GB, keys and matrices "
+            f"{self.predicted / 1e9:.2f} predicted"
+        )
+
+
+def planned(case: Case) -> tuple[CKKSParams, Refresher]:
+    """Ring and bootstrap of a case: secure from N = 2^16 on."""
+    security = 128 if case.log_n >= _SECURE else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        params = CKKSParams(case.log_n, _LEVELS, 59, 60, 60, security=security, digits=2)
+    found = hesim.openfhe_bootstrap(params, correction=case.correction)
+    return params, dataclasses.replace(found, slots=case.slots)
+
+
+def measure(case: Case) -> Outcome:
+    """Bootstrap, and hold it against the law."""
+    params, refresher = planned(case)
+    chosen = law(str(in_slots(refresher.error, case.slots)))
+    rng = np.random.default_rng(0)
+    errors: list[np.ndarray] = []
+    seconds: list[float] = []
+    peaks = [
+        _with_a_key(case, params, refresher, chosen, rng, errors, seconds) for _ in range(case.keys)
+    ]
+    found = np.concatenate(errors)
+    tail = float(np.quantile(np.abs(found), _TAIL)) / _NORMAL_TAIL
+    price = refresher.seconds(refresher.min_input_level, params.levels, params.log_n)
+    predicted = bootstrap_memory(params, refresher, case.slots).total
+    std = float(np.sqrt(np.mean(found**2)))
+    return Outcome(case, chosen, std, tail, float(np.median(seconds)), price, max(peaks), predicted)
+
+
+def _with_a_key(
+    case: Case,
+    params: CKKSParams,
+    refresher: Refresher,
+    chosen: BootstrapLaw,
+    rng: np.random.Generator,
+    errors: list[np.ndarray],
+    seconds: list[float],
+) -> int:
+    """Add errors, less the sine, and seconds; the peak bytes of the process are returned, which
+    ends with this.
+    """
+    machine = RemoteMachine.generate(params, [], case.slots, refresher)
+    least = refresher.min_input_level
+    for _ in range(case.runs):
+        x = rng.uniform(-1, 1, case.slots)
+        given = machine.encrypt(x, least, params.scale(least))
+        started = time.monotonic()
+        fresh = machine.bootstrap(given, params.levels)
+        seconds.append(time.monotonic() - started)
+        errors.append(machine.decrypt(fresh) - x - chosen.deviation(x))
+    return peak_bytes(machine.process.pid)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; see the module for what is returned."""
+    ask = argparse.ArgumentParser(prog="python -m benchmarks.bootstraps")
+    usual = Case()
+    ask.add_argument("--log-n", type=int, default=usual.log_n)
+    ask.add_argument("--slots", type=int, nargs="*", help="all, and 64, by default")
+    ask.add_argument("--correction", type=int, default=usual.correction)
+    ask.add_argument("--keys", type=int, default=usual.keys)
+    ask.add_argument("--runs", type=int, default=usual.runs)
+    asked = ask.parse_args(arguments)
+    try:
+        find_interpreter()
+    except BackendError as error:
+        print(error)
+        return 2
+    sound = True
+    for slots in asked.slots or (1 << (asked.log_n - 1), 64):
+        case = Case(asked.log_n, slots, asked.correction, asked.keys, asked.runs)
+        found = measure(case)
+        print(found, flush=True)
+        sound &= found.sound
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
