@@ -46,6 +46,7 @@ from hesim.circuit.circuit import Circuit
 from hesim.errors import EmptySlotsWarning
 from hesim.program import Program
 from models.data.tasks import TaskData
+from models.nn.lora import Params
 from models.recipes.encrypted_training import EncryptedTraining, prepare_training
 
 __all__ = [
@@ -54,10 +55,12 @@ __all__ = [
     "TOLERANCE",
     "Gradient",
     "Group",
+    "begun",
     "gradient",
     "groups",
     "main",
     "measure",
+    "parser_of",
     "said",
     "shortened",
 ]
@@ -149,17 +152,17 @@ class Group:
         return self.worst <= self.limit * self.largest and max(map(abs, self.off)) <= allowed
 
 
-def gradient(start: Start, data: TaskData, job: EncryptedJob, before: int) -> Gradient:
-    """The gradient of the row that comes after so many exact steps, by what they have trained."""
-    training, params = prepare_training(
-        start.config,
-        start.params,
-        data.train,
-        data.classes,
-        job.settings,
-        job.how,
+def begun(start: Start, data: TaskData, job: EncryptedJob) -> tuple[EncryptedTraining, Params]:
+    """The training of a job, its twin fitted, and the parameters that it starts from."""
+    return prepare_training(
+        *(start.config, start.params, data.train, data.classes, job.settings, job.how),
         length=job.length,
     )
+
+
+def gradient(start: Start, data: TaskData, job: EncryptedJob, before: int) -> Gradient:
+    """The gradient of the row that comes after so many exact steps, by what they have trained."""
+    training, params = begun(start, data, job)
     state, frozen = training.begin(params)
     batch_of = training.batch_of(data.train)
     for number in range(before):
@@ -263,16 +266,25 @@ def shortened(start: Start, layers: int) -> Start:
     return start._replace(config=config, params=start.params | {"blocks": blocks})
 
 
-def main(arguments: Sequence[str] = ()) -> int:
-    """Print the figures of each model; 1 if one of them is not what it is to be, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients")
+def parser_of(name: str, runs: int, keys: int) -> argparse.ArgumentParser:
+    """Options of a benchmark that holds encrypted runs against predictions.
+
+    name: of its module. runs, keys: how many there are by default.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--data-dir", help="folder that holds GLUE's task folders")
-    parser.add_argument("--layers", type=int, nargs="+", default=[2], help="of each model")
-    parser.add_argument("--steps", type=int, default=20, help="exact ones before the gradient")
-    parser.add_argument("--runs", type=int, default=8, help="encrypted, under keys of their own")
-    parser.add_argument("--keys", type=int, default=16, help="of predictions")
+    parser.add_argument("--runs", type=int, default=runs, help="encrypted, under keys of their own")
+    parser.add_argument("--keys", type=int, default=keys, help="of predictions")
     parser.add_argument("--memory", type=float, default=3.0, help="GB of a process")
     parser.add_argument("--workers", type=int, default=2)
+    return parser
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the figures of each model; 1 if one of them is not what it is to be, else 0."""
+    parser = parser_of("gradients", runs=8, keys=16)
+    parser.add_argument("--layers", type=int, nargs="+", default=[2], help="of each model")
+    parser.add_argument("--steps", type=int, default=20, help="exact ones before the gradient")
     given = parser.parse_args(list(arguments))
     job = read_job(None, SETTINGS)
     start, data = prepare(job, given.data_dir, Display())
