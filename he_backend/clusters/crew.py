@@ -152,25 +152,28 @@ class Crew:
         schedule: Schedule,
         tasks: Iterable[Task],
         read: Callable[[int], bytes],
+        size: Callable[[int], int],
         here: Callable[[int], bool],
     ) -> None:
         """Have these tasks done.
 
         Args:
           schedule: which they are of. tasks: each after those that it waits for.
-          read: bytes of a ciphertext that no task of the cluster makes.
+          read: bytes of a ciphertext that no task of the cluster makes. size: how many, of any.
           here: whether somebody outside of the cluster reads a ciphertext.
         """
-        batch, graph, size = self._batch, dict[Key, Node](), 0
+        batch, graph, sent = self._batch, dict[Key, Node](), 0
         for task in tasks:
-            for part in grouped(schedule, [c for c in task.needs if c not in batch.parcels]):
+            fresh = [c for c in task.needs if c not in batch.parcels]
+            for part in grouped(schedule, fresh, size):
                 blobs = {c: read(c) for c in part}
                 key = (batch.prefix, task.id, "data", part[0])
                 graph[key] = Node(key, Parcel.of_bytes, blobs)
                 batch.hold(part, key)
-                size += sum(map(len, blobs.values()))
-            parts = tuple(grouped(schedule, task.gives))
-            work = Work(self.session, batch.name, task.id, task.instructions, parts)
+                sent += sum(map(len, blobs.values()))
+            parts = tuple(grouped(schedule, task.gives, size, here))
+            own_work = task.instructions, task.needs, parts
+            work = Work(self.session, batch.name, task.id, *own_work)
             needs = dict.fromkeys(batch.parcels[c].key for c in task.needs)
             key = (batch.prefix, task.id)
             graph[key] = Node(key, evaluate, work, *map(TaskRef, needs))
@@ -180,9 +183,9 @@ class Crew:
                     graph[own] = Node(own, pick, TaskRef(key), k)
                 batch.hold(part, own)
             batch.brought[task.id] = [batch.parcels[p[0]] for p in parts if any(map(here, p))]
-            if size > _AT_ONCE:
+            if sent > _AT_ONCE:
                 self._submit(graph)
-                graph, size = {}, 0
+                graph, sent = {}, 0
         self._submit(graph)
 
     def _submit(self, graph: dict[Key, Node]) -> None:

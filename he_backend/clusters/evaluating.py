@@ -58,18 +58,20 @@ class Work:
     Attributes:
       session: its unique name. batch: name of the supply that says what its operands are.
       task: number in the schedule.
-      instructions: ascending. parcels: ciphertexts that it gives, by who reads them next.
+      instructions: ascending. needs: ciphertexts that it reads. parcels: those that it gives, in
+        the parts in which they travel.
     """
 
     session: str
     batch: str
     task: int
     instructions: tuple[int, ...]
+    needs: tuple[int, ...]
     parcels: tuple[tuple[int, ...], ...]
 
 
 class Parcel:
-    """Ciphertexts that the same tasks read, on their way from the one that made them.
+    """Ciphertexts on their way from the task that made them to those that read them.
 
     Args:
       ciphers: by number, as bytes or opened. sizes: bytes of each.
@@ -91,14 +93,18 @@ class Parcel:
             for c, held in list(self._ciphers.items())
         }
 
-    def open(self, circuit: Circuit, machine: Any, components: np.ndarray) -> dict[int, Any]:
-        """All of them opened, and kept so. Raises BlobError for what is no ciphertext."""
+    def open(
+        self, wanted: Iterable[int], circuit: Circuit, machine: Any, components: np.ndarray
+    ) -> dict[int, Any]:
+        """Those of them that are wanted, opened, and kept so. Raises BlobError for what is no
+        ciphertext.
+        """
         self._machine = machine
-        for c, held in list(self._ciphers.items()):
-            if isinstance(held, bytes):
+        for c in self._ciphers.keys() & wanted:
+            if isinstance(held := self._ciphers[c], bytes):
                 level, scale = int(circuit.level[c]), float(circuit.scale[c])
                 self._ciphers[c] = machine.from_bytes(held, level, scale, int(components[c]))
-        return dict(self._ciphers)
+        return {c: self._ciphers[c] for c in self._ciphers.keys() & wanted}
 
     def __sizeof__(self) -> int:
         return sum(self._sizes.values())
@@ -149,7 +155,8 @@ class Evaluation(WorkerPlugin):
             circuit, machine = executor.circuit, executor.machine
             ciphers: dict[int, Any] = {}
             for parcel in parcels:
-                ciphers.update(parcel.open(circuit, machine, self._components))
+                opened = parcel.open(work.needs, circuit, machine, self._components)
+                ciphers.update(opened)
             gives = {c for parcel in work.parcels for c in parcel}
             spent = executor.run(work.instructions, ciphers, gives.__contains__)
             report = {

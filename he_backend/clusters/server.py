@@ -175,8 +175,8 @@ class ClusterServer(Server):
             if not self.out:
                 self.heard = time.monotonic()
             self.out.update((task.id, task.seconds) for task in tasks)
-            read = batch.transit.read
-            self.crew.give(batch.schedule, tasks, read, self.outside.__contains__)
+            how = batch.transit.read, self.prepared.size, self.outside.__contains__
+            self.crew.give(batch.schedule, tasks, *how)
 
     def _finish(self, task: Task, spent: Spent) -> None:
         super()._finish(task, spent)

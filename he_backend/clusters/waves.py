@@ -7,12 +7,17 @@ waves between visits to the key holder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from he_backend.processes.pending import Pending
 from he_backend.processes.tasks import Schedule, Task
 
 __all__ = ["Waves", "grouped"]
+
+_SMALL = 1 << 21
+"""Bytes that travel together whoever reads them: about what moves in the time that Dask's scheduler
+takes for one more key.
+"""
 
 
 class Waves:
@@ -55,11 +60,27 @@ class Waves:
                     self._ready.append(other)
 
 
-def grouped(schedule: Schedule, ciphers: Iterable[int]) -> list[tuple[int, ...]]:
+def grouped(
+    schedule: Schedule,
+    ciphers: Iterable[int],
+    size: Callable[[int], int] = lambda c: _SMALL,
+    here: Callable[[int], bool] = lambda c: False,
+) -> list[tuple[int, ...]]:
     """Ciphertexts by the tasks that read them: what the same ones read travels together, so that
-    nothing moves to where it is not used.
+    nothing moves to where it is not used; but for little ones, of which a few cost less to move
+    than to tell of.
+
+    size: bytes of one. here: whether the coordinator reads it; these travel apart from others.
     """
-    found: dict[Sequence[int], list[int]] = {}
+    found: dict[tuple[bool, Sequence[int]], list[int]] = {}
     for c in ciphers:
-        found.setdefault(schedule.consumers.get(c, ()), []).append(c)
-    return [tuple(part) for part in found.values()]
+        found.setdefault((here(c), schedule.consumers.get(c, ())), []).append(c)
+    parts: list[tuple[int, ...]] = []
+    open_parts: dict[bool, list[int]] = {}
+    for (own, _), part in found.items():
+        held = open_parts.pop(own, [])
+        if held and sum(map(size, (*held, *part))) > _SMALL:
+            parts.append(tuple(held))
+            held = []
+        open_parts[own] = held + part
+    return parts + [tuple(held) for held in open_parts.values()]

@@ -62,7 +62,8 @@ def work(draft, rng):
 
 @pytest.fixture
 def job(work, processes, tmp_path):
-    """On the cluster of processes."""
+    """On the cluster of processes, when all are there again."""
+    processes.wait_for_workers(2, timeout=60)
     circuit, inputs, operands, outputs, _ = work
     folders, cluster = Folders.of(tmp_path / "run"), Cluster.of(processes)
     return Job(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_batches_with_operands_that_change(bundle, near):
 
 
 def test_an_evaluator_of_another_owner_has_a_cluster(bundle, near, tmp_path):
-    at = {"backend": "slots"}
+    at: dict[str, Any] = {"backend": "slots"}
     address = f"unix:{tmp_path}/s"
     with he_backend.Evaluator(bundle, address, tmp_path / "model", cluster=near, **at) as evaluator:
         threading.Thread(target=evaluator.serve).start()

@@ -45,6 +45,7 @@ class Side:
         self.crew.supply("hesim-test-keys", folders.keys, self.keys)
         self.crew.supply("hesim-test-circuit", folders.server, {name: (size, digest)})
         self._batches = 0
+        self.size = 1 << 30  # as if they were large: each parcel has its own readers
 
     def batch(self) -> dict[int, bytes]:
         """Ciphertexts of the outputs."""
@@ -69,7 +70,8 @@ class Side:
         others = {t.id: t for t in tasks if t.side != "worker"}
         here = {c for t in others.values() for c in t.needs}
         while pending.waiting:
-            self.crew.give(self.schedule, left.take(), blobs.__getitem__, here.__contains__)
+            sizes = (lambda c: self.size, here.__contains__)
+            self.crew.give(self.schedule, left.take(), blobs.__getitem__, *sizes)
             for number in [n for n in others if n in pending.waiting and not pending.waiting[n]]:
                 if all(c in blobs for c in others[number].needs):
                     blobs.update(self._answer(others[number], blobs))
@@ -207,13 +209,27 @@ def test_an_error_of_a_worker_names_the_operation(threads, work, tmp_path, pyfhe
 
 
 def test_what_the_same_tasks_read_travels_together(work):
+    """Large ciphertexts, that is; of small ones it is those for the coordinator, and the others."""
     circuit, _, _, outputs, _ = work
-    schedule = plan(circuit, outputs, TARGET)
+    schedule = plan(circuit, outputs, 5e-3)
+    read = {c for t in schedule.tasks if t.side != "worker" for c in t.needs}
+    several = 0
     for task in schedule.tasks:
-        parts = waves.grouped(schedule, task.gives)
-        assert sorted(c for part in parts for c in part) == sorted(task.gives)
-        for part in parts:
-            assert len({schedule.consumers.get(c, ()) for c in part}) == 1
+        large = waves.grouped(schedule, task.gives, here=read.__contains__)
+        small = waves.grouped(schedule, task.gives, lambda c: 1, read.__contains__)
+        several += len(large) > len(small)
+        for parts in (large, small):
+            assert sorted(c for part in parts for c in part) == sorted(task.gives)
+            assert all(len({c in read for c in part}) == 1 for part in parts)
+        assert all(len({schedule.consumers.get(c, ()) for c in part}) == 1 for part in large)
+        assert len(small) <= 2
+    assert several
+
+
+def test_small_ciphertexts_that_travel_together_come_to_the_same(side, work):
+    side.size = 1
+    for found, value in zip(side.values(side.batch()), work[4], strict=True):
+        np.testing.assert_allclose(found, value, atol=2.0**-20)
 
 
 def test_a_wave_waits_for_the_key_holder_only(work, tmp_path):
