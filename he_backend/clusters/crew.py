@@ -311,8 +311,9 @@ class Crew:
         """A task is over, one way or the other; called by a thread of Dask's."""
         if batch is not self._batch:
             return
-        if future.status != "finished":
-            error = future.exception() if future.status == "error" else None
+        status = future.status  # "pending" or "lost", too, if its worker has gone since it was done
+        if status in ("error", "cancelled"):
+            error = future.exception() if status == "error" else None
             self._emit(Failed(task, self._explained(error)))
             return
         brought = batch.brought.pop(task, [])

@@ -62,8 +62,7 @@ def work(draft, rng):
 
 @pytest.fixture
 def job(work, processes, tmp_path):
-    """On the cluster of processes, when all are there again."""
-    processes.wait_for_workers(2, timeout=60)
+    """On the cluster of processes."""
     circuit, inputs, operands, outputs, _ = work
     folders, cluster = Folders.of(tmp_path / "run"), Cluster.of(processes)
     return Job(

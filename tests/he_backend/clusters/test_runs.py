@@ -132,10 +132,10 @@ def test_workers_that_do_nothing_any_more_end_the_run(job, processes):
     stopped: list[int] = []
 
     def stop(progress):
-        if progress.processes and progress.tasks_done >= 8 and not stopped:
-            stopped.extend(worker_pids(processes))
-            for pid in stopped:
+        if progress.processes and progress.tasks_done >= 8:
+            for pid in set(worker_pids(processes)) - set(stopped):  # others may come back
                 os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
 
     try:
         with pytest.raises(ClusterError, match="no worker of the cluster has finished a task"):
