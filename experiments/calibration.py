@@ -7,7 +7,9 @@ fitted to the seconds of each.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.errors import ExperimentError
+from experiments.machines import BOOTSTRAPPING
 from he_backend.machines.measuring import Measured, Timing, measure
 from he_backend.machines.table import find
 from hesim.circuit.costs.table import (
@@ -25,9 +28,9 @@ from hesim.circuit.costs.table import (
     ring_size,
 )
 from hesim.errors import ParameterError
-from hesim.params import CKKSParams, largest_levels
+from hesim.params import CKKSParams, InsecureParametersWarning, largest_levels
 
-__all__ = ["Timing", "calibrate", "calibrate_and_show", "fitted", "rings"]
+__all__ = ["Timing", "calibrate", "calibrate_and_show", "fitted", "rings", "working_rings"]
 
 
 def rings(smallest: int = 13, largest: int = 15, digits: int | None = None) -> list[CKKSParams]:
@@ -43,13 +46,26 @@ def rings(smallest: int = 13, largest: int = 15, digits: int | None = None) -> l
     return found
 
 
+def working_rings(smallest: int, largest: int) -> list[CKKSParams]:
+    """Rings with the chain that a machine which bootstraps works on, small ones too: no time
+    depends on security, but all on the size of digits.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InsecureParametersWarning)
+        return [
+            dataclasses.replace(BOOTSTRAPPING, log_n=log_n, security=None)
+            for log_n in range(smallest, largest + 1)
+        ]
+
+
 def calibrate_and_show(out: Path, log_n: tuple[int, int], backend: str, console: Console) -> None:
     """The command: writes the table of a machine, and prints milliseconds at N = 2^14 by level.
 
     Raises:
       ExperimentError: no secure ring lies between the two.
     """
-    chosen = rings(*log_n, find(backend).digits)
+    row = find(backend)
+    chosen = working_rings(*log_n) if row.bootstraps else rings(*log_n, row.digits)
     if not chosen:
         raise ExperimentError(
             f"no ring from 2^{log_n[0]} to 2^{log_n[1]} is secure with 40-bit primes; take log N "

@@ -16,7 +16,7 @@ from he_backend.errors import BackendError
 from he_backend.processes.tasks import Schedule, Task, plan
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.costs.memory import staying_bytes
-from hesim.circuit.costs.table import current
+from hesim.circuit.costs.table import current, suited
 from hesim.circuit.sizes import available
 
 __all__ = ["bytes_seconds", "decrypted_outputs", "encoded_seconds", "expected_seconds"]
@@ -68,8 +68,9 @@ def expected_seconds(
             raise BackendError(f"{name}={count!r} must be a whole number, at least 1")
     decrypt, carried = decrypted_outputs(circuit)
     schedule = plan(circuit, decrypt, task_seconds, follows=again and bool(carried))
-    encoded = encoded_seconds(circuit, schedule) if again else {}
-    works = [_work(circuit, schedule, task, workers, encoded) for task in schedule.tasks]
+    with suited(circuit.params.digits):
+        encoded = encoded_seconds(circuit, schedule) if again else {}
+        works = [_work(circuit, schedule, task, workers, encoded) for task in schedule.tasks]
     return _simulated(schedule, works, {"worker": workers, "client": clients, "server": 1}, cores)
 
 

@@ -6,6 +6,7 @@ methods that any machine has.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -109,7 +110,8 @@ def _calls(machine: Any, level: int) -> Iterator[tuple[str, int, Callable[[], An
     yield "encode", 1, lambda: machine.encode(vectors[0][order] + next(fresh), level, _SCALE)
     yield "encode_scalar", 1, lambda: machine.encode(next(fresh), level, _SCALE)
     yield "add_plain", 1, lambda: machine.add_plain(a, plains[0])
-    yield "rotate", 1, lambda: machine.rotate(a, 1)
+    others = itertools.cycle(ciphers[:2])  # of one ciphertext, rotations may share work
+    yield "rotate", 1, lambda: machine.rotate(next(others), 1)
     rows = rng.uniform(-1, 1, (_TERMS, _TERMS))
     for count in (2, _TERMS):
         some, whole = ciphers[:count], ones[:count]

@@ -14,6 +14,7 @@ from hesim.circuit.aims.aim import Aim
 from hesim.circuit.builder import Overspent
 from hesim.circuit.candidate import Candidate
 from hesim.circuit.circuit import Circuit
+from hesim.circuit.costs.table import suited
 from hesim.circuit.limits.remarks import expected, unfilled
 from hesim.circuit.packing.lowering import PackedLowering, lowerings
 from hesim.circuit.packing.operations import Operation
@@ -138,7 +139,8 @@ def compile(
         raise ArgumentError(
             "results are carried in layouts that compile chooses: leave out layouts"
         )
-    with watching(progress) as watch, sizes.limited(aim.memory):
+    costs = suited(params.digits)
+    with costs, watching(progress) as watch, sizes.limited(aim.memory):
         watch.expect(expected(program))
         others: list[Candidate] | None = None if aim.memory is None else []
         plan = planned_for(

@@ -9,7 +9,7 @@ import pytest
 
 import hesim
 from experiments import calibration
-from experiments.calibration import Timing, fitted, rings
+from experiments.calibration import Timing, fitted, rings, working_rings
 from he_backend.errors import BackendError
 from he_backend.machines.measuring import measure
 from hesim.circuit.costs.table import OPERATIONS, CostTable
@@ -81,3 +81,12 @@ def test_what_fails_elsewhere_is_said():
         params = hesim.CKKSParams(11, 2, 40, 50, 60, security=None, digits=3)
     with pytest.raises(BackendError, match="measuring pyfhel failed.*leave out digits=3"):
         measure("pyfhel", params)
+
+
+def test_a_machine_that_bootstraps_is_timed_on_the_chain_that_it_works_on():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = working_rings(13, 14)
+    assert [(p.log_n, p.levels, p.digits, p.scale_bits) for p in found] == [
+        *((13, 9, 2, 59), (14, 9, 2, 59)),
+    ]

@@ -2,7 +2,8 @@
 `hesim calibrate-costs` and kept in a file.
 
 The table in use is the one that `using` names, else that in the file that the environment variable
-HESIM_COSTS names, else the one that is shipped: Pyfhel 3.5 on an x86-64 core. Imports no JAX.
+HESIM_COSTS names, else the one that is shipped: Pyfhel 3.5 on an x86-64 core, and for plans of
+rings with digits OpenFHE 1.6 on the like. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ __all__ = [
     "current",
     "inherited",
     "ring_size",
+    "suited",
     "using",
 ]
 
 VARIABLE = "HESIM_COSTS"
 """Environment variable with the path of a table."""
 
-_SHIPPED = "x86_64.json"
+_SHIPPED = {False: "x86_64.json", True: "x86_64_openfhe.json"}
+"""By whether keys are switched in digits of several primes."""
+
 _FORMAT = 1
 
 OPERATIONS: Mapping[str, bool] = {
@@ -170,9 +174,11 @@ class CostTable:
             return cls._of(json.loads(Path(path).read_text(encoding="utf-8")))
 
     @classmethod
-    def shipped(cls) -> CostTable:
-        """Of Pyfhel 3.5 (SEAL 4.1) on an x86-64 core of the 2020s."""
-        text = importlib.resources.files("hesim.circuit.costs").joinpath(_SHIPPED)
+    def shipped(cls, *, digits: bool = False) -> CostTable:
+        """Of Pyfhel 3.5 (SEAL 4.1) on an x86-64 core of the 2020s; where keys are switched in
+        `digits` of several primes, of OpenFHE 1.6 on one, at the levels that bootstraps leave.
+        """
+        text = importlib.resources.files("hesim.circuit.costs").joinpath(_SHIPPED[digits])
         return cls._of(json.loads(text.read_text(encoding="utf-8")))
 
     @classmethod
@@ -206,6 +212,24 @@ def using(table: CostTable | None) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+@contextlib.contextmanager
+def suited(digits: int | None) -> Iterator[None]:
+    """Within it, the table in use is that of a library which switches keys in so many digits, if
+    nobody named another.
+    """
+    with using(None if digits is None or _named() else _of_openfhe()):
+        yield
+
+
+def _named() -> bool:
+    return _chosen.get() is not None or bool(os.environ.get(VARIABLE))
+
+
+@functools.lru_cache(maxsize=1)
+def _of_openfhe() -> CostTable:
+    return CostTable.shipped(digits=True)
 
 
 def current() -> CostTable:

@@ -111,3 +111,15 @@ def test_what_stays_encoded_for_batch_after_batch_is_bounded_and_predicted(progr
         run_bytes(circuit.params, circuit.ledger, 1, 1, None, n) - alone for n in (0, 100, free)
     ]
     assert held == [0, 100, circuit.ledger.plaintext_bytes] and held[2] > 100
+
+
+def test_rings_with_digits_are_planned_by_the_costs_of_their_library(tmp_path, monkeypatch):
+    with pytest.warns(hesim.params.InsecureParametersWarning):
+        params = hesim.CKKSParams(11, 3, 40, 50, 60, security=None, digits=2)
+    program = hesim.trace(lambda x: x * x, np.ones(8))
+    assert "OpenFHE" in hesim.compile(program, params).ledger.costs
+    with using(CostTable.shipped()):
+        assert "OpenFHE" not in hesim.compile(program, params).ledger.costs
+    CostTable.shipped().save(tmp_path / "own.json")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "own.json"))
+    assert "OpenFHE" not in hesim.compile(program, params).ledger.costs
