@@ -228,7 +228,7 @@ def test_special_primes_of_digits_count_for_security():
 def test_digits_are_told_only_where_there_are_some():
     plain = CKKSParams(14, 7, 40, 50, 60)
     assert "digits" not in plain.fields and CKKSParams(**plain.fields) == plain
-    assert dataclasses.asdict(plain) == {**plain.fields, "digits": None}
+    assert dataclasses.asdict(plain) == {**plain.fields, "digits": None, "continues": None}
 
 
 @pytest.mark.parametrize(
@@ -244,3 +244,29 @@ def test_digits_are_told_only_where_there_are_some():
 def test_digits_that_cannot_be_are_refused(change, said):
     with pytest.raises(ParameterError, match=said):
         CKKSParams(**{**CKKSParams(14, 5, 40, 50, 60).fields, **change})
+
+
+def test_a_chain_that_continues_another_begins_with_its_primes_and_scale():
+    sizes = {"log_n": 16, "scale_bits": 59, "first_bits": 60, "special_bits": 60}
+    short = CKKSParams(levels=9, digits=2, **sizes)
+    chain = CKKSParams(levels=22, digits=4, continues=9, **sizes)
+    assert chain.primes[:10] == short.primes and len(set(chain.primes)) == 23
+    for level in range(10):
+        assert chain.scale(level) == pytest.approx(short.scale(level), rel=2.0**-25)
+    assert chain.fields["continues"] == 9 and "continues" not in short.fields
+    assert CKKSParams(**chain.fields) == chain
+    with pytest.raises(ParameterError, match="continues=3 needs digits"):
+        CKKSParams(14, 5, 40, 50, 60, continues=3)
+    with pytest.raises(ParameterError, match="ends below the top"):
+        CKKSParams(15, 5, 40, 50, 60, digits=2, continues=5)
+
+
+@pytest.mark.parametrize("log_n", [11, 13, 16])
+def test_first_and_top_prime_cancel_what_they_are_off_their_powers(log_n):
+    """OpenFHE's bootstrap is off by the square of the one over the other."""
+    with pytest.warns(InsecureParametersWarning):
+        chain = CKKSParams(log_n, 18, 59, 60, 60, security=None, digits=4, continues=5)
+    first, top = chain.primes[0], chain.primes[-1]
+    off = 2 * (1 - first / 2**60) + (top / 2**59 - 1)
+    # A correction of 2^13 makes of it, times some multiples, less than half a bit of the noise.
+    assert abs(off) < 2.0**-43 and chain.scale(18) == float(top)
