@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 from hesim.circuit import gains
 from hesim.circuit.packing.wishes import LINEAR, expected_gains, numbers, public_product
@@ -25,6 +25,9 @@ _WAYS = 4
 
 _ROUNDS = 2
 """Passes through the program: what makes a value smaller may make room for another."""
+
+_MOST_LOOKED_AT = 2_000_000
+"""Operations that are looked at, about six seconds of them, after which gains stay as they are."""
 
 _SLACK = 3.0
 """Bits by which values that are not refreshed may be larger, where it is known which are."""
@@ -83,6 +86,7 @@ class _Fitting:
         self._made = {v.id: eqn for eqn in program.ops for v in eqn.outputs}
         self._fixed = frozenset(wished)
         self._wished = dict(wished) | dict(start or {})
+        self._ways, self._left = self._all_ways(), _MOST_LOOKED_AT
         self._gains = self._expected(self._wished)
         self._judgement = self._judged(self._gains)
 
@@ -99,11 +103,11 @@ class _Fitting:
         over = self._over(number, self._gains)
         if over is None or -1.0 < over <= 0.0:
             return
-        ways = self._ways(number)
+        ways = self._ways.get(number, [])
         if over <= 0.0 and self._refreshed is None:  # others may need it as it is
-            ways = iter([frozenset([number])] if self._free(number) else [])
+            ways = [frozenset([number])] if self._free(number) else []
         bits = range(math.ceil(over), 0, 1 if over < 0.0 else -1)
-        for group, by in itertools.product(itertools.islice(ways, _WAYS), bits):
+        for group, by in itertools.product(ways, bits):
             if self._try(group, 2.0**by):
                 return
 
@@ -118,6 +122,9 @@ class _Fitting:
         """Gives these results gains so many times as large if that takes no more levels and makes
         it better.
         """
+        self._left -= len(self._made)
+        if self._left < 0:
+            return False
         trial = self._wished | {v: self._gains[v] * factor for v in group}
         found = self._expected(trial)
         levels, excess, lost = self._judged(found)
@@ -159,22 +166,24 @@ class _Fitting:
             return eqn.params["poly"].degree > 0
         return public_product(eqn, self._publics)
 
-    def _ways(self, number: int) -> Iterator[frozenset[int]]:
-        """Sets of free values each of which hands a gain on to a value."""
-        eqn = self._made.get(number)
-        if self._free(number):
-            yield frozenset([number])
-        elif eqn is not None:
+    def _all_ways(self) -> dict[int, list[frozenset[int]]]:
+        """By value id, sets of free values each of which hands a gain on to it, a few."""
+        found: dict[int, list[frozenset[int]]] = {}
+        for number, eqn in self._made.items():
+            if self._free(number):
+                found[number] = [frozenset([number])]
+                continue
             secret = [v.id for v in eqn.inputs if isinstance(v, Var) and v.encrypted]
-            distinct = list(dict.fromkeys(secret))
+            parts = [found.get(v, []) for v in dict.fromkeys(secret)]
             linear = eqn.name in LINEAR or PRIMITIVES[eqn.name].moves
-            if len(distinct) == 1 and (linear or len(secret) == 1):
-                yield from self._ways(distinct[0])
-            elif len(distinct) > 1 and linear:
-                parts = [list(itertools.islice(self._ways(v), _WAYS)) for v in distinct]
-                yield from (frozenset().union(*pick) for pick in itertools.product(*parts))
-            elif len(distinct) > 1:
-                yield from itertools.chain.from_iterable(map(self._ways, distinct))
+            if linear and parts:
+                ways = (frozenset().union(*pick) for pick in itertools.product(*parts))
+            elif len(parts) > 1 or len(secret) == 1 and eqn.name != "polynomial":
+                ways = itertools.chain.from_iterable(parts)
+            else:  # a square hands on the square of a gain
+                ways = iter(())
+            found[number] = list(itertools.islice(ways, _WAYS))
+        return found
 
 
 def _levels(eqn: Equation, secret: list[float]) -> int:
