@@ -21,8 +21,13 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("module", MODULES)
+ON_DASK = [f"he_backend.clusters.{name}" for name in ("crew", "evaluating", "server")]
+
+
+@pytest.mark.parametrize("module", [*MODULES, *ON_DASK])
 def test_imports_no_jax(module):
+    if module in ON_DASK:
+        pytest.importorskip("distributed", reason="Dask's distributed is not installed")
     code = (
         f"import sys, {module}, he_backend.machines.pyfhel.machine\n"
         "loaded = {'jax', 'jaxlib', 'flax', 'models'} & set(sys.modules)\n"
