@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def test_rows_of_a_stack_stay_where_they_are():
     (op,) = operations(program, axes)
     apart = Coordinate(1, 2, 1)
     row = Layout((64, 2), (Coordinate(GAP, 16), Coordinate(0, 64, 1)), (apart,)).canonical()
-    found = list(moved(_setting(program, axes, 1024), op, (row,) * 5))
+    found = list(moved(_setting(program, axes, 1024, {}, math.inf), op, (row,) * 5))
     whole = [offer for offer in found if offer.outs[0].ciphertexts == 1]
     vectors = [
         sum(
