@@ -226,8 +226,12 @@ def test_the_figures_show_fronts_rings_and_pairs(folder: Path):
 
 
 def test_the_report_command_answers_and_other_folders_refuse_the_question(
-    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv("COLUMNS", "300")  # messages stay on one line, however long a path is
     with pytest.raises(SystemExit) as ended:
         main(["report", str(folder), "--accuracy", "73"])
     assert ended.value.code == 0
