@@ -278,8 +278,8 @@ def _measured() -> str:
 
 
 def _openfhe_seconds(chain: CKKSParams) -> float:
-    """Of a bootstrap with all slots on one core: 15 at N = 2^16 and 22 levels, and as transforms
+    """Of a bootstrap with all slots on one core: 10.4 at N = 2^16 and 22 levels, and as transforms
     and key switches shrink.
     """
     transforms = chain.n * chain.log_n / (2.0**16 * 16)
-    return 15.0 * transforms * ((chain.levels + 1) / 23) ** 1.5
+    return 10.4 * transforms * ((chain.levels + 1) / 23) ** 1.5
