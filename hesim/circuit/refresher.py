@@ -16,7 +16,14 @@ from hesim.errors import ParameterError
 from hesim.noise.bootstrap import LAWS, law
 from hesim.params import CKKSParams, InsecureParametersWarning, largest_levels
 
-__all__ = ["BOOTSTRAP_SECONDS", "KEY_HOLDER", "Refresher", "bootstrap", "openfhe_bootstrap"]
+__all__ = [
+    "BOOTSTRAP_SECONDS",
+    "KEY_HOLDER",
+    "MODULAR_LEVELS",
+    "Refresher",
+    "bootstrap",
+    "openfhe_bootstrap",
+]
 
 BOOTSTRAP_SECONDS = 10.0
 """Price of a bootstrap of one ciphertext on a CPU: about what open libraries need at N = 2^16."""
@@ -215,7 +222,7 @@ def openfhe_bootstrap(
         raise ParameterError(
             "OpenFHE switches keys in digits of several primes: give the parameters digits=2 or so"
         )
-    own = _OPENFHE_DEPTH + budget[0]
+    own = MODULAR_LEVELS + budget[0]
     own_digits = _own_digits(params, own) if digits is None else digits
     found = Refresher(
         "OpenFHE bootstrap",
@@ -232,8 +239,8 @@ def openfhe_bootstrap(
 
 
 _OPENFHE_SCALE_BITS = 59
-_OPENFHE_DEPTH = 10
-"""Levels of the modular reduction with a sparse secret, besides those of `budget`."""
+MODULAR_LEVELS = 10
+"""Levels of OpenFHE's modular reduction with a sparse secret, between the two linear maps."""
 
 _LEAST_DIGITS = 3
 _MOST_DIGITS = 12

@@ -21,14 +21,11 @@ from he_backend.machines.openfhe.contexts import context
 from he_backend.machines.openfhe.library import openfhe
 from he_backend.machines.openfhe.pairs import Pair
 from he_backend.machines.openfhe.wire import Wire
-from hesim.circuit.refresher import Refresher
+from hesim.circuit.refresher import MODULAR_LEVELS, Refresher
 from hesim.noise.bootstrap import law
 from hesim.params import CKKSParams
 
 __all__ = ["Bootstraps"]
-
-_MODULAR = 10
-"""Levels that OpenFHE's modular reduction takes with a sparse secret, besides the way up."""
 
 
 class Bootstraps:
@@ -54,7 +51,7 @@ class Bootstraps:
         self.keyed = False
         self._public: Any = None
         self._params = params
-        budget = [refresher.own_levels - _MODULAR, refresher.min_input_level - 1]
+        budget = [refresher.own_levels - MODULAR_LEVELS, refresher.min_input_level - 1]
         correction = None if refresher.error is None else law(refresher.error).sine_bits
         if correction is None or min(budget) < 1:
             raise BackendError(

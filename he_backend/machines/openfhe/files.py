@@ -42,12 +42,16 @@ def write_rotations(path: Path, tag: str) -> None:
 
 def read_public(path: Path) -> Any:
     """The public key in a file. All of these raise BlobError where OpenFHE finds it malformed."""
-    return _read(path, lambda: openfhe.DeserializePublicKeyString(_held(path), openfhe.BINARY))
+    return _read(
+        path, lambda: openfhe.DeserializePublicKeyString(path.read_bytes(), openfhe.BINARY)
+    )
 
 
 def read_secret(path: Path) -> Any:
     """The secret key in a file."""
-    return _read(path, lambda: openfhe.DeserializePrivateKeyString(_held(path), openfhe.BINARY))
+    return _read(
+        path, lambda: openfhe.DeserializePrivateKeyString(path.read_bytes(), openfhe.BINARY)
+    )
 
 
 def read_relinearization(path: Path) -> None:
@@ -64,10 +68,6 @@ def forget() -> None:
     """Let go of all evaluation keys of this process."""
     openfhe.ClearEvalMultKeys()
     openfhe.CryptoContext.ClearEvalAutomorphismKeys()
-
-
-def _held(path: Path) -> bytes:
-    return path.read_bytes()
 
 
 def _streamed(path: Path, write: Callable[..., bool], tag: str) -> None:

@@ -369,7 +369,8 @@ class NativeMachine:
         return self._cipher(handle, level, scale, components)
 
     def check_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> None:
-        self.from_bytes(blob, level, scale, components)
+        checks.fits_level(self.params, level, scale)
+        self._wire.check(blob, level, scale, components, self.slots)
 
     def cipher_size(self, components: int, level: int) -> int:
         return self._wire.size(components, level)

@@ -163,7 +163,7 @@ class RemoteMachine:
         return self._call("from_bytes", bytes(blob), level, scale, components)
 
     def check_bytes(self, blob: bytes, level: int, scale: float, components: int = 2) -> None:
-        self.from_bytes(blob, level, scale, components)
+        self._call("check_bytes", bytes(blob), level, scale, components)
 
     def cipher_size(self, components: int, level: int) -> int:
         return self._call("cipher_size", components, level)

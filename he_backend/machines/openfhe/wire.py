@@ -69,7 +69,15 @@ class Wire:
         return self._header(level, scale, len(residues), slots) + residues.astype("<u8").tobytes()
 
     def read(self, blob: bytes, level: int, scale: float, components: int, slots: int) -> Any:
-        """The ciphertext in `blob`; its level and scale are still the skeleton's.
+        """The ciphertext in `blob`; its level and scale are still the skeleton's. Raises as `check`
+        does.
+        """
+        return self.handle(self.check(blob, level, scale, components, slots), slots)
+
+    def check(
+        self, blob: bytes, level: int, scale: float, components: int, slots: int
+    ) -> np.ndarray:
+        """The residues in `blob`, as `residues` returns them.
 
         Raises:
           BlobError: the bytes are not the ciphertext that was announced.
@@ -85,7 +93,7 @@ class Wire:
         primes = np.array(self.params.primes[: level + 1], np.uint64)
         if np.any(found.max(axis=2) >= primes):
             raise BlobError("the ciphertext has residues that no reduction leaves: it is damaged")
-        return self.handle(found, slots)
+        return found
 
     def handle(self, residues: np.ndarray, slots: int) -> Any:
         """A ciphertext of these residues; its level is theirs, its scale still the skeleton's."""
