@@ -80,7 +80,7 @@ def within(
       OverBudgetError: not even with the fewest keys do they fit.
     """
     count = len(data["kind"])
-    peak, keys = peak_bytes(params, data, packs, slots, refresher)
+    peak, _ = peak_bytes(params, data, packs, slots, refresher)
     if peak <= memory:
         return data, np.arange(count)
     each = current().key_factor * params.key_bytes()
@@ -92,7 +92,7 @@ def within(
         if steps is None:
             break
         found, number = composed(data, steps, slots)
-        peak, keys = peak_bytes(params, found, packs, slots, refresher)
+        peak, _ = peak_bytes(params, found, packs, slots, refresher)
         if peak <= memory:
             return found, number
         fixed = peak - each * (len(steps) if steps else 0)
@@ -102,7 +102,7 @@ def within(
         f"{name} takes at least {least / 1e6:,.0f} MB to evaluate under {params}, and "
         f"memory={memory:,} bytes: of these, {(fixed - each * relinearizes) / 1e6:,.0f} MB are the "
         f"machine, ciphertexts and plaintexts{boots}, and each key takes {each / 1e6:,.1f} MB "
-        f"({keys / params.key_bytes():.0f} without a limit). Use more memory, fewer levels, a "
+        f"({len(uses) + relinearizes} without a limit). Use more memory, fewer levels, a "
         "smaller ring or a smaller batch.",
         least,
         memory,

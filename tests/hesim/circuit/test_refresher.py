@@ -10,7 +10,13 @@ import pytest
 import hesim
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
-from hesim.errors import LayoutError, LevelError, ParameterError, ValueOverflowWarning
+from hesim.errors import (
+    LayoutError,
+    LevelError,
+    OverBudgetError,
+    ParameterError,
+    ValueOverflowWarning,
+)
 from hesim.noise.bootstrap import in_slots, law, log2_overflow
 from hesim.params import SECURITY_LIMITS
 
@@ -213,3 +219,11 @@ def test_a_circuit_errs_by_the_law_of_its_slots():
     for name in ("openfhe_n11_cf9_s1024", "openfhe_n11_cf9_s0", "openfhe_n9_cf9_s8"):
         with pytest.raises(ParameterError, match="there is no bootstrap law"):
             law(name)
+
+
+def test_keys_of_bootstraps_are_not_counted_among_those_of_a_plan():
+    params = openfhe_ring()
+    program = hesim.trace(lambda x: hesim.refresh(x * x) * x, np.linspace(-1, 1, 8))
+    refresher = hesim.openfhe_bootstrap(params)
+    with pytest.raises(OverBudgetError, match=r"MB \(1 without a limit\)"):
+        hesim.compile(program, params, refresher=refresher, memory=10_000_000)
