@@ -90,7 +90,6 @@ class Candidate:
         self.lowered = lowered
         self.program, self.builder = lowered.program, lowered.builder
         self._params = params
-        self._ring = params.log_n, params.levels
         b = self.builder
         one = np.zeros((1, 1), np.int32)
         self.unit = b.pack(
@@ -107,7 +106,7 @@ class Candidate:
             self.aim.price,
             self.aim.refresher,
             rounds=self.aim.rounds,
-            floors=self._floors(params),
+            floors=self._floors(),
             carried=self._stages_carried(),
             dear=self._dear(),
         )
@@ -130,7 +129,7 @@ class Candidate:
         op = self.program.ops[source]
         return f"{op.name} at {op.source}" if op.source else op.name
 
-    def _floors(self, params: CKKSParams) -> dict[int, int]:
+    def _floors(self) -> dict[int, int]:
         """By source of the stages, the lowest level at which their outputs hold their values."""
         wanted = dict(self.aim.contents)
         first = {eqn.outputs[0].id: k for k, eqn in enumerate(self.program.ops)}
@@ -142,7 +141,7 @@ class Candidate:
             for n in self.lowered.nodes(v) if value else ():
                 source = self.builder.stages[self.builder.nodes[n].stage].source
                 wanted[source] = max(wanted.get(source, 0.0), held)
-        return {source: self._floor(params, source, held) for source, held in wanted.items()}
+        return {source: self._floor(source, held) for source, held in wanted.items()}
 
     def _dear(self) -> dict[int, float]:
         """By stage whose outputs are not of the size that a refresh is made for, times what it
@@ -162,7 +161,8 @@ class Candidate:
         over = {s: x / most for s, x in {**inside, **held}.items() if x > most}
         return found | {s: 1.0 + math.ceil(math.log2(x)) for s, x in over.items()}
 
-    def _floor(self, params: CKKSParams, source: int, held: float) -> int:
+    def _floor(self, source: int, held: float) -> int:
+        params = self._params
         for level in range(params.levels + 1):
             if params.capacity(level) >= SPARE * held:
                 return level
@@ -253,7 +253,8 @@ class Candidate:
 
     def fits(self, params: CKKSParams) -> bool:
         """Whether these parameters have the ring and the levels that it was made for."""
-        return self._ring == (params.log_n, params.levels)
+        own = self._params
+        return (own.log_n, own.levels) == (params.log_n, params.levels)
 
     def circuit(self, params: CKKSParams) -> Circuit:
         """Settles the levels and emits the instructions, for parameters that it `fits`.
@@ -263,7 +264,7 @@ class Candidate:
         """
         if not self.fits(params):
             raise ParameterError(
-                f"planned for log2 N and levels {self._ring}, not for {params}: plan again"
+                f"planned for {self._params}, not for the ring or levels of {params}: plan again"
             )
         b, program = self.builder, self.program
         emitted = emission.emit(b, params, self.settled, self.planner.live, self.unit)

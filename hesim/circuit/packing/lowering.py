@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -102,7 +101,7 @@ class PackedLowering:
         )
         if wished == s.wishes:
             return None
-        return self._with(wishes=wished, gains=expected_gains(program, publics, wished))
+        return self._with(wished, s.applied)
 
     def scaled(
         self, values: Mapping[int, float], most: float, refreshed: Collection[int]
@@ -118,12 +117,12 @@ class PackedLowering:
                 applied[v] = gain * 2.0 ** math.ceil(math.log2(over))
         if applied == self.setting.applied:
             return None
-        wished = dict(self.setting.wishes) | applied
-        gains = expected_gains(self.program, self.publics, wished)
-        return self._with(applied=applied, gains=gains)
+        return self._with(self.setting.wishes, applied)
 
-    def _with(self, **changes: Any) -> PackedLowering:
-        return PackedLowering(replace(self.setting, **changes), self.plan, *self._made_for)
+    def _with(self, wished: Mapping[int, float], applied: Mapping[int, float]) -> PackedLowering:
+        found = expected_gains(self.program, self.publics, {**wished, **applied})
+        setting = replace(self.setting, wishes=wished, applied=applied, gains=found)
+        return PackedLowering(setting, self.plan, *self._made_for)
 
     def _handed_on(self, pair: Pair) -> HandedOn:
         """A carried result as its argument lies, refreshed to where that starts from."""
