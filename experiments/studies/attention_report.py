@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.studies.attention import WAYS, Run, Twin
-from experiments.studies.glue_report import interval
+from experiments.studies.shown import interval, ruled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,10 +48,7 @@ def table(runs: Sequence[Run]) -> str:
             else:
                 cells = ("-",) * 11
             lines.append((first, WAYS[name].label, exact, *cells, str(len(found))))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    rows = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
-    rows = [row.rstrip() for row in rows]
-    return "\n".join([rows[0], "-" * max(map(len, rows)), *rows[1:], *_NOTES])
+    return "\n".join([ruled(lines), *_NOTES])
 
 
 def _cells(runs: Sequence[Run], twins: Sequence[Twin]) -> tuple[str, ...]:

@@ -3,50 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
 from experiments.studies.glue import COLUMNS, TASKS, Run
-from hesim.errors import ArgumentError
+from experiments.studies.shown import Interval, interval, ruled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Interval", "Loss", "counted_tasks", "interval", "loss", "plot", "summary", "table"]
+__all__ = ["Loss", "counted_tasks", "loss", "plot", "summary", "table"]
 
 LEARNT = 5.0
 """Points by which Full with softmax must beat the most frequent label for a task to count."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A mean over `count` values and the half-width of its 95 % interval by Student's t, infinite
-    for one value.
-    """
-
-    mean: float
-    half: float
-    count: int
-
-    def __str__(self) -> str:
-        if self.count < 2:
-            return f"{self.mean:.1f}"
-        return f"{self.mean:.1f} ± {self.half:.1f}"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """ArgumentError for no values."""
-    if not values:
-        raise ArgumentError("no values to take the mean of")
-    found, n = np.asarray(values, float), len(values)
-    half = math.inf
-    if n > 1:
-        half = float(stats.t.ppf(0.975, n - 1)) * float(found.std(ddof=1)) / math.sqrt(n)
-    return Interval(float(found.mean()), half, n)
 
 
 def counted_tasks(runs: Sequence[Run]) -> list[str]:
@@ -114,9 +85,7 @@ def table(runs: Sequence[Run]) -> str:
         counts = [sum(run.column == name for run in own) for name in columns]
         seeds = [str(n) for n in sorted({n for n in counts if n})]
         lines.append([*cells, " to ".join([seeds[0], seeds[-1]][: len(seeds)])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    rows = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join(row.rstrip() for row in [rows[0], "-" * len(rows[0]), *rows[1:]])
+    return ruled(lines)
 
 
 def summary(runs: Sequence[Run]) -> str:

@@ -12,14 +12,12 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 import hesim
 from experiments.errors import ExperimentError
@@ -34,6 +32,7 @@ from experiments.studies.blind import (
     measure,
     reviews,
 )
+from experiments.studies.shown import interval
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from hesim.files import write_whole
 from hesim.params import CKKSParams
@@ -177,15 +176,12 @@ def difference(arms: Sequence[Arm], score: str = "encrypted_score") -> dict[str,
     by_seed: dict[int, dict[bool, float]] = {}
     for arm in arms:
         by_seed.setdefault(arm.seed, {})[arm.noise] = float(getattr(arm, score))
-    each = np.array([pair[True] - pair[False] for pair in by_seed.values() if len(pair) == 2])
-    if not len(each):
+    each = [pair[True] - pair[False] for pair in by_seed.values() if len(pair) == 2]
+    if not each:
         raise ExperimentError("no seed has both of its trainings: run the study first")
-    half = math.inf
-    if len(each) > 1:
-        quantile = float(stats.t.ppf(0.975, len(each) - 1))
-        half = quantile * float(each.std(ddof=1)) / math.sqrt(len(each))
-    mean = float(each.mean())
-    return {"seeds": float(len(each)), "mean": mean, "low": mean - half, "high": mean + half}
+    found = interval(each)
+    low, high = found.mean - found.half, found.mean + found.half
+    return {"seeds": float(found.count), "mean": found.mean, "low": low, "high": high}
 
 
 def table(arms: Sequence[Arm], backend: str = DEFAULT_MACHINE) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.studies.glue_report import interval
 from experiments.studies.penalty import Arm
+from experiments.studies.shown import interval
 from models.sites.sites import Range, is_norm
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from experiments.errors import ExperimentError
 from experiments.lock import alone_in
 from experiments.studies import glue as glue_study
 from experiments.studies.glue import COLUMNS, GlueStudy, Run, read_runs, run_glue, write_csv
-from experiments.studies.glue_report import counted_tasks, interval, loss, plot, summary, table
+from experiments.studies.glue_report import counted_tasks, loss, plot, summary, table
+from experiments.studies.shown import interval
 from experiments.studies.tasks import Stopped
 from experiments.training.distil import read_distilling
 from experiments.training.finetune_settings import GLUE_TABLE, TaskSettings, read_table

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.studies.shown import ruled
 from experiments.studies.tradeoff.folder import Results, load_results
 from experiments.studies.tradeoff.knobs import KNOBS
 from experiments.studies.tradeoff.plots import plot_checks, plot_fronts, plot_interactions
@@ -86,7 +87,7 @@ def configurations_table(results: Results, points: Sequence[Point]) -> str:
                 _cut(p.knobs.label(results.reference)),
                 ("K" if p.knobs.interactive else "B") + ("*" if id(p) in best else ""),
                 f"{p.score}" + ("" if p.sound else " !"),
-                f"{p.change.mean:+.1f}" + _half(p.change.half),
+                f"{p.change:+.1f}",
                 f"{p.exact:.1f}",
                 *(("-", "-", "-") if one is None else _counts(one)),
                 "-" if p.many is None else f"{p.many.seconds / p.many.sentences:.2f}",
@@ -95,7 +96,7 @@ def configurations_table(results: Results, points: Sequence[Point]) -> str:
                 "yes" if (p.task, p.knobs) in checked else "",
             )
         )
-    return _columns(lines)
+    return ruled(lines)
 
 
 def answers(results: Results, points: Sequence[Point], question: Question = Question()) -> str:
@@ -127,7 +128,7 @@ def _dominating(results: Results, points: Sequence[Point]) -> str:
     found = dominating(points, results.reference)
     if not found:
         return "No configuration dominates the reference."
-    first = [f"  {_point(results, p)}, {_change(p)}" for p in found[:5]]
+    first = [f"  {_point(results, p)}, change {p.change:+.1f}" for p in found[:5]]
     more = [f"  and {len(found) - 5} others"] if len(found) > 5 else []
     head = (
         f"{len(found)} configurations dominate the reference: fewer levels and seconds, refreshed "
@@ -170,7 +171,7 @@ def _checks(results: Results) -> str:
         f"Spearman's rank correlation of predicted with measured, {good} checks: seconds "
         f"{found['seconds']:.3f}, error {found['error']:.3f}"
     )
-    return f"{_columns(lines)}\n{said}"
+    return f"{ruled(lines)}\n{said}"
 
 
 def write_csv(results: Results, path: str | Path) -> None:
@@ -222,14 +223,6 @@ def _point(results: Results, p: Point | None) -> str:
     return f"{_cut(p.knobs.label(results.reference))}: {p.score}; {costs}"
 
 
-def _change(p: Point) -> str:
-    return f"change {p.change.mean:+.1f}{_half(p.change.half)}"
-
-
-def _half(half: float) -> str:
-    return f" ± {half:.1f}" if math.isfinite(half) else ""
-
-
 def _counts(cost: Cost) -> tuple[str, str, str]:
     return f"{cost.depth:,}", f"{cost.refreshes:,}", f"{cost.seconds:,.1f}"
 
@@ -240,13 +233,3 @@ def _number(value: float) -> str:
 
 def _cut(label: str) -> str:
     return label if len(label) <= _WIDEST else label[: _WIDEST - 3] + "..."
-
-
-def _columns(lines: Sequence[Sequence[str]]) -> str:
-    """Aligned, under a rule below the first line."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([rows[0], "-" * max(map(len, rows)), *rows[1:]])

@@ -15,14 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from experiments.studies.shown import Interval, interval
 from experiments.studies.tradeoff.knobs import Knobs
 from experiments.studies.tradeoff.rows import Cost, Row, Task
 
 __all__ = [
     "BUDGETS",
-    "Estimate",
     "Interaction",
     "Point",
     "best_within",
@@ -40,31 +39,19 @@ _DRAWS = 400
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean in points with the half-width of its 95 % interval, over seeds and held-out rows;
-    infinite for one seed.
-    """
-
-    mean: float
-    half: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f}" + (f" ± {self.half:.1f}" if math.isfinite(self.half) else "")
-
-
-@dataclasses.dataclass(frozen=True)
 class Point:
     """A configuration on a task, over all its seeds.
 
-    score: simulated, or without noise where it cannot be encrypted. change: less the reference's,
-    on the seeds that both have. exact: mean of the exact scores. one, many: costs, where it was
-    planned. noise: root mean square over the seeds, and what was certified.
+    score: in points over seeds and held-out rows, simulated, or without noise where it cannot be
+    encrypted. change: less the reference's, on the seeds that both have. exact: mean of the exact
+    scores. one, many: costs, where it was planned. noise: root mean square over the seeds, and what
+    was certified, in units of a logit.
     """
 
     knobs: Knobs
     task: str
-    score: Estimate
-    change: Estimate
+    score: Interval
+    change: Interval
     exact: float
     one: Cost | None
     many: Cost | None
@@ -138,23 +125,21 @@ def _point(
 
 def _estimate(
     task: Task, answers: Sequence[np.ndarray], less: Sequence[np.ndarray] = ()
-) -> Estimate:
-    """Mean over seeds of the score, less that of the paired answers."""
+) -> Interval:
+    """Mean over seeds of the score, less that of the paired answers; NaN of none."""
     if not answers:
-        return Estimate(math.nan, math.inf)
+        return Interval(math.nan, math.inf, 0)
 
     def each(chosen: Any) -> np.ndarray:
         found = np.array([task.points(a, chosen) for a in answers])
         return found - [task.points(a, chosen) for a in less] if len(less) else found
 
-    seeds = each(slice(None))
-    n, mean = len(seeds), float(seeds.mean())
-    if n < 2:
-        return Estimate(mean, math.inf)
-    over_seeds = float(stats.t.ppf(0.975, n - 1)) * float(seeds.std(ddof=1)) / math.sqrt(n)
+    found = interval(each(slice(None)).tolist())
+    if found.count < 2:
+        return found
     drawn = [float(each(rows).mean()) for rows in _draws(len(task.targets))]
     over_rows = 1.96 * float(np.std(drawn, ddof=1))
-    return Estimate(mean, math.hypot(over_seeds, over_rows))
+    return dataclasses.replace(found, half=math.hypot(found.half, over_rows))
 
 
 def _draws(rows: int) -> np.ndarray:
