@@ -16,7 +16,7 @@ from he_backend.errors import BackendError
 from he_backend.processes.tasks import Schedule, Task, plan
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.costs.memory import staying_bytes
-from hesim.circuit.costs.table import current, suited
+from hesim.circuit.costs.table import CostTable, current, suited
 from hesim.circuit.sizes import available
 
 __all__ = ["bytes_seconds", "decrypted_outputs", "encoded_seconds", "expected_seconds"]
@@ -68,9 +68,8 @@ def expected_seconds(
             raise BackendError(f"{name}={count!r} must be a whole number, at least 1")
     decrypt, carried = decrypted_outputs(circuit)
     schedule = plan(circuit, decrypt, task_seconds, follows=again and bool(carried))
-    with suited(circuit.params.digits):
-        encoded = encoded_seconds(circuit, schedule) if again else {}
-        works = [_work(circuit, schedule, task, workers, encoded) for task in schedule.tasks]
+    encoded = encoded_seconds(circuit, schedule) if again else {}
+    works = [_work(circuit, schedule, task, workers, encoded) for task in schedule.tasks]
     return _simulated(schedule, works, {"worker": workers, "client": clients, "server": 1}, cores)
 
 
@@ -87,7 +86,7 @@ def encoded_seconds(circuit: Circuit, schedule: Schedule) -> dict[int, float]:
     """Seconds saved in each instruction whose vectors stay encoded from the batches before: of
     those that are used first, as many as have room.
     """
-    room = staying_bytes(circuit.spare_bytes, available())
+    room, table = staying_bytes(circuit.spare_bytes, available()), _table(circuit)
     seen: set[int] = set()
     saved: dict[int, float] = {}
     evaluated = (t for t in schedule.tasks if t.side == "worker")
@@ -101,7 +100,7 @@ def encoded_seconds(circuit: Circuit, schedule: Schedule) -> dict[int, float]:
                 continue
             seen.add(p)
             room -= size
-            each = current().seconds("encode", level, circuit.params.log_n)
+            each = table.seconds("encode", level, circuit.params.log_n)
             saved[i] = saved.get(i, 0.0) + each
     return saved
 
@@ -121,8 +120,14 @@ def _work(
 
 def bytes_seconds(circuit: Circuit, ciphers: Iterable[int]) -> float:
     """Seconds of turning ciphertexts into bytes and back."""
-    table, log_n = current(), circuit.params.log_n
+    table, log_n = _table(circuit), circuit.params.log_n
     return sum(table.seconds("transport", int(circuit.level[c]), log_n) for c in ciphers)
+
+
+def _table(circuit: Circuit) -> CostTable:
+    """Of the library that the Circuit is for, as when it was compiled."""
+    with suited(circuit.params.digits):
+        return current()
 
 
 def _simulated(schedule: Schedule, works: list[float], idle: dict[str, int], cores: int) -> float:

@@ -22,6 +22,7 @@ import numpy as np
 
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.cost import encoding_seconds, instruction_seconds
+from hesim.circuit.costs.table import suited
 from hesim.circuit.plain.execute import scalar_groups
 from hesim.circuit.refresher import KEY_HOLDER
 
@@ -140,8 +141,15 @@ class Schedule:
 
 def predicted_seconds(circuit: Circuit) -> np.ndarray:
     """float64[instructions]: the cost model's seconds, each plaintext encoded where it is used
-    first, matrix products on residues as such.
+    first, matrix products on residues as such; by the table that compiling the Circuit used, unless
+    another is named.
     """
+    with suited(circuit.params.digits):
+        return _seconds(circuit)
+
+
+def _seconds(circuit: Circuit) -> np.ndarray:
+    """float64[instructions]: as `predicted_seconds`, by the table in use."""
     log_n = circuit.params.log_n
     seconds = np.zeros(len(circuit))
     grouped = scalar_groups(circuit, range(len(circuit)))

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hesim
+from he_backend.expected import bytes_seconds, decrypted_outputs
 from he_backend.processes import tasks
 from he_backend.processes.pending import unserved
 from he_backend.processes.tasks import plan, predicted_seconds
 from hesim.circuit.circuit import Kind
+from hesim.circuit.costs.table import CostTable
 
 
 def random_circuit(draft, seed: int, length: int):
@@ -182,3 +185,12 @@ def test_what_is_carried_is_cut_alike_in_a_first_batch_and_in_later_ones(params,
     assert (kinds[1]["carry"], kinds[1]["input"]) == ((a, b), (x,)) and "carry" not in kinds[0]
     assert kinds[0]["keep"] == kinds[1]["keep"] == (a, turned)
     assert {t.side for t in later.tasks} == {"worker", "client", "server"}
+
+
+def test_seconds_of_a_ring_with_digits_are_those_that_it_was_compiled_with(digit_params):
+    circuit = hesim.compile(hesim.trace(lambda x: x * x, np.ones(2)), digit_params)
+    assert predicted_seconds(circuit).sum() == pytest.approx(circuit.ledger.seconds)
+    (end,), _ = decrypted_outputs(circuit)
+    level, log_n = int(circuit.level[end]), digit_params.log_n
+    moved = CostTable.shipped(digits=True).seconds("transport", level, log_n)
+    assert bytes_seconds(circuit, [end]) == moved
