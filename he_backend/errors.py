@@ -185,6 +185,12 @@ class RunFolderWarning(UserWarning):
 _KINDS = {name: globals()[name] for name in __all__}
 
 
+def need_count(name: str, value: object, least: int = 1) -> None:
+    """Raise BackendError unless an argument of this name is a whole number, at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BackendError(f"{name}={value!r} must be a whole number, at least {least}")
+
+
 def to_message(error: Exception) -> dict[str, Any]:
     """`error` as plain data for another process; foreign classes keep their name in the text."""
     kind = type(error).__name__

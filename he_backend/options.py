@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from he_backend.clusters.cluster import Cluster
-from he_backend.errors import BackendError
+from he_backend.errors import BackendError, need_count
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from he_backend.processes.messages import Progress
 
@@ -44,9 +44,7 @@ class Options:
             raise BackendError(f"outside={self.outside!r} must be 'error' or 'warn'")
         least = {"workers": 1, "clients": 1, "worker_deaths": 0, "keys": 1, "sampled": 0}
         for name, low in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise BackendError(f"{name}={value!r} must be a whole number, at least {low}")
+            need_count(name, getattr(self, name), low)
 
     @property
     def encrypts(self) -> bool:

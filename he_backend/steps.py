@@ -18,6 +18,7 @@ from he_backend.errors import (
     RunFolderError,
     RunFolderWarning,
     ValueRangeError,
+    need_count,
 )
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ class Training:
                 "the circuit does not say what it carries from step to step: "
                 "hesim.compile(program, params, carried={argument: result})"
             )
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise BackendError(f"keep={keep!r} must be a whole number, at least 1")
+        need_count("keep", keep)
         if callable(check) and not callable(state):
             raise BackendError(
                 "steps that are checked by choice need the state before each of them: "

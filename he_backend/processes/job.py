@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from he_backend.clusters.cluster import Cluster
-from he_backend.errors import BackendError
+from he_backend.errors import need_count
 from he_backend.processes.folders import Folders
 from he_backend.processes.messages import Progress
 from hesim.circuit.circuit import Circuit
@@ -58,9 +58,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("clients", 1), ("worker_deaths", 0), ("ahead", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise BackendError(f"{name}={value!r} must be a whole number, at least {least}")
+            need_count(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True)
