@@ -95,26 +95,15 @@ def _case(
     asked: argparse.Namespace,
     network: he_backend.Network,
 ) -> Case:
-    found = []
-    for workers in asked.workers:
-        found += he_backend.expected_scaling(
-            circuit,
-            [workers],
-            batches=batches,
-            at_once=max(1, min(batches, workers)),
-            clients=asked.clients,
-            network=network,
-            task_seconds=asked.task_seconds,
-        )
-    (alone,) = he_backend.expected_scaling(
+    rows = he_backend.expected_scaling(
         circuit,
-        [1],
+        asked.workers,
         batches=batches,
+        at_once=None,
         clients=asked.clients,
         network=network,
         task_seconds=asked.task_seconds,
     )
-    rows = tuple(dataclasses.replace(row, speedup=alone.seconds / row.seconds) for row in found)
     print(f"\n{name}\nworkers   seconds  speed-up  busy: workers, key holder, network, scheduler")
     for row in rows:
         shares = "  ".join(f"{share:9.0%}" for share in row.busy.values())

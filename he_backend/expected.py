@@ -12,7 +12,7 @@ import heapq
 import os
 from collections.abc import Iterable
 
-from he_backend.errors import BackendError
+from he_backend.errors import need_count
 from he_backend.processes.tasks import Schedule, Task, plan
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.costs.memory import staying_bytes
@@ -64,8 +64,7 @@ def expected_seconds(
     """
     cores = (os.cpu_count() or 1) if cores is None else cores
     for name, count in (("workers", workers), ("clients", clients), ("cores", cores)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise BackendError(f"{name}={count!r} must be a whole number, at least 1")
+        need_count(name, count)
     decrypt, carried = decrypted_outputs(circuit)
     schedule = plan(circuit, decrypt, task_seconds, follows=again and bool(carried))
     encoded = encoded_seconds(circuit, schedule) if again else {}
@@ -135,11 +134,8 @@ def _simulated(schedule: Schedule, works: list[float], idle: dict[str, int], cor
     clock of `done` goes by the seconds of one of them.
     """
     waits = {task.id: len(schedule.waits_for(task)) for task in schedule.tasks}
-    followers: dict[int, list[int]] = {}
     ready: dict[str, list[int]] = {side: [] for side in idle}
     for task in schedule.tasks:
-        for before in schedule.waits_for(task):
-            followers.setdefault(before, []).append(task.id)
         if not waits[task.id]:
             heapq.heappush(ready[task.side], task.id)
     now = done = 0.0
@@ -155,7 +151,7 @@ def _simulated(schedule: Schedule, works: list[float], idle: dict[str, int], cor
         heapq.heappop(running)
         done = end
         idle[schedule.tasks[number].side] += 1
-        for after in followers.get(number, ()):
+        for after in schedule.followers.get(number, ()):
             waits[after] -= 1
             if not waits[after]:
                 heapq.heappush(ready[schedule.tasks[after].side], after)

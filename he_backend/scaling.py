@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from he_backend.errors import BackendError
+from he_backend.errors import BackendError, need_count
 from he_backend.expected import bytes_seconds, decrypted_outputs, encoded_seconds
 from he_backend.processes.tasks import Schedule, Task, plan
 from hesim.circuit.circuit import Circuit
@@ -93,7 +93,7 @@ def expected_scaling(
     workers: Iterable[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256),
     *,
     batches: int = 1,
-    at_once: int = 1,
+    at_once: int | None = 1,
     clients: int = 2,
     network: Network | None = None,
     again: bool = True,
@@ -103,7 +103,8 @@ def expected_scaling(
 
     Args:
       circuit: what is run. workers: their numbers.
-      batches: of the Circuit. at_once: that are under way at a time, each a session of its own.
+      batches: of the Circuit. at_once: that are under way at a time, each a session of its own;
+        None for one a worker.
       clients: processes of the key holder, each with a core.
       network: what connects the cluster; by default 1 Gbit/s outside and 10 inside.
       again: whether plaintexts that have room are encoded already.
@@ -124,24 +125,18 @@ def expected_scaling(
       True
     """
     numbers = list(workers)
-    for name, count in (*(("workers", n) for n in numbers), ("clients", clients)):
-        _need_count(name, count)
-    _need_count("batches", batches)
-    _need_count("at_once", at_once)
+    counts = {"clients": clients, "batches": batches, "at_once": 1 if at_once is None else at_once}
+    for name, count in (*counts.items(), *(("workers", n) for n in numbers)):
+        need_count(name, count)
     work = _Work.of(circuit, again=again, task_seconds=task_seconds)
     net = Network() if network is None else network
-    found = [_Simulation(work, n, clients, batches, at_once, net).run() for n in numbers]
-    alone = next((s for n, s in zip(numbers, found, strict=True) if n == 1), None)
-    first = alone or _Simulation(work, 1, clients, batches, at_once, net).run()
+    found = {
+        n: _Simulation(work, n, clients, batches, at_once or n, net).run() for n in {1, *numbers}
+    }
     return tuple(
-        Scaling(n, s.seconds, first.seconds / s.seconds, s.busy, work.path / s.seconds)
-        for n, s in zip(numbers, found, strict=True)
+        Scaling(n, s.seconds, found[1].seconds / s.seconds, s.busy, work.path / s.seconds)
+        for n, s in ((n, found[n]) for n in numbers)
     )
-
-
-def _need_count(name: str, count: object) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise BackendError(f"{name}={count!r} must be a whole number, at least 1")
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,8 @@ class _Work:
     """What is to be done in a batch.
 
     schedule: its tasks. seconds: of each, computing alone. sizes: bytes by ciphertext. moving:
-    seconds of turning one into bytes and back. path: seconds of the longest chain.
+    seconds of turning one into bytes and back. waits: tasks that each waits for. path: seconds of
+    the longest chain.
     """
 
     schedule: Schedule
@@ -157,7 +153,6 @@ class _Work:
     sizes: dict[int, int]
     moving: dict[int, float]
     waits: dict[int, int]
-    followers: dict[int, list[int]]
     path: float
 
     @classmethod
@@ -170,18 +165,11 @@ class _Work:
             for task in schedule.tasks
         ]
         parts, params = circuit.components, circuit.params
-        passing = {*schedule.producer, *(c for task in schedule.tasks for c in task.needs)}
+        passing = schedule.producer
         sizes = {c: params.ciphertext_bytes(int(circuit.level[c]), int(parts[c])) for c in passing}
         moving = {c: bytes_seconds(circuit, (c,)) for c in passing}
-        followers: dict[int, list[int]] = {}
-        waits = {}
-        for task in schedule.tasks:
-            before = schedule.waits_for(task)
-            waits[task.id] = len(before)
-            for other in before:
-                followers.setdefault(other, []).append(task.id)
-        path = _longest(schedule, seconds)
-        return cls(schedule, seconds, sizes, moving, waits, followers, path)
+        waits = {task.id: len(schedule.waits_for(task)) for task in schedule.tasks}
+        return cls(schedule, seconds, sizes, moving, waits, _longest(schedule, seconds))
 
 
 def _longest(schedule: Schedule, seconds: Sequence[float]) -> float:
@@ -336,7 +324,7 @@ class _Simulation:
             if not self.left[batch, c]:
                 self.places.pop((batch, c), None)
                 del self.left[batch, c]
-        for other in self.work.followers.get(number, ()):
+        for other in self.work.schedule.followers.get(number, ()):
             self.waits[batch, other] -= 1
             if not self.waits[batch, other]:
                 self._make_ready((batch, other))

@@ -134,6 +134,15 @@ class Schedule:
         return {self.producer[c] for c in task.needs}
 
     @cached_property
+    def followers(self) -> dict[int, tuple[int, ...]]:
+        """Tasks that wait for each, ascending."""
+        found: dict[int, list[int]] = {}
+        for task in self.tasks:
+            for before in self.waits_for(task):
+                found.setdefault(before, []).append(task.id)
+        return {number: tuple(after) for number, after in found.items()}
+
+    @cached_property
     def seconds(self) -> float:
         """Predicted seconds of all tasks on one core."""
         return sum(task.seconds for task in self.tasks)

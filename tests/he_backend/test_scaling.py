@@ -60,6 +60,13 @@ def test_a_data_set_scales_further_than_a_batch(scaling):
     assert many.speedup > 1.5 * one.speedup
 
 
+def test_without_a_number_at_once_it_is_one_a_worker(scaling):
+    each = [scaling(n, network=FREE, batches=8, at_once=n)[0].seconds for n in (1, 2, 4)]
+    rows = scaling(1, 2, 4, network=FREE, batches=8, at_once=None)
+    assert [row.seconds for row in rows] == each
+    assert [row.speedup for row in rows] == [each[0] / s for s in each]
+
+
 @pytest.mark.parametrize(
     ("slow", "clients", "limit"),
     [
