@@ -1,15 +1,17 @@
-"""What studies over tasks share: how they stop, names that must be known, and rows as numbers."""
+"""What studies over tasks share: how they stop, names that must be known, errors in one line, and
+rows as numbers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
 from experiments.errors import ExperimentError
-from experiments.training.finetune import Start
+from experiments.training.finetune import Start, load_rows
 from experiments.training.finetune_settings import TaskSettings
-from models.data.tasks import TaskData, prepare_task
+from models.data.tasks import TaskData
 
-__all__ = ["Stopped", "check_names", "glue_task"]
+__all__ = ["Stopped", "check_names", "first_line", "glue_task"]
 
 
 class Stopped(Exception):
@@ -27,6 +29,17 @@ def check_names(kind: str, chosen: Collection[str], known: Collection[str]) -> N
         )
 
 
+def first_line(error: BaseException) -> str:
+    """The type of an error and the first line of what it says, as the reason in a row.
+
+    Examples:
+      >>> first_line(ValueError("too long" + chr(10) + "by 3"))
+      'ValueError: too long'
+    """
+    said, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said}"
+
+
 def glue_task(
     task: str, start: Start, length: int, data_dir: str, table: Mapping[str, TaskSettings]
 ) -> TaskData:
@@ -34,12 +47,5 @@ def glue_task(
 
     length: tokens of a row. Raises DataError where the data is missing.
     """
-    return prepare_task(
-        f"glue/{task}",
-        start.tokenizer,
-        length,
-        data_dir=data_dir,
-        train_rows=table[task].train_rows or None,
-        token_types=start.config.token_types,
-        pairs=table[task].pairs,
-    )
+    row = table[task]
+    return load_rows(start, f"glue/{task}", length, row.train_rows, row.pairs, data_dir)

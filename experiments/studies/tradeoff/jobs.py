@@ -21,15 +21,17 @@ import jax
 import numpy as np
 
 import hesim
+from experiments.errors import ExperimentError
 from experiments.studies.tradeoff.knobs import Knobs
 from experiments.studies.tradeoff.rows import OUTSIDE, Cost, Row, Task
 from experiments.studies.tradeoff.settings import TradeoffStudy
-from experiments.training.finetune import Start, load_start
+from experiments.training.finetune import Start, load_rows, load_start
 from hesim.circuit.circuit import Circuit
 from hesim.errors import EmptySlotsWarning, HesimError
+from models.config import Pairs
 from models.data.batches import Batch, select_rows
 from models.data.datasets import sample
-from models.data.tasks import TaskData, baseline, prepare_task
+from models.data.tasks import TaskData, baseline
 from models.encrypted.forward import forward_program
 from models.encrypted.settings import EncryptionSettings
 from models.encrypted.twin import encryptable, merged
@@ -49,6 +51,7 @@ __all__ = [
     "Trained",
     "Training",
     "cost_key",
+    "plan_of",
     "score",
     "subject_of",
     "train",
@@ -84,7 +87,9 @@ class Training:
         """Training rows, at most; 0 for all."""
         if self.share == 1.0:
             return self.study.train_rows
-        return max(1, round((self.study.train_rows or len(_whole(self).train.tokens)) * self.share))
+        whole = _data(self.study, self.task, self.knobs)
+        rows = self.study.train_rows or len(whole.train.tokens)
+        return max(1, round(rows * self.share))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +142,8 @@ def train(job: Training) -> Trained:
     began = time.process_time()
     start = _start(job.study, job.knobs)
     settings = job.study.fine_tune(job.task, job.knobs, job.seed)
-    done = finetune(start.config, start.params, _data(job), settings)
+    data = _data(job.study, job.task, job.knobs, job.rows)
+    done = finetune(start.config, start.params, data, settings)
     changed, _ = partition(done.params, is_adapter_or_head)
     weights = {name: np.asarray(leaf) for name, leaf in flatten(changed).items()}
     compiled_step.cache_clear()
@@ -147,7 +153,9 @@ def train(job: Training) -> Trained:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """A fine-tuned configuration: exact model, twin, parameters, and the rows it is scored on."""
+    """A fine-tuned configuration: exact model, twin, parameters, and the rows it is scored on.
+    how: its encryption; None for the exact kernel, which has none.
+    """
 
     exact: Model
     twin: Model
@@ -156,13 +164,10 @@ class Subject:
     data: TaskData
     how: EncryptionSettings | None
 
-    @property
-    def encryptable(self) -> bool:
-        """Whether every site has a polynomial."""
-        return self.how is not None
-
     def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Embedded rows and masks of the first `count` held-out rows."""
+        """Embedded rows (count, tokens, features) and masks (count, tokens) of the first held-out
+        rows.
+        """
         part = select_rows(self.rows, np.arange(count))
         x = self.twin.embed(self.params, part.tokens, part.types)
         return np.asarray(x), np.asarray(part.mask, np.float32)
@@ -172,8 +177,7 @@ def subject_of(
     study: TradeoffStudy, task: str, knobs: Knobs, seed: int, trained: Trained
 ) -> Subject:
     """Raises HesimError where there are no such polynomials, or no such ring."""
-    job = Training(study, task, knobs, seed)
-    start, data = _start(study, knobs), _data(job)
+    start, data = _start(study, knobs), _data(study, task, knobs)
     settings = study.fine_tune(task, knobs, seed)
     adapted = settings.adapt(start.config).replace(classes=data.classes, sequence=study.length)
     exact = Model(adapted)
@@ -184,12 +188,25 @@ def subject_of(
     names = knobs.approximated(config)
     fit, met = knobs.fit(study.ranges, study.margin), {}
     if knobs.kind == "softmax":
-        met = _met(study, task, knobs.steps, study.start(knobs))
+        met = _met(study, task, knobs.steps)
     twin = Model(config, fit_ranges(config, met, fit, names), low_rank=True)
-    chosen = sample(len(data.test.tokens), study.held_out or len(data.test.tokens))
-    rows = select_rows(data.test, chosen)
     how = None if knobs.kind == "exact" else knobs.encryption(study.ranges, study.profile)
-    return Subject(exact, twin, params, rows, data, how)
+    return Subject(exact, twin, params, _held_out(study, data), data, how)
+
+
+def plan_of(subject: Subject, knobs: Knobs, sentences: int) -> Circuit:
+    """The Circuit of so many sentences side by side, adapters encrypted, for whom the knobs let
+    refresh. ExperimentError for the exact kernel, else as `hesim.compile` raises.
+    """
+    if subject.how is None:
+        raise ExperimentError(
+            f"no encryption evaluates the kernel {knobs.kernel!r}: choose squarings, minimax or "
+            "softmax"
+        )
+    program = forward_program(subject.twin, sentences, trained=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptySlotsWarning)  # of one sentence by intention
+        return hesim.compile(program, subject.how.ckks, refresh_price=knobs.price)
 
 
 def score(job: Scoring) -> Scored:
@@ -197,29 +214,26 @@ def score(job: Scoring) -> Scored:
     began = time.process_time()
     study, task, knobs = job.study, job.task, job.knobs
     first = next(iter(job.trained))
-    data = _data(Training(study, task, knobs, first))
+    data = _data(study, task, knobs)
+    found = _task(task, data, _held_out(study, data))
     costs, circuit, reason = dict(job.costs), None, ""
     try:
         subject = subject_of(study, task, knobs, first, job.trained[first])
     except HesimError as error:
-        held_out = select_rows(
-            data.test, sample(len(data.test.tokens), study.held_out or len(data.test.tokens))
-        )
         refused = tuple(
             Row(knobs, task, seed, job.share, math.nan, reason=_said(error)) for seed in job.trained
         )
-        return Scored(refused, costs, _task(task, data, held_out))
+        return Scored(refused, costs, found)
     if subject.how is None:
         reason = "no encryption evaluates exp itself: scored without noise"
     else:
         try:
-            circuit, costs = _planned(study, subject, subject.how, knobs, costs)
+            circuit, costs = _planned(study, subject, knobs, costs)
         except (HesimError, MemoryError) as error:
             reason = f"cannot be planned: {_said(error)}"
-    found = _task(task, data, subject.rows)
     rows: list[Row] = []
     for seed, trained in job.trained.items():
-        own = subject_of(study, task, knobs, seed, trained)
+        own = subject if seed == first else subject_of(study, task, knobs, seed, trained)
         row = _scored(job, seed, own, circuit, found, seed == first)
         spent = time.process_time() - began
         began += spent
@@ -230,25 +244,16 @@ def score(job: Scoring) -> Scored:
 
 
 def _planned(
-    study: TradeoffStudy,
-    subject: Subject,
-    how: EncryptionSettings,
-    knobs: Knobs,
-    known: Mapping[str, Cost],
+    study: TradeoffStudy, subject: Subject, knobs: Knobs, known: Mapping[str, Cost]
 ) -> tuple[Circuit, dict[str, Cost]]:
     """The Circuit of one sentence, and the costs of both layouts."""
-
-    def compiled(sentences: int) -> Circuit:
-        program = forward_program(subject.twin, sentences, trained=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", EmptySlotsWarning)  # of one sentence by intention
-            return hesim.compile(program, how.ckks, refresh_price=knobs.price)
-
-    circuit = compiled(1)
+    circuit = plan_of(subject, knobs, 1)
     costs = {"one": Cost.of(circuit.ledger, 1, knobs)}
     if study.many == 1:
         return circuit, costs | {"many": costs["one"]}
-    many = known.get("many") or Cost.of(compiled(study.many).ledger, study.many, knobs)
+    many = known.get("many") or Cost.of(
+        plan_of(subject, knobs, study.many).ledger, study.many, knobs
+    )
     return circuit, costs | {"many": many}
 
 
@@ -329,12 +334,11 @@ def _rms(errors: np.ndarray) -> float:
 
 
 @functools.lru_cache(maxsize=4)
-def _met(study: TradeoffStudy, task: str, squarings: int, name: str) -> dict[str, Range]:
+def _met(study: TradeoffStudy, task: str, squarings: int) -> dict[str, Range]:
     """What softmax by squarings meets on training rows before any fine-tuning, for all seeds."""
-    start = _loaded(name, "softmax", study.length, study.data_dir)
-    where = (name, "softmax", study.length, study.data_dir)
-    data = _prepared(task, where, study.train_rows, study.row(task).pairs)
-    settings = study.fine_tune(task, Knobs(kernel=f"softmax-{squarings}"), 0)
+    knobs = Knobs(kernel=f"softmax-{squarings}")
+    start, data = _start(study, knobs), _data(study, task, knobs)
+    settings = study.fine_tune(task, knobs, 0)
     adapted = settings.adapt(start.config).replace(classes=data.classes, lora_rank=0)
     model = Model(encryptable(adapted, squarings))
     params = overlay(model.init(jax.random.key(0)), start.params)
@@ -351,30 +355,23 @@ def _loaded(name: str, attention: str, length: int, data_dir: str) -> Start:
     return load_start(name, attention, "", length, data_dir)
 
 
-def _whole(job: Training) -> TaskData:
-    study, name = job.study, job.study.start(job.knobs)
-    where = (name, job.knobs.attention, study.length, study.data_dir)
-    return _prepared(job.task, where, study.train_rows, study.row(job.task).pairs)
-
-
-def _data(job: Training) -> TaskData:
-    study, name = job.study, job.study.start(job.knobs)
-    where = (name, job.knobs.attention, study.length, study.data_dir)
-    return _prepared(job.task, where, job.rows, study.row(job.task).pairs)
+def _data(study: TradeoffStudy, task: str, knobs: Knobs, train_rows: int | None = None) -> TaskData:
+    """train_rows: at most; None for as many as the study has."""
+    where = (study.start(knobs), knobs.attention, study.length, study.data_dir)
+    rows = study.train_rows if train_rows is None else train_rows
+    return _prepared(task, where, rows, study.row(task).pairs)
 
 
 @functools.lru_cache(maxsize=4)
-def _prepared(task: str, where: tuple[str, str, int, str], rows: int, pairs: Any) -> TaskData:
-    start, length, data_dir = _loaded(*where), where[2], where[3]
-    return prepare_task(
-        task,
-        start.tokenizer,
-        length,
-        data_dir=data_dir or None,
-        train_rows=rows or None,
-        token_types=start.config.token_types,
-        pairs=pairs,
-    )
+def _prepared(task: str, where: tuple[str, str, int, str], rows: int, pairs: Pairs) -> TaskData:
+    _, _, length, data_dir = where
+    return load_rows(_loaded(*where), task, length, rows, pairs, data_dir or None)
+
+
+def _held_out(study: TradeoffStudy, data: TaskData) -> Batch:
+    """The rows that are scored."""
+    rows = len(data.test.tokens)
+    return select_rows(data.test, sample(rows, study.held_out or rows))
 
 
 def _forget() -> None:

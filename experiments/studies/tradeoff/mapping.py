@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.tasks import Stopped
+from experiments.studies.tasks import Stopped, first_line
 from experiments.xla_cache import keep_compiled
 
 __all__ = ["Failed", "Mapping", "in_processes", "in_this_process"]
@@ -137,5 +137,4 @@ def _done(function: Callable[[Any], Any], job: Any) -> Any:
     try:
         return function(job)
     except Exception as error:  # one configuration's fault must not end hours of others
-        text = str(error).strip().splitlines()
-        return Failed(f"{type(error).__name__}: {text[0] if text else ''}")
+        return Failed(first_line(error))

@@ -12,16 +12,15 @@ import numpy as np
 import he_backend
 import hesim
 from experiments.console import Display
-from experiments.studies.tasks import Stopped
+from experiments.studies.tasks import Stopped, first_line
 from experiments.studies.tradeoff.folder import Store, load_results
-from experiments.studies.tradeoff.jobs import Trained, Training, subject_of, training_key
+from experiments.studies.tradeoff.jobs import Trained, Training, plan_of, subject_of, training_key
 from experiments.studies.tradeoff.knobs import Knobs
 from experiments.studies.tradeoff.rows import Row, Spot, save
 from experiments.studies.tradeoff.settings import TradeoffStudy
 from experiments.studies.tradeoff.statistics import Point
 from he_backend.machines.table import DEFAULT_MACHINE, find
 from models.data import metrics
-from models.encrypted.forward import forward_program
 
 __all__ = ["SpotChecks", "chosen_points", "rank_correlations", "spot_check"]
 
@@ -127,18 +126,13 @@ def _checked(study: TradeoffStudy, store: Store, row: Row, checks: SpotChecks) -
     try:
         return _encrypted(study, spot, trained, checks)
     except Exception as error:  # one check's fault must not end a study
-        text = str(error).strip().splitlines()
-        return dataclasses.replace(
-            spot, reason=f"{type(error).__name__}: {text[0] if text else ''}"
-        )
+        return dataclasses.replace(spot, reason=first_line(error))
 
 
 def _encrypted(study: TradeoffStudy, spot: Spot, trained: Trained, checks: SpotChecks) -> Spot:
     knobs = spot.knobs
     subject = subject_of(study, spot.task, knobs, spot.seed, trained)
-    assert subject.how is not None
-    program = forward_program(subject.twin, 1, trained=True)
-    circuit = hesim.compile(program, subject.how.ckks, refresh_price=knobs.price)
+    circuit = plan_of(subject, knobs, 1)
     rows, masks = subject.first(checks.sentences)
     given = [(subject.params, rows[k : k + 1], masks[k : k + 1]) for k in range(len(rows))]
     foreseen = [
