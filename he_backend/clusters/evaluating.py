@@ -21,9 +21,8 @@ from distributed.worker import Worker
 
 from he_backend.clusters.supplies import Supply
 from he_backend.errors import BackendError, to_message
-from he_backend.machines.table import find
 from he_backend.processes.memory import peak_bytes, resident_bytes
-from he_backend.processes.prepared import encoding_levels
+from he_backend.processes.prepared import PLAIN_PART, evaluator_of
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.plain.execute import Executor
 from hesim.circuit.sizes import available
@@ -93,17 +92,15 @@ class Parcel:
             for c, held in list(self._ciphers.items())
         }
 
-    def open(
-        self, wanted: Iterable[int], circuit: Circuit, machine: Any, components: np.ndarray
-    ) -> dict[int, Any]:
+    def open(self, wanted: Iterable[int], circuit: Circuit, machine: Any) -> dict[int, Any]:
         """Those of them that are wanted, opened, and kept so. Raises BlobError for what is no
         ciphertext.
         """
         self._machine = machine
         for c in self._ciphers.keys() & wanted:
             if isinstance(held := self._ciphers[c], bytes):
-                level, scale = int(circuit.level[c]), float(circuit.scale[c])
-                self._ciphers[c] = machine.from_bytes(held, level, scale, int(components[c]))
+                level, parts = int(circuit.level[c]), int(circuit.components[c])
+                self._ciphers[c] = machine.from_bytes(held, level, float(circuit.scale[c]), parts)
         return {c: self._ciphers[c] for c in self._ciphers.keys() & wanted}
 
     def __sizeof__(self) -> int:
@@ -155,8 +152,7 @@ class Evaluation(WorkerPlugin):
             circuit, machine = executor.circuit, executor.machine
             ciphers: dict[int, Any] = {}
             for parcel in parcels:
-                opened = parcel.open(work.needs, circuit, machine, self._components)
-                ciphers.update(opened)
+                ciphers.update(parcel.open(work.needs, circuit, machine))
             gives = {c for parcel in work.parcels for c in parcel}
             spent = executor.run(work.instructions, ciphers, gives.__contains__)
             report = {
@@ -173,7 +169,7 @@ class Evaluation(WorkerPlugin):
     def _parcel(self, executor: Executor, part: Sequence[int], ciphers: dict[int, Any]) -> Parcel:
         circuit, machine = executor.circuit, executor.machine
         size = machine.cipher_size
-        sizes = {c: size(int(self._components[c]), int(circuit.level[c])) for c in part}
+        sizes = {c: size(int(circuit.components[c]), int(circuit.level[c])) for c in part}
         return Parcel({c: ciphers[c] for c in part}, sizes, machine)
 
     def _ready(self, batch: str) -> Executor:
@@ -182,7 +178,6 @@ class Evaluation(WorkerPlugin):
         if self._executor is None:
             circuit = Circuit.load(self._file(self.circuit_name))
             machine = self._machine(circuit)
-            self._components = circuit.components
             self._executor = Executor(
                 circuit,
                 machine,
@@ -198,10 +193,7 @@ class Evaluation(WorkerPlugin):
         return self._executor
 
     def _machine(self, circuit: Circuit) -> Any:
-        kind = find(self.machine_name).load()
-        own = {} if circuit.bootstrap is None else {"bootstrap": circuit.bootstrap}
-        levels = encoding_levels(circuit)
-        machine = kind.evaluator(circuit.params, circuit.slots, levels, **own)
+        machine = evaluator_of(circuit, self.machine_name)
         folders = {self._file(name).parent for name in self.key_names}
         if len(folders) > 1:
             raise BackendError("the keys of the session lie in several folders of the worker")
@@ -216,7 +208,7 @@ class Evaluation(WorkerPlugin):
         """
         limit, free = self._worker.memory_manager.memory_limit, available()
         if limit is None:
-            return free // 4
+            return free // PLAIN_PART
         held = resident_bytes()
         if held > _HELD * limit:
             raise BackendError(
@@ -225,7 +217,7 @@ class Evaluation(WorkerPlugin):
                 f"{held / _HELD / 1e9 + 0.1:.1f} GB each: dask worker --memory-limit, or "
                 "LocalCluster(memory_limit=...)"
             )
-        return min(int(_HELD * limit) - held, free // 4)
+        return min(int(_HELD * limit) - held, free // PLAIN_PART)
 
     def _operand(self, name: str) -> np.ndarray:
         return np.load(self._file(name), allow_pickle=False)
@@ -247,7 +239,7 @@ class Evaluation(WorkerPlugin):
         raise _Missing(f"{name} of the session {self.session} is not on {self._worker.address}")
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_lock", "_executor", "_operands", "_worker", "_components")
+        own = ("_lock", "_executor", "_operands", "_worker")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

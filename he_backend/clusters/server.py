@@ -24,7 +24,7 @@ from he_backend.machines.table import find
 from he_backend.processes.folders import read_manifest
 from he_backend.processes.messages import receive
 from he_backend.processes.prepared import Prepared, Stopped
-from he_backend.processes.server import ServedBatch, Server, main
+from he_backend.processes.server import SLOWER, ServedBatch, Server, main
 from he_backend.processes.store import Store
 from he_backend.processes.tasks import Task
 from he_backend.processes.transit import Arena, Transit
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from he_backend.clusters.crew import Crew
 
 __all__ = ["ClusterPrepared", "ClusterServer"]
-
-_SLOWER = 100.0
-"""A task may take so many times the seconds that are predicted, on top of a fixed time."""
 
 
 class ClusterPrepared(Prepared):
@@ -215,7 +212,7 @@ class ClusterServer(Server):
         """Seconds until the cluster has been silent for too long; None if it has nothing to do."""
         if self.batch is None or not self.out:
             return None
-        longest = _SLOWER * max(self.out.values())
+        longest = SLOWER * max(self.out.values())
         return max(0.0, self.heard + self.silence + longest - time.monotonic())
 
     def _end_with_the_silent(self) -> None:

@@ -11,7 +11,7 @@ import selectors
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +24,12 @@ from hesim.circuit.costs.memory import ENCODED_AHEAD, staying_bytes
 from hesim.circuit.plain.execute import Executor
 from hesim.circuit.sizes import available
 
-__all__ = ["Prepared", "Stopped", "encoding_levels"]
+if TYPE_CHECKING:
+    from he_backend.machines.protocol import ServerMachine
 
-_PLAIN_PART = 4
+__all__ = ["PLAIN_PART", "Prepared", "Stopped", "evaluator_of"]
+
+PLAIN_PART = 4
 """Of the memory that is free, workers of a single batch keep encoded plaintexts in one part in so
 many at most.
 """
@@ -59,11 +62,7 @@ class Prepared:
         self.folders = Folders(Path(config["run"]), Path(os.devnull))
         verify_written([self.folders.circuit], [config["circuit_digest"]])
         self.circuit = circuit = Circuit.load(self.folders.circuit)
-        kind = find(str(config.get("machine", "pyfhel"))).load()
-        own = {} if circuit.bootstrap is None else {"bootstrap": circuit.bootstrap}
-        self.machine = kind.evaluator(
-            circuit.params, circuit.slots, encoding_levels(circuit), **own
-        )
+        self.machine = evaluator_of(circuit, str(config.get("machine", "pyfhel")))
         self._task_seconds = float(config["task_seconds"])
         self._schedules: dict[tuple[int, ...], Schedule] = {}
         self._decrypt = [int(c) for c in config["decrypt"]]
@@ -74,7 +73,7 @@ class Prepared:
         self._staying = staying_bytes(circuit.spare_bytes, available())
         self._digests = list(config["operands"])
         self._changed: set[int] = set()
-        room = self._staying // 3 if self._several else available() // _PLAIN_PART
+        room = self._staying // 3 if self._several else available() // PLAIN_PART
         kept = room // int(config["workers"])
         operands = self._read(self._digests)
         self.executor = Executor(circuit, self.machine, operands, plain_bytes=kept)
@@ -124,7 +123,7 @@ class Prepared:
             if self._several:
                 self._encode_once(stop)
             else:
-                limit = min(ENCODED_AHEAD, available() // _PLAIN_PART)
+                limit = min(ENCODED_AHEAD, available() // PLAIN_PART)
                 self.encoded += self.executor.encode_ahead(self._instructions(), limit, stop)
         if not heard:
             hear()
@@ -168,6 +167,8 @@ class Prepared:
         self.machine.load_keys(self.folders.keys, manifest["steps"])
 
 
-def encoding_levels(circuit: Circuit) -> list[int]:
-    """Levels at which vectors are encoded."""
-    return np.unique(circuit.plain_level[~circuit.scalars]).tolist()
+def evaluator_of(circuit: Circuit, machine: str) -> ServerMachine:
+    """The machine of this name that evaluates a Circuit, before it has keys."""
+    levels = np.unique(circuit.plain_level[~circuit.scalars]).tolist()
+    own = {} if circuit.bootstrap is None else {"bootstrap": circuit.bootstrap}
+    return find(machine).load().evaluator(circuit.params, circuit.slots, levels, **own)

@@ -45,7 +45,7 @@ from he_backend.processes.worker import TaskRunner, fork_worker
 from hesim.circuit.plain.execute import Spent
 from hesim.circuit.sizes import available
 
-__all__ = ["ServedBatch", "Server", "main"]
+__all__ = ["SLOWER", "ServedBatch", "Server", "main"]
 
 _TASK_ATTEMPTS = 3
 
@@ -58,8 +58,8 @@ most; more of them lie in files.
 _PAUSE_SECONDS = 120.0
 """A client that stops in the middle of a message is given up."""
 
-_SLOWER = 100.0
-"""A client's task may take so many times the seconds that are predicted, on top of a fixed time."""
+SLOWER = 100.0
+"""A task may take another so many times the seconds that are predicted, on top of a fixed time."""
 
 
 @dataclass
@@ -465,7 +465,7 @@ class Server:
             blobs = [read(self._argument(i)) for i in task.instructions]
         elif task.kind == "decrypt":
             blobs = [read(c) for c in task.instructions]
-        client.until = time.monotonic() + self.silence + _SLOWER * task.seconds
+        client.until = time.monotonic() + self.silence + SLOWER * task.seconds
         request = {"type": task.kind, "instructions": list(task.instructions)}
         try:
             send(client.link, request, blobs)
