@@ -266,17 +266,19 @@ def shortened(start: Start, layers: int) -> Start:
     return start._replace(config=config, params=start.params | {"blocks": blocks})
 
 
-def parser_of(name: str, runs: int, keys: int) -> argparse.ArgumentParser:
+def parser_of(
+    name: str, runs: int, keys: int, memory: float = 3.0, workers: int = 2
+) -> argparse.ArgumentParser:
     """Options of a benchmark that holds encrypted runs against predictions.
 
-    name: of its module. runs, keys: how many there are by default.
+    name: of its module. runs, keys, memory, workers: by default, memory in GB.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--data-dir", help="folder that holds GLUE's task folders")
     parser.add_argument("--runs", type=int, default=runs, help="encrypted, under keys of their own")
     parser.add_argument("--keys", type=int, default=keys, help="of predictions")
-    parser.add_argument("--memory", type=float, default=3.0, help="GB of a process")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--memory", type=float, default=memory, help="GB of a process")
+    parser.add_argument("--workers", type=int, default=workers)
     return parser
 
 
