@@ -142,8 +142,7 @@ def program_of(knobs: Knobs, config: EncoderConfig) -> Program:
     """The forward pass of one sentence, adapters, pooler and head encrypted."""
     shape = config.replace(lora_rank=knobs.rank, lora_targets=knobs.adapted)
     fit = dataclasses.replace(knobs.fit(_RANGES, margin=0.1), derivatives="cheap")
-    attention = "softmax" if knobs.kind == "softmax" else "gaussian"
-    case = training_step(shape, "lora", attention, part="forward", fit=fit, stacked=False)
+    case = training_step(shape, "lora", knobs.attention, part="forward", fit=fit, stacked=False)
     return case.program
 
 

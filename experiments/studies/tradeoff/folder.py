@@ -61,7 +61,9 @@ class Results:
 
 
 class Store:
-    """Reads and writes the files of a study, whose folder this process holds."""
+    """Reads and writes the files of a study, whose folder this process holds; each file is written
+    complete or not at all. Raises ExperimentError for a row, cost or task that is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,31 +92,38 @@ class Store:
         return Trained(weights, float(weights.pop("seconds", np.nan)))
 
     def keep_trained(self, key: str, found: Trained) -> None:
+        """By `training_key`."""
         out = io.BytesIO()
         arrays: dict[str, Any] = {**found.weights, "seconds": np.array(found.seconds)}
         np.savez(out, **arrays)
         write_whole(self.folder / "trained" / f"{key}.npz", out.getvalue())
 
     def row_path(self, task: str, knobs: Knobs, seed: int, share: float) -> Path:
+        """Where a row is, if it is there. share: of the training rows."""
         part = "" if share == 1.0 else f"-{share:.4f}"
         name = f"{task.replace('/', '-')}-{knobs.digest()}-{seed}{part}.json"
         return self.folder / "rows" / name
 
     def keep_row(self, row: Row) -> None:
+        """In place of an earlier one of the same task, knobs, seed and share."""
         save(self.row_path(row.task, row.knobs, row.seed, row.share), row)
 
     def cost(self, key: str) -> Cost | None:
+        """By `cost_key`, if it is there."""
         return read_all(Cost, self.folder / "costs", key).get(key)
 
     def keep_cost(self, key: str, cost: Cost) -> None:
+        """By `cost_key`."""
         save(self.folder / "costs" / f"{key}.json", cost)
 
     def keep_task(self, task: Task) -> None:
+        """Unless it is there: the held-out rows are the same for all of a study."""
         path = self.folder / "tasks" / f"{task.name.replace('/', '-')}.json"
         if not path.exists():
             save(path, task)
 
     def spot_path(self, task: str, knobs: Knobs) -> Path:
+        """Where an encrypted check is, if it was made."""
         return self.folder / "spots" / f"{task.replace('/', '-')}-{knobs.digest()}.json"
 
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from experiments.errors import ExperimentError
 from hesim.params import CKKSParams
@@ -103,7 +103,7 @@ class Knobs:
         return int(self.kernel.partition("-")[2] or 0)
 
     @property
-    def attention(self) -> str:
+    def attention(self) -> Literal["gaussian", "softmax"]:
         """Of the model in the clear."""
         return "softmax" if self.kind == "softmax" else "gaussian"
 

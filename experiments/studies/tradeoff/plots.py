@@ -80,16 +80,8 @@ def _scatter(
         for sound in (True, False):
             part = [p for p in own if p.sound == sound and math.isfinite(p.score.mean)]
             face = color if sound else "none"
-            axes.scatter(
-                [cost(p) for p in part],
-                [p.score.mean for p in part],
-                s=22,
-                marker=marker,
-                facecolors=face,
-                edgecolors=color,
-                linewidths=0.8,
-                alpha=0.65,
-            )
+            look = {"marker": marker, "facecolors": face, "edgecolors": color}
+            _dots(axes, part, cost, s=22, linewidths=0.8, alpha=0.65, **look)
         best = front(own, cost)
         if best:
             x = [cost(p) for p in best]
@@ -98,25 +90,14 @@ def _scatter(
             half = [p.score.half if math.isfinite(p.score.half) else 0.0 for p in best]
             axes.errorbar(x, y, half, fmt="none", color=color, capsize=2, alpha=0.5, linewidth=0.8)
     rings = [p for p in points if (p.task, p.knobs) in checked]
-    axes.scatter(
-        [cost(p) for p in rings],
-        [p.score.mean for p in rings],
-        s=90,
-        facecolors="none",
-        edgecolors="C2",
-        linewidths=1.4,
-    )
+    _dots(axes, rings, cost, s=90, facecolors="none", edgecolors="C2", linewidths=1.4)
     theirs = [p for p in points if p.knobs == results.reference and math.isfinite(p.score.mean)]
-    axes.scatter(
-        [cost(p) for p in theirs],
-        [p.score.mean for p in theirs],
-        s=170,
-        marker="*",
-        color="C3",
-        edgecolors="black",
-        linewidths=0.6,
-        zorder=5,
-    )
+    look = {"marker": "*", "color": "C3", "edgecolors": "black", "linewidths": 0.6}
+    _dots(axes, theirs, cost, s=170, zorder=5, **look)
+
+
+def _dots(axes: Any, points: Sequence[Point], cost: Callable[[Point], float], **look: Any) -> None:
+    axes.scatter([cost(p) for p in points], [p.score.mean for p in points], **look)
 
 
 def _legend(figure: Figure, axes: Any, checked: bool) -> None:

@@ -30,8 +30,10 @@ class Cost:
     """What a plan spends, of a Circuit's ledger, for `sentences` side by side.
 
     depth: levels on the longest path, whatever is refreshed on it. refreshes: ciphertexts that are
-    refreshed, by the key holder or by bootstraps. seconds: of one core, with refreshes at the
-    configuration's own price. peak_bytes: of one process that evaluates.
+    refreshed, by the key holder or by bootstraps, in `rounds` that wait for one another. products,
+    plain_products: of two ciphertexts, and with a public one. rotations, rotation_keys: how many,
+    and by how many different steps; key_bytes: of all keys of the server. seconds: of one core,
+    with refreshes at the configuration's own price. peak_bytes: of one process that evaluates.
     """
 
     sentences: int
@@ -48,6 +50,7 @@ class Cost:
 
     @classmethod
     def of(cls, ledger: Ledger, sentences: int, knobs: Knobs) -> Cost:
+        """Of a Circuit for so many sentences, compiled at the price of these knobs."""
         seconds = ledger.seconds if knobs.interactive else ledger.seconds_bootstrapped
         return cls(
             sentences=sentences,
@@ -131,9 +134,10 @@ class Row:
 class Spot:
     """One configuration run encrypted, one sentence at a time.
 
-    seconds: core-seconds of a sentence; error: root mean square of the logits less those of the
-    polynomials in the clear; both with what was predicted before. encrypted: False on a machine
-    that encrypts nothing.
+    seconds: core-seconds of a sentence, refreshed by the key holder, whoever it is in the plan;
+    error: root mean square of the logits less those of the polynomials in the clear; both with what
+    was predicted before. encrypted: False on a machine that encrypts nothing. reason: why it could
+    not be run, with NaN for all four figures; empty where it was.
     """
 
     knobs: Knobs

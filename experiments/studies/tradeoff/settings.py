@@ -43,7 +43,8 @@ class TradeoffStudy:
     penalty acts. ranges: by function, on which all polynomials hold, whatever is met: so they are
     the same for all seeds and tasks, as those of a server that has seen no data. margin: how far
     beyond what the pre-trained model meets on training rows softmax's own hold, whose sums depend
-    on lengths. table: a row of settings a task.
+    on lengths. profile: whose noise is simulated, of `hesim.noise.profiles`. table: a row of
+    settings a task, `REVIEWS` for those without. Raises ExperimentError for what is no study.
     """
 
     space: Space = Space()

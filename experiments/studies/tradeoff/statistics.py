@@ -214,26 +214,17 @@ def interactions(
     points: Sequence[Point], knobs: Sequence[str], response: Callable[[Point], float]
 ) -> list[Interaction]:
     """Every pair of knobs that take several values each, the strongest interaction first."""
-    values = [(p, response(p)) for p in points]
-    rows = [(p, y) for p, y in values if math.isfinite(y)]
-    levels = {name: _levels([getattr(p.knobs, name) for p, _ in rows]) for name in knobs}
+    values = [(p.knobs, response(p)) for p in points]
+    rows = [(own, y) for own, y in values if math.isfinite(y)]
+    levels = {name: _levels([getattr(own, name) for own, _ in rows]) for name in knobs}
     found = []
     for one, two in itertools.combinations([n for n in knobs if len(levels[n]) > 1], 2):
-        means = np.array(
-            [
-                [
-                    _mean(
-                        [
-                            y
-                            for p, y in rows
-                            if getattr(p.knobs, one) == a and getattr(p.knobs, two) == b
-                        ]
-                    )
-                    for b in levels[two]
-                ]
-                for a in levels[one]
-            ]
-        )
+        cells: dict[tuple[Any, Any], list[float]] = {}
+        for own, y in rows:
+            cells.setdefault((getattr(own, one), getattr(own, two)), []).append(y)
+        pairs = itertools.product(levels[one], levels[two])
+        means = np.array([_mean(cells.get(pair, [])) for pair in pairs])
+        means = means.reshape(len(levels[one]), len(levels[two]))
         found.append(Interaction(one, two, levels[one], levels[two], means, _left(means)))
     return sorted(found, key=lambda each: -each.strength)
 
