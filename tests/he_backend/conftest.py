@@ -249,3 +249,43 @@ def machine(request, params):
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture
+def branches() -> int:
+    """Of `work`; a folder of tests may want fewer."""
+    return 12
+
+
+@pytest.fixture
+def work(draft, rng, branches):
+    """A Circuit with refreshes and many small tasks; inputs, operands, outputs, values.
+
+    Its branches visit the key holder in the middle, and each ends in an output.
+    """
+    x, y = rng.uniform(-1, 1, (2, draft.slots))
+    w = rng.uniform(-1, 1, draft.slots)
+    a, b = draft.input(x), draft.input(y)
+    outputs, values = [], []
+    for k in range(branches):
+        draft.op = k % 2
+        c = draft.rescale(draft.relinearize(draft.dot((1, a, b), (1, b, b))))
+        c = draft.rotate(draft.rescale(draft.dot_plain((c, w))), 1 + k % 2)
+        d = draft.refresh(c, 1)
+        outputs.append(draft.rescale(draft.dot_plain((d, 0.5 + k))))
+        values.append((0.5 + k) * np.roll((x * y + y * y) * w, -(1 + k % 2)))
+    return draft.circuit(*outputs), [x, y], draft.operands, outputs, values
+
+
+@pytest.fixture
+def broad(draft, rng):
+    """Eight chains that wait for the key holder twice each, and for nothing else."""
+    x = draft.input(rng.uniform(-1, 1, draft.slots))
+    ends = []
+    for k in range(8):
+        c = draft.rotate(x, 1 + k)
+        for _ in range(2):
+            c = draft.rescale(draft.relinearize(draft.dot((1, c, c))))
+            c = draft.refresh(c, 3)
+        ends.append(draft.rotate(c, 1))
+    return draft.circuit(*ends), ends

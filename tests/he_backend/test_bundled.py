@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,12 @@ import hesim
 from he_backend.errors import BackendError, RunFolderError, ValueRangeError
 from he_backend.processes.folders import clean_environment
 from hesim.bundles.bundle import Bundle
-
-X = np.random.default_rng(4).uniform(-1, 1, (2, 8))
-W = np.linspace(0.5, 1.5, 8)
-MASK = np.array([1.0, 0.0])
-
-
-def exact(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return (x * W) ** 2 * mask[:, None]
+from tests.he_backend.masked import MASK, X, bundled, exact
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        params = hesim.CKKSParams(10, 2, 40, 50, 60, security=None)
-    fn = lambda x, w, mask: [hesim.refresh((x * w) ** 2) * mask[:, None]]
-    program = hesim.trace(fn, X, W, MASK, encrypted=0)
-    return hesim.bundle(hesim.compile(program, params), X, W, MASK, open=2)
+    return bundled()
 
 
 @pytest.mark.parametrize("backend", ["slots", "pyfhel"])

@@ -13,20 +13,6 @@ from he_backend.processes.tasks import plan
 
 
 @pytest.fixture
-def broad(draft, rng):
-    """Eight chains that wait for the key holder twice each, and for nothing else."""
-    x = draft.input(rng.uniform(-1, 1, draft.slots))
-    ends = []
-    for k in range(8):
-        c = draft.rotate(x, 1 + k)
-        for _ in range(2):
-            c = draft.rescale(draft.relinearize(draft.dot((1, c, c))))
-            c = draft.refresh(c, 3)
-        ends.append(draft.rotate(c, 1))
-    return draft.circuit(*ends), ends
-
-
-@pytest.fixture
 def seconds(broad):
     circuit, _ = broad
 

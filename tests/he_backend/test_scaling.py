@@ -15,23 +15,9 @@ FREE = Network(math.inf, math.inf, 0.0, 0.0)
 
 
 @pytest.fixture
-def broad(draft, rng):
-    """Eight chains that wait for the key holder twice each, and for nothing else."""
-    x = draft.input(rng.uniform(-1, 1, draft.slots))
-    ends = []
-    for k in range(8):
-        c = draft.rotate(x, 1 + k)
-        for _ in range(2):
-            c = draft.rescale(draft.relinearize(draft.dot((1, c, c))))
-            c = draft.refresh(c, 3)
-        ends.append(draft.rotate(c, 1))
-    return draft.circuit(*ends)
-
-
-@pytest.fixture
 def scaling(broad):
     def found(*workers, **options):
-        return expected_scaling(broad, workers, task_seconds=1e-9, **options)
+        return expected_scaling(broad[0], workers, task_seconds=1e-9, **options)
 
     return found
 
@@ -82,8 +68,8 @@ def test_what_is_slow_is_named_and_more_workers_do_not_help(scaling, slow, clien
 
 
 def test_nothing_passes_the_link_faster_than_its_bandwidth(broad, scaling):
-    outputs = [int(c) for tap in broad.outputs for c in tap.ciphers]
-    least = sum(broad.params.ciphertext_bytes(int(broad.level[c]), 2) for c in outputs)
+    circuit, outputs = broad
+    least = sum(circuit.params.ciphertext_bytes(int(circuit.level[c]), 2) for c in outputs)
     bandwidth = 1e5
     (row,) = scaling(256, clients=64, network=Network(bandwidth, math.inf, 0.0, 0.0))
     assert row.seconds > least / bandwidth
@@ -98,7 +84,7 @@ def test_counts_and_networks_that_are_none_are_refused(broad):
     ]
     for counts in wrong:
         with pytest.raises(BackendError, match="whole number"):
-            expected_scaling(broad, **counts)
+            expected_scaling(broad[0], **counts)
     with pytest.raises(BackendError, match="bandwidth"):
         Network(outside_bytes=0.0)
     with pytest.raises(BackendError, match="at least 0"):

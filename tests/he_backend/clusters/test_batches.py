@@ -12,28 +12,13 @@ import pytest
 import he_backend
 import hesim
 from he_backend.clusters.cluster import Cluster
-
-X = np.random.default_rng(4).uniform(-1, 1, (2, 8))
-W = np.linspace(0.5, 1.5, 8)
-MASK = np.array([1.0, 0.0])
-
-
-def exact(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return (x * W) ** 2 * mask[:, None]
+from tests.he_backend.conftest import quiet_params
+from tests.he_backend.masked import MASK, X, bundled, exact
 
 
 @pytest.fixture(scope="module")
-def params():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return hesim.CKKSParams(10, 2, 40, 50, 60, security=None)
-
-
-@pytest.fixture(scope="module")
-def bundle(params):
-    fn = lambda x, w, mask: [hesim.refresh((x * w) ** 2) * mask[:, None]]
-    program = hesim.trace(fn, X, W, MASK, encrypted=0)
-    return hesim.bundle(hesim.compile(program, params), X, W, MASK, open=2)
+def bundle():
+    return bundled()
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +50,11 @@ def test_an_evaluator_of_another_owner_has_a_cluster(bundle, near, tmp_path):
     np.testing.assert_allclose(found, exact(X, MASK), atol=1e-9)
 
 
-def test_a_batch_goes_on_from_what_another_left(params, near):
+def test_a_batch_goes_on_from_what_another_left(near):
     program = hesim.trace(lambda s, x: (s + x, s * 2.0), np.ones(4), np.ones(4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        circuit = hesim.compile(program, params, carried={0: 0})
+        circuit = hesim.compile(program, quiet_params(10, 2), carried={0: 0})
     state, x = np.linspace(0, 1, 4), np.full(4, 0.25)
     with he_backend.session(program, circuit=circuit, clients=1, cluster=near) as session:
         session.run(state, x, batch=0)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from he_backend.clusters.cluster import Cluster
 from he_backend.errors import ClusterError, WorkerDied
 from he_backend.owners.certificates import make_certificate
+from he_backend.processes.messages import Progress
 from he_backend.processes.session import execute
 
 TOLERANCE = 2.0**-20
@@ -30,6 +32,19 @@ def worker_pids(cluster) -> list[int]:
     return [worker.pid for worker in cluster.workers.values() if worker.pid]
 
 
+def killing(cluster, moment: int) -> tuple[list[int], Callable[[Progress], None]]:
+    """Who is killed, and a `progress` that kills a worker once so many tasks are done."""
+    killed: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        if progress.processes and progress.tasks_done >= moment and not killed:
+            killed.extend(worker_pids(cluster)[:1])
+            os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.5)  # nothing is asked of the key holder meanwhile
+
+    return killed, kill
+
+
 @pytest.mark.parametrize("kind", ["slots", "pyfhel"])
 def test_outputs_are_those_of_the_local_runtime(job, work, kind):
     result = execute(dataclasses.replace(job, machine=kind))
@@ -39,14 +54,7 @@ def test_outputs_are_those_of_the_local_runtime(job, work, kind):
 
 
 def test_a_worker_that_is_killed_costs_time_only(job, work, processes):
-    killed: list[int] = []
-
-    def kill(progress):
-        if progress.processes and progress.tasks_done >= 8 and not killed:
-            killed.extend(worker_pids(processes)[:1])
-            os.kill(killed[0], signal.SIGKILL)
-            time.sleep(0.5)  # nothing is asked of the key holder meanwhile
-
+    killed, kill = killing(processes, 8)
     result = execute(dataclasses.replace(job, progress=kill, ahead=1))
     assert killed and result.replaced == 1
     assert_right(job, work, result)
@@ -54,14 +62,7 @@ def test_a_worker_that_is_killed_costs_time_only(job, work, processes):
 
 def test_more_lost_workers_than_are_allowed_end_the_run_and_it_goes_on_here(job, work, processes):
     """What was done on the cluster is not done again on this host, as far as it was brought."""
-    killed: list[int] = []
-
-    def kill(progress):
-        if progress.processes and progress.tasks_done >= 20 and not killed:
-            killed.extend(worker_pids(processes)[:1])
-            os.kill(killed[0], signal.SIGKILL)
-            time.sleep(0.5)
-
+    _, kill = killing(processes, 20)
     stopped = dataclasses.replace(
         job, progress=kill, ahead=1, worker_deaths=0, checkpoint_seconds=0.0
     )
