@@ -135,9 +135,14 @@ class Crew:
         self.client.register_plugin(supply, name=supply.name)
 
     def _send_all(self) -> None:
-        """Send the files to all, since somebody joined who does not see them."""
-        for supply in list(self._supplies.values()):
-            self._register(supply, sent=True)
+        """Send the files to all, since somebody joined who does not see them. What goes wrong ends
+        the batch, whose tasks would be given back for good.
+        """
+        try:
+            for supply in list(self._supplies.values()):
+                self._register(supply, sent=True)
+        except Exception as error:
+            self._emit(Failed(-1, self._explained(error)))
 
     # A batch
 

@@ -15,7 +15,7 @@ import pytest
 distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
 
 from he_backend.clusters import crew, evaluating, supplies, waves
-from he_backend.errors import BackendError, BlobError, MissingRotationKey
+from he_backend.errors import BackendError, BlobError, ClusterError, MissingRotationKey
 from he_backend.processes.folders import Folders, digest_of
 from he_backend.processes.pending import Pending
 from he_backend.processes.store import ArrayFile, Journal, Store
@@ -165,17 +165,31 @@ def test_nothing_stays_on_the_cluster_that_nobody_reads(side, threads):
 
 def test_a_worker_that_does_not_see_the_files_is_sent_them(side, threads, work, monkeypatch):
     """All seemed to see them, as where one joins later that does not."""
-    names = {p.name: p.stat().st_size for p in side.folders.keys.iterdir()}
-    assert names
+    client, other = hidden(side, threads, work, monkeypatch)
+    for found, value in zip(other.values(other.batch()), work[4], strict=True):
+        np.testing.assert_allclose(found, value, atol=2.0**-20)
+    assert received(client, "hesim-test-keys")[0] > 0
+    other.crew.close()
+
+
+def test_files_that_are_gone_when_a_worker_needs_them_end_the_batch(
+    side, threads, work, monkeypatch
+):
+    _, other = hidden(side, threads, work, monkeypatch)
+    shutil.rmtree(side.folders.keys)
+    with pytest.raises(ClusterError, match="gave up .FileNotFoundError"):
+        other.batch()
+    other.crew.close()
+
+
+def hidden(side, threads, work, monkeypatch) -> tuple[Any, Side]:
+    """A client, and another session on it whose files no worker sees, though all seemed to."""
     monkeypatch.setattr(crew, "sees", lambda *_: True)
     side.crew.close()
     client = distributed.Client(threads.cluster, set_as_default=False)
     other = Side(client, work, side.folders, "pyfhel", side.holder, steps=(1, 2, 5))
     client.run(_hide)
-    for found, value in zip(other.values(other.batch()), work[4], strict=True):
-        np.testing.assert_allclose(found, value, atol=2.0**-20)
-    assert received(client, "hesim-test-keys")[0] > 0
-    other.crew.close()
+    return client, other
 
 
 def _hide(dask_worker):
