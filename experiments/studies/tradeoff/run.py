@@ -33,6 +33,9 @@ from experiments.studies.tradeoff.spots import SpotChecks, spot_check
 
 __all__ = ["run_tradeoff"]
 
+_Seeds = dict[tuple[str, Knobs], list[int]]
+"""Seeds by task and configuration."""
+
 
 def run_tradeoff(
     study: TradeoffStudy,
@@ -81,19 +84,12 @@ def _rung(
     shown: Display,
     stop: Callable[[], bool],
 ) -> None:
-    missing = {
+    missing: _Seeds = {
         (task, knobs): seeds
         for task in study.tasks
         for knobs in tried
         if (seeds := _missing(store, task, knobs, rung))
     }
-    trainings: dict[str, Training] = {}
-    for (task, knobs), seeds in missing.items():
-        for seed in seeds:
-            job = Training(study, task, knobs, seed, rung.share)
-            key = training_key(job)
-            if store.trained(key) is None:
-                trainings.setdefault(key, job)
     failed: dict[str, str] = {}
 
     def keep_trained(key: str, found: Trained | Failed) -> None:
@@ -102,26 +98,9 @@ def _rung(
         else:
             store.keep_trained(key, found)
 
+    trainings = _trainings(study, store, missing, rung.share)
     _work("fine-tuning", train, trainings, keep_trained, mapped, shown, stop)
-
-    def scoring(task: str, knobs: Knobs) -> Scoring:
-        found: dict[int, Trained] = {}
-        for seed in missing[task, knobs]:
-            key = training_key(Training(study, task, knobs, seed, rung.share))
-            trained = None if key in failed else store.trained(key)
-            if trained is None:
-                reason = f"not fine-tuned: {failed.get(key, 'its file is damaged')}"
-                store.keep_row(Row(knobs, task, seed, rung.share, math.nan, reason=reason))
-            else:
-                found[seed] = trained
-        known = {
-            layout: cost
-            for layout in ("one", "many")
-            if (cost := store.cost(cost_key(study, task, knobs, layout))) is not None
-        }
-        return Scoring(study, task, knobs, rung.share, found, known)
-
-    jobs = {pair: job for pair in missing if (job := scoring(*pair)).trained}
+    jobs = _scorings(study, store, missing, rung.share, failed)
 
     def keep_scored(pair: tuple[str, Knobs], found: Scored | Failed) -> None:
         task, knobs = pair
@@ -138,6 +117,48 @@ def _rung(
         shown.say(f"{task}, {knobs.label(study.space.reference)}: {_said(found)}")
 
     _work("scoring", score, jobs, keep_scored, mapped, shown, stop)
+
+
+def _trainings(
+    study: TradeoffStudy, store: Store, missing: _Seeds, share: float
+) -> dict[str, Training]:
+    """The fine-tunings that are not there, each once, by `training_key`."""
+    found: dict[str, Training] = {}
+    for (task, knobs), seeds in missing.items():
+        for seed in seeds:
+            job = Training(study, task, knobs, seed, share)
+            key = training_key(job)
+            if key not in found and store.trained(key) is None:
+                found[key] = job
+    return found
+
+
+def _scorings(
+    study: TradeoffStudy, store: Store, missing: _Seeds, share: float, failed: dict[str, str]
+) -> dict[tuple[str, Knobs], Scoring]:
+    """What can be scored; a row with its reason is kept of each seed that was not fine-tuned.
+
+    failed: reasons, by `training_key`.
+    """
+    found: dict[tuple[str, Knobs], Scoring] = {}
+    for (task, knobs), seeds in missing.items():
+        tuned: dict[int, Trained] = {}
+        for seed in seeds:
+            key = training_key(Training(study, task, knobs, seed, share))
+            trained = None if key in failed else store.trained(key)
+            if trained is None:
+                reason = f"not fine-tuned: {failed.get(key, 'its file is damaged')}"
+                store.keep_row(Row(knobs, task, seed, share, math.nan, reason=reason))
+            else:
+                tuned[seed] = trained
+        if tuned:
+            known = {
+                layout: cost
+                for layout in ("one", "many")
+                if (cost := store.cost(cost_key(study, task, knobs, layout))) is not None
+            }
+            found[task, knobs] = Scoring(study, task, knobs, share, tuned, known)
+    return found
 
 
 def _missing(store: Store, task: str, knobs: Knobs, rung: Rung) -> list[int]:
