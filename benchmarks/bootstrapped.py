@@ -36,7 +36,7 @@ import numpy as np
 import he_backend
 import hesim
 from experiments import machines
-from experiments.planning import compile_forward
+from experiments.planning import Arguments, compile_forward, forward_arguments
 from he_backend.report.html import power_of_two
 from hesim.circuit.circuit import Circuit
 from hesim.errors import HesimError
@@ -61,9 +61,6 @@ __all__ = [
 
 TOLERANCE = 0.5
 """Bits between the std of the logits' errors, measured and predicted."""
-
-Arguments = tuple[Params, np.ndarray, np.ndarray]
-"""Weights, embedded rows to encrypt, mask."""
 
 _MACHINE = "openfhe"
 _DEGREES = {"exp": 15, "inv_sqrt": 15, "relu": 15, "tanh": 31}
@@ -123,7 +120,7 @@ class Planned:
     @property
     def args(self) -> Arguments:
         """Of the run."""
-        return _arguments(self.model, self.params, self.rows)
+        return forward_arguments(self.model, self.params, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,15 +173,11 @@ def planned(case: Case) -> Planned:
     parts = [select_rows(rows, np.arange(k, k + case.sentences)) for k in (0, case.sentences)]
     circuit = compile_forward(
         *(twin, how.ckks, case.sentences, "logits"),
-        samples=[_arguments(twin, params, part) for part in parts[1:]],
+        samples=[forward_arguments(twin, params, part) for part in parts[1:]],
         refresher=chosen.refresher,
         memory=case.memory,
     )
     return Planned(case, circuit, twin, params, parts[0], time.monotonic() - began)
-
-
-def _arguments(model: Model, params: Params, rows: Batch) -> Arguments:
-    return params, np.asarray(model.embed(params, rows.tokens)), rows.mask
 
 
 def measure(plan: Planned) -> Outcome:

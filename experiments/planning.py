@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import hesim
 from experiments.demo.settings import Settings
 from experiments.errors import ExperimentError
@@ -19,10 +21,15 @@ from hesim.errors import EmptySlotsWarning
 from hesim.params import CKKSParams
 from hesim.program import Program
 from hesim.progress import Reporter
+from models.data.batches import Batch
 from models.encrypted.forward import forward_program
 from models.nn.encoder import Model
+from models.nn.lora import Params
 
-__all__ = ["Planned", "compile_forward", "plan_model"]
+__all__ = ["Arguments", "Planned", "compile_forward", "forward_arguments", "plan_model"]
+
+Arguments = tuple[Params, np.ndarray, np.ndarray]
+"""Of a forward pass: weights, embedded rows to encrypt, mask."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,23 +100,29 @@ def plan_model(
     return Planned(circuit.program, circuit, model, subject.polynomials)
 
 
+def forward_arguments(model: Model, params: Params, rows: Batch) -> Arguments:
+    """What a compiled forward pass is run with for these rows: weights, the rows embedded, (rows,
+    tokens, features), and their mask. The client looks the embedding up, in the clear.
+    """
+    return params, np.asarray(model.embed(params, rows.tokens, rows.types)), rows.mask
+
+
 def compile_forward(
     model: Model,
     ckks: CKKSParams,
     batch: int,
     answer: str,
     *,
-    samples: Sequence[tuple[Any, ...]] = (),
+    samples: Sequence[Arguments] = (),
     progress: Reporter | None = None,
     **options: Any,
 ) -> Circuit:
     """The Circuit of a twin's forward pass for a batch of so many rows; what `hesim plan` prints is
     what `hesim validate` runs.
 
-    answer: "logits", or "cosine", whose Circuit gives embeddings. samples: arguments like those of
-    a run, (weights, embedded rows, mask) each, by whose values a plan for bootstraps brings them
-    into range. options: of `hesim.compile`, and
-    raises as it does.
+    answer: "logits", or "cosine", whose Circuit gives embeddings. samples: `forward_arguments` like
+    those of a run, by whose values a plan for bootstraps brings them into range. options: of
+    `hesim.compile`, and raises as it does.
     """
     program = forward_program(model, batch, "logits" if answer == "logits" else "embeddings")
     if samples:

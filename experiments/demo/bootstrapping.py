@@ -7,7 +7,6 @@ takes minutes and 13 GB.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import numpy as np
 
@@ -16,9 +15,9 @@ from experiments import machines
 from experiments.console import Display
 from experiments.demo.settings import Settings
 from experiments.demo.stages import Prepared
-from experiments.planning import compile_forward
+from experiments.planning import compile_forward, forward_arguments
 from experiments.validation.bootstrapped import STAGE
-from experiments.validation.encrypting import Forward, Shown
+from experiments.validation.encrypting import Forward, Shown, said_before
 from experiments.validation.folder import RunFolder
 from he_backend.machines.table import find
 from hesim.errors import HesimError
@@ -77,13 +76,13 @@ def _bootstrap(forward: Forward, folder: RunFolder, show: Display) -> None:
             circuit, backend=_MACHINE, compare=True, keys=_KEYS, outside="warn", progress=shown
         ) as session,
         show.bar("bootstrapped", 1.0) as update,
-        warnings.catch_warnings(),
+        said_before(show) as said,
     ):
-        warnings.simplefilter("ignore", UserWarning)  # they are in the report
         shown.on(update)
         report = session.run(*forward.arguments(0))
     for message in report.outside:
-        show.warn(message)
+        if message not in said:
+            show.warn(message)
     error = report.outputs - report.exact
     tap = circuit.outputs[0]
     assert tap is not None
@@ -110,10 +109,9 @@ def _planned(settings: Settings, data: Prepared, trained: Trained) -> Forward:
     how = machines.based(dataclasses.replace(EncryptionSettings(), ckks=settings.ckks), _MACHINE)
     chosen = machines.suited(how, _MACHINE, insecure=_LOG_N)
     met = select_rows(data.train, np.arange(count))
-    x = np.asarray(trained.model.embed(trained.params, met.tokens, met.types))
     circuit = compile_forward(
         *(trained.model, chosen.how.ckks, count, "logits"),
-        samples=[(trained.params, x, met.mask)],
+        samples=[forward_arguments(trained.model, trained.params, met)],
         refresher=chosen.refresher,
     )
     sentences = select_rows(data.test, np.arange(count))

@@ -22,6 +22,7 @@ import numpy as np
 
 import he_backend
 from experiments.console import Display, Update
+from experiments.planning import Arguments, forward_arguments
 from experiments.validation.folder import RunFolder
 from he_backend.clusters.cluster import Cluster
 from he_backend.errors import RunFolderWarning
@@ -105,13 +106,9 @@ class Forward:
         """The outputs of batch k under one random key, simulated."""
         return np.asarray(self.simulate(jax.random.key(k), *self.arguments(k)))
 
-    def arguments(self, k: int) -> tuple[Params, np.ndarray, np.ndarray]:
-        """(weights, embedded rows to encrypt, mask) of batch k. The client looks the embedding up,
-        in the clear.
-        """
-        chosen = select_rows(self.rows, self.chosen(k))
-        x = self.model.embed(self.params, chosen.tokens, chosen.types)
-        return self.params, np.asarray(x), chosen.mask
+    def arguments(self, k: int) -> Arguments:
+        """(weights, embedded rows to encrypt, mask) of batch k."""
+        return forward_arguments(self.model, self.params, select_rows(self.rows, self.chosen(k)))
 
 
 def note_plan(forward: Forward, seconds: float, folder: RunFolder, display: Display) -> None:

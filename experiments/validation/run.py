@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import machines
 from experiments.console import Display
-from experiments.planning import compile_forward
+from experiments.planning import Arguments, compile_forward, forward_arguments
 from experiments.validation import clear as in_the_clear
 from experiments.validation.clear import Clear, Prepared, answers_of
 from experiments.validation.encrypting import Forward, encrypt, note_plan
@@ -156,9 +156,8 @@ def _cut(data: Prepared, chosen: np.ndarray) -> Batch:
     )
 
 
-def _samples(data: Prepared, params: Params) -> list[tuple[Params, np.ndarray, np.ndarray]]:
+def _samples(data: Prepared, params: Params) -> list[Arguments]:
     """Arguments of a batch of the last held-out rows, which are encrypted only if all are."""
     count, batch = len(data.test.tokens), data.resolved.batch
     rows = _cut(data, np.arange(count - batch, count) % count)
-    x = np.asarray(data.model.embed(params, rows.tokens, rows.types))
-    return [(params, x, rows.mask)]
+    return [forward_arguments(data.model, params, rows)]
