@@ -8,7 +8,7 @@ keys and matrices and the peak of the process are told beside what is predicted.
     python -m benchmarks.bootstraps --log-n 16          the secure ring: 11 GB, some minutes
 
 `--slots`, `--correction`, `--keys` and `--runs` change either. Returns 1 if a figure is further
-from its law than `TOLERANCE` allows; 2 if OpenFHE is not there.
+from its law than `TOLERANCE` allows; 2 if OpenFHE is not there, or has no such bootstrap.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import dataclasses
 import math
 import sys
 import time
-import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-import hesim
-from he_backend.errors import BackendError
-from he_backend.machines.openfhe.interpreter import find_interpreter
+from experiments import machines
 from he_backend.machines.openfhe.remote import RemoteMachine
 from he_backend.processes.memory import peak_bytes
 from hesim.circuit.costs.bootstraps import bootstrap_memory
 from hesim.circuit.refresher import Refresher
+from hesim.errors import HesimError
 from hesim.noise.bootstrap import BootstrapLaw, in_slots, law
 from hesim.params import CKKSParams
+from models.encrypted.settings import EncryptionSettings
 
 __all__ = ["TOLERANCE", "Case", "Outcome", "main", "measure"]
 
@@ -42,7 +42,7 @@ _TAIL = 0.999
 _NORMAL_TAIL = 3.2905
 """That percentile of the absolute value of a normal variable of std 1."""
 
-_LEVELS, _SECURE = 9, 16
+_MACHINE = "openfhe"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +80,17 @@ class Outcome:
     predicted: int
 
     @property
+    def bits_off(self) -> tuple[float, float]:
+        """log2 of measured over predicted: of the std, and of the 99.9th percentile."""
+        return math.log2(self.std / self.law.std), math.log2(self.tail / self.law.std)
+
+    @property
     def sound(self) -> bool:
         """Whether the errors are those of the law."""
-        off = [abs(math.log2(x / self.law.std)) for x in (self.std, self.tail)]
-        return all(o <= most for o, most in zip(off, TOLERANCE, strict=True))
+        return all(abs(o) <= most for o, most in zip(self.bits_off, TOLERANCE, strict=True))
 
     def __str__(self) -> str:
-        off = [math.log2(x / self.law.std) for x in (self.std, self.tail)]
+        off = self.bits_off
         return (
             f"N = 2^{self.case.log_n}, {self.case.slots} slots, correction {self.case.correction}: "
             f"std 2^-{-math.log2(self.std):.2f}, law 2^-{self.law.bits:.2f} ({off[0]:+.2f} bit), "
@@ -97,13 +101,14 @@ class Outcome:
 
 
 def planned(case: Case) -> tuple[CKKSParams, Refresher]:
-    """Ring and bootstrap of a case: secure from N = 2^16 on."""
-    security = 128 if case.log_n >= _SECURE else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        params = CKKSParams(case.log_n, _LEVELS, 59, 60, 60, security=security, digits=2)
-    found = hesim.openfhe_bootstrap(params, correction=case.correction)
-    return params, dataclasses.replace(found, slots=case.slots)
+    """Ring and bootstrap of a case: the ring that commands take, and its chain in smaller ones.
+
+    Raises ParameterError: no law was measured for them.
+    """
+    insecure = None if case.log_n == machines.BOOTSTRAPPING.log_n else case.log_n
+    how, own = machines.based(EncryptionSettings(), _MACHINE), {"correction": case.correction}
+    found = machines.suited(how, _MACHINE, own, insecure=insecure)
+    return found.how.ckks, dataclasses.replace(found.refresher, slots=case.slots)
 
 
 def measure(case: Case) -> Outcome:
@@ -111,41 +116,39 @@ def measure(case: Case) -> Outcome:
     params, refresher = planned(case)
     chosen = law(str(in_slots(refresher.error, case.slots)))
     rng = np.random.default_rng(0)
-    errors: list[np.ndarray] = []
-    seconds: list[float] = []
-    peaks = [
-        _with_a_key(case, params, refresher, chosen, rng, errors, seconds) for _ in range(case.keys)
-    ]
-    found = np.concatenate(errors)
+    keys = [_with_a_key(case, params, refresher, rng) for _ in range(case.keys)]
+    found = np.concatenate([made - x - chosen.deviation(x) for k in keys for x, made in k.slots])
+    seconds = [s for k in keys for s in k.seconds]
+    peak = max(k.peak for k in keys)
     tail = float(np.quantile(np.abs(found), _TAIL)) / _NORMAL_TAIL
     price = refresher.seconds(refresher.min_input_level, params.levels, params.log_n)
     predicted = bootstrap_memory(params, refresher, case.slots).total
     std = float(np.sqrt(np.mean(found**2)))
-    return Outcome(case, chosen, std, tail, float(np.median(seconds)), price, max(peaks), predicted)
+    return Outcome(case, chosen, std, tail, float(np.median(seconds)), price, peak, predicted)
+
+
+class _OfAKey(NamedTuple):
+    """Slots before and after each bootstrap, seconds of each, and peak bytes of the process."""
+
+    slots: list[tuple[np.ndarray, np.ndarray]]
+    seconds: list[float]
+    peak: int
 
 
 def _with_a_key(
-    case: Case,
-    params: CKKSParams,
-    refresher: Refresher,
-    chosen: BootstrapLaw,
-    rng: np.random.Generator,
-    errors: list[np.ndarray],
-    seconds: list[float],
-) -> int:
-    """Add errors, less the sine, and seconds; the peak bytes of the process are returned, which
-    ends with this.
-    """
+    case: Case, params: CKKSParams, refresher: Refresher, rng: np.random.Generator
+) -> _OfAKey:
+    """Bootstraps under one key, in a process that ends with this."""
     machine = RemoteMachine.generate(params, [], case.slots, refresher)
-    least = refresher.min_input_level
+    least, found = refresher.min_input_level, _OfAKey([], [], 0)
     for _ in range(case.runs):
         x = rng.uniform(-1, 1, case.slots)
         given = machine.encrypt(x, least, params.scale(least))
         started = time.monotonic()
         fresh = machine.bootstrap(given, params.levels)
-        seconds.append(time.monotonic() - started)
-        errors.append(machine.decrypt(fresh) - x - chosen.deviation(x))
-    return peak_bytes(machine.process.pid)
+        found.seconds.append(time.monotonic() - started)
+        found.slots.append((x, machine.decrypt(fresh)))
+    return found._replace(peak=peak_bytes(machine.process.pid))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,17 +161,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask.add_argument("--keys", type=int, default=usual.keys)
     ask.add_argument("--runs", type=int, default=usual.runs)
     asked = ask.parse_args(arguments)
-    try:
-        find_interpreter()
-    except BackendError as error:
-        print(error)
-        return 2
     sound = True
-    for slots in asked.slots or (1 << (asked.log_n - 1), 64):
-        case = Case(asked.log_n, slots, asked.correction, asked.keys, asked.runs)
-        found = measure(case)
-        print(found, flush=True)
-        sound &= found.sound
+    try:
+        machines.need(_MACHINE)
+        for slots in asked.slots or (1 << (asked.log_n - 1), 64):
+            found = measure(Case(asked.log_n, slots, asked.correction, asked.keys, asked.runs))
+            print(found, flush=True)
+            sound &= found.sound
+    except HesimError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     return 0 if sound else 1
 
 
