@@ -14,7 +14,7 @@ from typing import Any
 
 import hesim
 from experiments.errors import ExperimentError
-from experiments.training.twin import BOOTSTRAP, read_given
+from experiments.training.twin import read_given
 from he_backend.errors import BackendError
 from he_backend.machines.table import find
 from hesim.circuit.refresher import KEY_HOLDER, Refresher
@@ -92,8 +92,7 @@ def suited(
     bootstraps = row.bootstraps or (not row.encrypts and how.ckks.digits is not None)
     if key_holder or not bootstraps:
         return Suited(how)
-    options = {o.name: o.default for o in BOOTSTRAP} | dict(bootstrap or {})
-    return Suited(how, hesim.openfhe_bootstrap(how.ckks, **options))
+    return Suited(how, hesim.openfhe_bootstrap(how.ckks, **(bootstrap or {})))
 
 
 def bootstrap_of(config: str | Path | None) -> Mapping[str, Any]:

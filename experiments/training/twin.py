@@ -15,6 +15,7 @@ from experiments.training.options import (
     template,
     with_defaults,
 )
+from hesim.circuit.refresher import openfhe_bootstrap
 from models.checks import check_range
 from models.encrypted.settings import EncryptionSettings
 from models.sites.sites import Range
@@ -73,18 +74,20 @@ RING = (
 )
 """Section `encrypted` of a file."""
 
+_USUAL: Mapping[str, Any] = openfhe_bootstrap.__kwdefaults__ or {}
+
 BOOTSTRAP = (
     Option(
         "bootstrap",
         "budget",
-        (3, 3),
+        _USUAL["budget"],
         "Levels of the two linear maps of OpenFHE's bootstrap, coefficients to slots and slots to "
         "coefficients: more are faster, and leave fewer.",
     ),
     Option(
         "bootstrap",
         "correction",
-        13,
+        _USUAL["correction"],
         "Binary logarithm of what values are divided by in it: larger ones bend values above 1 "
         "less, and are noisier.",
     ),
@@ -235,18 +238,21 @@ def read_encryption(path: str | Path | None, how: EncryptionSettings) -> Encrypt
 
 def read_given(path: str | Path | None) -> dict[str, dict[str, Any]]:
     """What a file for `read_encryption` says itself, by section and option: no defaults."""
-    options = (dataclasses.replace(o, optional=True) for o in (*RING, *TWIN, *BOOTSTRAP))
-    return read_options(path, tuple(options))
+    return read_options(path, _all_optional())
 
 
 def encryption_template() -> str:
     """A TOML file for `read_encryption` with every option at its default, explained."""
     return template(
-        tuple(dataclasses.replace(o, optional=True) for o in (*RING, *TWIN, *BOOTSTRAP)),
+        _all_optional(),
         "Ring, polynomials and bootstrap of an encrypted run. Every option may be left out: then "
         "the ring is the model's own, or, where OpenFHE bootstraps, the one that is secure for "
         "that, and the polynomials are those that the model was trained with.",
     )
+
+
+def _all_optional() -> tuple[Option, ...]:
+    return tuple(dataclasses.replace(o, optional=True) for o in (*RING, *TWIN, *BOOTSTRAP))
 
 
 def said_ring(how: EncryptionSettings) -> dict[str, Any]:
