@@ -216,6 +216,9 @@ def in_slots(name: str | None, slots: int) -> str | None:
     """Name of the law of a bootstrap in which so many slots are in use, repeated to fill the ring:
     the law's own name, or that of a quieter one, which `law` knows, too.
 
+    Raises:
+      ParameterError: there is no law of that name.
+
     Examples:
       >>> from hesim.noise.bootstrap import in_slots, law
       >>> quieter = law(in_slots("openfhe_n16_cf13", 64))

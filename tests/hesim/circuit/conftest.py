@@ -15,6 +15,7 @@ from he_backend.local import run_local
 from he_backend.machines.slots import SlotsMachine
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.compile import compile
+from hesim.circuit.plain.contents import slot_ranges
 from hesim.params import CKKSParams
 from hesim.program import Program, widened
 from hesim.trace import trace
@@ -45,6 +46,16 @@ def run_slots(circuit: Circuit, args: tuple) -> tuple[list[np.ndarray | None], d
     assert spend == {k: n for k, n in circuit.ledger.counts().items() if n}
     outputs = [None if tap is None else tap.read(vectors) for tap in circuit.outputs]
     return outputs, {tap.op: tap.read(vectors) for tap in circuit.taps}
+
+
+def refreshed_sizes(circuit: Circuit, args: tuple) -> list[float]:
+    """Largest absolute slot of each ciphertext that is refreshed."""
+    program = circuit.program
+    flat = program.flatten(args)
+    secret = [np.asarray(a, np.float64) for a, v in zip(flat, program.inputs) if v.encrypted]
+    found = slot_ranges(circuit, secret, circuit.publics.evaluate(flat))
+    made = np.flatnonzero(circuit.kind == Kind.REFRESH).tolist()
+    return [max(map(abs, found[circuit.operands(i)[0]])) for i in made]
 
 
 def consistent(circuit: Circuit) -> None:

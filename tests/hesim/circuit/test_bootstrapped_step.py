@@ -9,9 +9,8 @@ import pytest
 import hesim
 from benchmarks.lora_step import lora_step
 from hesim.circuit.circuit import Kind
-from hesim.circuit.plain.contents import slot_ranges
 from hesim.circuit.refresher import Refresher
-from tests.hesim.circuit.conftest import exact_values, run_slots
+from tests.hesim.circuit.conftest import exact_values, refreshed_sizes, run_slots
 
 BOOTSTRAP = Refresher(
     "bootstrap",
@@ -47,10 +46,7 @@ def test_a_step_of_adapters_needs_no_key_holder(carried):
     if carried:
         assert len(circuit.carried) == circuit.ledger.carried > 0
         assert {circuit.kind[c] for c, _ in circuit.carried} == {Kind.REFRESH}
-    flat = program.flatten(args)
-    secret = [np.asarray(a, np.float64) for a, v in zip(flat, program.inputs) if v.encrypted]
-    found = slot_ranges(circuit, secret, circuit.publics.evaluate(flat))
-    sizes = [max(map(abs, found[c])) for c in before]
+    sizes = refreshed_sizes(circuit, args)
     assert np.mean(np.array(sizes) <= 1.0) > 0.9 and max(sizes) <= 4.0
     outputs, _ = run_slots(circuit, args)
     for got, right in zip(outputs, wanted, strict=True):

@@ -10,14 +10,13 @@ import pytest
 
 import approx
 import hesim
-from hesim.circuit.circuit import Circuit, Kind
+from hesim.circuit.circuit import Circuit
 from hesim.circuit.compile import planned
-from hesim.circuit.plain.contents import slot_ranges
 from hesim.circuit.refresher import Refresher
 from hesim.circuit.refreshes.costs import Placed, StageCosts
 from hesim.circuit.shape import stage_shapes
 from hesim.noise.placement import of_circuit
-from tests.hesim.circuit.conftest import quiet_params, run_slots
+from tests.hesim.circuit.conftest import quiet_params, refreshed_sizes, run_slots
 
 rng = np.random.default_rng(0)
 WIDTH = 16
@@ -68,21 +67,13 @@ def fitted(program, calibration, ring) -> Circuit:
     return hesim.compile(program, ring, refresher=BOOTSTRAP, calibration=calibration)
 
 
-def refreshed(circuit: Circuit, x: np.ndarray) -> list[float]:
-    """Largest slot of each ciphertext that is refreshed."""
-    operands = circuit.publics.evaluate(circuit.program.flatten((x,)))
-    found = slot_ranges(circuit, [x], operands)
-    made = np.flatnonzero(circuit.kind == Kind.REFRESH).tolist()
-    return [max(map(abs, found[circuit.operands(i)[0]])) for i in made]
-
-
 def test_what_is_refreshed_is_within_its_range_and_costs_nothing(program, ring, fitted):
     plain = hesim.compile(program, ring, refresher=BOOTSTRAP)
-    assert max(refreshed(plain, X)) > 2.0
-    sizes = refreshed(fitted, X)
+    assert max(refreshed_sizes(plain, (X,))) > 2.0
+    sizes = refreshed_sizes(fitted, (X,))
     assert 0.25 < max(sizes) <= 1.0 and min(sizes) > 0.05
     # The next values may be a quarter larger.
-    assert max(refreshed(fitted, X * 1.25 ** (1 / 6))) <= 1.0
+    assert max(refreshed_sizes(fitted, (X * 1.25 ** (1 / 6),))) <= 1.0
     for name in ("refreshes", "depth", "plain_products", "rescales", "products"):
         assert getattr(fitted.ledger, name) <= getattr(plain.ledger, name)
 
@@ -112,7 +103,7 @@ def test_small_values_are_raised_where_they_are_refreshed(ring):
     calibration = hesim.calibrate(program, [(X,)])
     plain = hesim.compile(program, ring, refresher=BOOTSTRAP)
     raised = hesim.compile(program, ring, refresher=BOOTSTRAP, calibration=calibration)
-    (before,), (after,) = refreshed(plain, X), refreshed(raised, X)
+    (before,), (after,) = refreshed_sizes(plain, (X,)), refreshed_sizes(raised, (X,))
     assert before < 2.0**-5 and 0.25 < after <= 1.0
     errors = [hesim.certify(c, (X,), keys=4).ops[-1].std for c in (plain, raised)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(math.log2(after / before), abs=0.1)
@@ -128,7 +119,9 @@ def test_what_has_no_coefficients_is_scaled_before_a_refresh_by_a_level(ring):
     plain = hesim.compile(program, short, refresher=BOOTSTRAP)
     calibration = hesim.calibrate(program, [(X,)])
     found = hesim.compile(program, short, refresher=BOOTSTRAP, calibration=calibration)
-    assert max(refreshed(plain, X)) > 2.0 and 0.25 < max(refreshed(found, X)) <= 1.0
+    assert (
+        max(refreshed_sizes(plain, (X,))) > 2.0 and 0.25 < max(refreshed_sizes(found, (X,))) <= 1.0
+    )
     assert found.ledger.refreshes == plain.ledger.refreshes
     assert found.ledger.depth == plain.ledger.depth + 1
     (output,), _ = run_slots(found, (X,))
