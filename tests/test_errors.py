@@ -11,7 +11,7 @@ from types import ModuleType
 from hesim.errors import HesimError
 from tests.test_structure import modules, tree
 
-SIGNALS = {"Mixed", "NoPlan", "Overspent", "Abandoned", "Stopped", "_Stopped"}
+SIGNALS = {"Mixed", "NoPlan", "Overspent", "Abandoned", "Closed", "Stopped", "_Stopped"}
 """No errors: they tell the caller that what it asked for has come, or to go another way."""
 
 BARE = {"ValueError", "TypeError", "RuntimeError", "LookupError", "IndexError", "Exception"}

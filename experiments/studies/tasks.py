@@ -1,6 +1,4 @@
-"""What studies over tasks share: how they stop, names that must be known, errors in one line, and
-rows as numbers.
-"""
+"""What studies over tasks share: how they stop, names that must be known, and rows as numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from experiments.training.finetune import Start, load_rows
 from experiments.training.finetune_settings import TaskSettings
 from models.data.tasks import TaskData
 
-__all__ = ["Stopped", "check_names", "first_line", "glue_task"]
+__all__ = ["Stopped", "check_names", "glue_task"]
 
 
 class Stopped(Exception):
@@ -27,17 +25,6 @@ def check_names(kind: str, chosen: Collection[str], known: Collection[str]) -> N
         raise ExperimentError(
             f"there is no {kind} {', '.join(unknown)}: choose among {', '.join(known)}"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """The type of an error and the first line of what it says, as the reason in a row.
-
-    Examples:
-      >>> first_line(ValueError("too long" + chr(10) + "by 3"))
-      'ValueError: too long'
-    """
-    said, *_ = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {said}"
 
 
 def glue_task(

@@ -5,12 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +25,6 @@ from experiments.studies.tradeoff.jobs import (
     training_key,
 )
 from experiments.studies.tradeoff.knobs import Knobs
-from experiments.studies.tradeoff.mapping import Failed, in_processes, in_this_process
 from experiments.studies.tradeoff.report import text
 from experiments.studies.tradeoff.rows import Cost, Row, Task
 from experiments.studies.tradeoff.run import run_tradeoff
@@ -46,20 +39,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 RANGES = (("exp", (-40.0, 0.0)), ("inv_sqrt", (0.1, 50.0)), ("relu", (-7.0, 7.0)))
 EASY = Knobs(2, "qv", "minimax-7", "7", "7", 7, 0.0, "13/3/36", "key holder")
-
-
-def never() -> bool:
-    return False
-
-
-def within(seconds: float, happens: Callable[[], bool]) -> bool:
-    """Whether it happens in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if happens():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 # Knobs
@@ -231,63 +210,6 @@ def test_what_is_shared_has_one_name_and_what_differs_another():
 
     assert planned() == planned(penalty=1.0)
     assert len({planned(), planned(rank=4), planned(ring="14/4/40"), planned(tanh=15)}) == 4
-
-
-# Where jobs are done
-
-
-def _work(job: tuple[str, Path]) -> str:
-    what, folder = job
-    if what == "refused":
-        raise ExperimentError("no such thing\nmore")
-    if what == "waits":
-        (folder / f"at-{os.getpid()}").touch()
-    if what in ("sleeps", "waits"):
-        time.sleep(3600)
-    if what == "killed":
-        (folder / f"try-{os.getpid()}").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return what
-
-
-def test_a_killed_process_fails_its_own_job_alone(tmp_path: Path):
-    jobs = [(name, tmp_path) for name in ("one", "refused", "killed")]
-    found = dict(in_processes(1)(_work, jobs, never))
-    assert found[0] == "one" and found[1] == Failed("ExperimentError: no such thing")
-    assert isinstance(found[2], Failed) and "killed" in found[2].reason
-    assert len(list(tmp_path.glob("try-*"))) == 2
-    assert dict(in_this_process(_work, jobs[:2], never)) == {0: found[0], 1: found[1]}
-
-
-def test_processes_end_with_the_one_that_was_killed(tmp_path: Path):
-    said = (
-        "from pathlib import Path; from tests.experiments.test_tradeoff import _work, never\n"
-        "from experiments.studies.tradeoff.mapping import in_processes\n"
-        "if __name__ == '__main__':\n"
-        f"    list(in_processes(1)(_work, [('waits', Path({str(tmp_path)!r}))], never))\n"
-    )
-    script = tmp_path / "killed.py"
-    script.write_text(said)
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    caller = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": path})
-    try:
-        assert within(120, lambda: any(tmp_path.glob("at-*")))
-        worker = int(next(tmp_path.glob("at-*")).name.removeprefix("at-"))
-    finally:
-        caller.kill()
-        caller.wait()
-    assert within(60, lambda: not Path(f"/proc/{worker}").exists())
-
-
-def test_a_stop_ends_a_mapping(tmp_path: Path):
-    asked = itertools.count()
-    with pytest.raises(Stopped):
-        list(in_this_process(_work, [("one", tmp_path)] * 3, lambda: next(asked) > 0))
-    began = time.monotonic()
-    with pytest.raises(Stopped):  # one that would sleep for an hour
-        list(in_processes(1)(_work, [("sleeps", tmp_path)], lambda: True))
-    assert time.monotonic() - began < 1800
 
 
 # A whole study

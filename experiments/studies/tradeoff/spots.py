@@ -12,7 +12,8 @@ import numpy as np
 import he_backend
 import hesim
 from experiments.console import Display
-from experiments.studies.tasks import Stopped, first_line
+from experiments.errors import first_line
+from experiments.studies.tasks import Stopped
 from experiments.studies.tradeoff.folder import Store, load_results
 from experiments.studies.tradeoff.jobs import Trained, Training, plan_of, subject_of, training_key
 from experiments.studies.tradeoff.knobs import Knobs
