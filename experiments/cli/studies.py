@@ -14,6 +14,7 @@ from experiments.cli.common import (
     AccuracyOption,
     BackendOption,
     BootstrapsOption,
+    ClusterOption,
     DataDirOption,
     LevelsBudgetOption,
     SecondsOption,
@@ -243,6 +244,7 @@ def tradeoff(
     jobs: Annotated[
         int, typer.Option(min=1, help="Processes that fine-tune and score, each of 1 to 2 GB.")
     ] = 1,
+    cluster: ClusterOption = None,
     spot_checks: Annotated[
         int, typer.Option(min=0, help="Configurations that are run encrypted, in all.")
     ] = 0,
@@ -267,24 +269,33 @@ def tradeoff(
     configuration and task; it may be stopped and goes on where it was.)"""
     from experiments.console import Display
     from experiments.studies.tasks import Stopped
-    from experiments.studies.tradeoff.mapping import in_processes
+    from experiments.studies.tradeoff.mapping import in_processes, on_cluster
     from experiments.studies.tradeoff.report import Question, write_report
     from experiments.studies.tradeoff.run import run_tradeoff
     from experiments.studies.tradeoff.settings import knobs_template, read_study
     from experiments.studies.tradeoff.spots import SpotChecks
     from experiments.training.signals import until_signalled
+    from he_backend.clusters.cluster import Cluster
 
     if template:
         typer.echo(knobs_template(), nl=False)
         return
+    if cluster is not None and jobs > 1:
+        raise typer.BadParameter("--jobs are of this host; a cluster's workers have their threads")
+    spread = Cluster.reached(cluster)
     study = read_study(knobs, task.split(","), data_dir)
     if seeds is not None:
         study = dataclasses.replace(study, seeds=seeds)
+    if spread is None:
+        mapped = in_processes(jobs, out / "compiled")
+    else:
+        read = (Path(name) for name in (study.data_dir, study.gaussian, study.softmax) if name)
+        mapped = on_cluster(spread, [path for path in read if path.exists()])
     with resumable(out, Stopped), until_signalled() as stop:
         run_tradeoff(
             study,
             out,
-            mapped=in_processes(jobs, out / "compiled"),
+            mapped=mapped,
             display=Display(),
             stop=stop,
             checks=SpotChecks(spot_checks, spot_sentences, backend, memory * 1e9),

@@ -20,6 +20,7 @@ from tests.experiments.conftest import write_encoder
 COMMANDS = {
     "validate": ("validate", "runs/no-such-model"),
     "encrypted-finetune": ("encrypted-finetune", "--task", "reviews"),
+    "study tradeoff": ("study", "tradeoff", "--task", "reviews"),
 }
 
 
