@@ -110,6 +110,8 @@ class Builder:
       operation: name and place of the operation that is being lowered, for errors.
       sizes: by stage, largest absolute slot of its outputs, where that is known: inside
         polynomials, over their domains.
+      scalings: by stage whose outputs are those of another one times a number, where a gain is
+        applied: that stage, and the size of the number.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Builder:
         self.growth: list[float] = []
         self.operation: Callable[[], str] = lambda: "the inputs"
         self.sizes: dict[int, float] = {}
+        self.scalings: dict[int, tuple[int, float]] = {}
         self._rotated: dict[tuple[int, int], int] = {}
         self._held_by: dict[Plain, np.ndarray] = {}  # columns of plaintexts
         self._open: Stage | None = None

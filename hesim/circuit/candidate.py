@@ -157,6 +157,9 @@ class Candidate:
                 for n in self.lowered.nodes(v):
                     stage = self.builder.nodes[n].stage
                     held[stage] = max(held.get(stage, 0.0), value / abs(self.lowered.gain(v)))
+        for stage, (given, factor) in self.builder.scalings.items():
+            if given in held:
+                held[stage] = max(held.get(stage, 0.0), factor * held[given])
         found = {s: 1.0 + _SMALL * max(-2.0 - math.log2(x / most), 0.0) for s, x in held.items()}
         over = {s: x / most for s, x in {**inside, **held}.items() if x > most}
         return found | {s: 1.0 + math.ceil(math.log2(x)) for s, x in over.items()}

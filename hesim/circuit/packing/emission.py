@@ -182,7 +182,11 @@ class Emission:
     def with_gain(self, x: Packed, gain: float) -> Packed:
         if x.gain == gain:
             return x
-        return Packed(x.layout, self.scaled(x.nodes, x.gain / gain), gain)
+        nodes = self.scaled(x.nodes, x.gain / gain)
+        for given, made in zip(x.nodes, nodes, strict=True):
+            stages = self.b.nodes[given].stage, self.b.nodes[made].stage
+            self.b.scalings[stages[1]] = stages[0], abs(x.gain / gain)
+        return Packed(x.layout, nodes, gain)
 
     def bounded(self, x: Packed) -> Packed:
         """x with a pending gain that is far from 1 applied: one level."""

@@ -148,6 +148,25 @@ def test_what_a_polynomial_holds_inside_is_known_and_spared(ring):
     assert seconds[1] - seconds[0] == pytest.approx(4 * 10.0)
 
 
+def test_what_an_applied_gain_makes_large_is_refreshed_before_it_is_applied(ring):
+    large = 64.0 * UP
+
+    def powers(x):
+        return ((x @ large) ** 2 * (x @ DOWN)) ** 2 * (x @ GATE)
+
+    with jax.enable_x64(True):
+        program = hesim.trace(powers, X)
+    calibration = hesim.calibrate(program, [(X,)])
+    found = hesim.compile(
+        program, quiet_params(11, 4), refresher=BOOTSTRAP, calibration=calibration
+    )
+    square = next(tap for tap in found.taps if found.op_names[tap.op] in ("square", "integer_pow"))
+    sizes, most = refreshed_sizes(found, (X,)), float(np.max((X @ large) ** 2))
+    assert square.gain > 2.0**10
+    assert any(size == pytest.approx(most / square.gain) for size in sizes)
+    assert max(sizes) < most
+
+
 def test_key_holders_take_values_as_they_are(program, calibration, ring):
     plain = hesim.compile(program, ring)
     known = hesim.compile(program, ring, calibration=calibration)
