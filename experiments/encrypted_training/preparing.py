@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from experiments.console import Display
+from experiments.encrypted_training.margins import cause
 from experiments.encrypted_training.settings import EncryptedJob
+from experiments.errors import ExperimentError
 from experiments.training.finetune import Start, describe, load_rows, load_start
 from experiments.training.twin import said_ring
 from experiments.validation.folder import RunFolder
 from he_backend.report.environment import environment
+from hesim.calibrate import Calibration, calibrate
 from hesim.circuit.circuit import Circuit
 from hesim.circuit.publics import bound
 from hesim.errors import ParameterError
@@ -32,6 +36,7 @@ from models.recipes.encrypted_training import (
     State,
     prepare_training,
 )
+from models.sites.sites import join_ranges
 from models.train.checkpoint import digest_of, sites_from_json, sites_to_json
 from models.weights.folder import save_model
 
@@ -146,7 +151,8 @@ def plan_steps(
 ) -> Planned:
     """Trace and compile a step, or load the Circuit that the folder has; says what it spends.
 
-    memory: bytes, as for `hesim.compile`, whose errors this raises.
+    memory: bytes, as for `hesim.compile`, whose errors this raises. For bootstraps it is planned by
+    the values of some steps; raises ExperimentError where a polynomial's domain is left there.
     """
     training = prepared.training
     state, frozen = training.begin(prepared.params)
@@ -159,14 +165,33 @@ def plan_steps(
             circuit = bound(Circuit.load(path), program)
     if circuit is None:
         with Bar(show.console) as bar:
-            refresher = prepared.job.refresher
-            circuit = training.compile(program, bar, memory=memory, refresher=refresher)
+            options: dict[str, Any] = {"refresher": prepared.job.refresher}
+            if math.isfinite(prepared.job.refresher.value_range):
+                samples = training.samples(state, frozen, batch_of)
+                options["calibration"] = _calibrated(training, program, samples)
+            circuit = training.compile(program, bar, memory=memory, **options)
         circuit.save(path)
         (folder.path / "program.txt").write_text(f"{program}\n", encoding="utf-8")
     if not folder.done(_PLAN):
         folder.save(_PLAN, _figures(circuit, prepared, time.monotonic() - began))
     _say(show, circuit, folder.figures(_PLAN))
     return Planned(prepared, program, circuit)
+
+
+def _calibrated(
+    training: EncryptedTraining, program: Program, samples: list[tuple[State, Inputs]]
+) -> Calibration:
+    """What values steps have. ExperimentError where they are none, names the site that was left."""
+    try:
+        return calibrate(program, [(*state, *inputs) for state, inputs in samples])
+    except ParameterError as error:
+        met = [training.watched(state, inputs).ranges for state, inputs in samples[-1:]]
+        worst = cause(training, join_ranges(met))
+        raise ExperimentError(
+            f"a step by which the bootstraps are planned gives no numbers: {worst.name} meets "
+            f"[{worst.met[0]:.4g}, {worst.met[1]:.4g}], its polynomial holds on "
+            f"[{worst.domain[0]:.4g}, {worst.domain[1]:.4g}]. Give {worst.remedy}"
+        ) from error
 
 
 def _figures(circuit: Circuit, prepared: Prepared, seconds: float) -> dict[str, Any]:

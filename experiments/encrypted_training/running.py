@@ -31,6 +31,7 @@ from experiments.encrypted_training.states import latest, load_state, save_state
 from experiments.errors import ExperimentError
 from experiments.training.finetune import MODEL
 from experiments.training.logbook import Logbook
+from experiments.validation.encrypting import said_before
 from experiments.validation.folder import RunFolder
 from he_backend.errors import BackendError, RunFolderError
 from he_backend.expected import expected_seconds
@@ -48,6 +49,12 @@ Check = Literal["every", "first", "none"]
 """Steps that are evaluated in the clear beforehand, on plain vectors, too: every one, the first, or
 none. But for "none" the exact step goes on beside the encrypted one, so that its loss is shown and
 a value that would leave its domain stops the training before it is lost."""
+
+_SMALLER = (
+    ": a smaller loss_scale under [encrypted] makes gradients and moments smaller, a smaller alpha "
+    "under [training] what the adapters add"
+)
+"""What to do about values that are too large for a bootstrap."""
 
 _RECENT = 8
 """Steps by which the time left is estimated."""
@@ -135,7 +142,8 @@ class _Run:
     def go(self) -> None:
         what = "encrypted" if self.how.encrypts else "on plain vectors, nothing encrypted"
         total = self.planned.steps - self.how.start
-        with self.show.bar(f"{what}, {total:,} steps", 1.0) as self.update:
+        title = f"{what}, {total:,} steps"
+        with self.show.bar(title, 1.0) as self.update, said_before(self.show):
             self._train()
 
     def _train(self) -> None:
@@ -218,9 +226,11 @@ class _Run:
     def _failed(self, error: Exception) -> ExperimentError:
         if self.number < 0:
             return ExperimentError(f"{error}; or begin anew, with --fresh")
+        bends = self.planned.circuit.bootstrap is not None and isinstance(error, ValueRangeError)
         return ExperimentError(
             f"step {self.number + 1:,} of {self.planned.steps:,} failed: {error}. The same command "
             f"goes on from {self.folder.path}; other settings begin anew, in another --out"
+            + (_SMALLER if bends else "")
         )
 
     def _before(self, number: int) -> State:

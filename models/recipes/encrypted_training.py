@@ -45,7 +45,7 @@ from models.recipes.finetune import overlay
 from models.recipes.finetune_settings import FineTune
 from models.recipes.finetune_step import learning_rates, scaled_root
 from models.sites.sites import TRAINING_SITES, Range, Sites, met_ranges
-from models.train.optim import on_stacks, scale_by_adam_he
+from models.train.optim import grown, on_stacks, scale_by_adam_he
 from models.train.schedules import scale_by_progress
 
 __all__ = ["CARRIED", "EncryptedTraining", "Inputs", "State", "Watched", "prepare_training"]
@@ -53,7 +53,13 @@ __all__ = ["CARRIED", "EncryptedTraining", "Inputs", "State", "Watched", "prepar
 CARRIED = {0: 0, 1: 1}
 """Arguments of a step, trained numbers and optimizer, and the results that they are in the next."""
 
+BatchOf = Callable[[int], tuple[Batch, np.float32]]
+"""From a step's number, from 0, to its rows and their learning rate."""
+
 _ROOT = "optimizer.inv_sqrt"
+
+_WATCHED = 4
+"""First steps that are gone through for `samples`, of which the first and the last are some."""
 
 
 class State(NamedTuple):
@@ -197,8 +203,8 @@ class EncryptedTraining:
         """Steps of one pass over so many rows."""
         return -(-rows // self.settings.batch)
 
-    def batch_of(self, data: Batch) -> Callable[[int], tuple[Batch, np.float32]]:
-        """From a step's number, from 0, to its rows and its learning rate.
+    def batch_of(self, data: Batch) -> BatchOf:
+        """The batch of each step.
 
         The order depends on the seed and the pass alone. The last batch of a pass is filled up with
         rows of others, which count again.
@@ -260,6 +266,31 @@ class EncryptedTraining:
             return hesim.compile(
                 program, self.how.ckks, carried=CARRIED, progress=progress, **options
             )
+
+    def samples(self, state: State, frozen: Params, batches: BatchOf) -> list[tuple[State, Inputs]]:
+        """Arguments of steps by which a plan for bootstraps brings values into range: of the first
+        steps, gone through in the clear, and of the last one, as far as it can be told from these.
+
+        Between them the moments grow most: they begin at 0 and come near the gradients, the second
+        one a thousand times as large as a step makes it. A step that leaves a domain is the last of
+        them: what follows it tells nothing.
+
+        Args:
+          state, frozen: of `begin`. batches: of `batch_of`.
+        """
+        found: list[tuple[State, Inputs]] = []
+        count = min(self.steps, _WATCHED)
+        for number in range(count):
+            inputs = self.inputs(frozen, *batches(number))
+            seen = self.watched(state, inputs)
+            left = any(float(share) > 0 for share in seen.outside.values())
+            if left or number in (0, count - 1):
+                found.append((state, inputs))
+            if left:
+                return found
+            state = seen.state
+        late = State(state.trained, grown(state.optimizer, self.steps - 1))
+        return [*found, (late, self.inputs(frozen, *batches(self.steps - 1)))]
 
     @functools.cached_property
     def watched(self) -> Callable[[State, Inputs], Watched]:

@@ -81,6 +81,40 @@ def scale_by_adam_he(
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
+def grown(state: optax.OptState, count: int, b1: float = 0.9, b2: float = 0.999) -> optax.OptState:
+    """A state of `scale_by_adam_he` or of a chain with it, after at least one step, as it will be
+    after `count` steps with gradients like those so far: its moments, whose bias correction is what
+    stays, as far from 0 as they are by then.
+
+    Args:
+      state: (trees of) arrays of any shapes. b1, b2: decays, as there.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from models.train.optim import grown, scale_by_adam_he
+      >>> rule, ones = scale_by_adam_he(), jnp.ones(1)
+      >>> _, state = rule.update(ones, rule.init(ones))
+      >>> late = grown(state, 10_000)
+      >>> [round(float(moment[0]), 3) for moment in (state.mean, state.square)]
+      [0.1, 0.001]
+      >>> int(late.count), [round(float(moment[0]), 3) for moment in (late.mean, late.square)]
+      (10000, [1.0, 1.0])
+    """
+
+    def is_moments(node: Any) -> bool:
+        return isinstance(node, AdamHEState)
+
+    def later(node: Any) -> Any:
+        if not is_moments(node):
+            return node
+        first, second = ((1 - b**count) / (1 - b**node.count) for b in (b1, b2))
+        mean = jax.tree.map(lambda m: first * m, node.mean)
+        square = jax.tree.map(lambda v: second * v, node.square)
+        return AdamHEState(jnp.full_like(node.count, count), mean, square)
+
+    return jax.tree.map(later, state, is_leaf=is_moments)
+
+
 def on_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformation:
     """`rule` on stacks of the leaves that have the same shape.
 
