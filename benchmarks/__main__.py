@@ -2,9 +2,9 @@
 
 `noise`, `shared_errors` and `verdict` measure for the better part of an hour, `training` compiles
 and `reviews` trains for minutes, `gradients` and `carried_steps` need GLUE, `compile_sizes` and
-`no_worse` compile for some minutes, as `scaling` does, `bootstrapped` and `bootstraps` need
-OpenFHE, and `packing`, `paper`, `clusters` and `workers` want the machine for themselves; these
-have to be named.
+`no_worse` compile for some minutes, as `scaling` does, `bootstrapped`, `bootstrapped_step` and
+`bootstraps` need OpenFHE, and `packing`, `paper`, `clusters` and `workers` want the machine for
+themselves; these have to be named.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 
 from benchmarks import (
     bootstrapped,
+    bootstrapped_step,
     bootstraps,
     carried_steps,
     circuits,
@@ -62,6 +63,7 @@ ALL = {
     "gradients": lambda: gradients.main([]) == 0,
     "carried_steps": lambda: carried_steps.main([]) == 0,
     "bootstrapped": lambda: bootstrapped.main([]) in (0, 2),
+    "bootstrapped_step": lambda: bootstrapped_step.main([]) in (0, 2),
     "bootstraps": lambda: bootstraps.main([]) in (0, 2),
     "reviews": lambda: reviews.main([]),
     "workers": workers.main,
@@ -71,7 +73,7 @@ ALL = {
 LONG = (
     *("noise", "shared_errors", "verdict", "training", "gradients", "carried_steps", "reviews"),
     *("packing", "paper", "compile_sizes", "no_worse", "workers", "bootstrapped"),
-    "bootstraps",
+    *("bootstrapped_step", "bootstraps"),
     *("clusters", "scaling"),
 )
 

@@ -36,6 +36,7 @@ import numpy as np
 import he_backend
 import hesim
 from experiments import machines
+from experiments.machines import Suited
 from experiments.planning import Arguments, compile_forward, forward_arguments
 from he_backend.report.html import power_of_two
 from hesim.circuit.circuit import Circuit
@@ -56,6 +57,8 @@ __all__ = [
     "main",
     "measure",
     "planned",
+    "random_rows",
+    "suited_settings",
     "table",
 ]
 
@@ -150,6 +153,23 @@ class Outcome:
         return self.same == self.planned.case.sentences and abs(self.bits_off) <= TOLERANCE
 
 
+def suited_settings(insecure: int | None) -> Suited:
+    """Ring, polynomials and bootstrap of a model with random weights. Raises as `machines.suited`
+    does.
+    """
+    base = machines.based(EncryptionSettings(), _MACHINE)
+    chosen = machines.suited(base, _MACHINE, insecure=insecure)
+    degrees = tuple(sorted((dict(chosen.how.fit.degrees) | _DEGREES).items()))
+    fit = dataclasses.replace(chosen.how.fit, degrees=degrees, margin=0.5, ranges=())
+    return dataclasses.replace(chosen, how=dataclasses.replace(chosen.how, fit=fit))
+
+
+def random_rows(config: EncoderConfig, count: int, rng: np.random.Generator) -> Batch:
+    """Sentences of random words, all of them of full length, and of class 0."""
+    tokens = rng.integers(1, config.vocabulary, (count, config.sequence)).astype(np.int32)
+    return Batch(tokens, np.ones(tokens.shape, np.float32), np.zeros(count, np.int32))
+
+
 def planned(case: Case) -> Planned:
     """The twin of a random encoder, and the Circuit of its forward pass. Raises as `hesim.compile`
     does, and ParameterError where the ring has no bootstrap.
@@ -159,15 +179,9 @@ def planned(case: Case) -> Planned:
     params = model.init(jax.random.key(0))
     head = np.asarray(params["head"]["kernel"])
     params["head"]["kernel"] = head + rng.normal(size=head.shape) / math.sqrt(len(head))
-    count = max(64, 2 * case.sentences)
-    tokens = rng.integers(1, config.vocabulary, (count, config.sequence)).astype(np.int32)
-    rows = Batch(tokens, np.ones(tokens.shape, np.float32), np.zeros(len(tokens), np.int32))
-    chosen = machines.suited(
-        machines.based(EncryptionSettings(), _MACHINE), _MACHINE, insecure=case.insecure
-    )
-    degrees = tuple(sorted((dict(chosen.how.fit.degrees) | _DEGREES).items()))
-    fit = dataclasses.replace(chosen.how.fit, degrees=degrees, margin=0.5, ranges=())
-    how = dataclasses.replace(chosen.how, fit=fit)
+    rows = random_rows(config, max(64, 2 * case.sentences), rng)
+    chosen = suited_settings(case.insecure)
+    how = chosen.how
     twin = twin_of(model, params, rows, (config.sequence,), how)
     twin = dataclasses.replace(twin, low_rank=False)
     parts = [select_rows(rows, np.arange(k, k + case.sentences)) for k in (0, case.sentences)]
