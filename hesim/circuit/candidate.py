@@ -34,6 +34,10 @@ _SMALL = 0.01
 """What a refresh counts more for each bit by which a value is below a quarter of the range: its
 error is the same, and so a larger part."""
 
+_FAR = 64.0
+"""Times the range from which on what a gain was applied to counts as too large for a refresh: less
+is bent by less than more refreshes would cost."""
+
 _RESULT_SECONDS = 0.003
 """What a ciphertext more among the results may cost: it is sent, decrypted and decoded."""
 
@@ -158,8 +162,9 @@ class Candidate:
                     stage = self.builder.nodes[n].stage
                     held[stage] = max(held.get(stage, 0.0), value / abs(self.lowered.gain(v)))
         for stage, (given, factor) in self.builder.scalings.items():
-            if given in held:
-                held[stage] = max(held.get(stage, 0.0), factor * held[given])
+            applied = factor * held.get(given, 0.0)
+            if applied > _FAR * most:
+                held[stage] = max(held.get(stage, 0.0), applied)
         found = {s: 1.0 + _SMALL * max(-2.0 - math.log2(x / most), 0.0) for s, x in held.items()}
         over = {s: x / most for s, x in {**inside, **held}.items() if x > most}
         return found | {s: 1.0 + math.ceil(math.log2(x)) for s, x in over.items()}
