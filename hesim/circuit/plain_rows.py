@@ -61,6 +61,10 @@ class Rows(Protocol):
         """int32 (len(rows), columns): several rows."""
         ...
 
+    def entries_of(self, rows: np.ndarray, column: int) -> np.ndarray:
+        """int32 (len(rows),): one column of several rows, which are not made for it."""
+        ...
+
     @property
     def first(self) -> np.ndarray:
         """int32 (rows,): the first row that is known to be the same as each."""
@@ -100,6 +104,9 @@ class LiteralRows:
 
     def block(self, rows: np.ndarray) -> np.ndarray:
         return self.index[rows]
+
+    def entries_of(self, rows: np.ndarray, column: int) -> np.ndarray:
+        return self.index[rows, column]
 
     @property
     def first(self) -> np.ndarray:
@@ -143,6 +150,10 @@ class MaskRows:
     def block(self, rows: np.ndarray) -> np.ndarray:
         found = np.unpackbits(self.bits[rows], axis=1, count=self._columns)
         return found.astype(np.int32) - 1
+
+    def entries_of(self, rows: np.ndarray, column: int) -> np.ndarray:
+        bits = self.bits[rows, column // 8] >> (7 - column % 8) & 1
+        return bits.astype(np.int32) - 1
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"bits": self.bits, "columns": np.array(self._columns, np.int64)}
@@ -257,6 +268,14 @@ class MapRows:
             self._windows(self._in_key)[i, to],
             self._windows(self._out_part)[o, at],
             self._windows(self._in_part)[i, to],
+        )
+
+    def entries_of(self, rows: np.ndarray, column: int) -> np.ndarray:
+        o, i = self.out[rows], self.into[rows]
+        at = (column - self.roll[rows]) % self._columns
+        to = at + self.shift[rows]
+        return self._joined(
+            self._out_key[o, at], self._in_key[i, to], self._out_part[o, at], self._in_part[i, to]
         )
 
     def rows_any(self) -> np.ndarray:
@@ -435,6 +454,19 @@ class PlaintextFamily:
         """What `vector` returns for each of these rows of a scalar family."""
         flat, line = self._flat(values), self.rows.block(rows)[:, 0]
         return np.where(line >= 0, flat[np.maximum(line, 0)] * self.weight, 0.0)
+
+    def in_slot(
+        self,
+        rows: Int[np.ndarray, " rows"],
+        slot: int,
+        values: Sequence[Shaped[np.ndarray, "..."]] | Shaped[np.ndarray, "..."],
+    ) -> Float64[np.ndarray, " rows"]:
+        """What the vectors of these rows hold in one slot."""
+        column, member = divmod(slot, self.width)
+        line = self.rows.entries_of(rows, column % self.rows.columns)
+        within = member < (self.batch if self.stride else 1)
+        places = np.maximum(line, 0).astype(np.int64) + within * member * self.stride
+        return np.where(line >= 0, self._flat(values)[places] * self.weight, 0.0)
 
     def _flat(self, values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         if self.operand < 0:

@@ -8,6 +8,7 @@ their elements.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -37,11 +38,13 @@ class SlotValues:
         leaves = [] if program is None else [v for v in program.inputs if v.encrypted]
         self._shapes = [v.shape for v in leaves]
         self._found: dict[Factor, tuple[Element, float] | None] = {}
+        self._terms: dict[tuple[int, int], Mapping[Factor, float] | None] = {}
 
     def product(self, errors: Amplitudes, other: int) -> tuple[Amplitudes, Amplitudes]:
         """Errors in single slots times what ciphertext `other` has there, and those for which that
         is not known; without those that were multiplied before.
         """
+        self._terms.clear()
         met: dict[int, dict[tuple[Origin, Factor], float]] = {}
         rest: dict[int, dict[tuple[Origin, Factor], float]] = {}
         for slot, own in errors.items():
@@ -57,16 +60,27 @@ class SlotValues:
             }
         return met, rest
 
-    def at(self, cipher: int, slot: int) -> dict[Factor, float] | None:
+    def at(self, cipher: int, slot: int) -> Mapping[Factor, float] | None:
         """The value in a slot as weights of slots of whole tensors; None if it is not such a sum of
         few, or not of elements.
         """
+        place = int(cipher), int(slot)
+        if place not in self._terms:
+            self._terms[place] = self._followed(*place)
+        return self._terms[place]
+
+    def element(self, factor: Factor) -> tuple[Element, float]:
+        """The element in a slot that `at` returned, and the slot's value over the element's."""
+        found = self._find(factor)
+        assert found is not None, f"no element lies in {factor}"
+        return found
+
+    def _followed(self, cipher: int, slot: int) -> Mapping[Factor, float] | None:
         c = self._circuit
         part, kind = c.args(cipher), c.kind[cipher]
-        arg = c.arg[part].tolist()
         if self._tensor[cipher] >= 0 and kind != Kind.REFRESH:
-            place = int(cipher), int(slot)
-            return None if self._find(place) is None else {place: 1.0}
+            return None if self._find((cipher, slot)) is None else {(cipher, slot): 1.0}
+        arg = c.arg[part].tolist()
         if kind == Kind.ROTATE:
             return self.at(arg[0], (slot + int(c.param[cipher])) % c.slots)
         if kind in _UNCHANGED:
@@ -86,23 +100,19 @@ class SlotValues:
                 total[place] = total.get(place, 0.0) + weight * own
         return total
 
-    def element(self, factor: Factor) -> tuple[Element, float]:
-        """The element in a slot that `at` returned, and the slot's value over the element's."""
-        found = self._find(factor)
-        assert found is not None, f"no element lies in {factor}"
-        return found
-
     def _plain(self, cipher: int, slot: int) -> list[float] | None:
         """What plaintexts hold in a slot, if these are known numbers."""
         c = self._circuit
-        found = []
-        for p in c.arg2[c.args(cipher)].tolist():
-            pack = c.packs[int(c.plain_pack[p])]
+        plain = c.arg2[c.args(cipher)]
+        packs, rows = c.plain_pack[plain], c.plain_row[plain]
+        found = np.zeros(len(plain))
+        for number in np.unique(packs).tolist():
+            pack = c.packs[number]
             if pack.operand >= 0 or pack.literal is None:
                 return None
-            vector = pack.vector(int(c.plain_row[p]), ())
-            found.append(float(np.broadcast_to(vector, c.slots)[slot]))
-        return found
+            own = packs == number
+            found[own] = pack.in_slot(rows[own], slot, ())
+        return found.tolist()
 
     def _find(self, factor: Factor) -> tuple[Element, float] | None:
         if factor not in self._found:

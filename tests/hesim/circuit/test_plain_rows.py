@@ -54,6 +54,8 @@ def agrees(rows, table: np.ndarray) -> None:
     for r, line in enumerate(table):
         assert rows.row(r).dtype == np.int32
         np.testing.assert_array_equal(rows.row(r), line)
+    for column in range(0, rows.columns, 3):
+        np.testing.assert_array_equal(rows.entries_of(some, column), table[some, column])
     np.testing.assert_array_equal(plain_rows.entries(rows), np.unique(table[table >= 0]))
     assert np.all(rows.first <= np.arange(len(table)))
     np.testing.assert_array_equal(table[rows.first], table)
@@ -145,6 +147,10 @@ def test_vectors_are_those_of_the_table(kind, stride):
             members = element + stride * np.arange(3)
             expected = values[0][members] * 0.5 if element >= 0 else np.zeros(3)
             np.testing.assert_array_equal(vector[column, :3], expected)
+    some = np.arange(len(family))[::-1]
+    for slot in range(32):
+        expected = [np.asarray(family.vector(r, values))[slot] for r in some]
+        np.testing.assert_array_equal(family.in_slot(some, slot, values), expected)
 
 
 @pytest.mark.parametrize("operand", [-1, 0])
@@ -154,6 +160,7 @@ def test_numbers_are_those_of_single_rows(operand):
     values, rows = [np.arange(12.0).reshape(3, 4)], np.array([2, 0, 1, 0])
     found = family.numbers(rows, values)
     assert found.tolist() == [family.vector(r, values) for r in rows]
+    np.testing.assert_array_equal(family.in_slot(rows, 5, values), found)
     assert found[0] != 0.0 or operand == 0
 
 
