@@ -36,7 +36,7 @@ _FEW_STATES = 4
 only one of them where others have offers already.
 """
 
-_LARGE = 2**16
+_LARGE = 2**13
 """Elements of an operation for which later rules are asked only if no state has an offer."""
 
 _LATER = 12
