@@ -345,15 +345,13 @@ def giant_steps(
     if len(np.unique(terms.out)) == len(terms):  # nothing to add up: one rotation each at most
         return terms.shift % repeats, np.zeros_like(terms.shift)
     for unit, number in _multiples(terms.shift % repeats, repeats):
-        (into, low), (out, high) = _pairs(terms.into, number), _pairs(terms.out, number)
-        for step in _steps(number, len(number) > _MANY):
-            baby = unit * (low % step if step else low)
-            count = distinct(into, baby, repeats) + KEY * len(ascending(baby % repeats))
-            count += outs * distinct(out, unit * (high - high % step), columns) if step else 0
-            count += KEY if step & (step - 1) else 0.0  # powers of two share their keys
-            if best is None or count < best[0]:
-                giant = number - number % step if step else np.zeros_like(number)
-                best = count, unit * number, unit * giant
+        steps = _steps(number, len(number) > _MANY)
+        counts = _counts(terms, unit, number, steps, columns, repeats, outs)
+        least = int(np.argmin(counts))
+        if best is None or counts[least] < best[0]:
+            step = steps[least]
+            giant = number - number % step if step else np.zeros_like(number)
+            best = float(counts[least]), unit * number, unit * giant
     assert best is not None
     if best[0] < _NEAR_LEAST * _least(terms, outs) or len(terms) > _MANY:
         return best[1], best[2]
@@ -363,6 +361,44 @@ def giant_steps(
         if count < best[0]:
             best = count, giant + baby, giant
     return best[1], best[2]
+
+
+def _counts(
+    terms: Terms,
+    unit: int,
+    number: np.ndarray,
+    steps: Sequence[int],
+    columns: int,
+    repeats: int,
+    outs: int,
+) -> np.ndarray:
+    """Rotations, and keys at `KEY` each, that every giant step needs, in numbers; 0 is none."""
+    (into, low), (out, high) = _pairs(terms.into, number), _pairs(terms.out, number)
+    found = np.empty(len(steps))
+    chunk = max(1, _TABLE // len(number))
+    for start in range(0, len(steps), chunk):
+        part = np.array(steps[start : start + chunk])[:, None]
+        size = np.where(part == 0, np.iinfo(np.int64).max, part)
+        at = np.where(part == 0, low, low % size)
+        giant = np.where(part == 0, 0, high - high % size)
+        baby = unit * at % repeats
+        count = _distinct_each(into, baby, repeats) + KEY * _different(baby)
+        count += outs * _distinct_each(out, unit * giant % columns, columns)
+        alone = part[:, 0] & (part[:, 0] - 1) != 0  # powers of two share their keys
+        found[start : start + chunk] = count + np.where(alone, KEY, 0.0)
+    return found
+
+
+def _distinct_each(cipher: np.ndarray, moved: np.ndarray, modulus: int) -> np.ndarray:
+    """What `distinct` counts, for every row of steps that are taken modulo `modulus` already."""
+    pairs = np.where(moved != 0, cipher * modulus + moved, 0)
+    return _different(pairs) - np.any(moved == 0, axis=1)
+
+
+def _different(values: np.ndarray) -> np.ndarray:
+    """How many values each row has."""
+    ordered = np.sort(values, axis=1)
+    return 1 + np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1)
 
 
 def _pairs(cipher: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
