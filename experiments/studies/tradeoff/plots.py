@@ -59,6 +59,7 @@ def plot_fronts(results: Results) -> Figure:
                 axes.axhline(task.majority, color="grey", linewidth=0.8, linestyle=":")
             if logarithmic:
                 axes.set_xscale("log")
+                _plain_numbers(axes.xaxis)
             axes.set_xlabel(label)
             axes.grid(True, alpha=0.3)
         row[0].set_ylabel(f"{name.removeprefix('glue/')}: {task.metric}, points")
@@ -175,9 +176,20 @@ def plot_checks(results: Results) -> Figure | None:
         axes.set_xlabel("predicted")
         axes.set_ylabel("measured" if all(s.encrypted for s in good) else "not encrypted")
         axes.set_title(title, fontsize=10)
-        axes.tick_params(which="minor", labelsize=7)
+        if axes is left:
+            _plain_numbers(axes.xaxis)
+            _plain_numbers(axes.yaxis)
         axes.grid(True, alpha=0.3)
     return figure
+
+
+def _plain_numbers(axis: Any) -> None:
+    """1, 2, 5, 10 along a logarithmic axis, however few decades it has."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _many(point: Point) -> float:
