@@ -14,14 +14,17 @@ from experiments.console import Display
 from experiments.errors import ExperimentError
 from experiments.lock import alone_in
 from experiments.studies.tasks import Stopped
+from experiments.studies.tradeoff import jobs as tradeoff_jobs
 from experiments.studies.tradeoff import run as tradeoff_run
 from experiments.studies.tradeoff.designs import Space, configurations, rungs, survivors
 from experiments.studies.tradeoff.jobs import (
     Scored,
     Scoring,
+    Subject,
     Trained,
     Training,
     cost_key,
+    plan_of,
     training_key,
 )
 from experiments.studies.tradeoff.knobs import Knobs
@@ -30,7 +33,8 @@ from experiments.studies.tradeoff.rows import Cost, Row, Task
 from experiments.studies.tradeoff.run import run_tradeoff
 from experiments.studies.tradeoff.settings import TradeoffStudy, knobs_template, read_study
 from experiments.studies.tradeoff.spots import SpotChecks
-from hesim.errors import ParameterError
+from hesim.circuit.circuit import Circuit
+from hesim.errors import ParameterError, TooLargeError
 from models.config import preset
 from models.sites.sites import fit_ranges
 from tests.experiments.conftest import write_encoder
@@ -210,6 +214,7 @@ def test_what_is_shared_has_one_name_and_what_differs_another():
 
     assert planned() == planned(penalty=1.0)
     assert len({planned(), planned(rank=4), planned(ring="14/4/40"), planned(tanh=15)}) == 4
+    assert planned() != cost_key(study, "glue/MNLI", EASY, "one")  # of other classes
 
 
 # A whole study
@@ -321,6 +326,42 @@ def test_a_study_adds_what_is_missing_and_repeats_nothing(tmp_path: Path, fakes:
     next(iter((tmp_path / "rows").iterdir())).write_bytes(b"{")
     with pytest.raises(ExperimentError, match="is damaged"):
         run_tradeoff(more, tmp_path)
+
+
+def test_what_failed_is_tried_again_by_the_next_call(
+    tmp_path: Path, fakes: list[Scoring], monkeypatch: pytest.MonkeyPatch
+):
+    study = TradeoffStudy(space=Space(reference=EASY), tasks=("glue/RTE",), seeds=2)
+
+    def killed(job: Scoring) -> Scored:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tradeoff_run, "score", killed)
+        rows = run_tradeoff(study, tmp_path).rows
+    assert len(rows) == 2 and all("no room" in row.reason and not row.sound for row in rows)
+    again = run_tradeoff(study, tmp_path).rows
+    assert len(fakes) == 1 and len(again) == 2 and all(row.sound for row in again)
+    run_tradeoff(study, tmp_path)
+    assert len(fakes) == 1
+
+
+def test_one_sentence_is_planned_where_many_are_too_many(
+    study: TradeoffStudy, monkeypatch: pytest.MonkeyPatch
+):
+    def planned(subject: Subject, knobs: Knobs, sentences: int) -> Circuit:
+        if sentences > 1:
+            raise TooLargeError("`dot_general`", 2**40, 2**30)
+        return plan_of(subject, knobs, sentences)
+
+    monkeypatch.setattr(tradeoff_jobs, "plan_of", planned)
+    job = Training(study, "glue/SST-2", EASY, 0)
+    found = tradeoff_jobs.score(
+        Scoring(study, "glue/SST-2", EASY, 1.0, {0: tradeoff_jobs.train(job)}, {})
+    )
+    (row,) = found.rows
+    assert row.sound and row.one == cost_key(study, "glue/SST-2", EASY, "one") and not row.many
+    assert set(found.costs) == {"one"} and "no plan of 4 sentences" in row.reason
 
 
 def test_halving_scores_fewer_with_more_rows(tmp_path: Path, fakes: list[Scoring]):

@@ -26,9 +26,9 @@ __all__ = ["Bench", "Child", "Closed", "Failed", "done"]
 
 _MODULE = "experiments.studies.tradeoff.child_main"
 
-_TURNS = 3
+_TURNS = 8
 """Jobs of a process before another one takes its place: what JAX has compiled is never wholly
-freed.
+freed, but what the compiler knows of one plan serves the next.
 """
 
 

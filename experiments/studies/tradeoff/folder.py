@@ -104,6 +104,11 @@ class Store:
         name = f"{task.replace('/', '-')}-{knobs.digest()}-{seed}{part}.json"
         return self.folder / "rows" / name
 
+    def row(self, task: str, knobs: Knobs, seed: int, share: float) -> Row | None:
+        """One that is there, finished or not."""
+        path = self.row_path(task, knobs, seed, share)
+        return read_all(Row, path.parent, path.stem).get(path.stem)
+
     def keep_row(self, row: Row) -> None:
         """In place of an earlier one of the same task, knobs, seed and share."""
         save(self.row_path(row.task, row.knobs, row.seed, row.share), row)

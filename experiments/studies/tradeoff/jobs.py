@@ -133,8 +133,7 @@ def cost_key(study: TradeoffStudy, task: str, knobs: Knobs, layout: str) -> str:
     """Names a plan: what is compiled depends on nothing else."""
     row = study.row(task)
     alike = dataclasses.replace(knobs, penalty=0.0)
-    regression = task.endswith(("STS-B", "regression"))
-    return _digest(alike, layout, row.pairs, row.pooling, regression)
+    return _digest(alike, layout, task, row.pairs, row.pooling)
 
 
 def train(job: Training) -> Trained:
@@ -227,14 +226,13 @@ def score(job: Scoring) -> Scored:
     if subject.how is None:
         reason = "no encryption evaluates exp itself: scored without noise"
     else:
-        try:
-            circuit, costs = _planned(study, subject, knobs, costs)
-        except (HesimError, MemoryError) as error:
-            reason = f"cannot be planned: {_said(error)}"
+        circuit, costs, reason = _planned(study, subject, knobs, costs)
     rows: list[Row] = []
     for seed, trained in job.trained.items():
         own = subject if seed == first else subject_of(study, task, knobs, seed, trained)
         row = _scored(job, seed, own, circuit, found, seed == first)
+        if "many" not in costs:
+            row = dataclasses.replace(row, many="")
         spent = time.process_time() - began
         began += spent
         said = "; ".join(part for part in (reason, row.reason) if part)
@@ -245,16 +243,24 @@ def score(job: Scoring) -> Scored:
 
 def _planned(
     study: TradeoffStudy, subject: Subject, knobs: Knobs, known: Mapping[str, Cost]
-) -> tuple[Circuit, dict[str, Cost]]:
-    """The Circuit of one sentence, and the costs of both layouts."""
-    circuit = plan_of(subject, knobs, 1)
-    costs = {"one": Cost.of(circuit.ledger, 1, knobs)}
+) -> tuple[Circuit | None, dict[str, Cost], str]:
+    """The Circuit of one sentence, if there is one, the costs of both layouts, and why one of them
+    is missing.
+    """
+    try:
+        circuit = plan_of(subject, knobs, 1)
+    except (HesimError, MemoryError) as error:
+        return None, dict(known), f"cannot be planned: {_said(error)}"
+    costs = {**known, "one": Cost.of(circuit.ledger, 1, knobs)}
     if study.many == 1:
-        return circuit, costs | {"many": costs["one"]}
-    many = known.get("many") or Cost.of(
-        plan_of(subject, knobs, study.many).ledger, study.many, knobs
-    )
-    return circuit, costs | {"many": many}
+        return circuit, costs | {"many": costs["one"]}, ""
+    if "many" not in costs:
+        try:
+            ledger = plan_of(subject, knobs, study.many).ledger
+        except (HesimError, MemoryError) as error:
+            return circuit, costs, f"no plan of {study.many} sentences side by side: {_said(error)}"
+        costs["many"] = Cost.of(ledger, study.many, knobs)
+    return circuit, costs, ""
 
 
 def _scored(

@@ -102,6 +102,8 @@ class Row:
       one, many: names of the costs of both layouts; empty where there is no plan.
       reason: why it was not simulated, or is not to be trusted; empty where all is well.
       seconds: of CPU, for scoring it.
+      unfinished: whether its process ended, or an error that no configuration explains: the next
+        call tries it again.
     """
 
     knobs: Knobs
@@ -123,6 +125,7 @@ class Row:
     many: str = ""
     reason: str = ""
     seconds: float = 0.0
+    unfinished: bool = False
 
     @property
     def sound(self) -> bool:
@@ -134,7 +137,8 @@ class Row:
 class Spot:
     """One configuration run encrypted, one sentence at a time.
 
-    seconds: core-seconds of a sentence, refreshed by the key holder, whoever it is in the plan;
+    seconds: core-seconds of a sentence, refreshed by the key holder, whoever it is in the plan, and
+    without the encoding of plaintexts, which is done once for all sentences;
     error: root mean square of the logits less those of the polynomials in the clear; both with what
     was predicted before. encrypted: False on a machine that encrypts nothing. reason: why it could
     not be run, with NaN for all four figures; empty where it was.

@@ -106,8 +106,7 @@ def _rung(
         task, knobs = pair
         if isinstance(found, Failed):
             for seed in jobs[pair].trained:
-                row = Row(knobs, task, seed, rung.share, math.nan, reason=found.reason)
-                store.keep_row(row)
+                store.keep_row(_unfinished(knobs, task, seed, rung.share, found.reason))
             return
         store.keep_task(found.task)
         for layout, cost in found.costs.items():
@@ -136,19 +135,22 @@ def _trainings(
 def _scorings(
     study: TradeoffStudy, store: Store, missing: _Seeds, share: float, failed: dict[str, str]
 ) -> dict[tuple[str, Knobs], Scoring]:
-    """What can be scored; a row with its reason is kept of each seed that was not fine-tuned.
+    """What can be scored; a row with its reason is kept of each seed that was not fine-tuned. Those
+    of one ring and rank follow one another: a process that has planned one plans the next faster.
 
     failed: reasons, by `training_key`.
     """
     found: dict[tuple[str, Knobs], Scoring] = {}
-    for (task, knobs), seeds in missing.items():
+    order = study.tasks.index
+    alike = sorted(missing.items(), key=lambda m: (order(m[0][0]), m[0][1].ring, m[0][1].rank))
+    for (task, knobs), seeds in alike:
         tuned: dict[int, Trained] = {}
         for seed in seeds:
             key = training_key(Training(study, task, knobs, seed, share))
             trained = None if key in failed else store.trained(key)
             if trained is None:
                 reason = f"not fine-tuned: {failed.get(key, 'its file is damaged')}"
-                store.keep_row(Row(knobs, task, seed, share, math.nan, reason=reason))
+                store.keep_row(_unfinished(knobs, task, seed, share, reason))
             else:
                 tuned[seed] = trained
         if tuned:
@@ -161,12 +163,16 @@ def _scorings(
     return found
 
 
+def _unfinished(knobs: Knobs, task: str, seed: int, share: float, reason: str) -> Row:
+    return Row(knobs, task, seed, share, math.nan, reason=reason, unfinished=True)
+
+
 def _missing(store: Store, task: str, knobs: Knobs, rung: Rung) -> list[int]:
-    """The seeds whose rows are not there."""
+    """The seeds whose rows are not there, or were not finished."""
     return [
         seed
         for seed in range(rung.seeds)
-        if not store.row_path(task, knobs, seed, rung.share).exists()
+        if (row := store.row(task, knobs, seed, rung.share)) is None or row.unfinished
     ]
 
 
