@@ -24,7 +24,7 @@ import pytest
 
 distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
 
-import dask
+from dask.config import set as configured
 
 from experiments.cli import main
 from experiments.cli.common import REFUSED
@@ -63,7 +63,10 @@ def workers(count: int, folder: Path | None = None, **changes: Any) -> Iterator[
         "protocol": "tcp://",
         "local_directory": folder,
     } | changes
-    with distributed.LocalCluster(**options) as cluster:
+    with (  # which gives up a worker on a busy machine else, before it is there again
+        configured({"distributed.deploy.lost-worker-timeout": "10 minutes"}),
+        distributed.LocalCluster(**options) as cluster,
+    ):
         yield cluster
 
 
@@ -156,9 +159,7 @@ def test_a_cluster_that_has_no_workers_for_long_gives_up(tmp_path: Path, monkeyp
 def test_a_scheduler_that_ends_ends_the_study(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(on_dask, "_ANSWER_SECONDS", 1.0)
     with (
-        dask.config.set(  # pyright: ignore[reportPrivateImportUsage]
-            {"distributed.comm.timeouts.connect": "1s"}
-        ),
+        configured({"distributed.comm.timeouts.connect": "1s"}),
         workers(2, tmp_path / "dask") as cluster,
     ):
         mapped = mapping(cluster)(work, chores(tmp_path, "one", "sleeps"), never)
