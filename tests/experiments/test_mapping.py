@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.tasks import Stopped
+from experiments.studies.tradeoff import child
 from experiments.studies.tradeoff.mapping import Failed, in_processes, in_this_process
 from tests.experiments.chores import Chore, gone, tried, work
 
@@ -49,7 +50,8 @@ def test_a_killed_process_fails_its_own_job_alone(tmp_path: Path):
     assert again == {0: found[0], 1: found[2]}
 
 
-def test_a_process_does_a_few_jobs_and_another_one_the_next(tmp_path: Path):
+def test_a_process_does_a_few_jobs_and_another_one_the_next(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(child, "_TURNS", 3)
     found = [pid for _, pid in in_processes(1)(work, chores(tmp_path, *["PID"] * 7), never)]
     assert [len(list(same)) for _, same in itertools.groupby(found)] == [3, 3, 1]
     assert str(os.getpid()) not in found and all(gone(int(pid)) for pid in found)
