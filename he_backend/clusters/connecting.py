@@ -5,6 +5,7 @@ Imports no JAX.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,12 @@ from distributed import Client, Security
 from he_backend.clusters.cluster import Cluster
 from he_backend.errors import ClusterError
 
-__all__ = ["connect"]
+__all__ = ["connect", "register"]
 
 _SECONDS = 20.0
 """For a scheduler to answer, and for a first worker to be there."""
+
+_AGAIN_SECONDS, _TRIES = 0.2, 10
 
 _ANYWHERE = ("python", "dask", "distributed", "hesim")
 """Packages whose versions are the same everywhere, the scheduler's too: it reads the tasks."""
@@ -100,3 +103,19 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def register(client: Any, plugin: Any, name: str) -> None:
+    """Have scheduler or workers, now and later, take a plugin; all are told again where a worker is
+    lost meanwhile. Raises what keeps one from taking it.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            client.register_plugin(plugin, name=name)
+            return
+        except ClusterError:
+            raise
+        except OSError:  # Dask's own for a connection that is closed
+            if not left:
+                raise
+            time.sleep(_AGAIN_SECONDS)

@@ -25,6 +25,7 @@ from dask._task_spec import TaskRef
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from distributed import Client, Future, KilledWorker
 
+from he_backend.clusters.connecting import register
 from he_backend.clusters.evaluating import Evaluation, Parcel, TaskFailed, Work, evaluate, pick
 from he_backend.clusters.housekeeping import Housekeeping
 from he_backend.clusters.supplies import Supply, sees
@@ -103,8 +104,8 @@ class Crew:
         client.subscribe_topic(self.session, self._told)
         client.subscribe_topic("all", self._news)
         housekeeping = Housekeeping(self.session, client.id)
-        client.register_plugin(housekeeping, name=housekeeping.name)
-        client.register_plugin(evaluation, name=self.session)
+        register(client, housekeeping, housekeeping.name)
+        register(client, evaluation, self.session)
 
     # Files
 
@@ -116,9 +117,16 @@ class Crew:
           name: of the supply, unique. folder, files, order: as of a `Supply`.
         """
         supply = Supply(self.session, name, str(folder), files, order=order)
-        seen = not files or all(self.client.run(sees, str(folder), dict(files)).values())
+        seen = not files or self._seen(folder, files)
         self._supplies[name] = supply
         self._register(supply, sent=self._sent or not seen)
+
+    def _seen(self, folder: Path, files: Files) -> bool:
+        """Whether all workers see the files; one that is lost meanwhile counts as one that does
+        not.
+        """
+        found = self.client.run(sees, str(folder), dict(files), on_error="return")
+        return all(answer is True for answer in found.values())
 
     def drop(self, name: str) -> None:
         """No task reads the files of a supply any more."""
@@ -132,7 +140,7 @@ class Crew:
             supply = Supply(
                 supply.session, supply.name, supply.folder, supply.files, contents, supply.order
             )
-        self.client.register_plugin(supply, name=supply.name)
+        register(self.client, supply, supply.name)
 
     def _send_all(self) -> None:
         """Send the files to all, since somebody joined who does not see them. What goes wrong ends

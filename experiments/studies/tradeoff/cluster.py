@@ -23,7 +23,7 @@ from distributed.worker import Worker
 
 from experiments.studies.tradeoff.child import Bench, Closed
 from he_backend.clusters.cluster import Cluster
-from he_backend.clusters.connecting import connect
+from he_backend.clusters.connecting import connect, register
 from he_backend.clusters.housekeeping import Housekeeping
 from he_backend.errors import ClusterError
 
@@ -34,7 +34,7 @@ _PATIENCE = 600.0
 
 _ANSWER_SECONDS = 20.0
 _FETCH_SECONDS = 5.0
-_AGAIN_SECONDS, _TRIES = 0.2, 10
+_AGAIN_SECONDS = 0.2
 
 _COMPILED = "hesim-compiled"
 """Folder of what XLA compiled, in the worker's own, which Dask removes with the worker."""
@@ -65,21 +65,16 @@ def open_pool(cluster: Cluster, needs: Sequence[str]) -> Iterator[_Pool]:
 
 
 def _register(client: Client, plugin: Any, name: str) -> None:
-    """Tells all again where one is lost meanwhile. Raises ClusterError if one cannot take it."""
-    for left in reversed(range(_TRIES)):
-        try:
-            client.register_plugin(plugin, name=name)
-            return
-        except ClusterError:
-            raise
-        except Exception as error:
-            if left and isinstance(error, OSError):
-                time.sleep(_AGAIN_SECONDS)
-                continue
-            raise ClusterError(
-                f"the workers of the cluster cannot be made ready for a study "
-                f"({type(error).__name__}: {error}): install the same there as here"
-            ) from error
+    """ClusterError if a worker cannot take it."""
+    try:
+        register(client, plugin, name)
+    except ClusterError:
+        raise
+    except Exception as error:
+        raise ClusterError(
+            f"the workers of the cluster cannot be made ready for a study "
+            f"({type(error).__name__}: {error}): install the same there as here"
+        ) from error
 
 
 class _Processes(WorkerPlugin):

@@ -26,8 +26,11 @@ def quiet():
 @pytest.fixture(scope="module")
 def processes(dask):
     """Two workers in processes of their own, which are started again if they are killed."""
+    from dask.config import set as configured
+
     options = {"threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": "600MB"}
-    with dask.LocalCluster(n_workers=2, **options) as cluster:
+    patience = {"distributed.deploy.lost-worker-timeout": "10 minutes"}  # on a busy machine
+    with configured(patience), dask.LocalCluster(n_workers=2, **options) as cluster:
         yield cluster
 
 

@@ -101,3 +101,25 @@ def test_a_cluster_without_workers_is_refused(dask, tmp_path):
         pytest.raises(ClusterError, match="has no workers; start some: dask worker tcp://"),
     ):
         connecting.connect(Cluster(cluster.scheduler_address), seconds=0.5)
+
+
+@pytest.mark.parametrize("losses", [2, 99])
+def test_a_plugin_is_told_again_where_a_worker_is_lost_meanwhile(dask, monkeypatch, losses):
+    from he_backend.clusters import connecting
+
+    monkeypatch.setattr(connecting, "_AGAIN_SECONDS", 0.0)
+    told: list[str] = []
+
+    class Client:
+        def register_plugin(self, plugin, name):
+            told.append(name)
+            if len(told) <= losses:
+                raise dask.comm.CommClosedError("lost")
+
+    if losses == 2:
+        connecting.register(Client(), object(), "keys")
+        assert told == ["keys"] * 3
+    else:
+        with pytest.raises(dask.comm.CommClosedError, match="lost"):
+            connecting.register(Client(), object(), "keys")
+        assert len(told) == connecting._TRIES
