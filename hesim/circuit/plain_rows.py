@@ -452,8 +452,7 @@ class PlaintextFamily:
         values: Sequence[Shaped[np.ndarray, "..."]] | Shaped[np.ndarray, "..."],
     ) -> Float64[np.ndarray, " rows"]:
         """What `vector` returns for each of these rows of a scalar family."""
-        flat, line = self._flat(values), self.rows.block(rows)[:, 0]
-        return np.where(line >= 0, flat[np.maximum(line, 0)] * self.weight, 0.0)
+        return self.in_slot(rows, 0, values)
 
     def in_slot(
         self,
@@ -461,7 +460,13 @@ class PlaintextFamily:
         slot: int,
         values: Sequence[Shaped[np.ndarray, "..."]] | Shaped[np.ndarray, "..."],
     ) -> Float64[np.ndarray, " rows"]:
-        """What the vectors of these rows hold in one slot."""
+        """What the vectors of these rows hold in one slot, which are not made for it.
+
+        Args:
+          rows: their numbers.
+          slot: from 0 to below columns * width.
+          values: the public operands (arrays of any shape), indexed by `operand`.
+        """
         column, member = divmod(slot, self.width)
         line = self.rows.entries_of(rows, column % self.rows.columns)
         within = member < (self.batch if self.stride else 1)
