@@ -242,7 +242,7 @@ def tradeoff(
         int | None, typer.Option(min=1, help="In place of the file's: fine-tunings of each.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Processes that fine-tune and score, each of 1 to 2 GB.")
+        int, typer.Option(min=1, help="Processes that fine-tune and score, each of up to 3 GB.")
     ] = 1,
     cluster: ClusterOption = None,
     spot_checks: Annotated[

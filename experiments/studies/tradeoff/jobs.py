@@ -230,9 +230,7 @@ def score(job: Scoring) -> Scored:
     rows: list[Row] = []
     for seed, trained in job.trained.items():
         own = subject if seed == first else subject_of(study, task, knobs, seed, trained)
-        row = _scored(job, seed, own, circuit, found, seed == first)
-        if "many" not in costs:
-            row = dataclasses.replace(row, many="")
+        row = _scored(job, seed, own, circuit, found, costs, seed == first)
         spent = time.process_time() - began
         began += spent
         said = "; ".join(part for part in (reason, row.reason) if part)
@@ -264,7 +262,13 @@ def _planned(
 
 
 def _scored(
-    job: Scoring, seed: int, subject: Subject, circuit: Circuit | None, task: Task, certified: bool
+    job: Scoring,
+    seed: int,
+    subject: Subject,
+    circuit: Circuit | None,
+    task: Task,
+    costs: Mapping[str, Cost],
+    certified: bool,
 ) -> Row:
     params, rows, buckets = subject.params, subject.rows, (job.study.length,)
     plain, weights = merged(subject.exact, params)
@@ -283,6 +287,7 @@ def _scored(
     if len(noisy.lost):
         notes.append(f"{len(noisy.lost)} rows run away")
     noise = _rms(noisy.logits - polynomial.logits)
+    planned = {k: cost_key(job.study, job.task, job.knobs, k) for k in costs if circuit is not None}
     if certificate > 0 and noise > 0 and abs(math.log2(noise / certificate)) > _OFF_BITS:
         notes.append(f"noise {noise:.1e} simulated, {certificate:.1e} certified")
     return Row(
@@ -290,8 +295,8 @@ def _scored(
         task=job.task,
         seed=seed,
         share=job.share,
-        one=cost_key(job.study, job.task, job.knobs, "one") if circuit is not None else "",
-        many=cost_key(job.study, job.task, job.knobs, "many") if circuit is not None else "",
+        one=planned.get("one", ""),
+        many=planned.get("many", ""),
         exact=task.points(_answers(exact)),
         polynomial=task.points(_answers(polynomial)),
         simulated=math.nan if circuit is None else task.points(_answers(noisy)),

@@ -142,7 +142,6 @@ def _encrypted(study: TradeoffStudy, spot: Spot, trained: Trained, checks: SpotC
     ]
     squares = [found.std**2 for found in foreseen if found is not None]
     seconds: list[float] = []
-    predicted: list[float] = []
     errors: list[np.ndarray] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values outside of domains are what the rows tell of
@@ -153,10 +152,9 @@ def _encrypted(study: TradeoffStudy, spot: Spot, trained: Trained, checks: SpotC
                 report = session.run(*args)
                 seconds.append(report.core_seconds)
                 errors.append(np.asarray(report.outputs) - np.asarray(report.exact))
-                predicted.append(sum(op.predicted_seconds for op in report.ops))
     return dataclasses.replace(
         spot,
-        predicted_seconds=float(np.mean(predicted)),
+        predicted_seconds=sum(op.seconds for op in circuit.ledger.operations),
         seconds=float(np.mean(seconds)),
         predicted_error=math.sqrt(float(np.mean(squares))),
         error=math.sqrt(float(np.mean(np.square(errors)))),
