@@ -28,7 +28,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -54,6 +55,7 @@ __all__ = [
     "Case",
     "Outcome",
     "Planned",
+    "command",
     "main",
     "measure",
     "planned",
@@ -64,6 +66,9 @@ __all__ = [
 
 TOLERANCE = 0.5
 """Bits between the std of the logits' errors, measured and predicted."""
+
+C = TypeVar("C", bound=Any)
+P = TypeVar("P")
 
 _MACHINE = "openfhe"
 _DEGREES = {"exp": 15, "inv_sqrt": 15, "relu": 15, "tanh": 31}
@@ -262,15 +267,29 @@ def table(found: Outcome) -> str:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bootstrapped")
-    parser.add_argument("--secure", action="store_true", help="the large case, at 128 bits")
-    for name in ("layers", "hidden", "tokens", "sentences", "insecure", "workers"):
-        parser.add_argument(f"--{name}", type=int)
+def command(
+    name: str,
+    arguments: Sequence[str],
+    cases: tuple[C, C],
+    planned: Callable[[C], P],
+    said: Callable[[P], str],
+    measure: Callable[[P], Any],
+    table: Callable[[Any], str],
+) -> int:
+    """A benchmark of this machine by the fields of its case as options: plans, says the plan, runs
+    it and prints what was found.
+
+    cases: the small one, and that of `--secure`. Returns 0 if what was found is sound, else 1; 2,
+    with the error, where the machine is not there or refuses.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--secure", action="store_true", help="the case at 128 bits")
+    for field in dataclasses.fields(cases[0]):
+        if field.name != "memory":
+            parser.add_argument(f"--{field.name}", type=int)
     parser.add_argument("--memory", type=float, help="GB, of compiling and of a process")
     given = vars(parser.parse_args(arguments))
-    base, memory = SECURE if given.pop("secure") else Case(), given.pop("memory")
+    base, memory = cases[given.pop("secure")], given.pop("memory")
     changes = {name: value for name, value in given.items() if value is not None}
     case = dataclasses.replace(base, **changes, memory=memory and memory * 1e9)
     try:
@@ -283,6 +302,11 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     print(table(found))
     return 0 if found.sound else 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; see the module."""
+    return command("bootstrapped", arguments, (Case(), SECURE), planned, said, measure, table)
 
 
 if __name__ == "__main__":

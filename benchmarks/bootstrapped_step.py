@@ -23,7 +23,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: figures are for one core
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -38,11 +37,9 @@ import numpy as np
 import he_backend
 import hesim
 from benchmarks import bootstrapped
-from benchmarks.bootstrapped import random_rows, suited_settings
-from experiments import machines
+from benchmarks.bootstrapped import command, random_rows, suited_settings
 from he_backend.report.html import power_of_two
 from hesim.circuit.circuit import Circuit
-from hesim.errors import HesimError
 from hesim.program import Program
 from models.config import EncoderConfig
 from models.nn.encoder import Model
@@ -286,26 +283,8 @@ def table(found: Outcome) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bootstrapped_step")
-    parser.add_argument("--secure", action="store_true", help="at 128 bits")
-    for name in ("layers", "hidden", "tokens", "sentences", "rank", "insecure", "workers"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--memory", type=float, help="GB, of compiling and of a process")
-    given = vars(parser.parse_args(arguments))
-    base = Case(insecure=None) if given.pop("secure") else Case()
-    memory = given.pop("memory")
-    changes = {name: value for name, value in given.items() if value is not None}
-    case = dataclasses.replace(base, **changes, memory=memory and memory * 1e9)
-    try:
-        machines.need(_MACHINE)
-        plan = planned(case)
-        print(said(plan), flush=True)
-        found = measure(plan)
-    except HesimError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(table(found))
-    return 0 if found.sound else 1
+    cases = Case(), Case(insecure=None)
+    return command("bootstrapped_step", arguments, cases, planned, said, measure, table)
 
 
 if __name__ == "__main__":
