@@ -3,7 +3,8 @@
 `python -m benchmarks.clusters [CASE] [--turns 3]` starts a LocalCluster of one worker and one of
 two, and runs the same block (of `python -m benchmarks packing`) on both in turns, in one session
 each, so that plaintexts stay encoded; then by processes of our own, for the ratio of engines. It
-wants two cores for itself. Of one sentence tasks are so short that Dask's own work shows: take 32.
+wants two cores for itself, and no limit of memory: near one, Dask makes a worker wait. Of one
+sentence tasks are so short that Dask's own work shows: take 32.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", nargs="?", default="small32", choices=list(CASES))
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--memory", default="4GB", help="limit of a worker")
+    parser.add_argument("--memory", default="0", help="limit of a worker, 0 for none")
     parser.add_argument("--most", type=int, default=2, help="workers, against one")
     asked = parser.parse_args(arguments)
     logging.getLogger("distributed").setLevel(logging.WARNING)
