@@ -53,6 +53,18 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="session")
+def needs_openfhe() -> str:
+    """The Python that has OpenFHE; skipped, with the reason, where there is none."""
+    from he_backend.errors import BackendError
+    from he_backend.machines.openfhe.interpreter import find_interpreter
+
+    try:
+        return find_interpreter()
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
 # ---------------------------------------------------------------- memory
 
 

@@ -19,8 +19,6 @@ from experiments.encrypted_training.run import run_encrypted_training
 from experiments.encrypted_training.running import Running
 from experiments.encrypted_training.settings import EncryptedJob, for_machine, read_job
 from experiments.errors import ExperimentError
-from he_backend.errors import BackendError
-from he_backend.machines.openfhe import interpreter
 from models.train.optim import AdamHEState
 from tests.experiments.conftest import write_encoder
 
@@ -43,14 +41,6 @@ pooling = "token"
 """
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture(scope="module")
-def needs_openfhe() -> str:
-    try:
-        return interpreter.find_interpreter()
-    except BackendError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

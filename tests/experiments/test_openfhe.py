@@ -35,7 +35,6 @@ from experiments.validation.run import run_validation
 from experiments.validation.settings import Validation
 from experiments.validation.subject import find_subject
 from experiments.validation.table import render, ways
-from he_backend.errors import BackendError
 from he_backend.machines.openfhe import interpreter
 from hesim.circuit.refresher import KEY_HOLDER
 from hesim.errors import ParameterError, ValueOverflowWarning
@@ -54,14 +53,6 @@ def hesim(*arguments: str) -> int:
     with pytest.raises(SystemExit) as done:
         main(list(arguments))
     return int(done.value.code or 0)
-
-
-@pytest.fixture(scope="module")
-def needs_openfhe() -> str:
-    try:
-        return interpreter.find_interpreter()
-    except BackendError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from he_backend.errors import BackendError
-from he_backend.machines.openfhe.interpreter import find_interpreter
 from he_backend.machines.openfhe.remote import RemoteMachine
 from he_backend.machines.pyfhel.machine import PyfhelMachine
 from he_backend.machines.slots import SlotsMachine
@@ -222,15 +220,6 @@ def digit_params() -> CKKSParams:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CKKSParams(11, 3, 40, 50, 60, security=None, digits=2)
-
-
-@pytest.fixture(scope="session")
-def needs_openfhe() -> str:
-    """The Python that has OpenFHE; skipped where there is none."""
-    try:
-        return find_interpreter()
-    except BackendError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
