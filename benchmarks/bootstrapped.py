@@ -29,7 +29,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,8 +67,6 @@ __all__ = [
 TOLERANCE = 0.5
 """Bits between the std of the logits' errors, measured and predicted."""
 
-C = TypeVar("C", bound=Any)
-P = TypeVar("P")
 
 _MACHINE = "openfhe"
 _DEGREES = {"exp": 15, "inv_sqrt": 15, "relu": 15, "tanh": 31}
@@ -270,10 +268,10 @@ def table(found: Outcome) -> str:
 def command(
     name: str,
     arguments: Sequence[str],
-    cases: tuple[C, C],
-    planned: Callable[[C], P],
-    said: Callable[[P], str],
-    measure: Callable[[P], Any],
+    cases: tuple[Any, Any],
+    planned: Callable[[Any], Any],
+    said: Callable[[Any], str],
+    measure: Callable[[Any], Any],
     table: Callable[[Any], str],
 ) -> int:
     """A benchmark of this machine by the fields of its case as options: plans, says the plan, runs
