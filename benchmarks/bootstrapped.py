@@ -67,7 +67,6 @@ __all__ = [
 TOLERANCE = 0.5
 """Bits between the std of the logits' errors, measured and predicted."""
 
-
 _MACHINE = "openfhe"
 _DEGREES = {"exp": 15, "inv_sqrt": 15, "relu": 15, "tanh": 31}
 """Of polynomials: what evaluation in the clear cannot tell from more, and fewer levels."""
