@@ -158,13 +158,16 @@ def test_checks_are_far_apart_and_their_ranks_are_correlated():
     assert math.isnan(rank_correlations(SPOTS[2:])["seconds"])
 
 
+VARIED = {name: sorted({getattr(r.knobs, name) for r in ROWS}) for name in ("rank", "kernel")}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     store = Store(tmp_path)
     asked = {
         "kind": "tradeoff",
         "reference": dataclasses.asdict(REFERENCE),
-        "varied": ["rank", "kernel"],
+        "varied": VARIED,
         "paired": [],
     }
     (tmp_path / "asked.json").write_text(json.dumps(asked))
@@ -206,6 +209,15 @@ def test_a_line_a_configuration_is_written(folder: Path):
     assert [r["reason"] for r in rows if r["one_seconds"] == ""] == ["SecurityError: too short"]
 
 
+def test_values_that_were_tried_alone_are_no_combinations(folder: Path):
+    results = load_results(folder)
+    whole = {p.knobs for p in results.combined(TASK.name)}
+    assert {k.rank for k in whole} == set(results.varied["rank"])
+    fewer = dataclasses.replace(results, varied={**results.varied, "rank": (REFERENCE.rank,)})
+    left = {p.knobs for p in fewer.combined(TASK.name)}
+    assert left == {k for k in whole if k.rank == REFERENCE.rank} != whole
+
+
 def test_the_figures_show_fronts_rings_and_pairs(folder: Path):
     results = load_results(folder)
     fronts = plot_fronts(results)
@@ -221,7 +233,7 @@ def test_the_figures_show_fronts_rings_and_pairs(folder: Path):
     assert pairs is not None and any(a.get_xlabel() in ("rank", "kernel") for a in pairs.axes)
     checks = plot_checks(results)
     assert checks is not None and len(np.asarray(checks.axes[0].lines[0].get_xdata())) == 3
-    assert plot_interactions(dataclasses.replace(results, varied=("rank",))) is None
+    assert plot_interactions(dataclasses.replace(results, varied={"rank": (2, 8)})) is None
     assert plot_checks(dataclasses.replace(results, spots=())) is None
 
 

@@ -31,12 +31,12 @@ KIND = "tradeoff"
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All that a folder holds. varied: knobs that were combined; paired: those of them whose values
-    go together.
+    """All that a folder holds. varied: knobs that were combined, and their values; paired: those of
+    them whose values go together.
     """
 
     reference: Knobs
-    varied: tuple[str, ...]
+    varied: Mapping[str, tuple[Any, ...]]
     paired: tuple[str, ...]
     rows: tuple[Row, ...]
     costs: Mapping[str, Cost]
@@ -50,13 +50,15 @@ class Results:
         return tuple(name for name in self.varied if name not in self.paired[1:])
 
     def combined(self, task: str) -> list[Point]:
-        """The points of a task whose other knobs are the reference's."""
-        others = [name for name in KNOBS if name not in self.varied]
+        """The points of a task that are combinations: their other knobs are the reference's, and
+        none has a value that was tried by itself alone.
+        """
+        kept = {name: self.varied.get(name, (getattr(self.reference, name),)) for name in KNOBS}
         return [
             p
             for p in self.points
             if p.task == task
-            and all(getattr(p.knobs, n) == getattr(self.reference, n) for n in others)
+            and all(getattr(p.knobs, name) in values for name, values in kept.items())
         ]
 
 
@@ -76,7 +78,7 @@ class Store:
         asked = {
             "kind": KIND,
             "reference": dataclasses.asdict(space.reference),
-            "varied": [name for name, values in space.knobs if len(set(values)) > 1],
+            "varied": {name: values for name, values in space.knobs if len(set(values)) > 1},
             "paired": list(space.paired),
         }
         write_whole(self.folder / "asked.json", json.dumps(asked).encode())
@@ -158,7 +160,7 @@ def load_results(folder: str | Path, only: Sequence[Knobs] | None = None) -> Res
     tasks = {task.name: task for task in read_all(Task, top / "tasks").values()}
     return Results(
         reference=reference,
-        varied=tuple(asked["varied"]),
+        varied={name: tuple(values) for name, values in asked["varied"].items()},
         paired=tuple(asked["paired"]),
         rows=rows,
         costs=costs,
