@@ -91,6 +91,13 @@ BOOTSTRAP = (
         "Binary logarithm of what values are divided by in it: larger ones bend values above 1 "
         "less, and are noisier.",
     ),
+    Option(
+        "bootstrap",
+        "iterations",
+        _USUAL["iterations"],
+        "Bootstraps that one refresh consists of: 2 bootstraps the error of the first as well, in "
+        "twice the seconds, and errs a million times less.",
+    ),
 )
 """Section `bootstrap` of a file, of a machine that bootstraps."""
 

@@ -163,7 +163,8 @@ def refreshed_by(library: NoiseProfile, error: str | None) -> NoiseProfile:
     """The profile with refreshes by another law, by name; the same where `error` is None.
 
     A law may need another secret. One that acts on slots leaves real errors, of which decryption
-    sees nothing: it adds noise by what is imaginary.
+    sees nothing: it adds noise by what is imaginary. After a second iteration these are so small
+    that other errors, which it does see, are as large.
     """
     if error is None:
         return library
@@ -171,7 +172,8 @@ def refreshed_by(library: NoiseProfile, error: str | None) -> NoiseProfile:
     found = replace(library, bootstrap=error)
     if chosen.secret_weight is not None:
         found = replace(found, secret_weight=chosen.secret_weight)
-    return replace(found, decryption_variance=0.0) if chosen.on_slots else found
+    unseen = chosen.on_slots and not chosen.gain_bits
+    return replace(found, decryption_variance=0.0) if unseen else found
 
 
 def profile(name: str | NoiseProfile) -> NoiseProfile:

@@ -86,10 +86,10 @@ def test_a_small_ring_has_the_same_chain_and_no_security(tmp_path: Path) -> None
     assert not found.refresher.interactive and found.refresher.min_input_level == 4
     assert based(found.how, "openfhe") is found.how  # a model's own ring, if it is one
     file = tmp_path / "settings.toml"
-    file.write_text("[bootstrap]\nbudget = [2, 1]\ncorrection = 11\n")
+    file.write_text("[bootstrap]\nbudget = [2, 1]\ncorrection = 11\niterations = 2\n")
     other = suited(found.how, "slots", bootstrap_of(file))
     assert other.how is found.how and other.refresher.min_input_level == 2
-    assert str(other.refresher.error).endswith("_cf11")
+    assert str(other.refresher.error).endswith("_cf11_x2")
     with pytest.raises(ExperimentError, match="--insecure 3"):
         suited(found.how, "openfhe", insecure=3)
 

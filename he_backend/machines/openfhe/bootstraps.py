@@ -21,7 +21,7 @@ from he_backend.machines.openfhe.contexts import context
 from he_backend.machines.openfhe.library import openfhe
 from he_backend.machines.openfhe.pairs import Pair
 from he_backend.machines.openfhe.wire import Wire
-from hesim.circuit.refresher import MODULAR_LEVELS, Refresher
+from hesim.circuit.refresher import Refresher
 from hesim.noise.bootstrap import law
 from hesim.params import CKKSParams
 
@@ -51,9 +51,11 @@ class Bootstraps:
         self.keyed = False
         self._public: Any = None
         self._params = params
-        budget = [refresher.own_levels - MODULAR_LEVELS, refresher.min_input_level - 1]
-        correction = None if refresher.error is None else law(refresher.error).sine_bits
-        if correction is None or min(budget) < 1:
+        budget = list(refresher.transforms)
+        known = None if refresher.error is None else law(refresher.error)
+        correction = None if known is None else known.sine_bits
+        gain = 0 if known is None else known.gain_bits
+        if correction is None or min(budget) < 1 or (gain > 0) != (refresher.iterations > 1):
             raise BackendError(
                 f"{refresher.name!r} is no bootstrap of OpenFHE's: take one that "
                 "hesim.openfhe_bootstrap makes"
@@ -66,11 +68,13 @@ class Bootstraps:
         self.chain = refresher.chain(params)
         self.cc = context(self.chain, encapsulated=True)
         needed = self.cc.GetBootstrapDepth([budget[0], 0], openfhe.SPARSE_ENCAPSULATED)
-        if needed != refresher.own_levels:
+        expected = refresher.own_levels + 1 - refresher.iterations
+        if needed != expected:
             raise BackendError(
-                f"this OpenFHE's bootstrap uses up {needed} levels, not {refresher.own_levels}: is "
-                "it the version that `make setup-openfhe` installs?"
+                f"this OpenFHE's bootstrap uses up {needed} levels, not {expected}: is it the "
+                "version that `make setup-openfhe` installs?"
             )
+        self._gain = gain
         self._wire = Wire(self.chain, self._blank)
         self.cc.EvalBootstrapSetup(budget, [0, 0], self.slots, round(correction), True, True)
 
@@ -122,13 +126,53 @@ class Bootstraps:
         """
         least = self.refresher.min_input_level
         low = self._wire.handle(wire.residues(handle, least, 2), self.slots)
-        low.SetNoiseScaleDeg(1)
-        # Its result is at the scale of its own level: it is shown values that make up for that.
-        own = self.chain.scale(self.highest)
-        low.SetScalingFactor(self._params.scale(least) * (own / scale))
-        found = self.cc.EvalBootstrap(low)
-        found = self.cc.Compress(found, self.highest + 1, 1)
+        shown = self._params.scale(least)
+        if self._gain:
+            found = self._twice(low, shown, scale)
+        else:
+            found = self._once(low, shown, scale, self.highest)
         return wire.handle(self._wire.residues(found, self.highest, 2), self.slots)
+
+    def _once(self, low: Any, shown: float, scale: float, level: int) -> Any:
+        """A bootstrap of a ciphertext of scale `shown`, at a level and scale."""
+        # Its result is at the scale of its own level: it is shown values that make up for that.
+        low.SetNoiseScaleDeg(1)
+        low.SetScalingFactor(shown * (self.chain.scale(level) / scale))
+        return self.cc.Compress(self.cc.EvalBootstrap(low), level + 1, 1)
+
+    def _twice(self, low: Any, shown: float, scale: float) -> Any:
+        """Two iterations: what a bootstrap errs by is known at the level it began at, where it is
+        made 2^gain times as large, bootstrapped, and taken away.
+
+        It is what EvalBootstrap does with numIterations=2 (Bae, Cheon, Cho, Kim, Kim, "META-BTS:
+        Bootstrapping Precision Beyond the Limit", ePrint 2022/1167), but for two things: scales are
+        exact, since a difference of them counts 2^gain times here; and the first result is made
+        real, and the same in all copies of the slots, since in the rest it errs, too, and the
+        second bootstrap does not see that.
+        """
+        above = self.highest + 1
+        first = self._once(low.Clone(), shown, shown, above)
+        total, terms = self._folded(first)
+        times = max((1 << self._gain) // terms, 1)
+        again = self.cc.Compress(total, self.refresher.min_input_level + 1, 1)
+        low.SetScalingFactor(shown)
+        again.SetScalingFactor(shown)
+        error = self.cc.EvalSub(self.cc.EvalMultNoCheck(low, terms), again)
+        second = self._once(self.cc.EvalMultNoCheck(error, times), shown, shown, above)
+        one = self.chain.primes[above] / self.chain.scale(above) * (scale / shown) / terms
+        found = self.cc.EvalMult(total, one)
+        found = self.cc.EvalAdd(found, self.cc.EvalMult(second, one / times))
+        found.SetNoiseScaleDeg(2)
+        return self.cc.Compress(found, self.highest + 1, 1)
+
+    def _folded(self, handle: Any) -> tuple[Any, int]:
+        """The sum of all copies of the slots and of their conjugates, and of how many it is."""
+        keys = openfhe.CryptoContext.GetEvalAutomorphismKeyMap(handle.GetKeyTag())
+        conjugate = self.cc.EvalAutomorphism(handle, 2 * self.chain.n - 1, keys)
+        found, copies = self.cc.EvalAdd(handle, conjugate), self._params.slots // self.slots
+        for k in range(copies.bit_length() - 1):
+            found = self.cc.EvalAdd(found, self.cc.EvalRotate(found, self.slots << k))
+        return found, 2 * copies
 
     def _blank(self, level: int, components: int) -> Any:
         """Some ciphertext of two components, for its form."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hesim.circuit.refresher import MODULAR_LEVELS, Refresher
+from hesim.circuit.refresher import Refresher
 from hesim.params import CKKSParams
 
 __all__ = ["BootstrapMemory", "bootstrap_memory", "rotations"]
@@ -63,7 +63,7 @@ def bootstrap_memory(params: CKKSParams, refresher: Refresher, slots: int) -> Bo
     """
     if not refresher.own_levels:
         return BootstrapMemory()
-    up, down = refresher.own_levels - MODULAR_LEVELS, refresher.min_input_level - 1
+    up, down = refresher.transforms
     chain = refresher.chain(params)
     switching = len(chain.moduli) - len(chain.primes)
     count = len(rotations(params.n, slots, up, down)) + 3

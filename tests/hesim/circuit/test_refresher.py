@@ -144,6 +144,50 @@ def test_the_bootstrap_of_openfhe_has_its_levels_and_law():
     assert larger.seconds(3, 5, 12) > 2 * hesim.openfhe_bootstrap(params).seconds(3, 5, 11)
 
 
+def test_two_iterations_have_a_level_of_their_own_and_the_price_of_two():
+    params = openfhe_ring()
+    once = hesim.openfhe_bootstrap(params, budget=(3, 2))
+    both = hesim.openfhe_bootstrap(params, budget=(3, 2), iterations=2)
+    assert both.own_levels == once.own_levels + 1 and both.transforms == once.transforms == (3, 2)
+    assert (both.min_input_level, both.highest(6)) == (once.min_input_level, once.highest(6))
+    assert both.chain(params).primes[:7] == params.primes
+    ratio = both.seconds(3, 5, 11) / once.seconds(3, 5, 11)
+    assert 2.0 < ratio < 2.4
+    assert law(str(both.error)).bits > law(str(once.error)).bits + 15
+    with pytest.raises(ParameterError, match="iterations=3"):
+        hesim.openfhe_bootstrap(params, iterations=3)
+    with pytest.raises(ParameterError, match="iterations=0"):
+        dataclasses.replace(once, iterations=0)
+    secure = hesim.CKKSParams(16, 9, 59, 60, 60, digits=2)
+    chain = hesim.openfhe_bootstrap(secure, iterations=2).chain(secure)
+    assert (chain.levels, chain.digits) == (23, 5) and chain.log_qp < SECURITY_LIMITS[128][16]
+
+
+def test_two_iterations_are_planned_with_saved_and_predicted(tmp_path):
+    params = openfhe_ring()
+    x = np.linspace(-1, 1, 64)
+
+    def cube(x):
+        return hesim.refresh(x * x) * x
+
+    program = hesim.trace(cube, x)
+    found = {}
+    for iterations in (1, 2):
+        refresher = hesim.openfhe_bootstrap(params, budget=(2, 2), iterations=iterations)
+        circuit = hesim.compile(program, params, refresher=refresher, interactive=False)
+        circuit.save(tmp_path / "circuit.npz")
+        loaded = Circuit.load(tmp_path / "circuit.npz")
+        assert loaded.refresher == refresher and loaded.error_law == circuit.error_law
+        std = hesim.certify(circuit, (x,), keys=8, profile="openfhe").ops[-1].std
+        with jax.enable_x64(True):
+            noisy = hesim.simulate(cube, params, circuit=circuit, profile="openfhe")
+            errors = [noisy(jax.random.key(k), x) - x**3 for k in range(8)]
+        assert math.log2(np.sqrt(np.mean(np.square(errors))) / std) == pytest.approx(0, abs=0.5)
+        found[iterations] = std, circuit.ledger.seconds, circuit.ledger.key_bytes
+    assert found[2][0] < 2.0**-15 * found[1][0]
+    assert found[2][1] > 1.7 * found[1][1] and found[2][2] > found[1][2]
+
+
 @pytest.mark.parametrize(
     ("ring", "asked"),
     [

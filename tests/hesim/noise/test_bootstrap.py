@@ -11,7 +11,7 @@ import approx
 import hesim
 from hesim.errors import ParameterError
 from hesim.noise import formulas
-from hesim.noise.bootstrap import LAWS, law
+from hesim.noise.bootstrap import LAWS, in_slots, law, twice
 from hesim.noise.placement import of_circuit
 from hesim.noise.profiles import PROFILES, profile
 
@@ -117,6 +117,35 @@ def test_libraries_differ_where_they_should():
 
 def _square():
     return hesim.compile(hesim.trace(lambda x: x * x, X), PARAMS)
+
+
+@pytest.mark.parametrize(("log_n", "correction"), [(11, 9), (11, 13), (16, 13), (16, 16)])
+def test_a_second_iteration_takes_away_noise_and_sine(log_n, correction):
+    name = f"openfhe_n{log_n}_cf{correction}"
+    once, both = law(name), law(twice(name))
+    gain = 2.0**both.gain_bits
+    # The second is within its range, and bends by no more than it is noisy; no larger gain is.
+    for factor, kept in ((1.0, True), (2.0, False)):
+        shown = factor * gain * (8 * once.std + abs(once.deviation(1.0)))
+        bent = (factor * gain) ** 2 * once.deviation(1.0) ** 4
+        assert bool(shown <= 1.0 and bent <= once.std / (factor * gain)) == kept
+    rounded = 4.0**log_n / 9 * 4.0**-59
+    assert both.std**2 == pytest.approx(once.std**2 / gain**2 + rounded, rel=1e-2)
+    assert both.log2_failure == once.log2_failure + 1 and both.sine_bits == once.sine_bits
+    x = np.array([1.0, 0.3])
+    c = 2.0**correction / (2 * np.pi)
+    left = gain * once.deviation(x)
+    bent = left**3 / (6 * c * c) / gain
+    np.testing.assert_allclose(both.deviation(x), bent, rtol=0.01, atol=2.0**-60)
+    few = law(str(in_slots(both.name, 64)))
+    assert few.name == f"{name}_x2_s64" and few.gain_bits == both.gain_bits
+    assert few.bits > both.bits and few.std**2 > rounded
+
+
+def test_two_iterations_are_of_openfhe_alone():
+    for name in ("lattigo_40", "openfhe_n11_cf9_x2", "openfhe_n11_cf9_s8", "openfhe_n9_cf9"):
+        with pytest.raises(ParameterError, match="no law of one iteration|no bootstrap law"):
+            twice(name)
 
 
 def test_unknown_laws_are_refused():

@@ -77,6 +77,40 @@ def test_fewer_slots_are_quieter_as_their_law_says(ring, refresher, rng, needs_o
     assert bits(np.array(errors)) == pytest.approx(-chosen.bits, abs=0.25)
 
 
+@pytest.mark.parametrize(("slots", "correction"), [(512, 11), (32, 13)])
+def test_a_second_iteration_takes_away_what_the_first_errs_by(
+    ring, rng, needs_openfhe, slots, correction
+):
+    twofold = hesim.openfhe_bootstrap(ring, budget=(2, 2), correction=correction, iterations=2)
+    own = dataclasses.replace(twofold, slots=slots)
+    machine = RemoteMachine.generate(ring, [], slots, own)
+    chosen = law(str(in_slots(twofold.error, slots)))
+    errors, taken = [], []
+    for _ in range(3):
+        x = rng.uniform(-1, 1, slots)
+        given = machine.encrypt(x, 3, ring.scale(3))
+        fresh = machine.bootstrap(given, 5)
+        assert (fresh.level, fresh.scale, fresh.components) == (5, ring.scale(5), 2)
+        errors.append(machine.decrypt(fresh) - x)
+        taken.append(machine.decrypt(given) - x)
+    # Both are decrypted, which sees an encryption's error twice.
+    fresh_std = np.sqrt(np.mean(np.square(taken)) / 2)
+    assert bits(np.array(errors)) <= math.log2(math.hypot(1.5 * chosen.std, fresh_std)) + 0.25
+    assert chosen.bits > law(str(twofold.error).removesuffix("_x2")).bits + 13
+
+
+def test_a_run_of_two_iterations_errs_as_is_predicted(ring, rng, needs_openfhe):
+    twofold = hesim.openfhe_bootstrap(ring, budget=(2, 2), iterations=2)
+    x = rng.uniform(-1, 1, ring.slots)
+    with jax.enable_x64(True):
+        program = hesim.trace(lambda x: hesim.refresh(x * x) * x, x)
+    circuit = hesim.compile(program, ring, refresher=twofold, interactive=False)
+    report = he_backend.run(program, x, circuit=circuit, backend="openfhe")
+    (found,) = hesim.certify(circuit, (x,), keys=4, profile="openfhe").outputs
+    assert found is not None and found.std < 2.0**-44 and not report.interactive
+    assert bits(report.outputs - x**3) == pytest.approx(math.log2(found.std), abs=0.5)
+
+
 @pytest.mark.parametrize(("above", "level"), [(3, 0), (5, 4), (4, 5)])
 def test_it_begins_and_ends_at_any_level_that_it_reaches(machine, ring, rng, above, level):
     x = rng.uniform(-0.1, 0.1, ring.slots)
@@ -106,6 +140,9 @@ def test_what_would_end_the_process_is_refused_before(machine, ring, refresher):
         few.bootstrap(few.encrypt(0.5, 3, ring.scale(3)), 5)
     with pytest.raises(BackendError, match="is no bootstrap of OpenFHE's"):
         RemoteMachine.evaluator(ring, 8, bootstrap=hesim.bootstrap("lattigo_40", depth=12))
+    odd = dataclasses.replace(refresher, iterations=2, own_levels=refresher.own_levels + 1)
+    with pytest.raises(BackendError, match="is no bootstrap of OpenFHE's"):  # by its law
+        RemoteMachine.evaluator(ring, 8, bootstrap=odd)
 
 
 def test_a_chain_that_is_too_short_is_refused(refresher, needs_openfhe):

@@ -75,5 +75,6 @@ def test_bootstraps_leave_nothing_for_decryption_to_see():
     assert refreshed_by(library, None) is library
     found = refreshed_by(library, "openfhe_n11_cf13")
     assert (found.secret_weight, found.decryption_variance) == (None, 0.0)
+    assert refreshed_by(library, "openfhe_n11_cf13_x2").decryption_variance == 1.0
     other = refreshed_by(library, "lattigo_40")
     assert (other.secret_weight, other.decryption_variance) == (None, 1.0)
