@@ -43,7 +43,7 @@ class StageCosts:
       siblings: places of stages that the same stages use, more than one, by the first of them.
       floors: by place, level below which the outputs do not hold what is in them.
       carried: place of the stage that hands its outputs to the next run, by that of the input that
-        they are there.
+        they are there. It is refreshed itself, or takes them out of what is.
       top: levels of the chain. highest: level of what is refreshed, at most. lowest: level of what
         a refresh takes.
     """
@@ -78,7 +78,12 @@ class StageCosts:
                 if self.names[i] not in self.shapes[k].loose:
                     self._exact[i].append(k)
         self.forced = frozenset(k for k, s in enumerate(self.shapes) if s.refreshed)
-        self.free = [bool(s) and k not in self.forced for k, s in enumerate(self.inputs)]
+        # Their levels are those that the next run starts from, and known with its inputs only.
+        self._handed = frozenset(self.carried.values())
+        self._taken_out = self._handed - self.forced
+        self.free = [
+            bool(s) and k not in self.forced | self._taken_out for k, s in enumerate(self.inputs)
+        ]
         self.siblings = self._find_siblings()
         self._dear = [(dear or {}).get(s, 1.0) for s in self.names]
         self._drops = [s.drop for s in self.shapes]
@@ -127,11 +132,15 @@ class StageCosts:
                     lowest = use
             if floor > need:
                 need = floor
-        each = 0.0
+        each = handed = 0.0
         if k in self.carried:  # the run before has refreshed it to this level
-            if need > self.highest:
+            out = self.carried[k]
+            if need + (out in self._taken_out) * self._drops[out] > self.highest:
                 return NEVER, need, 0.0
-            each = self._refreshing[need]
+            if out in self._taken_out:
+                handed = self._stage_seconds(out, need + self._drops[out])
+            else:
+                each = self._refreshing[need]
         if not refreshed:
             run = self._drops[k] + need
             if run > self.top:
@@ -140,13 +149,19 @@ class StageCosts:
             return NEVER, need, 0.0
         else:
             run = self._drops[k] + max(self.lowest, floor)
-            each = self._dear[k] * self._refreshing[need]
+            # What is handed on pays for it where the next run takes it.
+            each = 0.0 if k in self._handed else self._dear[k] * self._refreshing[need]
+        if lowest < need:
+            each += self._lowered(k, need, level)
+        if k not in self._taken_out:
+            handed += self._stage_seconds(k, run)
+        return run, need, handed + self._widths[k] * each
+
+    def _stage_seconds(self, k: int, run: int) -> float:
         seconds = self._seconds[k]
         if run not in seconds:
             seconds[run] = self.shapes[k].seconds(run, self._log_n)
-        if lowest < need:
-            each += self._lowered(k, need, level)
-        return run, need, seconds[run] + self._widths[k] * each
+        return seconds[run]
 
     def _lowered(self, k: int, need: int, level: Sequence[int] | Mapping[int, int]) -> float:
         """Seconds to bring one output from level `need` to all lower ones at which it is used."""
@@ -178,6 +193,10 @@ class StageCosts:
             seconds += cost
         for into, out in self.carried.items():
             want[out] = want[into]
+            if out in self._taken_out:
+                level[out] = want[out] + self._drops[out]
+                for i in self.inputs[out]:
+                    want[i] = max(want[i], level[out])
         return found._replace(seconds=seconds)
 
     def greedy(self) -> list[Placed]:
