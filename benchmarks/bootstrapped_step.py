@@ -259,7 +259,7 @@ def said(plan: Planned) -> str:
         f"{case.rank}, on {case.sentences} sentences of {case.tokens} tokens; N = 2^{ring.log_n}, "
         f"{ring.levels} levels, {security}\n"
         f"planned in {plan.seconds:.0f} s: {ledger.refreshes} bootstraps, "
-        f"{ledger.refresh_rounds} in sequence, {ledger.carried} of them of what is handed on; "
+        f"{ledger.refresh_rounds} in sequence, {ledger.carried} ciphertexts handed on; "
         f"{ledger.rotations:,} rotations by {ledger.rotation_keys} keys, "
         f"{ledger.relinearizations:,} relinearizations"
     )

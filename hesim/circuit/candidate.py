@@ -83,7 +83,8 @@ class Candidate:
       aim: what it is planned for; a price alone stands for plans of the key holder.
 
     Attributes:
-      lowered, builder: what it consists of. schedule: levels of a first plan.
+      lowered, builder, params: what it consists of. schedule: levels of a first plan.
+      results: nodes that are decrypted or handed on at the end.
 
     Raises:
       LevelError: levels run out. ValueOverflowError: no level holds the values of the aim.
@@ -91,21 +92,20 @@ class Candidate:
 
     def __init__(self, lowered: Lowered, params: CKKSParams, aim: Aim | float | None):
         self.aim = aim if isinstance(aim, Aim) else Aim(aim)
-        self.lowered = lowered
+        self.lowered, self.params = lowered, params
         self.program, self.builder = lowered.program, lowered.builder
-        self._params = params
         b = self.builder
         one = np.zeros((1, 1), np.int32)
         self.unit = b.pack(
             PlaintextFamily(-1, one, 0, b.batch, b.width, b.columns, 1.0, np.ones(1))
         )
         results = [v for v in self.program.outputs if isinstance(v, Var) and v.encrypted]
-        self._results = {int(n) for v in results for n in lowered.nodes(v)}
-        self._results |= {n for given in lowered.carried.values() for n in given.nodes}
+        self.results = {int(n) for v in results for n in lowered.nodes(v)}
+        self.results |= {n for given in lowered.carried.values() for n in given.nodes}
         self.planner = levels.LevelPlanner(
             b,
             params,
-            self._results,
+            self.results,
             self._describe,
             self.aim.price,
             self.aim.refresher,
@@ -170,7 +170,7 @@ class Candidate:
         return found | {s: 1.0 + math.ceil(math.log2(x)) for s, x in over.items()}
 
     def _floor(self, source: int, held: float) -> int:
-        params = self._params
+        params = self.params
         for level in range(params.levels + 1):
             if params.capacity(level) >= SPARE * held:
                 return level
@@ -188,7 +188,7 @@ class Candidate:
         those of making keys, and those that results take afterwards.
         """
         seconds = self.schedule.seconds + self._key_seconds / KEY_RUNS * self.rotation_keys
-        seconds += _RESULT_SECONDS * len(self._results)
+        seconds += _RESULT_SECONDS * len(self.results)
         return (self.schedule.rounds if self.aim.rounds else 0, seconds)
 
     @functools.cached_property
@@ -234,14 +234,18 @@ class Candidate:
 
     def _better(self, lowered: Lowered | None, slower: float) -> Candidate:
         """The plan lowered otherwise, unless it is slower by more than that part."""
-        if lowered is None:
-            return self
-        try:
-            other = Candidate(lowered, self._params, self.aim)
-        except (LevelError, ValueOverflowError):
+        other = None if lowered is None else self.on(lowered)
+        if other is None:
             return self
         most = self.settled.seconds * (1 + slower)
         return other if other.settled.seconds < most else self
+
+    def on(self, lowered: Lowered) -> Candidate | None:
+        """The Program lowered otherwise, for the same aim; None if levels run out."""
+        try:
+            return Candidate(lowered, self.params, self.aim)
+        except (LevelError, ValueOverflowError):
+            return None
 
     def _layouts(self) -> list[tuple[int, str]]:
         """Of the inputs together and of each operation's result, as the ledger tells them."""
@@ -261,7 +265,7 @@ class Candidate:
 
     def fits(self, params: CKKSParams) -> bool:
         """Whether these parameters have the ring and the levels that it was made for."""
-        own = self._params
+        own = self.params
         return (own.log_n, own.levels) == (params.log_n, params.levels)
 
     def circuit(self, params: CKKSParams) -> Circuit:
@@ -272,7 +276,7 @@ class Candidate:
         """
         if not self.fits(params):
             raise ParameterError(
-                f"planned for {self._params}, not for the ring or levels of {params}: plan again"
+                f"planned for {self.params}, not for the ring or levels of {params}: plan again"
             )
         b, program = self.builder, self.program
         emitted = emission.emit(b, params, self.settled, self.planner.live, self.unit)

@@ -20,6 +20,7 @@ from hesim.circuit.packing.lowering import PackedLowering, lowerings
 from hesim.circuit.packing.operations import Operation
 from hesim.circuit.packing.search import NoPlan
 from hesim.circuit.refresher import BOOTSTRAP_SECONDS, KEY_HOLDER, Refresher
+from hesim.circuit.refreshes.joining import with_joint_refreshes
 from hesim.errors import (
     ArgumentError,
     EmptySlotsWarning,
@@ -221,7 +222,11 @@ def planned_for(
         raise _nearest(task.failures) or _nothing_to_lay_out(program, params)
     if others is not None:
         others[:] = [plan for plan in others if plan is not best]
-    return best.refitted()
+    apart = best.refitted()
+    best = with_joint_refreshes(apart)
+    if others is not None and best is not apart:
+        others.insert(0, apart)
+    return best
 
 
 @dataclass(frozen=True, eq=False)
