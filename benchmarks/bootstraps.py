@@ -1,8 +1,9 @@
 """OpenFHE's bootstrap against its law: `python -m benchmarks.bootstraps`.
 
 Vectors of uniform numbers are bootstrapped under some keys, and what the law's sine leaves of their
-errors is held against the law's std: the std, and the 99.9th percentile, in bits. Seconds, bytes of
-keys and matrices and the peak of the process are told beside what is predicted.
+errors is held against the law's std: the std, and the 99.9th percentile, in bits. So are the means
+over blocks of neighbouring slots, whose errors are independent by the law. Seconds, bytes of keys
+and matrices and the peak of the process are told beside what is predicted.
 
     python -m benchmarks.bootstraps                     N = 2^11, all slots and 64: seconds
     python -m benchmarks.bootstraps --log-n 16          the secure ring: 11 GB, some minutes
@@ -38,6 +39,10 @@ __all__ = ["TOLERANCE", "Case", "Outcome", "main", "measure"]
 TOLERANCE = 0.5, 1.0
 """Bits between measured and predicted: of the std, and of the 99.9th percentile."""
 
+_BLOCKS = 4, 16, 64, 256, 1024, 4096
+_FEWEST = 16
+"""Blocks in each vector, at least: fewer know their std badly."""
+
 _TAIL = 0.999
 _NORMAL_TAIL = 3.2905
 """That percentile of the absolute value of a normal variable of std 1."""
@@ -66,6 +71,8 @@ class Outcome:
       law: in the slots in use.
       std, tail: of the errors less the sine, and their 99.9th percentile in units that make it the
         std of a normal variable.
+      blocks: by neighbouring slots in a block, log2 of the std of means over blocks, times the
+        square root of the slots, over the law's std: 0 where errors are independent.
       seconds: wall seconds of a bootstrap. price: predicted, of one core.
       peak, predicted: bytes of the process, and of the keys and matrices alone.
     """
@@ -74,6 +81,7 @@ class Outcome:
     law: BootstrapLaw
     std: float
     tail: float
+    blocks: dict[int, float]
     seconds: float
     price: float
     peak: int
@@ -94,7 +102,9 @@ class Outcome:
         return (
             f"N = 2^{self.case.log_n}, {self.case.slots} slots, correction {self.case.correction}: "
             f"std 2^-{-math.log2(self.std):.2f}, law 2^-{self.law.bits:.2f} ({off[0]:+.2f} bit), "
-            f"99.9 % ({off[1]:+.2f} bit); {self.seconds:.2f} s a bootstrap ({self.price:.2f} on a "
+            f"99.9 % ({off[1]:+.2f} bit), means over "
+            + ", ".join(f"{size} slots ({bits:+.2f} bit)" for size, bits in self.blocks.items())
+            + f"; {self.seconds:.2f} s a bootstrap ({self.price:.2f} on a "
             f"core predicted); {self.peak / 1e9:.2f} GB, keys and matrices "
             f"{self.predicted / 1e9:.2f} predicted"
         )
@@ -124,7 +134,19 @@ def measure(case: Case) -> Outcome:
     price = refresher.seconds(refresher.min_input_level, params.levels, params.log_n)
     predicted = bootstrap_memory(params, refresher, case.slots).total
     std = float(np.sqrt(np.mean(found**2)))
-    return Outcome(case, chosen, std, tail, float(np.median(seconds)), price, peak, predicted)
+    blocks = {
+        size: math.log2(float(np.sqrt(size * np.mean(_means(found, size) ** 2))) / chosen.std)
+        for size in _BLOCKS
+        if case.slots >= _FEWEST * size
+    }
+    return Outcome(
+        case, chosen, std, tail, blocks, float(np.median(seconds)), price, peak, predicted
+    )
+
+
+def _means(errors: np.ndarray, size: int) -> np.ndarray:
+    """Over blocks of so many neighbours."""
+    return errors.reshape(-1, size).mean(axis=1)
 
 
 class _OfAKey(NamedTuple):

@@ -55,12 +55,14 @@ class Left:
       weight: |S|^2 of the secret keys.
       switches: errors of the switching keys' first digits, by rotation step.
       ciphers: message and errors, by the input instruction that they are at the next run.
+      common: errors that all bootstraps have in common; None before the first.
     """
 
     runs: int
     weight: np.ndarray
     switches: dict[int, tuple[np.ndarray, np.ndarray | None]]
     ciphers: dict[int, tuple[np.ndarray, np.ndarray]]
+    common: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -199,10 +199,13 @@ class _Walk:
         self.given: dict[int, np.ndarray] = {}
         self.copies = self.params.slots // circuit.slots
         self.switches: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        #: What all bootstraps under a key have in common, drawn at the first.
+        self.common: np.ndarray | None = None
         if before is None:
             self.weight = self._weight(keys, secrets)
         else:
             self.weight, self.switches = before.weight, dict(before.switches)
+            self.common = before.common
         self.keys = len(self.weight)
         self.before = {} if before is None else before.ciphers
         self.decrypted = frozenset(i for _, i in circuit.carried) if decrypted else frozenset()
@@ -244,7 +247,7 @@ class _Walk:
         """What the next run goes on from; None if nothing is carried."""
         if not self.circuit.carried:
             return None
-        return Left(self.runs + 1, self.weight, self.switches, self.handed)
+        return Left(self.runs + 1, self.weight, self.switches, self.handed, self.common)
 
     def checked(self, embeddings: Any, name: str) -> Complex[np.ndarray, "keys slots"]:
         """One embedding per key, or an ArgumentError."""
@@ -438,7 +441,12 @@ class _Walk:
             first = self._full(self.errors[cipher][:, : self.circuit.slots])
             return first + self._transformed(cipher, fresh, 2)
         chosen = law(self.profile.bootstrap)
-        error = self._normal(np.float32(chosen.std)).astype(np.float64)
+        own, common = (chosen.std * math.sqrt(s) for s in (1.0 - chosen.common, chosen.common))
+        error = self._normal(np.float32(own)).astype(np.float64)
+        if common:
+            if self.common is None:
+                self.common = self._normal(np.float32(common))
+            error += self.common
         if chosen.sine_bits is not None:
             x = self._full(self.messages[cipher]) + self.errors[cipher]
             error += self._bent(x, chosen)

@@ -110,6 +110,7 @@ MACHINES: Mapping[str, MachineRow] = MappingProxyType(
             rotation_keys=("rotation.key",),
             bootstrap_keys=(
                 *("bootstrap-public.key", "bootstrap-relin.key", "bootstrap-rotation.key"),
+                "bootstrap-common.cipher",
             ),
             finder="he_backend.machines.openfhe.interpreter:find_interpreter",
             bootstraps=True,

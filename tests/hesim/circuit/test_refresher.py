@@ -271,3 +271,23 @@ def test_keys_of_bootstraps_are_not_counted_among_those_of_a_plan():
     refresher = hesim.openfhe_bootstrap(params)
     with pytest.raises(OverBudgetError, match=r"MB \(1 without a limit\)"):
         hesim.compile(program, params, refresher=refresher, memory=10_000_000)
+
+
+def test_bootstraps_under_one_key_share_a_part_of_their_errors():
+    params = openfhe_ring()
+    refresher = hesim.openfhe_bootstrap(params, budget=(2, 2))
+    x, y = np.zeros((2, params.slots))
+
+    def combined(x, y):
+        return hesim.refresh(x) + hesim.refresh(y), hesim.refresh(x) - hesim.refresh(y)
+
+    program = hesim.trace(combined, x, y, encrypted=(0, 1))
+    circuit = hesim.compile(program, params, refresher=refresher, interactive=False, batch=False)
+    chosen = law(str(refresher.error))
+    assert chosen.common == 0.2
+    found = hesim.certify(circuit, (x, y), keys=16, profile="openfhe")
+    for output, variance in zip(found.outputs, (2.0 + 2 * 0.2, 2.0 - 2 * 0.2), strict=True):
+        assert output is not None
+        assert output.std == pytest.approx(chosen.std * np.sqrt(variance), rel=0.03)
+    with pytest.raises(ParameterError, match="is a share"):
+        dataclasses.replace(chosen, common=1.5)

@@ -15,7 +15,7 @@ import pytest
 
 import he_backend
 import hesim
-from he_backend.errors import BackendError, CircuitError, ValueRangeError
+from he_backend.errors import BackendError, BlobError, CircuitError, ValueRangeError
 from he_backend.machines.openfhe.remote import RemoteMachine
 from he_backend.refreshed import check_refreshed
 from hesim.circuit.circuit import Kind
@@ -109,6 +109,26 @@ def test_a_run_of_two_iterations_errs_as_is_predicted(ring, rng, needs_openfhe):
     (found,) = hesim.certify(circuit, (x,), keys=4, profile="openfhe").outputs
     assert found is not None and found.std < 2.0**-44 and not report.interactive
     assert bits(report.outputs - x**3) == pytest.approx(math.log2(found.std), abs=0.5)
+
+
+@pytest.mark.slow
+def test_errors_of_neighbouring_slots_are_independent(rng, needs_openfhe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ring = CKKSParams(13, 5, 59, 60, 60, security=None, digits=2)
+    refresher = hesim.openfhe_bootstrap(ring, budget=(2, 2), digits=4)
+    own, chosen = dataclasses.replace(refresher, slots=ring.slots), law(str(refresher.error))
+    errors = []
+    for _ in range(2):
+        machine = RemoteMachine.generate(ring, [], ring.slots, own)
+        for _ in range(3):
+            x = rng.uniform(-1, 1, ring.slots)
+            fresh = machine.bootstrap(machine.encrypt(x, 3, ring.scale(3)), 5)
+            errors.append(machine.decrypt(fresh) - x - chosen.deviation(x))
+    # As OpenFHE leaves them, the mean over 64 neighbours is off by 1.5 bits, over 256 by 2.4.
+    for size in (1, 16, 64, 256):
+        means = np.reshape(errors, (-1, size)).mean(axis=1)
+        assert bits(means * math.sqrt(size)) == pytest.approx(-chosen.bits, abs=0.5), size
 
 
 @pytest.mark.parametrize(("above", "level"), [(3, 0), (5, 4), (4, 5)])
@@ -237,6 +257,14 @@ def test_keys_take_the_bytes_that_are_predicted(ring, refresher, needs_openfhe, 
     written = sum((tmp_path / name).stat().st_size for name in names)
     assert written == pytest.approx(bootstrap_memory(ring, own, ring.slots).keys, rel=0.03)
     assert not (tmp_path / "rotation.key").exists()
+    common = (tmp_path / "bootstrap-common.cipher").read_bytes()
+    assert len(common) == pytest.approx(ring.ciphertext_bytes(5, 2), rel=0.01)
+    (tmp_path / "bootstrap-common.cipher").write_bytes(common[:-8])
+    with pytest.raises(BlobError, match="truncated"):
+        RemoteMachine.evaluator(ring, ring.slots, bootstrap=own).load_keys(tmp_path, [])
+    (tmp_path / "bootstrap-common.cipher").unlink()
+    with pytest.raises(BlobError, match=r"bootstrap-common.cipher is missing: make the keys"):
+        RemoteMachine.evaluator(ring, ring.slots, bootstrap=own).load_keys(tmp_path, [])
 
 
 def test_what_does_not_fit_is_refused_before_keys_are_made(
