@@ -239,7 +239,8 @@ def said(plan: Planned) -> str:
         f"{case.tokens} tokens; N = 2^{ring.log_n}, {ring.levels} levels, {security}\n"
         f"planned in {plan.seconds:.0f} s: {ledger.refreshes} bootstraps, "
         f"{ledger.refresh_rounds} in sequence; {ledger.rotations:,} rotations by "
-        f"{ledger.rotation_keys} keys, {ledger.relinearizations:,} relinearizations"
+        f"{ledger.rotation_keys} keys, {ledger.relinearizations:,} relinearizations; "
+        f"{ledger.encoding_seconds:.2f} of the core-seconds encode vectors"
     )
 
 

@@ -161,6 +161,7 @@ def _seconds(circuit: Circuit) -> np.ndarray:
     """float64[instructions]: as `predicted_seconds`, by the table in use."""
     log_n = circuit.params.log_n
     seconds = np.zeros(len(circuit))
+    refresher = circuit.refresher.in_slots(circuit.slots)
     grouped = scalar_groups(circuit, range(len(circuit)))
     encoded: set[int] = set()
     for i in range(len(circuit)):
@@ -168,7 +169,7 @@ def _seconds(circuit: Circuit) -> np.ndarray:
         kind, level, terms = int(circuit.kind[i]), int(circuit.level[i]), part.stop - part.start
         below = int(circuit.level[circuit.arg[part.start]]) if terms else level
         if kind == Kind.REFRESH:
-            seconds[i] = circuit.refresher.seconds(below, level, log_n)
+            seconds[i] = refresher.seconds(below, level, log_n)
             continue
         seconds[i] = instruction_seconds(kind, below, terms, log_n, scalar=i in grouped)
         if kind in (Kind.DOT_PLAIN, Kind.ADD_PLAIN) and i not in grouped:

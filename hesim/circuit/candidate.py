@@ -18,6 +18,7 @@ from hesim.circuit.cost import KEY_RUNS, key_seconds
 from hesim.circuit.ledger import ledger
 from hesim.circuit.limits.budget import within
 from hesim.circuit.publics import Publics
+from hesim.circuit.refresher import Refresher
 from hesim.errors import LevelError, ParameterError, ValueOverflowError
 from hesim.params import CKKSParams, larger_capacity
 from hesim.program import Program, Var
@@ -108,7 +109,7 @@ class Candidate:
             self.results,
             self._describe,
             self.aim.price,
-            self.aim.refresher,
+            self.refresher,
             rounds=self.aim.rounds,
             floors=self._floors(),
             carried=self._stages_carried(),
@@ -263,6 +264,11 @@ class Candidate:
         """Effective slots."""
         return self.builder.columns * self.builder.width
 
+    @property
+    def refresher(self) -> Refresher:
+        """Who refreshes, where so many slots are in use."""
+        return self.aim.refresher.in_slots(self.slots)
+
     def fits(self, params: CKKSParams) -> bool:
         """Whether these parameters have the ring and the levels that it was made for."""
         own = self.params
@@ -335,7 +341,7 @@ class Candidate:
                 self.aim.price,
                 names,
                 sources,
-                self.aim.refresher,
+                self.refresher,
                 self._layouts(),
                 len(carried),
                 self.slots,

@@ -324,7 +324,7 @@ class Circuit:
         """What refreshes on the server, for the slots of this Circuit; None where nothing does."""
         if self.refresher.interactive or not np.any(self.kind == Kind.REFRESH):
             return None
-        return dataclasses.replace(self.refresher, slots=self.slots)
+        return self.refresher.in_slots(self.slots)
 
     @cached_property
     def most_alive(self) -> int:

@@ -39,7 +39,7 @@ def ledger(
       outputs: ciphertexts that are decrypted at the end.
       price: seconds of a refresh where the caller set one, for `seconds_bootstrapped`.
       names, sources: of the program's operations.
-      refresher: who refreshes.
+      refresher: who refreshes, in the slots that are in use.
       layouts: of inputs and of each operation's result, the ciphertexts and where in them it lies.
       carried: inputs that later runs take from the run before.
       slots: effective ones; all that the ring has by default.
@@ -49,8 +49,8 @@ def ledger(
     each = _seconds(data, scalar, refresher, log_n)
     depth, levels, rounds = _longest(data)
     refreshed = float(each[kind == Kind.REFRESH].sum())
-    encoding = _encoding(data["plain_level"][~scalar], log_n)
-    seconds = float(each[kind != Kind.REFRESH].sum()) + encoding
+    encoding = _encoding(data, scalar, log_n)
+    seconds = float(each[kind != Kind.REFRESH].sum() + encoding.sum())
     steps = len(np.unique(data["param"][kind == Kind.ROTATE]))
     peak, keys = peak_bytes(params, data, packs, slots or params.slots, refresher)
 
@@ -63,7 +63,7 @@ def ledger(
     refreshes = count(Kind.REFRESH)
     plain = plaintext_bytes(params, data["plain_level"], scalar)
     alive = cipher_bytes(params, data)
-    bootstrap = _bootstrap_price(price, refresher)
+    bootstrap = _bootstrap_price(price, refresher, log_n)
     return Ledger(
         depth=depth,
         levels=levels,
@@ -94,7 +94,8 @@ def ledger(
         costs=current().name,
         seconds=seconds + refreshed,
         seconds_bootstrapped=seconds + refreshes * bootstrap,
-        operations=_operations(data, each, ("input", *names), ("", *sources), layouts),
+        encoding_seconds=float(encoding.sum()),
+        operations=_operations(data, each, encoding, ("input", *names), ("", *sources), layouts),
         carried=carried,
     )
 
@@ -143,22 +144,36 @@ def _longest(data: dict[str, np.ndarray]) -> tuple[int, int, int]:
     return max(depth, default=0), max(rescales, default=0), max(refreshes, default=0)
 
 
-def _encoding(levels: np.ndarray, log_n: int) -> float:
-    """Seconds in which vectors are encoded at these levels."""
-    counts = np.bincount(levels.astype(np.int64))
-    return sum(n * encoding_seconds(level, log_n) for level, n in enumerate(counts.tolist()) if n)
+def _encoding(data: dict[str, np.ndarray], scalar: np.ndarray, log_n: int) -> np.ndarray:
+    """float64 (I,): seconds in which vectors are encoded, each for the instruction that uses it
+    first.
+
+    scalar: bool, by plaintext, whether it is a number.
+    """
+    level = data["plain_level"].astype(np.int64)
+    prices = np.array([encoding_seconds(k, log_n) for k in range(int(level.max(initial=0)) + 1)])
+    count = len(data["kind"])
+    consumer = np.repeat(np.arange(count), np.diff(data["arg_ptr"]))
+    plain = np.isin(data["kind"][consumer], (Kind.DOT_PLAIN, Kind.ADD_PLAIN))
+    used, first = np.unique(data["arg2"][plain], return_index=True)
+    vectors = ~scalar[used]
+    found = np.zeros(count)
+    np.add.at(found, consumer[plain][first[vectors]], prices[level[used[vectors]]])
+    return found
 
 
-def _bootstrap_price(price: float | None, refresher: Refresher) -> float:
+def _bootstrap_price(price: float | None, refresher: Refresher, log_n: int) -> float:
     """Seconds of a refresh as a bootstrap: the caller's, the refresher's own, or the usual."""
     if price is not None and np.isfinite(price):
         return price
-    return BOOTSTRAP_SECONDS if refresher.price is None else refresher.price
+    own = refresher.price is not None
+    return refresher.seconds(refresher.min_input_level, 0, log_n) if own else BOOTSTRAP_SECONDS
 
 
 def _operations(
     data: dict[str, np.ndarray],
     seconds: np.ndarray,
+    encoding: np.ndarray,
     names: Sequence[str],
     sources: Sequence[str],
     layouts: Sequence[tuple[int, str]],
@@ -179,6 +194,7 @@ def _operations(
     rescales, refreshes = of(Kind.RESCALE), of(Kind.REFRESH)
     plain, products = of(Kind.DOT_PLAIN, weights=terms), of(Kind.DOT, weights=terms)
     spent = np.bincount(place, seconds, count).tolist()
+    encoded = np.bincount(place, encoding, count).tolist()
     last = np.full(count, -1)
     made = np.flatnonzero(kind != Kind.REFRESH)
     order = made[np.argsort(-level[made], kind="stable")]
@@ -198,6 +214,7 @@ def _operations(
             seconds=spent[k],
             ciphertexts=lying[k][0],
             layout=lying[k][1],
+            encoding=encoded[k],
         )
         for k in range(count)
     )

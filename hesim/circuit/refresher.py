@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 from hesim.circuit.costs.table import current
+from hesim.circuit.costs.transforms import share_of_seconds
 from hesim.errors import ParameterError
 from hesim.noise.bootstrap import LAWS, law, twice
 from hesim.params import CKKSParams, InsecureParametersWarning, largest_levels
@@ -45,8 +46,8 @@ class Refresher:
       output_level: level at which its result can be at most; None for the top of the chain, less
         `depth`.
       depth: levels of the chain that it uses up itself.
-      price: seconds for one ciphertext on one core; None for the key holder's, which depend on the
-        levels.
+      price: seconds for one ciphertext on one core, in all slots; None for the key holder's, which
+        depend on the levels.
       error: name of the law of ``hesim.noise.bootstrap`` by which it errs; None for the error of a
         fresh encryption, or that of the noise profile's own bootstrap.
       value_range: largest absolute slot value that it is made for.
@@ -124,10 +125,16 @@ class Refresher:
         top = levels - self.depth
         return top if self.output_level is None else min(top, self.output_level)
 
+    def in_slots(self, slots: int) -> Refresher:
+        """The same where so many effective slots are in use."""
+        return self if self.interactive else replace(self, slots=slots)
+
     def seconds(self, below: int, above: int, log_n: int) -> float:
         """Seconds of one refresh on one core, from level `below` to level `above`."""
         if self.price is not None:
-            return self.price
+            if not self.own_levels or self.slots is None:
+                return self.price
+            return self.price * share_of_seconds(log_n, self.slots, self.transforms[0])
         table = current()
         sent = table.seconds("transport", below, log_n) + table.seconds("transport", above, log_n)
         opened = table.seconds("decrypt", below, log_n)

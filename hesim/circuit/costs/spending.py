@@ -20,7 +20,7 @@ class Spending:
       scale_bits: log2 of the exact scale there.
       rotations, relinearizations, rescales, plain_products, products, refreshes: its instructions.
       seconds: predicted for one core, with refreshes at the machine's own price and without the
-        encoding of plaintexts.
+        encoding of plaintexts. encoding: seconds of that, of vectors that it is the first to use.
       ciphertexts: that its result lies in.
       layout: where in them, as docs/layouts.md writes it, of one member of the batch; "table" if
         every element has a place of its own; empty if the result lies nowhere by itself.
@@ -39,6 +39,7 @@ class Spending:
     seconds: float
     ciphertexts: int = 0
     layout: str = ""
+    encoding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Ledger:
       rotation_keys: distinct rotation steps. key_bytes: bytes of those keys and the
         relinearization key together.
       plaintexts: distinct plaintexts encoded.
-      seconds: predicted for one core, refreshes at the machine's own price.
+      seconds: predicted for one core, refreshes at the machine's own price, and every vector
+        encoded once. encoding_seconds: of these, those of encoding.
       seconds_bootstrapped: the same with every refresh priced as a bootstrap.
       operations: what each operation spends of it, inputs first; see `table`.
       plaintext_bytes: bytes of all plaintexts that are vectors, encoded.
@@ -94,6 +96,7 @@ class Ledger:
     levels: int = 0
     key_seconds: float = 0.0
     carried: int = 0
+    encoding_seconds: float = 0.0
 
     def counts(self) -> dict[str, int]:
         """The operation counts that a machine can count by itself."""
@@ -128,7 +131,7 @@ class Ledger:
     def _rows(self) -> list[tuple[str, ...]]:
         head = ("operation", "layout", "cts", "level", "scale", "rotations", "relin.", "rescales")
         rows: list[tuple[str, ...]] = [
-            (*head, "plain products", "products", "refreshes", "seconds", "source")
+            (*head, "plain products", "products", "refreshes", "seconds", "encoding", "source")
         ]
         for op in self.operations:
             own = op.level >= 0
@@ -142,6 +145,7 @@ class Ledger:
                     f"2^{op.scale_bits:.3f}" if own else "",
                     *(str(n) if n else "" for n in (*counts, op.products, op.refreshes)),
                     f"{op.seconds:.3f}" if op.seconds else "",
+                    f"{op.encoding:.3f}" if op.encoding else "",
                     op.source,
                 )
             )

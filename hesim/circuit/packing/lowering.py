@@ -213,13 +213,13 @@ def lowerings(
     secret = [v for v in program.inputs if v.encrypted]
     if not secret or any(0 in v.shape for e in program.ops for v in (*e.inputs, *e.outputs)):
         return
-    prices = _prices(params, price, refresher)
     found: list[_Found] = []
     for axes, size in _batches(program, secret, params.slots, batch):
         if any(axes.get(pair.result.id) != axes.get(pair.argument.id) for pair in carried):
             continue  # members of a batch at one end, and not at the other
         columns = params.slots // _width(size)
         setting = _setting(program, axes, columns, values or {}, refresher.value_range)
+        prices = _prices(params, price, refresher.in_slots(setting.columns * _width(size)))
         ops = operations(program, axes)
         if watch is not None:
             watch.searching()

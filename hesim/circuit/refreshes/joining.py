@@ -75,7 +75,7 @@ def _worth(plan: Candidate) -> bool:
     if handed < 2 or work(plan.builder, plan.planner.live) > _MOST_WORK:
         return False
     lowest = aim.refresher.min_input_level
-    price = max(aim.refresher.seconds(lowest, levels, log_n), aim.price or 0.0)
+    price = max(plan.refresher.seconds(lowest, levels, log_n), aim.price or 0.0)
     kinds = Kind.DOT_PLAIN, Kind.RESCALE, Kind.ROTATE
     return price > _WORTH * sum(instruction_seconds(k, levels, 1, log_n) for k in kinds)
 

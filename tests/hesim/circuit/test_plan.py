@@ -12,6 +12,7 @@ import approx
 from hesim import LevelError, compile, refresh, trace
 from hesim.circuit.circuit import Circuit, Kind
 from hesim.circuit.compile import planned
+from hesim.circuit.cost import encoding_seconds
 from hesim.errors import LayoutError, ParameterError, TraceError
 from hesim.params import CKKSParams
 
@@ -50,6 +51,11 @@ def test_the_ledger_says_what_each_operation_spends(small_params, tmp_path):
         assert sum(getattr(op, name) for op in ledger.operations) == getattr(ledger, name) > 0
     assert sum(op.refreshes for op in own) == ledger.refreshes > 0
     assert 0.5 * ledger.seconds < sum(op.seconds for op in ledger.operations) < ledger.seconds
+    whole = sum(op.seconds + op.encoding for op in ledger.operations)
+    assert ledger.seconds == pytest.approx(whole)
+    vectors = circuit.plain_level[~circuit.scalars]
+    encoded = sum(encoding_seconds(int(k), circuit.params.log_n) for k in vectors)
+    assert ledger.encoding_seconds == pytest.approx(encoded) and encoded > 0.0
     for tap in circuit.taps:
         mine = tap.ciphers[circuit.source[tap.ciphers] == tap.op]
         if len(mine):

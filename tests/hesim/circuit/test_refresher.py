@@ -144,6 +144,26 @@ def test_the_bootstrap_of_openfhe_has_its_levels_and_law():
     assert larger.seconds(3, 5, 12) > 2 * hesim.openfhe_bootstrap(params).seconds(3, 5, 11)
 
 
+def test_fewer_slots_are_cheaper_to_bootstrap_and_plans_know_it():
+    params = openfhe_ring()
+    refresher = hesim.openfhe_bootstrap(params, budget=(2, 2), seconds=3.0)
+    whole = refresher.in_slots(params.slots).seconds(3, 5, 11)
+    assert whole == refresher.seconds(3, 5, 11) == 3.0
+    few, half = (refresher.in_slots(s).seconds(3, 5, 11) for s in (8, params.slots // 2))
+    assert 1.5 < few < half < 3.0
+    assert hesim.bootstrap("lattigo_40", seconds=3.0, slots=8).seconds(3, 5, 11) == 3.0
+    assert KEY_HOLDER.in_slots(8) is KEY_HOLDER
+    for count, each in ((8, few), (params.slots, whole)):
+        program = hesim.trace(lambda x: hesim.refresh(x * x) * x, np.linspace(-1, 1, count))
+        circuit = hesim.compile(program, params, refresher=refresher, interactive=False)
+        assert circuit.slots == count and circuit.refresher == refresher
+        refreshed = [op for op in circuit.ledger.operations if op.refreshes]
+        assert sum(op.refreshes for op in refreshed) == circuit.ledger.refreshes == 1
+        rest = circuit.ledger.seconds - each
+        assert 0.0 < rest < 0.3
+        assert circuit.ledger.seconds_bootstrapped == pytest.approx(circuit.ledger.seconds)
+
+
 def test_two_iterations_have_a_level_of_their_own_and_the_price_of_two():
     params = openfhe_ring()
     once = hesim.openfhe_bootstrap(params, budget=(3, 2))
