@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["with_joint_refreshes"]
 
 _MOST_WORK = 2**28
-"""Columns times terms of plans that are looked at, some seconds of them."""
+"""Columns times terms of plans that are looked at, a quarter of a minute of them."""
 
 _WORTH = 4.0
 """Times what a mask and a rotation take that a refresh costs where plans are looked at."""

@@ -205,3 +205,14 @@ def test_columns_with_equal_fingerprints_hold_the_same(seed):
             alike = np.all(prints[n] == prints[n][:, [column]], axis=0)
             assert np.allclose(value[alike], value[column])
     assert np.array_equal(prints[nodes[0]][0] > 0, family[0] >= 0)
+
+
+def test_members_of_a_batch_stay_side_by_side():
+    def step(state, x):
+        a, b = state
+        return (0.5 * a + x[:, :2], 0.5 * b * b + x[:, 2:4]), 0.5 * x
+
+    args = (RNG.normal(size=(40, 2)), RNG.normal(size=(40, 2))), RNG.normal(size=(40, 8))
+    options: dict[str, Any] = {"params": quiet_params(), **PLANNED}
+    circuit = check_carried(step, args, encrypted=(0, 1), carried={0: 0}, **options)
+    assert (circuit.batch, circuit.ledger.refreshes, circuit.ledger.carried) == (40, 1, 2)
