@@ -1,7 +1,8 @@
 """The workers of a cluster, as the coordinator of a run sees them. Imports no JAX.
 
-Dask schedules: tasks go to it as a graph, wave after wave, with the urgency that their order says,
-and what one makes for another stays there. What comes from outside, inputs and refreshed values,
+Pieces of work go to Dask as a graph, wave after wave, each with the worker that is to do it and the
+urgency that its order says; Dask sees to it, on another worker if that one is gone, and moves what
+one makes for another. What comes from outside, inputs and refreshed values,
 is part of the graph as data, so whatever a lost worker had is computed again from what the
 scheduler holds. What happens is told by events, which other threads bring and one thread reads.
 """
@@ -24,16 +25,28 @@ from dask._task_spec import Task as Node
 from dask._task_spec import TaskRef
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from distributed import Client, Future, KilledWorker
+from distributed.comm.addressing import get_address_host
 
 from he_backend.clusters.connecting import register
-from he_backend.clusters.evaluating import Evaluation, Parcel, TaskFailed, Work, evaluate, pick
+from he_backend.clusters.evaluating import (
+    Evaluation,
+    TaskFailed,
+    Work,
+    evaluate,
+    for_others,
+    pick,
+    take_in,
+)
+from he_backend.clusters.hostfiles import leave_mark, sees_marks
 from he_backend.clusters.housekeeping import Housekeeping
+from he_backend.clusters.parcels import Parcel
+from he_backend.clusters.placing import Placement
 from he_backend.clusters.supplies import Supply, sees
 from he_backend.clusters.waves import grouped
 from he_backend.errors import BackendError, ClusterError, WorkerDied, from_message
 from he_backend.processes.tasks import Schedule, Task
 
-__all__ = ["Arrived", "Crew", "Done", "Event", "Failed", "Lost"]
+__all__ = ["Arrived", "Crew", "Done", "Event", "Failed", "Lost", "share_hosts"]
 
 _AT_ONCE = 1 << 23
 """Bytes of data in one graph, about: larger ones are sent in several."""
@@ -44,10 +57,9 @@ Files = Mapping[str, tuple[int, str]]
 
 @dataclass(frozen=True)
 class Done:
-    """A task is done. report: what its worker said of it, see `Evaluation.run`."""
+    """A piece of work is done. tasks: by number, what each spent, as of `Spent.to_message`."""
 
-    task: int
-    report: dict[str, Any]
+    tasks: dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker went away unexpectedly."""
+    """A worker, or its evaluator, went away unexpectedly."""
 
     worker: str
 
@@ -100,6 +112,7 @@ class Crew:
         self._sent = False
         self._lock = threading.Lock()
         self._batch = _Batch("", "")
+        self._placement: Placement
         self._workers = set(client.scheduler_info(n_workers=-1)["workers"])
         client.subscribe_topic(self.session, self._told)
         client.subscribe_topic("all", self._news)
@@ -154,16 +167,17 @@ class Crew:
 
     # A batch
 
-    def begin(self, batch: str) -> None:
+    def begin(self, batch: str, placement: Placement) -> None:
         """Whatever is given out from now on is of another batch. batch: name of its supply."""
         self.end()
         with self._lock:
-            self._batch = _Batch(batch, f"hesim-evaluate-{uuid.uuid4().hex[:8]}")
+            prefix = f"hesim-evaluate-{uuid.uuid4().hex[:8]}"
+            self._batch, self._placement = _Batch(batch, prefix), placement
 
     def give(
         self,
         schedule: Schedule,
-        tasks: Iterable[Task],
+        tasks: Sequence[Task],
         read: Callable[[int], bytes],
         size: Callable[[int], int],
         here: Callable[[int], bool],
@@ -176,36 +190,60 @@ class Crew:
           here: whether somebody outside of the cluster reads a ciphertext.
         """
         batch, graph, sent = self._batch, dict[Key, Node](), 0
-        for task in tasks:
-            fresh = [c for c in task.needs if c not in batch.parcels]
-            for part in grouped(schedule, fresh, size):
+        pieces = self._placement.pieces(tasks, sorted(self._workers) or [""])
+        reader = {task.id: piece.id for piece in pieces for task in piece.tasks}
+        where: dict[Key, str] = {}
+
+        def readers(c: int) -> frozenset[int]:
+            return frozenset(reader.get(n, -1) for n in schedule.consumers.get(c, ()))
+
+        for piece in pieces:
+            needs = piece.needs(schedule)
+            fresh = [c for c in needs if c not in batch.parcels]
+            for part in grouped(fresh, readers, size):
                 blobs = {c: read(c) for c in part}
-                key = (batch.prefix, task.id, "data", part[0])
-                graph[key] = Node(key, Parcel.of_bytes, blobs)
+                key = (batch.prefix, piece.id, "data", part[0])
+                graph[key] = Node(key, take_in, self.session, Parcel(blobs))
+                where[key] = piece.worker
                 batch.hold(part, key)
                 sent += sum(map(len, blobs.values()))
-            parts = tuple(grouped(schedule, task.gives, size, here))
-            own_work = task.instructions, task.needs, parts
-            work = Work(self.session, batch.name, task.id, *own_work)
-            needs = dict.fromkeys(batch.parcels[c].key for c in task.needs)
-            key = (batch.prefix, task.id)
-            graph[key] = Node(key, evaluate, work, *map(TaskRef, needs))
+            parts = tuple(grouped(piece.gives(schedule), readers, size, here))
+            work = Work(
+                self.session,
+                batch.name,
+                piece.id,
+                tuple((t.id, t.instructions, t.needs, t.gives) for t in piece.tasks),
+                needs,
+                parts,
+                tuple(tuple(map(size, part)) for part in parts),
+                tuple(any(map(here, part)) for part in parts),
+            )
+            held = dict.fromkeys(batch.parcels[c].key for c in needs)
+            key = (batch.prefix, piece.id)
+            graph[key] = Node(key, evaluate, work, *map(TaskRef, held))
+            where[key] = piece.worker
             for k, part in enumerate(parts):
                 own = key if len(parts) == 1 else (*key, k)
                 if own != key:
                     graph[own] = Node(own, pick, TaskRef(key), k)
+                    where[own] = piece.worker
                 batch.hold(part, own)
-            batch.brought[task.id] = [batch.parcels[p[0]] for p in parts if any(map(here, p))]
+            batch.brought[piece.id] = [batch.parcels[p[0]] for p in parts if any(map(here, p))]
             if sent > _AT_ONCE:
-                self._submit(graph)
+                self._submit(graph, where)
                 graph, sent = {}, 0
-        self._submit(graph)
+        self._submit(graph, where)
 
-    def _submit(self, graph: dict[Key, Node]) -> None:
+    def _submit(self, graph: dict[Key, Node], where: Mapping[Key, str]) -> None:
+        """Give a graph to Dask. where: addresses of workers that are to do a node, if they can."""
         if not graph:
             return
         batch, name = self._batch, uuid.uuid4().hex
-        layer = MaterializedLayer(graph, annotations={"priority": _urgency})
+        annotations: dict[str, Any] = {"priority": _urgency}
+        if all(where.values()):
+            annotations["workers"] = lambda key: where.get(key)
+            annotations["allow_other_workers"] = True
+        layer = MaterializedLayer(graph, annotations=annotations)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph")
             whole = HighLevelGraph({name: layer}, {name: set()})
@@ -214,7 +252,7 @@ class Crew:
             if key in batch.by_key:
                 batch.by_key[key].future = future
             if len(key) == 2:
-                batch.tasks[key[1]] = future
+                batch.pieces[key[1]] = future
                 future.add_done_callback(lambda f, k=key[1], b=batch: self._ended(b, k, f))
 
     def holds(self, cipher: int) -> bool:
@@ -229,7 +267,8 @@ class Crew:
         """
         parcel = self._batch.parcels[cipher]
         assert parcel.future is not None
-        gather = functools.partial(self.client.gather, parcel.future, asynchronous=True)
+        sent = self.client.submit(for_others, parcel.future, pure=False)
+        gather = functools.partial(self.client.gather, sent, asynchronous=True)
         try:
             found = self.client.sync(gather, callback_timeout=self._patience)
             return found.blobs()[cipher]
@@ -246,7 +285,7 @@ class Crew:
         with self._lock:
             batch, self._batch = self._batch, _Batch("", "")
         held = [parcel.future for parcel in list(batch.by_key.values())]
-        for future in [*list(batch.tasks.values()), *held]:
+        for future in [*list(batch.pieces.values()), *held]:
             if future is not None:
                 future.release()
 
@@ -285,6 +324,9 @@ class Crew:
         if "missing" in said:
             self._lacks(said)
             return
+        if "evaluator" in said:
+            self._emit(Lost(str(said["worker"])))
+            return
         worker, peak = str(said["worker"]), int(said["peak"])
         self.peaks[worker] = max(peak, self.peaks.get(worker, 0))
         self.jax = self.jax or bool(said["jax"])
@@ -321,7 +363,7 @@ class Crew:
             self._emit(Failed(-1, error))
 
     def _ended(self, batch: _Batch, task: int, future: Any) -> None:
-        """A task is over, one way or the other; called by a thread of Dask's."""
+        """A piece is over, one way or the other; called by a thread of Dask's."""
         if batch is not self._batch:
             return
         status = future.status  # "pending" or "lost", too, if its worker has gone since it was done
@@ -366,6 +408,25 @@ class Crew:
         )
 
 
+def share_hosts(client: Client, session: str) -> bool:
+    """Whether all workers of an address have a folder in common, the session's."""
+
+    def mark(dask_worker: Any) -> None:
+        leave_mark(session, dask_worker.local_directory, dask_worker.address)
+
+    def sees(dask_worker: Any) -> bool:
+        return sees_marks(session, dask_worker.local_directory, near[dask_worker.address])
+
+    run: Any = client.run
+    hosts: dict[str, list[str]] = {}
+    for address, failed in run(mark, on_error="return").items():
+        if failed is None:
+            hosts.setdefault(get_address_host(address), []).append(address)
+    near = {address: others for others in hosts.values() for address in others}
+    found = run(sees, on_error="return", workers=list(near))
+    return all(answer is True for answer in found.values())
+
+
 @dataclass
 class _Held:
     """A parcel on the cluster, and which of its ciphertexts are still to be read."""
@@ -385,7 +446,7 @@ class _Batch:
         self.name, self.prefix = name, prefix
         self.parcels: dict[int, _Held] = {}
         self.by_key: dict[Key, _Held] = {}
-        self.tasks: dict[int, Future] = {}
+        self.pieces: dict[int, Future] = {}
         self.brought: dict[int, list[_Held]] = {}
         self._reports: dict[int, dict[str, Any]] = {}
         self._finished: set[int] = set()
@@ -406,28 +467,28 @@ class _Batch:
                 held.future.release()
 
     def report(self, said: dict[str, Any]) -> Done | None:
-        """A worker's report of a task; whichever of the two comes second makes it done."""
+        """A worker's report of a piece; whichever of the two comes second makes it done."""
         if said["batch"] != self.name:
             return None
-        task = int(said["task"])
-        if task in self._finished:
-            self._finished.discard(task)
-            return self._done(task, said)
-        self._reports[task] = said
+        piece = int(said["work"])
+        if piece in self._finished:
+            self._finished.discard(piece)
+            return self._done(piece, said)
+        self._reports[piece] = said
         return None
 
-    def finish(self, task: int) -> Done | None:
-        """Dask says that a task is finished."""
-        if task in self._reports:
-            return self._done(task, self._reports.pop(task))
-        self._finished.add(task)
+    def finish(self, piece: int) -> Done | None:
+        """Dask says that a piece is finished."""
+        if piece in self._reports:
+            return self._done(piece, self._reports.pop(piece))
+        self._finished.add(piece)
         return None
 
-    def _done(self, task: int, said: dict[str, Any]) -> Done:
-        future = self.tasks.pop(task, None)
-        if future is not None and (self.prefix, task) not in self.by_key:
+    def _done(self, piece: int, said: dict[str, Any]) -> Done:
+        future = self.pieces.pop(piece, None)
+        if future is not None and (self.prefix, piece) not in self.by_key:
             future.release()
-        return Done(task, said)
+        return Done({int(task): spent for task, spent in said["tasks"]})
 
 
 def _urgency(key: Key) -> int:

@@ -1,42 +1,43 @@
-"""What a worker of the cluster does: it runs tasks of a Circuit with evaluation keys. No JAX.
+"""What a worker of the cluster does: it has tasks of a Circuit done, by an evaluator beside it. No
+JAX.
 
-A worker reads circuit, keys and operands when its first task comes, and keeps what it has encoded
-in memory that is bounded. Results stay where they were made: a parcel holds ciphertexts, which
-become bytes only if Dask moves them to another worker, to the coordinator, or to the disk.
+A worker finds circuit, keys and operands when its first work comes, and starts the evaluator, which
+reads them. Results stay on the host where they were made, in its memory: Dask sends names to other
+workers there, and bytes to the coordinator, to other hosts, and to the disk. An evaluator that dies
+takes the work at hand with it, and is replaced.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from distributed import Reschedule, WorkerPlugin, get_worker
 from distributed.worker import Worker
 
+from he_backend.clusters.beside import Beside
+from he_backend.clusters.hostfiles import HostFile, HostFolder
+from he_backend.clusters.parcels import Parcel
 from he_backend.clusters.supplies import Supply
-from he_backend.errors import BackendError, to_message
-from he_backend.processes.memory import peak_bytes, resident_bytes
-from he_backend.processes.prepared import PLAIN_PART, evaluator_of
-from hesim.circuit.circuit import Circuit
-from hesim.circuit.plain.execute import Executor
-from hesim.circuit.sizes import available
+from he_backend.errors import BackendError, PeerGoneError, to_message
+from he_backend.processes.memory import peak_bytes
 
-__all__ = ["Evaluation", "Parcel", "TaskFailed", "Work", "evaluate", "pick"]
+__all__ = ["Evaluation", "TaskFailed", "Work", "evaluate", "for_others", "pick", "take_in"]
 
-_HELD = 0.6
-"""Of a worker's memory limit, keys, tables and encoded plaintexts take so much at most: Dask spills
-results from 0.7 on, and lets a worker wait from 0.8 on.
+_HELD = 0.4
+"""Of a worker's memory limit, the evaluator's keys, tables and encoded plaintexts take so much at
+most: Dask keeps results up to 0.6 of it in memory.
 """
 
-
 _AGAIN_SECONDS = 0.2
-"""A task is given back after so long where files are missing, which are sent meanwhile."""
+"""A task is given back after so long where files are missing, which are sent meanwhile, or where
+the evaluator is gone, of which the coordinator hears meanwhile.
+"""
 
 
 class TaskFailed(BackendError):
@@ -52,62 +53,26 @@ class TaskFailed(BackendError):
 
 @dataclass(frozen=True)
 class Work:
-    """A task as a worker is told of it.
+    """What a worker does in one go, as it is told of it.
 
     Attributes:
       session: its unique name. batch: name of the supply that says what its operands are.
-      task: number in the schedule.
-      instructions: ascending. needs: ciphertexts that it reads. parcels: those that it gives, in
-        the parts in which they travel.
+      id: unique in the batch.
+      tasks: of each its number in the schedule, its instructions, ascending, the ciphertexts that
+        it reads, and those that it gives; tasks after those that they wait for.
+      needs: ciphertexts that come from elsewhere. parcels: those that others read, in the parts in
+        which they travel. sizes: bytes of each of these, likewise.
+      brought: whether a parcel is for the coordinator.
     """
 
     session: str
     batch: str
-    task: int
-    instructions: tuple[int, ...]
+    id: int
+    tasks: tuple[tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
     needs: tuple[int, ...]
     parcels: tuple[tuple[int, ...], ...]
-
-
-class Parcel:
-    """Ciphertexts on their way from the task that made them to those that read them.
-
-    Args:
-      ciphers: by number, as bytes or opened. sizes: bytes of each.
-      machine: made those that are opened.
-    """
-
-    def __init__(self, ciphers: Mapping[int, Any], sizes: Mapping[int, int], machine: Any = None):
-        self._ciphers, self._sizes, self._machine = dict(ciphers), dict(sizes), machine
-
-    @classmethod
-    def of_bytes(cls, blobs: Mapping[int, bytes]) -> Parcel:
-        """Of what a client, a store or another worker has."""
-        return cls(blobs, {c: len(blob) for c, blob in blobs.items()})
-
-    def blobs(self) -> dict[int, bytes]:
-        """The bytes of each ciphertext, by number."""
-        return {
-            c: held if isinstance(held, bytes) else self._machine.to_bytes(held)
-            for c, held in list(self._ciphers.items())
-        }
-
-    def open(self, wanted: Iterable[int], circuit: Circuit, machine: Any) -> dict[int, Any]:
-        """Those of them that are wanted, opened, and kept so. Raises BlobError for what is no
-        ciphertext.
-        """
-        self._machine = machine
-        for c in self._ciphers.keys() & wanted:
-            if isinstance(held := self._ciphers[c], bytes):
-                level, parts = int(circuit.level[c]), int(circuit.components[c])
-                self._ciphers[c] = machine.from_bytes(held, level, float(circuit.scale[c]), parts)
-        return {c: self._ciphers[c] for c in self._ciphers.keys() & wanted}
-
-    def __sizeof__(self) -> int:
-        return sum(self._sizes.values())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Parcel.of_bytes, (self.blobs(),)
+    sizes: tuple[tuple[int, ...], ...]
+    brought: tuple[bool, ...]
 
 
 class Evaluation(WorkerPlugin):
@@ -117,6 +82,7 @@ class Evaluation(WorkerPlugin):
       session: unique name, by which tasks find it. machine: its name.
       circuit: name of the Circuit's file. keys: names of those of the keys. steps: that they rotate
         by. repeated: whether there is more than one batch to be expected.
+      shared: whether the workers of a host see each other's files in its memory.
     """
 
     def __init__(
@@ -128,106 +94,110 @@ class Evaluation(WorkerPlugin):
         steps: Sequence[int],
         *,
         repeated: bool,
+        shared: bool = False,
     ):
         self.name = self.session = session
         self.machine_name, self.circuit_name = machine, circuit
         self.key_names, self.steps, self.repeated = list(keys), list(steps), repeated
+        self.shared = shared
         self._lock = threading.Lock()
-        self._executor: Executor | None = None
-        self._operands: tuple[str, ...] = ()
+        self._folder: HostFolder | None = None
+        self._beside: Beside | None = None
+        self._operands: dict[str, str] = {}
 
     def setup(self, worker: Worker) -> None:
         """Note whose files these are."""
         self._worker = worker
+        self._folder = HostFolder(self.session, worker.local_directory)
 
     def teardown(self, worker: Worker) -> None:
-        """Let go of keys and plaintexts."""
+        """End the evaluator, and with it what it has of keys and plaintexts."""
         del worker
-        self._executor = None
+        folder, self._folder = self._folder, None
+        self._end()
+        if folder is not None:
+            folder.close()
 
     def run(self, work: Work, parcels: Iterable[Parcel]) -> list[Parcel]:
-        """The parcels that a task gives; one task of a process at a time."""
+        """The parcels that a piece of work gives; one at a time.
+
+        Raises:
+          PeerGoneError: the evaluator has ended. BackendError: it cannot be done.
+        """
         with self._lock:
-            executor = self._ready(work.batch)
-            circuit, machine = executor.circuit, executor.machine
-            ciphers: dict[int, Any] = {}
+            folder = self._folder
+            if folder is None:
+                raise _Missing(f"the session {self.session} has ended on {self._worker.address}")
+            gives = list(chain(*work.parcels))
+            order = {
+                "batch": work.batch,
+                "operands": self._operand_files(work.batch),
+                "tasks": work.tasks,
+                "gives": gives,
+            }
+            if self._beside is None:
+                self._beside = Beside(self._config(), folder)
+            needs: dict[int, HostFile | bytes] = {}
             for parcel in parcels:
-                ciphers.update(parcel.open(work.needs, circuit, machine))
-            gives = {c for parcel in work.parcels for c in parcel}
-            spent = executor.run(work.instructions, ciphers, gives.__contains__)
+                needs.update(parcel.of(work.needs, folder))
+            sizes = dict(zip(gives, chain(*work.sizes), strict=True))
+            try:
+                said, found = self._beside.run(order, needs, sizes)
+            except PeerGoneError:
+                self._end()
+                raise
+            finally:
+                if self._folder is None:  # the session has ended meanwhile
+                    self._end()
             report = {
                 "batch": work.batch,
-                "task": work.task,
-                "spent": spent.to_message(),
-                "peak": peak_bytes(),
-                "jax": "jax" in sys.modules,
+                "work": work.id,
+                "tasks": said["tasks"],
+                "peak": said["peak"] + peak_bytes(),
+                "jax": said["jax"],
                 "worker": self._worker.address,
             }
             self._worker.log_event(self.session, report)
-            return [self._parcel(executor, part, ciphers) for part in work.parcels]
+            return [
+                Parcel({c: found[c] for c in part}, shared=self.shared and not brought)
+                for part, brought in zip(work.parcels, work.brought, strict=True)
+            ]
 
-    def _parcel(self, executor: Executor, part: Sequence[int], ciphers: dict[int, Any]) -> Parcel:
-        circuit, machine = executor.circuit, executor.machine
-        size = machine.cipher_size
-        sizes = {c: size(int(circuit.components[c]), int(circuit.level[c])) for c in part}
-        return Parcel({c: ciphers[c] for c in part}, sizes, machine)
+    def taken_in(self, parcel: Parcel) -> Parcel:
+        """What comes from outside, where the workers of the host see it."""
+        if (folder := self._folder) is None:
+            return parcel
+        return Parcel(parcel.of(parcel.held, folder), shared=self.shared)
 
-    def _ready(self, batch: str) -> Executor:
-        """The executor with a batch's operands. Raises `_Missing`, BlobError."""
-        wanted = tuple(self._order(batch))
-        if self._executor is None:
-            circuit = Circuit.load(self._file(self.circuit_name))
-            machine = self._machine(circuit)
-            self._executor = Executor(
-                circuit,
-                machine,
-                [self._operand(name) for name in wanted],
-                plain_bytes=self._room(),
-                repeated=self.repeated,
-            )
-        elif wanted != self._operands:
-            held = dict(zip(self._operands, self._executor.operands, strict=True))
-            fresh = [held[name] if name in held else self._operand(name) for name in wanted]
-            self._executor.replace_operands(fresh)
-        self._operands = wanted
-        return self._executor
+    def _end(self) -> None:
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            beside.close()
 
-    def _machine(self, circuit: Circuit) -> Any:
-        machine = evaluator_of(circuit, self.machine_name)
+    def _config(self) -> dict[str, Any]:
+        """What the evaluator has to know. Raises `_Missing`, BlobError."""
         folders = {self._file(name).parent for name in self.key_names}
         if len(folders) > 1:
             raise BackendError("the keys of the session lie in several folders of the worker")
-        machine.load_keys(next(iter(folders), Path()), self.steps)
-        return machine
+        total = self._worker.memory_manager.memory_limit
+        return {
+            "machine": self.machine_name,
+            "circuit": str(self._file(self.circuit_name)),
+            "keys": str(next(iter(folders), Path())),
+            "steps": self.steps,
+            "repeated": self.repeated,
+            "total": total,
+            "limit": None if total is None else int(_HELD * total),
+        }
 
-    def _room(self) -> int:
-        """Bytes for encoded plaintexts, now that the keys are there.
-
-        Raises:
-          BackendError: what is there is too much already.
-        """
-        limit, free = self._worker.memory_manager.memory_limit, available()
-        if limit is None:
-            return free // PLAIN_PART
-        held = resident_bytes()
-        if held > _HELD * limit:
-            raise BackendError(
-                f"keys and tables leave a worker no room: {held / 1e9:.2f} GB are held, and its "
-                f"limit is {limit / 1e9:.2f} GB. Give workers at least "
-                f"{held / _HELD / 1e9 + 0.1:.1f} GB each: dask worker --memory-limit, or "
-                "LocalCluster(memory_limit=...)"
-            )
-        return min(int(_HELD * limit) - held, free // PLAIN_PART)
-
-    def _operand(self, name: str) -> np.ndarray:
-        return np.load(self._file(name), allow_pickle=False)
-
-    def _order(self, batch: str) -> list[str]:
-        """Names of a batch's operands. Raises `_Missing`."""
+    def _operand_files(self, batch: str) -> list[str]:
+        """Files of a batch's operands. Raises `_Missing`, BlobError."""
         supply = self._worker.plugins.get(batch)
         if not isinstance(supply, Supply):
             raise _Missing(f"the batch {batch} is not known on {self._worker.address}")
-        return supply.order
+        held = self._operands
+        self._operands = {n: held[n] if n in held else str(self._file(n)) for n in supply.order}
+        return [self._operands[name] for name in supply.order]
 
     def _file(self, name: str) -> Path:
         """A file of the session's. Raises `_Missing` if this worker does not have it."""
@@ -239,12 +209,13 @@ class Evaluation(WorkerPlugin):
         raise _Missing(f"{name} of the session {self.session} is not on {self._worker.address}")
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_lock", "_executor", "_operands", "_worker")
+        own = ("_lock", "_folder", "_beside", "_operands", "_worker")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock, self._executor, self._operands = threading.Lock(), None, ()
+        self._lock, self._folder, self._beside = threading.Lock(), None, None
+        self._operands = {}
 
 
 class _Missing(BackendError):
@@ -252,7 +223,7 @@ class _Missing(BackendError):
 
 
 def evaluate(work: Work, *parcels: Parcel) -> Parcel | list[Parcel]:
-    """A task, on whatever worker this is: its parcel, or parcels if there are several.
+    """A piece of work, on whatever worker this is: its parcel, or parcels if there are several.
 
     Raises:
       TaskFailed: with what went wrong.
@@ -263,9 +234,11 @@ def evaluate(work: Work, *parcels: Parcel) -> Parcel | list[Parcel]:
         if not isinstance(session, Evaluation):
             raise _Missing(f"the session {work.session} is not known on {worker.address}")
         found = session.run(work, parcels)
-        return found if len(found) > 1 else found[0]
+        return found if len(found) != 1 else found[0]
     except _Missing as error:
         worker.log_event(work.session, {"missing": str(error), "worker": worker.address})
+    except PeerGoneError:
+        worker.log_event(work.session, {"evaluator": work.id, "worker": worker.address})
     except Exception as error:
         failed = TaskFailed(to_message(error))
     if failed is not None:  # raised here, it does not take what it came from along
@@ -274,6 +247,17 @@ def evaluate(work: Work, *parcels: Parcel) -> Parcel | list[Parcel]:
     raise Reschedule
 
 
+def take_in(session: str, parcel: Parcel) -> Parcel:
+    """What comes from outside of the cluster."""
+    found = get_worker().plugins.get(session)
+    return found.taken_in(parcel) if isinstance(found, Evaluation) else parcel
+
+
+def for_others(parcel: Parcel) -> Parcel:
+    """A parcel for the coordinator, which may be on another host than its scheduler."""
+    return parcel.for_others()
+
+
 def pick(parcels: Sequence[Parcel], k: int) -> Parcel:
-    """One of several parcels of a task."""
+    """One of several parcels of a piece of work."""
     return parcels[k]

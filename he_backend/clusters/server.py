@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from he_backend.clusters.cluster import Cluster, need_distributed
+from he_backend.clusters.placing import Placement
 from he_backend.clusters.waves import Waves
 from he_backend.errors import BackendError, ClusterError, WorkerDied
 from he_backend.machines.table import find
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterPrepared", "ClusterServer"]
 
+_PIECE = 1.0
+"""A piece of work takes so many times the seconds of a task, about."""
+
 
 class ClusterPrepared(Prepared):
     """A session on the coordinator's side: the workers of the cluster encode, and have the keys."""
@@ -51,6 +55,11 @@ class ClusterPrepared(Prepared):
 
     def load_keys(self) -> None:
         """Nothing: the coordinator sends keys, or their place, and checks ciphertexts only."""
+
+    @property
+    def piece_seconds(self) -> float:
+        """Seconds that a worker should be given to do in one go."""
+        return _PIECE * self._task_seconds
 
     @property
     def digests(self) -> list[str]:
@@ -102,6 +111,7 @@ class ClusterServer(Server):
         self.out: dict[int, float] = {}
         self.heard = time.monotonic()
         self.waves: Waves | None = None
+        self.placement: Placement
         self.parked: deque[Task] = deque()
         self.crew = _crew(config, prepared)
         super().__init__(control, config, prepared)
@@ -125,7 +135,10 @@ class ClusterServer(Server):
         batch = ServedBatch(header, self.prepared, self.arena, self.kept, self.ahead, transit)
         name = f"{self.crew.session}-{uuid.uuid4().hex[:8]}"
         self._supply_operands(name)
-        self.crew.begin(name)
+        assert isinstance(self.prepared, ClusterPrepared)
+        longest = self.prepared.piece_seconds
+        self.placement = Placement(batch.schedule, self.prepared.size, longest)
+        self.crew.begin(name, self.placement)
         self.waves = Waves(batch.pending)
         self.parked.clear()
         self.out.clear()
@@ -180,6 +193,7 @@ class ClusterServer(Server):
         self.out.pop(task.id, None)
         assert self.waves is not None
         self.waves.finish(task)
+        self.placement.finish(task)
 
     # Ciphertexts that are on their way here
 
@@ -234,7 +248,8 @@ class ClusterServer(Server):
             return
         for event in events:
             if isinstance(event, Done):
-                self._done(batch, event.task, event.report)
+                for number, spent in event.tasks.items():
+                    self._done(batch, number, spent)
             elif isinstance(event, Arrived):
                 for c, blob in event.blobs.items():
                     if c in self.outside and not self._read_by_all(batch, c):
@@ -247,10 +262,9 @@ class ClusterServer(Server):
     def _read_by_all(self, batch: ServedBatch, c: int) -> bool:
         return batch.pending.done.issuperset(batch.schedule.consumers.get(c, ()))
 
-    def _done(self, batch: ServedBatch, number: int, report: dict[str, Any]) -> None:
-        if number in batch.pending.done:  # done again for a worker that was lost
-            return
-        self._finish(batch.schedule.tasks[number], Spent.from_message(report["spent"]))
+    def _done(self, batch: ServedBatch, number: int, spent: dict[str, Any]) -> None:
+        if number not in batch.pending.done:  # else done again for a worker that was lost
+            self._finish(batch.schedule.tasks[number], Spent.from_message(spent))
 
     def _count_lost(self, batch: ServedBatch) -> None:
         batch.deaths[-1] += 1
@@ -290,6 +304,7 @@ def _crew(config: dict[str, Any], prepared: Prepared) -> Crew:
     folders, manifest = prepared.folders, read_manifest(prepared.folders.key_manifest)
     client = connecting.connect(cluster, machine if find(machine).encrypts else None)
     session = f"hesim-{uuid.uuid4().hex[:8]}"
+    shared = crew.share_hosts(client, session)
     keys = {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
     circuit = {
         folders.circuit.name: (folders.circuit.stat().st_size, str(config["circuit_digest"]))
@@ -301,6 +316,7 @@ def _crew(config: dict[str, Any], prepared: Prepared) -> Crew:
         list(keys),
         manifest["steps"],
         repeated=bool(config.get("several", False)),
+        shared=shared,
     )
     found = crew.Crew(client, evaluation, float(config.get("silence_seconds", 600.0)))
     found.supply(f"{session}-keys", folders.keys, keys)

@@ -7,10 +7,10 @@ waves between visits to the key holder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 
 from he_backend.processes.pending import Pending
-from he_backend.processes.tasks import Schedule, Task
+from he_backend.processes.tasks import Task
 
 __all__ = ["Waves", "grouped"]
 
@@ -61,20 +61,21 @@ class Waves:
 
 
 def grouped(
-    schedule: Schedule,
     ciphers: Iterable[int],
-    size: Callable[[int], int] = lambda c: _SMALL,
+    readers: Callable[[int], Hashable],
+    size: Callable[[int], int],
     here: Callable[[int], bool] = lambda c: False,
 ) -> list[tuple[int, ...]]:
-    """Ciphertexts by the tasks that read them: what the same ones read travels together, so that
-    nothing moves to where it is not used; but for little ones, of which a few cost less to move
-    than to tell of.
+    """Ciphertexts by who reads them: what the same ones read travels together, so that nothing
+    moves to where it is not used; but for little ones, of which a few cost less to move than to
+    tell of.
 
-    size: bytes of one. here: whether the coordinator reads it; these travel apart from others.
+    readers: of a ciphertext. size: bytes of one. here: whether the coordinator reads it; these
+    travel apart from others.
     """
-    found: dict[tuple[bool, Sequence[int]], list[int]] = {}
+    found: dict[tuple[bool, Hashable], list[int]] = {}
     for c in ciphers:
-        found.setdefault((here(c), schedule.consumers.get(c, ())), []).append(c)
+        found.setdefault((here(c), readers(c)), []).append(c)
     parts: list[tuple[int, ...]] = []
     open_parts: dict[bool, list[int]] = {}
     for (own, _), part in found.items():

@@ -13,6 +13,7 @@ MODULES = [
     "hesim.bundles.storage",
     "hesim.circuit.plain.execute",
     "he_backend.bundled",
+    "he_backend.clusters.evaluator",
     "he_backend.local",
     "he_backend.machines.slots",
     "he_backend.machines.openfhe.entry",

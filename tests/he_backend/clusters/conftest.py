@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pytest
@@ -23,14 +24,21 @@ def quiet():
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
-@pytest.fixture(scope="module")
-def processes(dask):
-    """Two workers in processes of their own, which are started again if they are killed."""
+@contextlib.contextmanager
+def local_cluster(dask, workers: int):
+    """Workers in processes of their own, which are started again if they are killed."""
     from dask.config import set as configured
 
     options = {"threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": "600MB"}
     patience = {"distributed.deploy.lost-worker-timeout": "10 minutes"}  # on a busy machine
-    with configured(patience), dask.LocalCluster(n_workers=2, **options) as cluster:
+    with configured(patience), dask.LocalCluster(n_workers=workers, **options) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def processes(dask):
+    """Two of them."""
+    with local_cluster(dask, 2) as cluster:
         yield cluster
 
 

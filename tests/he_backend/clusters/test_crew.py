@@ -14,7 +14,7 @@ import pytest
 
 distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
 
-from he_backend.clusters import crew, evaluating, supplies, waves
+from he_backend.clusters import crew, evaluating, placing, supplies, waves
 from he_backend.errors import BackendError, BlobError, ClusterError, MissingRotationKey
 from he_backend.processes.folders import Folders, digest_of
 from he_backend.processes.pending import Pending
@@ -45,7 +45,6 @@ class Side:
         self.crew.supply("hesim-test-keys", folders.keys, self.keys)
         self.crew.supply("hesim-test-circuit", folders.server, {name: (size, digest)})
         self._batches = 0
-        self.size = 1 << 30  # as if they were large: each parcel has its own readers
 
     def batch(self) -> dict[int, bytes]:
         """Ciphertexts of the outputs."""
@@ -58,7 +57,8 @@ class Side:
         folder = self.folders.operands
         files = {f: ((folder / f).stat().st_size, f.removesuffix(".npy")) for f in order}
         self.crew.supply(name, folder, files if self._batches == 1 else {}, order)
-        self.crew.begin(name)
+        self.placement = placing.Placement(self.schedule, self._size, 2 * TARGET)
+        self.crew.begin(name, self.placement)
         self.order: list[int] = []
         return self._served()
 
@@ -70,7 +70,7 @@ class Side:
         others = {t.id: t for t in tasks if t.side != "worker"}
         here = {c for t in others.values() for c in t.needs}
         while pending.waiting:
-            sizes = (lambda c: self.size, here.__contains__)
+            sizes = (self._size, here.__contains__)
             self.crew.give(self.schedule, left.take(), blobs.__getitem__, *sizes)
             for number in [n for n in others if n in pending.waiting and not pending.waiting[n]]:
                 if all(c in blobs for c in others[number].needs):
@@ -85,9 +85,14 @@ class Side:
                     if isinstance(event, crew.Arrived):
                         blobs.update(event.blobs)
                     if isinstance(event, crew.Done):
-                        self.order.append(event.task)
-                        self.crew.release(pending.finish(tasks[event.task]))
+                        for number in event.tasks:
+                            self.order.append(number)
+                            self.placement.finish(tasks[number])
+                            self.crew.release(pending.finish(tasks[number]))
         return {c: blobs[c] for c in self.outputs}
+
+    def _size(self, c: int) -> int:
+        return self.holder.cipher_size(int(self.circuit.components[c]), int(self.circuit.level[c]))
 
     def _answer(self, task, blobs) -> dict[int, bytes]:
         circuit, machine = self.circuit, self.holder
@@ -122,6 +127,7 @@ def side(threads, work, tmp_path, pyfhel, monkeypatch):
     """On Pyfhel, on workers that do not see the coordinator's folders."""
     monkeypatch.setattr(supplies, "sees", lambda *_: False)
     monkeypatch.setattr(crew, "sees", lambda *_: False)
+    monkeypatch.setattr(waves, "_SMALL", 0)  # as if all were large: each parcel has its own readers
     folders = Folders.of(tmp_path / "run")
     names = [folders.keys / f"{name}.key" for name in ("public", "relin", "rotation")]
     pyfhel.save_keys(*names, folders.client / "secret.key")
@@ -229,8 +235,9 @@ def test_what_the_same_tasks_read_travels_together(work):
     read = {c for t in schedule.tasks if t.side != "worker" for c in t.needs}
     several = 0
     for task in schedule.tasks:
-        large = waves.grouped(schedule, task.gives, here=read.__contains__)
-        small = waves.grouped(schedule, task.gives, lambda c: 1, read.__contains__)
+        readers = schedule.consumers.get
+        large = waves.grouped(task.gives, readers, lambda c: 1 << 30, read.__contains__)
+        small = waves.grouped(task.gives, readers, lambda c: 1, read.__contains__)
         several += len(large) > len(small)
         for parts in (large, small):
             assert sorted(c for part in parts for c in part) == sorted(task.gives)
@@ -240,8 +247,8 @@ def test_what_the_same_tasks_read_travels_together(work):
     assert several
 
 
-def test_small_ciphertexts_that_travel_together_come_to_the_same(side, work):
-    side.size = 1
+def test_small_ciphertexts_that_travel_together_come_to_the_same(side, work, monkeypatch):
+    monkeypatch.setattr(waves, "_SMALL", 1 << 30)
     for found, value in zip(side.values(side.batch()), work[4], strict=True):
         np.testing.assert_allclose(found, value, atol=2.0**-20)
 
@@ -264,6 +271,6 @@ def test_a_wave_waits_for_the_key_holder_only(work, tmp_path):
 
 
 def test_a_worker_that_keys_fill_says_how_much_it_needs(side, monkeypatch):
-    monkeypatch.setattr(evaluating, "resident_bytes", lambda: 1 << 50)
+    monkeypatch.setattr(evaluating, "_HELD", 1e-6)
     with pytest.raises(BackendError, match="no room: .* GB are held, .* at least .* GB each"):
         side.batch()

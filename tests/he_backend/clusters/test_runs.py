@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import pytest
 
 from he_backend.clusters.cluster import Cluster
@@ -17,6 +18,7 @@ from he_backend.errors import ClusterError, WorkerDied
 from he_backend.owners.certificates import make_certificate
 from he_backend.processes.messages import Progress
 from he_backend.processes.session import execute
+from tests.he_backend.clusters.conftest import local_cluster
 
 TOLERANCE = 2.0**-20
 
@@ -32,13 +34,22 @@ def worker_pids(cluster) -> list[int]:
     return [worker.pid for worker in cluster.workers.values() if worker.pid]
 
 
-def killing(cluster, moment: int) -> tuple[list[int], Callable[[Progress], None]]:
+def evaluator_pids(cluster) -> list[int]:
+    """Of processes beside workers."""
+    workers = map(psutil.Process, worker_pids(cluster))
+    children = (child for worker in workers for child in worker.children())
+    return [c.pid for c in children if "he_backend.clusters.evaluator" in c.cmdline()]
+
+
+def killing(
+    cluster, moment: int, pids: Callable[..., list[int]] = worker_pids
+) -> tuple[list[int], Callable[[Progress], None]]:
     """Who is killed, and a `progress` that kills a worker once so many tasks are done."""
     killed: list[int] = []
 
     def kill(progress: Progress) -> None:
         if progress.processes and progress.tasks_done >= moment and not killed:
-            killed.extend(worker_pids(cluster)[:1])
+            killed.extend(pids(cluster)[:1])
             os.kill(killed[0], signal.SIGKILL)
             time.sleep(0.5)  # nothing is asked of the key holder meanwhile
 
@@ -53,8 +64,9 @@ def test_outputs_are_those_of_the_local_runtime(job, work, kind):
     assert result.tasks > 20
 
 
-def test_a_worker_that_is_killed_costs_time_only(job, work, processes):
-    killed, kill = killing(processes, 8)
+@pytest.mark.parametrize("pids", [worker_pids, evaluator_pids])
+def test_a_worker_that_is_killed_costs_time_only(job, work, processes, pids):
+    killed, kill = killing(processes, 8, pids)
     result = execute(dataclasses.replace(job, progress=kill, ahead=1))
     assert killed and result.replaced == 1
     assert_right(job, work, result)
@@ -133,7 +145,7 @@ def test_workers_that_do_nothing_any_more_end_the_run(job, processes):
     stopped: list[int] = []
 
     def stop(progress):
-        if progress.processes and progress.tasks_done >= 8:
+        if progress.processes and progress.tasks_done >= 1:
             for pid in set(worker_pids(processes)) - set(stopped):  # others may come back
                 os.kill(pid, signal.SIGSTOP)
                 stopped.append(pid)
@@ -152,20 +164,29 @@ def test_workers_that_do_nothing_any_more_end_the_run(job, processes):
 
 
 @pytest.mark.slow
-def test_ten_workers_killed_at_random_moments_cost_time_only(job, work, processes):
+def test_four_workers_do_as_one_host_does_whoever_is_killed_when(dask, job, work):
+    """Ten times one of them, at a moment of its own."""
+    here = execute(dataclasses.replace(job, cluster=None, workers=1))
+    assert_right(job, work, here)
+    own = {c: here.vector(c, job.circuit.slots) for c in work[3]}
     random = np.random.default_rng(5)
     killed: list[int] = []
-    for _ in range(10):
-        moment, before = int(random.integers(3, 40)), len(killed)
+    with local_cluster(dask, 4) as cluster:
+        for _ in range(10):
+            for folder in (job.folders.work, job.folders.own):
+                shutil.rmtree(folder)
+            moment, before = int(random.integers(1, 40)), len(killed)
 
-        def kill(progress, moment=moment, before=before):
-            if progress.processes and progress.tasks_done >= moment and len(killed) == before:
-                pids = worker_pids(processes)
-                killed.append(pids[int(random.integers(len(pids)))])
-                os.kill(killed[-1], signal.SIGKILL)
+            def kill(progress, moment=moment, before=before):
+                if progress.processes and progress.tasks_done >= moment and len(killed) == before:
+                    pids = worker_pids(cluster)
+                    killed.append(pids[int(random.integers(len(pids)))])
+                    os.kill(killed[-1], signal.SIGKILL)
 
-        result = execute(dataclasses.replace(job, progress=kill, ahead=1))
-        assert_right(job, work, result)
-        shutil.rmtree(job.folders.work)
-        shutil.rmtree(job.folders.own)
+            on_four = dataclasses.replace(job, cluster=Cluster.of(cluster), progress=kill, ahead=1)
+            result = execute(on_four)
+            assert_right(job, work, result)
+            for c, values in own.items():
+                there = result.vector(c, job.circuit.slots)
+                np.testing.assert_allclose(there, values, atol=TOLERANCE)
     assert len(killed) == 10
