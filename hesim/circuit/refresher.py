@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from hesim.circuit.costs.table import current
 from hesim.circuit.costs.transforms import share_of_seconds
@@ -83,12 +84,17 @@ class Refresher:
 
     def __post_init__(self) -> None:
         levels = self.min_input_level, self.depth, self.output_level or 0, self.own_levels
-        if min(levels) < 0:
-            raise ParameterError(f"levels and depth of the refresher {self.name!r} are at least 0")
+        if not all(isinstance(level, Integral) and level >= 0 for level in levels):
+            raise ParameterError(
+                f"levels and depth of the refresher {self.name!r} are whole numbers, at least 0"
+            )
         if self.price is not None and not self.price >= 0.0:
             raise ParameterError(f"price={self.price} of {self.name!r} is seconds, at least 0")
-        if not self.value_range > 0.0 or (self.slots is not None and self.slots < 1):
-            raise ParameterError(f"value_range and slots of {self.name!r} must be above 0")
+        slots = 1 if self.slots is None else self.slots
+        if not self.value_range > 0.0 or not isinstance(slots, Integral) or slots < 1:
+            raise ParameterError(
+                f"value_range and slots of {self.name!r} must be above 0, slots a whole number"
+            )
         if self.iterations not in (1, 2):
             raise ParameterError(f"iterations={self.iterations} of {self.name!r} is 1 or 2")
         if self.error is not None:
@@ -239,14 +245,14 @@ def openfhe_bootstrap(
             f"{params.scale_bits} and correction={correction}, but at scale_bits="
             f"{_OPENFHE_SCALE_BITS} and {_measured()}"
         )
-    if len(budget) != 2 or not all(1 <= b <= 4 for b in budget):
-        raise ParameterError(f"budget={budget!r} is two numbers of levels, from 1 to 4")
+    if len(budget) != 2 or not all(isinstance(b, Integral) and 1 <= b <= 4 for b in budget):
+        raise ParameterError(f"budget={budget!r} is two whole numbers of levels, from 1 to 4")
     if params.digits is None:
         raise ParameterError(
             "OpenFHE switches keys in digits of several primes: give the parameters digits=2 or so"
         )
-    if iterations not in (1, 2):
-        raise ParameterError(f"iterations={iterations} of a bootstrap is 1 or 2")
+    if not isinstance(iterations, Integral) or iterations not in (1, 2):
+        raise ParameterError(f"iterations={iterations!r} of a bootstrap is 1 or 2")
     own = MODULAR_LEVELS + budget[0] + iterations - 1
     own_digits = _own_digits(params, own) if digits is None else digits
     found = Refresher(

@@ -12,6 +12,7 @@ of slots in both.
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from jaxtyping import ArrayLike, Float
 
 __all__ = ["LAWS", "BootstrapLaw", "in_slots", "law", "log2_overflow"]
+
+_MOST_BITS = 200
+"""In either direction: far beyond what doubles tell from 0."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,28 @@ class BootstrapLaw:
 
     def __post_init__(self) -> None:
         sine = 1.0 if self.sine_bits is None else self.sine_bits
+        given = self.bits, sine, self.log2_failure, self.common
+        if not all(isinstance(number, numbers.Real) for number in given):
+            raise ParameterError(
+                f"bits, sine_bits, log2_failure, common of law {self.name!r} are numbers"
+            )
+        if (
+            not isinstance(self.gain_bits, numbers.Integral)
+            or not 0 <= self.gain_bits <= _MOST_BITS
+        ):
+            raise ParameterError(
+                f"gain_bits={self.gain_bits!r} of bootstrap law {self.name!r} is a whole number, "
+                f"from 0 to {_MOST_BITS}"
+            )
         if not 0.0 <= self.common <= 1.0:
             raise ParameterError(
                 f"common={self.common} of bootstrap law {self.name!r} is a share, from 0 to 1"
             )
-        if not (math.isfinite(self.bits) and math.isfinite(sine) and self.log2_failure <= 0.0):
+        within = abs(self.bits) <= _MOST_BITS and abs(sine) <= _MOST_BITS
+        if not (within and self.log2_failure <= 0.0):
             raise ParameterError(
-                f"bootstrap law {self.name!r} needs finite bits, and a failure of probability 1 at "
-                "most"
+                f"bootstrap law {self.name!r} needs bits of {_MOST_BITS} at most, and a failure of "
+                "probability 1 at most"
             )
 
     @property

@@ -110,6 +110,9 @@ def test_prices_and_what_cannot_be():
         hesim.bootstrap("magic")
     with pytest.raises(ParameterError, match="price"):
         Refresher("odd", interactive=False, price=-1.0)
+    for odd in ({"depth": 1.5}, {"depth": math.nan}, {"own_levels": 11.5}, {"slots": 1.5}):
+        with pytest.raises(ParameterError, match="whole number"):
+            Refresher("odd", interactive=False, **odd)
 
 
 def test_a_machine_that_cannot_bootstrap_refuses():
@@ -216,10 +219,11 @@ def test_two_iterations_are_planned_with_saved_and_predicted(tmp_path):
         ((11, 6, 59), {"correction": 30}),
         ((11, 6, 59), {"budget": (0, 2)}),
         ((11, 6, 59), {"budget": (2, 5)}),
+        ((11, 6, 59), {"budget": (1.5, 3)}),
     ],
 )
 def test_a_bootstrap_of_openfhe_that_was_not_measured_is_refused(ring, asked):
-    with pytest.raises(ParameterError, match="not measured|two numbers"):
+    with pytest.raises(ParameterError, match="not measured|two whole numbers"):
         hesim.openfhe_bootstrap(openfhe_ring(*ring), **asked)
 
 

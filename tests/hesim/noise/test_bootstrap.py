@@ -1,6 +1,7 @@
 """Bootstrap laws and the profiles of other libraries, as the simulator and certify read them."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -202,3 +203,23 @@ def test_bootstraps_within_an_operation_fail_and_bend_as_the_law_says(monkeypatc
     c = 256 / (2 * np.pi)
     expected = (c * np.sin(0.81 / c)) ** 2 - 0.9**4
     assert found.ops[-1].std == pytest.approx(abs(expected), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bits": -2000.0}, "bits of 200"),
+        ({"bits": 1e9}, "bits of 200"),
+        ({"bits": math.nan}, "bits of 200"),
+        ({"bits": "20"}, "are numbers"),
+        ({"sine_bits": 2000.0}, "bits of 200"),
+        ({"gain_bits": math.nan}, "gain_bits=nan"),
+        ({"gain_bits": -5}, "gain_bits=-5"),
+        ({"gain_bits": 1.5}, "whole number"),
+        ({"log2_failure": 1.0}, "probability 1"),
+        ({"common": 2.0}, "a share"),
+    ],
+)
+def test_laws_that_no_bootstrap_has_are_refused(changes, said):
+    with pytest.raises(ParameterError, match=said):
+        dataclasses.replace(law("openfhe_n16_cf13"), **changes)
