@@ -282,6 +282,8 @@ def tradeoff(
         return
     if cluster is not None and jobs > 1:
         raise typer.BadParameter("--jobs are of this host; a cluster's workers have their threads")
+    question = Question(accuracy, seconds, levels, bootstraps)
+    checks = SpotChecks(spot_checks, spot_sentences, backend, memory * 1e9)
     spread = Cluster.reached(cluster)
     study = read_study(knobs, task.split(","), data_dir)
     if seeds is not None:
@@ -298,9 +300,9 @@ def tradeoff(
             mapped=mapped,
             display=Display(),
             stop=stop,
-            checks=SpotChecks(spot_checks, spot_sentences, backend, memory * 1e9),
+            checks=checks,
         )
-    said, paths = write_report(out, Question(accuracy, seconds, levels, bootstraps))
+    said, paths = write_report(out, question)
     say = _teller(make_console(whole=True))
     say(f"\n{said}\n{', '.join(map(str, paths))}")
 

@@ -17,6 +17,7 @@ from experiments.studies.tasks import Stopped
 from experiments.studies.tradeoff import jobs as tradeoff_jobs
 from experiments.studies.tradeoff import run as tradeoff_run
 from experiments.studies.tradeoff.designs import Space, configurations, rungs, survivors
+from experiments.studies.tradeoff.folder import Store
 from experiments.studies.tradeoff.jobs import (
     Scored,
     Scoring,
@@ -97,6 +98,10 @@ def test_the_exact_kernel_leaves_its_exponential_alone():
         ({"inv_sqrt": "127+"}, "Newton"),
         ({"rank": 0}, "at least 1"),
         ({"penalty": -1.0}, "at least 0"),
+        ({"penalty": math.inf}, "finite"),
+        ({"inv_sqrt": "7+1000000"}, "Newton steps 30"),
+        ({"activation": "15,99999"}, "511 at most"),
+        ({"tanh": 512}, "511 at most"),
     ],
 )
 def test_values_that_no_configuration_has_are_refused(changes: dict, said: str):
@@ -174,6 +179,12 @@ def test_what_nothing_dominates_survives_first_and_the_reference_always():
         ({"knobs": (("rank", (2, 2)),)}, "each once"),
         ({"knobs": (("kernel", ("cosine",)),)}, "kernel is 'cosine'"),
         ({"knobs": (("ring", ("13/3/36",)),), "paired": ("ring", "refresh")}, "equally many"),
+        ({"knobs": (("rank", (2, 4)),), "paired": ("rank", "rank")}, "each once"),
+        ({"paired": (1, 2)}, "two knobs or more"),
+        ({"seed": -1}, "seed=-1"),
+        ({"design": "halving", "rungs": 12}, "fewer rungs"),
+        ({"design": "halving", "rungs": 10**9}, "fewer rungs"),
+        ({"singly": (("rank", tuple(range(1, 100_002))),)}, "leave out some"),
     ],
 )
 def test_spaces_that_are_none_are_refused(changes: dict, said: str):
@@ -196,6 +207,25 @@ def test_the_template_is_a_file_of_the_reference_alone_and_says_every_knob(tmp_p
     assert kernels == ["squarings-14", "squarings-8", "minimax-15", "softmax-3"]
     path.write_text("[knobs]\nkernel = ['cubings-3']\n")
     with pytest.raises(ExperimentError, match=r"knobs\.toml: kernel is 'cubings-3'"):
+        read_study(path, ["reviews"], None)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[study]\nrate = nan", "rate=nan"),
+        ("[study]\nscale = inf", "scale=inf"),
+        ("[study]\nseeds = 1000000000000", "1,000 at most"),
+        ("[study]\nprofile = 'quiet'", "noise profile 'quiet'"),
+        ("[study]\npaired = [1]", "two knobs or more"),
+        ("[ranges]\nexp = [1.0]", "range of exp is"),
+        ("[ranges]\nexp = [1.0, 2.0, 3.0]", "range of exp is"),
+    ],
+)
+def test_files_that_say_no_study_are_refused_before_any_work(tmp_path: Path, line: str, said: str):
+    path = tmp_path / "knobs.toml"
+    path.write_text(line)
+    with pytest.raises(ExperimentError, match=rf"knobs\.toml: .*{said}"):
         read_study(path, ["reviews"], None)
 
 
@@ -323,6 +353,12 @@ def test_a_study_adds_what_is_missing_and_repeats_nothing(tmp_path: Path, fakes:
     next(iter((tmp_path / "trained").iterdir())).write_bytes(b"cut off")
     next(iter((tmp_path / "rows").iterdir())).unlink()
     assert len(run_tradeoff(more, tmp_path).rows) == 24
+    done = len(fakes)
+    next(iter((tmp_path / "tasks").iterdir())).unlink()  # as an error says of a damaged one
+    next(iter((tmp_path / "costs").iterdir())).unlink()
+    assert len(run_tradeoff(more, tmp_path).tasks) == 2
+    assert len(list((tmp_path / "costs").iterdir())) == 8 and len(fakes) > done
+    run_tradeoff(more, tmp_path)
     next(iter((tmp_path / "rows").iterdir())).write_bytes(b"{")
     with pytest.raises(ExperimentError, match="is damaged"):
         run_tradeoff(more, tmp_path)
@@ -344,6 +380,26 @@ def test_what_failed_is_tried_again_by_the_next_call(
     assert len(fakes) == 1 and len(again) == 2 and all(row.sound for row in again)
     run_tradeoff(study, tmp_path)
     assert len(fakes) == 1
+
+
+def test_a_damaged_archive_of_a_fine_tuning_is_none(tmp_path: Path):
+    store = Store(tmp_path)
+    store.keep_trained("key", trained(Training(TradeoffStudy(), "reviews", EASY, 0)))
+    path = tmp_path / "trained" / "key.npz"
+    whole = path.read_bytes()
+    assert store.trained("key") is not None
+    for damaged in (whole[: len(whole) // 2], whole[:100] + b"\xff" * 100 + whole[200:]):
+        path.write_bytes(damaged)
+        assert store.trained("key") is None
+
+
+def test_held_out_rows_that_changed_are_not_compared(tmp_path: Path):
+    store = Store(tmp_path)
+    task = Task("glue/RTE", "accuracy", 2, (1, 0), 50.0)
+    store.keep_task(task)
+    store.keep_task(task)
+    with pytest.raises(ExperimentError, match="other held-out rows"):
+        store.keep_task(dataclasses.replace(task, targets=(0, 1)))
 
 
 def test_one_sentence_is_planned_where_many_are_too_many(

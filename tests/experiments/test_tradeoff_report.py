@@ -13,7 +13,8 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from experiments.cli.app import main
-from experiments.studies.tradeoff.folder import Store, load_results
+from experiments.errors import ExperimentError
+from experiments.studies.tradeoff.folder import Store, is_tradeoff, load_results
 from experiments.studies.tradeoff.knobs import Knobs
 from experiments.studies.tradeoff.plots import plot_checks, plot_fronts, plot_interactions
 from experiments.studies.tradeoff.report import Question, answers, text, write_csv
@@ -158,6 +159,13 @@ def test_checks_are_far_apart_and_their_ranks_are_correlated():
     assert math.isnan(rank_correlations(SPOTS[2:])["seconds"])
 
 
+def test_questions_and_checks_that_are_no_numbers_are_refused():
+    with pytest.raises(ExperimentError, match="accuracy=nan"):
+        Question(accuracy=math.nan)
+    with pytest.raises(ExperimentError, match="memory=nan"):
+        SpotChecks(1, memory=math.nan)
+
+
 VARIED = {name: sorted({getattr(r.knobs, name) for r in ROWS}) for name in ("rank", "kernel")}
 
 
@@ -198,6 +206,45 @@ def test_the_text_says_everything(folder: Path):
     plain = dataclasses.replace(results, spots=(dataclasses.replace(SPOTS[0], encrypted=False),))
     assert "pyfhel, NOT encrypted" in text(plain)
     assert "No configuration was run encrypted" in text(dataclasses.replace(results, spots=()))
+
+
+def _changed(name: str, value: object):
+    def damage(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("part", "damage", "said"),
+    [
+        ("rows", lambda path: path.write_bytes(b"[]"), "is damaged"),
+        ("rows", lambda path: path.write_bytes(b"\xff"), "is damaged"),
+        ("rows", _changed("simulated", "70"), "simulated is '70'"),
+        ("rows", _changed("lost", None), "lost is None"),
+        ("rows", _changed("knobs", {"rank": 0}), "is damaged"),
+        ("rows", _changed("answers", [1, 0]), "2 answers to the 200"),
+        ("rows", lambda path: path.with_stem("copy").write_bytes(path.read_bytes()), "is a copy"),
+        ("costs", _changed("seconds", "9"), "seconds is '9'"),
+        ("tasks", _changed("targets", ["a"]), "targets is"),
+        ("spots", _changed("encrypted", 1), "encrypted is 1"),
+        (".", lambda path: path.write_bytes(b"{"), r"asked\.json is damaged"),
+        (".", _changed("varied", {"depth": [1]}), r"asked\.json is damaged"),
+        (".", _changed("reference", [1]), r"asked\.json is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(folder: Path, part: str, damage, said: str):
+    damage(min((folder / part).glob("*.json")))
+    assert is_tradeoff(folder)
+    with pytest.raises(ExperimentError, match=said):
+        load_results(folder)
+
+
+def test_answers_beyond_all_bounds_are_kept(folder: Path):
+    lost = row(knobs(rank=4), 0, 5, answers=(math.nan,) * len(TARGETS))
+    Store(folder).keep_row(lost)
+    (found,) = [r for r in load_results(folder).rows if r.knobs == lost.knobs]
+    assert np.isnan(found.answers).all()
 
 
 def test_a_line_a_configuration_is_written(folder: Path):

@@ -21,6 +21,8 @@ __all__ = ["DESIGNS", "Rung", "Space", "combinations", "configurations", "rungs"
 
 DESIGNS = ("factorial", "random", "halving")
 _MOST = 100_000
+_LEAST_SHARE = 10_000
+"""One in so many of the training rows is the smallest share: names of rows tell no smaller ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,14 @@ class Space:
                 f"configurations={self.count} and rungs={self.rungs} are at least 1, "
                 f"keep={self.keep} is at least 2"
             )
+        if self.seed < 0:
+            raise ExperimentError(f"seed={self.seed} of what is drawn is at least 0")
+        halvings = min(self.rungs - 1, _LEAST_SHARE.bit_length())
+        if self.design == "halving" and self.keep**halvings > _LEAST_SHARE:
+            raise ExperimentError(
+                f"{self.rungs} rungs with keep={self.keep} begin with less than 1 in "
+                f"{_LEAST_SHARE:,} of the training rows: take fewer rungs, or a smaller keep"
+            )
         for name, values in (*self.knobs, *self.singly):
             if name not in KNOBS:
                 raise ExperimentError(f"no knob {name!r}; there are {', '.join(KNOBS)}")
@@ -57,6 +67,14 @@ class Space:
                 raise ExperimentError(f"{name} needs values, each once: {list(values)}")
             for value in values:
                 dataclasses.replace(self.reference, **{name: value})  # knows what can be
+        if sum(len(values) for _, values in self.singly) > _MOST:
+            raise ExperimentError(f"[singly] has more than {_MOST:,} values: leave out some")
+        unknown = [name for name in self.paired if name not in KNOBS]
+        if unknown or len(set(self.paired)) < len(self.paired) or len(self.paired) == 1:
+            raise ExperimentError(
+                f"paired={list(self.paired)} names two knobs or more, each once, of "
+                f"{', '.join(KNOBS)}"
+            )
         lengths = {name: len(values) for name, values in self.knobs if name in self.paired}
         if self.paired and (set(lengths) != set(self.paired) or len(set(lengths.values())) > 1):
             raise ExperimentError(

@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, first_line
 from experiments.studies.tradeoff.jobs import Trained
 from experiments.studies.tradeoff.knobs import KNOBS, Knobs
 from experiments.studies.tradeoff.rows import Cost, Row, Spot, Task, read_all, save
@@ -89,7 +91,7 @@ class Store:
         try:
             with np.load(path) as found:
                 weights = {name: found[name] for name in found.files}
-        except (OSError, ValueError, EOFError, KeyError):
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
             return None
         return Trained(weights, float(weights.pop("seconds", np.nan)))
 
@@ -102,14 +104,22 @@ class Store:
 
     def row_path(self, task: str, knobs: Knobs, seed: int, share: float) -> Path:
         """Where a row is, if it is there. share: of the training rows."""
-        part = "" if share == 1.0 else f"-{share:.4f}"
-        name = f"{task.replace('/', '-')}-{knobs.digest()}-{seed}{part}.json"
-        return self.folder / "rows" / name
+        return self.folder / "rows" / f"{_row_name(task, knobs, seed, share)}.json"
 
     def row(self, task: str, knobs: Knobs, seed: int, share: float) -> Row | None:
         """One that is there, finished or not."""
         path = self.row_path(task, knobs, seed, share)
         return read_all(Row, path.parent, path.stem).get(path.stem)
+
+    def finished(self, task: str, knobs: Knobs, seed: int, share: float) -> bool:
+        """Whether a row is there, with its task and the costs that it names: who deletes a file has
+        what it held computed again.
+        """
+        row = self.row(task, knobs, seed, share)
+        if row is None or row.unfinished:
+            return False
+        costs = [self.folder / "costs" / f"{key}.json" for key in (row.one, row.many) if key]
+        return all(path.exists() for path in (self._task_path(task), *costs))
 
     def keep_row(self, row: Row) -> None:
         """In place of an earlier one of the same task, knobs, seed and share."""
@@ -124,10 +134,21 @@ class Store:
         save(self.folder / "costs" / f"{key}.json", cost)
 
     def keep_task(self, task: Task) -> None:
-        """Unless it is there: the held-out rows are the same for all of a study."""
-        path = self.folder / "tasks" / f"{task.name.replace('/', '-')}.json"
-        if not path.exists():
+        """Unless it is there. ExperimentError where that one has other held-out rows: scores on
+        both would be compared.
+        """
+        path = self._task_path(task.name)
+        known = read_all(Task, path.parent, path.stem).get(path.stem)
+        if known is None:
             save(path, task)
+        elif known.targets != task.targets:
+            raise ExperimentError(
+                f"{path} has other held-out rows than {task.name} has now: give --data-dir the "
+                "data that the folder was begun with, or choose another --out"
+            )
+
+    def _task_path(self, task: str) -> Path:
+        return self.folder / "tasks" / f"{task.replace('/', '-')}.json"
 
     def spot_path(self, task: str, knobs: Knobs) -> Path:
         """Where an encrypted check is, if it was made."""
@@ -135,11 +156,13 @@ class Store:
 
 
 def is_tradeoff(folder: str | Path) -> bool:
-    """Whether a folder is of such a study."""
+    """Whether a folder is of such a study, damaged or not."""
     try:
         asked = json.loads((Path(folder) / "asked.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError:
         return False
+    except ValueError:
+        return Path(folder, "rows").is_dir()
     return isinstance(asked, dict) and asked.get("kind") == KIND
 
 
@@ -150,21 +173,56 @@ def load_results(folder: str | Path, only: Sequence[Knobs] | None = None) -> Res
     top = Path(folder)
     if not is_tradeoff(top):
         raise ExperimentError(f"{top} holds no trade-off study: hesim study tradeoff makes one")
-    asked: dict[str, Any] = json.loads((top / "asked.json").read_text(encoding="utf-8"))
-    reference = Knobs(**asked["reference"])
+    reference, varied, paired = _asked(top / "asked.json")
     chosen = None if only is None else set(only)
-    rows = tuple(
-        row for row in read_all(Row, top / "rows").values() if chosen is None or row.knobs in chosen
-    )
     costs = read_all(Cost, top / "costs")
     tasks = {task.name: task for task in read_all(Task, top / "tasks").values()}
+    found = read_all(Row, top / "rows")
+    for name, row in found.items():
+        _check_row(top / "rows" / f"{name}.json", row, tasks.get(row.task))
+    rows = tuple(row for row in found.values() if chosen is None or row.knobs in chosen)
     return Results(
         reference=reference,
-        varied={name: tuple(values) for name, values in asked["varied"].items()},
-        paired=tuple(asked["paired"]),
+        varied=varied,
+        paired=paired,
         rows=rows,
         costs=costs,
         tasks=tasks,
         spots=tuple(read_all(Spot, top / "spots").values()),
         points=tuple(points_of(rows, costs, tasks, reference)),
     )
+
+
+def _row_name(task: str, knobs: Knobs, seed: int, share: float) -> str:
+    part = "" if share == 1.0 else f"-{share:.4f}"
+    return f"{task.replace('/', '-')}-{knobs.digest()}-{seed}{part}"
+
+
+def _asked(path: Path) -> tuple[Knobs, dict[str, tuple[Any, ...]], tuple[str, ...]]:
+    """The reference, what was combined, and which knobs go together."""
+    try:
+        asked: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        varied = {name: tuple(values) for name, values in asked["varied"].items()}
+        paired = tuple(asked["paired"])
+        if unknown := [name for name in (*varied, *paired) if name not in KNOBS]:
+            raise KeyError(*unknown)
+        return Knobs(**asked["reference"]), varied, paired
+    except (KeyError, TypeError, ValueError, AttributeError, ExperimentError) as error:
+        raise ExperimentError(
+            f"{path} is damaged ({first_line(error)}): the command that made the study writes it "
+            "again, and repeats nothing"
+        ) from error
+
+
+def _check_row(path: Path, row: Row, task: Task | None) -> None:
+    """ExperimentError for a row that would count as another one, or twice."""
+    place = _row_name(row.task, row.knobs, row.seed, row.share)
+    if path.stem != place:
+        raise ExperimentError(
+            f"{path} is a copy of what {place}.json holds, or has the wrong name: delete it"
+        )
+    if task is not None and row.answers and len(row.answers) != len(task.targets):
+        raise ExperimentError(
+            f"{path} has {len(row.answers)} answers to the {len(task.targets)} held-out rows of "
+            f"{task.name}: delete it, and what it held is computed again"
+        )

@@ -165,9 +165,9 @@ class Subject:
 
     def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Embedded rows (count, tokens, features) and masks (count, tokens) of the first held-out
-        rows.
+        rows, or of all where there are fewer.
         """
-        part = select_rows(self.rows, np.arange(count))
+        part = select_rows(self.rows, np.arange(min(count, len(self.rows.tokens))))
         x = self.twin.embed(self.params, part.tokens, part.types)
         return np.asarray(x), np.asarray(part.mask, np.float32)
 

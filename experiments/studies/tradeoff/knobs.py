@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -39,6 +40,9 @@ _HEADROOM_BITS = 10
 """Of the first prime beyond the scale's: ten below the special prime make rotations quieter."""
 
 _MOST_SQUARINGS = 30
+_MOST_NEWTON = 30
+_MOST_DEGREE = 511
+"""That `approx` fits."""
 _FORMS: Mapping[str, str] = {
     "sites": r"q?k?v?o?",
     "kernel": r"exact|(?:squarings|minimax|softmax)-\d+",
@@ -84,13 +88,20 @@ class Knobs:
             value = getattr(self, name)
             if not value or not re.fullmatch(form, value):
                 raise ExperimentError(f"{name} is {value!r}, but {_EXAMPLES[name]}")
-        if self.rank < 1 or self.tanh < 1 or not self.penalty >= 0:
+        if self.rank < 1 or self.tanh < 1 or not 0 <= self.penalty < math.inf:
             raise ExperimentError(
                 f"rank={self.rank} and tanh={self.tanh} are at least 1, penalty={self.penalty} is "
-                "at least 0"
+                "at least 0 and finite"
             )
         if self.kernel.startswith("squarings") and not 1 <= self.steps <= _MOST_SQUARINGS:
             raise ExperimentError(f"{self.kernel}: from 1 to {_MOST_SQUARINGS} squarings")
+        seed, _, newton = self.inv_sqrt.partition("+")
+        degrees = [*map(int, self.activation.split(",")), int(seed), self.tanh]
+        if max(degrees) > _MOST_DEGREE or int(newton or 0) > _MOST_NEWTON:
+            raise ExperimentError(
+                f"activation={self.activation!r}, inv_sqrt={self.inv_sqrt!r}, tanh={self.tanh}: "
+                f"degrees are {_MOST_DEGREE} at most, Newton steps {_MOST_NEWTON}"
+            )
 
     @property
     def kind(self) -> str:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.errors import ExperimentError
 from experiments.studies.shown import ruled
 from experiments.studies.tradeoff.folder import Results, load_results
 from experiments.studies.tradeoff.knobs import KNOBS
@@ -40,13 +41,18 @@ _NOTES = (
 @dataclasses.dataclass(frozen=True)
 class Question:
     """What is asked of a study: the cheapest configuration of at least `accuracy` points, by each
-    cost; and the best for each of the budgets.
+    cost; and the best for each of the budgets. Raises ExperimentError for NaN.
     """
 
     accuracy: float | None = None
     seconds: float | None = None
     levels: float | None = None
     bootstraps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None and math.isnan(value):
+                raise ExperimentError(f"{name}={value} is no number to ask for")
 
 
 def text(results: Results, question: Question = Question()) -> str:

@@ -174,7 +174,7 @@ def read_all(kind: type[T], folder: Path, name: str = "*") -> dict[str, T]:
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             found[path.stem] = _made(kind, values)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, ExperimentError) as error:
             raise ExperimentError(
                 f"{path} is damaged, or of an older version ({error}): delete it, and what it held "
                 "is computed again"
@@ -186,13 +186,35 @@ def _made(kind: type[T], values: Mapping[str, Any]) -> T:
     made = dict(values)
     for name in ("answers", "targets"):
         if name in made:
-            made[name] = tuple(made[name])
+            made[name] = tuple(math.nan if each is None else each for each in made[name])
     if "knobs" in made:
         made["knobs"] = Knobs(**made["knobs"])
     for field in dataclasses.fields(kind):
         if field.type == "float" and made.get(field.name, 0.0) is None:
             made[field.name] = math.nan
-    return kind(**made)
+    found = kind(**made)
+    for field in dataclasses.fields(kind):
+        value = getattr(found, field.name)
+        if not _fits(value, str(field.type)):
+            raise TypeError(f"{field.name} is {value!r}, no {field.type}")
+    return found
+
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "bool": bool,
+}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a field's type, by its name."""
+    if kind.startswith("tuple"):
+        return isinstance(value, tuple) and all(_fits(each, "float") for each in value)
+    if kind not in _TYPES:
+        return True
+    return isinstance(value, _TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
 
 
 def _plain(value: Any) -> Any:

@@ -169,11 +169,7 @@ def _unfinished(knobs: Knobs, task: str, seed: int, share: float, reason: str) -
 
 def _missing(store: Store, task: str, knobs: Knobs, rung: Rung) -> list[int]:
     """The seeds whose rows are not there, or were not finished."""
-    return [
-        seed
-        for seed in range(rung.seeds)
-        if (row := store.row(task, knobs, seed, rung.share)) is None or row.unfinished
-    ]
+    return [seed for seed in range(rung.seeds) if not store.finished(task, knobs, seed, rung.share)]
 
 
 def _work(

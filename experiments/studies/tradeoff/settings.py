@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from experiments.studies.tradeoff.knobs import KNOBS, Knobs, Ranges
 from experiments.training.finetune_settings import TaskSettings, read_table
 from experiments.training.options import Option, options_of, read_options, template
 from experiments.training.twin import default_ranges
+from hesim.errors import ParameterError
+from hesim.noise.profiles import profile as known_profile
 from models.checks import check_range
 from models.data.datasets import task_spec
 from models.recipes.finetune_settings import FineTune
@@ -21,6 +24,8 @@ __all__ = ["REVIEWS", "TradeoffStudy", "knobs_template", "read_study"]
 
 REVIEWS = TaskSettings(epochs=3, lora_rate=1e-3, pooling="mean")
 """How the movie reviews are fine-tuned on, which are no task of GLUE's table."""
+
+_MOST_SEEDS = 1000
 
 _FUNCTIONS = ("exp", "inv_sqrt", "relu", "gelu", "gelu_tanh", "silu", "tanh")
 
@@ -72,11 +77,16 @@ class TradeoffStudy:
                 f"tasks={list(self.tasks)} names one at least; seeds={self.seeds} and "
                 f"many={self.many} are at least 1, length={self.length} at least 5"
             )
-        if min(self.train_rows, self.held_out, self.epochs) < 0 or self.rate < 0:
-            raise ExperimentError("train_rows, held_out, epochs and rate are at least 0")
-        if not self.scale > 0 or not 0 <= self.inner < 1 or not 0 <= self.margin < 1e3:
+        if self.seeds > _MOST_SEEDS:
+            raise ExperimentError(f"seeds={self.seeds} are {_MOST_SEEDS:,} at most")
+        if min(self.train_rows, self.held_out, self.epochs) < 0 or not 0 <= self.rate < math.inf:
             raise ExperimentError(
-                f"scale={self.scale} is positive, inner={self.inner} from 0 to below 1, "
+                f"train_rows={self.train_rows}, held_out={self.held_out}, epochs={self.epochs} and "
+                f"rate={self.rate} are at least 0, and finite"
+            )
+        if not 0 < self.scale < math.inf or not 0 <= self.inner < 1 or not 0 <= self.margin < 1e3:
+            raise ExperimentError(
+                f"scale={self.scale} is positive and finite, inner={self.inner} from 0 to below 1, "
                 f"margin={self.margin} from 0 to below 1000"
             )
         for name, bounds in self.ranges:
@@ -84,6 +94,10 @@ class TradeoffStudy:
                 check_range(name, bounds)
             except ValueError as error:
                 raise ExperimentError(f"ranges: {error}") from error
+        try:
+            known_profile(self.profile)
+        except ParameterError as error:
+            raise ExperimentError(f"profile: {error}") from error
 
     def row(self, task: str) -> TaskSettings:
         """Rates and shape of a task."""
@@ -240,7 +254,7 @@ def read_study(
             space=space,
             tasks=specs,
             data_dir="" if data_dir is None else str(data_dir),
-            ranges=tuple((n, (float(a), float(b))) for n, (a, b) in values["ranges"].items()),
+            ranges=tuple((name, tuple(each)) for name, each in values["ranges"].items()),
             table=tuple((f"glue/{name}", row) for name, row in table.items()),
             **own,
         )

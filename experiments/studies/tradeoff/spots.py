@@ -12,7 +12,7 @@ import numpy as np
 import he_backend
 import hesim
 from experiments.console import Display
-from experiments.errors import first_line
+from experiments.errors import ExperimentError, first_line
 from experiments.studies.tasks import Stopped
 from experiments.studies.tradeoff.folder import Store, load_results
 from experiments.studies.tradeoff.jobs import Trained, Training, plan_of, subject_of, training_key
@@ -30,14 +30,22 @@ _KEYS = 8
 
 @dataclasses.dataclass(frozen=True)
 class SpotChecks:
-    """How many configurations are run encrypted, `sentences` of each one at a time, on a machine of
-    the table; only those whose processes are predicted to take at most `memory` bytes each.
+    """How many configurations are run encrypted, `sentences` of each one at a time, or of all there
+    are, on a machine of the table; only those whose processes are predicted to take at most
+    `memory` bytes each. Raises ExperimentError for what cannot be.
     """
 
     count: int
     sentences: int = 8
     backend: str = DEFAULT_MACHINE
     memory: float = 2.5e9
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.sentences < 1 or not self.memory >= 0:
+            raise ExperimentError(
+                f"count={self.count} of checks and memory={self.memory} are at least 0, "
+                f"sentences={self.sentences} at least 1"
+            )
 
 
 def spot_check(
@@ -48,11 +56,18 @@ def spot_check(
     shown: Display,
     stop: Callable[[], bool],
 ) -> None:
-    """Runs what is missing of so many checks, each kept as it is finished. Raises Stopped."""
+    """Runs what is missing of so many checks, each kept as it is finished; what could not be run
+    may be tried again. Raises Stopped.
+    """
     results = load_results(store.folder, only=tried)
-    known = {(spot.task, spot.knobs): spot for spot in results.spots}
-    wanted = chosen_points(results.points, checks, list(known))
+    known = [(spot.task, spot.knobs) for spot in results.spots if not spot.reason]
+    wanted = chosen_points(results.points, checks, known)
     if not wanted:
+        if not results.spots:
+            shown.say(
+                f"no configuration is checked: none is within its ranges and fits "
+                f"{checks.memory / 1e9:g} GB of a process, which --memory raises"
+            )
         return
     shown.stage("Encrypted checks")
     rows = {(row.task, row.knobs): row for row in results.rows if row.seed == 0 and row.share == 1}
@@ -154,6 +169,7 @@ def _encrypted(study: TradeoffStudy, spot: Spot, trained: Trained, checks: SpotC
                 errors.append(np.asarray(report.outputs) - np.asarray(report.exact))
     return dataclasses.replace(
         spot,
+        sentences=len(rows),
         predicted_seconds=sum(op.seconds for op in circuit.ledger.operations),
         seconds=float(np.mean(seconds)),
         predicted_error=math.sqrt(float(np.mean(squares))),
