@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,7 +111,8 @@ def test_prices_and_what_cannot_be():
         hesim.bootstrap("magic")
     with pytest.raises(ParameterError, match="price"):
         Refresher("odd", interactive=False, price=-1.0)
-    for odd in ({"depth": 1.5}, {"depth": math.nan}, {"own_levels": 11.5}, {"slots": 1.5}):
+    odds: list[dict[str, Any]] = [{"depth": 1.5}, {"depth": math.nan}, {"own_levels": 11.5}]
+    for odd in [*odds, {"slots": 1.5}]:
         with pytest.raises(ParameterError, match="whole number"):
             Refresher("odd", interactive=False, **odd)
 
