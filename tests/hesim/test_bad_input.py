@@ -191,7 +191,7 @@ def test_profiles_count_in_whole_numbers(change):
 
 @pytest.mark.parametrize("change", [{"bits": math.nan}, {"log2_failure": 3.0}])
 def test_a_bootstrap_law_is_a_law(change):
-    with pytest.raises(ParameterError, match="finite bits"):
+    with pytest.raises(ParameterError, match="bits of 200 at most, and a failure of probability 1"):
         dataclasses.replace(law("openfhe"), **change)
 
 

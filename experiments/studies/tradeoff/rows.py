@@ -196,7 +196,7 @@ def _made(kind: type[T], values: Mapping[str, Any]) -> T:
     for field in dataclasses.fields(kind):
         value = getattr(found, field.name)
         if not _fits(value, str(field.type)):
-            raise TypeError(f"{field.name} is {value!r}, no {field.type}")
+            raise ExperimentError(f"{field.name} is {value!r}, no {field.type}")
     return found
 
 
