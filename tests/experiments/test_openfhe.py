@@ -142,9 +142,7 @@ def test_a_validation_asks_no_key_holder_and_errs_as_simulated(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Where memory is short it is refused with the figure, and goes on once there is some."""
-    asked = Validation(
-        model, data_dir=str(glue), sentences=8, backend="openfhe", insecure=10, compare="none"
-    )
+    asked = Validation(model, data_dir=str(glue), sentences=8, backend="openfhe", insecure=10)
     words = asked.command.split()[3:]
     with monkeypatch.context() as short:
         short.setattr("he_backend.processes.memory.available", lambda: 10**8)
@@ -156,7 +154,8 @@ def test_a_validation_asks_no_key_holder_and_errs_as_simulated(
     assert results.was_encrypted and results.broken == []
     assert results.total("refreshes") > 0 and not results.refresher.interactive
     simulated = np.sqrt(np.mean((results.simulated - results.reference) ** 2))
-    assert abs(np.log2(results.measured_std / simulated)) < 1.5
+    assert abs(np.log2(results.ratio)) < 0.5  # of several keys, operation by operation
+    assert abs(np.log2(results.measured_std / simulated)) < 2.5  # of one
     assert results.summary()["interactive"] is False
     assert "rotations + relinearization + bootstraps" in shown(results)
     page = (folder.path / "report.html").read_text()
