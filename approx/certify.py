@@ -34,6 +34,7 @@ _PRECISION = 160  # bits of the ball arithmetic at the nodes, and 2 for each deg
 _LARGEST = 6000  # most interpolation nodes on a piece
 _OVERSAMPLING = 100  # N / D
 _FINE = 1 << 16  # points of a fine estimate
+_PEAKS = 4096  # refined in a fine estimate
 _FFT_ALLOWANCE = 1e-8  # relative; float64 transforms of this length err by less than 1e-11
 
 
@@ -105,8 +106,8 @@ def residuals(poly: Polynomial, target: Target, accuracy: float = 1e-5) -> list[
 def estimate(poly: Polynomial, target: Target, fine: bool = False) -> float:
     """max |poly - target| on a dense grid: an estimate for callables that have no ball version.
 
-    With ``fine`` 65,537 equally spaced points join it, and the grid is refined about the highest
-    ones, so that features wider than 3e-5 of a piece are not missed.
+    With ``fine`` 65,537 equally spaced points join it, and the grid is refined about its highest
+    peaks, so that features wider than 3e-5 of a piece are not missed.
 
     Raises:
       DomainError: the target is NaN or infinite at a point of the grid.
@@ -131,9 +132,29 @@ def estimate(poly: Polynomial, target: Target, fine: bool = False) -> float:
             largest = top
             if not fine or len(x) < 3:
                 break
-            tops = np.unique(np.clip(np.argsort(errors)[-64:], 1, len(x) - 2))
+            tops = _tops(x, errors, top)
             x = np.unique(np.linspace(x[tops - 1], x[tops + 1], 33))
     return largest
+
+
+def _tops(x: np.ndarray, errors: np.ndarray, top: float) -> np.ndarray:
+    """Inner points of a grid beside which a peak may rise above `top`, the highest found so far.
+
+    Every local maximum counts, not the highest points: those of a function that swings thousands
+    of times may all lie about a few of its peaks, none of which need be the highest. How far a
+    peak rises above its highest point is told by the parabola through it and its neighbours.
+    """
+    before, at, after = errors[:-2], errors[1:-1], errors[2:]
+    left, right = np.diff(x)[:-1], np.diff(x)[1:]
+    rise, fall = (at - before) / left, (at - after) / right
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (rise * right - fall * left) / (left + right)
+        above = np.nan_to_num(slope**2 * (left + right) / (4.0 * (rise + fall)))
+    peaks = np.flatnonzero((at >= before) & (at >= after) & (at + 4.0 * above >= top))
+    highest = peaks[np.argsort((at + above)[peaks])[-_PEAKS:]]
+    ends = [1] if errors[0] >= top else []
+    ends += [len(x) - 2] if errors[-1] >= top else []
+    return np.union1d(highest + 1, ends).astype(int)
 
 
 def _root(b: float) -> float:
