@@ -164,7 +164,8 @@ def refreshed_by(library: NoiseProfile, error: str | None) -> NoiseProfile:
 
     A law may need another secret. One that acts on slots leaves real errors, of which decryption
     sees nothing: it adds noise by what is imaginary. After a second iteration these are so small
-    that other errors, which it does see, are as large.
+    that other errors are as large, of which it sees what did not pass through a refresh, so anything
+    from none to all: taken between the two, within a quarter of a bit of either.
     """
     if error is None:
         return library
@@ -172,8 +173,10 @@ def refreshed_by(library: NoiseProfile, error: str | None) -> NoiseProfile:
     found = replace(library, bootstrap=error)
     if chosen.secret_weight is not None:
         found = replace(found, secret_weight=chosen.secret_weight)
-    unseen = chosen.on_slots and not chosen.gain_bits
-    return replace(found, decryption_variance=0.0) if unseen else found
+    if not chosen.on_slots:
+        return found
+    seen = math.sqrt(1.0 + library.decryption_variance) - 1.0 if chosen.gain_bits else 0.0
+    return replace(found, decryption_variance=seen)
 
 
 def profile(name: str | NoiseProfile) -> NoiseProfile:
