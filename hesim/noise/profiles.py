@@ -164,7 +164,7 @@ def refreshed_by(library: NoiseProfile, error: str | None) -> NoiseProfile:
 
     A law may need another secret. One that acts on slots leaves real errors, of which decryption
     sees nothing: it adds noise by what is imaginary. After a second iteration these are so small
-    that other errors are as large, of which it sees what did not pass through a refresh, so anything
+    that other errors are as large, of which it sees what did not pass through a refresh, anything
     from none to all: taken between the two, within a quarter of a bit of either.
     """
     if error is None:
