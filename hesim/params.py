@@ -72,9 +72,9 @@ class CKKSParams:
         ``first_bits`` make a rotation two bits quieter in SEAL than equal sizes do.
       security: 128, 192 or 256 (classical bits), or None, which skips the check with a warning.
       digits: in how many digits key switching takes a ciphertext apart, at least 2 and at most one
-        a prime; there are as many primes of 60 bits to switch with as the largest digit needs. Then
-        the canonical scale at the top is the top prime. So OpenFHE has it. None for SEAL's way: a
-        digit a prime, and one special prime.
+        a prime; there are as many primes of 60 bits to switch with as the largest digit and four
+        bits need. Then the canonical scale at the top is the top prime. So OpenFHE has it. None for
+        SEAL's way: a digit a prime, and one special prime.
       continues: a level below the top. The primes up to it are those of the chain that ends there:
         so a bootstrap works on a longer chain than the ciphertexts that it is given. None for a
         chain of its own; needs digits.
@@ -470,12 +470,19 @@ _ENDS = 24
 
 def _special_primes(data: tuple[int, ...], digits: int, step: int) -> tuple[int, ...]:
     """The largest primes of 60 bits that are not in `data`, as many as the bits of the largest
-    digit of it need.
+    digit of it need, and four more.
     """
     width = -(-len(data) // digits)
     parts = [math.prod(data[i : i + width]) for i in range(0, len(data), width)]
-    count = -(-max(part.bit_length() for part in parts) // _MAX_PRIME_BITS)
+    bits = max(part.bit_length() for part in parts) + _SPARE_BITS
+    count = -(-bits // _MAX_PRIME_BITS)
     return tuple(islice((q for q in _below(1 << _MAX_PRIME_BITS, step) if q not in data), count))
+
+
+_SPARE_BITS = 4
+"""Of P above the largest digit. OpenFHE 1.6.1 takes them in all rings whose keys were looked at: of
+2 to 21 digits with 1 to 19 primes each, N = 2^10 to 2^16.
+"""
 
 
 @lru_cache(maxsize=256)

@@ -100,7 +100,7 @@ class Bootstraps:
     def write_keys(self, folder: Path, tag: str) -> None:
         """Write what `make_keys` made with a secret of this tag."""
         files.write_public(folder / "bootstrap-public.key", self._public)
-        files.write_relinearization(folder / "bootstrap-relin.key", tag)
+        files.write_relinearization(folder / "bootstrap-relin.key", tag, self.chain)
         files.write_rotations(folder / "bootstrap-rotation.key", tag)
         level = self._raised_to
         residues = self._wire.residues(self._common, level, 2)

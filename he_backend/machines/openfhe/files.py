@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from he_backend.errors import BlobError
+from he_backend.errors import BackendError, BlobError
 from he_backend.machines.openfhe.library import openfhe
+from hesim.params import CKKSParams
 
 __all__ = [
     "forget",
@@ -30,9 +31,21 @@ def write_public(path: Path, key: Any) -> None:
 write_secret = write_public
 
 
-def write_relinearization(path: Path, tag: str) -> None:
-    """Write the relinearization key of the secret with this tag."""
+def write_relinearization(path: Path, tag: str, params: CKKSParams) -> None:
+    """Write the relinearization key of the secret with this tag.
+
+    Raises:
+      BackendError: it has not the special primes of the parameters, whose security and noise would
+        be others then.
+    """
     _streamed(path, openfhe.CryptoContext.SerializeEvalMultKey, tag)
+    one = params.key_bytes() / len(params.moduli)
+    found = round(path.stat().st_size / one)
+    if found != len(params.moduli):
+        raise BackendError(
+            f"OpenFHE's keys have {found} primes where the parameters have {len(params.moduli)}: "
+            "is it the version that `make setup-openfhe` installs?"
+        )
 
 
 def write_rotations(path: Path, tag: str) -> None:

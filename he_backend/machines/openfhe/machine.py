@@ -143,7 +143,7 @@ class NativeMachine:
             files.write_public(folder / "public.key", machine._public)
         files.write_secret(client / "secret.key", machine._secret)
         tag = machine._secret.GetKeyTag()
-        files.write_relinearization(server / "relin.key", tag)
+        files.write_relinearization(server / "relin.key", tag, params)
         if machine.rotation_steps:
             files.write_rotations(server / "rotation.key", tag)
         files.forget()

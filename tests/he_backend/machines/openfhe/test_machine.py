@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -18,12 +19,51 @@ from he_backend.errors import (
 )
 from he_backend.machines.openfhe.remote import RemoteMachine
 from he_backend.machines.openfhe.values import Remote, packed, unpacked
-from hesim.params import CKKSParams
+from hesim.params import CKKSParams, InsecureParametersWarning
 
 
 def test_parameters_without_digits_are_refused(params, needs_openfhe):
     with pytest.raises(BackendError, match="give the parameters digits=3"):
         RemoteMachine.evaluator(params, 32)
+
+
+# Largest digits of 56 and 57 bits, of 116 and 117, of 176 and 177: OpenFHE keeps four bits spare.
+@pytest.mark.parametrize(
+    ("ring", "specials"),
+    [
+        ((4, 45, 56, 5), 1),
+        ((4, 45, 57, 5), 2),
+        ((5, 57, 59, 3), 2),
+        ((5, 58, 59, 3), 3),
+        ((8, 58, 59, 3), 3),
+        ((8, 58, 60, 3), 4),
+    ],
+)
+def test_keys_have_the_special_primes_of_the_parameters(ring, specials, tmp_path, needs_openfhe):
+    levels, scale, first, digits = ring
+    with pytest.warns(InsecureParametersWarning):
+        params = CKKSParams(10, levels, scale, first, 60, security=None, digits=digits)
+    assert len(params.moduli) - len(params.primes) == specials
+    RemoteMachine.make_keys(params, [1], tmp_path, tmp_path)  # or is refused
+    one = 16 * params.n * digits * len(params.moduli)
+    assert one < (tmp_path / "relin.key").stat().st_size < 1.02 * one
+
+
+def test_keys_of_other_special_primes_are_refused(tmp_path, needs_openfhe):
+    wrong = """
+import pathlib, sys, warnings
+from he_backend.machines.openfhe import files
+from he_backend.machines.openfhe.machine import NativeMachine
+from hesim.params import CKKSParams, InsecureParametersWarning
+
+warnings.simplefilter("ignore")
+made, said = (CKKSParams(10, n, 40, 50, 60, security=None, digits=3) for n in (2, 5))
+tag = NativeMachine.generate(made)._secret.GetKeyTag()
+files.write_relinearization(pathlib.Path(sys.argv[1]), tag, said)
+"""
+    call = [needs_openfhe, "-c", wrong, str(tmp_path / "relin.key")]
+    ended = subprocess.run(call, check=False, capture_output=True, text=True)
+    assert "BackendError: OpenFHE's keys have 4 primes where the parameters have 8" in ended.stderr
 
 
 def test_a_process_that_dies_is_an_error_of_the_call(digit_params, needs_openfhe):
