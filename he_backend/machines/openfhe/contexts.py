@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
+from itertools import accumulate, repeat
 from typing import Any
 
 from he_backend.errors import BackendError
 from he_backend.machines.openfhe.library import openfhe
 from hesim.params import CKKSParams
 
-__all__ = ["context"]
+__all__ = ["context", "root_of_unity"]
 
 _LIMB = (1 << 64) - 1
 
@@ -78,13 +80,20 @@ def _put_primes(tree: dict[str, Any], params: CKKSParams) -> None:
     ring["value0"]["cm"]["m"] = product.bit_length()
     for entry, prime in zip(ring["p"], params.primes, strict=True):
         each = entry["ptr_wrapper"]["data"]["value0"]
-        each["cm"]["v"], each["ru"]["v"] = prime, _root_of_unity(prime, 2 * params.n)
+        each["cm"]["v"], each["ru"]["v"] = prime, root_of_unity(prime, 2 * params.n)
 
 
-def _root_of_unity(prime: int, order: int) -> int:
-    """A primitive root of unity modulo `prime`, its order a power of two."""
+@lru_cache(maxsize=256)
+def root_of_unity(prime: int, order: int) -> int:
+    """The least primitive root of unity modulo `prime`, its order a power of two.
+
+    It is the one that OpenFHE takes by itself: its tables of roots go by the prime alone, so that
+    with another one it would depend on what a process did before which of both is used.
+    """
     candidates = (pow(base, (prime - 1) // order, prime) for base in range(2, prime))
-    return next(root for root in candidates if pow(root, order // 2, prime) == prime - 1)
+    found = next(root for root in candidates if pow(root, order // 2, prime) == prime - 1)
+    odd = repeat(found * found % prime, order // 2 - 1)
+    return min(accumulate(odd, lambda root, step: root * step % prime, initial=found))
 
 
 def _check(made: Any, params: CKKSParams) -> None:

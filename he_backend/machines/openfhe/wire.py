@@ -27,7 +27,7 @@ from hesim.params import CKKSParams
 __all__ = ["Wire"]
 
 _HEADER = struct.Struct("<8sQiiQd")
-_MAGIC = b"heopen01"
+_MAGIC = b"heopen02"
 
 
 @dataclass(frozen=True)
