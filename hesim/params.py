@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import islice
@@ -26,11 +26,13 @@ __all__ = [
     "SCALE_TOLERANCE_BITS",
     "SEAL_LIMITS",
     "SECURITY_LIMITS",
+    "SPECIAL_BITS",
     "CKKSParams",
     "InsecureParametersWarning",
     "larger_capacity",
     "largest_levels",
     "smallest_ring",
+    "special_count",
 ]
 
 #: Largest log2(Q·P) for a uniform ternary secret and error std 3.2, classical attacks, by security
@@ -51,6 +53,9 @@ _Shape = tuple[int, int, int, int, int, "int | None", "int | None"]
 """log_n, levels, scale_bits, first_bits, special_bits, digits and continues."""
 
 _MAX_PRIME_BITS = 60
+SPECIAL_BITS = 60
+"""Size of each prime of P where there are `digits`."""
+
 _MIN_PRIME_BITS = 20
 
 
@@ -341,10 +346,10 @@ def _check_sizes(p: CKKSParams) -> None:
                 f"the {p.levels + 1} data primes do not make {p.digits} digits of one size: take "
                 f"digits={-(-(p.levels + 1) // -(-(p.levels + 1) // p.digits))}"
             )
-        if p.special_bits != _MAX_PRIME_BITS:
+        if p.special_bits != SPECIAL_BITS:
             raise ParameterError(
                 f"special_bits={p.special_bits}: the primes that digits are switched with have "
-                f"{_MAX_PRIME_BITS} bits"
+                f"{SPECIAL_BITS} bits"
             )
     if p.continues is not None:
         whole("continues", 1, p.levels - 1, "a chain that is continued ends below the top")
@@ -472,11 +477,15 @@ def _special_primes(data: tuple[int, ...], digits: int, step: int) -> tuple[int,
     """The largest primes of 60 bits that are not in `data`, as many as the bits of the largest
     digit of it need, and four more.
     """
-    width = -(-len(data) // digits)
+    count = special_count(data, -(-len(data) // digits))
+    return tuple(islice((q for q in _below(1 << SPECIAL_BITS, step) if q not in data), count))
+
+
+def special_count(data: Sequence[int], width: int) -> int:
+    """How many special primes OpenFHE takes for digits of so many of these primes."""
     parts = [math.prod(data[i : i + width]) for i in range(0, len(data), width)]
     bits = max(part.bit_length() for part in parts) + _SPARE_BITS
-    count = -(-bits // _MAX_PRIME_BITS)
-    return tuple(islice((q for q in _below(1 << _MAX_PRIME_BITS, step) if q not in data), count))
+    return -(-bits // SPECIAL_BITS)
 
 
 _SPARE_BITS = 4

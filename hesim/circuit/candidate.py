@@ -82,7 +82,6 @@ class Candidate:
     Args:
       lowered: stages. params: ring and levels.
       aim: what it is planned for; a price alone stands for plans of the key holder.
-      near: stages from whose refreshes levels are searched, where they are known to be good.
 
     Attributes:
       lowered, builder, params: what it consists of. schedule: levels of a first plan.
@@ -92,13 +91,7 @@ class Candidate:
       LevelError: levels run out. ValueOverflowError: no level holds the values of the aim.
     """
 
-    def __init__(
-        self,
-        lowered: Lowered,
-        params: CKKSParams,
-        aim: Aim | float | None,
-        near: Collection[int] = (),
-    ):
+    def __init__(self, lowered: Lowered, params: CKKSParams, aim: Aim | float | None):
         self.aim = aim if isinstance(aim, Aim) else Aim(aim)
         self.lowered, self.params = lowered, params
         self.program, self.builder = lowered.program, lowered.builder
@@ -122,8 +115,7 @@ class Candidate:
             carried=self._stages_carried(),
             dear=self._dear(),
         )
-        started = self.planner.near(near) if near else None
-        self.schedule = started or self.planner.greedy()
+        self.schedule = self.planner.greedy()
         self._key_seconds = key_seconds(params)
 
     def _stages_carried(self) -> dict[int, int]:
@@ -196,28 +188,15 @@ class Candidate:
         """What is compared with other plans: rounds, if these count, and seconds, with a share of
         those of making keys, and those that results take afterwards.
         """
-        return (self.schedule.rounds if self.aim.rounds else 0, self._beside(self.schedule))
-
-    @property
-    def settled_seconds(self) -> float:
-        """As of `cost`, but for levels after a search."""
-        return self._beside(self.settled)
-
-    def _beside(self, schedule: levels.Schedule) -> float:
-        keys = self._key_seconds / KEY_RUNS * self.rotation_keys
-        return schedule.seconds + keys + _RESULT_SECONDS * len(self.results)
+        seconds = self.schedule.seconds + self._key_seconds / KEY_RUNS * self.rotation_keys
+        seconds += _RESULT_SECONDS * len(self.results)
+        return (self.schedule.rounds if self.aim.rounds else 0, seconds)
 
     @functools.cached_property
-    def rotation_steps(self) -> frozenset[int]:
-        """The different steps that it rotates by, in columns."""
-        nodes = self.builder.nodes
-        turned = (nodes[n] for n in self.planner.live)
-        return frozenset(node.param for node in turned if node.kind == Kind.ROTATE)
-
-    @property
     def rotation_keys(self) -> int:
         """How many different steps it rotates by."""
-        return len(self.rotation_steps)
+        nodes = self.builder.nodes
+        return len({nodes[n].param for n in self.planner.live if nodes[n].kind == Kind.ROTATE})
 
     @functools.cached_property
     def settled(self) -> levels.Schedule:
@@ -262,12 +241,10 @@ class Candidate:
         most = self.settled.seconds * (1 + slower)
         return other if other.settled.seconds < most else self
 
-    def on(self, lowered: Lowered, near: Collection[int] = ()) -> Candidate | None:
-        """The Program lowered otherwise, for the same aim; None if levels run out. near: as for the
-        class.
-        """
+    def on(self, lowered: Lowered) -> Candidate | None:
+        """The Program lowered otherwise, for the same aim; None if levels run out."""
         try:
-            return Candidate(lowered, self.params, self.aim, near)
+            return Candidate(lowered, self.params, self.aim)
         except (LevelError, ValueOverflowError):
             return None
 

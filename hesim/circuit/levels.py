@@ -11,7 +11,7 @@ which the cheapest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hesim.circuit.builder import Builder
@@ -100,17 +100,6 @@ class ShapePlanner:
             found = self._costs.placed(self._costs.forced)
             raise self._runs_out(found if isinstance(found, int) else 0)
         return _schedule(self._costs, best)
-
-    def near(self, refreshed: Collection[int]) -> Schedule | None:
-        """The schedule that refreshes these stages, and others where levels run out otherwise; None
-        if it is not found.
-
-        It is where a search starts for stages that differ a little from others that were planned.
-        """
-        number = {s: k for k, s in enumerate(self._costs.names)}
-        places = {number[s] for s in refreshed if s in number}
-        found = None if self._forbidden else self._costs.placed_near(places)
-        return found and _schedule(self._costs, found)
 
     def improved(self, schedule: Schedule, sweeps: int = 3) -> Schedule:
         """Local search from `schedule`, and from greedy ones at the price and at higher ones:

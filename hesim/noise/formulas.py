@@ -20,12 +20,13 @@ from typing import NamedTuple
 from hesim.errors import ParameterError
 from hesim.noise.bootstrap import law
 from hesim.noise.profiles import NoiseProfile
-from hesim.params import CKKSParams
+from hesim.params import SPECIAL_BITS, CKKSParams, special_count
 
 __all__ = [
     "Noise",
     "digit_key_switch",
     "digit_size",
+    "division",
     "encode",
     "encode_std",
     "encrypt",
@@ -166,25 +167,48 @@ def digit_size(params: CKKSParams, profile: NoiseProfile) -> int:
 def digit_key_switch(params: CKKSParams, level: int, profile: NoiseProfile) -> float:
     """Coefficient variance of Σ_i d_i·e_i / P, the part of a key switch that digits cause.
 
-    N·σ²·Σ D_i²/P² times the second moment of a digit over D_i²: 1/12 centred, 1/3 in [0, D_i).
-    An un-centred digit also has a mean, which puts three quarters of this into the slots nearest
-    to ζ = 1. Where the profile's digits have several primes and the parameters know of none, P is
-    as large as the largest digit, as libraries choose it.
+    N·σ²·Σ D_i²/P² times the second moment of a digit over D_i². One of w primes is a sum of w
+    numbers, which nobody reduces: w/12 centred, and w²/4 more in [0, D_i). An un-centred digit has
+    a mean, which puts that part into the slots nearest to ζ = 1.
     """
-    moment = 1.0 / 12.0 if profile.centred_digits else 1.0 / 3.0
-    primes = params.primes[: level + 1]
+    primes, width = params.primes[: level + 1], digit_size(params, profile)
+    special = _special(params, profile)[0]
+    total = 0.0
+    for i in range(0, len(primes), width):
+        digit = primes[i : i + width]
+        moment = len(digit) / 12.0 + (not profile.centred_digits) * len(digit) ** 2 / 4.0
+        total += moment * (math.prod(digit) / special) ** 2
+    return params.n * profile.error_variance * total
+
+
+def _special(params: CKKSParams, profile: NoiseProfile) -> tuple[int, int]:
+    """P, and of how many primes it is. Where the library takes several and the parameters know of
+    no digits, it is as large as they would make it.
+    """
     width = digit_size(params, profile)
-    digits = [math.prod(primes[i : i + width]) for i in range(0, len(primes), width)]
-    own = width == 1 or params.digits is not None
-    special = params.special if own else max(digits)
-    ratio = math.fsum((d / special) ** 2 for d in digits)
-    return params.n * profile.error_variance * moment * ratio
+    single = width == 1 and profile.digit_count is None
+    if single or params.digits is not None:
+        return params.special, len(params.moduli) - len(params.primes)
+    count = special_count(params.primes, width)
+    return 1 << (SPECIAL_BITS * count), count
+
+
+def division(params: CKKSParams, profile: NoiseProfile) -> Noise:
+    """What a key switch leaves out when it divides by P: a rounding, or where the library does not
+    round, a number from [0, 1) for each special prime, and half a one if they are an odd number,
+    since the mean that the machine puts back has to be whole.
+    """
+    if profile.rounded_division:
+        return rescale(profile)
+    count = _special(params, profile)[1]
+    variance = profile.rounding_variance * (count + 3 * (count % 2))
+    return Noise(variance, variance)
 
 
 def key_switch(params: CKKSParams, level: int, profile: NoiseProfile) -> Noise:
     """Relinearization or rotation at ``level``: digits against the key, then division by P."""
     digits = Noise(digit_key_switch(params, level, profile), 0.0)
-    return digits.plus(rescale(profile))
+    return digits.plus(division(params, profile))
 
 
 def product(params: CKKSParams, level: int, profile: NoiseProfile) -> Noise:

@@ -31,6 +31,8 @@ class NoiseProfile:
       rounding_variance: variance of rounding a coefficient to the nearest integer.
       digit_primes: data primes in one key-switching digit.
       centred_digits: whether digits lie around zero; if not, they lie in [0, q).
+      rounded_division: whether key switches round where they divide by the special primes; if not,
+        the machine puts the mean of what that leaves out back.
       generator: slot j belongs to the root exp(iπ·generator^j / N).
       digit_count: digits in all, instead of `digit_primes`; each then has ceil(primes / count).
       decryption_variance: of what decryption adds, as a multiple of the error's own variance.
@@ -56,6 +58,7 @@ class NoiseProfile:
     rounding_variance: float
     digit_primes: int
     centred_digits: bool
+    rounded_division: bool = True
     generator: int = 5
     digit_count: int | None = None
     decryption_variance: float = 0.0
@@ -118,9 +121,11 @@ class NoiseProfile:
 #: By name. SEAL 4: uniform ternary secret, centred binomial error of 21 + 21 bits, encryption at
 #: the key level followed by a rounded division by the special prime, one digit per prime, raw
 #: residues. OpenFHE 1.6, measured too: ternary secret, Gaussian error of std 3.19, encryption over
-#: Q, hybrid digits by fast base conversion without centring, and at decryption as much noise again
-#: as the error has; levels of polynomials from its FUNCTION_EVALUATION.md. Lattigo was not measured
-#: here; it is what its sources say: error of std 3.2, encryption over Q·P, centred digits.
+#: Q, hybrid digits around zero (with P no more than four bits above them, nothing of a mean shows
+#: in the slots near ζ = 1), division by P without rounding, whose mean our machine puts back, and
+#: at decryption as much noise again as the error has; levels of polynomials from its
+#: FUNCTION_EVALUATION.md. Lattigo was not measured here; it is what its sources say: error of std
+#: 3.2, encryption over Q·P, centred digits.
 PROFILES: dict[str, NoiseProfile] = {
     "seal": NoiseProfile(
         name="seal",
@@ -139,7 +144,8 @@ PROFILES: dict[str, NoiseProfile] = {
         encryption="public",
         rounding_variance=1.0 / 12.0,
         digit_primes=1,
-        centred_digits=False,
+        centred_digits=True,
+        rounded_division=False,
         digit_count=3,
         decryption_variance=1.0,
         polynomial_levels=(

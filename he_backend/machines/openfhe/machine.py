@@ -22,6 +22,7 @@ from he_backend.machines.openfhe.bootstraps import Bootstraps
 from he_backend.machines.openfhe.contexts import context
 from he_backend.machines.openfhe.hoisting import Hoisted
 from he_backend.machines.openfhe.pairs import Pair, shared_pairs
+from he_backend.machines.openfhe.rounding import Rounding
 from he_backend.machines.openfhe.wire import Wire
 from hesim.circuit.plain import checks
 from hesim.circuit.plain.slots import check_level_and_scale, missing_key
@@ -80,6 +81,7 @@ class NativeMachine:
         self._secret: Any = None
         self._wire = Wire(params, self._blank)
         self._hoisted = Hoisted(self._cc)
+        self._rounding = Rounding(self._cc, self._wire, self.slots)
         self._bootstraps = bootstrap and Bootstraps(params, bootstrap)
 
     # Keys
@@ -305,15 +307,13 @@ class NativeMachine:
             return cipher
         if step not in self.rotation_steps:
             raise missing_key(step, self.rotation_steps)
-        rotated = self._hoisted.rotate(cipher, step)
-        return self._cipher(rotated, cipher.level, cipher.scale)
+        return self._switched(self._hoisted.rotate(cipher, step), cipher, step)
 
     def relinearize(self, cipher: OpenFHECipher) -> OpenFHECipher:
         checks.components_are(cipher, (2, 3), "relinearization")
         if cipher.components == 2:
             return cipher
-        handle = self._cc.Relinearize(cipher.handle)
-        return self._cipher(handle, cipher.level, cipher.scale)
+        return self._switched(self._cc.Relinearize(cipher.handle), cipher)
 
     def rescale(self, cipher: OpenFHECipher) -> OpenFHECipher:
         if cipher.level == 0:
@@ -415,6 +415,12 @@ class NativeMachine:
 
     def _cipher(self, handle: Any, level: int, scale: float, components: int = 2) -> OpenFHECipher:
         return OpenFHECipher(self._shown(handle, level, scale), level, scale, components)
+
+    def _switched(self, handle: Any, cipher: OpenFHECipher, step: int = 0) -> OpenFHECipher:
+        """The result of a key switch of a ciphertext, of a rotation by `step`."""
+        found = self._cipher(handle, cipher.level, cipher.scale)
+        self._rounding.correct(found.handle, found.level, step)
+        return found
 
     def _total(self, total: _Sum, level: int, scale: float, components: int) -> OpenFHECipher:
         """The sum as a ciphertext of so many components."""

@@ -181,38 +181,14 @@ class StageCosts:
         """
         count = len(self.names)
         found = Placed([-1] * count, [-1] * count, set(refreshed), 0.0)
-        k, seconds = self._place(found, cap)
-        return found._replace(seconds=seconds) if k is None else k
-
-    def placed_near(self, refreshed: Collection[int]) -> Placed | None:
-        """Levels for a set of refreshes, and for more of them where levels run out otherwise; None
-        if no more can be found that help.
-        """
-        count = len(self.names)
-        found = Placed([-1] * count, [-1] * count, set(refreshed) | self.forced, 0.0)
-        while True:
-            k, seconds = self._place(found, self.top)
-            if k is None:
-                return found._replace(seconds=seconds)
-            out = self.carried.get(k)
-            most = self.highest - (self._drops[out] if out in self._taken_out else 0)
-            users = [u for u in self.users[k] if found.level[u] > most and self.free[u]]
-            if found.refreshed.issuperset(users):
-                return None
-            found.refreshed.update(users)
-
-    def _place(self, found: Placed, cap: int | None) -> tuple[int | None, float]:
-        """Fills in levels, and refreshes with a `cap`. Returns the place at which levels run out,
-        if they do, and the seconds up to there.
-        """
         level, want, chosen, seconds = found
-        for k in reversed(range(len(self.names))):
+        for k in reversed(range(count)):
             run, want[k], cost = self.at(k, level, k in chosen)
             if cap is not None and run > cap and self.inputs[k]:
                 chosen.add(k)
                 run, want[k], cost = self.at(k, level, True)
             if run > self.top:
-                return k, seconds
+                return k
             level[k] = run
             seconds += cost
         for into, out in self.carried.items():
@@ -221,7 +197,7 @@ class StageCosts:
                 level[out] = want[out] + self._drops[out]
                 for i in self.inputs[out]:
                     want[i] = max(want[i], level[out])
-        return None, seconds
+        return found._replace(seconds=seconds)
 
     def greedy(self) -> list[Placed]:
         """Plans that refresh whatever would run above some level, the cheapest first."""

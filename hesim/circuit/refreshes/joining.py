@@ -21,7 +21,6 @@ from hesim.circuit.refreshes.contents import fingerprints, needed, work
 from hesim.circuit.refreshes.joint import Core, core, joined
 from hesim.circuit.refreshes.origins import origins
 from hesim.circuit.refreshes.rewriting import Joining, Rewritten
-from hesim.errors import OverBudgetError
 from hesim.program import Var
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ _LARGEST = 2.0**10
 def with_joint_refreshes(plan: Candidate) -> Candidate:
     """The plan with what it hands on refreshed in fewer ciphertexts, or as it is if cheaper so.
 
-    Of what would share a ciphertext with others, each is tried by itself as well. What is predicted
-    of the Circuit then decides: it takes fewer seconds, within the memory that it may.
+    Of what would share a ciphertext with others, each is tried by itself as well.
     """
     if not _worth(plan):
         return plan
@@ -65,19 +63,7 @@ def with_joint_refreshes(plan: Candidate) -> Candidate:
         other, tries = _cheaper(best, plan, fewer, cores, factors), tries + 1
         if other is not best:
             best, chosen = other, fewer
-    return plan if best is plan or _worse(best, plan) else best
-
-
-def _worse(joint: Candidate, plan: Candidate) -> bool:
-    """Whether a plan's Circuit takes no less than that of the one before it, or too much memory."""
-    try:
-        found = joint.circuit(joint.params).ledger.seconds
-    except OverBudgetError:
-        return True
-    try:
-        return found >= plan.circuit(plan.params).ledger.seconds
-    except OverBudgetError:
-        return False
+    return best
 
 
 def _worth(plan: Candidate) -> bool:
@@ -103,15 +89,12 @@ def _cheaper(
 ) -> Candidate:
     """The plan with these stages refreshed together, or the best so far where that is no dearer."""
     nodes = [n for s in stages for n in _outputs(plan, s)]
-    members = joined([(n, cores[n]) for n in nodes], plan.rotation_steps)
+    members = joined([(n, cores[n]) for n in nodes])
     joining = Joining(tuple(stages), tuple(members), factors)
     if len(nodes) < 2 or joining.ciphers == len(nodes):
         return best
-    lowered = Rewritten(plan.lowered, joining)
-    # A search that starts anew finds other refreshes everywhere, which are worse as often as not.
-    rest = plan.settled.refreshed.difference(stages)
-    other = plan.on(lowered, [lowered.stage(s) for s in rest])
-    return other if other is not None and other.settled_seconds < best.settled_seconds else best
+    other = plan.on(Rewritten(plan.lowered, joining))
+    return other if other is not None and other.settled.seconds < best.settled.seconds else best
 
 
 def _outputs(plan: Candidate, stage: int) -> list[int]:

@@ -10,7 +10,7 @@ already, it is not rotated. Imports no JAX.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,12 +71,6 @@ class Member:
     place: Bool[np.ndarray, " all"]
     back: tuple[int, ...]
     shift: int
-
-    @property
-    def steps(self) -> set[int]:
-        """Of its rotations, as columns up."""
-        count = len(self.place)
-        return {step % count for step in (-self.turned, self.shift, *self.back)} - {0}
 
 
 def core(
@@ -139,60 +133,46 @@ def _reach(columns: np.ndarray, bits: Sequence[int], held: np.ndarray) -> bool:
     return bool(held[_spread(columns, bits)].all())
 
 
-def joined(cores: Sequence[tuple[int, Core]], known: Collection[int] = frozenset()) -> list[Member]:
-    """Places of ciphertexts, by node, in as few as can be found, the largest first.
-
-    known: steps of rotations that there are keys for anyhow: places that need no others are taken
-      first.
-    """
+def joined(cores: Sequence[tuple[int, Core]]) -> list[Member]:
+    """Places of ciphertexts, by node, in as few as can be found, the largest first."""
     members: list[Member] = []
     taken: list[np.ndarray] = []
     for node, own in sorted(cores, key=lambda entry: -len(entry[1].columns)):
         found = next(
-            (m for k, held in enumerate(taken) if (m := _placed(node, own, k, held, known))), None
+            (m for k, held in enumerate(taken) if (m := _placed(node, own, k, held)) is not None),
+            None,
         )
         if found is None:
             taken.append(np.zeros(own.count, bool))
-            found = _placed(node, own, len(taken) - 1, taken[-1], known)
+            found = _placed(node, own, len(taken) - 1, taken[-1])
             assert found is not None, "an empty ciphertext has room for any"
         taken[found.cipher] = taken[found.cipher] | found.place
         members.append(found)
     return members
 
 
-def _placed(
-    node: int, own: Core, cipher: int, taken: np.ndarray, known: Collection[int]
-) -> Member | None:
+def _placed(node: int, own: Core, cipher: int, taken: np.ndarray) -> Member | None:
     """The place of a ciphertext beside what is taken, if there is any."""
     count = len(taken)
     if taken.sum() + len(own.columns) > count:
         return None
-    near = dict.fromkeys([*own.at, *sorted((own.at[0] - step) % count for step in known)])
-    for d in near:
-        if not taken[(own.columns + d) % count].any():
-            found = _member(node, own, cipher, d)
-            if found.steps.issubset(known):
-                return found
-    others = (d for d in _distances(count) if d not in near)
-    for d in itertools.chain(near, itertools.islice(others, _PLACES)):
-        if not taken[(own.columns + d) % count].any():
-            return _member(node, own, cipher, d)
+    others = (d for d in _distances(count) if d not in own.at)
+    for d in itertools.chain(own.at, itertools.islice(others, _PLACES)):
+        columns = (own.columns + d) % count
+        if taken[columns].any():
+            continue
+        # Up by some of the copies' distances, it is at another copy's place: they lie below, too.
+        inner = not d & ~sum(own.bits)
+        place = np.zeros(count, bool)
+        place[columns] = True
+        return Member(
+            *(node, cipher, own.source, own.factor),
+            turned=0 if d in own.at else (d - own.at[0]) % count,
+            place=place,
+            back=tuple(bit if inner and d & bit else -bit for bit in own.bits),
+            shift=0 if inner else d,
+        )
     return None
-
-
-def _member(node: int, own: Core, cipher: int, d: int) -> Member:
-    """A ciphertext `d` columns further up than its core."""
-    # Up by some of the copies' distances, it is at another copy's place: they lie below, too.
-    inner = not d & ~sum(own.bits)
-    place = np.zeros(own.count, bool)
-    place[(own.columns + d) % own.count] = True
-    return Member(
-        *(node, cipher, own.source, own.factor),
-        turned=0 if d in own.at else (d - own.at[0]) % own.count,
-        place=place,
-        back=tuple(bit if inner and d & bit else -bit for bit in own.bits),
-        shift=0 if inner else d,
-    )
 
 
 def _distances(count: int) -> Iterator[int]:

@@ -64,11 +64,6 @@ class Rewritten:
         self._before = lowered
         self.builder, self.number, self.taken_out = rewritten(lowered.builder, joining)
 
-    def stage(self, before: int) -> int:
-        """The new number of a stage."""
-        node = self._before.builder.stages[before].outputs[0]
-        return self.builder.nodes[int(self.number[node])].stage
-
     @property
     def carried(self) -> Mapping[Pair, HandedOn]:
         """As before, but for nodes."""

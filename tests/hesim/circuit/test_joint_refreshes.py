@@ -80,15 +80,6 @@ def test_ciphertexts_that_repeat_are_taken_in_without_a_rotation():
     assert not any(m.turned or m.shift for m in members)
 
 
-def test_places_are_taken_that_need_no_other_keys():
-    values = np.concatenate([np.arange(1, 9), np.zeros(24, int)])
-    own = core_of(values, np.ones(COLUMNS, bool))
-    assert own is not None
-    pair = [(0, own), (1, own)]
-    assert [m.steps for m in joined(pair)] == [set(), {16}]
-    assert [m.steps for m in joined(pair, {8, 24, 5})] == [set(), {8, 24}]
-
-
 def adam(state, x, y):
     """A step with two moments, and its loss."""
     w, m, v = state

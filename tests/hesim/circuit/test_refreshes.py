@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import warnings
@@ -49,25 +48,6 @@ def test_a_cut_is_taken_whole_or_not_at_all(small_params, whole):
     back = Search(costs.priced(100.0), {2, 3, 4})
     back.sweep(3, whole=whole)
     assert back.places == (set() if whole else {2, 3, 4})
-
-
-def test_a_plan_near_another_refreshes_more_where_levels_run_out(small_params):
-    chain = [StageShape({Row(Kind.INPUT, terms=0): 1})]
-    chain += [stage(k, (k - 1,), rotations=1) for k in (1, 2, 3, 4)]
-    chain += [dataclasses.replace(stage(5, (4,), rotations=0), refreshed=True)]
-    chain += [stage(6, (5,), rotations=0)]  # takes it out for the next run
-    shapes = dict(enumerate(chain))
-    for levels, begun, wanted in (
-        *((6, (), {5}), (5, (), {1, 5}), (4, (), {1, 5}), (4, (3,), {3, 5}), (2, (), {1, 3, 5})),
-        *((1, (), None),),
-    ):
-        costs = StageCosts(shapes, small_params(levels=levels), None, KEY_HOLDER, carried={0: 6})
-        found = costs.placed_near(begun)
-        assert (found and found.refreshed) == wanted
-        if found is not None:
-            again = costs.placed(found.refreshed)
-            assert isinstance(again, Placed) and again.seconds == found.seconds
-            assert max(found.level) <= levels and found.want[6] == found.want[0] < levels
 
 
 def test_polynomials_are_not_cut_where_refreshes_save_nothing_together(small_params):

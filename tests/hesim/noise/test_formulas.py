@@ -99,7 +99,34 @@ def test_other_secrets_and_encryptions():
     assert formulas.encrypt(2**14, by_key) == formulas.Noise(10.5, 0.0)
     grouped = dataclasses.replace(SEAL, digit_primes=2)
     p = CKKSParams(14, 3, 30, 31, 60, security=None)
-    assert formulas.digit_key_switch(p, 3, grouped) > 2**50 * formulas.digit_key_switch(p, 3, SEAL)
+    sizes = math.prod(p.primes[:2]), math.prod(p.primes[2:])  # of 61 bits: P has two primes
+    digits = p.n * 10.5 * (1 + 2 / 12) * sum((size / 2**120) ** 2 for size in sizes)
+    assert formulas.digit_key_switch(p, 3, grouped) == pytest.approx(digits)
+
+
+def test_a_division_that_does_not_round_leaves_out_a_number_for_each_special_prime():
+    library = dataclasses.replace(profile("openfhe"), error_variance=0.0)
+    rng = np.random.default_rng(5)
+    for levels, digits, count in ((9, 2, 5), (7, 3, 4)):
+        p = CKKSParams(16, levels, 59, 60, 60, digits=digits)
+        assert len(p.moduli) - len(p.primes) == count
+        missing = rng.uniform(size=(count, 10**5)).sum(axis=0) - count / 2
+        missing += rng.choice([-0.5, 0.5], missing.size) if count % 2 else 0.0
+        switch = formulas.key_switch(p, levels, library)
+        assert switch.direct == switch.keyed == pytest.approx(np.var(missing), rel=0.02)
+    plain = CKKSParams(16, 7, 59, 60, 60)  # its digits are the profile's
+    assert formulas.key_switch(plain, 7, library).keyed == pytest.approx(switch.keyed)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_digits_of_several_primes_are_sums_of_as_many_numbers(centred):
+    p = CKKSParams(16, 9, 59, 60, 60, digits=2)
+    library = dataclasses.replace(profile("openfhe"), centred_digits=centred)
+    digits = np.random.default_rng(6).uniform(size=(5, 10**5)) - 0.5 * centred
+    moment = np.mean(digits.sum(axis=0) ** 2)
+    ratio = sum((math.prod(p.primes[i : i + 5]) / p.special) ** 2 for i in (0, 5))
+    expected = p.n * library.error_variance * ratio * moment
+    assert formulas.digit_key_switch(p, 9, library) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_first_prime_under_the_special_prime_makes_rotations_two_bits_quieter():
