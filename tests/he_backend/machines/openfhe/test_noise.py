@@ -131,6 +131,27 @@ def test_key_switches_and_sums_have_the_noise_of_the_profile(digits, specials, n
     assert bits(totals) == pytest.approx(0.5 * math.log2(predicted), abs=0.4)
 
 
+def test_sums_of_squares_over_full_slots_err_as_certified(needs_openfhe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        params = CKKSParams(11, 9, 59, 60, 60, security=None, digits=2)
+    x = np.random.default_rng(0).normal(0, 0.1, (16, 64))
+    with jax.enable_x64(True):
+        program = hesim.trace(lambda x: jnp.sum(x * x, axis=-1), x, encrypted=(0,))
+        circuit = hesim.compile(program, params, batch=False)
+    assert circuit.slots == params.slots and len(circuit.rotation_steps) == 6
+    predicted = hesim.certify(circuit, (x,), keys=16, profile="openfhe").outputs[0]
+    tap = circuit.outputs[0]
+    assert predicted is not None and tap is not None
+    ciphers, errors = sorted({int(c) for c in tap.ciphers}), []
+    for _ in range(KEYS):
+        machine = RemoteMachine.generate(params, circuit.rotation_steps, circuit.slots)
+        vectors, _ = run_local(circuit, machine, [x], program.flatten((x,))[1:], ciphers)
+        errors.append(tap.read(vectors) - np.sum(x * x, axis=-1))
+    # As OpenFHE leaves its key switches it is more than three bits above.
+    assert bits(errors) == pytest.approx(math.log2(predicted.std), abs=0.4)
+
+
 def test_key_switches_err_no_more_in_the_slots_whose_roots_are_near_1(needs_openfhe):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
