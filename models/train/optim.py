@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -116,17 +117,18 @@ def grown(state: optax.OptState, count: int, b1: float = 0.9, b2: float = 0.999)
 
 
 def on_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`rule` on stacks of the leaves that have the same shape.
+    """`rule` on stacks of the leaves that have the same shape, up to the order of their axes.
 
-    A small matrix fills a small part of a ciphertext. Encrypted, the adapters of all layers then
-    share the ciphertexts in which their step is computed, for the operations of one.
+    A small matrix fills a small part of a ciphertext. Encrypted, the adapters of all layers, those
+    that narrow and those that widen, then share ciphertexts in which their step is computed, for
+    the operations of one.
 
     Args:
       rule: treats every number by itself, and looks at no parameters: `scale_by_adam_he` does.
 
     Returns:
       An optax transformation with the same updates; its state is that of `rule` for the stacks, a
-      dictionary of arrays (leaves, *shape) by shape.
+      dictionary of arrays (leaves, *shape) by shape, axes in the order of their lengths.
 
     Raises:
       ValueError: from `update`: gradients of another structure than the parameters, from JAX.
@@ -135,7 +137,7 @@ def on_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformatio
       >>> import jax.numpy as jnp
       >>> from models import on_stacks, scale_by_adam_he
       >>> rule = on_stacks(scale_by_adam_he(eps=1e-8))
-      >>> params = {"query": jnp.zeros((2, 3)), "key": jnp.zeros((2, 3)), "head": jnp.zeros(3)}
+      >>> params = {"query": jnp.zeros((2, 3)), "key": jnp.zeros((3, 2)), "head": jnp.zeros(3)}
       >>> {name: moment.shape for name, moment in rule.init(params).mean.items()}
       {'2 3': (2, 2, 3), '3': (1, 3)}
     """
@@ -143,7 +145,7 @@ def on_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformatio
     def stacks(tree: optax.Updates) -> dict[str, jax.Array]:
         found: dict[str, list[Any]] = {}
         for leaf in jax.tree.leaves(tree):
-            found.setdefault(_shape(leaf), []).append(leaf)
+            found.setdefault(_shape(leaf), []).append(jnp.transpose(leaf, _order(leaf)))
         return {name: jnp.stack(leaves) for name, leaves in found.items()}
 
     def init(params: optax.Params) -> optax.OptState:
@@ -155,13 +157,23 @@ def on_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformatio
         del params
         made, state = rule.update(stacks(updates), state)
         rows = {name: iter(stack) for name, stack in cast(dict[str, jax.Array], made).items()}
-        return jax.tree.map(lambda leaf: next(rows[_shape(leaf)]), updates), state
+
+        def step_of(leaf: jax.Array) -> jax.Array:
+            axes = np.argsort(_order(leaf)).tolist()
+            return jnp.transpose(next(rows[_shape(leaf)]), axes)
+
+        return jax.tree.map(step_of, updates), state
 
     return optax.GradientTransformation(init, update)
 
 
+def _order(leaf: jax.Array) -> list[int]:
+    """Axes in the order of their lengths, those of one length as they are."""
+    return sorted(range(leaf.ndim), key=lambda axis: leaf.shape[axis])
+
+
 def _shape(leaf: jax.Array) -> str:
-    return " ".join(map(str, leaf.shape))
+    return " ".join(map(str, sorted(leaf.shape)))
 
 
 def adamw_he(
