@@ -284,6 +284,14 @@ def test_the_figures_show_fronts_rings_and_pairs(folder: Path):
     assert plot_checks(dataclasses.replace(results, spots=())) is None
 
 
+def test_a_layout_without_a_plan_is_said_so(folder: Path):
+    results = load_results(folder)
+    alone = [dataclasses.replace(p, many=None) for p in results.points]
+    figure = plot_fronts(dataclasses.replace(results, points=alone))
+    figure.draw_without_rendering()
+    assert [bool(axes.texts) for axes in figure.axes] == [False, True, False, False]
+
+
 def test_the_report_command_answers_and_other_folders_refuse_the_question(
     folder: Path,
     capsys: pytest.CaptureFixture[str],

@@ -57,7 +57,10 @@ def plot_fronts(results: Results) -> Figure:
             _scatter(axes, points, cost, results, checked)
             if near:
                 axes.axhline(task.majority, color="grey", linewidth=0.8, linestyle=":")
-            if logarithmic:
+            if not any(math.isfinite(cost(p)) for p in points):
+                axes.text(0.5, 0.5, "no plans", transform=axes.transAxes, ha="center", color="grey")
+                axes.set_xticks([])
+            elif logarithmic:
                 axes.set_xscale("log")
                 _plain_numbers(axes.xaxis)
             axes.set_xlabel(label)
