@@ -238,7 +238,9 @@ class Results:
 
     @property
     def predicted_std(self) -> float:
-        """The same, from simulation under several keys; of cosines from one."""
+        """The same, from simulation under several keys; of cosines from one. NaN where nothing was
+        compared, for which nothing was predicted.
+        """
         if self.answer == "cosine":
             return float(np.sqrt(np.mean((self.simulated - self.reference) ** 2)))
         return self.ops[int(self.plan["output"])].predicted_std
@@ -375,7 +377,7 @@ class Results:
         ]
 
     def _prediction_checks(self) -> list[Check]:
-        if not self.was_encrypted:
+        if not self.was_encrypted or math.isnan(self.predicted_std):
             return []
         close = 1 / PREDICTION_FACTOR <= self.ratio <= PREDICTION_FACTOR
         return [

@@ -5,6 +5,7 @@ One list of rows serves the terminal and the page, so they cannot disagree.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,8 +98,11 @@ def _precision(r: Results) -> list[Row]:
         ("predicted", r.predicted_std, ", by simulation"),
     ):
         label = f"standard deviation, {name}"
-        rows.append(Row(label, f"{std:.2e}", f"{bits(std):.1f} bits{how}"))
-    if r.was_encrypted:
+        if math.isnan(std):
+            rows.append(Row(label, "-", "not predicted, since nothing was compared"))
+        else:
+            rows.append(Row(label, f"{std:.2e}", f"{bits(std):.1f} bits{how}"))
+    if r.was_encrypted and not math.isnan(r.ratio):
         rows.append(Row("measured over predicted", f"{r.ratio:.2f}"))
     return rows
 

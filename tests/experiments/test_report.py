@@ -93,6 +93,17 @@ def test_a_figure_survives_missing_numbers(finished: Finished) -> None:
         assert svg(name, results).startswith("<svg")
 
 
+def test_what_was_not_predicted_fails_no_check(finished: Finished) -> None:
+    batches = [{**b, "encrypted": True} for b in finished[0].batches]
+    compared = dataclasses.replace(finished[0], batches=batches)
+    ops = tuple(dataclasses.replace(op, predicted_std=float("nan")) for op in compared.ops)
+    results = dataclasses.replace(compared, ops=ops)
+    name = "predicted standard deviation"
+    assert any(name in check.name for check in compared.checks)
+    assert not any(name in check.name for check in results.checks)
+    assert "since nothing was compared" in page(results)
+
+
 def test_the_report_is_replaced_as_a_whole(finished: Finished, tmp_path: Path) -> None:
     target = tmp_path / "deep" / "report.html"
     assert write_report(finished[0], target) == target
