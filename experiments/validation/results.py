@@ -377,8 +377,10 @@ class Results:
         ]
 
     def _prediction_checks(self) -> list[Check]:
-        if not self.was_encrypted or math.isnan(self.predicted_std):
+        if not self.was_encrypted:
             return []
+        if math.isnan(self.predicted_std):
+            return self._verdict()
         close = 1 / PREDICTION_FACTOR <= self.ratio <= PREDICTION_FACTOR
         return [
             *self._verdict(),

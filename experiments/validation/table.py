@@ -93,16 +93,17 @@ def _precision(r: Results) -> list[Row]:
     most = COSINE_ERROR if r.answer == "cosine" else LOGIT_ERROR
     limit = f"limit {power_of_two(most)}, against polynomials in float64"
     rows = [Row("largest error", f"{r.max_error:.2e} = {power_of_two(r.max_error)}", limit)]
+    known = not math.isnan(r.predicted_std)
     for name, std, how in (
         ("measured", r.measured_std, ""),
         ("predicted", r.predicted_std, ", by simulation"),
     ):
         label = f"standard deviation, {name}"
-        if math.isnan(std):
-            rows.append(Row(label, "-", "not predicted, since nothing was compared"))
-        else:
+        if known or name == "measured":
             rows.append(Row(label, f"{std:.2e}", f"{bits(std):.1f} bits{how}"))
-    if r.was_encrypted and not math.isnan(r.ratio):
+        else:
+            rows.append(Row(label, "-", "not predicted, since nothing was compared"))
+    if r.was_encrypted and known:
         rows.append(Row("measured over predicted", f"{r.ratio:.2f}"))
     return rows
 
