@@ -146,8 +146,8 @@ def _tops(x: np.ndarray, errors: np.ndarray, top: float) -> np.ndarray:
     """
     before, at, after = errors[:-2], errors[1:-1], errors[2:]
     left, right = np.diff(x)[:-1], np.diff(x)[1:]
-    rise, fall = (at - before) / left, (at - after) / right
     with np.errstate(divide="ignore", invalid="ignore"):
+        rise, fall = (at - before) / left, (at - after) / right
         slope = (rise * right - fall * left) / (left + right)
         above = np.nan_to_num(slope**2 * (left + right) / (4.0 * (rise + fall)))
     peaks = np.flatnonzero((at >= before) & (at >= after) & (at + 4.0 * above >= top))
